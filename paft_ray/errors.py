@@ -1,0 +1,45 @@
+"""The errors that `paft_ray` raises on purpose.
+
+    PaftError            anything below; the CLI prints it in one or two lines
+      ConfigError        the configuration or an input is wrong: exit code 2, nothing was started
+      TemplateError      a prompt template cannot be used
+      DataError          a data set or a row of it cannot be used
+      ArtifactError      something on storage is missing, torn or somebody else's
+      PoolError          too few prompts survived
+      LLMError           an LLM or its endpoint did not do its part
+      TrainingError      training stopped before it did harm (a loss that is not finite, ...)
+
+Every class is built from one message, so that it survives pickling between Ray processes.
+"""
+
+
+class PaftError(Exception):
+    """Base of all errors raised on purpose; its text states the value, the rule and the remedy."""
+
+
+class ConfigError(PaftError, ValueError):
+    """The configuration or an input file is wrong; found before anything is started or written."""
+
+
+class TemplateError(PaftError, ValueError):
+    """A prompt template breaks a rule of `prompts.template`."""
+
+
+class DataError(PaftError, ValueError):
+    """A data set cannot be read as the task describes it."""
+
+
+class ArtifactError(PaftError, RuntimeError):
+    """A stored result is missing, torn, or held by another live run."""
+
+
+class PoolError(PaftError, RuntimeError):
+    """The prompt pool cannot be built as asked, for example because too few prompts survived."""
+
+
+class LLMError(PaftError, RuntimeError):
+    """An LLM endpoint failed in a way that retrying does not mend."""
+
+
+class TrainingError(PaftError, RuntimeError):
+    """Training was stopped before the weights came to harm."""
