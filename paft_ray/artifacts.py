@@ -38,17 +38,18 @@ _SAMPLED_BYTES = 1 << 20
 def fingerprint(*parts: Any) -> str:
     """Sixteen hex digits that name JSON-ready content; key order does not matter."""
     text = json.dumps([FORMAT_VERSION, *parts], sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def fingerprint_files(root: Path) -> str:
-    """Fingerprint of a local file, or of a folder's files by name and content.
+    """Fingerprint of a local file by name and content, or of a folder's files; not of its name.
 
     Files over 64 MiB count by size and by 64 evenly spaced blocks of 1 MiB: enough to tell models
     apart without reading all of a large one.
     """
+    base = root.parent if root.is_file() else root
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    return fingerprint([[str(p.relative_to(root.parent)), _digest_file(p)] for p in files])
+    return fingerprint([[p.relative_to(base).as_posix(), _digest_file(p)] for p in files])
 
 
 def _digest_file(path: Path) -> str:
@@ -218,6 +219,11 @@ class ArtifactWriter:
         self.folder.write_bytes(name, data)
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
+    def note(self, name: str) -> None:
+        """Make a file that is already on storage part of the artifact."""
+        data = self.folder.read_bytes(name)
+        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
     def add_folder(self, local: Path) -> None:
         """Write every file of a local folder."""
         for path in sorted(local.iterdir()):
@@ -243,8 +249,9 @@ def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
         return None
     try:
         raw = folder.read_json(MANIFEST)
-        manifest = Manifest(raw["fingerprint"], raw["files"], raw["about"])
-    except (ArtifactError, KeyError, TypeError):
+        files = {n: {"size": e["size"], "sha256": e["sha256"]} for n, e in raw["files"].items()}
+        manifest = Manifest(raw["fingerprint"], files, raw["about"])
+    except (ArtifactError, KeyError, TypeError, AttributeError):
         logger.warning("%s: torn manifest, passed over", folder.path())
         return None
     for name, entry in manifest.files.items():
@@ -301,6 +308,9 @@ def lease(folder: Storage, what: str) -> Iterator[None]:
     def renew() -> None:
         while not stop.wait(_LEASE_SECONDS / 4):
             try:
+                if _holder(folder, name) not in (None, mine["token"]):
+                    logger.warning("%s was taken over while this process slept", what)
+                    return
                 folder.write_json(name, {**mine, "renewed": time.time()})
             except OSError as error:
                 logger.warning("lease of %s not renewed: %s", what, error)
@@ -312,7 +322,16 @@ def lease(folder: Storage, what: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        folder.delete(name)
+        if _holder(folder, name) == mine["token"]:
+            folder.delete(name)
+
+
+def _holder(folder: Storage, name: str) -> str | None:
+    """Token of whoever holds a lease now."""
+    try:
+        return folder.read_json(name).get("token")
+    except ArtifactError:
+        return None
 
 
 def _refuse_if_live(held: Mapping[str, Any], mine: Mapping[str, Any], what: str) -> None:

@@ -18,7 +18,7 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings become descriptions."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, strict=False
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
 
@@ -52,6 +52,8 @@ class CustomTask(Section):
     text."""
     labels: dict[str, str] | None = None
     """Value of the answer column, as text, to one of `choices`, where the two differ."""
+    instructions: tuple[str, ...] = ()
+    """A few instructions written by hand, which few-shot requests show to LLMs."""
     test_path: str | None = None
     """A separate file with the test examples; without it they are split off `path`."""
 
@@ -172,6 +174,9 @@ class GenerationConfig(Section):
     """Requests per LLM and strategy."""
     temperature: float = Field(default=1.0, ge=0)
     """The LLM's decoding temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Decode from the likeliest tokens that together have this probability; small models need
+    less than 1 to stay on topic."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Stop asking once this many completion tokens could be spent."""
     max_error_rate: float = Field(default=0.5, ge=0, le=1)
@@ -427,7 +432,7 @@ class Config(Section):
 
     name: str
     """Name of the run: its folder, and its name in MLflow."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Root of all randomness."""
     storage: str = "storage"
     """Folder or URI (s3://, gs://) for everything that is kept."""

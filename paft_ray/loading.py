@@ -22,7 +22,17 @@ _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{30,})"
 )
+_FILE_ENDINGS = (".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1, but for 1e-4, which is a number here as it is in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -63,8 +73,9 @@ def resolve_path(location: str) -> Path | None:
     if "://" in location:
         return None
     path = Path(location).expanduser()
-    looks_local = path.exists() or location.startswith((".", "/", "~")) or path.suffix != ""
-    return path if looks_local or location.count("/") > 1 else None
+    looks_local = path.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1
+    is_file_name = path.suffix.lower() in _FILE_ENDINGS  # a hub name may hold a point: Qwen2.5-7B
+    return path if looks_local or is_file_name else None
 
 
 def dump_config(config: Config) -> dict[str, Any]:
@@ -87,7 +98,7 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; name an existing YAML configuration") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -105,13 +116,11 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     if not equals or not all(path.split(".")):
         raise ConfigError(f"override {override!r} is not of the form section.field=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(
             f"override {override!r}: the value is not valid YAML; quote it"
         ) from error
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        value = float(value)  # YAML 1.1 reads 1e-4 as text
     return _assign(tree, path.split("."), value, override)
 
 
@@ -153,38 +162,54 @@ def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, node
 
 
-_UNION_TAGS = {"builtin", "custom", "transformers", "openai", "fake", "paft", "single_prompt"}
-
-
 def _explain(error: ValidationError) -> str:
-    """The first problem in one line: path, value, rule, remedy; and how many more there are."""
-    problems = error.errors()
+    """The first problem in one line: path, value, rule, remedy; and how many more there are.
+
+    An unknown key comes before a missing one: it is mostly the same key, misspelt.
+    """
+    problems = [p for p in error.errors() if not _is_consequence(p, error)]
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    # pydantic puts the tag of a union into the location; a user's path does not have it
-    location = [
-        str(part)
-        for i, part in enumerate(first["loc"])
-        if not (i > 0 and part in _UNION_TAGS and isinstance(part, str))
-    ]
-    path = ".".join(location) or "configuration"
+    keys, _ = _locate(first["loc"])
+    path = ".".join(keys) or "configuration"
     value = first.get("input")
     if first["type"] == "extra_forbidden":
-        known = _known_keys(location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-        text = f"{path}: unknown key; {remedy}"
+        _, section = _locate(first["loc"][:-1])
+        known = list(section.get("properties", {}))
+        text = f"{path}: unknown key; {_suggest(keys[-1], known)}"
     elif first["type"] == "missing":
         text = f"{path}: missing, and it has no default"
+    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        _, section = _locate(first["loc"])
+        tags = ", ".join(section["discriminator"]["mapping"])
+        tag = first.get("ctx", {}).get("tag")
+        given = f"{tag!r} is none of them" if tag else "missing"
+        text = f"{path}.type: {given}; use one of: {tags}"
     else:
-        rule = first["msg"].removeprefix("Value error, ")
+        rule = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        rule = re.sub(r"valid dictionary or instance of \w+", "section with keys of its own", rule)
         rule = rule[0].lower() + rule[1:]
-        shown = (
-            "" if isinstance(value, Mapping) or path == "configuration" else f" {_short(value)}:"
-        )
-        text = f"{path}:{shown} {rule}"
+        if first["type"] == "string_type" and isinstance(value, bool | int | float):
+            rule += "; put it in quotes"
+        hidden = isinstance(value, Mapping) or path == "configuration"
+        text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"
     if len(problems) > 1:
         text += f" (and {len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})"
     return " ".join(text.split())
+
+
+def _is_consequence(problem: Any, error: ValidationError) -> bool:
+    """Whether a list is only too short because an entry of it is wrong."""
+    place = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place
+        for other in error.errors()
+    )
+
+
+def _suggest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
 
 
 def _short(value: Any) -> str:
@@ -192,32 +217,29 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _known_keys(location: list[str]) -> list[str]:
-    """Field names of the section at `location`, for all variants of a union together."""
+def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
+    """The path that a user would write, and the schema of what lies there.
+
+    pydantic puts the tag of a union into its locations; a user's path does not have it.
+    """
     schema = Config.model_json_schema()
-    nodes = [schema]
-    for key in location:
-        nodes = [child for node in nodes for child in _children(schema, node, key)]
-    names: dict[str, None] = {}
-    for node in nodes:
-        for variant in _resolve(schema, node):
-            names.update(dict.fromkeys(variant.get("properties", {})))
-    return list(names)
+    keys: list[str] = []
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(schema, node)
+        variants = node.get("discriminator", {}).get("mapping", {})
+        if part in variants:
+            node = {"$ref": variants[part]}
+            continue
+        keys.append(str(part))
+        child = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        node = child if isinstance(child, dict) else node.get("items") or {}
+    return keys, _resolve(schema, node)
 
 
-def _children(schema: dict, node: dict, key: str) -> Iterator[dict]:
-    for variant in _resolve(schema, node):
-        if key in variant.get("properties", {}):
-            yield variant["properties"][key]
-        elif key.isdigit() and "items" in variant:
-            yield variant["items"]
-
-
-def _resolve(schema: dict, node: dict) -> Iterator[dict]:
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow references, and take what a field is when it is not null."""
     if "$ref" in node:
-        yield from _resolve(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[1]])
-    elif "anyOf" in node or "oneOf" in node:
-        for option in node.get("anyOf", []) + node.get("oneOf", []):
-            yield from _resolve(schema, option)
-    else:
-        yield node
+        return _resolve(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[1]])
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    return _resolve(schema, options[0]) if len(options) == 1 else node

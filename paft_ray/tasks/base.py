@@ -42,6 +42,8 @@ class Task:
     """Regular expression whose last match in a generated text is the answer (free text only)."""
     relevance_words: tuple[str, ...] = ()
     """Words of which a good instruction for this task mentions at least one."""
+    instructions: tuple[str, ...] = ()
+    """Instructions written by hand, which few-shot requests show to LLMs."""
 
     def examples(self, split: SplitName) -> tuple[Example, ...]:
         """The examples of one split, in an order given by seed and id."""

@@ -1,0 +1,178 @@
+"""What the machine or cluster offers, and how we join it.
+
+Covered: which arithmetic `auto` stands for, starting or joining Ray with token authentication, how
+many CPUs a worker gets, how far remote work has come. Not covered: a rate limit over all actors.
+"""
+
+import logging
+import math
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paft_ray.config import WorkersConfig
+from paft_ray.errors import ConfigError, PaftError
+
+logger = logging.getLogger(__name__)
+
+# set before the first import of ray anywhere in the process: ray reads them at import or start
+_RAY_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
+    # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
+    "GOMP_SPINCOUNT": "50000",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+def resolve_dtype(dtype: str, gpus: float) -> str:
+    """The arithmetic that `auto` stands for on this machine; any other value is returned as given.
+
+    Args:
+        dtype: `auto`, `float32` or `bfloat16`.
+        gpus: GPUs per worker; with any, auto is bf16, without, it is where the CPU has bf16.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if gpus > 0 or cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor multiplies bf16 in hardware; False where nothing tells."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
+
+    A cluster that we start asks for a token, made here and known to this process and its children
+    only.
+    """
+    for name, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {}
+    if address == "local":
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        local["include_dashboard"] = False
+    import ray
+    import ray.data
+
+    ray.init(address=address, logging_level=logging.WARNING, configure_logging=False, **local)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn what Ray makes of an error of ours in a remote process back into that error."""
+    try:
+        yield
+    except Exception as error:
+        ours = _find_own(error)
+        if ours is None or ours is error:
+            raise
+        raise ours from error
+
+
+def _find_own(error: BaseException | None) -> PaftError | None:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        current = waiting.pop(0)
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        cause = getattr(current, "cause", None)
+        if isinstance(current, PaftError) and not isinstance(cause, PaftError):
+            return current
+        waiting += [cause if isinstance(cause, BaseException) else None, current.__cause__]
+    return None
+
+
+def cpus_per_worker(workers: WorkersConfig, section: str) -> float:
+    """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
+
+    Args:
+        workers: The stage's workers.
+        section: Their place in the configuration, for the error.
+
+    Raises:
+        ConfigError: The cluster that we joined has too few CPUs or GPUs.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    if workers.gpus * workers.num > total.get("GPU", 0):
+        raise ConfigError(
+            f"{section}: {workers.num} workers with {workers.gpus:g} GPUs each need more than the "
+            f"{total.get('GPU', 0):g} GPUs of this cluster: lower {section}.num or {section}.gpus"
+        )
+    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    share = workers.cpus or max(1.0, math.floor(largest / workers.num))
+    if share * workers.num > total.get("CPU", 0):
+        raise ConfigError(
+            f"{section}: {workers.num} workers with {share:g} CPUs each need more than the "
+            f"{total.get('CPU', 0):g} CPUs of this cluster: lower {section}.num or {section}.cpus"
+        )
+    return share
+
+
+class Board:
+    """Where remote work says how far it is; a Ray actor without a CPU of its own."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def post(self, key: str, value: Any) -> None:
+        """Say something."""
+        self._values[key] = value
+
+    def read(self) -> dict[str, Any]:
+        """All that was said."""
+        return dict(self._values)
+
+
+class BoardHandle:
+    """The driver's and the workers' end of a `Board`; pickles."""
+
+    def __init__(self) -> None:
+        """Start the actor."""
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(Board).remote()
+
+    def post(self, key: str, value: Any) -> None:
+        """Say something, without waiting for it to arrive."""
+        self._actor.post.remote(key, value)
+
+    def post_now(self, key: str, value: Any) -> None:
+        """Say something, and return when it has arrived."""
+        import ray
+
+        ray.get(self._actor.post.remote(key, value))
+
+    def read(self) -> dict[str, Any]:
+        """All that was said."""
+        import ray
+
+        return ray.get(self._actor.read.remote())

@@ -1,0 +1,293 @@
+"""Rendered text and answer to token ids, and sequences to rows; knows no prompt and no torch.
+
+Shapes: T tokens of a row, A answer tokens of a row, U positions of a row that predict any of them.
+
+Context and answer are encoded as lm-evaluation-harness does: trailing spaces of the context move
+to the answer, both are encoded together, and what follows the encoded context is the answer.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from paft_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """What the model reads of one text, and what it is asked to predict there."""
+
+    input_ids: tuple[int, ...]
+    """Tokens read: the context, and all of the answer but its last token."""
+    positions: tuple[int, ...]
+    """Indices into `input_ids` whose next token counts; non-decreasing."""
+    targets: tuple[int, ...]
+    """The token asked for at each of `positions`."""
+    owners: tuple[int, ...]
+    """For each target the answer it belongs to: 0, or the index of a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Several sequences in one forward pass, told apart by positions that restart at 0."""
+
+    input_ids_T: IntArray
+    position_ids_T: IntArray
+    keep_U: IntArray
+    """Positions of the row whose logits are needed."""
+    gather_A: IntArray
+    """For each target its index into `keep_U`."""
+    targets_A: IntArray
+    members_A: IntArray
+    """For each target the index of its sequence within the row."""
+    owners_A: IntArray
+    members: tuple[int, ...]
+    """For each sequence of the row its index in the list that was packed; empty for an inert
+    row, whose loss counts nothing."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the row."""
+        return len(self.input_ids_T)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids of a context and of one answer to it."""
+
+    context_ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    trimmed: bool = False
+    """Whether a field had to be cut to fit `max_length`."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of context and answer."""
+        return len(self.context_ids) + len(self.answer_ids)
+
+    def sequence(self) -> TokenSequence:
+        """The sequence that predicts every answer token, for training."""
+        ids = self.context_ids + self.answer_ids
+        first = len(self.context_ids) - 1
+        return TokenSequence(
+            input_ids=ids[:-1],
+            positions=tuple(range(first, len(ids) - 1)),
+            targets=self.answer_ids,
+            owners=(0,) * len(self.answer_ids),
+        )
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer with the rules of a task: chat template, length, what to do with overlong."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    chat_template: Literal["none", "auto"] = "none"
+    max_length: int = 512
+    overlong: Literal["refuse", "trim"] = "refuse"
+
+    @property
+    def uses_chat_template(self) -> bool:
+        """Whether prompts are wrapped; a model without a template takes them as they are."""
+        return self.chat_template == "auto" and self.tokenizer.chat_template is not None
+
+    def context(self, text: str) -> tuple[str, str]:
+        """The context as the model reads it, and the delimiter that the answer begins with."""
+        stripped = text.rstrip(" ")
+        if self.uses_chat_template:
+            message = [{"role": "user", "content": stripped}]
+            rendered = self.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
+            assert isinstance(rendered, str)
+            return rendered, ""
+        return stripped, "" if stripped.endswith("\n") else " "
+
+    def encode(
+        self,
+        render: Callable[[Mapping[str, str]], str],
+        fields: Mapping[str, str],
+        answers: Sequence[str],
+        end: bool = False,
+        what: str = "example",
+    ) -> tuple[Encoded, ...]:
+        """Encode one rendered example with each of several answers.
+
+        Args:
+            render: Fields to the text that asks the question.
+            fields: The example's fields; the longest is cut where `overlong` is `trim`.
+            answers: Texts whose tokens follow the context.
+            end: Append the end token to each answer, as training on free text does.
+            what: Names the example in errors.
+
+        Raises:
+            DataError: Context and answer are longer than `max_length` and may not be, or cannot
+                be, trimmed.
+        """
+        encoded = self._encode_once(render(fields), answers, end)
+        excess = max(e.length for e in encoded) - self.max_length
+        if excess <= 0:
+            return encoded
+        if self.overlong == "refuse":
+            raise DataError(
+                f"{what} has {self.max_length + excess} tokens with its prompt, more than "
+                f"task.max_length ({self.max_length}): raise it, or set task.overlong: trim"
+            )
+        return self._trim(render, dict(fields), answers, end, what)
+
+    def _trim(
+        self,
+        render: Callable[[Mapping[str, str]], str],
+        fields: dict[str, str],
+        answers: Sequence[str],
+        end: bool,
+        what: str,
+    ) -> tuple[Encoded, ...]:
+        for _ in range(16):
+            encoded = self._encode_once(render(fields), answers, end)
+            excess = max(e.length for e in encoded) - self.max_length
+            if excess <= 0:
+                return tuple(Encoded(e.context_ids, e.answer_ids, trimmed=True) for e in encoded)
+            longest = max(fields, key=lambda name: (len(fields[name]), name))
+            ids = self.tokenizer(fields[longest], add_special_tokens=False)["input_ids"]
+            text = str(self.tokenizer.decode(ids[: max(0, len(ids) - excess)]))
+            text = text.rstrip("\ufffd").rstrip()  # a character of several tokens was cut in two
+            if text == fields[longest]:
+                break
+            fields = {**fields, longest: text}
+        raise DataError(
+            f"{what} does not fit task.max_length ({self.max_length}) even with its longest field "
+            "cut: the prompt itself is too long; raise task.max_length"
+        )
+
+    def _encode_once(self, text: str, answers: Sequence[str], end: bool) -> tuple[Encoded, ...]:
+        context, delimiter = self.context(text)
+        special = not self.uses_chat_template
+        texts = [context, *(context + delimiter + answer for answer in answers)]
+        context_ids, *whole = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        end_id: Any = self.tokenizer.eos_token_id
+        tail = (end_id,) if end else ()
+        cut = len(context_ids)
+        for ids, answer in zip(whole, answers, strict=True):
+            if len(ids) <= cut:
+                raise DataError(
+                    f"answer {answer!r} adds no token after {context[-40:]!r}: reword the answer"
+                )
+        # as in lm-evaluation-harness, an empty context is the end token
+        context_ids = context_ids or [end_id]
+        return tuple(Encoded(tuple(context_ids), tuple(ids[cut:]) + tail) for ids in whole)
+
+
+def choice_sequences(encoded: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
+    """The sequences that score each of several answers to one context.
+
+    Where every answer is a single token, one sequence that reads the context alone scores all of
+    them; otherwise each answer has its own.
+    """
+    if all(len(e.answer_ids) == 1 for e in encoded):
+        context = encoded[0].context_ids
+        last = len(context) - 1
+        return (
+            TokenSequence(
+                input_ids=context,
+                positions=(last,) * len(encoded),
+                targets=tuple(e.answer_ids[0] for e in encoded),
+                owners=tuple(range(len(encoded))),
+            ),
+        )
+    return tuple(
+        TokenSequence(s.input_ids, s.positions, s.targets, (owner,) * len(s.targets))
+        for owner, s in enumerate(e.sequence() for e in encoded)
+    )
+
+
+def build_row(sequences: Sequence[TokenSequence], members: Sequence[int]) -> Row:
+    """Concatenate the sequences named by `members` into one row."""
+    chosen = [sequences[index] for index in members]
+    starts = np.cumsum([0, *(len(s.input_ids) for s in chosen)])
+    at_A = _concatenate(
+        [
+            np.asarray(s.positions, np.int64) + start
+            for s, start in zip(chosen, starts, strict=False)
+        ]
+    )
+    keep_U, gather_A = np.unique(at_A, return_inverse=True)
+    return Row(
+        input_ids_T=_concatenate([np.asarray(s.input_ids, np.int64) for s in chosen]),
+        position_ids_T=_concatenate([np.arange(len(s.input_ids)) for s in chosen]),
+        keep_U=keep_U,
+        gather_A=gather_A.astype(np.int64),
+        targets_A=_concatenate([np.asarray(s.targets, np.int64) for s in chosen]),
+        members_A=_concatenate(
+            [np.full(len(s.targets), index, np.int64) for index, s in enumerate(chosen)]
+        ),
+        owners_A=_concatenate([np.asarray(s.owners, np.int64) for s in chosen]),
+        members=tuple(members),
+    )
+
+
+def inert_row(token: int) -> Row:
+    """A row with a real forward pass that counts nothing.
+
+    It keeps the collectives of ranks with fewer rows in step (ZeRO 2 and 3 hang otherwise).
+    """
+    zero = np.zeros(1, np.int64)
+    return Row(np.full(2, token, np.int64), np.arange(2), zero, zero, zero, zero, zero, ())
+
+
+def deal_rows(
+    lengths: Sequence[int], row_tokens: int, ranks: int, packing: bool = True
+) -> list[list[list[int]]]:
+    """Deal sequences into rows: per rank the same number of rows, of about equal length.
+
+    Longest first, each into the emptiest row; the fewest rows with which everything fits.
+
+    Args:
+        lengths: Tokens of each sequence.
+        row_tokens: Most tokens in a row.
+        ranks: Workers to deal to.
+        packing: False puts one sequence into a row.
+
+    Returns:
+        For each rank its rows, each a list of indices into `lengths`; rows may be empty.
+
+    Raises:
+        DataError: A sequence is longer than a row.
+    """
+    if lengths and max(lengths) > row_tokens:
+        raise DataError(
+            f"a sequence of {max(lengths)} tokens fits no row: raise row_tokens ({row_tokens})"
+        )
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    fewest = -(-sum(lengths) // row_tokens) if packing else len(lengths)
+    per_rank = max(1, -(-fewest // ranks))
+    while (rows := _fill(order, lengths, row_tokens, per_rank * ranks, packing)) is None:
+        per_rank += 1
+    # heaviest rows first, to the ranks in turn: a rank's rows line up with the others' in time
+    rows.sort(key=lambda row: (-sum(lengths[i] for i in row), row))
+    return [rows[rank::ranks] for rank in range(ranks)]
+
+
+def _fill(
+    order: Sequence[int], lengths: Sequence[int], row_tokens: int, count: int, packing: bool
+) -> list[list[int]] | None:
+    rows: list[list[int]] = [[] for _ in range(count)]
+    used = [0] * count
+    for index in order:
+        row = min(range(count), key=lambda r: (used[r], r))
+        if used[row] + lengths[index] > row_tokens or (rows[row] and not packing):
+            return None
+        rows[row].append(index)
+        used[row] += lengths[index]
+    return [sorted(row) for row in rows]
+
+
+def _concatenate(arrays: Sequence[np.ndarray]) -> IntArray:
+    return np.concatenate(arrays).astype(np.int64) if arrays else np.zeros(0, np.int64)
