@@ -1,0 +1,313 @@
+"""Templates: cleaning, checking and rendering them, all of it safe against hostile text.
+
+A template is text that holds each slot of its task once, as `{slot}`. It was written by an LLM or
+a stranger: nothing here evaluates it, `str.format` is not used, and whatever is no known slot is
+plain text. Covered: `clean`, `parse` and `Template.render`, `lint` for whole templates and
+`lint_instruction` for bare sentences. Not covered: layouts, and what a good prompt would be.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from paft_ray.config import LintConfig
+from paft_ray.errors import TemplateError
+from paft_ray.tasks.base import Task
+
+EMPTY = "empty"
+REFUSAL = "refusal"
+UNKNOWN_SLOT = "unknown_slot"
+STRAY_BRACE = "stray_brace"
+MISSING_SLOT = "missing_slot"
+REPEATED_SLOT = "repeated_slot"
+UNFILLED_BRACKET = "unfilled_bracket"
+MISLABELLED_OPTION = "mislabelled_option"
+UNLABELLED_OPTION = "unlabelled_option"
+ANSWER_GIVEN = "answer_given"
+TOO_LONG = "too_long"
+ASKS_FOR_A_PROMPT = "asks_for_a_prompt"
+TOO_SHORT = "too_short"
+OFF_TOPIC = "off_topic"
+
+_HOLE = "\x00"
+"""Stands for a slot in the literal text; `clean` removes it from what others wrote."""
+
+_INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f\u200b\u2060\ufeff]")
+_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+# the exceptions are LaTeX: \nabla, \neq, \theta, \times, ...
+_ESCAPED_LINE_END = re.compile(r"(?:\\{1,3}r)?\\{1,3}n(?!abla\b|eq?\b|eg\b|ot(?:in)?\b|u\b|mid\b)")
+_ESCAPED_TAB = re.compile(r"\\{1,3}t(?!ext|frac|heta\b|imes\b|au\b|o\b|an\b|op\b|riangle)")
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*")
+_NAME_IN_BRACES = re.compile(r"\{[ \t]*([\w.-][\w .-]{0,60})\}")
+_BRACKETED = re.compile(r"\[([^\[\]\n]{1,200})\](?!\()")
+_ANGLED = re.compile(r"<([A-Za-z][^<>\n]{0,200})>")
+_SLOT_FOLLOWS = re.compile(rf"[*_:\s]{{0,9}}{_HOLE}")
+_MARKUP = frozenset(("b", "br", "em", "h1", "h2", "h3", "hr", "i", "li", "ol", "p", "strong", "ul"))
+_FILL_ME_IN = re.compile(
+    r"\b(?:insert|describe|enter|add|fill|provide|put|specify|replace|paste|your|here|todo"
+    r"|placeholder)\b",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i'?m|i am|we'?re|we are)\s+(?:really |very |so )?(?:sorry|unable|not able)\b"
+    r"|sorry,|as an ai\b|i (?:cannot|can'?t|can not|won'?t)\b)",
+    re.IGNORECASE,
+)
+_ASKS_FOR_A_PROMPT = re.compile(
+    r"\b(?:re)?(?:write|create|craft|compose|generate|provide)\s+(?:an?|one|the|your|another)\s+"
+    r"(?:\w+\s+){0,2}?(?:(?:instruction|prompt|template)s?\b|sentence that (?:tells|asks)\b)",
+    re.IGNORECASE,
+)
+_ANSWER_CUE = (
+    r"\b(?:answer|label|output|response|result|choice|option|prediction|conclusion|decision"
+    r"|verdict|sentiment|classification|category|solution|ending)(?:\s+\w+){0,4}?"
+    r"\s*(?:[:=]|[-=]+>|\b(?:is|be|was)\b:?)\s*"
+)
+# "if it is kind, the answer is positive" explains; "the answer is positive" gives away
+_EXPLAINS = re.compile(
+    r"\b(?:if|when|whenever|whether|or|either|else|otherwise|what|which|who|how|where|unless"
+    r"|example|e\.g|such|like|format|not)\b",
+    re.IGNORECASE,
+)
+_DECLARES = r"\b(?:is|are|was|were|sounds|seems|looks)(?:\s+(?:very|clearly|so|quite|always))?\s+"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A text with slots, taken apart."""
+
+    text: str
+    parts: tuple[str, ...]
+    """Literal text at even places, slot names at odd ones."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots in the order of the text."""
+        return self.parts[1::2]
+
+    @property
+    def literals(self) -> tuple[str, ...]:
+        """The text before, between and after the slots: one more than there are slots."""
+        return self.parts[::2]
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """The text with every slot replaced by its field, in one pass; fields are never rescanned.
+
+        Raises:
+            TemplateError: There is no field for a slot.
+        """
+        try:
+            return "".join(
+                fields[part] if index % 2 else part for index, part in enumerate(self.parts)
+            )
+        except KeyError as error:
+            raise TemplateError(
+                f"the template has a slot {error.args[0]!r}, and the fields are only "
+                f"{sorted(fields)}: map the field, or take the slot out of the template"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LintResult:
+    """What `lint` found."""
+
+    text: str
+    """The text after cleaning, which is what is used."""
+    problem: str | None
+    """Why it cannot be used, one of this module's constants; None where it can."""
+    detail: str = ""
+    """The offending piece, for a reader."""
+
+
+def parse(text: str, slots: Sequence[str]) -> Template:
+    """Take a text apart at its known slots; every text is a template, if maybe a useless one."""
+    if not slots:
+        return Template(text, (text,))
+    pattern = r"\{(" + "|".join(map(re.escape, slots)) + r")\}"
+    return Template(text, tuple(re.split(pattern, text)))
+
+
+def clean(text: str) -> str:
+    r"""Undo what JSON, chat windows and CRLF did to a text; cleaning twice changes nothing more.
+
+    Literal `\n` and `\t` become what they stand for, invisible characters and trailing spaces go,
+    and three or more line ends in a row become two.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be stored
+    text = _LINE_ENDS.sub("\n", _INVISIBLE.sub("", text))
+    text = _ESCAPED_TAB.sub("\t", _ESCAPED_LINE_END.sub("\n", text))
+    text = "\n".join(line.rstrip(" \t") for line in text.replace("\xa0", " ").split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def count_words(text: str) -> int:
+    """How many words a text has; in Chinese and Japanese every character counts."""
+    return len(_WORD.findall(text))
+
+
+def lint(text: str, task: Task, config: LintConfig) -> LintResult:
+    """Clean a whole template and name the first reason, if any, for which it cannot be used."""
+    text = clean(text)
+    template = parse(text, task.slots)
+    literal = _HOLE.join(template.literals)
+    problem = (
+        _unusable_text(text, config)
+        or _slot_problem(template, literal, task)
+        or _bracket_problem(literal, task)
+        or _option_problem(template, literal, task)
+        or _answer_problem(template, task)
+        or _brevity(literal.replace(_HOLE, " "), 1)
+    )
+    return LintResult(text, *problem) if problem else LintResult(text, None)
+
+
+def lint_instruction(text: str, task: Task, config: LintConfig) -> LintResult:
+    """Clean a bare instruction (one line, no slots) and name the first reason to refuse it."""
+    text = " ".join(clean(text).split())
+    problem = (
+        _unusable_text(text, config)
+        or _any_brace(text)
+        or _bracket_problem(text, task)
+        or _answer_problem(Template(text, (text,)), task)
+        or _brevity(text, config.min_instruction_words)
+        or _echo_problem(text)
+        or _topic_problem(text, task)
+    )
+    return LintResult(text, *problem) if problem else LintResult(text, None)
+
+
+_Problem = tuple[str, str] | None
+
+
+def _unusable_text(text: str, config: LintConfig) -> _Problem:
+    if not text:
+        return EMPTY, "nothing is left after cleaning"
+    if len(text) > config.max_characters:
+        return TOO_LONG, f"{len(text)} characters; at most {config.max_characters}"
+    if refusal := _REFUSAL.match(text):
+        return REFUSAL, refusal[0].strip()
+    return None
+
+
+def _slot_problem(template: Template, literal: str, task: Task) -> _Problem:
+    if name := _NAME_IN_BRACES.search(literal):
+        return UNKNOWN_SLOT, name[0]
+    if problem := _any_brace(literal):
+        return problem
+    for slot in task.slots:
+        if (times := template.slots.count(slot)) != 1:
+            name = "{" + slot + "}"
+            return (REPEATED_SLOT, f"{name} {times} times") if times else (MISSING_SLOT, name)
+    return None
+
+
+def _any_brace(literal: str) -> _Problem:
+    brace = re.search(r"[{}]", literal)
+    return (STRAY_BRACE, _around(literal, brace)) if brace else None
+
+
+def _bracket_problem(literal: str, task: Task) -> _Problem:
+    for found in chain(_BRACKETED.finditer(literal), _ANGLED.finditer(literal)):
+        if not _is_markup(found, literal, task):
+            return UNFILLED_BRACKET, found[0].replace(_HOLE, "{...}")
+    return None
+
+
+def _is_markup(found: re.Match[str], literal: str, task: Task) -> bool:
+    """Whether brackets are part of the text rather than something left to be filled in."""
+    inside = found[1].strip()
+    if _HOLE in inside or not re.search(r"[^\W\d_]", inside):
+        return True
+    if task.choices and all(_mentions(inside, choice) for choice in task.choices):
+        return True
+    if found[0].startswith("["):
+        start = literal.rfind("\n", 0, found.start()) + 1
+        names_slot = _SLOT_FOLLOWS.match(literal, found.end())
+        is_heading = names_slot or not literal[start : found.start()].strip(" *#-_")
+        is_paired = inside.startswith("/") or f"[/{inside}]" in literal
+        short = count_words(inside) <= 3 and not _FILL_ME_IN.search(inside)
+        return is_paired or bool(is_heading and short)
+    tag = inside.split()[0].rstrip("/").lower()
+    return tag in _MARKUP or f"</{tag}>" in literal.lower()
+
+
+def _option_problem(template: Template, literal: str, task: Task) -> _Problem:
+    """An option under another option's letter, or letters that the reader is never shown."""
+    letters = {choice.casefold() for choice in task.option_slots.values()}
+    for before, slot in zip(template.literals, template.slots, strict=False):
+        own = task.option_slots.get(slot)
+        label = re.search(r"(?<!\w)(\w+)[\"'*]*\s*[).:\]–=-]+[\"'*\s]*\Z", before)
+        if own is None:
+            continue
+        if label and label[1].casefold() in letters - {own.casefold()}:
+            return MISLABELLED_OPTION, f"{label[0].strip()} {{{slot}}}, which is {own}"
+        if not _mentions(literal, own):
+            return UNLABELLED_OPTION, f"{{{slot}}} is the answer {own!r}, and nothing says so"
+    return None
+
+
+def _answer_problem(template: Template, task: Task) -> _Problem:
+    """An answer given where the model should give it: in what follows the last slot."""
+    tail = template.literals[-1]
+    answer = rf"{_ANSWER_CUE}[\"'(\[*]*(?:{_answers(task)})"
+    ends = re.compile(rf"{answer}[\"')\]*]*[.!]*\s*\Z", re.IGNORECASE)
+    sentences = re.split(r"\n|(?<=[.!?])\s", tail)
+    for sentence in sentences:
+        given = ends.search(sentence)
+        if given and not _EXPLAINS.search(sentence):
+            return ANSWER_GIVEN, given[0]
+    if _declares_answer(tail, sentences[-1], task):
+        return ANSWER_GIVEN, sentences[-1]
+    if template.slots and template.slots[-1] in task.option_slots and not tail:
+        option = re.search(rf"{answer}\s*[).:]*\s*\Z", template.literals[-2], re.IGNORECASE)
+        if option:
+            return ANSWER_GIVEN, f"{option[0].strip()} {{{template.slots[-1]}}}"
+    return None
+
+
+def _declares_answer(text: str, sentence: str, task: Task) -> bool:
+    """Whether the last sentence says what is so ("The review is positive.") and asks nothing."""
+    mentioned = [choice for choice in task.choices or () if _mentions(text, choice)]
+    if len(mentioned) != 1 or _EXPLAINS.search(sentence):
+        return False
+    choice = re.escape(mentioned[0].strip())
+    ends = rf"{_DECLARES}[\"'(]*{choice}(?!\w)[\"')]*[.!]*\s*\Z"
+    return re.search(ends, sentence, re.IGNORECASE) is not None
+
+
+def _answers(task: Task) -> str:
+    """A pattern for any answer of the task; in free text, for a number."""
+    if not task.choices:
+        return r"[-+]?\$?\d[\d,.]*"
+    return "|".join(rf"{re.escape(choice.strip())}(?!\w)" for choice in task.choices)
+
+
+def _mentions(text: str, choice: str) -> bool:
+    pattern = rf"(?<!\w){re.escape(choice.strip())}(?!\w)"
+    return re.search(pattern, text, re.IGNORECASE) is not None
+
+
+def _brevity(text: str, fewest: int) -> _Problem:
+    if (count := count_words(text)) < fewest:
+        return TOO_SHORT, f"{count} words; at least {fewest}"
+    return None
+
+
+def _echo_problem(text: str) -> _Problem:
+    """A small model's answer that repeats our question instead of answering it."""
+    echo = _ASKS_FOR_A_PROMPT.search(text)
+    return (ASKS_FOR_A_PROMPT, echo[0]) if echo else None
+
+
+def _topic_problem(text: str, task: Task) -> _Problem:
+    """No word of the task; "feel" also counts as mentioned by "feelings"."""
+    words = task.relevance_words
+    if not words or any(re.search(rf"(?<!\w){re.escape(w)}", text, re.IGNORECASE) for w in words):
+        return None
+    return OFF_TOPIC, f"mentions none of: {', '.join(words)}"
+
+
+def _around(text: str, found: re.Match[str]) -> str:
+    piece = text[max(0, found.start() - 15) : found.end() + 15]
+    return piece.replace(_HOLE, "{...}")

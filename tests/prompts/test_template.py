@@ -1,0 +1,252 @@
+"""Templates: hostile text is harmless, bad prompts are named, good ones pass."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from paft_ray.config import LintConfig
+from paft_ray.errors import TemplateError
+from paft_ray.prompts import template as t
+from paft_ray.prompts.template import clean, count_words, lint, lint_instruction, parse
+from paft_ray.tasks.base import Task
+
+LINT = LintConfig()
+
+
+def make_task(slots=("sentence",), options=None, choices=("negative", "positive"), words=()):
+    return Task("demo", "Say it.", slots, options or {}, choices, (), (), (), relevance_words=words)
+
+
+REVIEW = make_task()
+PIQA = make_task(("goal", "sol1", "sol2"), {"sol1": "A", "sol2": "B"}, ("A", "B"))
+MATHS = make_task(("question",), choices=None)
+
+
+class Guarded(str):
+    """A field whose attributes must never be looked at by a template."""
+
+    __slots__ = ()
+
+    def __getattribute__(self, name):
+        raise AssertionError(f"a template reached for {name}")
+
+    def __format__(self, spec):
+        raise AssertionError("a template formatted a field")
+
+
+def authors(name):
+    root = os.environ.get("PAFT_SHARED_DATA")
+    folder = Path(root) if root else Path(__file__).resolve().parents[3] / "shared" / "data"
+    path = folder / "paft_authors" / f"{name}_candidates.jsonl"
+    if not path.exists():
+        pytest.skip(f"the authors' prompts are not at {path}; set PAFT_SHARED_DATA")
+    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_render_replaces_every_known_slot_with_its_field():
+    template = parse("Goal: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:", PIQA.slots)
+    fields = {"goal": "open a jar", "sol1": "twist", "sol2": "sing"}
+    assert template.slots == ("goal", "sol1", "sol2")
+    assert template.render(fields) == "Goal: open a jar\nA. twist\nB. sing\nAnswer:"
+
+
+def test_render_field_that_looks_like_a_slot_is_not_replaced_again():
+    template = parse("{goal} {sol1} {sol2}", PIQA.slots)
+    fields = {"goal": "{sol1}", "sol1": "{goal}{sol2}", "sol2": "{"}
+    assert template.render(fields) == "{sol1} {goal}{sol2} {"
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("{goal.__class__}", "{goal.__class__}"),
+        ("{goal!r:>999999999}", "{goal!r:>999999999}"),
+        ("{0} {} {goal", "{0} {} {goal"),
+        ("{{goal}}", "{X}"),
+        ("}{goal}{", "}X{"),
+        ("%(goal)s $goal ${goal}", "%(goal)s $goal $X"),
+        ("{ goal }{Goal}", "{ goal }{Goal}"),
+    ],
+)
+def test_render_hostile_text_stays_text(text, rendered):
+    assert parse(text, ("goal",)).render({"goal": Guarded("X")}) == rendered
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="{}gol!.:0_ []\\n", max_size=60), st.text(max_size=20))
+@example("{goal!s}{goal.x}{goal[0]}{{goal}}", "{goal}")
+def test_render_any_text_replaces_exactly_the_slots(text, value):
+    template = parse(text, ("goal",))
+    assert template.render({"goal": value}) == value.join(text.split("{goal}"))
+
+
+@settings(deadline=None)
+@given(st.text(max_size=200))
+@example("{goal!r:>99} \x00 \ud800 {{sol1}} [insert")
+def test_lint_any_text_gives_a_verdict_and_a_storable_text(text):
+    for result in (lint(text, PIQA, LINT), lint_instruction(text, PIQA, LINT)):
+        result.text.encode("utf-8")
+        assert result.problem is None or result.detail
+
+
+def test_render_field_missing_is_an_error_that_names_the_slot():
+    with pytest.raises(TemplateError, match=r"slot 'goal'.*fields are only \['sol1'\]"):
+        parse("{goal}", PIQA.slots).render({"sol1": "x"})
+
+
+def test_clean_undoes_escapes_line_ends_and_trailing_spaces():
+    assert clean("A \r\nB\\nC\\\\nD\\r\\nE\\tF  \n\n\n\nG \ufeff\n") == "A\nB\nC\nD\nE\tF\n\nG"
+
+
+def test_clean_latex_is_not_taken_for_an_escape():
+    assert clean(r"Let \theta \neq \nabla f \times 2") == r"Let \theta \neq \nabla f \times 2"
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab \t\r\n\\nt\x00\u200b\xa0", max_size=40))
+def test_clean_twice_changes_nothing_more(text):
+    assert clean(clean(text)) == clean(text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [" ", "\\", "[", "<a", "answer ", "\n", "A.", "A. ", "is ", "the answer is ", "a,", '"'],
+)
+def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
+    # quadratic work on 100,000 characters would run into the timeout
+    roomy, filler = LintConfig(max_characters=10**7), piece * (100_000 // len(piece))
+    text = f"{filler} {{goal}} A. {{sol1}} B. {{sol2}}{filler}x"
+    assert lint(text, PIQA, roomy).text.endswith("x")
+    assert lint_instruction(f"{filler}x {filler}x", PIQA, roomy).text.endswith("x")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "problem"),
+    [
+        (REVIEW, " \\n ", t.EMPTY),
+        (REVIEW, "I'm sorry, but I can't write {sentence}.", t.REFUSAL),
+        (REVIEW, "As an AI language model I {sentence}", t.REFUSAL),
+        (REVIEW, "Is this kind? {text}", t.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence} kind? {0}", t.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence.__class__} kind?", t.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence!r:>999999999} kind?", t.STRAY_BRACE),
+        (REVIEW, "Is {{sentence}} kind?", t.STRAY_BRACE),
+        (REVIEW, 'Is {sentence} kind? Reply as {"answer": "yes"}', t.STRAY_BRACE),
+        (REVIEW, "Is this kind?", t.MISSING_SLOT),
+        (REVIEW, "{sentence}\nIs {sentence} kind?", t.REPEATED_SLOT),
+        (REVIEW, "Is {sentence} kind? [describe the scale here]", t.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nAnswer: [insert answer]", t.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nAnswer: <your answer>", t.UNFILLED_BRACKET),
+        (REVIEW, "[Your task]\n{sentence}\nAnswer:", t.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nSentiment: positive", t.ANSWER_GIVEN),
+        (REVIEW, "{sentence}\nThe sentiment of this review is negative.", t.ANSWER_GIVEN),
+        (REVIEW, "{sentence}\nThis film sounds very positive.", t.ANSWER_GIVEN),
+        (REVIEW, "{sentence}", t.TOO_SHORT),
+        (REVIEW, "kind " * 400 + "{sentence}", t.TOO_LONG),
+        (PIQA, "{goal} A. {sol1} B. {sol2} Answer: A", t.ANSWER_GIVEN),
+        (PIQA, "{goal} A. {sol1} B. {sol2} The answer is B.", t.ANSWER_GIVEN),
+        (PIQA, "{goal}\nA. {sol1}\nB. {sol2}\nAnswer: (B)\nExplain why.", t.ANSWER_GIVEN),
+        (PIQA, "{goal} A. {sol1} The right answer is: B. {sol2}", t.ANSWER_GIVEN),
+        (PIQA, "{goal}\nB. {sol1}\nA. {sol2}\nAnswer:", t.MISLABELLED_OPTION),
+        (PIQA, "{goal}\n1. {sol1}\n2. {sol2}\nAnswer:", t.UNLABELLED_OPTION),
+        (MATHS, "{question}\nAnswer: 42", t.ANSWER_GIVEN),
+    ],
+)
+def test_lint_bad_template_is_refused_with_its_reason(task, text, problem):
+    result = lint(text, task, LINT)
+    assert (result.problem, bool(result.detail)) == (problem, True)
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (REVIEW, "{sentence}\nSentiment:"),
+        (REVIEW, "Is this positive or negative? {sentence}"),
+        (REVIEW, "{sentence}\nThe sentiment of this sentence is"),
+        (REVIEW, "{sentence}\nAnswer with positive or negative."),
+        (REVIEW, "{sentence}\nIf the author is pleased, the answer is positive."),
+        (REVIEW, "{sentence}\nAnswer [positive/negative]:"),
+        (REVIEW, "[Sentence]\n{sentence}\n[Sentiment]"),
+        (REVIEW, "Judge: [Sentence] {sentence} [/Sentence] Label:"),
+        (REVIEW, "How kind is this? | [Sentence]: {sentence} | Label:"),
+        (REVIEW, "<review>{sentence}</review>\nLabel:"),
+        (REVIEW, "<b>Judge</b> [{sentence}] -> [1]"),
+        (REVIEW, "Labels: positive, negative\n{sentence}\nOutput: "),
+        (PIQA, "{goal} \\nA. {sol1}\\nB. {sol2}\\n Answer format: A/B \\nAnswer:"),
+        (PIQA, "{goal}\nA. {sol1}\nB. {sol2}\nYour answer should be either 'A' or 'B'.Answer:"),
+        (PIQA, "Say which is better for {goal}, A: {sol1} or B: {sol2}?"),
+        (PIQA, "What is the answer: A. {sol1} or B. {sol2}? {goal}"),
+        (PIQA, "{goal} (a) {sol1} (b) {sol2} The right answer is option"),
+        (PIQA, "{goal} A. {sol1} B. {sol2} Reply in the format Answer: A"),
+        (MATHS, "{question}\nEnd with #### and the number."),
+    ],
+)
+def test_lint_good_template_passes(task, text):
+    result = lint(text, task, LINT)
+    assert (result.problem, result.detail) == (None, "")
+
+
+def test_lint_returns_the_cleaned_text():
+    assert lint("Kind? {sentence} \\nAnswer: ", REVIEW, LINT).text == "Kind? {sentence}\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", t.EMPTY),
+        ("Classify {sentence} now please.", t.STRAY_BRACE),
+        ("Classify the [text] as you like.", t.UNFILLED_BRACKET),
+        ("Judge the sentiment of <sentence> here.", t.UNFILLED_BRACKET),
+        ("The sentiment of the review is positive.", t.ANSWER_GIVEN),
+        ("Sentiment: negative", t.ANSWER_GIVEN),
+        ("Judge sentiment.", t.TOO_SHORT),
+        ("Think about what to do next.", t.OFF_TOPIC),
+        ("Write an instruction about the sentiment.", t.ASKS_FOR_A_PROMPT),
+        ("Sentiment " * 200, t.TOO_LONG),
+    ],
+)
+def test_lint_instruction_bad_one_is_refused_with_its_reason(text, problem):
+    task = make_task(words=("sentiment", "feel"))
+    result = lint_instruction(text, task, LINT)
+    assert (result.problem, bool(result.detail)) == (problem, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is the sentiment positive?",
+        "Tell whether the sentiment is positive.",
+        "What are the author's feelings, positive or negative?",
+        "Decide on the sentiment: is it positive or negative",
+        "Read the review\nand name its sentiment.",
+    ],
+)
+def test_lint_instruction_good_one_passes_on_one_line(text):
+    task = make_task(words=("sentiment", "feel"))
+    result = lint_instruction(text, task, LINT)
+    assert (result.problem, result.text) == (None, " ".join(text.split()))
+
+
+def test_lint_instruction_without_relevance_words_every_topic_passes():
+    assert lint_instruction("Think about what to do next.", REVIEW, LINT).problem is None
+
+
+def test_count_words_chinese_counts_characters():
+    assert (count_words("判断情感"), count_words("don't re-read it")) == (4, 3)
+
+
+def test_lint_authors_piqa_prompts_only_those_with_the_goal_twice_are_refused():
+    results = [lint(text, PIQA, LINT) for text in authors("piqa")]
+    assert Counter(r.problem for r in results) == {None: 333, t.REPEATED_SLOT: 6}
+    assert all(r.text.count("{goal}") == 2 for r in results if r.problem)
+
+
+def test_lint_authors_hellaswag_prompts_all_pass():
+    letters = {letter: letter for letter in "ABCD"}
+    task = make_task(("ctx", *letters), letters, tuple(letters))
+    assert {lint(text, task, LINT).problem for text in authors("hellaswag")} == {None}
