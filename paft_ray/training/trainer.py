@@ -1,0 +1,223 @@
+"""Ray Train: from a pool and a variant to an adapter on storage.
+
+The driver names the training by the fingerprint of all that moves weights, returns at once where
+that is complete, and else starts workers; each builds engine, plans and checkpoints and hands them
+to `loop.fit`. Ray Train gets a disposable directory and no checkpoint of ours.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from paft_ray.artifacts import Storage, fingerprint, load_manifest
+from paft_ray.cluster import BoardHandle, cpus_per_worker
+from paft_ray.config import VariantConfig, total_steps
+from paft_ray.errors import ArtifactError, PaftError, TrainingError
+from paft_ray.loading import dump_config
+from paft_ray.prompts.pool import Prompt, PromptPool
+from paft_ray.screen import Stage
+from paft_ray.session import Session
+from paft_ray.training.worker import Job, run_rank
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """A finished training."""
+
+    variant: str
+    fingerprint: str
+    folder: Storage
+    """Holds `adapter/`, `ledger/` and the manifest."""
+    about: Mapping[str, Any]
+    """steps, tokens, answer_tokens, seconds, prompts, trimmed."""
+    reused: bool
+    """Whether it was found complete."""
+
+
+def training_fingerprint(session: Session, prompts: Sequence[Prompt]) -> str:
+    """Fingerprint of everything that moves weights, and of nothing else."""
+    config = dump_config(session.config)
+    train = {
+        key: value
+        for key, value in config["train"].items()
+        if key not in ("workers", "checkpoint", "max_failures")
+    }
+    return fingerprint(
+        "training",
+        session.task_identity,
+        session.model_identity,
+        {key: config["model"][key] for key in ("peft", "chat_template")},
+        session.training_dtype,
+        train,
+        session.config.seed,
+        [[prompt.id, prompt.text] for prompt in prompts],
+    )
+
+
+def provenance(session: Session, pool: PromptPool) -> dict[str, str]:
+    """Fingerprints of what a training was made from, for whoever evaluates it later."""
+    return {
+        "task": session.task_identity,
+        "model": session.model_identity,
+        "pool": pool.fingerprint,
+    }
+
+
+def training_folder(session: Session, variant: VariantConfig) -> Storage:
+    """Where the training of a variant lies."""
+    return session.run_folder.child("training", f"{variant.label}-s{session.config.seed}")
+
+
+def train(
+    session: Session, prompts: Sequence[Prompt], variant: VariantConfig, pool: PromptPool
+) -> TrainedAdapter:
+    """Train one variant on these prompts, or find it trained.
+
+    Args:
+        session: The run.
+        prompts: What the sampler draws from.
+        variant: Names the training.
+        pool: Where the prompts come from, and whose held-out prompts it will be tested on.
+
+    Raises:
+        ArtifactError: The folder holds another training.
+        TrainingError: A loss was not finite, or workers were lost too often.
+    """
+    identity = training_fingerprint(session, prompts)
+    folder = training_folder(session, variant)
+    with session.screen.stage(f"train {variant.label}") as stage:
+        manifest = load_manifest(folder)
+        if manifest is not None and manifest.fingerprint == identity:
+            adapter = TrainedAdapter(variant.label, identity, folder, manifest.about, True)
+            stage.finish(_outcome(adapter))
+            return adapter
+        _claim(folder, identity)
+        _launch(session, prompts, variant, identity, folder, stage, provenance(session, pool))
+        manifest = load_manifest(folder, check=True)
+        if manifest is None:
+            raise ArtifactError(f"{folder.path()}: the adapter is not complete; run again")
+        adapter = TrainedAdapter(variant.label, identity, folder, manifest.about, False)
+        stage.finish(_outcome(adapter))
+        return adapter
+
+
+def find_trained(session: Session, variant: VariantConfig) -> TrainedAdapter | None:
+    """The complete training of a variant under this run's name, if there is one."""
+    folder = training_folder(session, variant)
+    manifest = load_manifest(folder)
+    if manifest is None:
+        return None
+    return TrainedAdapter(variant.label, manifest.fingerprint, folder, manifest.about, True)
+
+
+def _outcome(adapter: TrainedAdapter) -> str:
+    about = adapter.about
+    found = ", found complete" if adapter.reused else ""
+    prompts = f"{about['prompts']} prompt{'s' if about['prompts'] != 1 else ''}"
+    return f"{about['steps']} steps, {prompts}, loss {about['last_loss']:.3f}{found}"
+
+
+def _claim(folder: Storage, identity: str) -> None:
+    """Refuse a folder in which another training was begun; begin this one there."""
+    name = "identity.json"
+    if folder.exists(name):
+        other = folder.read_json(name)["fingerprint"]
+        if other != identity:
+            raise ArtifactError(
+                f"{folder.path()} holds training {other}, this one is {identity}: its prompts, "
+                "data or settings differ; choose another name, or pass --overwrite"
+            )
+        return
+    folder.write_json(name, {"fingerprint": identity})
+
+
+def _launch(
+    session: Session,
+    prompts: Sequence[Prompt],
+    variant: VariantConfig,
+    identity: str,
+    folder: Storage,
+    stage: Stage,
+    made_from: dict[str, str],
+) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from paft_ray.modeling.model import prepare_base
+
+    config = session.config
+    workers = config.train.workers
+    cpus = cpus_per_worker(workers, "train.workers")
+    steps = total_steps(config.train, len(session.task.train))
+    stage.expect(steps)
+    board = BoardHandle()
+    job = Job(
+        config=dump_config(config),
+        task=session.task,
+        prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
+        base=prepare_base(config.model.path, config.model.revision, session.storage),
+        dtype=session.training_dtype,
+        folder=folder,
+        identity=identity,
+        label=variant.label,
+        steps=steps,
+        threads=max(1, int(cpus)),
+        tracking=session.tracking,
+        board=board,
+        made_from=made_from,
+    )
+    gpu = workers.gpus > 0
+    with tempfile.TemporaryDirectory(prefix="paft-train-") as disposable, _follow(board, stage):
+        trainer = TorchTrainer(
+            run_rank,
+            train_loop_config={"job": ray.put(job)},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=workers.num,
+                use_gpu=gpu,
+                resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
+            ),
+            run_config=RunConfig(
+                name=variant.label,
+                storage_path=disposable,
+                failure_config=FailureConfig(max_failures=config.train.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            said = board.read()
+            if isinstance(error, PaftError) or not said.get("step"):
+                raise
+            raise TrainingError(
+                f"training {variant.label} stopped after step {said['step']} of {steps}: "
+                f"{' '.join(str(error).split())[-300:]}; run the same command to continue"
+            ) from error
+        refused = board.read().get("refused")
+    if refused is not None:
+        raise refused
+
+
+@contextmanager
+def _follow(board: BoardHandle, stage: Stage) -> Iterator[None]:
+    """Move the stage's bar along with what workers say on the board."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            stage.reach(int(board.read().get("step", 0)))
+
+    thread = threading.Thread(target=watch, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,218 @@
+"""One rank of one training: what a Ray Train worker does.
+
+Builds planner, model, engine and checkpoints and hands them to `loop.fit`; rank 0 then writes the
+adapter. Imports that need torch stay inside functions, because the driver imports this module.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.artifacts import ArtifactWriter, Storage
+from paft_ray.cluster import BoardHandle
+from paft_ray.config import Config
+from paft_ray.errors import PaftError, TrainingError
+from paft_ray.session import RUN_KEY
+from paft_ray.tracking import TrackingTarget
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+
+    from paft_ray.tasks import Task
+    from paft_ray.tracking import Tracker
+    from paft_ray.training.checkpoint import Progress
+    from paft_ray.training.plan import Planner
+
+logger = logging.getLogger(__name__)
+
+_REPORT_STEPS = 10
+"""Ray Train's `report` is a barrier for all ranks: it is called this seldom."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told; travels to it by pickle."""
+
+    config: dict[str, Any]
+    task: "Task"
+    prompts: tuple[tuple[str, str], ...]
+    """Ids and texts."""
+    base: str
+    """Location of the prepared base model."""
+    dtype: str
+    folder: Storage
+    identity: str
+    label: str
+    steps: int
+    threads: int
+    tracking: TrackingTarget | None
+    board: BoardHandle
+    made_from: dict[str, str]
+    """Fingerprints of data, weights and pool, for the manifest."""
+
+
+def run_rank(payload: dict[str, Any]) -> None:
+    """One rank of one training; runs in a Ray Train worker."""
+    import ray
+
+    job: Job = ray.get(payload["job"])
+    try:
+        _train_rank(job)
+    except PaftError as error:
+        # trying again would end the same way: say why, and end without a failure
+        logger.exception("training refused")
+        job.board.post_now("refused", error)
+
+
+def _train_rank(job: Job) -> None:
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    from paft_ray.tracking import open_tracker
+    from paft_ray.training.checkpoint import Checkpoints, Progress
+    from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.loop import Ledger, fit
+    from paft_ray.training.plan import plans
+    from paft_ray.training.schedule import learning_rate
+
+    config = Config.model_validate(job.config)
+    context = ray.train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    tracker = open_tracker(
+        job.tracking,
+        key=f"training/{job.label}-s{config.seed}",
+        name=f"{config.name}/{job.label}",
+        parent_key=RUN_KEY,
+        tags={"paft.variant": job.label, "paft.fingerprint": job.identity},
+        rank=rank,
+    )
+    status = "FAILED"
+    try:
+        torch.set_num_threads(job.threads)
+        prepare_process("cuda" if get_device().type == "cuda" else "cpu")
+        planner, model = _build(config, job, get_device())
+        engine = Engine(model, config.train, job.dtype)
+        checkpoints = Checkpoints(
+            job.folder.child("checkpoints"), job.identity, config.train.checkpoint.keep
+        )
+        progress = Progress()
+        if (restored := checkpoints.load()) is not None:
+            progress, state = restored
+            engine.restore(state, progress.step)
+            logger.info("rank %d continues after step %d", rank, progress.step)
+
+        def report(metrics: Mapping[str, float]) -> None:
+            step = int(metrics["step"])
+            if rank == 0:
+                job.board.post("step", step)
+            if step % _REPORT_STEPS == 0 or step == job.steps:
+                ray.train.report(dict(metrics))
+
+        progress = fit(
+            engine,
+            plans(planner, progress.step, job.steps, ranks),
+            progress,
+            steps=job.steps,
+            learning_rate=lambda step: learning_rate(
+                config.train.learning_rate, config.train.schedule, step, job.steps
+            ),
+            tracker=tracker,
+            checkpoints=checkpoints,
+            every_steps=config.train.checkpoint.every_steps,
+            ledger=Ledger(job.folder.child("ledger"), progress.step),
+            report=report,
+            seed=config.seed,
+        )
+        weights = engine.gather_weights()
+        if rank == 0:
+            _save_adapter(job, config, engine.model, weights, progress, ranks, tracker)
+        status = "FINISHED"
+    finally:
+        tracker.finish(status)
+
+
+def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, PeftModel]":
+    """The planner, and the adapted model after packing was tried on it."""
+    from paft_ray.modeling.model import (
+        add_adapter,
+        load_base,
+        load_tokenizer,
+        reads_positions,
+        store_frozen_in_bf16,
+    )
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.prompts.template import parse
+    from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
+    from paft_ray.training.plan import Planner
+    from paft_ray.training.sampler import PromptSampler
+
+    train, task = config.train, job.task
+    tokenizer = load_tokenizer(job.base, config.model.revision)
+    model = add_adapter(
+        load_base(job.base, config.model.revision), config.model.peft, config.seed
+    ).to(device)
+    packing = train.packing and reads_positions(model)
+    planner = Planner(
+        examples=task.train,
+        prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
+        encoder=TextEncoder(
+            tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+        ),
+        sampler=PromptSampler(
+            config.seed, len(job.prompts), train.sampling.unit, train.sampling.steps_per_prompt
+        ),
+        seed=config.seed,
+        batch_size=train.batch_size,
+        row_tokens=train.row_tokens,
+        packing=packing,
+        end_token=task.choices is None,
+    )
+    if packing:
+        sequences = [planner.draw(0, slot)[0] for slot in range(min(4, train.batch_size))]
+        if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
+            raise TrainingError(
+                f"packing moves the loss by {error:.1e} under peft's "
+                f"{config.model.peft['peft_type']}, more than {PACKING_TOLERANCE:.0e}: "
+                "set train.packing: false"
+            )
+    if job.dtype == "bfloat16":
+        store_frozen_in_bf16(model)
+    return planner, model
+
+
+def _save_adapter(
+    job: Job,
+    config: Config,
+    model: "PeftModel",
+    weights: Mapping[str, Any],
+    progress: "Progress",
+    ranks: int,
+    tracker: "Tracker",
+) -> None:
+    """Write `adapter/` and then the training's manifest, which makes it complete."""
+    from paft_ray.modeling.model import adapter_files
+
+    writer = ArtifactWriter(job.folder)
+    files = adapter_files(model, dict(weights), config.model.path)
+    for name, data in files.items():
+        writer.add(f"adapter/{name}", data)
+        tracker.log_artifact(f"adapter/{name}", job.folder.path(f"adapter/{name}"))
+    about = {
+        "variant": job.label,
+        "seed": config.seed,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "answer_tokens": progress.answer_tokens,
+        "trimmed": progress.trimmed,
+        "seconds": round(progress.seconds, 3),
+        "prompts": len(job.prompts),
+        "workers": ranks,
+        "dtype": job.dtype,
+        "last_loss": progress.loss,
+        "made_from": job.made_from,
+    }
+    tracker.log_params({"training": about})
+    writer.commit(job.identity, about)
