@@ -1,0 +1,7 @@
+"""Evaluation: prompts x examples, and what is said about them.
+
+metrics.py     mean, std, worst, Top@t, consistency, paired intervals; pure
+scorer.py      one model, one prompt, some examples to scores; no Ray
+grid.py        Ray Data: the whole grid over actors that hold the model
+selection.py   the single prompt that a user would have picked
+"""

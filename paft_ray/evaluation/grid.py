@@ -1,0 +1,200 @@
+"""Ray Data: prompts x examples x models over actors that hold the base model.
+
+The grid is cut into units (one model, one prompt, a few examples) before it is distributed, so
+that the worker count changes no result; a finished unit is kept as a part, so that a killed
+evaluation goes on where it was.
+"""
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from paft_ray.artifacts import Parts, Storage, fingerprint
+from paft_ray.cluster import cpus_per_worker, own_errors
+from paft_ray.config import Config
+from paft_ray.loading import dump_config
+from paft_ray.prompts.pool import Prompt
+from paft_ray.screen import Stage
+from paft_ray.session import Session
+from paft_ray.tasks import Example, Task
+
+logger = logging.getLogger(__name__)
+
+_UNIT_EXAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GridModel:
+    """One model of the grid."""
+
+    label: str
+    """`base`, or the name of a variant."""
+    identity: str
+    """Fingerprint of the training, empty for the base model."""
+    adapter: Storage | None = None
+    """The folder `adapter/`; None for the base model."""
+
+
+def score_grid(
+    session: Session,
+    models: Sequence[GridModel],
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+    stage: Stage,
+) -> pa.Table:
+    """Score every model under every prompt on every example.
+
+    Args:
+        session: The run.
+        models: Base model and variants.
+        prompts: Which wordings.
+        examples: Which questions.
+        stage: Told how many prompt-example pairs are done.
+
+    Returns:
+        A table of `variant` and the columns of `scorer.SCORES_SCHEMA`, ordered by model, prompt
+        and example as they were given.
+
+    Raises:
+        DataError: An example does not fit `task.max_length` under a prompt.
+    """
+    units = _cut(session, models, prompts, examples)
+    parts = Parts(session.run_folder.child("scores"))
+    stage.expect(sum(len(unit["examples"]) for unit in units))
+    finished = parts.finished()
+    todo = [unit for unit in units if unit["key"] not in finished]
+    stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
+    if todo:
+        adapters = {model.label: model.adapter for model in models}
+        _run(session, todo, adapters, parts, stage)
+    tables = [
+        table.append_column("variant", pa.array([unit["label"]] * table.num_rows, pa.string()))
+        for unit, table in zip(units, parts.read(u["key"] for u in units), strict=True)
+    ]
+    return pa.concat_tables(tables)
+
+
+def _cut(
+    session: Session,
+    models: Sequence[GridModel],
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+) -> list[dict[str, Any]]:
+    """Units in the order of the result, as plain rows for Ray Data."""
+    config = session.config
+    fixed = [
+        session.model_identity,
+        session.scoring_dtype,
+        config.model.chat_template,
+        [config.task.max_length, config.task.overlong, list(session.task.choices or ())],
+        [config.evaluation.row_tokens, config.evaluation.max_new_tokens],
+    ]
+    chunks = [
+        [example.id for example in examples[start : start + _UNIT_EXAMPLES]]
+        for start in range(0, len(examples), _UNIT_EXAMPLES)
+    ]
+    return [
+        {
+            "key": fingerprint("scores", fixed, model.identity, prompt.text, chunk),
+            "label": model.label,
+            "prompt_id": prompt.id,
+            "text": prompt.text,
+            "examples": chunk,
+        }
+        for model in models
+        for prompt in prompts
+        for chunk in chunks
+    ]
+
+
+def _run(
+    session: Session,
+    units: list[dict[str, Any]],
+    adapters: Mapping[str, Storage | None],
+    parts: Parts,
+    stage: Stage,
+) -> None:
+    import ray.data
+
+    from paft_ray.modeling.model import prepare_base
+
+    config = session.config
+    workers = config.evaluation.workers
+    cpus = cpus_per_worker(workers, "evaluation.workers")
+    base = prepare_base(config.model.path, config.model.revision, session.storage)
+    dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+        _ScoreActor,
+        batch_size=1,
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=min(workers.num, len(units))),
+        num_cpus=cpus,
+        num_gpus=workers.gpus or None,
+        fn_constructor_args=(
+            dump_config(config),
+            session.task,
+            base,
+            session.scoring_dtype,
+            max(1, int(cpus)),
+            adapters,
+            parts,
+        ),
+    )
+    with own_errors():
+        for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
+            stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
+
+
+class _ScoreActor:
+    """Holds one base model; scores units and keeps each as a part."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        task: Task,
+        base: str,
+        dtype: str,
+        threads: int,
+        adapters: Mapping[str, Storage | None],
+        parts: Parts,
+    ) -> None:
+        from paft_ray.evaluation.scorer import Scorer, set_threads
+
+        set_threads(threads)
+        tree = Config.model_validate(config)
+        device = "cuda" if tree.evaluation.workers.gpus > 0 else "cpu"
+        self._scorer = Scorer(tree, task, base, dtype, device)
+        self._examples = {
+            example.id: example
+            for split in (task.train, task.validation, task.test)
+            for example in split
+        }
+        self._adapters = adapters
+        self._local: dict[str, str] = {}
+        self._parts = parts
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from paft_ray.evaluation.scorer import scores_table
+
+        [key], [label] = batch["key"], batch["label"]
+        [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
+        examples = [self._examples[id] for id in ids]
+        scores = self._scorer.score(self._adapter(label), prompt_id, text, examples)
+        self._parts.write(key, scores_table(scores))
+        return {"done": [len(examples)]}
+
+    def _adapter(self, label: str) -> str | None:
+        folder = self._adapters[label]
+        if folder is None:
+            return None
+        if label not in self._local:
+            self._local[label] = (
+                folder.path()
+                if folder.is_local
+                else str(folder.fetch(Path(tempfile.mkdtemp(prefix="paft-adapter-"))))
+            )
+        return self._local[label]

@@ -1,0 +1,227 @@
+"""Scores of one prompt on some examples, by a base model with or without an adapter; no Ray.
+
+Choices are ranked by log-likelihood, the first one where two are equal; free text is generated
+greedily and its answer extracted.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import torch
+
+from paft_ray.config import Config
+from paft_ray.modeling.model import (
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    reads_positions,
+    store_frozen_in_bf16,
+    virtual_tokens,
+)
+from paft_ray.modeling.scoring import generate, inference, score_sequences
+from paft_ray.modeling.tokenization import TextEncoder, choice_sequences
+from paft_ray.prompts.template import Template, parse
+from paft_ray.tasks import Example, Task
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("example_id", pa.string()),
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+        ("choice_logprobs", pa.list_(pa.float64())),
+        ("normalised_correct", pa.bool_()),
+        ("generated_text", pa.string()),
+        ("generated_tokens", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one model answered to one example under one prompt."""
+
+    prompt_id: str
+    example_id: str
+    prediction: str
+    correct: bool
+    choice_logprobs: tuple[float, ...] | None = None
+    """Log-likelihood of every choice, in the task's order, in nats."""
+    normalised_correct: bool | None = None
+    """Whether the choice with the best log-likelihood per character is right (lm-eval's
+    acc_norm)."""
+    generated_text: str | None = None
+    generated_tokens: int | None = None
+
+
+def scores_table(scores: Sequence[Score]) -> pa.Table:
+    """Scores as a table with `SCORES_SCHEMA`."""
+    return pa.Table.from_pylist([asdict(score) for score in scores], SCORES_SCHEMA)
+
+
+class Scorer:
+    """A base model in memory, and the adapters that were asked for so far."""
+
+    def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
+        """Load the base model.
+
+        Args:
+            config: The run's configuration.
+            task: For slots, choices and the pattern of a free-text answer.
+            base: Location of the prepared base model.
+            dtype: Arithmetic: `float32` or `bfloat16`.
+            device: torch device.
+        """
+        self._config, self._task, self._dtype = config, task, dtype
+        tokenizer = load_tokenizer(base, config.model.revision)
+        self._encoder = TextEncoder(
+            tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+        )
+        self._model: PreTrainedModel | PeftModel = load_base(base, config.model.revision)
+        self._model.to(torch.device(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if dtype == "bfloat16":
+            store_frozen_in_bf16(self._model)
+        self._adapters: set[str] = set()
+
+    def score(
+        self, adapter: str | None, prompt_id: str, text: str, examples: Sequence[Example]
+    ) -> list[Score]:
+        """Score one prompt on some examples.
+
+        Args:
+            adapter: Local folder of an adapter, or None for the base model.
+            prompt_id: For the result.
+            text: The prompt's template.
+            examples: What to ask.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under this prompt.
+        """
+        template = parse(text, self._task.slots)
+        with self._using(adapter):
+            ask = self._generate if self._task.choices is None else self._rank_choices
+            return ask(prompt_id, template, examples, adapted=adapter is not None)
+
+    def _using(self, adapter: str | None) -> AbstractContextManager[None]:
+        if adapter is None:
+            return self._model.disable_adapter() if self._adapters else nullcontext()  # pyright: ignore
+        if adapter not in self._adapters:
+            self._model = load_adapter(self._model, adapter, _adapter_name(adapter))
+            self._adapters.add(adapter)
+        self._model.set_adapter(_adapter_name(adapter))
+        return nullcontext()
+
+    def _rank_choices(
+        self, prompt_id: str, template: Template, examples: Sequence[Example], adapted: bool
+    ) -> list[Score]:
+        choices = self._task.choices
+        assert choices is not None
+        per_example = [
+            choice_sequences(
+                self._encoder.encode(
+                    template.render,
+                    example.fields,
+                    choices,
+                    what=f"example {example.id} under prompt {prompt_id}",
+                )
+            )
+            for example in examples
+        ]
+        sums = iter(
+            score_sequences(
+                self._model,
+                [sequence for sequences in per_example for sequence in sequences],
+                self._dtype,
+                self._config.evaluation.row_tokens,
+                packing=not adapted or reads_positions(self._model),  # pyright: ignore
+                virtual_tokens=virtual_tokens(self._model) if adapted else 0,
+            )
+        )
+        scores = []
+        for example, sequences in zip(examples, per_example, strict=True):
+            owned = {k: v for _ in sequences for k, v in next(sums).items()}
+            logprobs = tuple(owned[index] for index in range(len(choices)))
+            best = _argmax(logprobs)
+            normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    choices[best],
+                    choices[best] == example.answer,
+                    logprobs,
+                    choices[normalised] == example.answer,
+                )
+            )
+        return scores
+
+    def _generate(
+        self, prompt_id: str, template: Template, examples: Sequence[Example], adapted: bool
+    ) -> list[Score]:
+        contexts = [self._encoder.context(template.render(e.fields))[0] for e in examples]
+        # peft puts virtual tokens before the padding of a batch and drops the positions that would
+        # tell the model so: a text would depend on which others are generated with it
+        alone = adapted and virtual_tokens(self._model) > 0
+        answers = []
+        with inference(self._model, self._dtype):
+            for batch in [[context] for context in contexts] if alone else [contexts]:
+                answers += generate(
+                    self._model,  # pyright: ignore[reportArgumentType]
+                    self._encoder.tokenizer,
+                    batch,
+                    self._config.evaluation.max_new_tokens,
+                    add_special_tokens=not self._encoder.uses_chat_template,
+                )
+        pattern = self._task.answer_pattern
+        scores = []
+        for example, (text, tokens) in zip(examples, answers, strict=True):
+            prediction = extract_answer(text, pattern)
+            right = bool(prediction) and prediction == extract_answer(example.answer, pattern)
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    prediction,
+                    right,
+                    generated_text=text,
+                    generated_tokens=tokens,
+                )
+            )
+        return scores
+
+
+def extract_answer(text: str, pattern: str | None) -> str:
+    """The answer in a generated text: the last match of `pattern`, a number in its shortest form.
+
+    `1,250.00` and `1250` are the same answer. Without a pattern it is the text's first line, lower
+    case, without surrounding punctuation; without a match it is empty.
+    """
+    if pattern is None:
+        lines = text.strip().splitlines()
+        return lines[0].strip(" \t.!?\"'`*").lower() if lines else ""
+    found = [match.group(match.lastindex or 0) for match in re.finditer(pattern, text)]
+    answer = re.sub(r"(?<=\d),(?=\d{3})", "", found[-1]).strip().rstrip(".,") if found else ""
+    is_decimal = re.fullmatch(r"-?\d+\.\d+", answer)
+    return answer.rstrip("0").rstrip(".") if is_decimal else answer
+
+
+def _adapter_name(folder: str) -> str:
+    return re.sub(r"\W", "_", folder)  # peft makes module names of it
+
+
+def _argmax(values: Iterable[float]) -> int:
+    values = list(values)
+    return max(range(len(values)), key=lambda index: (values[index], -index))
+
+
+def set_threads(threads: int) -> None:
+    """Let this process compute with so many threads; the results depend on it bit by bit."""
+    torch.set_num_threads(threads)

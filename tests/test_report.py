@@ -1,0 +1,305 @@
+"""The report of a run that never happened but could have: its table, its page, its pictures."""
+
+import html
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from paft_ray.artifacts import Storage, to_parquet
+from paft_ray.errors import ArtifactError
+from paft_ray.evaluation.metrics import summarise
+from paft_ray.report import results_table, write_report
+
+INSTRUCTIONS = (
+    "Is the sentiment of this review positive or negative?",
+    "Decide how the writer felt about the film.",
+    "Read the following sentence and label its tone.",
+    "Classify the review below.",
+    "What does the critic think? Answer with one word.",
+    "Tell whether the opinion expressed here is favourable.",
+)
+LAYOUTS = (
+    "{instruction}\n\nReview: {sentence}\nAnswer:",
+    "{sentence}\n\n{instruction}\nSentiment:",
+)
+HOSTILE = "<script>alert('prompt')</script> & <img src=x> {sentence}"
+ACCURACY = {"base": (0.66, 0.11), "single_prompt": (0.75, 0.12), "paft": (0.81, 0.07)}
+
+
+def held_out_prompts() -> list[str]:
+    texts = [
+        layout.replace("{instruction}", instruction)
+        for instruction in INSTRUCTIONS
+        for layout in LAYOUTS
+    ]
+    return [*texts[:-1], HOSTILE]
+
+
+def scores(seed: int, accuracy: Mapping[str, tuple[float, float]], examples: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for variant, (mean, std) in accuracy.items():
+        for p, chance in enumerate(np.clip(rng.normal(mean, std, 12), 0.05, 0.98)):
+            for e in range(examples):
+                right = bool(rng.random() < chance)
+                rows.append(
+                    {
+                        "variant": variant,
+                        "seed": 0,
+                        "split": "test",
+                        "prompt_id": f"test{p:02d}",
+                        "example_id": f"e{e:03d}",
+                        "prediction": "positive" if right else "negative",
+                        "correct": right,
+                        "choice_logprobs": [-0.1, -2.0],
+                        "generated_text": None,
+                        "generated_tokens": None,
+                    }
+                )
+    return pa.Table.from_pylist(rows)
+
+
+def ledger(variant: str, steps: int) -> list[pa.Table]:
+    """Two parts that overlap by ten steps, as a resumed training may leave them."""
+    rng = np.random.default_rng(7)
+    prompts = 1 if variant == "single_prompt" else 84
+    rows = [
+        {
+            "step": step,
+            "slot": slot,
+            "example_id": f"t{rng.integers(600)}",
+            "prompt_id": f"train{rng.integers(prompts):02d}",
+            "loss": float(0.15 + 0.9 * np.exp(-step / 25) + 0.2 * rng.random()),
+            "answer_tokens": 1,
+        }
+        for step in range(steps)
+        for slot in range(8)
+    ]
+    return [pa.Table.from_pylist(part) for part in (rows[: 8 * 80], rows[8 * 70 :])]
+
+
+def make_run(
+    folder: Storage,
+    accuracy: Mapping[str, tuple[float, float]] = ACCURACY,
+    examples: int = 60,
+    extras: bool = True,
+) -> dict[str, Any]:
+    """Write the files of a run; the summary is returned."""
+    table = scores(4, accuracy, examples)
+    summary = summarise(
+        table, list(accuracy), (0.75,), (0,), {"prompts": 74.2, "training": 301.8, "evaluation": 88}
+    )
+    for label in summary["models"]:
+        if label != "base":
+            summary["models"][label]["steps"] = 150
+    config = {"name": "demo", "task": {"name": "sst2"}, "model": {"path": "some/smollm2-135m"}}
+    folder.write_json("config.json", {"config": config, "versions": {"paft_ray": "0.1.0"}})
+    folder.write_json("summary.json", summary)
+    folder.write_bytes("scores.parquet", to_parquet(table))
+    if not extras:
+        return summary
+    prompts = [
+        {"prompt_id": f"test{i:02d}", "text": text, "split": "test"}
+        for i, text in enumerate(held_out_prompts())
+    ] + [
+        {"prompt_id": f"train{i:02d}", "text": f"Wording {i} of {{sentence}}", "split": "train"}
+        for i in range(84)
+    ]
+    folder.write_bytes("prompts.parquet", to_parquet(pa.Table.from_pylist(prompts)))
+    for variant in ("paft", "single_prompt"):
+        home = folder.child("training", f"{variant}-s0")
+        about = {"steps": 150, "tokens": 58_312, "answer_tokens": 1200, "seconds": 147.31}
+        home.write_json("manifest.json", {"fingerprint": "0", "files": {}, "about": about})
+        for i, part in enumerate(ledger(variant, 150)):
+            home.child("ledger").write_bytes(f"part-{i}.parquet", to_parquet(part))
+    return summary
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: text by section, tags, addresses it would fetch."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.cells: list[str] = []
+        self._in_cell = False
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+        self._in_cell = tag in ("td", "th") or (self._in_cell and tag not in ("tr", "table"))
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_cell:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    storage = Storage.open(str(tmp_path_factory.mktemp("runs") / "demo"))
+    make_run(storage)
+    assert write_report(storage) == storage.path("report.html")
+    return storage
+
+
+@pytest.fixture(scope="module")
+def source(folder: Storage) -> str:
+    return folder.read_bytes("report.html").decode()
+
+
+def known_summary(**changes: Any) -> dict[str, Any]:
+    """A summary with round numbers."""
+
+    def model(mean: float, std: float, worst: float, top: float, **more: Any) -> dict[str, Any]:
+        return {"mean": mean, "std": std, "min": worst, "top": {"0.75": top}, **more}
+
+    zero = {"value": 0.0, "low": -0.01, "high": 0.01}
+    clear = {"value": 0.059, "low": 0.012, "high": 0.104}
+    return {
+        "models": {
+            "base": model(0.658, 0.113, 0.517, 0.25),
+            "single_prompt": model(0.75, 0.118, 0.483, 0.5, steps=150),
+            "paft": model(0.809, 0.072, 0.667, 0.75, steps=150),
+        },
+        "differences": {"paft - single_prompt": {**clear, "std": zero}},
+        "prompts": 12,
+        "examples": 60,
+        "seeds": [0],
+        "seconds": {},
+        **changes,
+    }
+
+
+def test_results_table_of_known_figures_is_aligned_to_the_letter():
+    lines = results_table(known_summary()).splitlines()
+    assert lines[:4] == [
+        "held-out prompts (12 x 60 examples)    mean    std over prompts    worst    Top>=75%",
+        "base model                             65.8                11.3     51.7         25%",
+        "single prompt, 150 steps               75.0                11.8     48.3         50%",
+        "PAFT, 150 steps                        80.9                 7.2     66.7         75%",
+    ]
+    assert lines[5:] == [
+        "PAFT - single prompt: mean +5.9 (+1.2 to +10.4), std over prompts +0.0 (-1.0 to +1.0); "
+        "points, paired 95% intervals.",
+        "PAFT - single prompt: the interval of the std includes zero, "
+        "so a difference in spread is not shown.",
+        "one seed is an illustration, not a measurement: "
+        "run with `seed=1`, `seed=2`, ... (and another name) and compare.",
+    ]
+
+
+def test_results_table_of_three_seeds_is_no_illustration():
+    assert "illustration" not in results_table(known_summary(seeds=[0, 1, 2]))
+
+
+def test_results_table_of_a_paft_that_is_not_better_says_so():
+    models = known_summary()["models"]
+    swapped = {**models, "paft": models["single_prompt"], "single_prompt": models["paft"]}
+    text = results_table(known_summary(models=swapped))
+    assert "PAFT's mean is not above that of the single prompt." in text
+    assert "PAFT's spread over prompts is not below that of the single prompt." in text
+    assert "not above" not in results_table(known_summary())
+
+
+def test_results_table_of_another_variant_uses_the_name_it_is_given():
+    models = known_summary()["models"]
+    summary = known_summary(models={"base": models["base"], "k4": models["paft"]}, differences={})
+    assert "PAFT, K=4, 150 steps" in results_table(summary, {"k4": "PAFT, K=4"})
+
+
+def test_page_shows_the_figures_of_summary_and_screen(folder: Storage, source: str):
+    summary = folder.read_json("summary.json")
+    cells = Page(source).cells
+    for model in summary["models"].values():
+        for key in ("mean", "std", "min"):
+            assert f"{100 * model[key]:.1f}" in cells
+    for line in results_table(summary).splitlines()[1:4]:
+        assert all(part in cells for part in re.split(r" {3,}", line))
+    text = html.unescape(source)
+    differences, *sentences = results_table(summary).split("\n\n")[1].splitlines()
+    assert all(figure in cells for figure in re.findall(r"[+-][\d.]+ \(.*?\)", differences))
+    assert all(sentence.replace("`", "") in text for sentence in sentences)
+
+
+def test_page_ranks_held_out_prompts_worst_first_by_the_last_model(source: str):
+    lines = re.findall(r'<tr data-p="(test\d\d)">(.*?)</tr>', source, flags=re.DOTALL)
+    accuracies = [float(re.findall(r'data-v="([\d.]+)"', line)[-1]) for _, line in lines]
+    assert len(lines) == 12
+    assert accuracies == sorted(accuracies)
+
+
+def test_page_escapes_what_a_prompt_says(source: str):
+    assert "<script>alert" not in source
+    assert "&lt;script&gt;alert(" in source
+    page = Page(source)
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+
+
+def test_page_escapes_the_name_of_the_run_and_the_configuration(tmp_path: Path):
+    storage = Storage.open(str(tmp_path / "run<b>"))
+    make_run(storage, extras=False)
+    storage.write_json("config.json", {"config": {"name": "</pre><script>x</script>"}})
+    write_report(storage)
+    source = storage.read_bytes("report.html").decode()
+    assert "run<b>" not in source
+    assert Page(source).tags.count("script") == 1
+
+
+def test_page_refers_to_nothing_outside_itself(source: str):
+    assert Page(source).addresses == ["data:,"]
+    assert not re.search(r"""url\(|@import|https?://|//[a-z]|fetch\(|XMLHttp""", source)
+
+
+def test_page_counts_a_slot_trained_twice_once(source: str):
+    assert "one prompt, 1,200 examples" in source
+    assert re.search(r"84 prompts, 1,200 examples", source)
+
+
+def test_pictures_are_written_where_there_is_something_to_draw(folder: Storage):
+    for name in ("accuracy.png", "learning_curve.png"):
+        assert folder.read_bytes(name).startswith(b"\x89PNG")
+
+
+def test_report_without_ledgers_and_texts_shows_the_rest(tmp_path: Path):
+    storage = Storage.open(str(tmp_path / "bare"))
+    summary = make_run(storage, {"base": (0.6, 0.1), "paft": (0.8, 0.1)}, 5, extras=False)
+    models = {label: {**model, "top": {}} for label, model in summary["models"].items()}
+    storage.write_json("summary.json", {**summary, "models": models, "seconds": {}})
+    write_report(storage)
+    source = storage.read_bytes("report.html").decode()
+    assert "Learning curve" not in source
+    assert "How often training prompts were drawn" not in source
+    assert "test03" in source
+    assert not storage.exists("learning_curve.png")
+
+
+def test_report_written_twice_is_the_same_to_the_byte(folder: Storage, source: str):
+    before = folder.read_bytes("accuracy.png")
+    write_report(folder)
+    assert folder.read_bytes("report.html").decode() == source
+    assert folder.read_bytes("accuracy.png") == before
+
+
+@pytest.mark.parametrize("missing", ["config.json", "summary.json", "scores.parquet"])
+def test_report_of_an_unfinished_run_names_the_missing_file(tmp_path: Path, missing: str):
+    storage = Storage.open(str(tmp_path / "unfinished"))
+    make_run(storage, examples=2, extras=False)
+    storage.delete(missing)
+    with pytest.raises(ArtifactError, match=missing):
+        write_report(storage)
+    assert not storage.exists("report.html")
