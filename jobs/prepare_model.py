@@ -1,0 +1,11 @@
+"""Convert the configuration's base model now, so that no run has to: `prepare_model.py CONFIG`."""
+
+import sys
+
+from paft_ray.artifacts import Storage
+from paft_ray.loading import load_config
+from paft_ray.modeling.model import prepare_base
+
+if __name__ == "__main__":
+    config = load_config(sys.argv[1], sys.argv[2:])
+    print(prepare_base(config.model.path, config.model.revision, Storage.open(config.storage)))

@@ -1,0 +1,11 @@
+"""Pool, variants, evaluation, report, on the cluster that this job runs in.
+
+ray job submit --working-dir . -- python jobs/run.py jobs/configs/demo.yaml seed=1
+"""
+
+import sys
+
+from paft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["run", "--json", *sys.argv[1:]])

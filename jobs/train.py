@@ -1,0 +1,11 @@
+"""Train the configuration's variants, on the cluster that this job runs in.
+
+ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml seed=1
+"""
+
+import sys
+
+from paft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["train", "--json", *sys.argv[1:]])

@@ -1,0 +1,54 @@
+"""The public functions: each takes a whole configuration, checks it, and does one thing.
+
+They need a Ray to run on: one that `ray.init` joined before, or `paft_ray.cluster.ray_session`.
+"""
+
+from typing import Any
+
+from paft_ray import running
+from paft_ray.artifacts import Storage
+from paft_ray.config import Config, VariantConfig
+from paft_ray.preflight import preflight
+from paft_ray.prompts import build
+from paft_ray.prompts.pool import PromptPool
+from paft_ray.screen import Screen, SilentScreen
+from paft_ray.session import Session
+from paft_ray.training.trainer import TrainedAdapter
+
+
+def open_session(config: Config, overwrite: bool = False, screen: Screen | None = None) -> Session:
+    """Check everything that can be checked before work, and open the session.
+
+    Args:
+        config: What is to be done.
+        overwrite: The run's name may belong to another configuration.
+        screen: Where a person follows the work; silent by default.
+
+    Raises:
+        PaftError: See `preflight`; nothing was written.
+    """
+    checked = preflight(config, overwrite)
+    storage = Storage.open(config.storage)
+    return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
+
+
+def build_prompt_pool(config: Config) -> PromptPool:
+    """Build the prompt pool that the configuration describes, or find it built."""
+    return build.build_prompt_pool(open_session(config))
+
+
+def train(config: Config, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:
+    """Train one variant on a pool, or find it trained."""
+    session = open_session(config)
+    with running.claimed(session):
+        return running.train_variant(session, pool, variant)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Evaluate the base model and all trained variants; returns the content of `summary.json`."""
+    return running.evaluate(open_session(config))
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Pool, variants, evaluation, report; returns the content of `summary.json`."""
+    return running.run(open_session(config))

@@ -1,0 +1,313 @@
+"""`paft VERB CONFIG [section.field=value ...]`: parse, load, call one function.
+
+The only place that starts Ray, sets up logging and picks exit codes: 0 done; 2 the input or the
+configuration is wrong and nothing was written; 1 the run failed, work kept; 130 and 143
+interrupted. Everything that libraries print goes to the run's log file; the screen shows stages.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+from rich.console import Console
+
+from paft_ray.config import Config
+from paft_ray.errors import ConfigError, PaftError
+from paft_ray.loading import dump_config, load_config
+from paft_ray.screen import RichScreen
+from paft_ray.session import Session
+
+logger = logging.getLogger(__name__)
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb hands back."""
+
+    data: Mapping[str, Any]
+    """The JSON object of `--json`."""
+    text: str
+    """What a person sees at the end."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command."""
+
+    help: str
+    run: Callable[[Session, bool], Result]
+    needs_ray: bool = True
+    finished: Callable[[Session], Result | None] | None = None
+    """The result where everything is done, found without Ray."""
+
+
+@dataclass(frozen=True)
+class _Streams:
+    """Where a person and a program read, whatever becomes of descriptors 1 and 2."""
+
+    stdout: TextIO
+    stderr: TextIO
+    console: Console
+    """Stages and lines."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    options.overrides += rest  # overrides that stand behind an option
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.print_config:
+            sys.stdout.write(yaml.safe_dump(dump_config(config), sort_keys=False))
+            return 0
+        with _streams(options.json) as streams:
+            return _execute(VERBS[options.verb], config, options, streams)
+    except ConfigError as error:
+        return _say(sys.stderr, error, 2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="paft", description="Prompt-agnostic fine-tuning on Ray (arXiv 2502.12859)."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
+        sub.add_argument("config", metavar="CONFIG", help="YAML file")
+        sub.add_argument(
+            "overrides", nargs="*", metavar="section.field=value", help="change one value"
+        )
+        sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+        sub.add_argument("--print-config", action="store_true", help="show what was understood")
+        sub.set_defaults(overwrite=False)
+        if name not in ("run", "train"):
+            continue
+        sub.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="discard what another configuration left under this run's name",
+        )
+    return parser
+
+
+def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _Streams) -> int:
+    from paft_ray.api import open_session
+
+    screen = RichScreen(streams.console)
+    try:
+        session = open_session(config, options.overwrite, screen)
+    except PaftError as error:
+        return _say(streams.stderr, error, 2)
+    for warning in session.warnings:
+        screen.line(f"note: {warning}")
+    with _log_file(session) if verb.needs_ray else nullcontext("the log above") as log:
+        try:
+            with _interruptible():
+                result = _run(verb, session, options.overwrite)
+        except ConfigError as error:
+            return _say(streams.stderr, error, 2)
+        except PaftError as error:
+            logger.exception("failed")
+            return _say(streams.stderr, error, 1)
+        except KeyboardInterrupt:
+            screen.line("interrupted; run the same command to continue")
+            return 130
+        except SystemExit:  # from SIGTERM; Ray may have changed its code on the way
+            screen.line("terminated; run the same command to continue")
+            return 143
+        except Exception as error:
+            logger.exception("failed unexpectedly")
+            reason = " ".join(str(error).split())[:200]
+            message = f"{type(error).__name__}: {reason}\nthe traceback is in {log}"
+            return _say(streams.stderr, message, 1)
+    text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
+    streams.stdout.write(text + "\n")
+    streams.stdout.flush()
+    return 0
+
+
+def _run(verb: Verb, session: Session, overwrite: bool) -> Result:
+    if not verb.needs_ray:
+        return verb.run(session, overwrite)
+    if verb.finished and not overwrite and (result := verb.finished(session)) is not None:
+        return result
+    from paft_ray.cluster import ray_session
+
+    with ray_session():
+        # Ray's own handler ends the raylet first, and then this process aborts
+        signal.signal(signal.SIGTERM, _terminate)
+        return verb.run(session, overwrite)
+
+
+def _say(stream: TextIO, error: PaftError | str, code: int) -> int:
+    stream.write(f"error: {error}\n")
+    stream.flush()
+    return code
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _streams(as_json: bool) -> Iterator[_Streams]:
+    """Copies of the real descriptors; with `--json` nothing but the object goes to stdout."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with (
+        os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
+        os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
+    ):
+        yield _Streams(stdout, stderr, Console(file=stderr if as_json else stdout))
+
+
+@contextmanager
+def _log_file(session: Session) -> Iterator[str]:
+    """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
+    folder = session.run_folder
+    local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
+    local.parent.mkdir(parents=True, exist_ok=True)
+    real = os.dup(1), os.dup(2)
+    log = os.open(local, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
+    )
+    try:
+        yield folder.path(LOG)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(real[0], 1)
+        os.dup2(real[1], 2)
+        for descriptor in (*real, log):
+            os.close(descriptor)
+        if not folder.is_local:
+            folder.write_bytes(LOG, local.read_bytes())
+
+
+def _prompts(session: Session, overwrite: bool) -> Result:
+    from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
+
+    pool = build_prompt_pool(session)
+    folder = session.storage.child("pools", pool_fingerprint(session)).path()
+    counts = {split: len(pool.prompts(split)) for split in ("train", "validation", "test")}
+    return Result({"pool": folder, "fingerprint": pool.fingerprint, **counts}, f"pool: {folder}")
+
+
+def _train(session: Session, overwrite: bool) -> Result:
+    from paft_ray import running
+    from paft_ray.prompts.build import build_prompt_pool
+
+    with running.claimed(session, overwrite):
+        pool = build_prompt_pool(session)
+        trained = [running.train_variant(session, pool, v) for v in session.config.variants]
+    data = {
+        t.variant: {"adapter": t.folder.path("adapter"), "fingerprint": t.fingerprint, **t.about}
+        for t in trained
+    }
+    lines = [f"adapter: {entry['adapter']}" for entry in data.values()]
+    return Result(data, "\n".join(lines))
+
+
+def _evaluate(session: Session, overwrite: bool) -> Result:
+    from paft_ray import running
+
+    return _results(session, running.evaluate(session))
+
+
+def _run_all(session: Session, overwrite: bool) -> Result:
+    from paft_ray import running
+
+    return _results(session, running.run(session, overwrite))
+
+
+def _finished_run(session: Session) -> Result | None:
+    from paft_ray import running
+
+    summary = running.finished_summary(session)
+    return None if summary is None else _results(session, summary)
+
+
+def _report(session: Session, overwrite: bool) -> Result:
+    from paft_ray.report import write_report
+
+    path = write_report(session.run_folder)
+    return Result({"report": path}, f"report: {path}")
+
+
+def _results(session: Session, summary: Mapping[str, Any]) -> Result:
+    from paft_ray.report import results_table
+
+    lines = [
+        results_table(summary),
+        "",
+        f"report:  {_near(session.run_folder.path('report.html'))}",
+    ]
+    if session.tracking is not None:
+        mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
+        uri = session.tracking.uri
+        lines.append(
+            f"MLflow:  {mlflow} ui --backend-store-uri {uri}"
+            if uri.startswith("sqlite:")
+            else f"MLflow:  {uri}"
+        )
+    return Result(summary, "\n".join(lines))
+
+
+def _near(path: str) -> str:
+    """A path relative to the working directory, where it lies below."""
+    below = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if below else path
+
+
+def _plan(session: Session, overwrite: bool) -> Result:
+    from paft_ray.plan import describe_plan
+
+    plan = describe_plan(session)
+    return Result(plan, "\n".join(f"{key:<22} {value}" for key, value in plan.items()))
+
+
+VERBS: Mapping[str, Verb] = {
+    "prompts": Verb("build the prompt pool", _prompts),
+    "train": Verb("train the variants of the configuration", _train),
+    "evaluate": Verb("evaluate trained variants on held-out prompts", _evaluate),
+    "run": Verb("pool, variants, evaluation, report", _run_all, finished=_finished_run),
+    "report": Verb("write the report of a run again", _report, needs_ray=False),
+    "plan": Verb("check everything and say what would be done", _plan, needs_ray=False),
+}
+
+
+if __name__ == "__main__":
+    main()

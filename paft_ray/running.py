@@ -1,0 +1,306 @@
+"""A whole run: pool, variants at equal steps, evaluation of the base model and of every variant.
+
+Each stage finds what is complete and does the rest, so a run that was killed is finished by
+calling it again, and a finished one only reads its summary.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from paft_ray.artifacts import (
+    MANIFEST,
+    ArtifactWriter,
+    Storage,
+    fingerprint,
+    lease,
+    load_manifest,
+    to_json,
+    to_parquet,
+)
+from paft_ray.config import SinglePromptVariant, VariantConfig
+from paft_ray.errors import ConfigError
+from paft_ray.evaluation.grid import GridModel, score_grid
+from paft_ray.evaluation.metrics import summarise
+from paft_ray.evaluation.selection import choose_single_prompt
+from paft_ray.loading import dump_config
+from paft_ray.preflight import result_fields
+from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
+from paft_ray.prompts.dedup import similarity
+from paft_ray.prompts.layouts import instruction_of, layout_of
+from paft_ray.prompts.pool import Origin, Prompt, PromptPool
+from paft_ray.prompts.template import clean
+from paft_ray.report import write_report
+from paft_ray.session import RUN_KEY, Session
+from paft_ray.tracking import Metric, Tracker, open_tracker, replay, top_metric
+from paft_ray.training.trainer import (
+    TrainedAdapter,
+    find_trained,
+    provenance,
+    train,
+)
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+
+
+class _Clock:
+    """Seconds per stage, added up over the attempts of a run that was interrupted between them."""
+
+    _file = "seconds.json"
+
+    def __init__(self, folder: Storage) -> None:
+        self._folder = folder
+        self.seconds: dict[str, float] = (
+            folder.read_json(self._file) if folder.exists(self._file) else {}
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.seconds[name] = round(spent, 3)
+        self._folder.write_json(self._file, self.seconds)
+
+
+@contextmanager
+def claimed(session: Session, overwrite: bool = False) -> Iterator[Tracker]:
+    """Hold the run's name, record its configuration, and track it until the block ends.
+
+    Args:
+        session: The run.
+        overwrite: Delete what another configuration left under this name.
+
+    Raises:
+        ConfigError: Another live process holds the name.
+    """
+    folder = session.run_folder
+    with lease(folder, f"run {session.config.name!r}"):
+        if overwrite:
+            for name in set(folder.names()) - {"lease.json", "log.txt"}:
+                folder.delete(name)
+        record = {
+            "config": dump_config(session.config),
+            "results_from": result_fields(session.config),
+        }
+        folder.write_json("config.json", record)
+        replay(session.tracking)
+        tracker = open_tracker(session.tracking, RUN_KEY, session.config.name)
+        tracker.log_params(record["config"])
+        tracker.log_artifact("config.json", folder.path("config.json"))
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+            if waiting := replay(session.tracking):
+                session.screen.line(
+                    f"tracking: {waiting} batches wait in {folder.path('spool')}; they are sent "
+                    "when the same command runs again"
+                )
+
+
+def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
+    """Do all stages, or read the summary of a run that is complete.
+
+    Returns:
+        The content of `summary.json`.
+    """
+    if not overwrite and (summary := finished_summary(session)) is not None:
+        return summary
+    with claimed(session, overwrite) as tracker:
+        clock = _Clock(session.run_folder)
+        with clock.stage("prompt_pool"):
+            pool = build_prompt_pool(session)
+        trained = []
+        for variant in session.config.variants:
+            with clock.stage(f"train_{variant.label}"):
+                trained.append(train_variant(session, pool, variant))
+        with clock.stage("evaluation"):
+            scores = evaluate_models(session, pool, trained)
+        return conclude(session, pool, trained, scores, clock.seconds, tracker)
+
+
+def finished_summary(session: Session) -> dict[str, Any] | None:
+    """The summary of a run that is complete under this configuration; needs no Ray."""
+    manifest = load_manifest(session.run_folder)
+    if manifest is None or manifest.fingerprint != _identity(session):
+        return None
+    session.screen.line(f"run {session.config.name} is complete, nothing to do")
+    replay(session.tracking)
+    return session.run_folder.read_json("summary.json")
+
+
+def _identity(session: Session) -> str:
+    """Configuration and content: files behind the same paths may have changed."""
+    content = [session.task_identity, session.model_identity, pool_fingerprint(session)]
+    return fingerprint("run", result_fields(session.config), content)
+
+
+def train_variant(session: Session, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:
+    """Train one variant on the prompts that are its own, or find it trained."""
+    return train(session, variant_prompts(session, pool, variant), variant, pool)
+
+
+def variant_prompts(
+    session: Session, pool: PromptPool, variant: VariantConfig
+) -> tuple[Prompt, ...]:
+    """The prompts that a variant's sampler draws from.
+
+    Raises:
+        PoolError: `prompts.pool_size` is more than the pool's training prompts.
+    """
+    size = session.config.prompts.pool_size
+    pool = pool if size is None else pool.take(size)
+    if not isinstance(variant, SinglePromptVariant):
+        return pool.train
+    if variant.prompt is None:
+        return (choose_single_prompt(session, pool),)
+    return (user_prompt(variant.prompt, session, pool),)
+
+
+def user_prompt(text: str, session: Session, pool: PromptPool) -> Prompt:
+    """A prompt that the configuration names, as the pool would hold it.
+
+    Raises:
+        ConfigError: It is too much like a held-out prompt, which would then not be held out.
+    """
+    task, template = session.task, clean(text)
+    wording, layout = instruction_of(template, task.slots), layout_of(template, task.slots)
+    for held_out in (*pool.test, *pool.validation):
+        alike = similarity(wording, held_out.instruction)
+        if layout == held_out.layout or alike >= session.config.prompts.split.similarity:
+            raise ConfigError(
+                f"variants: prompt {template!r} has the layout or the wording of held-out prompt "
+                f"{held_out.id}: choose another one, or change seed"
+            )
+    return Prompt(
+        id=fingerprint(template),
+        text=template,
+        instruction=wording,
+        layout=layout,
+        split="train",
+        cluster="",
+        origin=Origin(file="configuration"),
+    )
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Evaluate the base model and every variant whose training is complete.
+
+    Raises:
+        ConfigError: No variant of this run is trained.
+    """
+    trained = [
+        adapter
+        for variant in session.config.variants
+        if (adapter := find_trained(session, variant)) is not None
+    ]
+    if not trained:
+        raise ConfigError(
+            f"name: run {session.config.name!r} has no trained variant in "
+            f"{session.storage.path()}: run `paft train` or `paft run` with it first"
+        )
+    with claimed(session) as tracker:
+        clock = _Clock(session.run_folder)
+        with clock.stage("prompt_pool"):
+            pool = build_prompt_pool(session)
+        for adapter in trained:
+            if adapter.about.get("made_from") != provenance(session, pool):
+                raise ConfigError(
+                    f"{adapter.folder.path()} was trained on other data, prompts or weights than "
+                    "the configuration names now: train again under another name"
+                )
+        with clock.stage("evaluation"):
+            scores = evaluate_models(session, pool, trained)
+        return conclude(session, pool, trained, scores, clock.seconds, tracker)
+
+
+def evaluate_models(
+    session: Session, pool: PromptPool, trained: Sequence[TrainedAdapter]
+) -> pa.Table:
+    """Score the base model and the trained variants on held-out prompts and test examples.
+
+    Returns:
+        The content of `scores.parquet`.
+    """
+    evaluation = session.config.evaluation
+    prompts = pool.test[: evaluation.prompts]
+    examples = session.task.test[: evaluation.examples]
+    models = [
+        GridModel(BASE, ""),
+        *(GridModel(t.variant, t.fingerprint, t.folder.child("adapter")) for t in trained),
+    ]
+    with session.screen.stage("evaluate") as stage:
+        scores = score_grid(session, models, prompts, examples, stage)
+        stage.finish(
+            f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
+        )
+    columns = {
+        "seed": pa.array([session.config.seed] * scores.num_rows, pa.int64()),
+        "split": pa.array(["test"] * scores.num_rows, pa.string()),
+    }
+    for name, column in columns.items():
+        scores = scores.append_column(name, column)
+    return scores
+
+
+def conclude(
+    session: Session,
+    pool: PromptPool,
+    trained: Sequence[TrainedAdapter],
+    scores: pa.Table,
+    seconds: Mapping[str, float],
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Write scores, summary and report, and track them; returns the summary.
+
+    The run is complete, and has a manifest, when all its variants are in the summary.
+    """
+    folder, evaluation = session.run_folder, session.config.evaluation
+    folder.delete(MANIFEST)  # what it vouched for is about to change
+    labels = [BASE, *(t.variant for t in trained)]
+    summary = summarise(scores, labels, evaluation.top_thresholds, [session.config.seed], seconds)
+    for adapter in trained:
+        summary["models"][adapter.variant]["steps"] = adapter.about["steps"]
+    folder.write_bytes("scores.parquet", to_parquet(scores))
+    folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
+    folder.write_bytes("summary.json", to_json(summary))
+    with session.screen.stage("report") as stage:
+        path = write_report(folder)
+        stage.finish(path)
+    _track(session, summary, tracker)
+    if len(trained) == len(session.config.variants):
+        writer = ArtifactWriter(folder)
+        for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
+            writer.note(name)
+        writer.commit(_identity(session), {"pool": pool.fingerprint})
+    return summary
+
+
+def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> None:
+    folder = session.run_folder
+    for label, figures in summary["models"].items():
+        metrics = {
+            Metric.EVAL_ACCURACY_MEAN: figures["mean"],
+            Metric.EVAL_ACCURACY_STD: figures["std"],
+            Metric.EVAL_ACCURACY_WORST_PROMPT: figures["min"],
+            Metric.EVAL_ACCURACY_P05: figures["p05"],
+            Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
+            Metric.EVAL_CONSISTENCY: figures["consistency"],
+            **{top_metric(float(t)): share for t, share in figures["top"].items()},
+        }
+        tracker.log_metrics({f"{label}/{name}": value for name, value in metrics.items()}, 0)
+    for name in folder.names():
+        if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":
+            tracker.log_artifact(name, folder.path(name))

@@ -1,0 +1,126 @@
+"""The command line as a user meets it: exit codes, streams, what is written and what is not."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paft_ray.cli import call
+
+
+@pytest.fixture
+def small(tiny_model: Path, review_file: Path, tmp_path: Path) -> Path:
+    """A configuration that passes preflight."""
+    config = {
+        "name": "small",
+        "storage": str(tmp_path / "storage"),
+        "task": {
+            "type": "custom",
+            "name": "reviews",
+            "description": "Say whether a short film review is positive or negative.",
+            "path": str(review_file),
+            "fields": {"review": "review"},
+            "answer": "label",
+            "choices": ["positive", "negative"],
+        },
+        "prompts": {"generation": {"llms": [{"type": "fake"}]}},
+        "model": {"path": str(tiny_model), "dtype": "float32"},
+        "train": {"steps": 5, "batch_size": 4, "workers": {"cpus": 1}},
+        "evaluation": {"workers": {"cpus": 1}},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+def test_plan_says_what_would_be_done_and_writes_nothing(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["plan", str(small), "--json"]) == 0
+    out, _ = capfd.readouterr()
+    plan = json.loads(out)
+    assert plan["training"] == {"paft": "5 steps"}
+    assert plan["generation"]["requests"] == 40
+    assert not (small.parent / "storage").exists()
+
+
+def test_print_config_shows_defaults_and_loads_again(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", str(small), "train.batch_size=6", "--print-config"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["train"]["batch_size"] == 6
+    assert shown["train"]["schedule"]["type"] == "cosine"
+
+
+@pytest.mark.parametrize("verb", ["prompts", "train", "evaluate", "run", "report", "plan"])
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.stpes=4", "train.stpes"),
+        ("train.steps=many", "train.steps"),
+        ("model.path=/no/such/model", "model.path"),
+        ("task.path=/no/such/file.jsonl", "/no/such/file.jsonl"),
+        ("train.workers.num=4096", "train.workers"),
+    ],
+)
+def test_wrong_input_exits_2_in_two_lines_and_writes_nothing(
+    verb: str, override: str, named: str, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call([verb, str(small), override, "--json"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert named in err
+    assert len(err.strip().splitlines()) <= 2
+    assert "Traceback" not in err
+    assert not (small.parent / "storage").exists()
+
+
+def test_missing_configuration_file_exits_2(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(["run", "/no/such/config.yaml"]) == 2
+    assert "/no/such/config.yaml" in capfd.readouterr().err
+
+
+def test_same_name_with_another_configuration_is_refused_naming_the_field(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from paft_ray.loading import dump_config, load_config
+
+    run = small.parent / "storage" / "runs" / "small"
+    run.mkdir(parents=True)
+    record = {"config": dump_config(load_config(small))}
+    (run / "config.json").write_text(json.dumps(record), encoding="utf-8")
+    assert call(["run", str(small), "train.learning_rate=0.5"]) == 2
+    err = capfd.readouterr().err
+    assert "train.learning_rate" in err
+    assert "--overwrite" in err
+
+
+def test_importing_the_package_and_its_configuration_imports_no_ml_library() -> None:
+    program = (
+        "import sys, paft_ray, paft_ray.config, paft_ray.loading, paft_ray.preflight, paft_ray.cli;"
+        "print([m for m in ('torch', 'ray', 'transformers', 'deepspeed', 'mlflow', 'datasets')"
+        " if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "[]"
+
+
+def test_a_job_file_runs_its_verb_with_json(small: Path) -> None:
+    root = Path(__file__).parents[1]
+    result = subprocess.run(
+        [sys.executable, "jobs/evaluate.py", str(small), "name=Not A Name"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "name: 'Not A Name'" in result.stderr

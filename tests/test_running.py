@@ -1,0 +1,312 @@
+"""Whole runs on a tiny real model: as a user starts them, killed at every stage, and repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+pytestmark = pytest.mark.ray
+
+WORDINGS = (
+    "Decide whether the {} is positive or negative", "Say how the {} feels about the film",
+    "Judge the mood of this {} carefully", "Is the opinion in the {} good or bad",
+    "Classify this short {} by its tone", "Tell me what the writer of the {} thinks",
+    "Read the {} and name its sentiment", "Find out if the {} praises the movie",
+    "What attitude does the {} show", "Pick the label that fits the {} best",
+    "Look at the {} and choose an answer", "Would you call this {} favorable",
+    "Give the polarity of the {}", "Weigh every word in the {} before you answer",
+    "You are a critic; rate the {}", "Which of the two labels describes the {}",
+    "Determine the emotion behind the {}", "Please evaluate the {} in one word",
+    "State whether somebody enjoyed the film in the {}", "Answer for the {} below with one label",
+)  # fmt: skip
+
+
+class Endpoint:
+    """A real HTTP server that speaks enough of the OpenAI protocol, and counts."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[int] = Counter()
+        self.delay_s = 0.0
+        self.lock = threading.Lock()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                time.sleep(endpoint.delay_s)
+                with endpoint.lock:
+                    endpoint.calls[asked["seed"]] += 1
+                number = asked["seed"] % (len(WORDINGS) * 7)
+                wording = WORDINGS[number % len(WORDINGS)].format("review")
+                text = f"{wording}, version {'abcdefg'[number // len(WORDINGS)]}."
+                body = json.dumps(
+                    {
+                        "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                        "choices": [{"index": 0, "finish_reason": "stop",
+                                     "message": {"role": "assistant", "content": text}}],
+                        "usage": {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18},
+                    }
+                ).encode()  # fmt: skip
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def make_config(
+    endpoint: Endpoint,
+    tiny_model: Path,
+    review_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """Write the configuration of a small run with a storage folder of its own."""
+
+    def make(label: str, steps: int = 12) -> Path:
+        folder = tmp_path_factory.mktemp(label)
+        config = {
+            "name": "small",
+            "seed": 1,
+            "storage": str(folder / "storage"),
+            "task": {
+                "type": "custom",
+                "name": "reviews",
+                "description": "Say whether a short film review is positive or negative.",
+                "path": str(review_file),
+                "fields": {"review": "review"},
+                "answer": "label",
+                "choices": ["positive", "negative"],
+                "max_length": 200,
+            },
+            "prompts": {
+                "generation": {
+                    "llms": [{"type": "openai", "base_url": endpoint.url, "model": "m",
+                              "concurrency": 2}],
+                    "form": "instruction",
+                    "per_llm": 30,
+                },
+                "split": {"validation": 2, "test": 3},
+            },
+            "model": {
+                "path": str(tiny_model),
+                "dtype": "float32",
+                "peft": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+            },
+            "train": {
+                "steps": steps,
+                "batch_size": 4,
+                "row_tokens": 256,
+                "learning_rate": 0.01,
+                "checkpoint": {"every_steps": 4},
+                "workers": {"num": 1, "cpus": 1},
+            },
+            "variants": [{"type": "single_prompt"}, {"type": "paft"}],
+            "evaluation": {
+                "examples": 10,
+                "selection_prompts": 4,
+                "selection_examples": 5,
+                "row_tokens": 256,
+                "workers": {"num": 1, "cpus": 1},
+            },
+        }  # fmt: skip
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        return path
+
+    return make
+
+
+def paft(*arguments: str) -> subprocess.Popen[str]:
+    """`paft ...` in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "paft_ray.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=220)
+    assert process.returncode == 0, out + err
+    lines = out.strip().splitlines()
+    assert len(lines) == 1, out
+    return json.loads(lines[0])
+
+
+def adapter_bytes(storage: Path) -> dict[str, bytes]:
+    found = storage.glob("runs/small/training/*/adapter/adapter_model.safetensors")
+    return {path.parent.parent.name: path.read_bytes() for path in found}
+
+
+def kill_group_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """SIGKILL the driver and all that it started, as a lost machine would, once something is so."""
+    deadline = time.monotonic() + 150
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the moment to kill never came"
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_config: Callable[..., Path], endpoint: Endpoint) -> tuple[Path, dict]:
+    """A run that nothing happened to: its storage folder and its summary."""
+    config = make_config("undisturbed")
+    summary = finish(paft("run", str(config), "--json"))
+    return config.parent / "storage", summary
+
+
+def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
+    storage, summary = undisturbed
+    run = storage / "runs" / "small"
+    for name in ("config.json", "manifest.json", "log.txt", "summary.json", "scores.parquet"):
+        assert (run / name).stat().st_size > 0, name
+    assert "<table" in (run / "report.html").read_text(encoding="utf-8")
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert set(summary["models"]) == {"base", "single_prompt", "paft"}
+    assert set(adapter_bytes(storage)) == {"single_prompt-s1", "paft-s1"}
+    scores = pq.read_table(run / "scores.parquet")
+    assert scores.num_rows == 3 * summary["prompts"] * summary["examples"] == 3 * 3 * 10
+
+
+def test_run_draws_as_the_ledger_says_and_single_prompt_draws_one(
+    undisturbed: tuple[Path, dict],
+) -> None:
+    storage, _ = undisturbed
+    drawn = {}
+    for variant in ("single_prompt", "paft"):
+        ledger = pq.read_table(storage / f"runs/small/training/{variant}-s1/ledger").to_pydict()
+        assert sorted(zip(ledger["step"], ledger["slot"], strict=True)) == [
+            (step, slot) for step in range(12) for slot in range(4)
+        ]
+        drawn[variant] = set(ledger["prompt_id"])
+    assert len(drawn["single_prompt"]) == 1
+    assert len(drawn["paft"]) > 20
+    [pool] = (storage / "pools").iterdir()
+    prompts = pq.read_table(pool / "pool.parquet").to_pylist()
+    held_out = {row["prompt_id"] for row in prompts if row["split"] != "train"}
+    assert not held_out & (drawn["paft"] | drawn["single_prompt"])
+
+
+def test_run_is_recorded_in_mlflow_with_its_trainings_below(
+    undisturbed: tuple[Path, dict],
+) -> None:
+    from mlflow import MlflowClient
+
+    storage, summary = undisturbed
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"small", "small/single_prompt", "small/paft"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    parent = runs["small"].info.run_id
+    assert runs["small/paft"].data.tags["mlflow.parentRunId"] == parent
+    history = client.get_metric_history(runs["small/paft"].info.run_id, "train/loss")
+    assert [metric.step for metric in history] == list(range(1, 13))
+    mean = summary["models"]["paft"]["mean"]
+    assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
+    names = {file.path for file in client.list_artifacts(parent)}
+    assert {"report.html", "summary.json", "prompts.parquet", "config.json"} <= names
+
+
+def test_run_called_again_only_reads_its_summary(
+    undisturbed: tuple[Path, dict], endpoint: Endpoint
+) -> None:
+    storage, summary = undisturbed
+    before = endpoint.calls.total()
+    files = {path: path.stat().st_mtime_ns for path in storage.rglob("*.safetensors")}
+    assert finish(paft("run", str(storage.parent / "config.yaml"), "--json")) == summary
+    assert endpoint.calls.total() == before
+    assert files == {path: path.stat().st_mtime_ns for path in storage.rglob("*.safetensors")}
+
+
+KILL_MOMENTS = ("generation", "checkpoint write", "between the trainings", "evaluation")
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(("checkpoint write",), id="checkpoint"),
+        pytest.param(KILL_MOMENTS, id="every-stage", marks=pytest.mark.slow),
+    ],
+)
+def test_run_killed_ends_like_an_undisturbed_one(
+    moments: tuple[str, ...],
+    undisturbed: tuple[Path, dict],
+    make_config: Callable[..., Path],
+    endpoint: Endpoint,
+) -> None:
+    config = make_config("killed")
+    storage = config.parent / "storage"
+    run = storage / "runs" / "small"
+    first = run / "training/single_prompt-s1"
+    conditions: dict[str, Callable[[], bool]] = {
+        "generation": lambda: len(list(storage.glob("generations/*/*.parquet"))) >= 10,
+        "checkpoint write": lambda: (
+            (first / "checkpoints/step-000004/state.safetensors").exists()
+            and not (first / "checkpoints/step-000008").exists()
+        ),
+        "between the trainings": (first / "manifest.json").exists,
+        "evaluation": lambda: len(list(run.glob("scores/*.parquet"))) >= 4 + 2,
+    }
+    endpoint.calls.clear()
+    for moment in moments:
+        endpoint.delay_s = 0.15 if moment == "generation" else 0.0
+        kill_group_when(paft("run", str(config), "--json"), conditions[moment])
+        assert not (run / "manifest.json").exists(), moment
+    endpoint.delay_s = 0.0
+    finish(paft("run", str(config), "--json"))
+    assert adapter_bytes(storage) == adapter_bytes(undisturbed[0])
+    kept = sum(pq.read_metadata(path).num_rows for path in storage.glob("generations/*/*.parquet"))
+    assert kept == len(endpoint.calls) == 60
+    # only what was in flight at a kill was asked twice: at most `concurrency` requests
+    assert endpoint.calls.total() <= 60 + 2
+
+
+def test_run_terminated_exits_143_and_releases_its_name(make_config: Callable[..., Path]) -> None:
+    config = make_config("terminated")
+    run = config.parent / "storage" / "runs" / "small"
+    process = paft("train", str(config), "prompts.generation.llms=[{type: fake, seconds: 1}]")
+    deadline = time.monotonic() + 60
+    while not list((config.parent / "storage").glob("generations/*/*.parquet")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "run the same command to continue" in out
+    assert not (run / "lease.json").exists()
