@@ -8,7 +8,7 @@ from typing import Any
 from paft_ray import running
 from paft_ray.artifacts import Storage
 from paft_ray.config import Config, VariantConfig
-from paft_ray.preflight import preflight
+from paft_ray.preflight import RUN_RECORD, preflight
 from paft_ray.prompts import build
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.screen import Screen, SilentScreen
@@ -32,6 +32,22 @@ def open_session(config: Config, overwrite: bool = False, screen: Screen | None 
     return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
 
 
+def try_model(session: Session, overwrite: bool = False) -> None:
+    """Check what only transformers and peft can: that the model and its adapter can be built.
+
+    Passed over where the run has begun, and so was accepted before.
+
+    Raises:
+        ConfigError: They cannot; nothing was started or written.
+    """
+    if session.run_folder.exists(RUN_RECORD) and not overwrite:
+        return
+    from paft_ray.modeling.trial import try_adapter
+
+    config = session.config
+    try_adapter(config.model.path, config.model.revision, config.model.peft, config.seed)
+
+
 def build_prompt_pool(config: Config) -> PromptPool:
     """Build the prompt pool that the configuration describes, or find it built."""
     return build.build_prompt_pool(open_session(config))
@@ -40,6 +56,7 @@ def build_prompt_pool(config: Config) -> PromptPool:
 def train(config: Config, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:
     """Train one variant on a pool, or find it trained."""
     session = open_session(config)
+    try_model(session)
     with running.claimed(session):
         return running.train_variant(session, pool, variant)
 
@@ -51,4 +68,6 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def run(config: Config) -> dict[str, Any]:
     """Pool, variants, evaluation, report; returns the content of `summary.json`."""
-    return running.run(open_session(config))
+    session = open_session(config)
+    try_model(session)
+    return running.run(session)

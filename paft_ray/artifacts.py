@@ -1,8 +1,8 @@
 """The one way a result gets onto storage, is named, and is found again.
 
 Covered: fingerprints; storage that is a path or a URI (through pyarrow.fs); artifacts whose
-manifest, with sizes and checksums, is written last; finished parts of long work; the lease that
-keeps two live runs from one name. Not covered: training state, which is `training.checkpoint`.
+manifest, with sizes and checksums, is written last; finished parts of long work. Not covered:
+training state, which is `training.checkpoint`; who may write where, which is `lease`.
 """
 
 import hashlib
@@ -10,12 +10,8 @@ import io
 import json
 import logging
 import os
-import socket
-import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +20,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from paft_ray.errors import ArtifactError, ConfigError
+from paft_ray.errors import ArtifactError, ConfigError, one_line
+from paft_ray.loading import local_path
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Part of every fingerprint: raise it when what is stored changes its meaning."""
 MANIFEST = "manifest.json"
-_LEASE_SECONDS = 60.0
-_SAMPLED_BYTES = 1 << 20
+_DIGESTS_KEPT = 1 << 26  # bytes from which on a file's digest is remembered
 
 
 def fingerprint(*parts: Any) -> str:
@@ -42,28 +38,34 @@ def fingerprint(*parts: Any) -> str:
 
 
 def fingerprint_files(root: Path) -> str:
-    """Fingerprint of a local file by name and content, or of a folder's files; not of its name.
-
-    Files over 64 MiB count by size and by 64 evenly spaced blocks of 1 MiB: enough to tell models
-    apart without reading all of a large one.
-    """
+    """Fingerprint of a local file by name and content, or of a folder's files; not of its name."""
     base = root.parent if root.is_file() else root
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     return fingerprint([[p.relative_to(base).as_posix(), _digest_file(p)] for p in files])
 
 
+def user_cache() -> Path:
+    """Where this user's machine keeps what can be made again."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "paft_ray"
+
+
 def _digest_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    digest.update(str(size).encode())
+    """SHA-256 of a file; of a large one remembered as long as its size and time stay the same."""
+    status = path.stat()
+    if status.st_size < _DIGESTS_KEPT:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    state = fingerprint(str(path.absolute()), status.st_size, status.st_mtime_ns)
+    kept = user_cache() / "digests" / state
+    if kept.is_file() and len(digest := kept.read_text()) == 64:
+        return digest
     with path.open("rb") as stream:
-        if size <= 64 * _SAMPLED_BYTES:
-            digest.update(stream.read())
-        else:
-            for block in range(64):
-                stream.seek(block * (size - _SAMPLED_BYTES) // 63)
-                digest.update(stream.read(_SAMPLED_BYTES))
-    return digest.hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        Storage.open(str(kept.parent)).write_bytes(kept.name, digest.encode())
+    except OSError as error:  # a home that cannot be written: it is only read again
+        logger.info("digest of %s not remembered: %s", path, error)
+    return digest
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,14 @@ class Storage:
             ConfigError: The scheme is unknown or the URI malformed.
         """
         if "://" not in location:
-            return cls(pafs.LocalFileSystem(), str(Path(location).expanduser().absolute()))
+            return cls(pafs.LocalFileSystem(), str(local_path(location).absolute()))
         try:
             filesystem, root = pafs.FileSystem.from_uri(location)
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            if not root.strip("/"):
+                raise ValueError("it names no bucket and folder")
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(
-                f"storage: {location!r} is no usable path or URI ({error}); "
+                f"storage: {location!r} is no usable path or URI ({one_line(error)}); "
                 "use a local path, s3://bucket/folder or gs://bucket/folder"
             ) from error
         return cls(filesystem, root.rstrip("/"))
@@ -110,10 +114,13 @@ class Storage:
         return info.type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
-        """Names of the entries directly in this folder, sorted; none where it does not exist."""
+        """Names of the entries directly in this folder, sorted; none where it does not exist.
+
+        What begins with a point is ours and passing: files being written, locks.
+        """
         selector = pafs.FileSelector(self.root, allow_not_found=True)
         names = (info.base_name for info in self.filesystem.get_file_info(selector))
-        return sorted(name for name in names if not name.startswith(".writing-"))
+        return sorted(name for name in names if not name.startswith("."))
 
     def read_bytes(self, name: str) -> bytes:
         """A file's content.
@@ -286,73 +293,3 @@ class Parts:
         """The parts of these keys, in the order asked for."""
         for key in keys:
             yield self.folder.read_table(f"{key}.parquet")
-
-
-@contextmanager
-def lease(folder: Storage, what: str) -> Iterator[None]:
-    """Hold a folder for this process as long as the block runs.
-
-    A thread renews the lease. One whose process died on this host is taken over at once, one of
-    another host after 60 s without renewal.
-
-    Raises:
-        ConfigError: Another live process holds it.
-    """
-    name = "lease.json"
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": uuid.uuid4().hex}
-    if folder.exists(name):
-        _refuse_if_live(folder.read_json(name), mine, what)
-    folder.write_json(name, {**mine, "renewed": time.time()})
-    stop = threading.Event()
-
-    def renew() -> None:
-        while not stop.wait(_LEASE_SECONDS / 4):
-            try:
-                if _holder(folder, name) not in (None, mine["token"]):
-                    logger.warning("%s was taken over while this process slept", what)
-                    return
-                folder.write_json(name, {**mine, "renewed": time.time()})
-            except OSError as error:
-                logger.warning("lease of %s not renewed: %s", what, error)
-
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        if _holder(folder, name) == mine["token"]:
-            folder.delete(name)
-
-
-def _holder(folder: Storage, name: str) -> str | None:
-    """Token of whoever holds a lease now."""
-    try:
-        return folder.read_json(name).get("token")
-    except ArtifactError:
-        return None
-
-
-def _refuse_if_live(held: Mapping[str, Any], mine: Mapping[str, Any], what: str) -> None:
-    age = time.time() - float(held.get("renewed", 0))
-    if held.get("host") == mine["host"]:
-        live = held.get("pid") != mine["pid"] and _is_alive(int(held.get("pid", -1)))
-        live = live and age < _LEASE_SECONDS  # a pid may have been given to another process
-    else:
-        live = age < _LEASE_SECONDS
-    if live:
-        raise ConfigError(
-            f"{what} is in use by process {held.get('pid')} on {held.get('host')} "
-            f"(seen {age:.0f} s ago): wait for it to end, or choose another name"
-        )
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -49,6 +49,8 @@ class Verb:
     help: str
     run: Callable[[Session, bool], Result]
     needs_ray: bool = True
+    trains: bool = False
+    """Whether model and adapter are tried first."""
     finished: Callable[[Session], Result | None] | None = None
     """The result where everything is done, found without Ray."""
 
@@ -76,10 +78,15 @@ def call(arguments: Sequence[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest  # overrides that stand behind an option
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger().addHandler(logging.NullHandler())  # else errors go to the screen unasked
     try:
         config = load_config(options.config, options.overrides)
         if options.print_config:
-            sys.stdout.write(yaml.safe_dump(dump_config(config), sort_keys=False))
+            tree = dump_config(config)
+            text = (
+                json.dumps(tree) + "\n" if options.json else yaml.safe_dump(tree, sort_keys=False)
+            )
+            sys.stdout.write(text)
             return 0
         with _streams(options.json) as streams:
             return _execute(VERBS[options.verb], config, options, streams)
@@ -121,11 +128,12 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _
         return _say(streams.stderr, error, 2)
     for warning in session.warnings:
         screen.line(f"note: {warning}")
-    with _log_file(session) if verb.needs_ray else nullcontext("the log above") as log:
+    with _log_file(session) if verb.needs_ray else nullcontext("no log") as log:
         try:
             with _interruptible():
                 result = _run(verb, session, options.overwrite)
         except ConfigError as error:
+            _leave_nothing(session)
             return _say(streams.stderr, error, 2)
         except PaftError as error:
             logger.exception("failed")
@@ -152,12 +160,23 @@ def _run(verb: Verb, session: Session, overwrite: bool) -> Result:
         return verb.run(session, overwrite)
     if verb.finished and not overwrite and (result := verb.finished(session)) is not None:
         return result
-    from paft_ray.cluster import ray_session
+    from paft_ray.api import try_model
+    from paft_ray.cluster import check_cluster, ray_session
 
+    if verb.trains:
+        try_model(session, overwrite)
     with ray_session():
+        check_cluster(session.config)
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
         return verb.run(session, overwrite)
+
+
+def _leave_nothing(session: Session) -> None:
+    """Take the log of a command back that was refused before it wrote anything else."""
+    folder = session.run_folder
+    if folder.is_local and folder.names() == [LOG]:
+        folder.delete()
 
 
 def _say(stream: TextIO, error: PaftError | str, code: int) -> int:
@@ -232,6 +251,7 @@ def _train(session: Session, overwrite: bool) -> Result:
 
     with running.claimed(session, overwrite):
         pool = build_prompt_pool(session)
+        running.check_lengths(session, pool)
         trained = [running.train_variant(session, pool, v) for v in session.config.variants]
     data = {
         t.variant: {"adapter": t.folder.path("adapter"), "fingerprint": t.fingerprint, **t.about}
@@ -263,7 +283,13 @@ def _finished_run(session: Session) -> Result | None:
 def _report(session: Session, overwrite: bool) -> Result:
     from paft_ray.report import write_report
 
-    path = write_report(session.run_folder)
+    folder = session.run_folder
+    if not folder.exists("summary.json"):
+        raise ConfigError(
+            f"name: there is no finished evaluation in {folder.path()}: run `paft run` or `paft "
+            "evaluate` with this configuration first"
+        )
+    path = write_report(folder)
     return Result({"report": path}, f"report: {path}")
 
 
@@ -301,9 +327,11 @@ def _plan(session: Session, overwrite: bool) -> Result:
 
 VERBS: Mapping[str, Verb] = {
     "prompts": Verb("build the prompt pool", _prompts),
-    "train": Verb("train the variants of the configuration", _train),
+    "train": Verb("train the variants of the configuration", _train, trains=True),
     "evaluate": Verb("evaluate trained variants on held-out prompts", _evaluate),
-    "run": Verb("pool, variants, evaluation, report", _run_all, finished=_finished_run),
+    "run": Verb(
+        "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
+    ),
     "report": Verb("write the report of a run again", _report, needs_ray=False),
     "plan": Verb("check everything and say what would be done", _plan, needs_ray=False),
 }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paft_ray.config import WorkersConfig
+from paft_ray.config import Config, WorkersConfig
 from paft_ray.errors import ConfigError, PaftError
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,16 @@ def cpus_per_worker(workers: WorkersConfig, section: str) -> float:
             f"{total.get('CPU', 0):g} CPUs of this cluster: lower {section}.num or {section}.cpus"
         )
     return share
+
+
+def check_cluster(config: Config) -> None:
+    """Refuse stages that could never be placed on the cluster that we joined.
+
+    Raises:
+        ConfigError: A stage asks for more CPUs or GPUs than there are.
+    """
+    cpus_per_worker(config.train.workers, "train.workers")
+    cpus_per_worker(config.evaluation.workers, "evaluation.workers")
 
 
 class Board:

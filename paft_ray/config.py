@@ -182,6 +182,13 @@ class GenerationConfig(Section):
     max_error_rate: float = Field(default=0.5, ge=0, le=1)
     """Stop the stage when a larger share of the requests fails."""
 
+    @field_validator("strategies")
+    @classmethod
+    def _no_strategy_twice(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(strategies)) < len(strategies):
+            raise ValueError("a strategy is named twice: remove one, or raise per_llm")
+        return strategies
+
     @model_validator(mode="after")
     def _no_llm_twice(self) -> Self:
         seen = [llm.model_dump_json() for llm in self.llms]
@@ -322,7 +329,7 @@ class TrainConfig(Section):
 
     steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; give this or `epochs`."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000)
     """Passes over the training examples; give this or `steps`."""
     batch_size: int = Field(default=8, ge=1)
     """Global batch, in sequences per optimizer step."""
@@ -349,7 +356,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            given = "both are given" if self.steps else "neither is given"
+            raise ValueError(f"{given}: set one of steps and epochs, and the other one to null")
         return self
 
     @field_validator("betas")

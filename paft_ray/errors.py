@@ -43,3 +43,9 @@ class LLMError(PaftError, RuntimeError):
 
 class TrainingError(PaftError, RuntimeError):
     """Training was stopped before the weights came to harm."""
+
+
+def one_line(error: BaseException, longest: int = 200) -> str:
+    """What an error of a library says, fit to stand inside a message of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -8,7 +8,8 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError
+from paft_ray.errors import ConfigError, one_line
 
 _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
@@ -24,10 +25,39 @@ _SECRET = re.compile(
 )
 _FILE_ENDINGS = (".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
+NEUTRAL_FIELDS = (
+    "name",
+    "storage",
+    "tracking",
+    "task.path",
+    "task.test_path",
+    "model.path",
+    "prompts.files",
+    "prompts.generation.max_error_rate",
+    "prompts.generation.llms.*.path",
+    "prompts.generation.llms.*.api_key_env",
+    "prompts.generation.llms.*.actors",
+    "prompts.generation.llms.*.concurrency",
+    "prompts.generation.llms.*.timeout_s",
+    "prompts.generation.llms.*.max_attempts",
+    "train.workers",
+    "train.checkpoint",
+    "train.max_failures",
+    "evaluation.workers",
+)
+"""Names, places, and how work is spread: content behind a place counts, by its own fingerprint."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1, but for 1e-4, which is a number here as it is in YAML 1.2."""
+    """Safe YAML 1.1, but for 1e-4, which is a number as in YAML 1.2, and keys given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -72,15 +102,61 @@ def resolve_path(location: str) -> Path | None:
         return Path(next(iter(spec.submodule_search_locations))) / inner
     if "://" in location:
         return None
-    path = Path(location).expanduser()
-    looks_local = path.exists() or location.startswith((".", "/", "~")) or location.count("/") > 1
+    path = local_path(location)
+    in_a_folder = location.count("/") == 1 and Path(location).parent.is_dir()
+    looks_local = (
+        path.exists()
+        or location.startswith((".", "/", "~"))
+        or location.count("/") > 1
+        or in_a_folder
+    )
     is_file_name = path.suffix.lower() in _FILE_ENDINGS  # a hub name may hold a point: Qwen2.5-7B
     return path if looks_local or is_file_name else None
+
+
+def local_path(location: str) -> Path:
+    """A path as this machine takes it, `~` expanded.
+
+    Raises:
+        ConfigError: No file could have this name here.
+    """
+    try:
+        path = Path(location).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.lstat()  # unlike exists(), it says when a name is impossible
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{_short(location)} is no usable path ({one_line(error)}); name another"
+        ) from error
+    return path
 
 
 def dump_config(config: Config) -> dict[str, Any]:
     """The tree as plain YAML- and JSON-ready values, defaults included."""
     return json.loads(config.model_dump_json())
+
+
+def result_fields(config: Config) -> dict[str, Any]:
+    """The part of a configuration that moves results, as a plain tree.
+
+    Left out are names and places, tracking, and how the work is spread and kept safe.
+    """
+    return without(dump_config(config), NEUTRAL_FIELDS)
+
+
+def without(tree: Any, paths: Iterable[str]) -> Any:
+    """A tree less the fields of these dotted paths, in which `*` is every entry of a list."""
+    kept = dict(tree)
+    for path in paths:
+        key, _, rest = path.partition(".")
+        child = kept.get(key)
+        if not rest:
+            kept.pop(key, None)
+        elif rest.startswith("*.") and isinstance(child, list):
+            kept[key] = [without(entry, [rest[2:]]) for entry in child]
+        elif isinstance(child, Mapping):
+            kept[key] = without(child, [rest])
+    return kept
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
@@ -89,11 +165,17 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "
     for key in sorted(set(old) | set(new)):
         before, after = old.get(key), new.get(key)
         where = f"{path}.{key}" if path else key
+        if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            before, after = _numbered(before), _numbered(after)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += changed_fields(before, after, where)
         elif before != after:
             changes.append(f"{where} ({_short(before)} -> {_short(after)})")
     return changes
+
+
+def _numbered(values: Sequence[Any]) -> dict[str, Any]:
+    return {str(index): value for index, value in enumerate(values)}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -103,11 +185,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file; name an existing YAML configuration") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); name a YAML text file") from error
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {where}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error, 400)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping of sections")
+    try:
+        json.dumps(tree, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: {one_line(error)}; anchors may not contain themselves, and keys are words"
+        ) from error
     return tree
 
 
@@ -117,7 +204,7 @@ def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
         raise ConfigError(f"override {override!r} is not of the form section.field=value")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(
             f"override {override!r}: the value is not valid YAML; quote it"
         ) from error

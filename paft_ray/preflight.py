@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,14 @@ from paft_ray.artifacts import Storage
 from paft_ray.cluster import cpu_has_bfloat16, resolve_dtype
 from paft_ray.config import Config, OpenAILLM, SinglePromptVariant, TransformersLLM
 from paft_ray.errors import ArtifactError, ConfigError, PaftError
-from paft_ray.loading import changed_fields, dump_config, load_config
+from paft_ray.loading import (
+    NEUTRAL_FIELDS,
+    changed_fields,
+    load_config,
+    local_path,
+    result_fields,
+    without,
+)
 from paft_ray.modeling.files import ModelFiles, inspect_model
 from paft_ray.modeling.peft_check import check_peft
 from paft_ray.prompts.files import read_prompt_files
@@ -27,15 +34,6 @@ from paft_ray.tasks import Task, load_task
 
 RUN_RECORD = "config.json"
 """File of a run's folder that holds its configuration, under the key `config`."""
-_NEUTRAL = (
-    "name",
-    "storage",
-    "tracking",
-    "train.workers",
-    "train.checkpoint",
-    "train.max_failures",
-    "evaluation.workers",
-)
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SHOWN_CHANGES = 3
 
@@ -78,25 +76,6 @@ def preflight(config: Config, overwrite: bool = False) -> Checked:
     return Checked(task, model, tuple(warnings))
 
 
-def result_fields(config: Config) -> dict[str, Any]:
-    """The part of a configuration that moves results, as a plain tree.
-
-    Left out are names and places, tracking, and how the work is spread and kept safe.
-    """
-    return _without(dump_config(config), _NEUTRAL)
-
-
-def _without(tree: Mapping[str, Any], paths: Iterable[str]) -> dict[str, Any]:
-    kept = dict(tree)
-    for path in paths:
-        key, _, rest = path.partition(".")
-        if rest and isinstance(kept.get(key), Mapping):
-            kept[key] = _without(kept[key], [rest])
-        elif not rest:
-            kept.pop(key, None)
-    return kept
-
-
 def _check_storage(location: str) -> Storage:
     storage = Storage.open(location)
     if storage.is_local:
@@ -137,7 +116,7 @@ def _check_identity(config: Config, storage: Storage) -> None:
     try:
         before = result_fields(load_config(recorded))  # fills in fields that are newer
     except ConfigError:
-        before = _without(recorded, _NEUTRAL)
+        before = without(recorded, NEUTRAL_FIELDS)
     changes = changed_fields(before, result_fields(config))
     if changes:
         more = len(changes) - _SHOWN_CHANGES
@@ -162,7 +141,7 @@ def _check_tracking(config: Config) -> None:
             raise ConfigError(
                 f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db"
             )
-        database = Path(path).expanduser().absolute()
+        database = local_path(path).absolute()
         if database.is_dir():
             raise ConfigError(f"tracking.uri: {database} is a folder; name a file in it")
         _require_writable(database.parent, "tracking.uri")

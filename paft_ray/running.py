@@ -17,7 +17,6 @@ from paft_ray.artifacts import (
     ArtifactWriter,
     Storage,
     fingerprint,
-    lease,
     load_manifest,
     to_json,
     to_parquet,
@@ -27,13 +26,13 @@ from paft_ray.errors import ConfigError
 from paft_ray.evaluation.grid import GridModel, score_grid
 from paft_ray.evaluation.metrics import summarise
 from paft_ray.evaluation.selection import choose_single_prompt
-from paft_ray.loading import dump_config
-from paft_ray.preflight import result_fields
+from paft_ray.lease import lease
+from paft_ray.loading import dump_config, result_fields
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
-from paft_ray.prompts.template import clean
+from paft_ray.prompts.template import clean, parse
 from paft_ray.report import write_report
 from paft_ray.session import RUN_KEY, Session
 from paft_ray.tracking import Metric, Tracker, open_tracker, replay, top_metric
@@ -78,9 +77,13 @@ def claimed(session: Session, overwrite: bool = False) -> Iterator[Tracker]:
         overwrite: Delete what another configuration left under this name.
 
     Raises:
-        ConfigError: Another live process holds the name.
+        ConfigError: Another live process holds the name, or what lies under it was made from other
+            data or weights.
     """
     folder = session.run_folder
+    content = {"task": session.task_identity, "model": session.model_identity}
+    if not overwrite:
+        _refuse_other_content(folder, content)
     with lease(folder, f"run {session.config.name!r}"):
         if overwrite:
             for name in set(folder.names()) - {"lease.json", "log.txt"}:
@@ -88,6 +91,7 @@ def claimed(session: Session, overwrite: bool = False) -> Iterator[Tracker]:
         record = {
             "config": dump_config(session.config),
             "results_from": result_fields(session.config),
+            "content": content,
         }
         folder.write_json("config.json", record)
         replay(session.tracking)
@@ -110,6 +114,18 @@ def claimed(session: Session, overwrite: bool = False) -> Iterator[Tracker]:
                 )
 
 
+def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
+    """Places are no part of a configuration's identity, but what lies there is."""
+    if not folder.exists("config.json"):
+        return
+    recorded = folder.read_json("config.json").get("content", content)
+    if changed := [part for part in content if recorded.get(part) != content[part]]:
+        raise ConfigError(
+            f"name: {folder.path()} was made from another {' and another '.join(changed)}: files "
+            "behind the same or another path differ; choose another name, or pass --overwrite"
+        )
+
+
 def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
     """Do all stages, or read the summary of a run that is complete.
 
@@ -122,6 +138,7 @@ def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
         clock = _Clock(session.run_folder)
         with clock.stage("prompt_pool"):
             pool = build_prompt_pool(session)
+            check_lengths(session, pool)
         trained = []
         for variant in session.config.variants:
             with clock.stage(f"train_{variant.label}"):
@@ -145,6 +162,30 @@ def _identity(session: Session) -> str:
     """Configuration and content: files behind the same paths may have changed."""
     content = [session.task_identity, session.model_identity, pool_fingerprint(session)]
     return fingerprint("run", result_fields(session.config), content)
+
+
+def check_lengths(session: Session, pool: PromptPool) -> None:
+    """Refuse what does not fit `task.max_length`, in training and on held-out prompts, at once.
+
+    Raises:
+        DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
+    """
+    config, task = session.config, session.task
+    if config.task.overlong == "trim":
+        return
+    from paft_ray.modeling.model import load_tokenizer, prepare_base
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.modeling.trial import refuse_overlong
+
+    base = prepare_base(config.model.path, config.model.revision, session.storage)
+    tokenizer = load_tokenizer(base, config.model.revision)
+    encoder = TextEncoder(tokenizer, config.model.chat_template, config.task.max_length)
+    for prompts, examples in (
+        (pool.train, task.train),
+        (pool.test[: config.evaluation.prompts], task.test[: config.evaluation.examples]),
+    ):
+        rendered = [(p.id, p.text, parse(p.text, task.slots).render) for p in prompts]
+        refuse_overlong(encoder, rendered, examples, task.choices)
 
 
 def train_variant(session: Session, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:

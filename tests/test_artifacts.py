@@ -1,12 +1,7 @@
-"""Storage, artifacts with a manifest, finished parts, and the lease on a folder."""
+"""Storage, artifacts with a manifest, finished parts."""
 
-import json
 import os
 import pickle
-import socket
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,18 +17,9 @@ from paft_ray.artifacts import (
     Storage,
     fingerprint,
     fingerprint_files,
-    lease,
     load_manifest,
 )
 from paft_ray.errors import ArtifactError, ConfigError
-
-HOLD_A_LEASE = (
-    "import sys\n"
-    "from paft_ray.artifacts import Storage, lease\n"
-    "with lease(Storage.open(sys.argv[1]), 'run x'):\n"
-    "    print('held', flush=True)\n"
-    "    sys.stdin.read()\n"
-)
 
 
 @pytest.fixture
@@ -80,20 +66,25 @@ def test_fingerprint_of_a_folder_counts_names_and_contents_and_not_where_it_lies
     assert make(tmp_path / "four", {"a": "x", "sub/c": "y"}) != base
 
 
-def test_fingerprint_of_a_large_file_sees_its_size_its_ends_and_its_middle(tmp_path):
-    size = 65 << 20
+def test_fingerprint_of_a_large_file_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, size = tmp_path / "large", 65 << 20
 
-    def make(change_at: int | None, length: int = size) -> str:
-        path = tmp_path / "large"
+    def make(change_at: int) -> str:
         with path.open("wb") as stream:
-            stream.truncate(length)
-            if change_at is not None:
-                stream.seek(change_at)
-                stream.write(b"x")
+            stream.truncate(size)
+            stream.seek(change_at)
+            stream.write(b"x")
         return fingerprint_files(path)
 
-    prints = {make(None), make(0), make(size - 1), make(size // 63 * 20), make(None, size + 1)}
-    assert len(prints) == 5
+    assert len({make(at) for at in (0, 12_345_678, size - 1)}) == 3
+    again = fingerprint_files(path)
+    status = path.stat()
+    with path.open("r+b") as stream:
+        stream.write(b"y")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert fingerprint_files(path) == again, "read again, though nothing seems to have changed"
+    assert len(list((tmp_path / "cache/paft_ray/digests").iterdir())) == 3
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
@@ -221,58 +212,3 @@ def test_parts_know_what_is_finished_and_read_in_the_order_asked_for(storage):
     (Path(storage.root) / "parts" / "notes.txt").write_bytes(b"x")
     assert parts.finished() == {"a", "b", "c.d"}
     assert [t.to_pydict() for t in parts.read(["c.d", "a"])] == [{"key": ["c.d"]}, {"key": ["a"]}]
-
-
-def test_lease_is_gone_after_the_block_whether_it_failed_or_not(storage):
-    with lease(storage, "run x"):
-        assert storage.exists("lease.json")
-    with pytest.raises(RuntimeError, match="boom"), lease(storage, "run x"):
-        raise RuntimeError("boom")
-    assert not storage.exists("lease.json")
-
-
-def test_lease_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_once(storage):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_A_LEASE, storage.root],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as other:
-        assert other.stdout is not None
-        try:
-            assert other.stdout.readline() == "held\n"
-            with (
-                pytest.raises(ConfigError, match=rf"run x is in use by process {other.pid} on .*:"),
-                lease(storage, "run x"),
-            ):
-                pass
-            assert storage.read_json("lease.json")["pid"] == other.pid
-        finally:
-            other.kill()
-    assert storage.exists("lease.json")
-    with lease(storage, "run x"):
-        assert storage.read_json("lease.json")["pid"] == os.getpid()
-
-
-@pytest.mark.parametrize(("age", "refused"), [(1, True), (59, True), (61, False)])
-def test_lease_of_another_host_is_taken_over_after_a_minute(storage, age, refused):
-    storage.write_json(
-        "lease.json", {"host": "elsewhere", "pid": 1, "token": "t", "renewed": time.time() - age}
-    )
-    if refused:
-        with (
-            pytest.raises(ConfigError, match=r"in use by process 1 on elsewhere.*another name"),
-            lease(storage, "run x"),
-        ):
-            pass
-        assert storage.read_json("lease.json")["token"] == "t"
-    else:
-        with lease(storage, "run x"):
-            assert storage.read_json("lease.json")["host"] == socket.gethostname()
-
-
-def test_lease_that_another_process_took_over_is_not_removed(storage):
-    with lease(storage, "run x"):
-        other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
-        storage.write_json("lease.json", other)
-    assert json.loads(storage.read_bytes("lease.json"))["token"] == "theirs"

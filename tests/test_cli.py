@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ def test_print_config_shows_defaults_and_loads_again(
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["train"]["batch_size"] == 6
     assert shown["train"]["schedule"]["type"] == "cosine"
+    assert call(["run", str(small), "train.batch_size=6", "--print-config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == shown
 
 
 @pytest.mark.parametrize("verb", ["prompts", "train", "evaluate", "run", "report", "plan"])
@@ -78,6 +81,66 @@ def test_wrong_input_exits_2_in_two_lines_and_writes_nothing(
     assert len(err.strip().splitlines()) <= 2
     assert "Traceback" not in err
     assert not (small.parent / "storage").exists()
+
+
+PEFT = "model.peft={peft_type: LORA, target_modules: [q_proj], %s}"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        (PEFT % "r: 0", "model.peft: peft refuses it"),
+        (PEFT % "r: eight", "model.peft: peft refuses it"),
+        (PEFT % "lora_dropout: 7", "model.peft: peft refuses it"),
+        (PEFT % "bias: some", "model.peft.bias: 'some'"),
+        (PEFT % "init_lora_weights: pissa", "model.peft.init_lora_weights: 'pissa'"),
+        (PEFT % "init_lora_weights: foo", "model.peft.init_lora_weights: 'foo'"),
+        ("model.peft={peft_type: POLY, target_modules: [q_proj]}", "POLY is not supported"),
+        ("model.peft={peft_type: VERA, target_modules: [q_proj]}", "save_projection"),
+    ],
+)
+def test_what_only_peft_can_refuse_exits_2_and_writes_nothing(
+    override: str, named: str, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", str(small), override]) == 2
+    _, err = capfd.readouterr()
+    assert named in err
+    assert "Traceback" not in err
+    assert not (small.parent / "storage/runs/small").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("tokenizer.json", "{}", "the tokenizer of"),
+        ("config.json", '{"model_type": "nonsense"}', "no causal language model"),
+        ("config.json", '{"model_type": "vit"}', "no causal language model"),
+    ],
+)
+def test_model_that_transformers_cannot_build_exits_2_and_writes_nothing(
+    name: str,
+    content: str,
+    named: str,
+    small: Path,
+    tiny_model: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    broken = small.parent / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / name).write_text(content, encoding="utf-8")
+    assert call(["train", str(small), f"model.path={broken}"]) == 2
+    _, err = capfd.readouterr()
+    assert f"model.path: {named}" in err
+    assert not (small.parent / "storage/runs/small").exists()
+
+
+def test_report_of_a_run_that_is_not_there_exits_2(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["report", str(small)]) == 2
+    _, err = capfd.readouterr()
+    assert "paft run" in err
+    assert "Traceback" not in err
 
 
 def test_missing_configuration_file_exits_2(capfd: pytest.CaptureFixture[str]) -> None:

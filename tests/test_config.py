@@ -150,8 +150,12 @@ WRONG = [
     ),
     ("model", {"model": {"path": "m", "dtype": "float16"}}, ["model.dtype: 'float16'"]),
     ("model", {"model": {"path": "m", "peft": {"r": 8}}}, ["model.peft", "peft_type", "LORA"]),
-    ("train", {"train": {}}, ["train", "exactly one of steps and epochs"]),
-    ("train", {"train": {"steps": 1, "epochs": 1}}, ["train", "exactly one of steps and epochs"]),
+    ("train", {"train": {}}, ["train", "neither is given", "one of steps and epochs"]),
+    (
+        "train",
+        {"train": {"steps": 1, "epochs": 1}},
+        ["train", "both are given", "the other one to null"],
+    ),
     ("train", {"train": {"steps": 1, "betas": [0.9, 1.0]}}, ["train.betas", "[0, 1)"]),
     ("train", {"train": {"steps": 1, "learning_rate": 0}}, ["train.learning_rate: 0"]),
     (

@@ -228,10 +228,40 @@ def test_changed_fields_are_dotted_sorted_and_short():
     old = {"b": {"x": 1, "y": 2}, "a": "same", "c": [1], "gone": 1}
     new = {"b": {"x": 1, "y": 3}, "a": "same", "c": [2], "new": "long" * 40}
     changes = changed_fields(old, new)
-    assert [change.split(" ")[0] for change in changes] == ["b.y", "c", "gone", "new"]
+    assert [change.split(" ")[0] for change in changes] == ["b.y", "c.0", "gone", "new"]
     assert changes[0] == "b.y (2 -> 3)"
     assert len(changes[3]) < 90
     assert changed_fields(old, old) == []
+
+
+def test_a_key_given_twice_is_refused_and_a_merged_one_is_not(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: a\nseed: 1\nname: b\n")
+    with pytest.raises(ConfigError, match="the key 'name' is given twice"):
+        load_config(path)
+    path.write_text("name: {<<: {a: 1}, <<: {b: 2}}\n")
+    with pytest.raises(ConfigError, match="name"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "? [1, 2]\n: 3", "[" * 5000])
+def test_yaml_that_contains_itself_or_is_too_deep_is_refused(tmp_path, text):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("location", ["~nosuchuser/x", "./" + "x" * 300, "./a\0b"])
+def test_path_that_cannot_be_is_refused(location):
+    with pytest.raises(ConfigError, match="no usable path"):
+        resolve_path(location)
+
+
+def test_mistyped_folder_beside_existing_ones_is_no_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    assert resolve_path("models/tiny") == Path("models/tiny")
 
 
 def test_local_paths_are_told_from_hub_names(tmp_path, monkeypatch):

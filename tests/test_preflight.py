@@ -390,8 +390,21 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     gone = {"workers", "checkpoint", "max_failures"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
-    same = ("seed", "task", "prompts", "model", "variants")
+    assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path"}
+    assert set(everything["model"]) - set(fields["model"]) == {"path"}
+    same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
+
+
+def test_result_fields_know_authors_by_what_they_write_and_not_by_how_they_are_reached(world):
+    def fields(**llm):
+        base = {"type": "openai", "base_url": "http://x/v1", "model": "m"}
+        written = json.dumps({"llms": [{**base, **llm}]})
+        return result_fields(world.load(f"prompts.generation={written}"))
+
+    assert fields(concurrency=3, timeout_s=5, max_attempts=1, api_key_env="KEY") == fields()
+    assert fields(max_tokens=7) != fields()
+    assert fields(model="n") != fields()
 
 
 @pytest.mark.parametrize(

@@ -276,8 +276,8 @@ def test_run_killed_ends_like_an_undisturbed_one(
     conditions: dict[str, Callable[[], bool]] = {
         "generation": lambda: len(list(storage.glob("generations/*/*.parquet"))) >= 10,
         "checkpoint write": lambda: (
-            (first / "checkpoints/step-000004/state.safetensors").exists()
-            and not (first / "checkpoints/step-000008").exists()
+            (first / "checkpoints/step-000000004/state.safetensors").exists()
+            and not (first / "checkpoints/step-000000008").exists()
         ),
         "between the trainings": (first / "manifest.json").exists,
         "evaluation": lambda: len(list(run.glob("scores/*.parquet"))) >= 4 + 2,

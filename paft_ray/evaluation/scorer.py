@@ -4,6 +4,7 @@ Choices are ranked by log-likelihood, the first one where two are equal; free te
 greedily and its answer extracted.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ import pyarrow as pa
 import torch
 
 from paft_ray.config import Config
+from paft_ray.errors import DataError
 from paft_ray.modeling.model import (
     load_adapter,
     load_base,
@@ -149,6 +151,11 @@ class Scorer:
         for example, sequences in zip(examples, per_example, strict=True):
             owned = {k: v for _ in sequences for k, v in next(sums).items()}
             logprobs = tuple(owned[index] for index in range(len(choices)))
+            if not all(map(math.isfinite, logprobs)):
+                raise DataError(
+                    f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
+                    f"are {list(logprobs)}; look at the adapter and at model.dtype"
+                )
             best = _argmax(logprobs)
             normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
             scores.append(
@@ -166,7 +173,16 @@ class Scorer:
     def _generate(
         self, prompt_id: str, template: Template, examples: Sequence[Example], adapted: bool
     ) -> list[Score]:
-        contexts = [self._encoder.context(template.render(e.fields))[0] for e in examples]
+        contexts = [
+            self._encoder.encode(
+                template.render,
+                example.fields,
+                [example.answer],
+                end=True,
+                what=f"example {example.id} under prompt {prompt_id}",
+            )[0].context_ids
+            for example in examples
+        ]
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
         alone = adapted and virtual_tokens(self._model) > 0
@@ -178,7 +194,6 @@ class Scorer:
                     self._encoder.tokenizer,
                     batch,
                     self._config.evaluation.max_new_tokens,
-                    add_special_tokens=not self._encoder.uses_chat_template,
                 )
         pattern = self._task.answer_pattern
         scores = []

@@ -196,10 +196,11 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _context_length(config: Mapping[str, Any]) -> int | None:
-    for section in (config, config.get("text_config") or {}):
+    for section in (config, config.get("text_config")):
+        found = section if isinstance(section, Mapping) else {}
         for key in _CONTEXT_KEYS:
-            if isinstance(section.get(key), int):
-                return section[key]
+            if isinstance(found.get(key), int):
+                return found[key]
     return None
 
 

@@ -6,14 +6,14 @@ of them at every use; embeddings, norms, the output head and the adapter stay in
 """
 
 import logging
-import os
+import shutil
 import tempfile
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json
-from paft_ray.errors import ConfigError
+from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json, user_cache
+from paft_ray.errors import ConfigError, one_line
 from paft_ray.loading import resolve_path
 from paft_ray.modeling.files import model_identity
 
@@ -66,11 +66,15 @@ def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
 def _local_copy(folder: Storage, identity: str) -> str:
     if folder.is_local:
         return folder.path()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "paft_ray" / identity
-    if not (cache / ".complete").exists():
-        folder.fetch(cache)
-        (cache / ".complete").touch()
-    return str(cache)
+    models = user_cache() / "models"
+    if not (models / identity).exists():
+        models.mkdir(parents=True, exist_ok=True)
+        fetched = folder.fetch(Path(tempfile.mkdtemp(prefix=f".writing-{identity}-", dir=models)))
+        try:
+            fetched.rename(models / identity)
+        except OSError:  # another process of this node was faster
+            shutil.rmtree(fetched)
+    return str(models / identity)
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
@@ -89,17 +93,24 @@ def load_base(
     """A prepared base model, frozen, in evaluation mode, in fp32 unless asked otherwise.
 
     Its output head computes in fp32 also under autocast: bf16 logits are 0.06 apart near 16, too
-    coarse to rank two answers, and the head runs on few positions.
+    coarse to rank two answers, and the head runs on few positions. Of its generation config only
+    the end tokens are kept: a repetition penalty in there would move every generated answer.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    from paft_ray.modeling.attention import BLOCK_ATTENTION, takes_blocks
     from paft_ray.modeling.scoring import FullPrecisionLinear
 
     model = AutoModelForCausalLM.from_pretrained(
         location, revision=revision, dtype=dtype or torch.float32, attn_implementation="sdpa"
     )
+    if takes_blocks(model):
+        model.set_attn_implementation(BLOCK_ATTENTION)
     model.requires_grad_(False)
+    if model.generation_config is not None:
+        end = model.generation_config.eos_token_id
+        model.generation_config = GenerationConfig(eos_token_id=end)
     head = model.get_output_embeddings()
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
@@ -127,8 +138,8 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     try:
         torch.manual_seed(seed)
         adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"model.peft: peft refuses it: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        raise ConfigError(f"model.peft: peft refuses it: {one_line(error)}") from error
     if not any(p.requires_grad for p in adapted.parameters()):
         raise ConfigError(f"model.peft: {peft['peft_type']} leaves nothing trainable")
     return adapted

@@ -19,6 +19,20 @@ from paft_ray.modeling.files import ModelFiles
 _ANY_MODULE = ("ADAPTION_PROMPT", "BEFT", "LN_TUNING", "SHADOW")
 """Methods of peft that adapt norms, biases or whole blocks; all others want a weight matrix."""
 
+_REFUSED_METHODS = {
+    "LILY": "it is loaded wrongly beside another adapter, which is how variants are compared",
+    "MULTITASK_PROMPT_TUNING": "it wants a task id with every example",
+    "POLY": "it wants a task id with every example",
+    "SHADOW": "it replaces the model's hidden states by objects of its own",
+    "TINYLORA": "a saved adapter computes something else once it is loaded",
+    "UNILORA": "peft saves it without a part that loading asks for",
+    "VBLORA": "peft saves it without the vector bank that loading asks for",
+    "XLORA": "it mixes adapters that were trained before",
+}
+"""Tried with the installed peft: trained, saved, loaded alone and beside a second adapter."""
+_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva", "lora_ga")
+"""Initialisations of LoRA that leave the base model's weights alone."""
+
 
 def check_peft(peft: Mapping[str, Any], files: ModelFiles) -> None:
     """Check `model.peft` against the installed peft and, where they are known, the model's modules.
@@ -34,6 +48,7 @@ def check_peft(peft: Mapping[str, Any], files: ModelFiles) -> None:
             f"model.peft.peft_type: the installed peft has no method {method!r}; "
             f"{_nearest(method, methods)}"
         )
+    _refuse_what_cannot_be_compared(method, peft)
     known = peft_arguments(method)
     for name in peft:
         if known and name not in known:
@@ -42,6 +57,31 @@ def check_peft(peft: Mapping[str, Any], files: ModelFiles) -> None:
             )
     for name in ("target_modules", "modules_to_save"):
         _check_targets(name, peft.get(name), method, files)
+
+
+def _refuse_what_cannot_be_compared(method: str, peft: Mapping[str, Any]) -> None:
+    """Refuse what could be trained, but not saved, or not scored on a base that variants share."""
+    if method in _REFUSED_METHODS:
+        raise ConfigError(
+            f"model.peft.peft_type: {method} is not supported: {_REFUSED_METHODS[method]}; use "
+            "LORA, or another method"
+        )
+    init = peft.get("init_lora_weights", True)
+    if method == "LORA" and init not in _PLAIN_INITS:
+        raise ConfigError(
+            f"model.peft.init_lora_weights: {init!r} changes the base model's weights, which all "
+            f"variants share in evaluation; use one of {', '.join(map(str, _PLAIN_INITS))}"
+        )
+    if peft.get("bias", "none") != "none":
+        raise ConfigError(
+            f"model.peft.bias: {peft['bias']!r} trains biases of the base model, which all "
+            "variants share in evaluation; use none"
+        )
+    if peft.get("layer_replication"):
+        raise ConfigError(
+            "model.peft.layer_replication: it changes the base model's layers, which all variants "
+            "share in evaluation; leave it out"
+        )
 
 
 def peft_methods() -> tuple[str, ...]:

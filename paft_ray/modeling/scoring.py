@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from paft_ray.modeling.attention import attends_in_blocks, block_arguments
 from paft_ray.modeling.tokenization import Row, TokenSequence, build_row, deal_rows
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def answer_logprobs(
         positions: dict[str, Any] = {"attention_mask": torch.ones_like(input_ids)}
     else:
         positions = {"position_ids": torch.from_numpy(row.position_ids_T).to(device)[None]}
+        if attends_in_blocks(forward):
+            positions.update(block_arguments(row.position_ids_T, device))
     output = forward(
         input_ids=input_ids, logits_to_keep=keep_U + virtual_tokens, use_cache=False, **positions
     )
@@ -104,34 +107,30 @@ def score_sequences(
 def generate(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[str],
+    contexts: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    add_special_tokens: bool = True,
 ) -> list[tuple[str, int]]:
     """Continue a batch of texts; greedily, or by sampling from a generator seeded for the batch.
 
     Args:
         model: Causal language model, with or without an adapter.
         tokenizer: Its tokenizer.
-        prompts: Texts to continue.
+        contexts: Token ids of the texts to continue.
         max_new_tokens: Longest continuation, in tokens.
         temperature: 0 is greedy.
         top_p: Sample from the likeliest tokens that together have this probability.
         seed: With the composition of the batch, determines what is sampled.
-        add_special_tokens: Whether the tokenizer puts its special tokens around each text.
 
     Returns:
         For each text its continuation, and the number of its tokens including the end token.
     """
-    batch = tokenizer(
-        list(prompts),
-        return_tensors="pt",
-        padding=True,
+    batch = tokenizer.pad(
+        {"input_ids": [list(context) for context in contexts]},
         padding_side="left",
-        add_special_tokens=add_special_tokens,
+        return_tensors="pt",
     ).to(model.device)
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}

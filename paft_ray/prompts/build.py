@@ -23,7 +23,8 @@ from paft_ray.artifacts import (
 from paft_ray.cluster import own_errors
 from paft_ray.config import LLMConfig, TransformersLLM
 from paft_ray.errors import LLMError
-from paft_ray.loading import dump_config
+from paft_ray.lease import lease
+from paft_ray.loading import result_fields, without
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.generation import Completion, Request, build_requests, parse_completion
 from paft_ray.prompts.llm import batch_size, llm_key, llm_label, open_llm
@@ -68,8 +69,7 @@ class _Written:
 
 def pool_fingerprint(session: Session) -> str:
     """Fingerprint of everything that a pool depends on; `pool_size` only says how much is used."""
-    prompts = dump_config(session.config)["prompts"]
-    del prompts["pool_size"]
+    prompts = without(result_fields(session.config)["prompts"], ["pool_size"])
     task, generation = session.task, session.config.prompts.generation
     return fingerprint(
         "pool",
@@ -91,18 +91,23 @@ def build_prompt_pool(session: Session) -> PromptPool:
     identity = pool_fingerprint(session)
     folder = session.storage.child("pools", identity)
     with session.screen.stage("prompt pool") as stage:
-        manifest = load_manifest(folder, check=True)
-        if manifest is None:
-            about = _build(session, folder, identity, stage)
-            found = ""
-        else:
-            about, found = dict(manifest.about), ", found complete"
+        about, found = _complete(folder), ", found complete"
+        if about is None:
+            with lease(folder, f"prompt pool {identity}", wait=True):
+                about = _complete(folder)  # another run may just have built it
+                if about is None:
+                    about, found = _build(session, folder, identity, stage), ""
         pool = load_pool(folder)
         stage.finish(
             f"{about['candidates']} candidates, {len(pool.train)} training, "
             f"{len(pool.validation)} validation, {len(pool.test)} test prompts{found}"
         )
     return pool
+
+
+def _complete(folder: Storage) -> dict[str, Any] | None:
+    manifest = load_manifest(folder, check=True)
+    return None if manifest is None else dict(manifest.about)
 
 
 def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:

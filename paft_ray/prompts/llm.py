@@ -94,16 +94,15 @@ class InProcessLLM:
         from paft_ray.modeling.scoring import generate
 
         started = time.perf_counter()
-        prompts = [self._render(request) for request in requests]
+        contexts = [self._context(request) for request in requests]
         answers = generate(
             self._model,
             self._tokenizer,
-            prompts,
+            contexts,
             max_new_tokens=max(request.max_tokens for request in requests),
             temperature=requests[0].temperature,
             top_p=requests[0].top_p,
             seed=requests[0].seed,
-            add_special_tokens=False,
         )
         seconds = (time.perf_counter() - started) / len(requests)
         yield [
@@ -114,11 +113,16 @@ class InProcessLLM:
                 status=None,
                 attempts=1,
                 seconds=seconds,
-                prompt_tokens=len(self._tokenizer(prompt)["input_ids"]),  # pyright: ignore
+                prompt_tokens=len(context),
                 completion_tokens=tokens,
             )
-            for request, prompt, (text, tokens) in zip(requests, prompts, answers, strict=True)
+            for request, context, (text, tokens) in zip(requests, contexts, answers, strict=True)
         ]
+
+    def _context(self, request: Request) -> list[int]:
+        text = self._render(request)
+        special = self._tokenizer.chat_template is None  # a template writes its own
+        return self._tokenizer(text, add_special_tokens=special)["input_ids"]  # pyright: ignore
 
     def _render(self, request: Request) -> str:
         if self._tokenizer.chat_template is None:

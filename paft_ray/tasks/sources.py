@@ -149,7 +149,7 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
             where = f"{path}, line {number}"
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{where}: not valid JSON ({shown(error)}): write one object per line, in UTF-8"
                 ) from error

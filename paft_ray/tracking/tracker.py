@@ -57,10 +57,6 @@ class Metric(StrEnum):
     EVAL_ACCURACY_P05 = "eval/accuracy/p05"
     EVAL_ACCURACY_BEST_PROMPT = "eval/accuracy/best_prompt"
     EVAL_CONSISTENCY = "eval/consistency"
-    EVAL_PAIRWISE_AGREEMENT = "eval/pairwise_agreement"
-    PROMPTS_CANDIDATES = "prompts/candidates"
-    PROMPTS_REJECTED = "prompts/rejected"
-    PROMPTS_TRAIN = "prompts/train"
 
 
 def top_metric(threshold: float) -> str:

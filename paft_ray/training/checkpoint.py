@@ -1,8 +1,8 @@
 """Training state to and from storage, in a form that no number of ranks is part of.
 
-A checkpoint is an artifact `checkpoints/step-000050/`: `state.safetensors` (weights and optimizer
-moments by parameter name), `progress.json`, and the manifest last. The newest valid one wins; a
-torn one is passed over. Never a pickle.
+A checkpoint is an artifact `checkpoints/step-000000050/`: `state.safetensors` (weights and
+optimizer moments by parameter name), `progress.json`, and the manifest last. The newest valid one
+wins; a torn one is passed over. Never a pickle.
 """
 
 import logging
@@ -126,7 +126,7 @@ class Checkpoints:
 
 
 def _name(step: int) -> str:
-    return f"step-{step:06d}"
+    return f"step-{step:09d}"
 
 
 def retry_storage(write: Callable[[], None], what: str, pause_s: float) -> None:

@@ -8,7 +8,8 @@ is gathered on the main thread and written by another.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ class Ledger:
     def take(self, last_step: int) -> Callable[[], None]:
         """Start a new part, and return what writes the one that ends with `last_step` steps."""
         rows, self._rows = self._rows, []
-        name = f"steps-{self.first_step:06d}-{last_step:06d}.parquet"
+        name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
         self.first_step = last_step
         names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
 
@@ -151,12 +152,33 @@ def fit(
 
 def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_tokens: int) -> float:
     """How far packing moves the mean answer loss of a few sequences, in nats, in fp32."""
+    model.eval()  # dropout would differ between the two
     lengths = [len(sequence.input_ids) for sequence in sequences]
-    packed = score_sequences(model, sequences, "float32", max(row_tokens, sum(lengths)))
-    alone = score_sequences(model, sequences, "float32", row_tokens, packing=False)
+    with _perturbed(model):
+        packed = score_sequences(model, sequences, "float32", max(row_tokens, sum(lengths)))
+        alone = score_sequences(model, sequences, "float32", row_tokens, packing=False)
     tokens = sum(len(sequence.targets) for sequence in sequences)
     difference = sum(abs(p[0] - a[0]) for p, a in zip(packed, alone, strict=True)) / tokens
     return difference if math.isfinite(difference) else math.inf
+
+
+@contextmanager
+def _perturbed(model: "PeftModel") -> Iterator[None]:
+    """The adapter moved away from its beginning, where most adapters do nothing at all."""
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in before:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.02 * noise.to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in before:
+                    parameter.copy_(before[name])
 
 
 def _describe_bad_step(plan: StepPlan, losses_B: Sequence[float]) -> str:

@@ -8,12 +8,13 @@ from paft_ray.config import ScheduleConfig
 def learning_rate(peak: float, schedule: ScheduleConfig, step: int, steps: int) -> float:
     """The rate of one step (0-based): linear warm-up to `peak`, then the schedule's shape.
 
-    The first step already moves (`peak / warmup`), and the last one ends at `final_share`.
+    The first step already moves (`peak / warmup`) and so does the last: the decay would arrive at
+    `final_share` with the step after it.
     """
     warmup = math.ceil(schedule.warmup_share * steps)
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = (step - warmup + 1) / max(1, steps - warmup)
+    done = (step - warmup) / max(1, steps - warmup)
     falling = {
         "constant": 1.0,
         "linear": 1.0 - done,

@@ -137,6 +137,7 @@ def _train_rank(job: Job) -> None:
 def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, PeftModel]":
     """The planner, and the adapted model after packing was tried on it."""
     from paft_ray.modeling.model import (
+        adapter_files,
         add_adapter,
         load_base,
         load_tokenizer,
@@ -178,6 +179,8 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
                 f"{config.model.peft['peft_type']}, more than {PACKING_TOLERANCE:.0e}: "
                 "set train.packing: false"
             )
+    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    adapter_files(model, weights, config.model.path)  # what cannot be saved is not trained
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)
     return planner, model

@@ -230,6 +230,23 @@ def test_example_that_does_not_fit_is_refused_or_trimmed(make_scorer):
     assert len(score.choice_logprobs) == len(CHOICES)
 
 
+def test_free_text_that_does_not_fit_is_refused_or_trimmed_too(make_scorer):
+    long = Example("f" * 16, {"review": "film " * 300}, "x")
+    with pytest.raises(DataError, match=r"example f{16} under prompt p1 has \d+ tokens"):
+        make_scorer(WRITING).score(None, "p1", PROMPT, [long])
+    [score] = make_scorer(WRITING, overlong="trim").score(None, "p1", PROMPT, [long])
+    assert score.generated_tokens
+
+
+def test_scores_that_are_no_numbers_are_refused(make_scorer, tiny_model, tmp_path):
+    model = load_base(str(tiny_model))
+    model.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
+    model.save_pretrained(tmp_path)
+    load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"under prompt p1: the model's log-likelihoods are \[nan"):
+        ask(make_scorer(base=tmp_path), None)
+
+
 def test_free_text_is_generated_and_its_first_line_compared(make_scorer, tiny_model):
     tokenizer, model = load_tokenizer(str(tiny_model)), load_base(str(tiny_model))
     template = parse(PROMPT, ("review",))

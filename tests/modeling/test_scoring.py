@@ -1,6 +1,8 @@
 """Scores and texts against what transformers computes by itself: unpacked, padded by nobody."""
 
+import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,9 +138,13 @@ def plainly(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: 
     return output[0, ids.shape[1] :].tolist()
 
 
+def contexts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+
+
 def test_generate_greedily_in_a_batch_continues_as_transformers_does_alone(model, tokenizer):
     expected = [plainly(model, tokenizer, prompt) for prompt in PROMPTS]
-    found = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    found = generate(model, tokenizer, contexts(tokenizer), max_new_tokens=24)
     assert [text for text, _ in found] == [tokenizer.decode(ids) for ids in expected]
     assert [tokens for _, tokens in found] == [24] * len(PROMPTS)
     assert len({text for text, _ in found}) == len(PROMPTS)
@@ -152,7 +158,7 @@ def test_generate_ends_each_text_at_its_own_end_token(tiny_model, tokenizer, as_
     model.generation_config.eos_token_id = [0, end] if as_list else end
     lengths = [ids.index(end) + 1 if end in ids else 24 for ids in free]
     assert len(set(lengths)) > 1
-    found = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    found = generate(model, tokenizer, contexts(tokenizer), max_new_tokens=24)
     assert [tokens for _, tokens in found] == lengths
     kept = [ids[:length] for ids, length in zip(free, lengths, strict=True)]
     assert [text for text, _ in found] == [tokenizer.decode(ids) for ids in kept]
@@ -166,19 +172,32 @@ def test_generate_with_an_end_token_of_id_0_ends_there_whatever_the_tokenizer_na
     expected = [len(plainly(model, tokenizer, prompt)) for prompt in PROMPTS]
     assert len(set(expected)) > 1
     tokenizer.add_special_tokens({"eos_token": "<other>"})  # as chat tokenizers do
-    found = generate(model, tokenizer, PROMPTS, max_new_tokens=24)
+    found = generate(model, tokenizer, contexts(tokenizer), max_new_tokens=24)
     assert [tokens for _, tokens in found] == expected
+
+
+def test_generate_is_not_moved_by_the_models_own_decoding_preferences(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
+    expected = generate(model, tokenizer, contexts(tokenizer), 12)
+    preferences = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "eos_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(preferences))
+    other = load_base(str(folder))
+    assert generate(other, tokenizer, contexts(tokenizer), 12) == expected
 
 
 def test_generate_by_sampling_depends_on_the_seed_alone(model, tokenizer):
     def sample(seed):
-        return generate(model, tokenizer, PROMPTS, 12, temperature=1.0, top_p=0.9, seed=seed)
+        return generate(
+            model, tokenizer, contexts(tokenizer), 12, temperature=1.0, top_p=0.9, seed=seed
+        )
 
     first = sample(1)
     torch.rand(7)  # randomness that somebody else used
     assert sample(1) == first
     assert sample(2) != first
-    assert generate(model, tokenizer, PROMPTS, 12) != first
+    assert generate(model, tokenizer, contexts(tokenizer), 12) != first
 
 
 def test_full_precision_linear_computes_in_fp32_under_bf16_autocast():

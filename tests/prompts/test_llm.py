@@ -387,7 +387,9 @@ def test_model_in_process_continues_the_prefill_whose_last_line_is_part_of_the_a
     prefill = "- one example\n- Decide"
     [answer] = texts(in_process, make_requests(1, temperature=0.0, prefill=prefill))
     model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
-    [(text, _)] = generate(model, tokenizer, [f"Write prompt 0.\n\n{prefill}"], 12)
+    [(text, _)] = generate(
+        model, tokenizer, [tokenizer(f"Write prompt 0.\n\n{prefill}")["input_ids"]], 12
+    )
     assert text
     assert answer == "- Decide" + text
 

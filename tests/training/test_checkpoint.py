@@ -113,11 +113,11 @@ def cut_manifest(checkpoint: Path) -> None:
 def test_checkpoint_that_is_torn_is_passed_over_for_the_one_before(harm, make, folder):
     checkpoints = make()
     save(checkpoints, 4, 8, 12)
-    harm(folder / "step-000012")
+    harm(folder / "step-000000012")
     assert loaded_step(checkpoints) == 8
-    harm(folder / "step-000008")
+    harm(folder / "step-000000008")
     assert loaded_step(checkpoints) == 4
-    harm(folder / "step-000004")
+    harm(folder / "step-000000004")
     assert loaded_step(checkpoints) is None
 
 
@@ -133,21 +133,19 @@ def test_checkpoint_of_another_training_is_passed_over(make):
 def test_checkpoints_keep_the_newest_only(keep, make, folder):
     save(make(keep=keep), 2, 4, 6, 8, 10)
     kept = sorted(path.name for path in folder.iterdir())
-    assert (
-        kept == ["step-000002", "step-000004", "step-000006", "step-000008", "step-000010"][-keep:]
-    )
+    assert kept == [f"step-{step:09d}" for step in (2, 4, 6, 8, 10)][-keep:]
     assert loaded_step(make()) == 10
 
 
 def test_checkpoints_beside_a_torn_later_one_keep_the_one_just_written(make, folder):
     save(make(keep=1), 50)
     save(make(keep=2), 100)
-    lose_manifest(folder / "step-000100")
+    lose_manifest(folder / "step-000000100")
     resumed = make(keep=1)
     assert loaded_step(resumed) == 50
     save(resumed, 60)
     assert loaded_step(resumed) == 60
-    assert not (folder / "step-000050").exists()
+    assert not (folder / "step-000000050").exists()
 
 
 def test_checkpoint_writes_what_comes_before_it_first(make, folder):
@@ -178,7 +176,7 @@ def test_checkpoint_on_storage_that_fails_twice_is_written_the_third_time(
 ):
     monkeypatch.setattr(Checkpoints, "_pause_s", 0.001)
     checkpoints = make()
-    obstacle = Obstacle(folder / "step-000004", until=3)
+    obstacle = Obstacle(folder / "step-000000004", until=3)
     checkpoints.save(Progress(step=4), state(4), before=obstacle)
     checkpoints.wait()
     assert obstacle.attempts == 3
@@ -191,9 +189,9 @@ def test_checkpoint_on_storage_that_keeps_failing_raises_after_five_attempts_at_
     monkeypatch.setattr(Checkpoints, "_pause_s", 0.001)
     checkpoints = make()
     save(checkpoints, 2)
-    obstacle = Obstacle(folder / "step-000004", until=1000)
+    obstacle = Obstacle(folder / "step-000000004", until=1000)
     checkpoints.save(Progress(step=4), state(4), before=obstacle)
-    with pytest.raises(OSError, match="step-000004"):
+    with pytest.raises(OSError, match="step-000000004"):
         checkpoints.save(Progress(step=6), state(6))
     assert obstacle.attempts == 5
     assert loaded_step(make()) == 2
@@ -233,7 +231,7 @@ def test_ledger_has_a_row_for_every_slot_and_a_part_for_every_stretch(tmp_path):
     write_second()
     write_first()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["steps-000000-000002.parquet", "steps-000002-000003.parquet"]
+    assert names == ["steps-000000000-000000002.parquet", "steps-000000002-000000003.parquet"]
     rows = read(tmp_path)
     assert [(row["step"], row["slot"]) for row in rows] == [
         (s, i) for s in range(3) for i in (0, 1)

@@ -1,0 +1,116 @@
+"""Trying a model before any work: built without weights, adapted, and read to by long examples.
+
+Covered: what only transformers, peft and the tokenizer can say of a configuration. Not covered:
+weights, which nobody reads here; whether they fit into memory.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.errors import ConfigError, one_line
+from paft_ray.loading import resolve_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.tasks import Example
+
+_LONGEST = 16
+
+
+def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any], seed: int) -> None:
+    """Build the model without weights and put the adapter on it.
+
+    Raises:
+        ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
+            the adapter or cannot save it.
+    """
+    from peft import get_peft_model_state_dict
+
+    from paft_ray.modeling.model import add_adapter, load_tokenizer
+
+    local = resolve_path(path)
+    if local is None or local.is_dir():
+        try:
+            load_tokenizer(str(local or path), revision)
+        except Exception as error:
+            raise ConfigError(
+                f"model.path: the tokenizer of {path} cannot be read ({one_line(error)}); fetch "
+                "or save it again"
+            ) from error
+    model = _without_weights(path, local, revision)
+    try:
+        adapted = add_adapter(model, dict(peft), seed)
+        weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        get_peft_model_state_dict(adapted, state_dict=weights, save_embedding_layers=False)
+    except NotImplementedError:  # an initialisation that reads weights: only training can tell
+        return
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"model.peft: peft could not save it: {one_line(error)}") from error
+
+
+def _without_weights(path: str, local: Path | None, revision: str | None) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        if local is not None and local.suffix.lower() == ".gguf":
+            config = AutoConfig.from_pretrained(str(local.parent), gguf_file=local.name)
+        else:
+            config = AutoConfig.from_pretrained(str(local or path), revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise ConfigError(
+            f"model.path: no causal language model can be built from {path} ({one_line(error)}); "
+            "name a decoder model that the installed transformers knows"
+        ) from error
+
+
+def refuse_overlong(
+    encoder: "TextEncoder",
+    prompts: Sequence[tuple[str, str, Callable[[Mapping[str, str]], str]]],
+    examples: Sequence["Example"],
+    choices: Sequence[str] | None,
+) -> None:
+    """Read the longest examples through the longest prompts, before anything else is done.
+
+    Lengths nearly add up, so that the longest pair is among these.
+
+    Args:
+        encoder: The model's, which refuses what is too long.
+        prompts: Of each the id, the text, and what renders it.
+        examples: What will be rendered.
+        choices: The task's choices; without, each example's own answer is read.
+
+    Raises:
+        DataError: One does not fit `task.max_length`.
+    """
+    fields = [" ".join(example.fields.values()) for example in examples]
+    by_example, by_prompt = _lengths(encoder, fields), _lengths(encoder, [p[1] for p in prompts])
+    longest = sorted(range(len(examples)), key=lambda index: -by_example[index])[:_LONGEST]
+    for prompt in sorted(range(len(prompts)), key=lambda index: -by_prompt[index])[:_LONGEST]:
+        prompt_id, _, render = prompts[prompt]
+        for example in (examples[index] for index in longest):
+            encoder.encode(
+                render,
+                example.fields,
+                choices or [example.answer],
+                end=choices is None,
+                what=f"example {example.id} under prompt {prompt_id}",
+            )
+
+
+def _lengths(encoder: "TextEncoder", texts: Sequence[str]) -> list[int]:
+    """Tokens of every text; texts that are far from the longest in characters are not read."""
+    enough = max(map(len, texts), default=0) / 4
+    lengths = [0] * len(texts)
+    read = [index for index, text in enumerate(texts) if len(text) >= enough]
+    encoded: Any = encoder.tokenizer([texts[index] for index in read])["input_ids"] if read else []
+    for index, ids in zip(read, encoded, strict=True):
+        lengths[index] = len(ids)
+    return lengths

@@ -1,0 +1,107 @@
+"""Attention inside the sequences of a packed row."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from paft_ray.modeling import attention
+from paft_ray.modeling.attention import (
+    BLOCK_ATTENTION,
+    block_arguments,
+    block_attention,
+    cut_blocks,
+    takes_blocks,
+)
+
+CPU = torch.device("cpu")
+
+
+def positions(lengths: list[int]) -> np.ndarray:
+    return np.concatenate([np.arange(length) for length in lengths])
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=12))
+def test_blocks_bring_every_token_back_to_its_place(lengths):
+    blocks = cut_blocks(positions(lengths), CPU)
+    flat = torch.cat([gather_NL.flatten() for gather_NL in blocks.gather_NL])
+    assert flat[blocks.back_T].tolist() == list(range(sum(lengths)))
+    assert len(flat) < 2 * sum(lengths), "sequences of like length share a batch"
+    for gather_NL in blocks.gather_NL:
+        assert (gather_NL.diff(dim=1) >= 0).all()
+
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "grouped queries": (LlamaForCausalLM, LlamaConfig, {}),
+    "sliding window": (MistralForCausalLM, MistralConfig, {"sliding_window": 7}),
+    "window in some layers": (Gemma3ForCausalLM, Gemma3TextConfig, {"sliding_window": 9}),
+}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_row_computes_what_each_sequence_computes_alone(name, plain, monkeypatch):
+    """Outputs and gradients, with our own products and with torch's fused kernel."""
+    if not plain:
+        monkeypatch.setattr(attention, "_PLAIN_LENGTH", 0)
+    model_class, config_class, more = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**SMALL, **more)).eval()
+    assert takes_blocks(model)
+    lengths = [5, 40, 1, 12, 33]
+    ids = torch.randint(1, 100, (1, sum(lengths)))
+    weights = torch.randn(sum(lengths), 100)
+    model.set_attn_implementation("eager")
+    alone = torch.cat(
+        [model(input_ids=part, use_cache=False).logits[0] for part in ids.split(lengths, 1)]
+    )
+    (alone * weights).sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+
+    model.set_attn_implementation(BLOCK_ATTENTION)
+    at = positions(lengths)
+    packed = model(
+        input_ids=ids,
+        position_ids=torch.from_numpy(at)[None],
+        use_cache=False,
+        **block_arguments(at, CPU),
+    ).logits[0]
+    (packed * weights).sum().backward()
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+    for parameter, gradient in expected.items():
+        found = model.get_parameter(parameter).grad
+        torch.testing.assert_close(found, gradient, atol=2e-3, rtol=1e-3)
+
+
+def test_bias_by_position_is_refused_rather_than_dropped():
+    states = torch.zeros(1, 2, 4, 8)
+    with pytest.raises(NotImplementedError, match=r"train\.packing: false"):
+        block_attention(
+            torch.nn.Module(),
+            states,
+            states,
+            states,
+            None,
+            blocks=cut_blocks(positions([4]), CPU),
+            position_bias=torch.zeros(1),
+        )

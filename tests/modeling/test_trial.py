@@ -1,0 +1,56 @@
+"""Trying a model before any work."""
+
+import pytest
+
+from paft_ray.errors import ConfigError, DataError
+from paft_ray.modeling.model import load_tokenizer
+from paft_ray.modeling.tokenization import TextEncoder
+from paft_ray.modeling.trial import refuse_overlong, try_adapter
+from paft_ray.prompts.template import parse
+from paft_ray.tasks import Example
+
+SHORT = [Example(f"{i:016x}", {"review": "a good film"}, "positive") for i in range(50)]
+PROMPTS = [(f"p{i}", parse(f"{'Please ' * i}Judge: {{review}}", ("review",))) for i in range(40)]
+
+
+def check(tiny_model, examples, max_length: int) -> None:
+    encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", max_length)
+    rendered = [(id, template.text, template.render) for id, template in PROMPTS]
+    refuse_overlong(encoder, rendered, examples, ("positive", "negative"))
+
+
+def longest(tiny_model, examples) -> int:
+    encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", 10**6)
+    return max(
+        encoded.length
+        for _, template in PROMPTS
+        for example in examples
+        for encoded in encoder.encode(template.render, example.fields, ("positive", "negative"))
+    )
+
+
+def test_the_longest_example_under_the_longest_prompt_decides(tiny_model):
+    examples = [*SHORT, Example("f" * 16, {"review": "good film and " * 9}, "negative"), *SHORT]
+    limit = longest(tiny_model, examples)
+    check(tiny_model, examples, limit)
+    with pytest.raises(DataError, match=r"example f{16} under prompt p39 has \d+ tokens"):
+        check(tiny_model, examples, limit - 1)
+
+
+def test_nothing_to_read_is_no_error(tiny_model):
+    check(tiny_model, [], 16)
+
+
+@pytest.mark.parametrize("method", ["LORA", "IA3", "HRA"])
+def test_adapter_that_can_be_saved_is_accepted_without_reading_weights(
+    method, tiny_model, monkeypatch
+):
+    more = {"IA3": {"feedforward_modules": []}}
+    monkeypatch.setattr("safetensors.safe_open", None)
+    peft = {"peft_type": method, "target_modules": ["q_proj"], **more.get(method, {})}
+    try_adapter(str(tiny_model), None, peft, 0)
+
+
+def test_adapter_without_targets_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"model\.peft"):
+        try_adapter(str(tiny_model), None, {"peft_type": "LORA", "target_modules": []}, 0)

@@ -1,0 +1,150 @@
+"""Who may write to a folder: one live process at a time."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from paft_ray import lease as module
+from paft_ray.artifacts import Storage
+from paft_ray.errors import ArtifactError, ConfigError
+from paft_ray.lease import lease
+
+HOLD_A_LEASE = (
+    "import sys\n"
+    "from paft_ray.artifacts import Storage\n"
+    "from paft_ray.lease import lease\n"
+    "with lease(Storage.open(sys.argv[1]), 'run x'):\n"
+    "    print('held', flush=True)\n"
+    "    sys.stdin.read()\n"
+)
+
+
+@pytest.fixture
+def storage(tmp_path) -> Storage:
+    return Storage.open(str(tmp_path / "storage"))
+
+
+def test_lease_is_gone_after_the_block_whether_it_failed_or_not(storage):
+    with lease(storage, "run x"):
+        assert storage.exists("lease.json")
+    with pytest.raises(RuntimeError, match="boom"), lease(storage, "run x"):
+        raise RuntimeError("boom")
+    assert not storage.exists("lease.json")
+
+
+def test_lease_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_once(storage):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_A_LEASE, storage.root],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        try:
+            assert other.stdout.readline() == "held\n"
+            with (
+                pytest.raises(ConfigError, match=rf"run x is in use by process {other.pid} on .*:"),
+                lease(storage, "run x"),
+            ):
+                pass
+            assert storage.read_json("lease.json")["pid"] == other.pid
+        finally:
+            other.kill()
+    assert storage.exists("lease.json")
+    with lease(storage, "run x"):
+        assert storage.read_json("lease.json")["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize(("age", "refused"), [(1, True), (59, True), (61, False)])
+def test_lease_of_another_host_is_taken_over_after_a_minute(storage, age, refused):
+    storage.write_json(
+        "lease.json", {"host": "elsewhere", "pid": 1, "token": "t", "renewed": time.time() - age}
+    )
+    if refused:
+        with (
+            pytest.raises(ConfigError, match=r"in use by process 1 on elsewhere.*another name"),
+            lease(storage, "run x"),
+        ):
+            pass
+        assert storage.read_json("lease.json")["token"] == "t"
+    else:
+        with lease(storage, "run x"):
+            assert storage.read_json("lease.json")["host"] == socket.gethostname()
+
+
+def test_lease_that_another_process_took_over_is_not_removed(storage):
+    with lease(storage, "run x"):
+        other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
+        storage.write_json("lease.json", other)
+    assert json.loads(storage.read_bytes("lease.json"))["token"] == "theirs"
+
+
+def test_of_threads_that_start_together_one_gets_the_lease(storage):
+    """Also where a dead process left one behind, which all of them want to take over."""
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "token": "dead", "renewed": time.time()}
+    for round in range(20):
+        folder = storage.child(f"round-{round}")
+        if round % 2:
+            folder.write_json("lease.json", dead)
+        barrier, done, outcomes = threading.Barrier(8), threading.Barrier(8), []
+
+        def enter(folder=folder, barrier=barrier, done=done, outcomes=outcomes):
+            barrier.wait()
+            try:
+                with lease(folder, "run x"):
+                    outcomes.append("held")
+                    done.wait()
+            except ConfigError:
+                outcomes.append("refused")
+                done.wait()
+
+        threads = [threading.Thread(target=enter) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcomes) == ["held"] + ["refused"] * 7
+        assert folder.names() == []
+
+
+def test_who_waits_gets_the_lease_when_the_holder_is_done(storage, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+    order = []
+    entered = threading.Event()
+
+    def hold():
+        with lease(storage, "pool"):
+            entered.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    entered.wait()
+    with lease(storage, "pool", wait=True):
+        order.append("second")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("torn", [b"{", b"[]", b""])
+def test_a_torn_lease_is_taken_over(storage, torn):
+    storage.write_bytes("lease.json", torn)
+    with lease(storage, "run x"):
+        assert storage.read_json("lease.json")["pid"] == os.getpid()
+    assert not storage.exists("lease.json")
+
+
+def test_who_loses_the_lease_is_stopped(storage, monkeypatch):
+    monkeypatch.setattr(module, "_SECONDS", 0.4)
+    with pytest.raises(ArtifactError, match="run x was taken over"), lease(storage, "run x"):
+        other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
+        storage.write_json("lease.json", other)
+        time.sleep(5)
+    assert storage.read_json("lease.json")["token"] == "theirs"
