@@ -237,20 +237,24 @@ def _log_file(session: Session) -> Iterator[str]:
 
 
 def _prompts(session: Session, overwrite: bool) -> Result:
-    from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
+    from paft_ray.prompts.build import pool_fingerprint, pool_record
+    from paft_ray.report import funnel_lines, write_pool_page
+    from paft_ray.running import prepare_pool
 
-    pool = build_prompt_pool(session)
-    folder = session.storage.child("pools", pool_fingerprint(session)).path()
-    counts = {split: len(pool.prompts(split)) for split in ("train", "validation", "test")}
-    return Result({"pool": folder, "fingerprint": pool.fingerprint, **counts}, f"pool: {folder}")
+    pool = prepare_pool(session)
+    folder = session.storage.child("pools", pool_fingerprint(session))
+    about = pool_record(folder) or {}
+    page = write_pool_page(folder)
+    text = [*funnel_lines(about), "", f"pool: {_near(folder.path())}", f"page: {_near(page)}"]
+    data = {"pool": folder.path(), "page": page, "fingerprint": pool.fingerprint, **about}
+    return Result(data, "\n".join(text))
 
 
 def _train(session: Session, overwrite: bool) -> Result:
     from paft_ray import running
-    from paft_ray.prompts.build import build_prompt_pool
 
     with running.claimed(session, overwrite):
-        pool = build_prompt_pool(session)
+        pool = running.prepare_pool(session)
         running.check_lengths(session, pool)
         trained = [running.train_variant(session, pool, v) for v in session.config.variants]
     data = {
@@ -322,7 +326,14 @@ def _plan(session: Session, overwrite: bool) -> Result:
     from paft_ray.plan import describe_plan
 
     plan = describe_plan(session)
-    return Result(plan, "\n".join(f"{key:<22} {value}" for key, value in plan.items()))
+    lines = []
+    for key, value in plan.items():
+        inner = list(value.items()) if isinstance(value, dict) else [("", value)]
+        for place, (name, entry) in enumerate(inner):
+            if isinstance(entry, list):
+                entry = "; ".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in entry)
+            lines.append(f"{key if place == 0 else '':<22} {name} {entry}".replace("  ", " ", 0))
+    return Result(plan, "\n".join(lines))
 
 
 VERBS: Mapping[str, Verb] = {

@@ -1,14 +1,18 @@
 """What the machine or cluster offers, and how we join it.
 
 Covered: which arithmetic `auto` stands for, starting or joining Ray with token authentication, how
-many CPUs a worker gets, how far remote work has come. Not covered: a rate limit over all actors.
+many CPUs a worker gets, how far remote work has come, one rate limit for all actors that ask the
+same endpoint.
 """
 
+import asyncio
 import logging
 import math
 import os
 import secrets
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +80,7 @@ def ray_session() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else errors of ours arrive as text only
     try:
         yield
     finally:
@@ -186,3 +191,85 @@ class BoardHandle:
         import ray
 
         return ray.get(self._actor.read.remote())
+
+
+class RateLimit:
+    """Says when each request may start; a Ray actor without a CPU of its own.
+
+    Starts are spaced evenly, so that no minute holds more than the limit, wherever it begins, and
+    nothing is saved up for a burst.
+    """
+
+    _margin = 1.02
+    """By how much spaces are wider than the limit asks: a window that begins and ends with a
+    request would else hold one too many, and starts come a little late or early."""
+
+    def __init__(
+        self,
+        requests_per_minute: float | None,
+        tokens_per_minute: float | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._request_s = 60 * self._margin / requests_per_minute if requests_per_minute else 0.0
+        self._token_s = 60 * self._margin / tokens_per_minute if tokens_per_minute else 0.0
+        self._next_request = self._next_token = clock()
+
+    def reserve(self, tokens: float) -> float:
+        """Take the next start, for a request of so many tokens: seconds from now."""
+        now = self._clock()
+        start = max(now, self._next_request, self._next_token)
+        self._next_request = start + self._request_s
+        self._next_token = start + tokens * self._token_s
+        return start - now
+
+    def correct(self, tokens: float) -> None:
+        """A request took so many tokens more than was reserved; less, where negative."""
+        self._next_token += tokens * self._token_s
+
+
+class RateLimitHandle:
+    """The clients' end of a `RateLimit`; pickles."""
+
+    def __init__(
+        self, requests_per_minute: float | None = None, tokens_per_minute: float | None = None
+    ) -> None:
+        """Start the actor, which begins anew where its node is lost.
+
+        Args:
+            requests_per_minute: Most requests over all who hold this handle; None for no limit.
+            tokens_per_minute: Most tokens; None for no limit.
+        """
+        import ray
+
+        remote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(RateLimit)
+        self._actor: Any = remote.remote(requests_per_minute, tokens_per_minute)
+        self._counts_tokens = tokens_per_minute is not None
+
+    async def wait(self, tokens: float) -> None:
+        """Return when a request of so many tokens may start."""
+        await asyncio.sleep(await self._actor.reserve.remote(tokens))
+
+    async def correct(self, tokens: float) -> None:
+        """Say how many more tokens a request took than was reserved, without waiting."""
+        if self._counts_tokens:
+            self._actor.correct.remote(tokens)
+
+
+@contextmanager
+def follow(board: BoardHandle, show: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
+    """Show what remote work says on the board, twice a second and once at the end."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            show(board.read())
+
+    thread = threading.Thread(target=watch, name="follow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    show(board.read())

@@ -105,7 +105,28 @@ class CustomTaskConfig(CustomTask, TaskOptions):
 TaskConfig = Annotated[BuiltinTaskConfig | CustomTaskConfig, Field(discriminator="type")]
 
 
-class TransformersLLM(Section):
+class TokenPrice(Section):
+    """What an LLM costs, per million tokens, in one currency for all LLMs."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    """A million tokens read."""
+    completion: float = Field(default=0.0, ge=0)
+    """A million tokens written."""
+
+
+class Author(Section):
+    """What all LLMs have in common."""
+
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Decoding temperatures, which requests take in turn; by default
+    `prompts.generation.temperature`."""
+    price: TokenPrice | None = None
+    """For `paft plan` and the funnel; without it no cost is shown."""
+
+
+class TransformersLLM(Author):
     """A model that runs inside our own Ray actors, batched."""
 
     type: Literal["transformers"]
@@ -125,7 +146,7 @@ class TransformersLLM(Section):
     """GPUs per actor."""
 
 
-class OpenAILLM(Section):
+class OpenAILLM(Author):
     """Any endpoint that speaks the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
 
     type: Literal["openai"]
@@ -135,8 +156,14 @@ class OpenAILLM(Section):
     """The model's name at that endpoint."""
     api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Name of the environment variable that holds the key; never the key itself."""
+    actors: int = Field(default=1, ge=1)
+    """Client processes; one keeps thousands of requests in flight."""
     concurrency: int = Field(default=8, ge=1)
-    """Requests in flight."""
+    """Requests in flight, over all actors."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests a minute over all actors, retries included; without it as many as come."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Most tokens a minute over all actors, read and written."""
     timeout_s: float = Field(default=60, gt=0)
     """Time limit of one request, in seconds."""
     max_attempts: int = Field(default=5, ge=1)
@@ -145,7 +172,23 @@ class OpenAILLM(Section):
     """Longest answer, in tokens."""
 
 
-class FakeLLM(Section):
+class VLLMEngine(Author):
+    """vLLM inside our own Ray actors (extra `vllm`, needs a GPU); it batches as requests come."""
+
+    type: Literal["vllm"]
+    path: str
+    """Model folder or hub name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the weights."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in tokens."""
+    actors: int = Field(default=1, ge=1)
+    """Copies of the model."""
+    gpus: int = Field(default=1, ge=1)
+    """GPUs per actor, over which the model is split."""
+
+
+class FakeLLM(Author):
     """Writes plausible prompts without any model: for tests and dry runs."""
 
     type: Literal["fake"]
@@ -155,7 +198,18 @@ class FakeLLM(Section):
     """Time that one request takes."""
 
 
-LLMConfig = Annotated[TransformersLLM | OpenAILLM | FakeLLM, Field(discriminator="type")]
+LLMConfig = Annotated[
+    TransformersLLM | OpenAILLM | VLLMEngine | FakeLLM, Field(discriminator="type")
+]
+
+
+class StopConfig(Section):
+    """When there is enough: new candidates repeat what others said."""
+
+    new_share: float = Field(default=0.02, gt=0, lt=1)
+    """Stop when a smaller share of a round's candidates is unlike all before."""
+    round: int = Field(default=256, ge=16)
+    """Requests per round and LLM."""
 
 
 class GenerationConfig(Section):
@@ -181,6 +235,8 @@ class GenerationConfig(Section):
     """Stop asking once this many completion tokens could be spent."""
     max_error_rate: float = Field(default=0.5, ge=0, le=1)
     """Stop the stage when a larger share of the requests fails."""
+    stop: StopConfig | None = None
+    """Stop early; without it all `per_llm` requests are sent."""
 
     @field_validator("strategies")
     @classmethod
@@ -204,6 +260,8 @@ class LintConfig(Section):
     """Longest template, slots counted by their names."""
     min_instruction_words: int = Field(default=3, ge=0)
     """Fewest words of an instruction that an LLM wrote."""
+    relevance: bool = True
+    """Refuse what an LLM wrote without a word of the task, or for another kind of work."""
 
 
 class DedupConfig(Section):
@@ -222,6 +280,29 @@ class PoolSplitConfig(Section):
     """Validation prompts."""
     test: int = Field(default=12, ge=1)
     """Test prompts."""
+    held_out_llm: str | None = None
+    """Name of an LLM (its `model`, or the last part of its `path`) that writes all test prompts
+    and no other: the figure then holds for an author who never trained."""
+
+
+class ProbeConfig(Section):
+    """The base model's own opinion of each prompt, kept with the pool."""
+
+    examples: int = Field(default=8, ge=1)
+    """Training examples that each prompt is tried on."""
+    row_tokens: int = Field(default=2048, ge=16)
+    """Most tokens in one packed row."""
+    min_mass: float = Field(default=0.0, ge=0, le=1)
+    """Drop training prompts with less probability on the allowed answers. Narrowing the pool made
+    trained models less steady where it was measured."""
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Drop training prompts under which the base model is right less often."""
+    actors: int = Field(default=1, ge=1)
+    """Copies of the base model."""
+    cpus: float = Field(default=1, ge=1)
+    """CPUs per actor, which are its torch threads."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs per actor."""
 
 
 class PromptsConfig(Section):
@@ -235,6 +316,10 @@ class PromptsConfig(Section):
     """Layouts that each training instruction is placed in (`form: instruction`)."""
     lint: LintConfig = LintConfig()
     dedup: DedupConfig = DedupConfig()
+    max_unique: int = Field(default=20_000, ge=100)
+    """Most unique candidates that are split; of more, those whose hashes come first."""
+    probe: ProbeConfig | None = None
+    """Score prompts with the base model; off by default."""
     split: PoolSplitConfig = PoolSplitConfig()
     pool_size: int | None = Field(default=None, ge=1)
     """Train on this many of the training prompts; all of them by default."""

@@ -12,6 +12,8 @@
 Every class is built from one message, so that it survives pickling between Ray processes.
 """
 
+import os
+
 
 class PaftError(Exception):
     """Base of all errors raised on purpose; its text states the value, the rule and the remedy."""
@@ -43,6 +45,14 @@ class LLMError(PaftError, RuntimeError):
 
 class TrainingError(PaftError, RuntimeError):
     """Training was stopped before the weights came to harm."""
+
+
+def package_missing(package: str, extra: str) -> LLMError:
+    """The error for an optional package that a node does not have."""
+    return LLMError(
+        f"the package {package} is not installed on node {os.uname().nodename}: "
+        f"pip install 'paft_ray[{extra}]'"
+    )
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:

@@ -4,6 +4,7 @@ Each stage finds what is complete and does the rest, so a run that was killed is
 calling it again, and a finished one only reads its summary.
 """
 
+import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +32,19 @@ from paft_ray.loading import dump_config, result_fields
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import instruction_of, layout_of
-from paft_ray.prompts.pool import Origin, Prompt, PromptPool
+from paft_ray.prompts.pool import POOL_FILE, Origin, Prompt, PromptPool
 from paft_ray.prompts.template import clean, parse
-from paft_ray.report import write_report
+from paft_ray.report import POOL_PAGE, write_pool_page, write_report
 from paft_ray.session import RUN_KEY, Session
-from paft_ray.tracking import Metric, Tracker, open_tracker, replay, top_metric
+from paft_ray.tasks.base import SPLITS
+from paft_ray.tracking import (
+    Metric,
+    Tracker,
+    open_tracker,
+    pool_version,
+    replay,
+    top_metric,
+)
 from paft_ray.training.trainer import (
     TrainedAdapter,
     find_trained,
@@ -137,7 +146,7 @@ def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
     with claimed(session, overwrite) as tracker:
         clock = _Clock(session.run_folder)
         with clock.stage("prompt_pool"):
-            pool = build_prompt_pool(session)
+            pool = prepare_pool(session)
             check_lengths(session, pool)
         trained = []
         for variant in session.config.variants:
@@ -162,6 +171,35 @@ def _identity(session: Session) -> str:
     """Configuration and content: files behind the same paths may have changed."""
     content = [session.task_identity, session.model_identity, pool_fingerprint(session)]
     return fingerprint("run", result_fields(session.config), content)
+
+
+def prepare_pool(session: Session) -> PromptPool:
+    """Build the pool or find it built, write its page, and record both.
+
+    In MLflow the pool is a table of a run of its own, and a version in the registry, which the
+    trainings name.
+    """
+    pool = build_prompt_pool(session)
+    folder = session.storage.child("pools", pool_fingerprint(session))
+    if not folder.exists(POOL_PAGE):
+        write_pool_page(folder)
+    tracker = open_tracker(
+        session.tracking, "pool", f"{session.config.name}/pool", RUN_KEY, {"paft.pool": folder.root}
+    )
+    rows = [
+        [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]
+        for split in SPLITS
+        for prompt in pool.prompts(split)
+    ]
+    table = {"columns": ["prompt_id", "split", "text", "cluster", "llm"], "data": rows}
+    tracker.log_artifact("pool/pool.json", to_json(table))
+    for name in (POOL_FILE, POOL_PAGE):
+        tracker.log_artifact(f"pool/{name}", folder.path(name))
+    shown = [{"path": "pool/pool.json", "type": "table"}]
+    tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
+    tracker.register(*pool_version(session.task.name, pool.fingerprint), "pool")
+    tracker.finish("FINISHED")
+    return pool
 
 
 def check_lengths(session: Session, pool: PromptPool) -> None:
@@ -255,7 +293,7 @@ def evaluate(session: Session) -> dict[str, Any]:
     with claimed(session) as tracker:
         clock = _Clock(session.run_folder)
         with clock.stage("prompt_pool"):
-            pool = build_prompt_pool(session)
+            pool = prepare_pool(session)
         for adapter in trained:
             if adapter.about.get("made_from") != provenance(session, pool):
                 raise ConfigError(

@@ -115,6 +115,36 @@ WRONG = [
         ["prompts.generation.llms.0.batch_size: 0"],
     ),
     (
+        "author",
+        {"prompts": llms({"type": "fake", "temperatures": []})},
+        ["prompts.generation.llms.0.temperatures: []"],
+    ),
+    (
+        "tokenprice",
+        {"prompts": llms({"type": "fake", "price": {"prompt": -1}})},
+        ["prompts.generation.llms.0.price.prompt: -1"],
+    ),
+    (
+        "vllmengine",
+        {"prompts": llms({"type": "vllm", "path": "m", "gpus": 0})},
+        ["prompts.generation.llms.0.gpus: 0"],
+    ),
+    (
+        "stop",
+        {"prompts": {"generation": {"llms": [{"type": "fake"}], "stop": {"new_share": 0}}}},
+        ["prompts.generation.stop.new_share: 0"],
+    ),
+    (
+        "generation",
+        {"prompts": {"generation": {"llms": [{"type": "fake"}], "strategies": ["few_shot"] * 2}}},
+        ["prompts.generation.strategies", "named twice"],
+    ),
+    (
+        "probe",
+        {"prompts": {"files": ["a"], "probe": {"min_mass": 2}}},
+        ["prompts.probe.min_mass: 2"],
+    ),
+    (
         "openai",
         {"prompts": llms({"type": "openai", "base_url": "localhost", "model": "m"})},
         ["prompts.generation.llms.0.base_url: 'localhost'", "https?://"],

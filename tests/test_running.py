@@ -37,6 +37,7 @@ class Endpoint:
 
     def __init__(self) -> None:
         self.calls: Counter[int] = Counter()
+        self.keys: set[str | None] = set()
         self.delay_s = 0.0
         self.lock = threading.Lock()
         endpoint = self
@@ -47,6 +48,7 @@ class Endpoint:
                 time.sleep(endpoint.delay_s)
                 with endpoint.lock:
                     endpoint.calls[asked["seed"]] += 1
+                    endpoint.keys.add(self.headers["Authorization"])
                 number = asked["seed"] % (len(WORDINGS) * 7)
                 wording = WORDINGS[number % len(WORDINGS)].format("review")
                 text = f"{wording}, version {'abcdefg'[number // len(WORDINGS)]}."
@@ -110,7 +112,7 @@ def make_config(
             "prompts": {
                 "generation": {
                     "llms": [{"type": "openai", "base_url": endpoint.url, "model": "m",
-                              "concurrency": 2}],
+                              "concurrency": 2, "api_key_env": KEY_ENV}],
                     "form": "instruction",
                     "per_llm": 30,
                 },
@@ -145,15 +147,19 @@ def make_config(
     return make
 
 
+KEY_ENV, KEY = "PAFT_TEST_PLANTED_KEY", "sk-planted-7f3a9c5e1b2d4f60"
+
+
 def paft(*arguments: str) -> subprocess.Popen[str]:
-    """`paft ...` in a process group of its own, as a shell starts it."""
+    """`paft ...` in a process group of its own, as a shell starts it, with a key to keep secret."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-m", "paft_ray.cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        env={**inherited, KEY_ENV: KEY},
     )
 
 
@@ -168,6 +174,11 @@ def finish(process: subprocess.Popen[str]) -> dict:
 def adapter_bytes(storage: Path) -> dict[str, bytes]:
     found = storage.glob("runs/small/training/*/adapter/adapter_model.safetensors")
     return {path.parent.parent.name: path.read_bytes() for path in found}
+
+
+def kept_answers(storage: Path) -> list[bytes]:
+    files = storage.glob("generations/*/*.jsonl")
+    return [line for path in files for line in path.read_bytes().splitlines()]
 
 
 def kill_group_when(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -202,6 +213,27 @@ def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
     assert scores.num_rows == 3 * summary["prompts"] * summary["examples"] == 3 * 3 * 10
 
 
+def test_key_of_an_endpoint_is_used_and_written_nowhere(
+    undisturbed: tuple[Path, dict], endpoint: Endpoint
+) -> None:
+    """Not into storage, MLflow's database and artifacts, the log, or what Ray writes anywhere."""
+    storage, _ = undisturbed
+    assert endpoint.keys == {f"Bearer {KEY}"}
+    started = (storage / "runs/small/config.json").stat().st_mtime - 60
+    sessions = [p for p in Path("/tmp/ray").glob("session_2*") if p.stat().st_mtime > started]
+    assert sessions
+    read = 0
+    for folder in (storage, *sessions):
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 26:
+                read += 1
+                assert KEY.encode() not in path.read_bytes(), path
+    assert read > 100
+    shown = paft("run", str(storage.parent / "config.yaml"), "--print-config").communicate()[0]
+    assert KEY_ENV in shown
+    assert KEY not in shown
+
+
 def test_run_draws_as_the_ledger_says_and_single_prompt_draws_one(
     undisturbed: tuple[Path, dict],
 ) -> None:
@@ -230,7 +262,7 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"small", "small/single_prompt", "small/paft"}
+    assert set(runs) == {"small", "small/pool", "small/single_prompt", "small/paft"}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs["small"].info.run_id
     assert runs["small/paft"].data.tags["mlflow.parentRunId"] == parent
@@ -238,6 +270,12 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     assert [metric.step for metric in history] == list(range(1, 13))
     mean = summary["models"]["paft"]["mean"]
     assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
+    pool = runs["small/paft"].data.tags["paft.pool"]
+    name, _, alias = pool.removeprefix("models:/").partition("@")
+    version = client.get_model_version_by_alias(name, alias)
+    assert version.run_id == runs["small/pool"].info.run_id
+    table = json.loads(Path(str(version.source), "pool.json").read_text())
+    assert len(table["data"]) == len(pq.read_table(storage / "runs/small/prompts.parquet"))
     names = {file.path for file in client.list_artifacts(parent)}
     assert {"report.html", "summary.json", "prompts.parquet", "config.json"} <= names
 
@@ -274,7 +312,7 @@ def test_run_killed_ends_like_an_undisturbed_one(
     run = storage / "runs" / "small"
     first = run / "training/single_prompt-s1"
     conditions: dict[str, Callable[[], bool]] = {
-        "generation": lambda: len(list(storage.glob("generations/*/*.parquet"))) >= 10,
+        "generation": lambda: len(kept_answers(storage)) >= 10,
         "checkpoint write": lambda: (
             (first / "checkpoints/step-000000004/state.safetensors").exists()
             and not (first / "checkpoints/step-000000008").exists()
@@ -290,8 +328,7 @@ def test_run_killed_ends_like_an_undisturbed_one(
     endpoint.delay_s = 0.0
     finish(paft("run", str(config), "--json"))
     assert adapter_bytes(storage) == adapter_bytes(undisturbed[0])
-    kept = sum(pq.read_metadata(path).num_rows for path in storage.glob("generations/*/*.parquet"))
-    assert kept == len(endpoint.calls) == 60
+    assert len(kept_answers(storage)) == len(endpoint.calls) == 60
     # only what was in flight at a kill was asked twice: at most `concurrency` requests
     assert endpoint.calls.total() <= 60 + 2
 
@@ -301,7 +338,7 @@ def test_run_terminated_exits_143_and_releases_its_name(make_config: Callable[..
     run = config.parent / "storage" / "runs" / "small"
     process = paft("train", str(config), "prompts.generation.llms=[{type: fake, seconds: 1}]")
     deadline = time.monotonic() + 60
-    while not list((config.parent / "storage").glob("generations/*/*.parquet")):
+    while not kept_answers(config.parent / "storage"):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -324,6 +324,21 @@ def test_artifact_store_that_fails_holds_up_no_records(target: TrackingTarget, t
     ]
 
 
+def test_registered_artifact_is_one_version_however_often_it_is_sent(target: TrackingTarget):
+    client = MlflowClient(tracking_uri=target.uri)
+    name = f"prompt-pool-{uuid.uuid4().hex[:6]}"
+    for alias, attempts in (("pool-aaaa", 2), ("pool-bbbb", 1)):
+        for _ in range(attempts):
+            tracker = open_tracker(target, f"pool/{alias}", "pool")
+            tracker.log_artifact("pool/pool.json", alias.encode())
+            tracker.register(name, alias, "pool")
+            tracker.finish("FINISHED")
+    versions = client.search_model_versions(f"name='{name}'")
+    assert len(versions) == 2
+    found = client.get_model_version_by_alias(name, "pool-aaaa")
+    assert Path(str(found.source), "pool.json").read_text() == "pool-aaaa"
+
+
 def test_prepare_with_an_absent_server_returns_at_once(away: TrackingTarget, tmp_path: Path):
     started = time.perf_counter()
     prepared = prepare_tracking(config("far", uri=away.uri), Storage.open(str(tmp_path)))

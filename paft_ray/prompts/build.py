@@ -1,36 +1,32 @@
-"""Ray Data: LLMs write candidates in parallel actors; what survives becomes the pool.
+"""Ray Data: from LLMs and files to the pool.
 
-Finished answers are kept under `generations/<author>/` as they arrive, so that a killed build asks
-only for what is missing. A complete pool is found by the fingerprint of what would make it.
+Asking the LLMs is `asking`'s part. Up to some ten thousand candidates are linted and deduplicated
+by the driver; of more it sees only those that survive, see `bulk`: the same rules, the same result.
+A complete pool is found by the fingerprint of what would make it.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
-
-from paft_ray.artifacts import (
-    ArtifactWriter,
-    Parts,
-    Storage,
-    fingerprint,
-    load_manifest,
-    to_parquet,
-)
-from paft_ray.cluster import own_errors
-from paft_ray.config import LLMConfig, TransformersLLM
-from paft_ray.errors import LLMError
+from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest
+from paft_ray.cluster import own_errors, resolve_dtype
+from paft_ray.config import Config, ProbeConfig
+from paft_ray.errors import PoolError
 from paft_ray.lease import lease
 from paft_ray.loading import result_fields, without
+from paft_ray.prompts.asking import ask, costs, parse_unit
+from paft_ray.prompts.bulk import TableFile, build_in_bulk
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.generation import Completion, Request, build_requests, parse_completion
-from paft_ray.prompts.llm import batch_size, llm_key, llm_label, open_llm
+from paft_ray.prompts.generation import RequestBook
+from paft_ray.prompts.llm import llm_key, llm_label
 from paft_ray.prompts.pool import (
+    CANDIDATES_SCHEMA,
+    REJECTS_SCHEMA,
     Candidate,
     Origin,
+    Prompt,
     PromptPool,
     Rejected,
     build_pool,
@@ -38,33 +34,17 @@ from paft_ray.prompts.pool import (
     load_pool,
     rejects_to_table,
 )
+from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
 from paft_ray.screen import Stage
 from paft_ray.session import Session
+from paft_ray.tasks.base import SPLITS, Task
 
 logger = logging.getLogger(__name__)
 
-_COMPLETION_SCHEMA = pa.schema(
-    [
-        ("request_id", pa.string()),
-        ("text", pa.string()),
-        ("error", pa.string()),
-        ("status", pa.int64()),
-        ("attempts", pa.int64()),
-        ("seconds", pa.float64()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    """What the LLMs did."""
-
-    candidates: tuple[Candidate, ...]
-    rejected: tuple[Rejected, ...]
-    """Requests that failed, and answers without a prompt in them."""
-    counts: Mapping[str, int]
+_IN_DRIVER = 20_000
+"""Up to this many candidates are linted and deduplicated by the driver: it takes seconds."""
+_PROBED_TOGETHER = 16
+"""Prompts that are probed in one call."""
 
 
 def pool_fingerprint(session: Session) -> str:
@@ -78,7 +58,24 @@ def pool_fingerprint(session: Session) -> str:
         [prompts, list(task.instructions)],
         [read_prompt_files(path) for path in session.config.prompts.files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
+        _probe_identity(session),
     )
+
+
+def _probe_identity(session: Session) -> list[str]:
+    if session.config.prompts.probe is None:
+        return []
+    return [session.model_identity, session.task_identity, session.config.model.chat_template]
+
+
+def request_book(session: Session) -> RequestBook | None:
+    """Every request that the configuration could send; None where prompts come from files only."""
+    generation = session.config.prompts.generation
+    if generation is None:
+        return None
+    keys = tuple(llm_key(llm) for llm in generation.llms)
+    task = replace(session.task, train=(), validation=(), test=())
+    return RequestBook(task, generation, session.config.seed, keys)
 
 
 def build_prompt_pool(session: Session) -> PromptPool:
@@ -91,10 +88,10 @@ def build_prompt_pool(session: Session) -> PromptPool:
     identity = pool_fingerprint(session)
     folder = session.storage.child("pools", identity)
     with session.screen.stage("prompt pool") as stage:
-        about, found = _complete(folder), ", found complete"
+        about, found = pool_record(folder), ", found complete"
         if about is None:
             with lease(folder, f"prompt pool {identity}", wait=True):
-                about = _complete(folder)  # another run may just have built it
+                about = pool_record(folder)  # another run may just have built it
                 if about is None:
                     about, found = _build(session, folder, identity, stage), ""
         pool = load_pool(folder)
@@ -105,216 +102,156 @@ def build_prompt_pool(session: Session) -> PromptPool:
     return pool
 
 
-def _complete(folder: Storage) -> dict[str, Any] | None:
+def pool_record(folder: Storage) -> dict[str, Any] | None:
+    """What the builder of a complete pool wrote down: the funnel, rejects by reason, costs."""
     manifest = load_manifest(folder, check=True)
     return None if manifest is None else dict(manifest.about)
 
 
 def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
-    config = session.config
-    candidates = [
+    config, task, seed = session.config.prompts, session.task, session.config.seed
+    files = [
         Candidate(text=text, kind="template", origin=Origin(file=path))
-        for path in config.prompts.files
+        for path in config.files
         for text in read_prompt_files(path)
     ]
-    counts: dict[str, int] = {"from_files": len(candidates)}
-    rejected: list[Rejected] = []
-    if config.prompts.generation is not None:
-        written = _generate(session, stage)
-        candidates += written.candidates
-        rejected += written.rejected
-        counts.update(written.counts)
-    built = build_pool(candidates, session.task, config.prompts, config.seed)
-    rejected += built.rejected
+    book = request_book(session)
+    asked = None if book is None else ask(book, session.storage, stage)
+    requested = 0 if asked is None else sum(t.requests for t in asked.tallies.values())
+    with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
+        if len(files) + requested <= _IN_DRIVER:
+            parsed = (
+                [entry for unit in asked.tallies for entry in parse_unit(asked, unit)]
+                if asked
+                else []
+            )
+            good = [*files, *(entry for entry in parsed if isinstance(entry, Candidate))]
+            candidates.add(candidates_to_table(good))
+            rejects.add(rejects_to_table(e for e in parsed if isinstance(e, Rejected)))
+            built = build_pool(good, task, config, seed)
+        else:
+            built = build_in_bulk(files, asked, task, config, seed, candidates, rejects)
+        pool, dropped = _probe(session, built.pool)
+        rejects.add(rejects_to_table([*built.rejected, *dropped]))
+        writer = ArtifactWriter(folder)
+        writer.add("candidates.parquet", candidates.content())
+        writer.add("rejected.parquet", rejects.content())
+    llms = [] if asked is None else costs(asked, [llm_label(c) for c in asked.book.config.llms])
     about = {
-        "candidates": len(candidates),
-        **counts,
         **built.counts,
-        "rejected": dict(sorted(Counter(f"{r.stage}: {r.reason}" for r in rejected).items())),
+        "from_files": len(files),
+        "requests": requested,
+        "answered": sum(row["answered"] for row in llms),
+        "parsed": candidates.rows,
+        "stopped": "" if asked is None else asked.stopped,
+        **{split: len(pool.prompts(split)) for split in SPLITS},
+        "rejected": dict(sorted(rejects.reasons.items())),
+        "llms": llms,
     }
-    writer = ArtifactWriter(folder)
-    writer.add("candidates.parquet", to_parquet(candidates_to_table(candidates)))
-    writer.add("rejected.parquet", to_parquet(rejects_to_table(rejected)))
-    built.pool.save(writer)
+    pool.save(writer)
     writer.commit(identity, about)
     return about
 
 
-def _generate(session: Session, stage: Stage) -> _Written:
-    """Ask for whatever is not there yet, and read all answers back in the order of the requests."""
-    generation = session.config.prompts.generation
-    assert generation is not None
-    keys = [llm_key(llm) for llm in generation.llms]
-    requests = within_budget(
-        build_requests(session.task, generation, session.config.seed, keys),
-        generation.budget_tokens,
-    )
-    stores = [Parts(session.storage.child("generations", key)) for key in keys]
-    answers = {id: c for store in stores for id, c in read_answers(store).items()}
-    stage.expect(len(requests))
-    failed: dict[str, Completion] = {}
-    for number, (llm, store) in enumerate(zip(generation.llms, stores, strict=True)):
-        units = cut_units([r for r in requests if r.llm == number], batch_size(llm))
-        todo = [_missing(llm, unit, answers) for unit in units]
-        stage.advance(sum(map(len, units)) - sum(map(len, todo)))
-        if any(todo):
-            failed.update(_ask(session, llm, [unit for unit in todo if unit], store, stage))
-            answers.update(read_answers(store))
-    _refuse_many_failures(failed, len(requests), generation.max_error_rate)
-    return _parse(session, requests, answers, failed)
+def _probe(session: Session, pool: PromptPool) -> tuple[PromptPool, list[Rejected]]:
+    """The pool with the base model's scores, and the training prompts that they drop.
 
-
-def within_budget(requests: Sequence[Request], budget_tokens: int | None) -> list[Request]:
-    """The requests that may be sent: as many as could not cost more than the budget together.
-
-    LLMs take turns, so that a tight budget still hears all of them.
+    Raises:
+        PoolError: The configured least mass or accuracy leaves nothing to train on.
     """
-    if budget_tokens is None:
-        return list(requests)
-    position: Counter[int] = Counter()
-    turns = []
-    for order, request in enumerate(requests):
-        turns.append((position[request.llm], order, request))
-        position[request.llm] += 1
-    spent, allowed = 0, set()
-    for _, order, request in sorted(turns, key=lambda turn: turn[:2]):
-        spent += request.max_tokens
-        if spent > budget_tokens:
-            break
-        allowed.add(order)
-    return [request for order, request in enumerate(requests) if order in allowed]
-
-
-def cut_units(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    """Units of work, cut before anything is known to be finished: batches never change.
-
-    What is generated together determines the answers; a unit shares its decoding settings.
-    """
-    units: list[list[Request]] = []
-    for request in requests:
-        if units and len(units[-1]) < size and units[-1][0].temperature == request.temperature:
-            units[-1].append(request)
+    config = session.config.prompts.probe
+    if config is None:
+        return pool, []
+    prompts = [prompt for split in SPLITS for prompt in pool.prompts(split)]
+    scores = _probe_scores(session, config, prompts)
+    splits: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+    dropped = []
+    for prompt in prompts:
+        found = scores[prompt.id]
+        low = [
+            f"{name} {found[name]:.3f}, less than {least:g}"
+            for name, least in ((MASS, config.min_mass), (ACCURACY, config.min_accuracy))
+            if name in found and found[name] < least
+        ]
+        if prompt.split == "train" and low:
+            dropped.append(Rejected(prompt.text, "probe", "low_score", prompt.origin, low[0]))
         else:
-            units.append([request])
-    return units
+            splits[prompt.split].append(replace(prompt, scores=found))
+    if not splits["train"]:
+        raise PoolError(
+            f"prompts.probe: none of the {len(dropped)} training prompts reaches min_mass "
+            f"({config.min_mass:g}) and min_accuracy ({config.min_accuracy:g}): lower them"
+        )
+    return PromptPool(**{split: tuple(found) for split, found in splits.items()}), dropped
 
 
-def _missing(
-    llm: LLMConfig, unit: list[Request], answers: Mapping[str, Completion]
-) -> list[Request]:
-    missing = [request for request in unit if request.id not in answers]
-    return unit if missing and isinstance(llm, TransformersLLM) else missing
-
-
-def _ask(
-    session: Session, llm: LLMConfig, units: list[list[Request]], store: Parts, stage: Stage
-) -> dict[str, Completion]:
-    """Send requests through Ray Data actors; answers land in `store`, failures are returned."""
+def _probe_scores(
+    session: Session, config: ProbeConfig, prompts: Sequence[Prompt]
+) -> dict[str, dict[str, float]]:
     import ray.data
 
-    cpus, gpus, actors = 0.1, 0.0, 1
-    if isinstance(llm, TransformersLLM):
-        cpus, gpus, actors = llm.cpus, llm.gpus, llm.actors
-    rows = [{"requests": [asdict(request) for request in unit]} for unit in units]
+    from paft_ray.modeling.model import prepare_base
+
+    whole, task = session.config, session.task
+    shown = replace(task, train=task.train[: config.examples], validation=(), test=())
+    rows = [
+        {"ids": [p.id for p in group], "texts": [p.text for p in group]}
+        for start in range(0, len(prompts), _PROBED_TOGETHER)
+        for group in [prompts[start : start + _PROBED_TOGETHER]]
+    ]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _WriterActor,
+        _ProbeActor,
         batch_size=1,
         batch_format="pandas",
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
-        num_cpus=cpus,
-        num_gpus=gpus or None,
-        fn_constructor_args=(llm, session.storage, store),
+        compute=ray.data.ActorPoolStrategy(size=min(config.actors, len(rows))),
+        num_cpus=config.cpus,
+        num_gpus=config.gpus or None,
+        fn_constructor_args=(
+            whole,
+            shown,
+            prepare_base(whole.model.path, whole.model.revision, session.storage),
+            resolve_dtype(whole.model.dtype, config.gpus),
+        ),
     )
-    failed = {}
+    scores: dict[str, dict[str, float]] = {}
     with own_errors():
         batches: Any = dataset.iter_batches(batch_size=1, batch_format="pandas", prefetch_batches=0)
         for batch in batches:
-            stage.advance(int(batch["asked"].iloc[0]))
-            for failure in batch["failed"].iloc[0]:
-                failed[failure["request_id"]] = Completion(**failure)
-    return failed
+            for id, found in zip(batch["ids"].iloc[0], batch["scores"].iloc[0], strict=True):
+                scores[id] = {name: value for name, value in found.items() if value is not None}
+    return scores
 
 
-class _WriterActor:
-    """Holds one LLM; answers units of requests and keeps every group of answers as a part."""
+class _ProbeActor:
+    """Holds the base model; scores groups of prompts."""
 
-    def __init__(self, llm: LLMConfig, storage: Storage, store: Parts) -> None:
-        self._llm = open_llm(llm, storage)
-        self._store = store
+    def __init__(self, config: Config, task: Task, base: str, dtype: str) -> None:
+        import torch
+
+        from paft_ray.modeling.model import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.modeling.tokenization import TextEncoder
+
+        probe, revision = config.prompts.probe, config.model.revision
+        assert probe is not None
+        torch.set_num_threads(max(1, int(probe.cpus)))
+        self._task, self._dtype, self._row_tokens = task, dtype, probe.row_tokens
+        self._encoder = TextEncoder(
+            load_tokenizer(base, revision),
+            config.model.chat_template,
+            config.task.max_length,
+            config.task.overlong,
+        )
+        self._model: Any = load_base(base, revision)
+        if probe.gpus:
+            self._model.to(torch.device("cuda"))
+        if dtype == "bfloat16":
+            store_frozen_in_bf16(self._model)
 
     def __call__(self, batch: Any) -> Any:
         import pandas as pd
 
-        requests = [_request(row) for row in batch["requests"].iloc[0]]
-        failed = []
-        for group in self._llm.complete(requests):
-            failed += [asdict(completion) for completion in group if completion.text is None]
-            good = [asdict(completion) for completion in group if completion.text is not None]
-            if good:
-                key = fingerprint([completion["request_id"] for completion in good])
-                self._store.write(key, pa.Table.from_pylist(good, _COMPLETION_SCHEMA))
-        return pd.DataFrame({"asked": [len(requests)], "failed": [failed]})
-
-
-def _request(row: Mapping[str, Any]) -> Request:
-    messages = tuple((str(role), str(text)) for role, text in row["messages"])
-    return Request(**{**row, "messages": messages})
-
-
-def read_answers(store: Parts) -> dict[str, Completion]:
-    """All answers of one author that are on storage, by request id."""
-    return {
-        row["request_id"]: Completion(**row)
-        for table in store.read(sorted(store.finished()))
-        for row in table.to_pylist()
-    }
-
-
-def _refuse_many_failures(
-    failed: Mapping[str, Completion], asked: int, max_error_rate: float
-) -> None:
-    if len(failed) <= max_error_rate * asked:
-        return
-    [(reason, count)] = Counter(str(f.error) for f in failed.values()).most_common(1)
-    raise LLMError(
-        f"{len(failed)} of {asked} requests failed ({count}x {reason}), more than "
-        f"prompts.generation.max_error_rate ({max_error_rate:g}): finished answers are kept; mend "
-        "the endpoint and run the same command again"
-    )
-
-
-def _parse(
-    session: Session,
-    requests: Sequence[Request],
-    answers: Mapping[str, Completion],
-    failed: Mapping[str, Completion],
-) -> _Written:
-    generation = session.config.prompts.generation
-    assert generation is not None
-    candidates, rejected = [], []
-    for request in requests:
-        origin = Origin(
-            llm=llm_label(generation.llms[request.llm]),
-            strategy=request.strategy,
-            decoding_temperature=request.temperature,
-            seed=request.seed,
+        texts, task = list(batch["texts"].iloc[0]), self._task
+        scores = probe_prompts(
+            self._model, self._encoder, texts, task, task.train, self._dtype, self._row_tokens
         )
-        if request.id not in answers:
-            failure = failed[request.id]
-            rejected.append(
-                Rejected("", "generation", "request_failed", origin, detail=str(failure.error))
-            )
-            continue
-        text = answers[request.id].text or ""
-        if (parsed := parse_completion(text, generation.form)) is None:
-            rejected.append(Rejected(text, "parse", "no_prompt_found", origin))
-        else:
-            candidates.append(Candidate(text=parsed, kind=generation.form, origin=origin))
-    used = [answers[r.id] for r in requests if r.id in answers]
-    counts = {
-        "requests": len(requests),
-        "answered": len(used),
-        "prompt_tokens": sum(c.prompt_tokens for c in used),
-        "completion_tokens": sum(c.completion_tokens for c in used),
-    }
-    return _Written(tuple(candidates), tuple(rejected), counts)
+        return pd.DataFrame({"ids": [list(batch["ids"].iloc[0])], "scores": [scores]})

@@ -3,8 +3,11 @@
 Texts are compared by the Jaccard similarity of their character 5-grams. Instructions are short
 (5 to 40 words): one word changed among eight breaks three of the six word trigrams but a third of
 the 5-grams, so that thresholds between 0 and 1 mean something; an inflection is a small change;
-and scripts without spaces need no case of their own. Covered: normalising, shingles, similar
-pairs, components, and which texts to keep. Nothing depends on the order in which texts arrive.
+and scripts without spaces need no case of their own. Covered: normalising, shingles, sketches,
+similar pairs, components, and which texts to keep, for as many as one process holds; for more,
+`prompts.scale` puts the same pieces together. Nothing depends on the order in which texts arrive.
+
+N texts, S shingles of the longest of a group, P pairs.
 """
 
 import re
@@ -12,7 +15,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +27,22 @@ _PERMUTATIONS = 128
 _SEED = 42
 _RECALL = 0.995
 """Wanted share of the pairs exactly at the threshold; more similar ones are found more surely."""
-_FEW = 400
+FEW = 400
 """Up to this many texts all pairs are compared: it takes under a second and misses nothing."""
+
+_NONE = np.uint64(2**64 - 1)
+"""Stands where a row of hashed shingles has no further one."""
+_WEIGHTS = np.array(
+    [
+        0x9E3779B97F4A7C15,
+        0xBF58476D1CE4E5B9,
+        0x94D049BB133111EB,
+        0xD6E8FEB86659FD93,
+        0xA0761D6478BD642F,
+    ],
+    np.uint64,
+)
+"""One odd number per character of a shingle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,30 @@ class DedupResult:
     """In ascending order."""
     dropped: Mapping[int, tuple[int, float]]
     """Index to the kept text that it repeats, and how similar the two are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of N texts are kept."""
+
+    kept: NDArray[np.bool_]
+    """[N]"""
+    repeats: NDArray[np.int64]
+    """[N] the kept text that a dropped one repeats; -1 at kept ones."""
+    similar: NDArray[np.float64]
+    """[N] how similar these two are; 0 at kept ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sketches:
+    """What is kept of N texts to find those that are similar."""
+
+    bands: NDArray[np.uint64]
+    """[bands, N] hashes of the signatures' bands; texts that share one are candidates."""
+    shingles: NDArray[np.uint32]
+    """[N] how many distinct ones."""
+    digests: NDArray[np.uint64]
+    """[N, words] a byte of every place of the signatures."""
 
 
 def normalise(text: str) -> str:
@@ -77,20 +117,8 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int
     Beyond some hundred texts, only pairs that MinHash proposes are looked at: of those exactly at
     the threshold about 1 in 200 is missed, of more similar ones fewer. None is wrongly listed.
     """
-    sets = [shingles(text) for text in texts]
-    rows = _rows_per_band(threshold)
-    if len(sets) <= _FEW or rows is None:
-        candidates: Iterable[tuple[int, int]] = combinations(range(len(sets)), 2)
-    else:
-        candidates = _candidates(sets, rows, threshold)
-    found = []
-    for i, j in candidates:
-        small, large = sorted((len(sets[i]), len(sets[j])))
-        if small < threshold * large:  # even a subset is not similar enough
-            continue
-        if (similar := jaccard(sets[i], sets[j])) >= threshold:
-            found.append((i, j, similar))
-    return sorted(found)
+    columns = _similar([normalise(text) for text in texts], threshold)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def deduplicate(texts: Sequence[str], threshold: float) -> DedupResult:
@@ -104,20 +132,69 @@ def deduplicate(texts: Sequence[str], threshold: float) -> DedupResult:
     for index in sorted(range(len(texts)), key=lambda i: (fingerprint(texts[i]), i)):
         alike[normalised_hash(texts[index])].append(index)
     groups = [alike[name] for name in sorted(alike)]
-    neighbours: dict[int, list[tuple[float, int]]] = defaultdict(list)
-    for i, j, similar in similar_pairs([texts[group[0]] for group in groups], threshold):
-        neighbours[j].append((-similar, i))
-    kept: set[int] = set()
+    normal = [normalise(texts[first]) for first, *_ in groups]
+    choice = choose(len(groups), *_similar(normal, threshold))
     dropped: dict[int, tuple[int, float]] = {}
     for place, (first, *others) in enumerate(groups):
-        like = [found for found in neighbours[place] if found[1] in kept]
-        if like:
-            negative, other = min(like)
-            dropped |= dict.fromkeys((first, *others), (groups[other][0], -negative))
-        else:
-            kept.add(place)
+        if choice.kept[place]:
             dropped |= dict.fromkeys(others, (first, 1.0))
-    return DedupResult(tuple(sorted(groups[place][0] for place in kept)), dropped)
+        else:
+            repeated = groups[choice.repeats[place]][0], float(choice.similar[place])
+            dropped |= dict.fromkeys((first, *others), repeated)
+    kept = sorted(groups[place][0] for place in np.flatnonzero(choice.kept))
+    return DedupResult(tuple(kept), dropped)
+
+
+def _similar(
+    normal: Sequence[str], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """The columns [P] of `similar_pairs`, of normalised texts."""
+    rows = sketch(normal, threshold)
+    sketches = in_columns(propose_all(rows) if len(normal) <= FEW else rows)
+    found = [np.empty(0, np.int64)]  # i * n + j
+    for keys in sketches.bands:
+        order = np.argsort(keys, kind="stable")
+        for i, j in bucket_pairs(order, keys[order]):
+            close = likely(sketches, i, j, threshold)
+            found.append(i[close] * len(normal) + j[close])
+    i, j = np.divmod(np.unique(np.concatenate(found)), max(1, len(normal)))
+    similar = similarities(normal, i, j)
+    true = similar >= threshold
+    return i[true], j[true], similar[true]
+
+
+def choose(
+    n: int, i: NDArray[np.int64], j: NDArray[np.int64], similar: NDArray[np.float64]
+) -> Choice:
+    """Go through texts 0 to n - 1 in order and drop each that is similar to one kept before it.
+
+    Args:
+        n: Number of texts.
+        i: [P] first text of every similar pair, smaller than the second.
+        j: [P] second text.
+        similar: [P] how similar they are; a pair may be listed more than once.
+    """
+    kept = np.ones(n, bool)
+    kept[j] = False
+    open_ = ~kept  # not decided yet
+    low, high = i, j
+    while len(low):
+        open_[high[kept[low]]] = False
+        waits = open_[low] & open_[high]
+        ready = open_.copy()
+        ready[high[waits]] = False
+        kept |= ready
+        open_ &= ~ready
+        left = open_[high]
+        low, high = low[left], high[left]
+    valid = kept[i] & ~kept[j]
+    i, j, similar = i[valid], j[valid], similar[valid]
+    order = np.lexsort((i, -similar, j))
+    dropped, first = np.unique(j[order], return_index=True)
+    best = order[first]
+    repeats, value = np.full(n, -1, np.int64), np.zeros(n)
+    repeats[dropped], value[dropped] = i[best], similar[best]
+    return Choice(kept, repeats, value)
 
 
 def components(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -136,6 +213,152 @@ def components(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
     return [root(node) for node in range(n)]
 
 
+def sketch_type(threshold: float) -> np.dtype[np.void]:
+    """One text's part of `Sketches`, as a record: its fields are called the same."""
+    rows = _rows_per_band(threshold)
+    bands = _PERMUTATIONS // rows if rows else 1
+    fields = [("bands", "<u8", (bands,)), ("shingles", "<u4"), ("digests", "u1", (_PERMUTATIONS,))]
+    return np.dtype(fields, align=True)
+
+
+def sketch(texts: Sequence[str], threshold: float) -> NDArray[np.void]:
+    """Sketches [N] of `sketch_type` of normalised texts."""
+    rows = _rows_per_band(threshold)
+    sketches = np.zeros(len(texts), sketch_type(threshold))
+    bands = _PERMUTATIONS // rows if rows else 1
+    for group in _of_like_size(np.array([len(text) for text in texts], np.int64)):
+        hashes = _hashed_shingles([texts[int(index)] for index in group])
+        real = hashes != _NONE
+        counts = np.count_nonzero(real, axis=1)
+        ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        signatures = RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes[real], ends, _PERMUTATIONS, _SEED
+        )
+        digests = np.array(signatures.to_rows(), np.uint32).reshape(len(group), _PERMUTATIONS)
+        sketches["shingles"][group] = counts
+        sketches["digests"][group] = (digests * np.uint32(0x9E3779B1)) >> np.uint32(24)
+        if rows:
+            keys = np.zeros((len(group), bands), np.uint64)
+            for row in range(rows):
+                keys = _mixed(keys ^ digests[:, row : bands * rows : rows])
+            sketches["bands"][group] = keys
+    return sketches if rows else propose_all(sketches)
+
+
+def in_columns(sketches: NDArray[np.void]) -> Sketches:
+    """Records [N] of `sketch_type` as columns."""
+    digests = np.ascontiguousarray(sketches["digests"]).view(np.uint64)
+    bands = np.ascontiguousarray(sketches["bands"].T)
+    return Sketches(bands, np.ascontiguousarray(sketches["shingles"]), digests)
+
+
+def propose_all(sketches: NDArray[np.void]) -> NDArray[np.void]:
+    """Sketches [N] that make every pair a candidate."""
+    all_alike = np.zeros_like(sketches)
+    all_alike["shingles"] = sketches["shingles"]
+    return all_alike
+
+
+def bucket_pairs(
+    texts: NDArray[np.int64], keys: NDArray[np.uint64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """All pairs of texts with equal keys, in arrays no longer than the texts.
+
+    Args:
+        texts: [N] sorted by key, and ascending among equal keys.
+        keys: [N] their keys.
+    """
+    place, distance = np.arange(len(texts)), 0
+    while len(place):
+        distance += 1
+        place = place[: np.searchsorted(place, len(texts) - distance)]
+        place = place[keys[place] == keys[place + distance]]
+        yield texts[place], texts[place + distance]
+
+
+def likely(
+    sketches: Sketches, i: NDArray[np.int64], j: NDArray[np.int64], threshold: float
+) -> NDArray[np.bool_]:
+    """Which pairs [P] can be as similar as the threshold, by their size and signatures."""
+    a, b = sketches.shingles.take(i), sketches.shingles.take(j)
+    able = np.minimum(a, b) >= threshold * np.maximum(a, b) - 1e-9  # else not even a subset is
+    # four standard deviations of the estimate below the threshold
+    enough = threshold - 4 * (threshold * (1 - threshold) / _PERMUTATIONS) ** 0.5
+    places = np.flatnonzero(able)
+    for chunk in np.array_split(places, len(places) // 4096 + 1):
+        # several times as fast as indexing
+        first, second = (sketches.digests.take(place[chunk], axis=0) for place in (i, j))
+        equal = (first.view(np.uint8) == second.view(np.uint8)).view(np.uint64)
+        # bytes are added up side by side, then across the word: neither exceeds 128
+        agree = (equal.sum(axis=1) * np.uint64(0x0101010101010101)) >> np.uint64(56)
+        able[chunk] = agree >= enough * _PERMUTATIONS
+    return able
+
+
+def similarities(
+    texts: Sequence[str], i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """True similarities [P] of pairs of normalised texts.
+
+    Shingles are told apart by 64 bits: of all pairs of a million distinct shingles, one is taken
+    for equal with a probability of about 3e-8.
+    """
+    similar = np.ones(len(i))
+    lengths = np.array([len(text) for text in texts], np.int64)
+    for group in _of_like_size(np.maximum(lengths[i], lengths[j])):
+        used, at = np.unique(np.concatenate([i[group], j[group]]), return_inverse=True)
+        hashes = _hashed_shingles([texts[int(index)] for index in used])
+        counts = np.count_nonzero(hashes != _NONE, axis=1)
+        a, b = np.split(at, 2)
+        both = np.concatenate([hashes[a], hashes[b]], axis=1)
+        both.sort(axis=1)
+        equal = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] != _NONE)
+        shared = np.count_nonzero(equal, axis=1)
+        union = counts[a] + counts[b] - shared
+        similar[group] = np.where(union > 0, shared / np.maximum(union, 1), 1.0)
+    return similar
+
+
+def _hashed_shingles(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """Hashes [N, S] of the shingles of normalised texts, each once, in any order among `_NONE`."""
+    marked = [f" {text} ".ljust(_SHINGLE, "\0") if text else "" for text in texts]
+    lengths = np.array([len(text) for text in marked], np.int64)
+    width = max(_SHINGLE, int(lengths.max(initial=0)))
+    inside = np.arange(width) < lengths[:, None]
+    codes = np.zeros(inside.shape, np.uint64)
+    encoded = "".join(marked).encode("utf-32-le", "surrogatepass")
+    codes[inside] = np.frombuffer(encoded, np.uint32)
+    starts = width - _SHINGLE + 1
+    hashes = np.zeros((len(texts), starts), np.uint64)
+    for place, weight in enumerate(_WEIGHTS):
+        hashes += codes[:, place : place + starts] * weight
+    hashes = _mixed(hashes)
+    hashes[~inside[:, _SHINGLE - 1 :]] = _NONE
+    hashes.sort(axis=1)
+    again = hashes[:, 1:] == hashes[:, :-1]
+    hashes[:, 1:][again] = _NONE
+    return hashes
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Values whose every bit depends on every bit of what was given; one to one."""
+    values = (values ^ (values >> np.uint64(31))) * _WEIGHTS[1]
+    return values ^ (values >> np.uint64(29))
+
+
+def _of_like_size(sizes: NDArray[np.int64], room: int = 1 << 19) -> list[NDArray[np.intp]]:
+    """Indices [N] in groups, each of about `room` elements where all are as large as its largest.
+
+    Sizes in a group are at most 1.5-fold apart, so that little is padding.
+    """
+    order = np.argsort(sizes, kind="stable")
+    ascending = np.maximum(sizes[order], 16)
+    step = np.floor(np.log(ascending) / np.log(1.5)).astype(np.int64)
+    part = np.cumsum(ascending) // room
+    cuts = np.flatnonzero((np.diff(step) > 0) | (np.diff(part) > 0)) + 1
+    return [group for group in np.split(order, cuts) if len(group)]
+
+
 def _rows_per_band(threshold: float) -> int | None:
     """Rows per band of the signature: the most that still give the wanted recall at the threshold.
 
@@ -146,36 +369,3 @@ def _rows_per_band(threshold: float) -> int | None:
         if 1 - (1 - threshold**rows) ** (_PERMUTATIONS // rows) >= _RECALL:
             return rows
     return None
-
-
-def _candidates(
-    sets: Sequence[frozenset[str]], rows: int, threshold: float
-) -> Iterator[tuple[int, int]]:
-    """Pairs whose MinHash signatures agree in a whole band, and in about enough places overall."""
-    digests = np.array(
-        RMinHash.digests_from_token_sets([sorted(s) for s in sets], _PERMUTATIONS, _SEED), np.uint32
-    )
-    bands = [
-        _pairs_of_band(digests[:, start : start + rows])
-        for start in range(0, _PERMUTATIONS - rows + 1, rows)
-    ]
-    pairs = np.unique(np.concatenate(bands))  # i * n + j
-    # four standard deviations of the estimate below the threshold
-    enough = threshold - 4 * (threshold * (1 - threshold) / _PERMUTATIONS) ** 0.5
-    for chunk in np.array_split(pairs, len(pairs) // 100_000 + 1):
-        i, j = np.divmod(chunk, len(sets))
-        close = (digests[i] == digests[j]).mean(axis=1) >= enough
-        yield from zip(i[close].tolist(), j[close].tolist(), strict=True)
-
-
-def _pairs_of_band(band: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Pairs of equal rows, as i * n + j with i < j."""
-    _, bucket = np.unique(band, axis=0, return_inverse=True)
-    order = np.argsort(bucket, kind="stable").astype(np.int64)
-    ends = np.flatnonzero(np.diff(bucket[order])) + 1
-    found = [np.empty(0, np.int64)]
-    for members in np.split(order, ends):
-        if len(members) > 1:
-            i, j = np.triu_indices(len(members), 1)
-            found.append(members[i] * len(band) + members[j])
-    return np.concatenate(found)

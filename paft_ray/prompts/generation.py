@@ -4,12 +4,13 @@ Requests are pure functions of (seed, LLM, strategy, index): the same configurat
 questions, so that finished answers are found again. Zero-shot requests describe the task and a
 style; few-shot ones also show examples, put together from a bank of generic instructions and the
 layouts of the grammar. One answer holds one candidate: a whole template, or one instruction
-sentence. Covered: `build_requests`, `parse_completion`. Not covered: sending them (`prompts.llm`).
+sentence. Covered: `RequestBook`, `parse_completion`. Not covered: sending them (`prompts.llm`).
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeVar
 
 from paft_ray.artifacts import fingerprint
@@ -64,49 +65,115 @@ class Completion:
     completion_tokens: int
 
 
+def failed_completion(
+    request: Request, error: str, status: int | None, attempts: int, seconds: float
+) -> Completion:
+    """What came of a request that failed."""
+    return Completion(
+        request_id=request.id,
+        text=None,
+        error=error,
+        status=status,
+        attempts=attempts,
+        seconds=seconds,
+        prompt_tokens=0,
+        completion_tokens=0,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Requests that are worked on together: of one LLM, strategy and decoding temperature."""
+
+    llm: int
+    """Which of `prompts.generation.llms`."""
+    strategy: Strategy
+    temperature: float
+    start: int
+    """First index of the requests of this LLM, strategy and temperature."""
+    stop: int
+    """The index behind the last one."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class RequestBook:
+    """Every request of a configuration, made when it is looked at: a million cost no memory."""
+
+    task: Task
+    """What the prompts are for; its examples are not needed."""
+    config: GenerationConfig
+    seed: int
+    """The run's seed."""
+    keys: tuple[str, ...]
+    """For each LLM of `config.llms`, what identifies it and its weights; part of the requests'
+    ids, and of what is asked."""
+
+    def __post_init__(self) -> None:
+        if len(self.keys) != len(self.config.llms):
+            raise ValueError(f"{len(self.keys)} keys for {len(self.config.llms)} LLMs")
+
+    @cached_property
+    def _layouts(self) -> tuple[Layout, ...]:
+        return tuple(enumerate_layouts(self.task)) if "few_shot" in self.config.strategies else ()
+
+    def units(self, llm: int, size: int) -> list[Unit]:
+        """All requests of one LLM, by strategy and temperature, in units of `size`.
+
+        Units are cut before anything is known to be finished, and from the first index on: what is
+        generated together never changes, and raising `per_llm` only adds units.
+        """
+        temperatures = self.config.llms[llm].temperatures or (self.config.temperature,)
+        share, more = divmod(self.config.per_llm, len(temperatures))
+        return [
+            Unit(llm, strategy, temperature, start, min(start + size, count))
+            for strategy in self.config.strategies
+            for place, temperature in enumerate(temperatures)
+            for count in [share + (place < more)]
+            for start in range(0, count, size)
+        ]
+
+    def requests(self, unit: Unit) -> Iterator[Request]:
+        """The requests of a unit, in order."""
+        for index in range(unit.start, unit.stop):
+            yield self.request(unit, index)
+
+    def request(self, unit: Unit, index: int) -> Request:
+        """The request with this index among those of the unit's LLM, strategy and temperature."""
+        llm, config = self.config.llms[unit.llm], self.config
+        max_tokens = 96 if isinstance(llm, FakeLLM) else llm.max_tokens
+        place = (self.seed, self.keys[unit.llm], unit.strategy, index)
+        content, prefill = _question(self.task, config.form, self._layouts, place)
+        messages = (("user", content),)
+        decoding_seed = int(fingerprint("decoding", *place)[:8], 16) & 0x7FFFFFFF
+        return Request(
+            id=fingerprint(
+                self.keys[unit.llm],
+                [messages, prefill],
+                [unit.temperature, config.top_p],
+                decoding_seed,
+                max_tokens,
+            ),
+            llm=unit.llm,
+            strategy=unit.strategy,
+            messages=messages,
+            temperature=unit.temperature,
+            top_p=config.top_p,
+            seed=decoding_seed,
+            max_tokens=max_tokens,
+            prefill=prefill,
+        )
+
+
 def build_requests(
     task: Task, config: GenerationConfig, seed: int, llm_keys: Sequence[str]
 ) -> tuple[Request, ...]:
-    """`per_llm` requests for every LLM and strategy, by LLM, strategy and index.
-
-    Args:
-        task: What the prompts are for.
-        config: Authors, strategies, form and number.
-        seed: The run's seed.
-        llm_keys: For each LLM of `config.llms`, what identifies it and its weights; part of the
-            requests' ids, and of what is asked.
-    """
-    layouts = enumerate_layouts(task) if "few_shot" in config.strategies else ()
-    requests = []
-    for llm, (llm_config, key) in enumerate(zip(config.llms, llm_keys, strict=True)):
-        max_tokens = 96 if isinstance(llm_config, FakeLLM) else llm_config.max_tokens
-        for strategy in config.strategies:
-            for index in range(config.per_llm):
-                place = (seed, key, strategy, index)
-                content, prefill = _question(task, config.form, layouts, place)
-                messages = (("user", content),)
-                decoding_seed = int(fingerprint("decoding", *place)[:8], 16) & 0x7FFFFFFF
-                name = fingerprint(
-                    key,
-                    [messages, prefill],
-                    [config.temperature, config.top_p],
-                    decoding_seed,
-                    max_tokens,
-                )
-                requests.append(
-                    Request(
-                        id=name,
-                        llm=llm,
-                        strategy=strategy,
-                        messages=messages,
-                        temperature=config.temperature,
-                        top_p=config.top_p,
-                        seed=decoding_seed,
-                        max_tokens=max_tokens,
-                        prefill=prefill,
-                    )
-                )
-    return tuple(requests)
+    """All requests of a `RequestBook` at once: `per_llm` for every LLM and strategy."""
+    book = RequestBook(task, config, seed, tuple(llm_keys))
+    units = (unit for llm in range(len(config.llms)) for unit in book.units(llm, config.per_llm))
+    return tuple(request for unit in units for request in book.requests(unit))
 
 
 def parse_completion(text: str, form: Form) -> str | None:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest, to_parquet
 from paft_ray.config import LintConfig, PromptsConfig
 from paft_ray.errors import ArtifactError, PoolError
+from paft_ray.prompts.coverage import covering_order
 from paft_ray.prompts.dedup import deduplicate
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
 from paft_ray.prompts.split import (
@@ -25,7 +26,14 @@ from paft_ray.prompts.split import (
     place_instructions,
     split_pieces,
 )
-from paft_ray.prompts.template import TOO_SHORT, LintResult, count_words, lint, lint_instruction
+from paft_ray.prompts.template import (
+    TOO_SHORT,
+    LintResult,
+    count_words,
+    lint,
+    lint_instruction,
+    other_work,
+)
 from paft_ray.tasks.base import SPLITS, SplitName, Task
 
 POOL_FILE = "pool.parquet"
@@ -87,7 +95,9 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PromptPool:
-    """The prompts of every split, each in the order of their ids, which is as good as random."""
+    """The prompts of every split: training prompts in an order of which every beginning covers the
+    whole as well as it can, held-out ones in the order of their ids.
+    """
 
     train: tuple[Prompt, ...]
     validation: tuple[Prompt, ...]
@@ -172,12 +182,12 @@ def load_pool(folder: Storage) -> PromptPool:
 
 def rejects_to_table(rejected: Iterable[Rejected]) -> pa.Table:
     """One row per rejected candidate."""
-    return pa.Table.from_pylist([asdict(reject) for reject in rejected], _REJECTS_SCHEMA)
+    return pa.Table.from_pylist([asdict(reject) for reject in rejected], REJECTS_SCHEMA)
 
 
 def candidates_to_table(candidates: Iterable[Candidate]) -> pa.Table:
     """One row per candidate."""
-    return pa.Table.from_pylist([asdict(candidate) for candidate in candidates], _CANDIDATES_SCHEMA)
+    return pa.Table.from_pylist([asdict(candidate) for candidate in candidates], CANDIDATES_SCHEMA)
 
 
 def build_pool(
@@ -191,13 +201,50 @@ def build_pool(
         PoolError: Too few survive for the splits asked for.
     """
     ordered = sorted(candidates, key=lambda c: (c.text, c.kind, fingerprint(asdict(c.origin))))
-    linted, rejected = _lint(ordered, task, config.lint)
+    linted: list[Candidate] = []
+    rejected: list[Rejected] = []
+    for candidate in ordered:
+        result = lint_candidate(candidate, task, config.lint)
+        (linted if isinstance(result, Candidate) else rejected).append(result)  # pyright: ignore
     unique = _deduplicate(linted, task, config.dedup.similarity, rejected)
-    pieces = [_piece(candidate, task) for candidate in unique]
+    counts = {"candidates": len(candidates), "linted": len(linted), "unique": len(unique)}
+    return assemble_pool(unique, rejected, counts, task, config, seed)
+
+
+def assemble_pool(
+    unique: Sequence[Candidate],
+    rejected: Sequence[Rejected],
+    counts: Mapping[str, int],
+    task: Task,
+    config: PromptsConfig,
+    seed: int,
+) -> PoolBuild:
+    """Split unique candidates and compose the pool's prompts.
+
+    Args:
+        unique: What lint and deduplication left.
+        rejected: What they did not, for the record and for the error.
+        counts: The funnel so far: `candidates`, `linted`, `unique`.
+        task: For slots and layouts.
+        config: How to split and compose.
+        seed: The run's seed.
+
+    Raises:
+        PoolError: Too few survive for the splits asked for.
+    """
+    rejected = list(rejected)
+    unique, beyond = _first_by_hash(unique, config.max_unique)
+    rejected += [
+        Rejected(
+            c.text, "dedup", "beyond_max_unique", c.origin, f"prompts.max_unique {len(unique)}"
+        )
+        for c in beyond
+    ]
+    pieces = [piece_of(candidate, task) for candidate in unique]
     try:
         assignments = split_pieces(pieces, config.split, seed)
     except TooFewError as error:
-        raise _too_few(str(error), len(candidates), len(unique), rejected) from error
+        raise _too_few(str(error), counts["candidates"], len(unique), rejected) from error
     layouts = enumerate_layouts(task) if any(piece.layout is None for piece in pieces) else ()
     placed = place_instructions(pieces, assignments, layouts, task.slots, config, seed)
     prompts: list[Prompt] = []
@@ -227,44 +274,51 @@ def build_pool(
         split: tuple(sorted((p for p in prompts if p.split == split), key=lambda p: p.id))
         for split in SPLITS
     }
+    order = covering_order([prompt.text for prompt in by_split["train"]])
+    by_split["train"] = tuple(by_split["train"][index] for index in order)
     if (len(by_split["test"]), len(by_split["validation"])) != (
         config.split.test,
         config.split.validation,
     ):
         reason = "no layout of the grammar suits some held-out instructions"
-        raise _too_few(reason, len(candidates), len(unique), rejected)
-    counts = {"candidates": len(candidates), "linted": len(linted), "unique": len(unique)}
-    counts |= {split: len(found) for split, found in by_split.items()}
+        raise _too_few(reason, counts["candidates"], len(unique), rejected)
+    counts = {**counts, **{split: len(found) for split, found in by_split.items()}}
     return PoolBuild(PromptPool(**by_split), tuple(rejected), counts)
 
 
-def _lint(
-    candidates: Iterable[Candidate], task: Task, config: LintConfig
-) -> tuple[list[Candidate], list[Rejected]]:
-    good: list[Candidate] = []
-    rejected: list[Rejected] = []
-    for candidate in candidates:
-        if candidate.kind == "instruction":
-            result = lint_instruction(candidate.text, task, config)
-        else:
-            result = lint(candidate.text, task, config)
-            if result.problem is None and candidate.origin.llm is not None:
-                result = _lint_length(result, task, config)
-        if result.problem is None:
-            good.append(replace(candidate, text=result.text))
-        else:
-            origin, detail = candidate.origin, result.detail
-            rejected.append(Rejected(candidate.text, "lint", result.problem, origin, detail))
-    return good, rejected
+def _first_by_hash(
+    unique: Sequence[Candidate], most: int
+) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
+    """At most so many candidates, chosen by the hashes of their texts, and the others."""
+    if len(unique) <= most:
+        return unique, ()
+    chosen = set(sorted(range(len(unique)), key=lambda i: fingerprint(unique[i].text))[:most])
+    kept = [candidate for index, candidate in enumerate(unique) if index in chosen]
+    return kept, [candidate for index, candidate in enumerate(unique) if index not in chosen]
 
 
-def _lint_length(result: LintResult, task: Task, config: LintConfig) -> LintResult:
-    """A template by an LLM says as much as an instruction by one."""
+def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Candidate | Rejected:
+    """The candidate with its text cleaned, or why it cannot be used."""
+    if candidate.kind == "instruction":
+        result = lint_instruction(candidate.text, task, config)
+    else:
+        result = lint(candidate.text, task, config)
+        if result.problem is None and candidate.origin.llm is not None:
+            result = _lint_authored(result, task, config)
+    if result.problem is None:
+        return replace(candidate, text=result.text)
+    return Rejected(candidate.text, "lint", result.problem, candidate.origin, result.detail)
+
+
+def _lint_authored(result: LintResult, task: Task, config: LintConfig) -> LintResult:
+    """A template by an LLM says as much as an instruction by one, and asks for this task."""
     instruction = instruction_of(result.text, task.slots)
-    if (count := count_words(instruction)) >= config.min_instruction_words:
-        return result
-    detail = f"{count} words of instruction; at least {config.min_instruction_words}"
-    return replace(result, problem=TOO_SHORT, detail=detail)
+    if (count := count_words(instruction)) < config.min_instruction_words:
+        detail = f"{count} words of instruction; at least {config.min_instruction_words}"
+        return replace(result, problem=TOO_SHORT, detail=detail)
+    if config.relevance and (problem := other_work(instruction, task)):
+        return replace(result, problem=problem[0], detail=problem[1])
+    return result
 
 
 def _deduplicate(
@@ -275,7 +329,7 @@ def _deduplicate(
     Duplicates are sought among candidates of one layout: the same instruction in another layout
     is another prompt, because the layout matters as much as the wording.
     """
-    pieces = [_piece(candidate, task) for candidate in candidates]
+    pieces = [piece_of(candidate, task) for candidate in candidates]
     groups: dict[str | None, list[int]] = {}
     for index, piece in enumerate(pieces):
         groups.setdefault(piece.layout, []).append(index)
@@ -297,10 +351,11 @@ def _instruction(candidate: Candidate, task: Task) -> str:
     return instruction_of(candidate.text, task.slots)
 
 
-def _piece(candidate: Candidate, task: Task) -> Piece:
+def piece_of(candidate: Candidate, task: Task) -> Piece:
+    """What is compared and split: the wording, and the layout of a template."""
     is_template = candidate.kind == "template"
     layout = layout_of(candidate.text, task.slots) if is_template else None
-    return Piece(_instruction(candidate, task), layout)
+    return Piece(_instruction(candidate, task), layout, candidate.origin.llm)
 
 
 def _too_few(reason: str, candidates: int, unique: int, rejected: Sequence[Rejected]) -> PoolError:
@@ -313,7 +368,7 @@ def _too_few(reason: str, candidates: int, unique: int, rejected: Sequence[Rejec
     )
 
 
-_ORIGIN = pa.struct(
+ORIGIN = pa.struct(
     [
         ("llm", pa.string()),
         ("strategy", pa.string()),
@@ -330,17 +385,17 @@ _POOL_SCHEMA = pa.schema(
         ("layout", pa.string()),
         ("split", pa.string()),
         ("cluster", pa.string()),
-        ("origin", _ORIGIN),
+        ("origin", ORIGIN),
         ("scores", pa.map_(pa.string(), pa.float64())),
     ]
 )
-_REJECTS_SCHEMA = pa.schema(
+REJECTS_SCHEMA = pa.schema(
     [
         ("text", pa.string()),
         ("stage", pa.string()),
         ("reason", pa.string()),
-        ("origin", _ORIGIN),
+        ("origin", ORIGIN),
         ("detail", pa.string()),
     ]
 )
-_CANDIDATES_SCHEMA = pa.schema([("text", pa.string()), ("kind", pa.string()), ("origin", _ORIGIN)])
+CANDIDATES_SCHEMA = pa.schema([("text", pa.string()), ("kind", pa.string()), ("origin", ORIGIN)])

@@ -22,6 +22,8 @@ BESIDE_HELD_OUT = "beside_held_out"
 """In one group with a held-out prompt, so that it can be in no split."""
 NEAR_HELD_OUT = "near_held_out"
 """Too similar to a held-out instruction, by the exact check at the end."""
+HELD_OUT_AUTHOR = "held_out_author"
+"""By the LLM that writes the test prompts, and no test prompt."""
 NO_LAYOUT = "no_layout"
 """The instruction makes every layout of its split look like one of another split."""
 
@@ -37,6 +39,8 @@ class Piece:
     instruction: str
     layout: str | None
     """Key of the layout; None where the grammar is to give it one."""
+    author: str | None = None
+    """The LLM that wrote it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ def split_pieces(
         labels = components(len(pieces), edges)
         groups, names = _groups(pieces, labels, similar, seed)
         try:
-            held_out = _choose(groups, sets, config)
+            held_out = _choose(groups, pieces, sets, config)
             found = _assign(pieces, [names[label] for label in labels], held_out, sets, config)
         except TooFewError as error:
             problem = error
@@ -147,6 +151,9 @@ def _assign(
     for index, cluster in enumerate(clusters):
         if index in held_out:
             assignments.append(Assignment(held_out[index], cluster))
+        elif config.held_out_llm and pieces[index].author == config.held_out_llm:
+            detail = f"{config.held_out_llm} writes test prompts only"
+            assignments.append(Assignment(None, cluster, HELD_OUT_AUTHOR, detail))
         elif near := _nearest(index, held_out, sets, config.similarity):
             other, similar = near
             detail = f"similarity {similar:.2f} to {pieces[other].instruction!r}"
@@ -250,7 +257,10 @@ def _name(piece: Piece) -> str:
 
 
 def _choose(
-    groups: Sequence[_Group], sets: Sequence[frozenset[str]], config: PoolSplitConfig
+    groups: Sequence[_Group],
+    pieces: Sequence[Piece],
+    sets: Sequence[frozenset[str]],
+    config: PoolSplitConfig,
 ) -> dict[int, SplitName]:
     """The held-out pieces: one of each small group, or several where that spares training."""
     wanted = config.test + config.validation
@@ -262,7 +272,7 @@ def _choose(
         count += 1
     for enough in range(count, len(available) + 1):
         for order in (available[:enough], available[:enough][::-1]):
-            chosen = _pick(_deal(order, config), sets, config)
+            chosen = _pick(_deal(order, pieces, config), sets, config)
             if len(chosen) == wanted:
                 return chosen
     sizes = [len(group.members) for group in groups]
@@ -274,17 +284,35 @@ def _choose(
 
 
 def _deal(
-    groups: Sequence[_Group], config: PoolSplitConfig
+    groups: Sequence[_Group], pieces: Sequence[Piece], config: PoolSplitConfig
 ) -> Mapping[SplitName, list[tuple[int, ...]]]:
-    """Groups to the held-out splits, in proportion to what each needs; none is shared."""
+    """Groups to the held-out splits, in proportion to what each needs; none is shared.
+
+    Of a group only the members count that may be in the split: where one author writes the test
+    prompts, theirs in test and the others' in validation.
+    """
     needs: dict[SplitName, int] = {"test": config.test, "validation": config.validation}
     dealt: dict[SplitName, list[tuple[int, ...]]] = {split: [] for split in needs}
     for place, group in enumerate(groups):
-        without: list[SplitName] = [s for s in needs if needs[s] and not dealt[s]]
-        open_to = without if len(groups) - place <= len(without) else list(needs)
-        split = max(open_to, key=lambda s: needs[s] / (len(dealt[s]) + 1))
-        dealt[split].append(group.members)
+        fitting: dict[SplitName, tuple[int, ...]] = {
+            split: _allowed(group.members, pieces, split, config) for split in needs
+        }
+        able: list[SplitName] = [split for split in needs if fitting[split]]
+        without: list[SplitName] = [s for s in able if needs[s] and not dealt[s]]
+        open_to = without if without and len(groups) - place <= len(without) else able
+        if open_to:
+            split = max(open_to, key=lambda s: needs[s] / (len(dealt[s]) + 1))
+            dealt[split].append(fitting[split])
     return dealt
+
+
+def _allowed(
+    members: Iterable[int], pieces: Sequence[Piece], split: SplitName, config: PoolSplitConfig
+) -> tuple[int, ...]:
+    author = config.held_out_llm
+    if author is None:
+        return tuple(members)
+    return tuple(i for i in members if (pieces[i].author == author) == (split == "test"))
 
 
 def _pick(

@@ -59,6 +59,13 @@ _ASKS_FOR_A_PROMPT = re.compile(
     r"(?:\w+\s+){0,2}?(?:(?:instruction|prompt|template)s?\b|sentence that (?:tells|asks)\b)",
     re.IGNORECASE,
 )
+_OTHER_WORK = re.compile(
+    r"(?:^|[.!?:]\s+|\b(?:please|to|and|then|must|should|will)\s+)"
+    r"(translate|summari[sz]e|paraphrase|proofread|rewrite|rephrase|"
+    r"(?:write|compose)\s+(?:an?|the|your)\s+(?:\w+\s+)?(?:poem|story|song|essay|email|letter|code"
+    r"|program|script|summary|article|haiku|joke))\b",
+    re.IGNORECASE,
+)
 _ANSWER_CUE = (
     r"\b(?:answer|label|output|response|result|choice|option|prediction|conclusion|decision"
     r"|verdict|sentiment|classification|category|solution|ending)(?:\s+\w+){0,4}?"
@@ -172,7 +179,7 @@ def lint_instruction(text: str, task: Task, config: LintConfig) -> LintResult:
         or _answer_problem(Template(text, (text,)), task)
         or _brevity(text, config.min_instruction_words)
         or _echo_problem(text)
-        or _topic_problem(text, task)
+        or (config.relevance and (other_work(text, task) or _topic_problem(text, task)))
     )
     return LintResult(text, *problem) if problem else LintResult(text, None)
 
@@ -300,8 +307,20 @@ def _echo_problem(text: str) -> _Problem:
     return (ASKS_FOR_A_PROMPT, echo[0]) if echo else None
 
 
+def other_work(text: str, task: Task) -> _Problem:
+    """Whether an instruction asks for another kind of work than the task's: reason and detail."""
+    other = _OTHER_WORK.search(text)
+    if other is None or re.search(rf"\b{other[1][:5]}", task.description, re.IGNORECASE):
+        return None
+    return OFF_TOPIC, f"asks to {other[1].lower()}"
+
+
 def _topic_problem(text: str, task: Task) -> _Problem:
-    """No word of the task; "feel" also counts as mentioned by "feelings"."""
+    """A sentence without a word of the task; "feel" also counts as mentioned by "feelings".
+
+    Whole templates show the task's fields and are not asked for more: of prompts that people wrote
+    this would refuse good ones.
+    """
     words = task.relevance_words
     if not words or any(re.search(rf"(?<!\w){re.escape(w)}", text, re.IGNORECASE) for w in words):
         return None

@@ -114,18 +114,27 @@ def write_report(folder: Storage) -> str:
     return folder.path("report.html")
 
 
-def render_page(run: RunFiles, title: str) -> str:
-    """The page as HTML."""
+def template(name: str) -> Any:
+    """One of the package's page templates, with the filters that all of them use."""
     import jinja2
 
-    source = importlib.resources.files("paft_ray").joinpath("report.html.j2").read_text("utf-8")
+    files = importlib.resources.files("paft_ray")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(lambda file: files.joinpath(file).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"duration": _duration, "count": "{:,}".format, "pieces": _pieces}
+    return environment.get_template(name)
+
+
+def render_page(run: RunFiles, title: str) -> str:
+    """The page as HTML."""
     labels = list(run.summary["models"])
     config = run.about.get("config", {})
-    return environment.from_string(source).render(
+    return template("report.html.j2").render(
         title=title,
         subtitle=_subtitle(config),
         headline=headline(run.summary),

@@ -106,6 +106,8 @@ class Sender:
         self._send_metrics(run, batch.metrics)
         for name, source in batch.artifacts.items():
             self._send_artifact(run, name, source)
+        for name, (alias, artifact) in batch.versions.items():
+            self._register(run, name, alias, artifact)
         if batch.status == "RUNNING" and run.status != "RUNNING":
             self._client.update_run(run.id, status="RUNNING")
         elif batch.status not in (None, "RUNNING"):
@@ -175,6 +177,25 @@ class Sender:
                 fresh.append(Metric(name, value, at_ms, step))
         for part in _chunks(fresh, _METRICS_PER_CALL):
             self._client.log_batch(run.id, metrics=part, synchronous=True)
+
+    def _register(self, run: _OpenRun, name: str, alias: str, artifact: str) -> None:
+        """Make an artifact of the run a version in the registry, unless one has the alias."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._client
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        try:
+            client.get_model_version_by_alias(name, alias)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            home = client.get_run(run.id).info.artifact_uri
+            version = client.create_model_version(name, f"{home}/{artifact}", run_id=run.id)
+            client.set_registered_model_alias(name, alias, version.version)
 
     def _send_artifact(self, run: _OpenRun, name: str, source: str | bytes) -> None:
         content = artifact_content(self._target.storage, source)

@@ -66,6 +66,8 @@ class Batch:
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Mapping[str, str | bytes] = field(default_factory=dict)
     """Name to a path, local or as storage names it, or to the content."""
+    versions: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Name in MLflow's registry to the alias of a version, and the run's artifact that it is."""
     status: Status | None = None
     ended_ms: int | None = None
 
@@ -79,6 +81,7 @@ def merge(batches: Sequence[Batch]) -> Batch:
         metrics=tuple(row for batch in batches for row in batch.metrics),
         tags={name: text for batch in batches for name, text in batch.tags.items()},
         artifacts={name: source for batch in batches for name, source in batch.artifacts.items()},
+        versions={name: place for batch in batches for name, place in batch.versions.items()},
         status=last and last.status,
         ended_ms=last and last.ended_ms,
     )
@@ -92,6 +95,7 @@ def parts(batch: Batch) -> list[Batch]:
         Batch(run, metrics=batch.metrics),
         Batch(run, tags=batch.tags),
         Batch(run, artifacts=batch.artifacts),
+        Batch(run, versions=batch.versions),
         Batch(run, status=batch.status, ended_ms=batch.ended_ms),
     ]
     return [kind for kind in kinds if kind != Batch(run)]

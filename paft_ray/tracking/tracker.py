@@ -64,6 +64,11 @@ def top_metric(threshold: float) -> str:
     return f"eval/accuracy/top_{100 * threshold:g}"
 
 
+def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
+    """Name and alias of a prompt pool in MLflow's registry: `models:/<name>@<alias>`."""
+    return f"prompt-pool-{task}", f"pool-{fingerprint}"
+
+
 class Tracker(Protocol):
     """Where a run is recorded; no method but `finish` waits for anything."""
 
@@ -81,6 +86,10 @@ class Tracker(Protocol):
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing values that are there."""
+        ...
+
+    def register(self, name: str, alias: str, artifact: str) -> None:
+        """Make one of the run's artifacts a version in the registry, `models:/<name>@<alias>`."""
         ...
 
     def finish(self, status: FinalStatus) -> None:
@@ -101,6 +110,9 @@ class NullTracker:
         """Do nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Do nothing."""
+
+    def register(self, name: str, alias: str, artifact: str) -> None:
         """Do nothing."""
 
     def finish(self, status: FinalStatus) -> None:
@@ -218,6 +230,10 @@ class MlflowTracker:
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing values that are there."""
         self._put(Batch(self._run, tags=_texts(tags)))
+
+    def register(self, name: str, alias: str, artifact: str) -> None:
+        """Make one of the run's artifacts a version in the registry; one with the alias stays."""
+        self._put(Batch(self._run, versions={name: (alias, artifact)}))
 
     def finish(self, status: FinalStatus) -> None:
         """Deliver what is left and end the run in this state; a second call does nothing.

@@ -7,14 +7,12 @@ to `loop.fit`. Ray Train gets a disposable directory and no checkpoint of ours.
 
 import logging
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.artifacts import Storage, fingerprint, load_manifest
-from paft_ray.cluster import BoardHandle, cpus_per_worker
+from paft_ray.cluster import BoardHandle, cpus_per_worker, follow
 from paft_ray.config import VariantConfig, total_steps
 from paft_ray.errors import ArtifactError, PaftError, TrainingError
 from paft_ray.loading import dump_config
@@ -174,7 +172,11 @@ def _launch(
         made_from=made_from,
     )
     gpu = workers.gpus > 0
-    with tempfile.TemporaryDirectory(prefix="paft-train-") as disposable, _follow(board, stage):
+
+    def show(said: Mapping[str, Any]) -> None:
+        stage.reach(int(said.get("step", 0)))
+
+    with tempfile.TemporaryDirectory(prefix="paft-train-") as disposable, follow(board, show):
         trainer = TorchTrainer(
             run_rank,
             train_loop_config={"job": ray.put(job)},
@@ -203,21 +205,3 @@ def _launch(
         refused = board.read().get("refused")
     if refused is not None:
         raise refused
-
-
-@contextmanager
-def _follow(board: BoardHandle, stage: Stage) -> Iterator[None]:
-    """Move the stage's bar along with what workers say on the board."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.5):
-            stage.reach(int(board.read().get("step", 0)))
-
-    thread = threading.Thread(target=watch, name="follow", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

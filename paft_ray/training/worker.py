@@ -14,7 +14,7 @@ from paft_ray.cluster import BoardHandle
 from paft_ray.config import Config
 from paft_ray.errors import PaftError, TrainingError
 from paft_ray.session import RUN_KEY
-from paft_ray.tracking import TrackingTarget
+from paft_ray.tracking import TrackingTarget, pool_version
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,12 @@ class Job:
     made_from: dict[str, str]
     """Fingerprints of data, weights and pool, for the manifest."""
 
+    @property
+    def pool(self) -> str:
+        """The pool's version in MLflow's registry."""
+        name, alias = pool_version(self.task.name, self.made_from["pool"])
+        return f"models:/{name}@{alias}"
+
 
 def run_rank(payload: dict[str, Any]) -> None:
     """One rank of one training; runs in a Ray Train worker."""
@@ -86,7 +92,11 @@ def _train_rank(job: Job) -> None:
         key=f"training/{job.label}-s{config.seed}",
         name=f"{config.name}/{job.label}",
         parent_key=RUN_KEY,
-        tags={"paft.variant": job.label, "paft.fingerprint": job.identity},
+        tags={
+            "paft.variant": job.label,
+            "paft.fingerprint": job.identity,
+            "paft.pool": job.pool,
+        },
         rank=rank,
     )
     status = "FAILED"

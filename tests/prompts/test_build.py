@@ -5,27 +5,20 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings
 
 from paft_ray.api import open_session
-from paft_ray.artifacts import Parts, Storage, load_manifest
+from paft_ray.artifacts import Storage, load_manifest
 from paft_ray.config import Config
 from paft_ray.errors import LLMError
-from paft_ray.prompts.build import (
-    build_prompt_pool,
-    cut_units,
-    pool_fingerprint,
-    read_answers,
-    within_budget,
-)
-from paft_ray.prompts.generation import Request, build_requests
-from paft_ray.prompts.llm import llm_key
+from paft_ray.prompts.answers import Answers
+from paft_ray.prompts.asking import answers_of, unit_size
+from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
+from paft_ray.prompts.generation import Completion, Request
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.session import Session
 
@@ -38,63 +31,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 PER_LLM = 20
-
-
-def make_request(
-    number: int, llm: int = 0, max_tokens: int = 10, temperature: float = 1
-) -> Request:
-    messages = (("user", "Write."),)
-    return Request(f"{number:016x}", llm, "zero_shot", messages, temperature, 1.0, 0, max_tokens)
-
-
-def ids(requests: list[Request]) -> list[int]:
-    return [int(request.id, 16) for request in requests]
-
-
-def test_budget_that_is_not_set_lets_every_request_pass():
-    requests = [make_request(number) for number in range(5)]
-    assert within_budget(requests, None) == requests
-
-
-@pytest.mark.parametrize(
-    ("budget", "allowed"),
-    [(9, []), (10, [0]), (39, [0, 1, 4]), (40, [0, 1, 4, 5]), (60, [0, 1, 2, 4, 5, 6])],
-)
-def test_budget_is_shared_by_llms_in_turns_and_never_exceeded(budget, allowed):
-    requests = [make_request(number, llm=number // 4) for number in range(8)]
-    assert ids(within_budget(requests, budget)) == allowed
-
-
-@patient
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=30), st.integers(1, 900))
-def test_budget_keeps_the_first_requests_of_every_llm_in_order(shapes, budget):
-    requests = [make_request(n, llm, tokens) for n, (llm, tokens) in enumerate(shapes)]
-    allowed = within_budget(requests, budget)
-    assert sum(request.max_tokens for request in allowed) <= budget
-    assert ids(allowed) == sorted(ids(allowed))
-    for llm in range(4):
-        mine = [request for request in requests if request.llm == llm]
-        assert [r for r in allowed if r.llm == llm] == mine[: sum(r.llm == llm for r in allowed)]
-    if len(allowed) < len(requests):  # the next in turn is what would have been too much
-        left = [r for r in requests if r not in allowed]
-        assert sum(r.max_tokens for r in allowed) + max(r.max_tokens for r in left) > budget
-
-
-@patient
-@given(st.lists(st.sampled_from([0.5, 1.0]), max_size=40), st.integers(1, 9))
-def test_units_are_full_in_order_and_of_one_temperature(temperatures, size):
-    requests = [make_request(n, temperature=t) for n, t in enumerate(temperatures)]
-    units = cut_units(requests, size)
-    assert [request for unit in units for request in unit] == requests
-    assert all(1 <= len(unit) <= size for unit in units)
-    assert all(len({request.temperature for request in unit}) == 1 for unit in units)
-    for unit, following in pairwise(units):
-        assert len(unit) == size or unit[0].temperature != following[0].temperature
-
-
-def test_units_of_more_requests_begin_with_the_same_batches():
-    requests = [make_request(number) for number in range(25)]
-    assert cut_units(requests, 8)[:2] == cut_units(requests[:20], 8)[:2]
 
 
 OpenSession = Callable[..., Session]
@@ -180,10 +116,9 @@ class Built:
 
 
 def requests_of(session: Session) -> list[Request]:
-    generation = session.config.prompts.generation
-    assert generation is not None
-    key = llm_key(generation.llms[0])
-    return list(build_requests(session.task, generation, session.config.seed, [key]))
+    book = request_book(session)
+    assert book is not None
+    return [r for unit in book.units(0, PER_LLM) for r in book.requests(unit)]
 
 
 def failing(session: Session, every: int) -> set[str]:
@@ -191,10 +126,15 @@ def failing(session: Session, every: int) -> set[str]:
     return {request.id for request in requests_of(session) if int(request.id, 16) % every == 0}
 
 
-def parts_of(session: Session) -> Parts:
-    generation = session.config.prompts.generation
-    assert generation is not None
-    return Parts(session.storage.child("generations", llm_key(generation.llms[0])))
+def stores_of(session: Session) -> list[Answers]:
+    book = request_book(session)
+    assert book is not None
+    units = book.units(0, unit_size(book.config.llms[0]))
+    return [answers_of(book, unit, session.storage) for unit in units]
+
+
+def answers_in(session: Session) -> dict[str, Completion]:
+    return {id: answer for store in stores_of(session) for id, answer in store.read().items()}
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -233,8 +173,10 @@ def test_pool_that_was_built_is_complete_and_counted(built):
         assert about[split] == len(built.pool.prompts(split)) == (size or about[split]) > 0
     assert sum(about["rejected"].values()) == len(built.rows("rejected.parquet"))
     assert PromptPool.from_table(pq.read_table(built.folder / "pool.parquet")) == built.pool
-    counted = sum(about[name] for name in ("prompt_tokens", "completion_tokens"))
-    assert counted > about["answered"]
+    [llm] = about["llms"]
+    assert (llm["llm"], llm["requests"], llm["failed"]) == ("fake", 2 * PER_LLM, len(failed))
+    assert llm["prompt_tokens"] > llm["answered"] == about["answered"]
+    assert llm["completion_tokens"] > llm["answered"]
 
 
 @pytest.mark.ray
@@ -289,26 +231,53 @@ def test_pool_with_too_many_failures_keeps_answers_and_is_built_from_them_later(
     strict = open_at(tmp_path, fail_every=3, max_error_rate=0.1)
     failed = failing(strict, 3)
     assert 0.1 < len(failed) / (2 * PER_LLM) < 0.5
-    message = rf"{len(failed)} of 40 requests failed \({len(failed)}x HTTP 500\).*answers are kept"
+    message = rf"{len(failed)} of 40 requests failed \(mostly HTTP 500\).*answers are kept"
     with pytest.raises(LLMError, match=message):
         build_prompt_pool(strict)
     assert not list((tmp_path / "pools").rglob("*.parquet"))
-    answers = read_answers(parts_of(strict))
+    answers = answers_in(strict)
     assert answers.keys() == {request.id for request in requests_of(strict)} - failed
     assert all(answer.text for answer in answers.values())
 
-    lost = sorted(parts_of(strict).finished())[:3]
-    generations = tmp_path / "generations"
-    for key in lost:
-        Path(parts_of(strict).folder.path(f"{key}.parquet")).unlink()
-    before = stamps(generations)
+    first = Path(tmp_path / "generations").rglob("*.jsonl")
+    path = next(p for p in sorted(first) if "failed" not in p.name)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-3]) + lines[-3][:25])  # three are lost, one of them torn
     patient = open_at(tmp_path, fail_every=3, max_error_rate=0.9)
     pool = build_prompt_pool(patient)
-    after = stamps(generations)
-    assert {name: stamp for name, stamp in after.items() if name in before} == before
-    assert len(after) == len(before) + len(lost)
-    assert read_answers(parts_of(patient)) == answers
+    assert answers_in(patient) == answers
+    assert len(path.read_bytes().splitlines()) == len(lines) + 1, "only these were asked again"
 
     shutil.rmtree(tmp_path / "pools")
+    generations = tmp_path / "generations"
+    before = stamps(generations)
     assert build_prompt_pool(patient) == pool
-    assert stamps(generations) == after
+    changed = {name for name, stamp in stamps(generations).items() if before.get(name) != stamp}
+    assert all("failed" in name for name in changed), "nothing that was answered is asked again"
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_many_candidates_become_the_same_pool_as_few(
+    form, ray_cluster, open_at, tmp_path, monkeypatch
+):
+    """The way of a million candidates, walked by a few."""
+    session = open_at(tmp_path, form=form)
+    pool = build_prompt_pool(session)
+    folder = tmp_path / "pools" / pool_fingerprint(session)
+
+    def tables() -> tuple[list[str], Counter[tuple[str, ...]]]:
+        candidates = pq.read_table(folder / "candidates.parquet").to_pylist()
+        rejected = pq.read_table(folder / "rejected.parquet").to_pylist()
+        return (
+            sorted(json.dumps(row, sort_keys=True) for row in candidates),
+            Counter((r["stage"], r["reason"], r["text"], str(r["origin"])) for r in rejected),
+        )
+
+    few, about = tables(), load_manifest(Storage.open(str(folder))).about  # pyright: ignore
+    assert ("dedup", "duplicate") in {key[:2] for key in few[1]}
+    shutil.rmtree(tmp_path / "pools")
+    monkeypatch.setattr("paft_ray.prompts.build._IN_DRIVER", 5)
+    assert build_prompt_pool(session) == pool
+    assert tables() == few
+    assert load_manifest(Storage.open(str(folder))).about == about  # pyright: ignore

@@ -1,11 +1,12 @@
 """Generation: requests are functions of position, answers are stripped to the candidate."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from paft_ray.config import GenerationConfig, LintConfig
-from paft_ray.prompts.generation import build_requests, parse_completion
+from paft_ray.prompts.generation import RequestBook, build_requests, parse_completion
 from paft_ray.prompts.template import lint
 from paft_ray.tasks.base import Task
 
@@ -62,8 +63,26 @@ def test_requests_seed_key_and_temperature_change_every_id(change):
 
 
 def test_requests_as_many_keys_as_llms_are_needed():
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="1 keys for 2 LLMs"):
         build_requests(TONE, make_config(), 0, ["one"])
+
+
+def test_temperatures_share_what_is_asked_and_more_of_them_or_of_requests_change_no_id():
+    def book(per_llm, *temperatures):
+        llms = [{"type": "fake", "temperatures": temperatures}]
+        config = GenerationConfig.model_validate({"llms": llms, "per_llm": per_llm})
+        return RequestBook(TONE, config, 0, ("key",))
+
+    def asked(book, size=4):
+        units = book.units(0, size)
+        assert all(unit.start % size == 0 and 1 <= len(unit) <= size for unit in units)
+        return {r.id: r.temperature for unit in units for r in book.requests(unit)}
+
+    two = asked(book(9, 0.5, 1.0))
+    assert Counter(two.values()) == {0.5: 10, 1.0: 8}
+    assert asked(book(9, 0.5, 1.0), size=3) == two
+    assert two.items() <= asked(book(30, 0.5, 1.0)).items()
+    assert two.items() <= asked(book(15, 0.5, 1.0, 1.5)).items()
 
 
 def test_template_requests_name_every_slot_in_braces_and_the_letters():

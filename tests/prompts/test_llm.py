@@ -1,8 +1,11 @@
 """LLMs behind one protocol: a real endpoint that misbehaves, a real tiny model, and the fake."""
 
 import json
+import re
+import sys
 import threading
 import time
+import types
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -10,18 +13,27 @@ from dataclasses import dataclass, field, replace
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from paft_ray.artifacts import Storage
-from paft_ray.config import FakeLLM, GenerationConfig, LintConfig, OpenAILLM, TransformersLLM
+from paft_ray.config import (
+    FakeLLM,
+    GenerationConfig,
+    LintConfig,
+    OpenAILLM,
+    TransformersLLM,
+    VLLMEngine,
+)
 from paft_ray.errors import LLMError
 from paft_ray.modeling.model import load_base, load_tokenizer
 from paft_ray.modeling.scoring import generate
+from paft_ray.prompts.endpoint import EndpointLLM, _retry_after
 from paft_ray.prompts.generation import Completion, Request, build_requests, parse_completion
-from paft_ray.prompts.llm import EndpointLLM, InProcessLLM, PretendingLLM, open_llm
+from paft_ray.prompts.llm import InProcessLLM, llm_key, llm_label, open_llm
+from paft_ray.prompts.pretending import PretendingLLM
 from paft_ray.prompts.template import lint, lint_instruction
 from paft_ray.tasks import Task
 
@@ -82,6 +94,10 @@ FAULTS: dict[str, tuple[Reply, str, int | None]] = {
     "error-as-200": (as_json({"error": "overloaded"}), "the endpoint answered without a text", 200),
     "a-list": (as_json([]), "the endpoint answered without a text", 200),
     "null": (as_json(None), "the endpoint answered without a text", 200),
+    "numbers-for-choices": (with_choices(1, None), "the endpoint answered without a text", 200),
+    "a-bomb": (Reply(200, b"[" * 200_000), "the endpoint's answer is not JSON", 200),
+    "not-utf-8": (Reply(200, b'{"id": "\xff\xfe"}'), "the endpoint's answer is not JSON", 200),
+    "not-gzip": (Reply(200, b"plain", {"Content-Encoding": "gzip"}), "APIConnectionError", None),
     "a-page": (Reply(200, b"<html>Please log in</html>", content_type="text/html"),
                "the endpoint answered without a text", 200),
 }  # fmt: skip
@@ -99,6 +115,8 @@ class Endpoint:
         self.asked: dict[int, list[tuple[dict[str, Any], Message]]] = defaultdict(list)
         self.times: dict[int, list[float]] = defaultdict(list)
         self.before: Callable[[int], object] = lambda seed: None
+        self.drip: Callable[[], object] | None = None
+        """What is done before every single byte of a body."""
         self.in_flight = self.peak = 0
         self.changed = threading.Condition()
         endpoint = self
@@ -125,7 +143,12 @@ class Endpoint:
                     self.send_header(name, value)
                 with suppress(ConnectionError):  # a client that did not wait for the answer
                     self.end_headers()
-                    self.wfile.write(reply.body)
+                    if endpoint.drip is None:
+                        self.wfile.write(reply.body)
+                        return
+                    for byte in reply.body:
+                        endpoint.drip()
+                        self.wfile.write(bytes([byte]))
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -172,12 +195,12 @@ def make_llm(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setattr(EndpointLLM, "_pause_s", 0.001)
 
-    def make(**changes) -> EndpointLLM:
+    def make(limit=None, share=1, **changes) -> EndpointLLM:
         config = {
             "type": "openai", "base_url": endpoint.url, "model": "m", "api_key_env": KEY_ENV,
             "max_attempts": 3, "timeout_s": 30,
         }  # fmt: skip
-        return EndpointLLM(OpenAILLM.model_validate({**config, **changes}))
+        return EndpointLLM(OpenAILLM.model_validate({**config, **changes}), limit, share)
 
     return make
 
@@ -284,6 +307,32 @@ def test_endpoint_that_names_a_time_to_wait_is_left_alone_that_long(endpoint, ma
     assert second - first >= 0.4
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "odd", "retry-after": "3"}, 3),
+        ({"retry-after": "86400"}, 120),
+        ({"retry-after": "inf"}, 120),
+        ({"retry-after": "nan"}, 0),
+        ({"retry-after": "-5"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT",
+          "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 -0000",
+          "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2199 07:28:00 GMT"}, 120),
+        ({"retry-after": "Wed, 99 Oct 2015 07:28:00 GMT"}, 0),
+    ],
+)  # fmt: skip
+def test_time_to_wait_is_read_from_seconds_milliseconds_and_dates(headers, seconds):
+    assert _retry_after(headers) == seconds
+
+
 def test_endpoint_has_as_many_requests_in_flight_as_it_may_and_never_more(endpoint, make_llm):
     def hold(seed: int) -> None:
         """Keep a call until all that may come are there, and for a while in case more do."""
@@ -294,6 +343,124 @@ def test_endpoint_has_as_many_requests_in_flight_as_it_may_and_never_more(endpoi
     endpoint.before = hold
     complete(make_llm(concurrency=4), make_requests(12))
     assert endpoint.peak == 4
+
+
+def test_endpoint_shared_by_three_processes_leaves_each_a_third_of_what_is_in_flight(
+    endpoint, make_llm
+):
+    def hold(seed: int) -> None:
+        with endpoint.changed:
+            endpoint.changed.wait_for(lambda: endpoint.peak >= 3, timeout=20)
+            endpoint.changed.wait_for(lambda: endpoint.peak > 3, timeout=0.25)
+
+    endpoint.before = hold
+    complete(make_llm(concurrency=8, share=3), make_requests(9))
+    assert endpoint.peak == 3
+
+
+def test_endpoint_takes_requests_as_it_needs_them_however_many_there_are(endpoint, make_llm):
+    taken = 0
+
+    def many() -> Iterator[Request]:
+        nonlocal taken
+        assert threading.current_thread() is threading.main_thread()
+        [request] = make_requests(1)
+        for number in range(1_000_000):
+            taken += 1
+            yield replace(request, id=f"{number:016x}", seed=number)
+
+    answers = make_llm(concurrency=3).complete(many())
+    read = sum(len(next(answers)) for _ in range(5))
+    answers.close()
+    assert 5 <= read <= taken <= read + 6
+
+
+def test_endpoint_asked_nothing_answers_nothing(make_llm):
+    assert list(make_llm().complete(iter(()))) == []
+
+
+def test_endpoint_passes_on_what_goes_wrong_where_requests_come_from(endpoint, make_llm):
+    def broken() -> Iterator[Request]:
+        yield from make_requests(5)
+        raise OSError("the disk is gone")
+
+    answers = make_llm(concurrency=2).complete(broken())
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(answers)
+    assert len(endpoint.asked) <= 5
+
+
+def test_endpoint_whose_client_cannot_be_opened_says_so(make_llm, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(OSError, match="No such file"):
+        list(make_llm().complete(make_requests(1)))
+
+
+def test_endpoint_has_one_time_limit_for_the_whole_of_an_answer(endpoint, make_llm):
+    """A server that sends a byte now and then never keeps a single read waiting for long."""
+    drops = threading.Event()
+    endpoint.drip = lambda: drops.wait(0.05)
+    [answer] = complete(make_llm(timeout_s=0.4, max_attempts=1), make_requests(1)).values()
+    assert (answer.error, answer.attempts) == ("no answer within 0.4 s", 1)
+    drops.set()
+
+
+def test_endpoint_waits_for_its_limit_before_every_attempt_and_says_what_it_took(
+    endpoint, make_llm
+):
+    class Recorder:
+        def __init__(self) -> None:
+            self.waited: list[float] = []
+            self.corrected: list[float] = []
+
+        async def wait(self, tokens: float) -> None:
+            self.waited.append(tokens)
+
+        async def correct(self, tokens: float) -> None:
+            self.corrected.append(tokens)
+
+    limit = Recorder()
+    endpoint.script = {1: [FAULTS["429"][0], FAULTS["500-text"][0]], 2: [Reply(400, b"")]}
+    complete(make_llm(limit=limit), make_requests(3))
+    estimate = len("Write prompt 0.") / 4 + 12
+    assert limit.waited == [estimate] * 5
+    assert limit.corrected == [11 + 7 - estimate] * 2
+
+
+def test_endpoint_whose_limit_breaks_passes_that_on_after_what_was_answered(endpoint, make_llm):
+    class Breaking:
+        def __init__(self) -> None:
+            self.left = 3
+
+        async def wait(self, tokens: float) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("the limit's node is gone")
+
+        async def correct(self, tokens: float) -> None:
+            pass
+
+    answers = make_llm(limit=Breaking(), concurrency=1).complete(make_requests(9))
+    read = []
+    with pytest.raises(OSError, match="the limit's node is gone"):
+        for group in answers:
+            read += [answer.text for answer in group]
+    assert read == ["answer 0", "answer 1", "answer 2"]
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udfff"])
+def test_endpoint_whose_text_no_file_can_hold_is_mended(half, endpoint, make_llm):
+    body = good("HALF a pair").body.replace(b"HALF", half.encode())
+    endpoint.script = {0: [Reply(200, body)]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert answer.text == "? a pair"
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "11"}, {"prompt_tokens": -1}, [1], 10**30])
+def test_endpoint_that_counts_in_an_odd_way_counts_none(usage, endpoint, make_llm):
+    endpoint.script = {0: [as_json({**json.loads(WHOLE), "usage": usage})]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("never read", 0, 0)
 
 
 def test_endpoint_hands_out_an_answer_when_it_is_there(endpoint, make_llm):
@@ -321,14 +488,16 @@ def test_endpoint_given_up_by_its_reader_is_asked_no_more(endpoint, make_llm):
     assert len(asked) < 30
     [late] = make_requests(31)[30:]
     complete(make_llm(), [late])
-    assert endpoint.calls == {**asked, 30: 1}
+    on_the_way = set(endpoint.calls) - set(asked) - {30}  # sent, and read by the server only now
+    assert len(on_the_way) <= 2
+    assert len(asked) + len(on_the_way) < 30
 
 
 def test_endpoint_that_answers_too_late_is_a_timeout(endpoint, make_llm):
     release = threading.Event()
     endpoint.before = lambda seed: release.wait(30)
     [answer] = complete(make_llm(timeout_s=0.2, max_attempts=2), make_requests(1)).values()
-    assert (answer.error, answer.status, answer.attempts) == ("APITimeoutError", None, 2)
+    assert (answer.error, answer.status, answer.attempts) == ("no answer within 0.2 s", None, 2)
     with endpoint.changed:
         assert endpoint.changed.wait_for(lambda: endpoint.calls == {0: 2}, timeout=30)
     release.set()
@@ -349,6 +518,92 @@ def test_endpoint_without_its_key_is_refused_by_the_name_of_the_variable(value, 
     config = OpenAILLM(type="openai", base_url="http://x", model="m", api_key_env=KEY_ENV)
     with pytest.raises(LLMError, match=f"{KEY_ENV} is not set on node"):
         EndpointLLM(config)
+
+
+@pytest.mark.parametrize("key", ["sk-with-an-\u00e9", "sk-two\nlines"])
+def test_endpoint_whose_key_no_header_can_carry_is_refused_without_showing_it(key, monkeypatch):
+    monkeypatch.setenv(KEY_ENV, key)
+    config = OpenAILLM(type="openai", base_url="http://x", model="m", api_key_env=KEY_ENV)
+    with pytest.raises(LLMError, match=f"{KEY_ENV} on node") as caught:
+        EndpointLLM(config)
+    assert key not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "config"),
+    [
+        ("openai", {"type": "openai", "base_url": "http://x", "model": "m"}),
+        ("vllm", {"type": "vllm", "path": "some/model"}),
+    ],
+)
+def test_llm_whose_package_is_missing_names_the_extra(package, config, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    [llm] = GenerationConfig.model_validate({"llms": [config]}).llms
+    with pytest.raises(LLMError, match=re.escape(f"pip install 'paft_ray[{package}]'")):
+        open_llm(llm, Storage.open(str(tmp_path)))
+
+
+@dataclass
+class FakeSampling:
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+class FakeEngine:
+    """The part of `vllm.LLM` that is used: takes at most 30 tokens, says what it was asked."""
+
+    made: ClassVar[list["FakeEngine"]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        config = types.SimpleNamespace(max_model_len=30)
+        self.llm_engine = types.SimpleNamespace(model_config=config)
+        self.calls: list[tuple[list[dict[str, list[int]]], list[FakeSampling]]] = []
+        self.made.append(self)
+
+    def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> list[Any]:
+        self.calls.append((prompts, sampling_params))
+        answers = [
+            types.SimpleNamespace(text=f" text {sampling.seed}", token_ids=(1, 2, 3))
+            for _, sampling in zip(prompts, sampling_params, strict=True)
+        ]
+        return [types.SimpleNamespace(outputs=[answer]) for answer in answers]
+
+
+def test_vllm_is_asked_all_at_once_each_request_with_its_own_settings(
+    tiny_model, tmp_path, monkeypatch
+):
+    fake = types.ModuleType("vllm")
+    vars(fake).update(LLM=FakeEngine, SamplingParams=FakeSampling)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    config = VLLMEngine(type="vllm", path=str(tiny_model), gpus=2)
+    assert llm_label(config) == tiny_model.name
+    assert llm_key(config) != llm_key(config.model_copy(update={"dtype": "float32"}))
+    assert llm_key(config) == llm_key(config.model_copy(update={"gpus": 1, "actors": 3}))
+
+    llm = open_llm(config, Storage.open(str(tmp_path)))
+    [engine] = FakeEngine.made
+    assert engine.options == {
+        "model": str(tiny_model), "dtype": "bfloat16", "tensor_parallel_size": 2,
+        "distributed_executor_backend": "mp",
+    }  # fmt: skip
+    requests = [replace(r, temperature=r.seed / 10) for r in make_requests(3)]
+    requests[1] = replace(requests[1], prefill="- Decide")
+    too_long = replace(make_requests(4)[3], messages=(("user", "film " * 40),))
+    answers = complete(llm, [*requests, too_long])
+    assert [answers[r.id].text for r in requests] == [" text 0", "- Decide text 1", " text 2"]
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokens = len(tokenizer("film " * 40 + "\n\n")["input_ids"])
+    refused = answers[too_long.id].error
+    assert refused == f"the prompt's {tokens} tokens are more than the model's 30"
+    [(prompts, sampling)] = engine.calls
+    assert [tokenizer.decode(p["prompt_token_ids"]) for p in prompts] == [
+        "Write prompt 0.\n\n", "Write prompt 1.\n\n- Decide", "Write prompt 2.\n\n",
+    ]  # fmt: skip
+    assert sampling == [FakeSampling(seed / 10, 0.9, 12, seed) for seed in range(3)]
+    assert list(llm.complete([])) == []
 
 
 @pytest.fixture(scope="module")

@@ -255,6 +255,29 @@ def test_split_many_pieces_held_out_ones_are_unlike_all_training_pieces():
         assert all(similarity(a, b) < 0.4 for a in by_split[one] for b in by_split[other])
 
 
+def test_split_with_a_held_out_author_tests_that_author_and_trains_nobody_else_but_him():
+    pieces = [
+        sp.Piece(text, None, f"llm-{index % 3}")
+        for index, text in enumerate(sentences(120, seed=3, words=10))
+    ]
+    config = PoolSplitConfig(test=8, validation=5, held_out_llm="llm-1")
+    splits = sp.split_pieces(pieces, config, 0)
+    by_author = Counter((piece.author, a.split) for piece, a in zip(pieces, splits, strict=True))
+    assert by_author["llm-1", "test"] == 8
+    assert by_author["llm-1", "train"] == by_author["llm-1", "validation"] == 0
+    assert by_author["llm-0", "test"] == by_author["llm-2", "test"] == 0
+    assert by_author["llm-0", "validation"] + by_author["llm-2", "validation"] == 5
+    assert by_author["llm-0", "train"] + by_author["llm-2", "train"] == 75
+    reasons = {a.reason for p, a in zip(pieces, splits, strict=True) if a.split is None}
+    assert reasons == {sp.HELD_OUT_AUTHOR}
+
+
+def test_split_with_a_held_out_author_who_wrote_too_little_is_refused():
+    pieces = [sp.Piece(text, None, "a") for text in sentences(40, seed=3, words=10)]
+    with pytest.raises(sp.TooFewError):
+        sp.split_pieces(pieces, PoolSplitConfig(test=2, validation=1, held_out_llm="b"), 0)
+
+
 def test_place_instruction_that_looks_like_a_field_name_brings_no_known_layout():
     # "... Input:" in front of a bare field reads like the layout that names its field Input
     starts = ("{instruction} {question}", "{instruction} Input: {question}")

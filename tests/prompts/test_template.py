@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,6 +207,8 @@ def test_lint_returns_the_cleaned_text():
         ("Sentiment: negative", t.ANSWER_GIVEN),
         ("Judge sentiment.", t.TOO_SHORT),
         ("Think about what to do next.", t.OFF_TOPIC),
+        ("Read the sentiment and then translate the review into French.", t.OFF_TOPIC),
+        ("Please write a short poem about the sentiment.", t.OFF_TOPIC),
         ("Write an instruction about the sentiment.", t.ASKS_FOR_A_PROMPT),
         ("Sentiment " * 200, t.TOO_LONG),
     ],
@@ -230,6 +233,17 @@ def test_lint_instruction_good_one_passes_on_one_line(text):
     task = make_task(words=("sentiment", "feel"))
     result = lint_instruction(text, task, LINT)
     assert (result.problem, result.text) == (None, " ".join(text.split()))
+
+
+def test_lint_instruction_of_any_topic_passes_where_relevance_is_not_asked_for():
+    task, config = make_task(words=("sentiment", "feel")), LintConfig(relevance=False)
+    assert lint_instruction("Think about what to do next.", task, config).problem is None
+
+
+def test_other_work_is_not_other_where_the_task_is_that_work():
+    task = replace(make_task(words=()), description="Summarise a report in one sentence.")
+    assert t.other_work("Please summarize what is written here.", task) is None
+    assert t.other_work("Please translate what is written here.", task)
 
 
 def test_lint_instruction_without_relevance_words_every_topic_passes():

@@ -1,0 +1,87 @@
+"""The base model's own opinion of a prompt: how likely it makes the allowed and right answers.
+
+The scores are kept with the pool. They do not narrow it unless the configuration asks: keeping only
+what the base model already does well under made trained models less steady where it was measured.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from paft_ray.prompts.template import parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.tasks.base import Example, Task
+
+MASS, ACCURACY, LIKELIHOOD = "probe_mass", "probe_accuracy", "probe_log_likelihood"
+
+
+def probe_prompts(
+    model: "PreTrainedModel",
+    encoder: "TextEncoder",
+    texts: Sequence[str],
+    task: "Task",
+    examples: Sequence["Example"],
+    dtype: str,
+    row_tokens: int,
+) -> list[Mapping[str, float]]:
+    """Try every prompt on the same examples; sequences of several prompts share a row.
+
+    Args:
+        model: The base model.
+        encoder: Its text encoder; what is too long is refused or trimmed as the task says.
+        texts: Templates.
+        task: For slots and choices.
+        examples: What they are tried on.
+        dtype: Arithmetic: `float32` or `bfloat16`.
+        row_tokens: Most tokens in one forward pass.
+
+    Returns:
+        For each prompt the mean over examples of: `probe_log_likelihood` of the right answer in
+        nats and, where the task has choices, `probe_mass`, the probability that the model says
+        one of them, and `probe_accuracy`.
+
+    Raises:
+        DataError: An example does not fit under a prompt.
+    """
+    from paft_ray.modeling.scoring import score_sequences
+    from paft_ray.modeling.tokenization import choice_sequences
+
+    per_pair = []
+    for number, text in enumerate(texts):
+        template = parse(text, task.slots)
+        for example in examples:
+            answers = task.choices or (example.answer,)
+            what = f"example {example.id} under prompt {number}"
+            encoded = encoder.encode(template.render, example.fields, answers, what=what)
+            per_pair.append(choice_sequences(encoded))
+    flat = [sequence for sequences in per_pair for sequence in sequences]
+    sums = iter(score_sequences(model, flat, dtype, row_tokens))
+    logprobs = [{k: v for _ in sequences for k, v in next(sums).items()} for sequences in per_pair]
+    count = len(examples)
+    return [
+        _summary(logprobs[start : start + count], task, examples)
+        for start in range(0, len(logprobs), count)
+    ]
+
+
+def _summary(
+    logprobs: Sequence[Mapping[int, float]], task: "Task", examples: Sequence["Example"]
+) -> Mapping[str, float]:
+    choices = task.choices
+    if not choices:
+        return {LIKELIHOOD: sum(owned[0] for owned in logprobs) / len(examples)}
+    mass = right = likelihood = 0.0
+    for owned, example in zip(logprobs, examples, strict=True):
+        answer = choices.index(example.answer)
+        mass += sum(math.exp(value) for value in owned.values())
+        right += max(owned, key=lambda index: (owned[index], -index)) == answer
+        likelihood += owned[answer]
+    return {
+        MASS: mass / len(examples),
+        ACCURACY: right / len(examples),
+        LIKELIHOOD: likelihood / len(examples),
+    }

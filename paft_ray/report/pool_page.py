@@ -1,0 +1,143 @@
+"""The page of a prompt pool: funnel, authors, coverage, groups, examples of every reject."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from paft_ray.artifacts import Storage, load_manifest
+from paft_ray.errors import ArtifactError
+from paft_ray.prompts.coverage import discrepancy, flat_map
+from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
+from paft_ray.report.page import template
+from paft_ray.tasks.base import SPLITS
+
+POOL_PAGE = "pool.html"
+_COLOURS = {"train": "#2563eb", "validation": "#0f9d76", "test": "#d97706"}
+_EXAMPLES = 5
+_DRAWN = 2000
+"""Most training prompts that are drawn or compared."""
+
+
+def write_pool_page(folder: Storage) -> str:
+    """Write `pool.html` beside a complete pool and return its path.
+
+    Raises:
+        ArtifactError: There is no complete pool.
+    """
+    manifest = load_manifest(folder)
+    if manifest is None:
+        raise ArtifactError(f"{folder.path()}: holds no complete pool; run `paft prompts` again")
+    pool = load_pool(folder)
+    rejected = folder.read_table("rejected.parquet")
+    name = folder.path().rpartition("/")[2]
+    page = render_pool_page(name, pool, manifest.about, rejected)
+    folder.write_bytes(POOL_PAGE, page.encode("utf-8", "replace"))
+    return folder.path(POOL_PAGE)
+
+
+def funnel(about: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Stages and what is left after each, from a pool's record."""
+    sources = about["requests"] + about["from_files"]
+    stages = [("asked for, or in files", sources), ("parsed", about["candidates"])]
+    stages += [("linted", about["linted"]), ("unique", about["unique"])]
+    stages.append(("prompts in a split", sum(about[split] for split in SPLITS)))
+    return stages
+
+
+def funnel_lines(about: Mapping[str, Any]) -> list[str]:
+    """The funnel, the authors and the rejects for a terminal."""
+    lines = [f"{stage:<24} {count:>9,}" for stage, count in funnel(about)]
+    lines += [f"  {split:<22} {about[split]:>9,}" for split in SPLITS]
+    for row in about["llms"]:
+        cost = "" if row["cost"] is None else f", cost {row['cost']:.4g}"
+        lines.append(
+            f"{row['llm']}: {row['answered']:,} of {row['requests']:,} requests answered, "
+            f"{row['prompt_tokens']:,} tokens read, {row['completion_tokens']:,} written{cost}"
+        )
+    if about["stopped"]:
+        lines.append(f"asking ended early: {about['stopped']}")
+    if about["rejected"]:
+        reasons = sorted(about["rejected"].items(), key=lambda item: (-item[1], item[0]))
+        lines.append("rejected: " + ", ".join(f"{count:,} {name}" for name, count in reasons))
+    return lines
+
+
+def render_pool_page(
+    name: str, pool: PromptPool, about: Mapping[str, Any], rejected: pa.Table
+) -> str:
+    """The page as HTML; it fetches nothing."""
+    shown = [*pool.test, *pool.validation, *pool.train[:_DRAWN]]
+    stages = funnel(about)
+    by_author = Counter(prompt.origin.llm for split in SPLITS for prompt in pool.prompts(split))
+    return template("pool.html.j2").render(
+        name=name,
+        sizes={split: len(pool.prompts(split)) for split in SPLITS},
+        funnel=stages,
+        widest=max(1, *(count for _, count in stages)),
+        stopped=about["stopped"],
+        llms=[{**row, "prompts": by_author[row["llm"]]} for row in about["llms"]],
+        colours=_COLOURS,
+        points=_points(shown),
+        distance=_distance(pool),
+        clusters=_clusters(pool),
+        rejects=_rejects(rejected),
+    )
+
+
+def _points(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    places = flat_map([prompt.text for prompt in prompts])
+    points = [
+        {
+            "split": prompt.split,
+            "text": prompt.text,
+            "x": round(480 + 460 * float(x), 1),
+            "y": round(260 - 245 * float(y), 1),
+        }
+        for prompt, (x, y) in zip(prompts, places, strict=True)
+    ]
+    return points[::-1]  # held-out points last, on top
+
+
+def _distance(pool: PromptPool) -> str:
+    found, chance = discrepancy(
+        [prompt.text for prompt in pool.test], [prompt.text for prompt in pool.train[:_DRAWN]]
+    )
+    if math.isnan(found):
+        return "Too few prompts for a distance between test and training prompts."
+    verdict = "more" if found > chance else "no more"
+    return (
+        f"The squared maximum mean discrepancy of test from training prompts is {found:.4f}, "
+        f"{verdict} than regrouping them by chance gives (95%: {chance:.4f})."
+    )
+
+
+def _clusters(pool: PromptPool) -> list[dict[str, Any]]:
+    groups: dict[str, list[Prompt]] = {}
+    for split in SPLITS:
+        for prompt in pool.prompts(split):
+            groups.setdefault(prompt.cluster or prompt.id, []).append(prompt)
+    rows = [
+        {"size": len(group), "split": group[0].split, "text": group[0].instruction[:120]}
+        for group in groups.values()
+    ]
+    return sorted(rows, key=lambda row: (-row["size"], row["text"]))
+
+
+def _rejects(rejected: pa.Table) -> list[dict[str, Any]]:
+    """Groups of rejects, the largest first, each with a few examples."""
+    columns = {c: rejected[c].to_pylist() for c in ("stage", "reason", "text", "detail")}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    for stage, reason, text, detail in zip(*columns.values(), strict=True):
+        counts[stage, reason] += 1
+        examples = groups.setdefault((stage, reason), [])
+        if len(examples) < _EXAMPLES:
+            examples.append({"text": text, "detail": detail})
+    ordered = sorted(groups, key=lambda key: (-counts[key], key))
+    return [
+        {"stage": key[0], "reason": key[1], "count": counts[key], "examples": groups[key]}
+        for key in ordered
+    ]

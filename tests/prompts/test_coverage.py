@@ -1,0 +1,64 @@
+"""How well prompts cover the space of wordings."""
+
+import math
+import random
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paft_ray.prompts.coverage import covering_order, discrepancy, flat_map, vectors
+
+TOPICS = {
+    "mood": "Decide whether the mood of this is cheerful or gloomy, version {}.",
+    "vote": "Would the author recommend it to others? Yes or no, number {}.",
+    "mark": "Assign a mark: positive if praising, negative if complaining ({}).",
+    "role": "You are a critic. Label what follows as good or bad; case {}.",
+}
+TEXTS = [text.format(n) for text in TOPICS.values() for n in range(100, 110)]
+
+
+def topic(text: str) -> str:
+    return next(name for name, t in TOPICS.items() if text.startswith(t.split("{")[0]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.text(max_size=20), max_size=12))
+def test_covering_order_has_every_text_once(texts):
+    assert sorted(covering_order(texts)) == list(range(len(texts)))
+
+
+def test_every_beginning_covers_topics_before_it_repeats_one():
+    order = covering_order(TEXTS)
+    assert {topic(TEXTS[index]) for index in order[:4]} == set(TOPICS)
+
+
+def test_covering_order_is_a_function_of_the_texts_and_farthest_first():
+    shuffled = random.Random(3).sample(TEXTS, len(TEXTS))
+    order = [shuffled[i] for i in covering_order(shuffled)]
+    matrix = vectors(order).toarray()
+    similar = matrix @ matrix.T
+    for place in range(1, len(order) - 1):
+        nearest = similar[place:, :place].max(axis=1)
+        assert nearest[0] <= nearest.min() + 1e-6
+
+
+def test_flat_map_puts_like_texts_together():
+    points = flat_map(TEXTS)
+    assert points.shape == (len(TEXTS), 2)
+    assert np.abs(points).max() <= 1
+    groups = [points[[topic(t) == name for t in TEXTS]] for name in TOPICS]
+    spread = max(np.linalg.norm(g - g.mean(axis=0), axis=1).max() for g in groups)
+    centres = np.array([group.mean(axis=0) for group in groups])
+    gaps = [np.linalg.norm(a - b) for i, a in enumerate(centres) for b in centres[:i]]
+    assert min(gaps) > spread
+    assert flat_map(["one", "two"]).shape == (2, 2)
+
+
+def test_discrepancy_tells_other_texts_from_like_ones():
+    first, second = TEXTS[::2], TEXTS[1::2]
+    alike, chance = discrepancy(first, second)
+    assert alike <= chance
+    other, chance = discrepancy(TEXTS[:20], TEXTS[20:])
+    assert other > 3 * chance > 0
+    assert all(map(math.isnan, discrepancy(TEXTS, TEXTS[:1])))
