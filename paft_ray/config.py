@@ -285,6 +285,21 @@ class PoolSplitConfig(Section):
     and no other: the figure then holds for an author who never trained."""
 
 
+class CoverageConfig(Section):
+    """What "near" means when training prompts are put into an order that covers the whole."""
+
+    type: Literal["tfidf", "embeddings"] = "tfidf"
+    """Pieces of words in common, or the meaning as a model sees it."""
+    path: str | None = None
+    """Folder or hub name of a sentence-transformers model, for `embeddings`."""
+
+    @model_validator(mode="after")
+    def _embeddings_have_a_model(self) -> Self:
+        if (self.type == "embeddings") != (self.path is not None):
+            raise ValueError("embeddings need path, the model that makes them, and tfidf has none")
+        return self
+
+
 class ProbeConfig(Section):
     """The base model's own opinion of each prompt, kept with the pool."""
 
@@ -318,6 +333,7 @@ class PromptsConfig(Section):
     dedup: DedupConfig = DedupConfig()
     max_unique: int = Field(default=20_000, ge=100)
     """Most unique candidates that are split; of more, those whose hashes come first."""
+    coverage: CoverageConfig = CoverageConfig()
     probe: ProbeConfig | None = None
     """Score prompts with the base model; off by default."""
     split: PoolSplitConfig = PoolSplitConfig()

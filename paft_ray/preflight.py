@@ -29,6 +29,7 @@ from paft_ray.loading import (
 from paft_ray.modeling.files import ModelFiles, inspect_model
 from paft_ray.modeling.peft_check import check_peft
 from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.llm import llm_label
 from paft_ray.prompts.template import LintResult, lint
 from paft_ray.tasks import Task, load_task
 
@@ -233,6 +234,13 @@ def _llms(config: Config) -> list[tuple[str, Any]]:
 
 
 def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
+    author = config.prompts.split.held_out_llm
+    labels = [llm_label(llm) for _, llm in _llms(config)]
+    if author is not None and (author not in labels or len(set(labels)) < 2):
+        raise ConfigError(
+            f"prompts.split.held_out_llm: {author!r} writes nothing, or all there is (the LLMs are "
+            f"{', '.join(labels) or 'none'}): name one of several"
+        )
     seen = {config.model.path: model}
     for field, llm in _llms(config):
         if isinstance(llm, TransformersLLM) and llm.path not in seen:

@@ -140,6 +140,11 @@ WRONG = [
         ["prompts.generation.strategies", "named twice"],
     ),
     (
+        "coverage",
+        {"prompts": {"files": ["a"], "coverage": {"type": "embeddings"}}},
+        ["prompts.coverage", "need path"],
+    ),
+    (
         "probe",
         {"prompts": {"files": ["a"], "probe": {"min_mass": 2}}},
         ["prompts.probe.min_mass: 2"],

@@ -396,6 +396,18 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
 
 
+def test_held_out_author_is_one_of_several_llms(world):
+    llms = 'prompts.generation={"llms": [{"type": "fake"}, %s]}'
+    other = '{"type": "openai", "base_url": "http://x/v1", "model": "m"}'
+    world.check(llms % other, "prompts.split.held_out_llm=m")
+    for author, written in (
+        ("n", llms % other),
+        ("fake", 'prompts.generation={"llms": [{"type": "fake"}]}'),
+    ):
+        with pytest.raises(ConfigError, match=r"prompts\.split\.held_out_llm.*name one of several"):
+            world.check(written, f"prompts.split.held_out_llm={author}")
+
+
 def test_result_fields_know_authors_by_what_they_write_and_not_by_how_they_are_reached(world):
     def fields(**llm):
         base = {"type": "openai", "base_url": "http://x/v1", "model": "m"}

@@ -144,6 +144,7 @@ def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> di
         "answered": sum(row["answered"] for row in llms),
         "parsed": candidates.rows,
         "stopped": "" if asked is None else asked.stopped,
+        "probed": 0 if config.probe is None else sum(built.counts[split] for split in SPLITS),
         **{split: len(pool.prompts(split)) for split in SPLITS},
         "rejected": dict(sorted(rejects.reasons.items())),
         "llms": llms,

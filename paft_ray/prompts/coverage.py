@@ -1,6 +1,6 @@
-"""How well prompts cover the space of wordings: order, map and distance; by TF-IDF, no model.
+"""How well prompts cover the space of wordings: order, map and distance.
 
-Texts are vectors of their character 3- to 5-grams inside words, weighted by TF-IDF and of length
+Texts are embeddings by a model that the user names, or else vectors of their character 3- to 5-grams inside words, weighted by TF-IDF and of length
 one, so that distances are those of cosine. Covered: farthest-point order (every prefix covers as
 well as a greedy choice can, Gonzalez 1985), a map in two dimensions (truncated SVD), and the
 maximum mean discrepancy between two groups of texts (Gretton et al. 2012), by which the paper
@@ -17,22 +17,57 @@ _ORDERED = 4000
 """Of more texts the rest follows in the order given: each step looks at all of them."""
 
 
-def vectors(texts: Sequence[str]) -> Any:
-    """TF-IDF vectors as a sparse matrix of shape [texts, n-grams], rows of length one."""
+def vectors(texts: Sequence[str], model: str | None = None) -> Any:
+    """Vectors as a sparse matrix of shape [texts, features], rows of length one.
+
+    Args:
+        texts: Whatever is compared.
+        model: A sentence-transformers model whose embeddings are taken; TF-IDF without.
+    """
+    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    if model is not None:
+        return csr_matrix(embed(texts, model))
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     return vectorizer.fit_transform([text or " . " for text in texts]).tocsr()
 
 
-def covering_order(texts: Sequence[str]) -> list[int]:
+def embed(texts: Sequence[str], model: str) -> NDArray[np.float64]:
+    """Embeddings of texts, mean over tokens, of length one: shape [texts, dimensions].
+
+    Args:
+        texts: One batch of 64 after another is read, the longest first.
+        model: Folder or hub name of an encoder, as sentence-transformers publishes them.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+    order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
+    found: dict[int, NDArray[np.float64]] = {}
+    with torch.inference_mode():
+        for start in range(0, len(order), 64):
+            chosen = order[start : start + 64]
+            batch = tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, return_tensors="pt"
+            )
+            hidden_BTD = encoder.eval()(**batch).last_hidden_state
+            mask_BT1 = batch["attention_mask"][..., None]
+            mean_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1).clamp(min=1)
+            unit_BD = torch.nn.functional.normalize(mean_BD, dim=1).double().numpy()
+            found.update(zip(chosen, unit_BD, strict=True))
+    return np.array([found[index] for index in range(len(texts))])
+
+
+def covering_order(texts: Sequence[str], model: str | None = None) -> list[int]:
     """Indices of the texts, each the farthest from all before it; a pure function of the texts.
 
-    The first is the one nearest to the mean. Of equally far ones the first given comes first.
+    Distances are those of `vectors` with or without `model`. The first is the one nearest to the mean. Of equally far ones the first given comes first.
     """
     if len(texts) < 3:
         return list(range(len(texts)))
-    matrix = vectors(texts)
+    matrix = vectors(texts, model)
     mean = np.asarray(matrix.mean(axis=0)).ravel()
     first = int(np.argmax(np.round(matrix @ mean, 9)))
     order, nearest = [first], np.full(len(texts), -np.inf)

@@ -274,7 +274,8 @@ def assemble_pool(
         split: tuple(sorted((p for p in prompts if p.split == split), key=lambda p: p.id))
         for split in SPLITS
     }
-    order = covering_order([prompt.text for prompt in by_split["train"]])
+    train = [prompt.text for prompt in by_split["train"]]
+    order = covering_order(train, config.coverage.path)
     by_split["train"] = tuple(by_split["train"][index] for index in order)
     if (len(by_split["test"]), len(by_split["validation"])) != (
         config.split.test,

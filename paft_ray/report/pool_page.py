@@ -43,6 +43,8 @@ def funnel(about: Mapping[str, Any]) -> list[tuple[str, int]]:
     sources = about["requests"] + about["from_files"]
     stages = [("asked for, or in files", sources), ("parsed", about["candidates"])]
     stages += [("linted", about["linted"]), ("unique", about["unique"])]
+    if about.get("probed"):
+        stages.append(("placed and probed", about["probed"]))
     stages.append(("prompts in a split", sum(about[split] for split in SPLITS)))
     return stages
 

@@ -4,10 +4,11 @@ import math
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paft_ray.prompts.coverage import covering_order, discrepancy, flat_map, vectors
+from paft_ray.prompts.coverage import covering_order, discrepancy, embed, flat_map, vectors
 
 TOPICS = {
     "mood": "Decide whether the mood of this is cheerful or gloomy, version {}.",
@@ -62,3 +63,45 @@ def test_discrepancy_tells_other_texts_from_like_ones():
     other, chance = discrepancy(TEXTS[:20], TEXTS[20:])
     assert other > 3 * chance > 0
     assert all(map(math.isnan, discrepancy(TEXTS, TEXTS[:1])))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A BERT of one layer with random weights, saved as sentence-transformers models are."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("encoder")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1,
+        num_attention_heads=2, intermediate_size=16,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_embeddings_do_not_depend_on_which_texts_share_a_batch(encoder):
+    found = embed([*TEXTS, "short"], encoder)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1)
+    for index in (0, 17, 40):
+        alone = embed([[*TEXTS, "short"][index]], encoder)[0]
+        assert np.allclose(found[index], alone, atol=1e-5)
+
+
+def test_covering_order_by_embeddings_is_farthest_first_by_them(encoder):
+    order = [TEXTS[i] for i in covering_order(TEXTS, encoder)]
+    assert sorted(order) == sorted(TEXTS)
+    similar = embed(order, encoder) @ embed(order, encoder).T
+    for place in range(1, len(order) - 1):
+        nearest = similar[place:, :place].max(axis=1)
+        assert nearest[0] <= nearest.min() + 1e-6
+    assert order != [TEXTS[i] for i in covering_order(TEXTS)]

