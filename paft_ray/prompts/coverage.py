@@ -1,10 +1,10 @@
 """How well prompts cover the space of wordings: order, map and distance.
 
-Texts are embeddings by a model that the user names, or else vectors of their character 3- to 5-grams inside words, weighted by TF-IDF and of length
-one, so that distances are those of cosine. Covered: farthest-point order (every prefix covers as
-well as a greedy choice can, Gonzalez 1985), a map in two dimensions (truncated SVD), and the
-maximum mean discrepancy between two groups of texts (Gretton et al. 2012), by which the paper
-compares held-out with training prompts.
+Texts are embeddings by a model that the user names, or else vectors of their character 3- to
+5-grams inside words, weighted by TF-IDF; both of length one, so that distances are those of cosine.
+Covered: farthest-point order (every prefix covers as well as a greedy choice can, Gonzalez 1985), a
+map in two dimensions (truncated SVD), and the maximum mean discrepancy between two groups of texts
+(Gretton et al. 2012), by which the paper compares held-out with training prompts.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,8 @@ def embed(texts: Sequence[str], model: str) -> NDArray[np.float64]:
 def covering_order(texts: Sequence[str], model: str | None = None) -> list[int]:
     """Indices of the texts, each the farthest from all before it; a pure function of the texts.
 
-    Distances are those of `vectors` with or without `model`. The first is the one nearest to the mean. Of equally far ones the first given comes first.
+    Distances are those of `vectors` with or without `model`. The first is the one nearest to the
+    mean. Of equally far ones the first given comes first.
     """
     if len(texts) < 3:
         return list(range(len(texts)))
