@@ -257,7 +257,7 @@ def test_pool_with_too_many_failures_keeps_answers_and_is_built_from_them_later(
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("form", ["template", "instruction"])
+@pytest.mark.parametrize("form", ["template", pytest.param("instruction", marks=pytest.mark.slow)])
 def test_many_candidates_become_the_same_pool_as_few(
     form, ray_cluster, open_at, tmp_path, monkeypatch
 ):
