@@ -328,11 +328,13 @@ def _plan(session: Session, overwrite: bool) -> Result:
     plan = describe_plan(session)
     lines = []
     for key, value in plan.items():
-        inner = list(value.items()) if isinstance(value, dict) else [("", value)]
-        for place, (name, entry) in enumerate(inner):
-            if isinstance(entry, list):
-                entry = "; ".join(", ".join(f"{k} {v}" for k, v in row.items()) for row in entry)
-            lines.append(f"{key if place == 0 else '':<22} {name} {entry}".replace("  ", " ", 0))
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        for place, (name, entry) in enumerate(entries):
+            head = key if place == 0 else ""
+            rows = entry if isinstance(entry, list) else [entry]
+            for row in rows:
+                shown = ", ".join(f"{k} {v}" for k, v in row.items()) if row is not entry else row
+                lines.append(f"{head:<22} {name} {shown}".rstrip())
     return Result(plan, "\n".join(lines))
 
 
