@@ -72,7 +72,7 @@ def test_several_llms_are_asked_at_once_and_accounted_for(run):
 
 def test_budget_is_never_exceeded_and_nothing_paid_is_asked_again(run):
     spent = []
-    for budget in (250, 100_000):
+    for budget in (120, 100_000):
         asked = run({}, per_llm=300, budget_tokens=budget)
         spent.append(sum(t.completion_tokens for t in asked.tallies.values()))
         assert budget - 96 < spent[-1] <= budget or budget == 100_000
@@ -92,8 +92,6 @@ def test_asking_ends_when_llms_repeat_themselves(run):
     assert asked.stopped == "nothing new"
     assert requests % 256 == 0
     assert 256 <= requests < 4000
-    same = run({}, per_llm=2000, stop=stop)
-    assert same.tallies.keys() == asked.tallies.keys()
     everything = run({}, per_llm=64)
     assert everything.stopped == ""
     assert sum(t.requests for t in everything.tallies.values()) == 128
