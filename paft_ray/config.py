@@ -437,7 +437,8 @@ class TrainConfig(Section):
     row_tokens: int = Field(default=2048, ge=16)
     """Most tokens in one packed row, which is one forward pass."""
     packing: bool = True
-    """Several sequences in one row; prompt-learning methods always run without."""
+    """Several sequences in one row, here and in scoring; prompt-learning methods always run
+    without."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak of AdamW's learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)

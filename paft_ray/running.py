@@ -183,9 +183,9 @@ def prepare_pool(session: Session) -> PromptPool:
     folder = session.storage.child("pools", pool_fingerprint(session))
     if not folder.exists(POOL_PAGE):
         write_pool_page(folder)
-    tracker = open_tracker(
-        session.tracking, "pool", f"{session.config.name}/pool", RUN_KEY, {"paft.pool": folder.root}
-    )
+    name, alias = pool_version(session.task.name, pool.fingerprint)
+    tags = {"paft.pool": f"models:/{name}@{alias}"}
+    tracker = open_tracker(session.tracking, "pool", f"{session.config.name}/pool", RUN_KEY, tags)
     rows = [
         [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]
         for split in SPLITS
@@ -193,11 +193,11 @@ def prepare_pool(session: Session) -> PromptPool:
     ]
     table = {"columns": ["prompt_id", "split", "text", "cluster", "llm"], "data": rows}
     tracker.log_artifact("pool/pool.json", to_json(table))
-    for name in (POOL_FILE, POOL_PAGE):
-        tracker.log_artifact(f"pool/{name}", folder.path(name))
+    for file in (POOL_FILE, POOL_PAGE):
+        tracker.log_artifact(f"pool/{file}", folder.path(file))
     shown = [{"path": "pool/pool.json", "type": "table"}]
     tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
-    tracker.register(*pool_version(session.task.name, pool.fingerprint), "pool")
+    tracker.register(name, alias, "pool")
     tracker.finish("FINISHED")
     return pool
 

@@ -92,7 +92,7 @@ def _cut(
         session.scoring_dtype,
         config.model.chat_template,
         [config.task.max_length, config.task.overlong, list(session.task.choices or ())],
-        [config.evaluation.row_tokens, config.evaluation.max_new_tokens],
+        [config.evaluation.row_tokens, config.train.packing, config.evaluation.max_new_tokens],
     ]
     chunks = [
         [example.id for example in examples[start : start + _UNIT_EXAMPLES]]

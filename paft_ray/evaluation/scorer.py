@@ -143,7 +143,8 @@ class Scorer:
                 [sequence for sequences in per_example for sequence in sequences],
                 self._dtype,
                 self._config.evaluation.row_tokens,
-                packing=not adapted or reads_positions(self._model),  # pyright: ignore
+                packing=self._config.train.packing
+                and (not adapted or reads_positions(self._model)),  # pyright: ignore
                 virtual_tokens=virtual_tokens(self._model) if adapted else 0,
             )
         )

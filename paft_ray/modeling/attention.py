@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from paft_ray.errors import ConfigError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -75,14 +77,17 @@ def block_attention(
     """transformers' attention function: [1, heads, T, D] each to [1, T, heads, D].
 
     Raises:
-        NotImplementedError: The model adds a bias by position, which `blocks` cannot carry.
+        ConfigError: The model adds a bias by position, and the row has several sequences.
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
-        raise NotImplementedError(
-            "this model adds a bias by position to its attention: set train.packing: false"
-        )
+        if sum(len(gather_NL) for gather_NL in blocks.gather_NL) > 1:
+            raise ConfigError(
+                "train.packing: true, but this model adds a bias by position to its attention, "
+                "which a packed row cannot carry: set it to false"
+            )
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
     outputs = []
     for gather_NL in blocks.gather_NL:
         cut = (_take(query, gather_NL), _take(key, gather_NL), _take(value, gather_NL))

@@ -65,7 +65,10 @@ def pool_fingerprint(session: Session) -> str:
 def _probe_identity(session: Session) -> list[str]:
     if session.config.prompts.probe is None:
         return []
-    return [session.model_identity, session.task_identity, session.config.model.chat_template]
+    packing = "packed" if session.config.train.packing else "alone"
+    return [
+        session.model_identity, session.task_identity, session.config.model.chat_template, packing
+    ]  # fmt: skip
 
 
 def request_book(session: Session) -> RequestBook | None:
@@ -235,7 +238,8 @@ class _ProbeActor:
         probe, revision = config.prompts.probe, config.model.revision
         assert probe is not None
         torch.set_num_threads(max(1, int(probe.cpus)))
-        self._task, self._dtype, self._row_tokens = task, dtype, probe.row_tokens
+        self._task, self._dtype = task, dtype
+        self._rows = probe.row_tokens, config.train.packing
         self._encoder = TextEncoder(
             load_tokenizer(base, revision),
             config.model.chat_template,
@@ -253,6 +257,6 @@ class _ProbeActor:
 
         texts, task = list(batch["texts"].iloc[0]), self._task
         scores = probe_prompts(
-            self._model, self._encoder, texts, task, task.train, self._dtype, self._row_tokens
+            self._model, self._encoder, texts, task, task.train, self._dtype, *self._rows
         )
         return pd.DataFrame({"ids": [list(batch["ids"].iloc[0])], "scores": [scores]})

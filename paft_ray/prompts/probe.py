@@ -27,6 +27,7 @@ def probe_prompts(
     examples: Sequence["Example"],
     dtype: str,
     row_tokens: int,
+    packing: bool = True,
 ) -> list[Mapping[str, float]]:
     """Try every prompt on the same examples; sequences of several prompts share a row.
 
@@ -38,6 +39,7 @@ def probe_prompts(
         examples: What they are tried on.
         dtype: Arithmetic: `float32` or `bfloat16`.
         row_tokens: Most tokens in one forward pass.
+        packing: Several sequences in one row.
 
     Returns:
         For each prompt the mean over examples of: `probe_log_likelihood` of the right answer in
@@ -59,7 +61,7 @@ def probe_prompts(
             encoded = encoder.encode(template.render, example.fields, answers, what=what)
             per_pair.append(choice_sequences(encoded))
     flat = [sequence for sequences in per_pair for sequence in sequences]
-    sums = iter(score_sequences(model, flat, dtype, row_tokens))
+    sums = iter(score_sequences(model, flat, dtype, row_tokens, packing))
     logprobs = [{k: v for _ in sequences for k, v in next(sums).items()} for sequences in per_pair]
     count = len(examples)
     return [

@@ -14,6 +14,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from paft_ray.errors import ConfigError
 from paft_ray.modeling import attention
 from paft_ray.modeling.attention import (
     BLOCK_ATTENTION,
@@ -93,15 +94,28 @@ def test_packed_row_computes_what_each_sequence_computes_alone(name, plain, monk
         torch.testing.assert_close(found, gradient, atol=2e-3, rtol=1e-3)
 
 
-def test_bias_by_position_is_refused_rather_than_dropped():
-    states = torch.zeros(1, 2, 4, 8)
-    with pytest.raises(NotImplementedError, match=r"train\.packing: false"):
-        block_attention(
-            torch.nn.Module(),
-            states,
-            states,
-            states,
-            None,
-            blocks=cut_blocks(positions([4]), CPU),
-            position_bias=torch.zeros(1),
-        )
+def attend_with_bias(lengths: list[int]) -> torch.Tensor:
+    torch.manual_seed(0)
+    states = torch.randn(1, 2, sum(lengths), 8)
+    module = torch.nn.Module()
+    module.is_causal = True  # pyright: ignore[reportAttributeAccessIssue]
+    output, _ = block_attention(
+        module, states, states, states, None,
+        blocks=cut_blocks(positions(lengths), CPU),
+        position_bias=torch.arange(sum(lengths)).float().expand(1, 2, sum(lengths), -1),
+    )  # fmt: skip
+    return output
+
+
+def test_bias_by_position_is_refused_in_a_packed_row_rather_than_dropped():
+    with pytest.raises(ConfigError, match=r"train\.packing: true"):
+        attend_with_bias([4, 3])
+
+
+def test_bias_by_position_is_kept_in_a_row_of_one_sequence():
+    torch.manual_seed(0)
+    states = torch.randn(1, 2, 5, 8)
+    scores = states @ states.transpose(-1, -2) / 8**0.5 + torch.arange(5).float()
+    scores = scores.masked_fill(~torch.ones(5, 5, dtype=torch.bool).tril(), -torch.inf)
+    expected = (scores.softmax(-1) @ states).transpose(1, 2)
+    torch.testing.assert_close(attend_with_bias([5]), expected)
