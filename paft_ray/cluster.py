@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paft_ray.config import Config, WorkersConfig
+from paft_ray.config import Config, TrainWorkersConfig, WorkersConfig
 from paft_ray.errors import ConfigError, PaftError
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _find_own(error: BaseException | None) -> PaftError | None:
     return None
 
 
-def cpus_per_worker(workers: WorkersConfig, section: str) -> float:
+def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -> float:
     """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
 
     Args:
@@ -126,17 +126,17 @@ def cpus_per_worker(workers: WorkersConfig, section: str) -> float:
     """
     import ray
 
-    total = ray.cluster_resources()
-    if workers.gpus * workers.num > total.get("GPU", 0):
+    total, fewest = ray.cluster_resources(), workers.fewest
+    if workers.gpus * fewest > total.get("GPU", 0):
         raise ConfigError(
-            f"{section}: {workers.num} workers with {workers.gpus:g} GPUs each need more than the "
+            f"{section}: {fewest} workers with {workers.gpus:g} GPUs each need more than the "
             f"{total.get('GPU', 0):g} GPUs of this cluster: lower {section}.num or {section}.gpus"
         )
     largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-    share = workers.cpus or max(1.0, math.floor(largest / workers.num))
-    if share * workers.num > total.get("CPU", 0):
+    share = workers.cpus or max(1.0, math.floor(largest / workers.most))
+    if share * fewest > total.get("CPU", 0):
         raise ConfigError(
-            f"{section}: {workers.num} workers with {share:g} CPUs each need more than the "
+            f"{section}: {fewest} workers with {share:g} CPUs each need more than the "
             f"{total.get('CPU', 0):g} CPUs of this cluster: lower {section}.num or {section}.cpus"
         )
     return share

@@ -68,7 +68,8 @@ def preflight(config: Config, overwrite: bool = False) -> Checked:
     _check_workers(config)
     warnings = list(_check_dtype(config))
     model = inspect_model(config.model.path, config.model.revision)
-    check_peft(config.model.peft, model)
+    if config.model.peft is not None:
+        check_peft(config.model.peft, model)
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed)
@@ -185,7 +186,7 @@ def _check_workers(config: Config) -> None:
         ("train.workers", config.train.workers),
         ("evaluation.workers", config.evaluation.workers),
     ):
-        _require_fit(field, "num", workers.num, workers.cpus, workers.gpus)
+        _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
     for field, llm in _llms(config):
         if isinstance(llm, TransformersLLM):
             _require_fit(field, "actors", llm.actors, llm.cpus, llm.gpus)

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-import paft_ray.config
 from paft_ray.config import Config, FakeLLM, Section, TrainConfig, total_steps
 from paft_ray.errors import ConfigError
 from paft_ray.loading import load_config
@@ -41,9 +40,11 @@ def llms(*entries) -> dict:
 
 
 def sections() -> Iterator[type[BaseModel]]:
-    for value in vars(paft_ray.config).values():
-        if isinstance(value, type) and issubclass(value, Section) and value is not Section:
-            yield value
+    waiting = [Section]
+    while waiting:
+        found = [s for s in waiting.pop().__subclasses__() if s.__module__.startswith("paft_ray.")]
+        waiting += found
+        yield from found
 
 
 def test_smallest_configuration_has_the_paper_defaults():
@@ -240,6 +241,53 @@ WRONG = [
             "model": {"path": "m", "dtype": "bfloat16"},
         },
         ["stage 0", "bfloat16", "use stage 1"],
+    ),
+    ("sampling", {"train": {"steps": 1, "sampling": {"temperature": 0}}}, ["temperature: 0"]),
+    (
+        "deepspeed",
+        {"train": {"steps": 1, "deepspeed": {"stage": 2, "offload": "parameters"}}},
+        ["train.deepspeed", "needs stage 3"],
+    ),
+    ("workershare", {"evaluation": {"workers": {"gpus": -1}}}, ["evaluation.workers.gpus: -1"]),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 2}}},
+        ["train.workers", "give both"],
+    ),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 2, "max": 4, "num": 3}}},
+        ["train.workers", "give one of them"],
+    ),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 4, "max": 2}}},
+        ["train.workers", "swap them"],
+    ),
+    (
+        "crossentropy",
+        {"train": {"steps": 1, "objective": {"type": "hinge"}}},
+        ["train.objective.type: 'hinge'", "cross_entropy"],
+    ),
+    (
+        "consistency",
+        {"train": {"steps": 1, "objective": {"type": "consistency", "weight": 0}}},
+        ["train.objective.weight: 0"],
+    ),
+    (
+        "groupdro",
+        {"train": {"steps": 1, "objective": {"type": "group_dro", "step_size": -1}}},
+        ["train.objective.step_size: -1"],
+    ),
+    (
+        "cvar",
+        {"train": {"steps": 1, "objective": {"type": "cvar", "share": 2}}},
+        ["train.objective.share: 2"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "warm_start": "adapter"}, "model": {"path": "m", "peft": None}},
+        ["model.peft: null", "train.warm_start"],
     ),
     (
         "combination",

@@ -182,7 +182,7 @@ def _launch(
             train_loop_config={"job": ray.put(job)},
             torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=workers.num,
+                num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
                 use_gpu=gpu,
                 resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
             ),

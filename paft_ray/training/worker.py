@@ -163,7 +163,7 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
     train, task = config.train, job.task
     tokenizer = load_tokenizer(job.base, config.model.revision)
     model = add_adapter(
-        load_base(job.base, config.model.revision), config.model.peft, config.seed
+        load_base(job.base, config.model.revision), config.model.peft or {}, config.seed
     ).to(device)
     packing = train.packing and reads_positions(model)
     planner = Planner(
@@ -186,7 +186,7 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
         if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
             raise TrainingError(
                 f"packing moves the loss by {error:.1e} under peft's "
-                f"{config.model.peft['peft_type']}, more than {PACKING_TOLERANCE:.0e}: "
+                f"{(config.model.peft or {})['peft_type']}, more than {PACKING_TOLERANCE:.0e}: "
                 "set train.packing: false"
             )
     weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,46 @@
+"""`evaluation` and `tracking`: what is measured, and where it is recorded."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from paft_ray.config.base import Section, WorkersConfig
+
+
+class EvaluationConfig(Section):
+    """Prompts x examples, on prompts that were never trained on."""
+
+    examples: int | None = Field(default=None, ge=1)
+    """Test examples to use; all by default."""
+    prompts: int | None = Field(default=None, ge=1)
+    """Test prompts to use; all by default."""
+    top_thresholds: tuple[float, ...] = (0.75,)
+    """Top@t is the share of prompts with at least accuracy t."""
+    selection_examples: int = Field(default=16, ge=1)
+    """Validation examples on which the single prompt is chosen."""
+    selection_prompts: int = Field(default=48, ge=1)
+    """Training prompts that are candidates for the single prompt."""
+    row_tokens: int = Field(default=2048, ge=16)
+    """Most tokens in one packed row."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest generated answer of a free-text task, in tokens."""
+    workers: WorkersConfig = WorkersConfig()
+
+    @field_validator("top_thresholds")
+    @classmethod
+    def _thresholds_are_shares(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 <= t <= 1 for t in thresholds):
+            raise ValueError("each threshold is an accuracy between 0 and 1")
+        return thresholds
+
+
+class TrackingConfig(Section):
+    """Where runs are recorded."""
+
+    type: Literal["mlflow", "none"] = "mlflow"
+    """MLflow, or nothing beyond the files under `storage`."""
+    uri: str | None = None
+    """MLflow tracking URI; by default a sqlite file under `storage`. Credentials come from
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    experiment: str = Field(default="paft", min_length=1)
+    """MLflow experiment."""

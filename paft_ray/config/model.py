@@ -1,0 +1,45 @@
+"""`model`: the base model and how it is adapted."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from paft_ray.config.base import Section
+
+
+class ModelConfig(Section):
+    """The base model and how it is adapted."""
+
+    path: str
+    """Model folder, `pkg:NAME/file.gguf` inside an installed package, or hub name."""
+    revision: str | None = None
+    """Commit or tag of a hub model; name one, so that a run can be repeated."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic in training and scoring; auto is bf16 (autocast over fp32 weights) where the
+    device has it."""
+    chat_template: Literal["none", "auto"] = "none"
+    """Whether a rendered prompt is wrapped in the model's chat template."""
+    attention: Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
+    it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
+    transformers' kernels for GPUs."""
+    quantization: Literal["none", "nf4"] = "none"
+    """Store frozen linear weights in 4 bits while training (QLoRA; extra `quantized`)."""
+    peft: dict[str, Any] | None = Field(
+        default={
+            "peft_type": "LORA",
+            "r": 8,
+            "lora_alpha": 16,
+            "target_modules": ["q_proj", "v_proj"],
+        }
+    )
+    """Handed to peft as it stands; null trains all weights of the model."""
+
+    @field_validator("peft")
+    @classmethod
+    def _names_its_method(cls, peft: dict[str, Any] | None) -> dict[str, Any] | None:
+        if peft is None:
+            return None
+        if not isinstance(peft.get("peft_type"), str):
+            raise ValueError("peft_type is missing: name peft's method, for example LORA")
+        return {**peft, "peft_type": peft["peft_type"].upper()}

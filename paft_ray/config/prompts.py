@@ -1,0 +1,152 @@
+"""`prompts`: where prompts come from and what becomes of them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from paft_ray.config.base import Section
+from paft_ray.config.llms import LLMConfig
+
+
+class StopConfig(Section):
+    """When there is enough: new candidates repeat what others said."""
+
+    new_share: float = Field(default=0.02, gt=0, lt=1)
+    """Stop when a smaller share of a round's candidates is unlike all before."""
+    round: int = Field(default=256, ge=16)
+    """Requests per round and LLM."""
+
+
+class GenerationConfig(Section):
+    """How candidate prompts are written."""
+
+    llms: tuple[LLMConfig, ...] = Field(min_length=1)
+    """The authors; several different ones make a more varied pool."""
+    strategies: tuple[Literal["zero_shot", "few_shot"], ...] = Field(
+        default=("zero_shot", "few_shot"), min_length=1
+    )
+    """Ask with examples of prompts, without, or both."""
+    form: Literal["template", "instruction"] = "template"
+    """What one answer holds: whole templates (able models), or an instruction sentence that we
+    place in layouts of a grammar (small models)."""
+    per_llm: int = Field(default=20, ge=1)
+    """Requests per LLM and strategy."""
+    temperature: float = Field(default=1.0, ge=0)
+    """The LLM's decoding temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Decode from the likeliest tokens that together have this probability; small models need
+    less than 1 to stay on topic."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Stop asking once this many completion tokens could be spent."""
+    max_error_rate: float = Field(default=0.5, ge=0, le=1)
+    """Stop the stage when a larger share of the requests fails."""
+    stop: StopConfig | None = None
+    """Stop early; without it all `per_llm` requests are sent."""
+
+    @field_validator("strategies")
+    @classmethod
+    def _no_strategy_twice(cls, strategies: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(strategies)) < len(strategies):
+            raise ValueError("a strategy is named twice: remove one, or raise per_llm")
+        return strategies
+
+    @model_validator(mode="after")
+    def _no_llm_twice(self) -> Self:
+        seen = [llm.model_dump_json() for llm in self.llms]
+        if len(set(seen)) < len(seen):
+            raise ValueError("llms has the same entry twice: remove one, or raise per_llm")
+        return self
+
+
+class LintConfig(Section):
+    """What a prompt may look like."""
+
+    max_characters: int = Field(default=1500, ge=20)
+    """Longest template, slots counted by their names."""
+    min_instruction_words: int = Field(default=3, ge=0)
+    """Fewest words of an instruction that an LLM wrote."""
+    relevance: bool = True
+    """Refuse what an LLM wrote without a word of the task, or for another kind of work."""
+
+
+class DedupConfig(Section):
+    """When two prompts count as the same."""
+
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of the instructions' shingles at which one of them is dropped."""
+
+
+class PoolSplitConfig(Section):
+    """How prompts are dealt into training, validation and test."""
+
+    similarity: float = Field(default=0.5, gt=0, le=1)
+    """No test or validation instruction is this similar to one of another split."""
+    validation: int = Field(default=4, ge=0)
+    """Validation prompts."""
+    test: int = Field(default=12, ge=1)
+    """Test prompts."""
+    held_out_llm: str | None = None
+    """Name of an LLM (its `model`, or the last part of its `path`) that writes all test prompts
+    and no other: the figure then holds for an author who never trained."""
+
+
+class CoverageConfig(Section):
+    """What "near" means when training prompts are put into an order that covers the whole."""
+
+    type: Literal["tfidf", "embeddings"] = "tfidf"
+    """Pieces of words in common, or the meaning as a model sees it."""
+    path: str | None = None
+    """Folder or hub name of a sentence-transformers model, for `embeddings`."""
+
+    @model_validator(mode="after")
+    def _embeddings_have_a_model(self) -> Self:
+        if (self.type == "embeddings") != (self.path is not None):
+            raise ValueError("embeddings need path, the model that makes them, and tfidf has none")
+        return self
+
+
+class ProbeConfig(Section):
+    """The base model's own opinion of each prompt, kept with the pool."""
+
+    examples: int = Field(default=8, ge=1)
+    """Training examples that each prompt is tried on."""
+    row_tokens: int = Field(default=2048, ge=16)
+    """Most tokens in one packed row."""
+    min_mass: float = Field(default=0.0, ge=0, le=1)
+    """Drop training prompts with less probability on the allowed answers. Narrowing the pool made
+    trained models less steady where it was measured."""
+    min_accuracy: float = Field(default=0.0, ge=0, le=1)
+    """Drop training prompts under which the base model is right less often."""
+    actors: int = Field(default=1, ge=1)
+    """Copies of the base model."""
+    cpus: float = Field(default=1, ge=1)
+    """CPUs per actor, which are its torch threads."""
+    gpus: float = Field(default=0, ge=0)
+    """GPUs per actor."""
+
+
+class PromptsConfig(Section):
+    """Where prompts come from and what becomes of them."""
+
+    files: tuple[str, ...] = ()
+    """JSONL (`text`), CSV or Parquet (column `text`), or plain text (one template a line)."""
+    generation: GenerationConfig | None = None
+    """Write candidates with LLMs; without it the pool consists of `files` alone."""
+    layouts_per_instruction: int = Field(default=3, ge=1)
+    """Layouts that each training instruction is placed in (`form: instruction`)."""
+    lint: LintConfig = LintConfig()
+    dedup: DedupConfig = DedupConfig()
+    max_unique: int = Field(default=20_000, ge=100)
+    """Most unique candidates that are split; of more, those whose hashes come first."""
+    coverage: CoverageConfig = CoverageConfig()
+    probe: ProbeConfig | None = None
+    """Score prompts with the base model; off by default."""
+    split: PoolSplitConfig = PoolSplitConfig()
+    pool_size: int | None = Field(default=None, ge=1)
+    """Train on this many of the training prompts; all of them by default."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> Self:
+        if not self.files and self.generation is None:
+            raise ValueError("no source of prompts: set prompts.files or prompts.generation")
+        return self

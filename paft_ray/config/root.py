@@ -1,0 +1,77 @@
+"""The whole configuration, and the combinations that cannot work."""
+
+import re
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from paft_ray.config.base import Section
+from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
+from paft_ray.config.model import ModelConfig
+from paft_ray.config.prompts import PromptsConfig
+from paft_ray.config.task import TaskConfig
+from paft_ray.config.train import TrainConfig
+from paft_ray.config.variants import PaftVariant, VariantConfig
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+class Config(Section):
+    """Everything that one run needs to know."""
+
+    name: str
+    """Name of the run: its folder, and its name in MLflow."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Root of all randomness."""
+    storage: str = "storage"
+    """Folder or URI (s3://, gs://) for everything that is kept."""
+    task: TaskConfig
+    prompts: PromptsConfig
+    model: ModelConfig
+    train: TrainConfig
+    variants: tuple[VariantConfig, ...] = Field(default=(PaftVariant(type="paft"),), min_length=1)
+    """The ways to train that are run and compared, at equal steps."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not NAME_PATTERN.fullmatch(name):
+            raise ValueError(
+                "a name has up to 63 of a-z, 0-9, '.', '_', '-' and starts and ends "
+                "with a letter or digit"
+            )
+        return name
+
+    @field_validator("variants")
+    @classmethod
+    def _variants_differ(cls, variants: tuple[VariantConfig, ...]) -> tuple[VariantConfig, ...]:
+        labels = [variant.label for variant in variants]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"a variant is named twice in {labels}: remove one")
+        return variants
+
+    @model_validator(mode="after")
+    def _combinations_work(self) -> Self:
+        if self.train.deepspeed.stage == 0 and self.model.dtype == "bfloat16":
+            raise ValueError(
+                "train.deepspeed.stage 0 with model.dtype bfloat16 gives wrong losses: "
+                "use stage 1, or model.dtype float32"
+            )
+        if self.model.peft is None and (self.train.warm_start or self.model.quantization != "none"):
+            raise ValueError(
+                "model.peft: null trains all weights, which goes with neither train.warm_start nor "
+                "model.quantization: name a peft method, or leave these out"
+            )
+        if self.train.row_tokens < self.task.max_length:
+            raise ValueError(
+                f"train.row_tokens ({self.train.row_tokens}) is less than task.max_length "
+                f"({self.task.max_length}): a longest example would fit no row; raise it"
+            )
+        if self.evaluation.row_tokens < self.task.max_length:
+            raise ValueError(
+                f"evaluation.row_tokens ({self.evaluation.row_tokens}) is less than "
+                f"task.max_length ({self.task.max_length}): raise it"
+            )
+        return self

@@ -1,0 +1,207 @@
+"""`train`: the training loop."""
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from paft_ray.config.base import Section, WorkerShare
+
+
+class ScheduleConfig(Section):
+    """Learning rate over steps, as a share of `learning_rate`."""
+
+    type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up."""
+    warmup_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps in which the rate rises linearly from 0."""
+    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Where the decay ends."""
+
+
+class SamplingConfig(Section):
+    """Which prompt an example is rendered through."""
+
+    unit: Literal["example", "step"] = "example"
+    """One draw per example of the batch, or one for the whole step."""
+    steps_per_prompt: int = Field(default=1, ge=1)
+    """How many steps a draw is kept: the paper's K."""
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
+    """Of the softmax over the prompts' losses that draws them: small ones favour prompts that the
+    model does badly under; `.inf` is uniform, which is the paper."""
+    uniform_floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the draws that stays uniform under a finite temperature."""
+    smoothing: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the old value in a prompt's exponential mean of losses."""
+
+    @field_serializer("temperature", when_used="json")
+    def _infinity_as_text(self, temperature: float) -> float | str:
+        return "inf" if math.isinf(temperature) else temperature  # JSON has no infinity
+
+
+class DeepSpeedConfig(Section):
+    """The part of DeepSpeed's configuration that is ours to choose."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What lives in the CPUs' memory: the optimizer's state (stages 1 to 3), or the parameters as
+    well (stage 3)."""
+
+    @model_validator(mode="after")
+    def _stage_can_offload(self) -> Self:
+        needed = {"none": 0, "optimizer": 1, "parameters": 3}[self.offload]
+        if self.stage < needed:
+            raise ValueError(
+                f"offload: {self.offload} needs stage {needed} or higher, not {self.stage}"
+            )
+        return self
+
+
+class CheckpointConfig(Section):
+    """When training state is saved."""
+
+    every_steps: int = Field(default=50, ge=1)
+    """Optimizer steps between two checkpoints."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest are kept."""
+
+
+class TrainWorkersConfig(WorkerShare):
+    """Ranks of a training: a fixed number, or as many as there are between two bounds."""
+
+    num: int | None = Field(default=None, ge=1)
+    """How many, 1 by default; give this, or `min` and `max`."""
+    min: int | None = Field(default=None, ge=1)
+    """Fewest to go on with when nodes are lost."""
+    max: int | None = Field(default=None, ge=1)
+    """Most to use when nodes are there."""
+    interface: str | None = None
+    """Network interface that gloo and NCCL talk over, for nodes that have several."""
+    heartbeat_timeout_s: float = Field(default=60, gt=0)
+    """A rank that others wait for this long is named, ended and replaced; ten times the longest
+    step so far where that is more."""
+
+    @model_validator(mode="after")
+    def _number_or_range(self) -> Self:
+        if (self.min is None) != (self.max is None):
+            raise ValueError("min and max belong together: give both, or num")
+        if self.min is not None and self.max is not None:
+            if self.num is not None:
+                raise ValueError("num is a fixed number, min and max a range: give one of them")
+            if self.min > self.max:
+                raise ValueError(f"min ({self.min}) is more than max ({self.max}): swap them")
+        return self
+
+    @property
+    def fewest(self) -> int:
+        """Ranks without which nothing starts."""
+        return self.min or self.num or 1
+
+    @property
+    def most(self) -> int:
+        """Ranks where the cluster has room for all."""
+        return self.max or self.num or 1
+
+
+class CrossEntropy(Section):
+    """The answer's log-likelihood and nothing else: the paper's objective."""
+
+    type: Literal["cross_entropy"] = "cross_entropy"
+
+
+class Consistency(Section):
+    """Every example through two prompts at once, and a penalty where the two answers differ."""
+
+    type: Literal["consistency"]
+    weight: float = Field(default=1.0, gt=0)
+    """Of the penalty, a symmetric Kullback-Leibler divergence in nats, beside the mean answer loss
+    of both renderings."""
+
+
+class GroupDRO(Section):
+    """More weight for prompts under which the loss is high, as group DRO learns it
+    (arXiv 1911.08731, algorithm 1, with prompts as groups)."""
+
+    type: Literal["group_dro"]
+    step_size: float = Field(default=0.01, gt=0)
+    """By how much a prompt's log-weight grows per nat of its loss."""
+
+
+class CVaR(Section):
+    """The mean over the worst prompts: those with the highest mean losses carry the weight."""
+
+    type: Literal["cvar"]
+    share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the prompts that count as the worst."""
+    uniform_floor: float = Field(default=0.1, ge=0, le=1)
+    """Share of the weight that stays with all prompts alike."""
+
+
+ObjectiveConfig = Annotated[
+    CrossEntropy | Consistency | GroupDRO | CVaR, Field(discriminator="type")
+]
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; give this or `epochs`."""
+    epochs: float | None = Field(default=None, gt=0, le=1_000_000)
+    """Passes over the training examples; give this or `steps`."""
+    batch_size: int = Field(default=8, ge=1)
+    """Global batch, in sequences per optimizer step."""
+    row_tokens: int = Field(default=2048, ge=16)
+    """Most tokens in one packed row, which is one forward pass."""
+    packing: bool = True
+    """Several sequences in one row, here and in scoring; prompt-learning methods always run
+    without."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak of AdamW's learning rate."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's betas."""
+    gradient_clipping: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 leaves gradients as they are."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    objective: ObjectiveConfig = CrossEntropy()
+    response_prefix_tokens: int | None = Field(default=None, ge=1)
+    """Train on the first so many tokens of every answer only, as unsupervised prefix fine-tuning
+    does (arXiv 2503.02875); all by default."""
+    warm_start: str | None = None
+    """Folder of an adapter of the same kind that training begins with."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a
+    third more time."""
+    compile: bool = False
+    """Let torch.compile fuse the model's layers; pays on GPUs after minutes of compilation."""
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    workers: TrainWorkersConfig = TrainWorkersConfig()
+    max_failures: int = Field(default=2, ge=0)
+    """How often a lost worker is replaced before training gives up."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            given = "both are given" if self.steps else "neither is given"
+            raise ValueError(f"{given}: set one of steps and epochs, and the other one to null")
+        return self
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each beta lies in [0, 1)")
+        return betas
+
+
+def total_steps(train: TrainConfig, train_examples: int) -> int:
+    """Optimizer steps of a training, from `steps` or from `epochs` over `train_examples`."""
+    if train.steps is not None:
+        return train.steps
+    assert train.epochs is not None
+    return max(1, math.ceil(train.epochs * train_examples / train.batch_size))
