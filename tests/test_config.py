@@ -31,6 +31,9 @@ CUSTOM = {
 }
 
 
+PAIRS = {"type": "consistency"}
+
+
 def load(**changes) -> Config:
     return load_config({**BASE, **changes})
 
@@ -288,6 +291,21 @@ WRONG = [
         "combination",
         {"train": {"steps": 1, "warm_start": "adapter"}, "model": {"path": "m", "peft": None}},
         ["model.peft: null", "train.warm_start"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "packing": False}},
+        ["train.objective", "train.packing: false"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "response_prefix_tokens": 2}},
+        ["train.objective", "response_prefix_tokens", "choose one"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "row_tokens": 600}},
+        ["train.row_tokens (600)", "twice task.max_length (512)", "raise it"],
     ),
     (
         "combination",

@@ -121,6 +121,23 @@ def make_run(
     return summary
 
 
+def add_shares(folder: Storage) -> None:
+    """What a training by loss leaves at its checkpoints: four prompts, the last one hard."""
+    for step in (50, 100, 150):
+        hard = step / 300
+        table = pa.table(
+            {
+                "step": [step] * 4,
+                "prompt_id": [f"train{i:02d}" for i in range(4)],
+                "mean_loss": [0.2, 0.3, float("nan"), 1.0],
+                "probability": [(1 - hard) / 3] * 3 + [hard],
+                "weight": [1.0, 1.0, 1.0, 1.5],
+            }
+        )
+        home = folder.child("training", "paft-s0", "sampling")
+        home.write_bytes(f"step-{step:09d}.parquet", to_parquet(table))
+
+
 class Page(HTMLParser):
     """What a browser would make of the page: text by section, tags, addresses it would fetch."""
 
@@ -303,3 +320,16 @@ def test_report_of_an_unfinished_run_names_the_missing_file(tmp_path: Path, miss
     with pytest.raises(ArtifactError, match=missing):
         write_report(storage)
     assert not storage.exists("report.html")
+
+
+def test_page_and_picture_show_what_losses_made_of_the_prompts(tmp_path: Path):
+    folder = Storage.open(str(tmp_path))
+    make_run(folder)
+    assert 'id="weights"' not in Path(write_report(folder)).read_text("utf-8")
+    add_shares(folder)
+    source = Path(write_report(folder)).read_text("utf-8")
+    weights = source.split('id="weights"')[1].split("</section>")[0]
+    assert weights.count("<polyline") == 4
+    assert "Wording 3 of" in weights
+    assert "3.00" in weights  # 0.5 of the draws among four, with weight 1.5
+    assert folder.read_bytes("sampling_paft-s0.png").startswith(b"\x89PNG")

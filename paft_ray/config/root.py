@@ -64,6 +64,7 @@ class Config(Section):
                 "model.peft: null trains all weights, which goes with neither train.warm_start nor "
                 "model.quantization: name a peft method, or leave these out"
             )
+        self._views_fit()
         if self.train.row_tokens < self.task.max_length:
             raise ValueError(
                 f"train.row_tokens ({self.train.row_tokens}) is less than task.max_length "
@@ -75,3 +76,24 @@ class Config(Section):
                 f"task.max_length ({self.task.max_length}): raise it"
             )
         return self
+
+    def _views_fit(self) -> None:
+        """What an objective that compares two renderings of an example needs."""
+        if self.train.objective.type != "consistency":
+            return
+        if not self.train.packing:
+            raise ValueError(
+                "train.objective: consistency reads two renderings in one row, which "
+                "train.packing: false forbids: leave that out"
+            )
+        if self.train.response_prefix_tokens is not None:
+            raise ValueError(
+                "train.objective: consistency compares whole answers, train.response_prefix_tokens "
+                "trains on their beginnings: choose one"
+            )
+        if self.train.row_tokens < 2 * self.task.max_length:
+            raise ValueError(
+                f"train.row_tokens ({self.train.row_tokens}) is less than twice task.max_length "
+                f"({self.task.max_length}), but consistency reads two renderings in one row: "
+                "raise it"
+            )

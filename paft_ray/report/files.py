@@ -25,6 +25,15 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
+class Shares:
+    """What past losses made of one prompt, over the checkpoints of a training."""
+
+    prompt_id: str
+    shares: tuple[float, ...]
+    """Probability of being drawn times weight in the loss, as a multiple of uniform sampling."""
+
+
+@dataclass(frozen=True, slots=True)
 class Training:
     """One training: its ledger and its manifest."""
 
@@ -36,6 +45,10 @@ class Training:
     """Most often drawn first."""
     about: Mapping[str, Any]
     """Of the manifest: steps, tokens, seconds, ..."""
+    weighed_at: tuple[int, ...] = ()
+    """Steps at which `shares` were recorded; none under uniform sampling and plain loss."""
+    shares: tuple[Shares, ...] = ()
+    """The largest at the end first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +116,21 @@ def _trainings(folder: Storage) -> tuple[Training, ...]:
         home = folder.child(name)
         about = home.read_json(MANIFEST)["about"] if home.exists(MANIFEST) else {}
         losses, drawn = _read_ledger(home.child("ledger"))
-        trainings.append(Training(label, seed, losses, drawn, about))
+        weighed_at, shares = _read_shares(home.child("sampling"))
+        trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares))
     return tuple(trainings)
+
+
+def _read_shares(folder: Storage) -> tuple[tuple[int, ...], tuple[Shares, ...]]:
+    parts = [folder.read_table(name) for name in folder.names()]
+    by_prompt: dict[str, list[float]] = {}
+    for part in parts:
+        for row in part.to_pylist():
+            share = row["probability"] * row["weight"] * part.num_rows
+            by_prompt.setdefault(row["prompt_id"], []).append(share)
+    shares = [Shares(prompt_id, tuple(values)) for prompt_id, values in by_prompt.items()]
+    steps = tuple(part["step"][0].as_py() for part in parts)
+    return steps, tuple(sorted(shares, key=lambda s: (-s.shares[-1], s.prompt_id)))
 
 
 def _read_ledger(folder: Storage) -> tuple[tuple[float, ...], tuple[Drawn, ...]]:

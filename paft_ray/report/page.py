@@ -15,7 +15,14 @@ from typing import Any
 
 from paft_ray.artifacts import Storage
 from paft_ray.report.files import RunFiles, Training, read_run
-from paft_ray.report.pictures import colours, draw_accuracy, draw_learning_curve, smoothed
+from paft_ray.report.pictures import (
+    LEADING_PROMPTS,
+    colours,
+    draw_accuracy,
+    draw_learning_curve,
+    draw_shares,
+    smoothed,
+)
 from paft_ray.report.table import (
     cautions,
     contrasts,
@@ -94,7 +101,8 @@ class Curve:
 
 
 def write_report(folder: Storage) -> str:
-    """Write `report.html`, `accuracy.png` and, where there are ledgers, `learning_curve.png`.
+    """Write `report.html`, `accuracy.png` and, where there is something to see in them, the
+    learning curve and what losses made of the prompts (`sampling_*.png`).
 
     Args:
         folder: `runs/<name>/`, with `config.json`, `summary.json` and `scores.parquet`;
@@ -110,6 +118,10 @@ def write_report(folder: Storage) -> str:
     folder.write_bytes("accuracy.png", draw_accuracy(run))
     if any(training.losses for training in run.trainings):
         folder.write_bytes("learning_curve.png", draw_learning_curve(run.trainings))
+    for training in run.trainings:
+        if training.shares:
+            name = f"sampling_{training.label}-s{training.seed}.png"
+            folder.write_bytes(name, draw_shares(training))
     folder.write_bytes("report.html", render_page(run, folder.path().rpartition("/")[2]).encode())
     return folder.path("report.html")
 
@@ -148,6 +160,7 @@ def render_page(run: RunFiles, title: str) -> str:
         **_strips(run),
         lines=_prompt_lines(run),
         **_curves(run.trainings),
+        weighings=[_weighing(training, run.texts) for training in run.trainings if training.shares],
         draws=[_draws(training, run.texts) for training in run.trainings if training.drawn],
         seconds=run.summary["seconds"],
         trainings=run.trainings,
@@ -279,6 +292,33 @@ def _draws(training: Training, texts: Mapping[str, str]) -> dict[str, Any]:
             for prompt in training.drawn[:_LISTED_PROMPTS]
         ],
         "unlisted": max(0, len(counts) - _LISTED_PROMPTS),
+    }
+
+
+def _weighing(training: Training, texts: Mapping[str, str]) -> dict[str, Any]:
+    """One line per prompt in a box of 100 x 100, and the prompts that ended with the largest."""
+    first, last = training.weighed_at[0], training.weighed_at[-1]
+    top = 1.05 * max(max(prompt.shares) for prompt in training.shares)
+    axis = Axis(0.0, top, _round_ticks(top))
+
+    def points(shares: Sequence[float]) -> str:
+        span = max(last - first, 1)
+        at = zip(training.weighed_at, shares, strict=True)
+        return " ".join(
+            f"{100 * (s - first) / span:.2f},{100 - axis.percent(y):.2f}" for s, y in at
+        )
+
+    return {
+        "label": training.label,
+        "name": f"{display_name(training.label)}, seed {training.seed}",
+        "axis": axis,
+        "first": first,
+        "last": last,
+        "lines": [points(prompt.shares) for prompt in training.shares],
+        "leading": [
+            (texts.get(prompt.prompt_id, prompt.prompt_id), prompt.shares[-1])
+            for prompt in training.shares[:LEADING_PROMPTS]
+        ],
     }
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"base": "#7d8590", "single_prompt": "#d97706", "paft": "#2563eb"}
+LEADING_PROMPTS = 3
+"""So many lines are strong, and their prompts named."""
 OTHER_COLOURS = ("#0f9d76", "#b4439c", "#8a6d1d")
 """For variants of other names, in turn."""
 
@@ -74,6 +76,21 @@ def draw_learning_curve(trainings: Sequence[Training]) -> bytes:
     axes.set_ylabel("answer loss, nats per token")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return _png(figure)
+
+
+def draw_shares(training: Training) -> bytes:
+    """What losses made of every training prompt over the steps, as PNG."""
+    figure, axes = _figure(8, 3.6)
+    shade = colours([training.label])[training.label]
+    for place, prompt in enumerate(training.shares):
+        leading = place < LEADING_PROMPTS
+        width, alpha = (1.8, 1.0) if leading else (0.8, 0.25)
+        axes.plot(training.weighed_at, prompt.shares, color=shade, linewidth=width, alpha=alpha)
+    axes.axhline(1.0, color="#7d8590", linewidth=1, linestyle="dotted")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("share of the loss, 1 = uniform")
+    axes.grid(alpha=0.3)
     return _png(figure)
 
 

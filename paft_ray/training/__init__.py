@@ -1,10 +1,13 @@
 """Training: which prompt, which rows, one engine, one loop, state that survives.
 
 sampler.py      which example and which prompt for (step, slot); pure
+weighting.py    what past losses make of draws and weights; pure
 plan.py         the global batch of step t dealt into rows for every rank; pure
+objective.py    what a step minimises
 schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
 checkpoint.py   rank-free state to and from storage
+ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray
 trainer.py      Ray Train: `train(config, pool, variant)`
 """

@@ -5,7 +5,7 @@ fp32 weights, one optimizer step per call, gathered state. Not covered: offload,
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,23 +86,18 @@ class Engine:
         """Trainable parameters by name, in the model's order."""
         return {n: p for n, p in self._engine.module.named_parameters() if p.requires_grad}
 
-    def accumulate(self, row: Row, answer_tokens: int) -> torch.Tensor:
+    def accumulate(self, row: Row, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Forward and backward of one row; an inert row adds nothing to the gradients.
 
         Args:
             row: The row.
-            answer_tokens: Answer tokens of the whole global batch. DeepSpeed averages gradients
-                over ranks, hence the factor of `ranks` below.
-
-        Returns:
-            The negative log-likelihood of each of the row's sequences: shape [members].
+            loss_of: From the log-probabilities of the row's answer tokens, shape [A], to its part
+                of the global batch's loss; not asked for an inert row. DeepSpeed averages gradients
+                over ranks, hence the factor of `ranks`.
         """
-        nll_A = -answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
-        weight = self.ranks / answer_tokens if row.members else 0.0
-        self._engine.backward(nll_A.sum() * weight)
-        members_A = torch.from_numpy(row.members_A).to(self.device)
-        sums = torch.zeros(max(1, len(row.members)), dtype=torch.float64, device=self.device)
-        return sums.index_add_(0, members_A, nll_A.detach().double())[: len(row.members)]
+        logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
+        loss = loss_of(logprobs_A) * self.ranks if row.members else logprobs_A.sum() * 0.0
+        self._engine.backward(loss)
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
         """Sum a vector over ranks and read it: the one read by the host in a step."""

@@ -10,21 +10,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import torch
 
-from paft_ray.artifacts import Storage, to_parquet
+from paft_ray.config import ObjectiveConfig
 from paft_ray.errors import TrainingError
 from paft_ray.modeling.scoring import score_sequences
-from paft_ray.modeling.tokenization import TokenSequence
+from paft_ray.modeling.tokenization import Row, TokenSequence
 from paft_ray.tracking import Metric, Tracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine
+from paft_ray.training.ledger import Ledger
+from paft_ray.training.objective import row_loss
 from paft_ray.training.plan import StepPlan
 from paft_ray.training.sampler import uniform
+from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -35,66 +37,67 @@ PACKING_TOLERANCE = 1e-4
 """Largest difference of a row's mean loss, packed and unpacked in fp32, in nats."""
 
 
-@dataclass
-class Ledger:
-    """What was drawn and what it cost, one row per slot; a part per stretch between checkpoints.
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What does not change from step to step."""
 
-    A stretch that is trained again after a crash overwrites its part with the same rows.
-    """
+    steps: int
+    """Optimizer steps in all."""
+    learning_rate: Callable[[int], float]
+    """Rate of a step."""
+    every_steps: int
+    """Steps between two checkpoints."""
+    seed: int
+    """Dropout masks are a function of it, the step and the rank."""
+    objective: ObjectiveConfig
 
-    folder: Storage
-    first_step: int
-    _rows: list[tuple[int, int, str, str, float, int]] = field(default_factory=list)
 
-    def add(self, plan: StepPlan, nll_B: Sequence[float]) -> None:
-        """Record one step; `nll_B` is the summed answer loss of every slot."""
-        for slot, (draw, nll) in enumerate(zip(plan.draws, nll_B, strict=True)):
-            self._rows.append(
-                (plan.step, slot, draw.example_id, draw.prompt_id, nll, draw.answer_tokens)
-            )
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where the loop's results go."""
 
-    def take(self, last_step: int) -> Callable[[], None]:
-        """Start a new part, and return what writes the one that ends with `last_step` steps."""
-        rows, self._rows = self._rows, []
-        name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
-        self.first_step = last_step
-        names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
+    tracker: Tracker
+    """Takes metrics; one that logs on rank 0 only."""
+    checkpoints: Checkpoints
+    """Take state; rank 0 writes."""
+    ledger: Ledger
+    """Takes draws and losses; rank 0 writes."""
+    report: Callable[[Mapping[str, float]], None]
+    """Called on every rank after every step, with metrics."""
 
-        def write() -> None:
-            columns = [list(column) for column in zip(*rows, strict=True)]
-            table = pa.table(dict(zip(names, columns, strict=True)))
-            self.folder.write_bytes(name, to_parquet(table))
 
-        return write if rows else lambda: None
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step found out, the same on all ranks."""
+
+    nll_S: Sequence[float]
+    """Negative log-likelihood of every slot's answer, in nats."""
+    metrics: Mapping[str, float]
+    seconds: float
+    leaving: bool
+    """Whether some rank must leave."""
 
 
 def fit(
     engine: Engine,
     plans: Iterable[StepPlan],
     progress: Progress,
-    steps: int,
-    learning_rate: Callable[[int], float],
-    tracker: Tracker,
-    checkpoints: Checkpoints,
-    every_steps: int,
-    ledger: Ledger,
-    report: Callable[[Mapping[str, float]], None],
-    seed: int = 0,
+    recipe: Recipe,
+    outlets: Outlets,
+    weights: PromptWeights,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train from `progress.step` to `steps`.
+    """Train from `progress.step` to `recipe.steps`, or until a rank must leave.
 
     Args:
         engine: Model and optimizer, already at `progress`.
-        plans: The plan of every step from `progress.step` on.
+        plans: The plan of every step from `progress.step` on, made with `weights`.
         progress: Where to start.
-        steps: Optimizer steps in all.
-        learning_rate: Rate of a step.
-        tracker: Takes metrics; one that logs on rank 0 only.
-        checkpoints: Where state goes; rank 0 writes.
-        every_steps: Steps between two checkpoints.
-        ledger: Takes draws and losses; rank 0 writes.
-        report: Called on every rank after every step, with metrics.
-        seed: Dropout masks are a function of it, the step and the rank.
+        recipe: What does not change.
+        outlets: Where results go.
+        weights: Learns from the losses.
+        leave: Asked on every rank in every step; where one says yes, all keep a checkpoint of that
+            step and return.
 
     Returns:
         The progress at the end.
@@ -103,51 +106,87 @@ def fit(
         TrainingError: The loss of a step is not finite; the weights are those before the step.
     """
     for plan in plans:
-        started = time.perf_counter()
-        torch.manual_seed(int(uniform("dropout", seed, plan.step, engine.rank) * 2**53))
-        nll_B = torch.zeros(len(plan.draws), dtype=torch.float64, device=engine.device)
-        for row in plan.rows[engine.rank]:
-            nll = engine.accumulate(row, plan.answer_tokens)
-            if row.members:
-                nll_B[torch.tensor(row.members, device=engine.device)] = nll
-        losses_B = engine.all_reduce(nll_B)
-        loss = sum(losses_B) / plan.answer_tokens
-        if not math.isfinite(loss):
-            raise TrainingError(_describe_bad_step(plan, losses_B))
-        rate = learning_rate(plan.step)
-        norm = engine.step(rate)
-        if norm is not None and not math.isfinite(norm):
-            raise TrainingError(
-                f"step {plan.step + 1}: the gradient norm is {norm}; the last checkpoint is good: "
-                "lower train.learning_rate or set train.gradient_clipping"
-            )
-        seconds = time.perf_counter() - started
+        result = train_step(engine, plan, recipe, leave())
+        weights.observe(
+            [draw.prompt for draw in plan.draws],
+            [nll / d.answer_tokens for nll, d in zip(result.nll_S, plan.draws, strict=True)],
+        )
         progress = replace(
             progress,
             step=plan.step + 1,
             tokens=progress.tokens + plan.tokens,
             answer_tokens=progress.answer_tokens + plan.answer_tokens,
             trimmed=progress.trimmed + sum(draw.trimmed for draw in plan.draws),
-            seconds=progress.seconds + seconds,
-            loss=loss,
+            seconds=progress.seconds + result.seconds,
+            loss=result.metrics[Metric.TRAIN_LOSS],
         )
-        metrics: dict[str, float] = {
-            Metric.TRAIN_LOSS: loss,
-            Metric.TRAIN_LEARNING_RATE: rate,
-            Metric.TRAIN_TOKENS_PER_SECOND: plan.tokens / seconds,
-        }
-        if norm is not None:
-            metrics[Metric.TRAIN_GRADIENT_NORM] = norm
-        tracker.log_metrics(metrics, progress.step)
-        ledger.add(plan, losses_B)
-        if progress.step % every_steps == 0 or progress.step == steps:
-            state = engine.gather()
-            write_ledger = ledger.take(progress.step)
+        outlets.tracker.log_metrics(result.metrics, progress.step)
+        outlets.ledger.add(plan, result.nll_S)
+        due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
+        if due or result.leaving:
+            state = {**engine.gather(), **weights.state()}
+            write_ledger = outlets.ledger.take(progress.step, weights)
             if engine.rank == 0:
-                checkpoints.save(progress, state, before=write_ledger)
-        report({"step": float(progress.step), **metrics})
-    checkpoints.wait()
+                outlets.checkpoints.save(progress, state, before=write_ledger)
+        outlets.report({"step": float(progress.step), **result.metrics})
+        if result.leaving:
+            break
+    outlets.checkpoints.wait()
     return progress
+
+
+def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = False) -> StepResult:
+    """One optimizer step.
+
+    Args:
+        engine: Model and optimizer.
+        plan: What to train on.
+        recipe: What does not change.
+        leave: Whether this rank must leave after the step.
+
+    Raises:
+        TrainingError: The loss, or the norm of the gradient, is not finite.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
+    slots = len(plan.draws)
+    sums = torch.zeros(slots + 2, dtype=torch.float64, device=engine.device)
+    for row in plan.rows[engine.rank]:
+
+        def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
+            loss, nll_S, penalty = row_loss(recipe.objective, logprobs_A, row, plan)
+            sums[:slots] += nll_S
+            sums[slots] += penalty
+            return loss
+
+        engine.accumulate(row, loss_of)
+    sums[slots + 1] = float(leave)
+    *nll_S, penalty, leaving = engine.all_reduce(sums)
+    loss = sum(nll_S) / plan.answer_tokens
+    if not math.isfinite(loss + penalty):
+        raise TrainingError(_describe_bad_step(plan, nll_S))
+    rate = recipe.learning_rate(plan.step)
+    norm = engine.step(rate)
+    if norm is not None and not math.isfinite(norm):
+        raise TrainingError(
+            f"step {plan.step + 1}: the gradient norm is {norm}; the last checkpoint is good: "
+            "lower train.learning_rate or set train.gradient_clipping"
+        )
+    seconds = time.perf_counter() - started
+    metrics: dict[str, float] = {
+        Metric.TRAIN_LOSS: loss,
+        Metric.TRAIN_LEARNING_RATE: rate,
+        Metric.TRAIN_TOKENS_PER_SECOND: plan.tokens / seconds,
+    }
+    if norm is not None:
+        metrics[Metric.TRAIN_GRADIENT_NORM] = norm
+    if recipe.objective.type == "consistency":
+        metrics[Metric.TRAIN_INCONSISTENCY] = penalty / (slots // 2)
+    if (effective := plan.weights.effective_prompts) is not None:
+        metrics[Metric.TRAIN_EFFECTIVE_PROMPTS] = effective
+    if plan.weights.weight_N is not None:
+        metrics[Metric.TRAIN_LARGEST_PROMPT_WEIGHT] = float(plan.weights.weight_N.max())
+    return StepResult(nll_S, metrics, seconds, leaving > 0)
 
 
 def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_tokens: int) -> float:
@@ -181,8 +220,8 @@ def _perturbed(model: "PeftModel") -> Iterator[None]:
                     parameter.copy_(before[name])
 
 
-def _describe_bad_step(plan: StepPlan, losses_B: Sequence[float]) -> str:
-    bad = [draw for draw, loss in zip(plan.draws, losses_B, strict=True) if not math.isfinite(loss)]
+def _describe_bad_step(plan: StepPlan, nll_S: Sequence[float]) -> str:
+    bad = [draw for draw, loss in zip(plan.draws, nll_S, strict=True) if not math.isfinite(loss)]
     named = ", ".join(f"example {d.example_id} under prompt {d.prompt_id}" for d in bad[:4])
     more = f" and {len(bad) - 4} more" if len(bad) > 4 else ""
     return (

@@ -2,7 +2,7 @@
 
 Nothing is replayed to resume, ranks agree without talking, and the number of workers changes
 nothing. The draw is the paper's (PAFT, arXiv 2502.12859, section 3.2): uniform over the training
-prompts, kept for K steps.
+prompts, kept for K steps; what past losses make of it is `weighting`'s part.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def example_index(seed: int, position: int, examples: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PromptSampler:
-    """Uniform draws from `prompts` prompts."""
+    """Draws from `prompts` prompts, uniformly where no probabilities are given."""
 
     seed: int
     prompts: int
@@ -43,8 +43,26 @@ class PromptSampler:
     steps_per_prompt: int = 1
     """The paper's K: a draw is kept for this many steps."""
 
-    def index(self, step: int, slot: int) -> int:
-        """The prompt of the example in `slot` of the global batch of `step`."""
-        block = step // self.steps_per_prompt
-        draw = uniform("prompt", self.seed, block, slot if self.unit == "example" else 0)
-        return int(draw * self.prompts)
+    def block(self, step: int) -> int:
+        """The K-block of a step, in which draws and probabilities stay as they are."""
+        return step // self.steps_per_prompt
+
+    def index(
+        self, step: int, slot: int, view: int = 0, probability_N: np.ndarray | None = None
+    ) -> int:
+        """The prompt of the example in `slot` of the global batch of `step`.
+
+        Args:
+            step: Optimizer step, from 0.
+            slot: Place in the global batch.
+            view: Which of several renderings of the same example.
+            probability_N: Of every prompt, in float64; uniform without.
+        """
+        place = slot if self.unit == "example" else 0
+        views = (view,) if view else ()
+        draw = uniform("prompt", self.seed, self.block(step), place, *views)
+        if probability_N is None:
+            return int(draw * self.prompts)
+        cumulative_N = np.cumsum(probability_N)
+        found = np.searchsorted(cumulative_N, draw * cumulative_N[-1], side="right")
+        return min(int(found), self.prompts - 1)

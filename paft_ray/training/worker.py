@@ -80,9 +80,11 @@ def _train_rank(job: Job) -> None:
     from paft_ray.tracking import open_tracker
     from paft_ray.training.checkpoint import Checkpoints, Progress
     from paft_ray.training.engine import Engine, prepare_process
-    from paft_ray.training.loop import Ledger, fit
+    from paft_ray.training.ledger import Ledger
+    from paft_ray.training.loop import Outlets, Recipe, fit
     from paft_ray.training.plan import plans
     from paft_ray.training.schedule import learning_rate
+    from paft_ray.training.weighting import PromptWeights
 
     config = Config.model_validate(job.config)
     context = ray.train.get_context()
@@ -109,9 +111,11 @@ def _train_rank(job: Job) -> None:
             job.folder.child("checkpoints"), job.identity, config.train.checkpoint.keep
         )
         progress = Progress()
+        weights = PromptWeights(len(job.prompts), config.train.sampling, config.train.objective)
         if (restored := checkpoints.load()) is not None:
             progress, state = restored
             engine.restore(state, progress.step)
+            weights.restore(state)
             logger.info("rank %d continues after step %d", rank, progress.step)
 
         def report(metrics: Mapping[str, float]) -> None:
@@ -123,22 +127,28 @@ def _train_rank(job: Job) -> None:
 
         progress = fit(
             engine,
-            plans(planner, progress.step, job.steps, ranks),
+            plans(planner, progress.step, job.steps, ranks, weights.for_step),
             progress,
-            steps=job.steps,
-            learning_rate=lambda step: learning_rate(
-                config.train.learning_rate, config.train.schedule, step, job.steps
+            Recipe(
+                steps=job.steps,
+                learning_rate=lambda step: learning_rate(
+                    config.train.learning_rate, config.train.schedule, step, job.steps
+                ),
+                every_steps=config.train.checkpoint.every_steps,
+                seed=config.seed,
+                objective=config.train.objective,
             ),
-            tracker=tracker,
-            checkpoints=checkpoints,
-            every_steps=config.train.checkpoint.every_steps,
-            ledger=Ledger(job.folder.child("ledger"), progress.step),
-            report=report,
-            seed=config.seed,
+            Outlets(
+                tracker,
+                checkpoints,
+                Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
+                report,
+            ),
+            weights,
         )
-        weights = engine.gather_weights()
+        adapter = engine.gather_weights()
         if rank == 0:
-            _save_adapter(job, config, engine.model, weights, progress, ranks, tracker)
+            _save_adapter(job, config, engine.model, adapter, progress, ranks, tracker)
         status = "FINISHED"
     finally:
         tracker.finish(status)
@@ -157,6 +167,7 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
     from paft_ray.modeling.tokenization import TextEncoder
     from paft_ray.prompts.template import parse
     from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
+    from paft_ray.training.objective import views
     from paft_ray.training.plan import Planner
     from paft_ray.training.sampler import PromptSampler
 
@@ -180,9 +191,13 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
         row_tokens=train.row_tokens,
         packing=packing,
         end_token=task.choices is None,
+        answer_prefix=train.response_prefix_tokens,
+        views=views(train.objective),
+        choices=task.choices if views(train.objective) > 1 else None,
     )
     if packing:
-        sequences = [planner.draw(0, slot)[0] for slot in range(min(4, train.batch_size))]
+        slots = range(min(4, train.batch_size))
+        sequences = [sequence for slot in slots for sequence in planner.draw(0, slot)[0]]
         if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
             raise TrainingError(
                 f"packing moves the loss by {error:.1e} under peft's "

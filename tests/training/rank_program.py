@@ -20,10 +20,13 @@ from paft_ray.tasks import Example
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine, prepare_process
-from paft_ray.training.loop import Ledger, fit
+from paft_ray.training.ledger import Ledger
+from paft_ray.training.loop import Outlets, Recipe, fit
+from paft_ray.training.objective import views
 from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
+from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,7 +36,7 @@ PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj
 ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
 
 
-def make_planner(folder: str, row_tokens: int, packing: bool) -> Planner:
+def make_planner(folder: str, train: TrainConfig) -> Planner:
     rng = random.Random(1)
     words = [
         "good",
@@ -64,12 +67,14 @@ def make_planner(folder: str, row_tokens: int, packing: bool) -> Planner:
         examples=examples,
         prompts=[(str(i), parse(text, ("text",))) for i, text in enumerate(texts)],
         encoder=TextEncoder(load_tokenizer(folder), max_length=90),
-        sampler=PromptSampler(seed=3, prompts=len(texts)),
+        sampler=PromptSampler(3, len(texts), train.sampling.unit, train.sampling.steps_per_prompt),
         seed=3,
         batch_size=6,
-        row_tokens=row_tokens,
-        packing=packing,
+        row_tokens=train.row_tokens,
+        packing=train.packing,
         end_token=True,
+        answer_prefix=train.response_prefix_tokens,
+        views=views(train.objective),
     )
 
 
@@ -81,7 +86,7 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
     for step in range(steps):
         batch = []
         for slot in range(planner.batch_size):
-            sequence, _ = planner.draw(step, slot)
+            [sequence], _ = planner.draw(step, slot)
             ids = [*sequence.input_ids, sequence.targets[-1]]
             batch.append((ids, len(sequence.targets)))
         longest = max(len(ids) for ids, _ in batch)
@@ -112,6 +117,7 @@ def train_config(options: dict) -> TrainConfig:
             "gradient_clipping": 0.5,
             "schedule": ScheduleConfig(type="linear", warmup_share=0.1, final_share=0.5),
             "deepspeed": {"stage": options.get("stage", 1)},
+            **options.get("train", {}),
         }
     )
 
@@ -119,7 +125,7 @@ def train_config(options: dict) -> TrainConfig:
 def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     """Train as `options` say and leave `<name>.safetensors`."""
     train = train_config(options)
-    planner = make_planner(model_folder, train.row_tokens, options.get("packing", True))
+    planner = make_planner(model_folder, train)
     model = add_adapter(load_base(model_folder), PEFT, seed=5)
     if options.get("plain"):
         train_plainly(model, planner, train, STEPS)
@@ -139,23 +145,40 @@ def train_on_engine(
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(where.child("checkpoints"), "test", keep=10)
     progress = Progress()
+    weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
     if (restored := checkpoints.load()) is not None:
         progress, state = restored
         assert 0 < progress.step < STEPS
         engine.restore(state, progress.step)
+        weights.restore(state)
     else:
         assert "continues" not in options
     fit(
         engine,
-        plans(planner, progress.step, options.get("until", STEPS), engine.ranks),
+        plans(
+            planner,
+            progress.step,
+            options.get("until", STEPS),
+            engine.ranks,
+            weights.for_step,
+        ),
         progress,
-        steps=STEPS,
-        learning_rate=lambda step: learning_rate(train.learning_rate, train.schedule, step, STEPS),
-        tracker=NullTracker(),
-        checkpoints=checkpoints,
-        every_steps=options.get("every", 1000),
-        ledger=Ledger(where.child("ledger"), progress.step),
-        report=lambda metrics: None,
+        Recipe(
+            steps=STEPS,
+            learning_rate=lambda step: learning_rate(
+                train.learning_rate, train.schedule, step, STEPS
+            ),
+            every_steps=options.get("every", 1000),
+            seed=3,
+            objective=train.objective,
+        ),
+        Outlets(
+            tracker=NullTracker(),
+            checkpoints=checkpoints,
+            ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
+            report=lambda metrics: None,
+        ),
+        weights,
     )
     return engine.gather_weights()
 

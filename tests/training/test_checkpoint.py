@@ -9,7 +9,7 @@ import torch
 
 from paft_ray.artifacts import MANIFEST, Storage
 from paft_ray.training.checkpoint import Checkpoints, Progress
-from paft_ray.training.loop import Ledger
+from paft_ray.training.ledger import Ledger
 from paft_ray.training.plan import Draw, StepPlan
 
 
@@ -213,8 +213,10 @@ def test_checkpoint_whose_writing_is_wrong_by_our_own_fault_is_not_tried_again(m
 
 def record(ledger: Ledger, *steps: int, loss: float = 0.5) -> None:
     for step in steps:
-        draws = tuple(Draw(f"e{step}{slot}", f"p{slot}", slot + 1, False) for slot in range(2))
-        ledger.add(StepPlan(step, (), draws), [loss, loss + 1])
+        draws = tuple(
+            Draw(f"e{step}{slot}", f"p{slot}", slot, slot + 1, False) for slot in range(2)
+        )
+        ledger.add(StepPlan(step, (), draws, (0, 1)), [loss, loss + 1])
 
 
 def read(folder: Path) -> list[dict]:
@@ -230,9 +232,9 @@ def test_ledger_has_a_row_for_every_slot_and_a_part_for_every_stretch(tmp_path):
     assert list(tmp_path.iterdir()) == []  # written with the checkpoint, not before
     write_second()
     write_first()
-    names = sorted(path.name for path in tmp_path.iterdir())
+    names = sorted(path.name for path in (tmp_path / "ledger").iterdir())
     assert names == ["steps-000000000-000000002.parquet", "steps-000000002-000000003.parquet"]
-    rows = read(tmp_path)
+    rows = read(tmp_path / "ledger")
     assert [(row["step"], row["slot"]) for row in rows] == [
         (s, i) for s in range(3) for i in (0, 1)
     ]
@@ -248,7 +250,7 @@ def test_ledger_of_a_stretch_trained_again_overwrites_its_part(tmp_path):
         ledger = Ledger(storage, 4)
         record(ledger, 4, 5, loss=loss)
         ledger.take(6)()
-    rows = read(tmp_path)
+    rows = read(tmp_path / "ledger")
     assert [(row["step"], row["slot"], row["loss"]) for row in rows] == [
         (4, 0, 0.25), (4, 1, 1.25), (5, 0, 0.25), (5, 1, 1.25),
     ]  # fmt: skip

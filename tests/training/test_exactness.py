@@ -16,15 +16,30 @@ RANK_PROGRAM = Path(__file__).with_name("rank_program.py")
 STAGES = [0, 1, 2, 3]
 Weights = dict[str, torch.Tensor]
 
+PREFIX = {"response_prefix_tokens": 2}
+LOSSES = {
+    # past losses decide both what is drawn and what it weighs, anew every other step
+    "weighed": {
+        "sampling": {"temperature": 0.2, "steps_per_prompt": 2},
+        "objective": {"type": "group_dro", "step_size": 0.2},
+    },
+    "consistency": {"objective": {"type": "consistency", "weight": 0.5}, "row_tokens": 192},
+}
 ONE_RANK = [
     {"name": "plain", "plain": True},
     *({"name": f"one-stage{stage}", "stage": stage} for stage in STAGES),
-    {"name": "unpacked", "packing": False},
+    {"name": "unpacked", "train": {"packing": False}},
+    {"name": "plain-prefix", "plain": True, "train": PREFIX},
+    {"name": "one-prefix", "train": PREFIX},
+    *({"name": f"one-{name}", "train": train} for name, train in LOSSES.items()),
+    {"name": "cut5", "train": LOSSES["weighed"], "until": 11, "every": 3},
+    {"name": "resumed5", "train": LOSSES["weighed"], "continues": "cut5"},
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
 ]
 TWO_RANKS = [
     *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
+    *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
     {"name": "cut2", "stage": 2, "until": 11, "every": 4},
     {"name": "cut3", "stage": 3, "until": 11, "every": 4},
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
@@ -81,7 +96,12 @@ def test_engine_without_packing_agrees_with_a_plain_padded_loop(
 
 @pytest.mark.parametrize(
     ("whole", "resumed"),
-    [("one-stage1", "resumed1"), ("two-stage2", "resumed2"), ("two-stage3", "resumed3")],
+    [
+        ("one-stage1", "resumed1"),
+        ("two-stage2", "resumed2"),
+        ("two-stage3", "resumed3"),
+        ("one-weighed", "resumed5"),
+    ],
 )
 def test_interrupted_and_resumed_training_ends_with_the_same_bits(
     whole: str, resumed: str, trained: dict[str, Weights]
@@ -95,6 +115,21 @@ def test_training_resumed_on_another_number_of_ranks_and_stage_stays_close(
     trained: dict[str, Weights],
 ) -> None:
     assert largest_relative_difference(trained["resumed4"], trained["plain"]) < 1e-3
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_other_losses_are_the_same_on_two_ranks_and_differ_from_plain_cross_entropy(
+    loss: str, trained: dict[str, Weights]
+) -> None:
+    assert largest_relative_difference(trained[f"two-{loss}"], trained[f"one-{loss}"]) < 1e-3
+    assert largest_relative_difference(trained[f"one-{loss}"], trained["plain"]) > 1e-2
+
+
+def test_training_on_the_first_answer_tokens_agrees_with_a_plain_loop_that_cuts_labels(
+    trained: dict[str, Weights],
+) -> None:
+    assert largest_relative_difference(trained["one-prefix"], trained["plain-prefix"]) < 1e-3
+    assert largest_relative_difference(trained["one-prefix"], trained["plain"]) > 1e-2
 
 
 def test_training_moves_every_adapter_tensor(trained: dict[str, Weights]) -> None:

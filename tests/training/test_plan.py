@@ -15,6 +15,7 @@ from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
 from paft_ray.training.plan import Planner, StepPlan, plans
 from paft_ray.training.sampler import PromptSampler
+from paft_ray.training.weighting import BlockWeights
 
 WORDS = ["good", "bad", "the", "film", "movie", "was", "is", "and", "very", "not", "story"]
 ANSWERS = ["good", "very bad", "the film was fine", "not"]
@@ -205,3 +206,58 @@ def test_plan_with_overlong_trim_cuts_and_counts_only_the_long_example(make_plan
     _, read, asked = contents(plan)[slot]
     assert 80 < len(read) + 1 <= 90
     assert tokenizer.decode(asked) in (" very bad<end>", "very bad<end>")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_views_of_an_example_share_a_row_and_have_draws_of_their_own(
+    make_planner: Callable[..., Planner], ranks: int
+):
+    planner = make_planner(views=2, row_tokens=192)
+    plan = planner.plan(4, ranks)
+    assert len(plan.draws) == 12
+    assert sorted(i for rows in plan.rows for row in rows for i in row.members) == list(range(12))
+    for slot, draw in enumerate(plan.draws):
+        assert draw.example_id == plan.draws[slot % 6].example_id
+    assert any(plan.draws[s].prompt_id != plan.draws[s + 6].prompt_id for s in range(6))
+    for row in (row for rows in plan.rows for row in rows):
+        places = [plan.slots[i] % 6 for i in row.members]
+        assert all(places.count(place) == 2 for place in places)
+
+
+def test_choices_are_all_read_and_the_right_one_is_named(make_planner: Callable[..., Planner]):
+    planner = make_planner(choices=tuple(ANSWERS), end_token=False, row_tokens=400)
+    plan = planner.plan(0, 1)
+    assert plan.slots == tuple(slot for slot in range(6) for _ in ANSWERS)
+    for slot, draw in enumerate(plan.draws):
+        example = next(e for e in planner.examples if e.id == draw.example_id)
+        assert ANSWERS[draw.owner] == example.answer
+        alone = make_planner(end_token=False).draw(0, slot)[1]
+        assert draw.answer_tokens == alone.answer_tokens
+
+
+def test_answer_prefix_cuts_targets_and_what_follows_them(make_planner: Callable[..., Planner]):
+    whole, cut = make_planner(), make_planner(answer_prefix=2)
+    for slot in range(6):
+        ([long], _), ([short], draw) = whole.draw(3, slot), cut.draw(3, slot)
+        assert short.targets == long.targets[:2]
+        assert draw.answer_tokens == len(short.targets) <= 2
+        assert short.input_ids == long.input_ids[: len(short.input_ids)]
+        assert len(short.input_ids) == short.positions[-1] + 1
+
+
+def test_weights_of_a_step_decide_its_draws_and_are_asked_for_in_order(
+    make_planner: Callable[..., Planner],
+):
+    asked = []
+
+    def weigh(step: int) -> BlockWeights:
+        asked.append(step)
+        return BlockWeights(step, np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.5, 1.0]))
+
+    iterator = plans(make_planner(), 2, 6, 1, weigh)
+    first = next(iterator)
+    assert asked == [2, 3]  # one step ahead, and no more
+    assert {draw.prompt_id for draw in first.draws} == {"prompt-1"}
+    assert {draw.weight for draw in first.draws} == {0.5}
+    assert [plan.step for plan in iterator] == [3, 4, 5]
+    assert asked == [2, 3, 4, 5]

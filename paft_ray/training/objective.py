@@ -1,0 +1,110 @@
+"""What a step minimises, as a function of the log-probabilities of answer tokens.
+
+Covered: the answer's cross-entropy, weighted by prompt (`weighting` makes the weights of group DRO
+and CVaR), and a penalty on the difference between two renderings of the same example. All of it
+sees log-probabilities of answers only, so that the output head runs where it does anyway.
+
+Shapes: A answer tokens of a row, S slots of the global batch, C choices.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from paft_ray.config import Consistency, ObjectiveConfig
+from paft_ray.modeling.tokenization import Row
+from paft_ray.training.plan import StepPlan
+
+
+def views(objective: ObjectiveConfig) -> int:
+    """How many renderings of every example an objective compares."""
+    return 2 if isinstance(objective, Consistency) else 1
+
+
+def row_loss(
+    objective: ObjectiveConfig, logprobs_A: torch.Tensor, row: Row, plan: StepPlan
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One row's part of the loss of its global batch.
+
+    Args:
+        objective: `train.objective`.
+        logprobs_A: Log-probability of every answer token of the row.
+        row: The row.
+        plan: The step that it belongs to, which says what the whole batch holds.
+
+    Returns:
+        The loss to differentiate, which sums over rows and ranks to that of the step; the negative
+        log-likelihood of the right answer of every slot, 0 for slots elsewhere: shape [S], float64;
+        the sum of the penalties of the row's pairs, in nats.
+    """
+    device = logprobs_A.device
+    slot_A, right_A = _slots(row, plan)
+    weight_S = np.array([draw.weight for draw in plan.draws])
+    weight_A = torch.from_numpy(np.where(right_A, weight_S[slot_A], 0.0)).to(device)
+    loss = -(logprobs_A * weight_A.to(logprobs_A.dtype)).sum() / plan.answer_tokens
+    nll_S = torch.zeros(len(plan.draws), dtype=torch.float64, device=device)
+    right = torch.from_numpy(right_A).to(device)
+    slots = torch.from_numpy(slot_A).to(device)
+    nll_S.index_add_(0, slots, torch.where(right, -logprobs_A.detach().double(), 0.0))
+    penalty = torch.zeros((), device=device)
+    if isinstance(objective, Consistency):
+        pairs = len(plan.draws) // 2
+        penalty = _penalty(logprobs_A, row, slot_A, right_A, pairs)
+        loss = loss + objective.weight * penalty / pairs
+    return loss, nll_S, penalty.detach().double()
+
+
+def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
+    """For every target of a row its slot, and whether it belongs to the right answer."""
+    slot_A = np.asarray(plan.slots)[np.asarray(row.members)[row.members_A]]
+    owner_S = np.array([draw.owner for draw in plan.draws])
+    return slot_A, row.owners_A == owner_S[slot_A]
+
+
+def _penalty(
+    logprobs_A: torch.Tensor, row: Row, slot_A: np.ndarray, right_A: np.ndarray, pairs: int
+) -> torch.Tensor:
+    """Sum over the row's pairs of the symmetric divergence between their two renderings."""
+    total = logprobs_A.new_zeros(())
+    for place in np.unique(slot_A % pairs):
+        one, other = ((slot_A == place + view * pairs) for view in (0, 1))
+        if row.owners_A[one].max() > 0:
+            total = total + _between_choices(
+                *(_by_owner(logprobs_A, row.owners_A, chosen) for chosen in (one, other))
+            )
+        else:
+            tokens = [
+                logprobs_A[torch.from_numpy(np.flatnonzero(chosen & right_A)).to(logprobs_A.device)]
+                for chosen in (one, other)
+            ]
+            total = total + _between_tokens(tokens)
+    return total
+
+
+def _by_owner(logprobs_A: torch.Tensor, owners_A: np.ndarray, chosen_A: np.ndarray) -> torch.Tensor:
+    """Log-likelihood of every choice of one slot: shape [C]."""
+    at = np.flatnonzero(chosen_A)
+    sums = logprobs_A.new_zeros(int(owners_A[at].max()) + 1)
+    device = logprobs_A.device
+    return sums.index_add(
+        0, torch.from_numpy(owners_A[at]).to(device), logprobs_A[torch.from_numpy(at).to(device)]
+    )
+
+
+def _between_choices(one_C: torch.Tensor, other_C: torch.Tensor) -> torch.Tensor:
+    """(KL(p, q) + KL(q, p)) / 2 of two distributions over the choices."""
+    one_C, other_C = one_C.log_softmax(0), other_C.log_softmax(0)
+    return 0.5 * ((one_C.exp() - other_C.exp()) * (one_C - other_C)).sum()
+
+
+def _between_tokens(logprobs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The same, per token, of "this token or any other"; tokens are matched from the end.
+
+    By the data-processing inequality no more than the divergence over the whole vocabulary.
+    """
+    tokens = min(len(part) for part in logprobs)
+    one, other = (part[len(part) - tokens :].double() for part in logprobs)
+    rest = [torch.log1p(-part.exp().clamp(max=1 - 1e-12)) for part in (one, other)]
+    divergence = (one.exp() - other.exp()) * ((one - rest[0]) - (other - rest[1]))
+    return (0.5 * divergence.mean()).to(logprobs[0].dtype)

@@ -1,0 +1,197 @@
+"""What past losses make of later steps: which prompts are drawn how often, and what they weigh.
+
+Two parts of the configuration ask for it: a finite `train.sampling.temperature`, which is our
+extension of the paper, and the worst-prompt objectives (`group_dro`, `cvar`). Both see the same
+per-prompt losses, change only where a K-block begins, and there know the losses of steps up to two
+before it, because the next step is already planned while one is trained on.
+
+Everything is float64 on every rank, updated in the order of slots, so that ranks agree bit by bit
+without talking and a checkpoint restores it exactly. N is the number of prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paft_ray.config import CVaR, GroupDRO, ObjectiveConfig, SamplingConfig
+
+if TYPE_CHECKING:
+    import torch
+
+STATE_PREFIX = "sampler/"
+"""Of these entries in a checkpoint's state."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWeights:
+    """What holds for the steps of one K-block."""
+
+    block: int
+    probability_N: np.ndarray | None = None
+    """Of each prompt to be drawn; None is uniform."""
+    weight_N: np.ndarray | None = None
+    """Of each prompt's examples in the loss, 1 on average; None is 1 for all."""
+
+    def weight(self, prompt: int) -> float:
+        """Weight of one prompt's examples in the loss."""
+        return 1.0 if self.weight_N is None else float(self.weight_N[prompt])
+
+    @property
+    def effective_prompts(self) -> float | None:
+        """How many prompts a uniform draw of the same entropy would have; None where it is."""
+        if self.probability_N is None:
+            return None
+        p_N = self.probability_N[self.probability_N > 0]
+        return float(np.exp(-np.sum(p_N * np.log(p_N))))
+
+
+UNIFORM = BlockWeights(0)
+"""What holds where losses change nothing."""
+
+
+def softmax(values_N: np.ndarray) -> np.ndarray:
+    """Numerically stable softmax in float64: shape [N]."""
+    shifted_N = np.exp(values_N - values_N.max())
+    return shifted_N / shifted_N.sum()
+
+
+def filled(mean_N: np.ndarray) -> np.ndarray:
+    """Mean losses where a prompt that was never drawn (NaN) has the mean of those that were."""
+    drawn_N = ~np.isnan(mean_N)
+    return np.where(drawn_N, mean_N, mean_N[drawn_N].mean() if drawn_N.any() else 0.0)
+
+
+def draw_probabilities(mean_N: np.ndarray, temperature: float, floor: float) -> np.ndarray:
+    """p = (1 - floor) * softmax(mean loss / temperature) + floor / N: shape [N].
+
+    Args:
+        mean_N: Mean loss of every prompt in nats per answer token, NaN where never drawn.
+        temperature: In nats.
+        floor: Share of the draws that stays uniform.
+    """
+    return (1 - floor) * softmax(filled(mean_N) / temperature) + floor / len(mean_N)
+
+
+def worst_share_weights(mean_N: np.ndarray, share: float, floor: float) -> np.ndarray:
+    """Weights of CVaR over prompts, 1 on average: the worst `share` carries all but the floor.
+
+    Source: conditional value at risk, Rockafellar and Uryasev 2000. The prompt on the border
+    carries a part.
+    """
+    n = len(mean_N)
+    order_N = np.argsort(-filled(mean_N), kind="stable")
+    carried_N = np.clip(share * n - np.arange(n), 0.0, 1.0)
+    weight_N = np.empty(n)
+    weight_N[order_N] = carried_N / share
+    return (1 - floor) * weight_N + floor
+
+
+class PromptWeights:
+    """Losses per prompt so far, and what they make of the coming block."""
+
+    def __init__(
+        self,
+        prompts: int,
+        sampling: SamplingConfig | None = None,
+        objective: ObjectiveConfig | None = None,
+    ) -> None:
+        """Nothing drawn yet.
+
+        Args:
+            prompts: How many there are.
+            sampling: `train.sampling`; uniform without.
+            objective: `train.objective`.
+        """
+        self._sampling = sampling or SamplingConfig()
+        self._objective = objective
+        self.mean_N = np.full(prompts, np.nan)
+        """Exponential mean of each prompt's loss, nats per answer token; NaN if never drawn."""
+        self._log_weight_N = np.zeros(prompts)  # group DRO's q, not normalised
+        self._current: BlockWeights | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether past losses change anything."""
+        return self._draws_by_loss or isinstance(self._objective, GroupDRO | CVaR)
+
+    @property
+    def _draws_by_loss(self) -> bool:
+        return np.isfinite(self._sampling.temperature)
+
+    def for_step(self, step: int) -> BlockWeights:
+        """What holds for `step`; called in the order of steps, each before the one before it ran.
+
+        Where a block begins, it is made from the losses observed so far, and kept.
+        """
+        block = step // self._sampling.steps_per_prompt
+        if self._current is None or self._current.block != block:
+            self._current = BlockWeights(block, self._probabilities(), self._weights())
+        return self._current
+
+    def observe(self, prompts: Sequence[int], losses: Sequence[float]) -> None:
+        """Take the losses of one step in, slot by slot.
+
+        Args:
+            prompts: For every slot its prompt.
+            losses: For every slot its mean loss, nats per answer token.
+        """
+        if not self.active:
+            return
+        keep = self._sampling.smoothing
+        by_prompt: dict[int, list[float]] = {}
+        for prompt, loss in zip(prompts, losses, strict=True):
+            before = self.mean_N[prompt]
+            self.mean_N[prompt] = loss if np.isnan(before) else keep * before + (1 - keep) * loss
+            by_prompt.setdefault(prompt, []).append(loss)
+        if isinstance(self._objective, GroupDRO):
+            for prompt, own in by_prompt.items():
+                self._log_weight_N[prompt] += self._objective.step_size * sum(own) / len(own)
+
+    def state(self) -> "dict[str, torch.Tensor]":
+        """All that resuming needs, as entries of a checkpoint; none where nothing is weighed."""
+        if not self.active:
+            return {}
+        current = self._current or BlockWeights(-1)
+        arrays = {
+            "mean": self.mean_N,
+            "log_weight": self._log_weight_N,
+            "block": np.array([current.block], np.int64),
+            "probability": current.probability_N,
+            "weight": current.weight_N,
+        }
+        import torch
+
+        return {
+            f"{STATE_PREFIX}{name}": torch.from_numpy(array.copy())
+            for name, array in arrays.items()
+            if array is not None
+        }
+
+    def restore(self, state: "Mapping[str, torch.Tensor]") -> None:
+        """Go back to what `state` returned; other entries are passed over."""
+        arrays = {
+            name.removeprefix(STATE_PREFIX): tensor.numpy().copy()
+            for name, tensor in state.items()
+            if name.startswith(STATE_PREFIX)
+        }
+        if not arrays:
+            return
+        self.mean_N, self._log_weight_N = arrays["mean"], arrays["log_weight"]
+        if (block := int(arrays["block"][0])) >= 0:
+            self._current = BlockWeights(block, arrays.get("probability"), arrays.get("weight"))
+
+    def _probabilities(self) -> np.ndarray | None:
+        if not self._draws_by_loss:
+            return None
+        sampling = self._sampling
+        return draw_probabilities(self.mean_N, sampling.temperature, sampling.uniform_floor)
+
+    def _weights(self) -> np.ndarray | None:
+        objective = self._objective
+        if isinstance(objective, GroupDRO):
+            return len(self.mean_N) * softmax(self._log_weight_N)
+        if isinstance(objective, CVaR):
+            return worst_share_weights(self.mean_N, objective.share, objective.uniform_floor)
+        return None
