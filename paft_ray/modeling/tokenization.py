@@ -6,6 +6,7 @@ Context and answer are encoded as lm-evaluation-harness does: trailing spaces of
 to the answer, both are encoded together, and what follows the encoded context is the answer.
 """
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,6 +85,20 @@ class Encoded:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One rendered example, and the answers to encode behind it."""
+
+    render: Callable[[Mapping[str, str]], str]
+    """Fields to the text that asks the question."""
+    fields: Mapping[str, str]
+    """The example's fields; the longest is cut where `overlong` is `trim`."""
+    answers: Sequence[str]
+    """Texts whose tokens follow the context."""
+    what: str = "example"
+    """Names the example in errors."""
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """A tokenizer with the rules of a task: chat template, length, what to do with overlong."""
@@ -118,40 +133,49 @@ class TextEncoder:
         end: bool = False,
         what: str = "example",
     ) -> tuple[Encoded, ...]:
-        """Encode one rendered example with each of several answers.
+        """Encode one example; see `encode_all`, and `Question` for the arguments."""
+        return self.encode_all([Question(render, fields, answers, what)], end)[0]
+
+    def encode_all(
+        self, questions: Sequence[Question], end: bool = False
+    ) -> list[tuple[Encoded, ...]]:
+        """Encode rendered examples with each of their answers, in one call of the tokenizer.
 
         Args:
-            render: Fields to the text that asks the question.
-            fields: The example's fields; the longest is cut where `overlong` is `trim`.
-            answers: Texts whose tokens follow the context.
+            questions: What to encode.
             end: Append the end token to each answer, as training on free text does.
-            what: Names the example in errors.
+
+        Returns:
+            For each question its context with every answer.
 
         Raises:
             DataError: Context and answer are longer than `max_length` and may not be, or cannot
                 be, trimmed.
         """
-        encoded = self._encode_once(render(fields), answers, end)
+        texts = [question.render(question.fields) for question in questions]
+        encoded = self._encode_texts(texts, [question.answers for question in questions], end)
+        return [
+            self._fit(question, pair, end)
+            for question, pair in zip(questions, encoded, strict=True)
+        ]
+
+    def _fit(
+        self, question: Question, encoded: tuple[Encoded, ...], end: bool
+    ) -> tuple[Encoded, ...]:
         excess = max(e.length for e in encoded) - self.max_length
         if excess <= 0:
             return encoded
         if self.overlong == "refuse":
             raise DataError(
-                f"{what} has {self.max_length + excess} tokens with its prompt, more than "
+                f"{question.what} has {self.max_length + excess} tokens with its prompt, more than "
                 f"task.max_length ({self.max_length}): raise it, or set task.overlong: trim"
             )
-        return self._trim(render, dict(fields), answers, end, what)
+        return self._trim(question, end)
 
-    def _trim(
-        self,
-        render: Callable[[Mapping[str, str]], str],
-        fields: dict[str, str],
-        answers: Sequence[str],
-        end: bool,
-        what: str,
-    ) -> tuple[Encoded, ...]:
+    def _trim(self, question: Question, end: bool) -> tuple[Encoded, ...]:
+        fields = dict(question.fields)
         for _ in range(16):
-            encoded = self._encode_once(render(fields), answers, end)
+            [encoded] = self._encode_texts([question.render(fields)], [question.answers], end)
             excess = max(e.length for e in encoded) - self.max_length
             if excess <= 0:
                 return tuple(Encoded(e.context_ids, e.answer_ids, trimmed=True) for e in encoded)
@@ -163,26 +187,42 @@ class TextEncoder:
                 break
             fields = {**fields, longest: text}
         raise DataError(
-            f"{what} does not fit task.max_length ({self.max_length}) even with its longest field "
-            "cut: the prompt itself is too long; raise task.max_length"
+            f"{question.what} does not fit task.max_length ({self.max_length}) even with its "
+            "longest field cut: the prompt itself is too long; raise task.max_length"
         )
 
-    def _encode_once(self, text: str, answers: Sequence[str], end: bool) -> tuple[Encoded, ...]:
-        context, delimiter = self.context(text)
+    def _encode_texts(
+        self, texts: Sequence[str], answers: Sequence[Sequence[str]], end: bool
+    ) -> list[tuple[Encoded, ...]]:
+        contexts = [self.context(text) for text in texts]
+        whole = [
+            [context, *(context + delimiter + answer for answer in own)]
+            for (context, delimiter), own in zip(contexts, answers, strict=True)
+        ]
+        flat = [text for group in whole for text in group]
         special = not self.uses_chat_template
-        texts = [context, *(context + delimiter + answer for answer in answers)]
-        context_ids, *whole = self.tokenizer(texts, add_special_tokens=special)["input_ids"]
+        ids: Any = iter(self.tokenizer(flat, add_special_tokens=special)["input_ids"])
+        return [
+            self._split(context, own, [next(ids) for _ in range(len(own) + 1)], end)
+            for (context, _), own in zip(contexts, answers, strict=True)
+        ]
+
+    def _split(
+        self, context: str, answers: Sequence[str], ids: Sequence[list[int]], end: bool
+    ) -> tuple[Encoded, ...]:
+        """Where the context ends in what was encoded with and without each answer."""
+        context_ids, *whole = ids
         end_id: Any = self.tokenizer.eos_token_id
         tail = (end_id,) if end else ()
         cut = len(context_ids)
-        for ids, answer in zip(whole, answers, strict=True):
-            if len(ids) <= cut:
+        for with_answer, answer in zip(whole, answers, strict=True):
+            if len(with_answer) <= cut:
                 raise DataError(
                     f"answer {answer!r} adds no token after {context[-40:]!r}: reword the answer"
                 )
         # as in lm-evaluation-harness, an empty context is the end token
         context_ids = context_ids or [end_id]
-        return tuple(Encoded(tuple(context_ids), tuple(ids[cut:]) + tail) for ids in whole)
+        return tuple(Encoded(tuple(context_ids), tuple(i[cut:]) + tail) for i in whole)
 
 
 def choice_sequences(encoded: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
@@ -279,13 +319,13 @@ def _fill(
     order: Sequence[int], lengths: Sequence[int], row_tokens: int, count: int, packing: bool
 ) -> list[list[int]] | None:
     rows: list[list[int]] = [[] for _ in range(count)]
-    used = [0] * count
+    emptiest = [(0, row) for row in range(count)]  # a heap: the first one is the emptiest
     for index in order:
-        row = min(range(count), key=lambda r: (used[r], r))
-        if used[row] + lengths[index] > row_tokens or (rows[row] and not packing):
+        used, row = emptiest[0]
+        if used + lengths[index] > row_tokens or (rows[row] and not packing):
             return None
         rows[row].append(index)
-        used[row] += lengths[index]
+        heapq.heapreplace(emptiest, (used + lengths[index], row))
     return [sorted(row) for row in rows]
 
 

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from paft_ray.modeling.tokenization import (
     Encoded,
+    Question,
     Row,
     TextEncoder,
     TokenSequence,
@@ -104,17 +107,16 @@ class Planner:
             DataError: An example does not fit `task.max_length` under its prompt.
         """
         weights = weights or UNIFORM
-        size, sequences, slots, draws = self.batch_size, [], [], []
-        for slot in range(size * self.views):
-            own, draw = self.draw(step, slot, weights)
-            draws.append(draw)
+        drawn = self.draw(step, range(self.batch_size * self.views), weights)
+        sequences, slots, draws = [], [], []
+        # the views of an example are dealt as one, because a penalty compares them
+        units: list[list[int]] = [[] for _ in range(self.batch_size)]
+        for slot, (own, draw) in enumerate(drawn):
+            first = len(sequences)
             sequences += own
             slots += [slot] * len(own)
-        # the views of an example are dealt as one, because a penalty compares them
-        units = [
-            [index for index, slot in enumerate(slots) if slot % size == place]
-            for place in range(size)
-        ]
+            draws.append(draw)
+            units[slot % self.batch_size] += range(first, len(sequences))
         lengths = [sum(len(sequences[i].input_ids) for i in unit) for unit in units]
         filler = sequences[0].input_ids[0]
         rows = tuple(
@@ -129,38 +131,53 @@ class Planner:
         return StepPlan(step, rows, tuple(draws), tuple(slots), weights)
 
     def draw(
-        self, step: int, slot: int, weights: BlockWeights | None = None
-    ) -> tuple[tuple[TokenSequence, ...], Draw]:
-        """What stands in one slot of the global batch of `step`: its sequences, and what it is."""
+        self, step: int, slots: Sequence[int], weights: BlockWeights = UNIFORM
+    ) -> list[tuple[tuple[TokenSequence, ...], Draw]]:
+        """What stands in some slots of the global batch of `step`: sequences, and what they are.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under its prompt.
+        """
+        chosen = [self._choose(step, slot, weights.probability_N) for slot in slots]
+        questions = [
+            Question(
+                self.prompts[prompt][1].render,
+                example.fields,
+                self.choices or (example.answer,),
+                f"example {example.id} under prompt {self.prompts[prompt][0]}",
+            )
+            for example, prompt in chosen
+        ]
+        encoded = self.encoder.encode_all(questions, end=self.end_token)
+        return [
+            self._describe(example, prompt, own, weights.weight(prompt))
+            for (example, prompt), own in zip(chosen, encoded, strict=True)
+        ]
+
+    def _choose(
+        self, step: int, slot: int, probability_N: np.ndarray | None
+    ) -> tuple[Example, int]:
+        """Example and prompt of a slot."""
         view, place = divmod(slot, self.batch_size)
         position = step * self.batch_size + place
         example = self.examples[example_index(self.seed, position, len(self.examples))]
-        probability_N = weights.probability_N if weights else None
-        prompt = self.sampler.index(step, place, view, probability_N)
-        prompt_id, template = self.prompts[prompt]
-        answers = self.choices or (example.answer,)
-        encoded = self.encoder.encode(
-            template.render,
-            example.fields,
-            answers,
-            end=self.end_token,
-            what=f"example {example.id} under prompt {prompt_id}",
-        )
-        owner = answers.index(example.answer)
-        cut = tuple(map(self._cut, encoded))
+        return example, self.sampler.index(step, place, view, probability_N)
+
+    def _describe(
+        self, example: Example, prompt: int, encoded: Sequence[Encoded], weight: float
+    ) -> tuple[tuple[TokenSequence, ...], Draw]:
+        owner = self.choices.index(example.answer) if self.choices else 0
+        cut = [replace(e, answer_ids=e.answer_ids[: self.answer_prefix]) for e in encoded]
         draw = Draw(
             example_id=example.id,
-            prompt_id=prompt_id,
+            prompt_id=self.prompts[prompt][0],
             prompt=prompt,
             answer_tokens=len(cut[owner].answer_ids),
             trimmed=encoded[owner].trimmed,
-            weight=weights.weight(prompt) if weights else 1.0,
+            weight=weight,
             owner=owner,
         )
         return choice_sequences(cut) if self.choices else (cut[0].sequence(),), draw
-
-    def _cut(self, encoded: Encoded) -> Encoded:
-        return replace(encoded, answer_ids=encoded.answer_ids[: self.answer_prefix])
 
 
 def plans(

@@ -196,8 +196,8 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
         choices=task.choices if views(train.objective) > 1 else None,
     )
     if packing:
-        slots = range(min(4, train.batch_size))
-        sequences = [sequence for slot in slots for sequence in planner.draw(0, slot)[0]]
+        drawn = planner.draw(0, range(min(4, train.batch_size)))
+        sequences = [sequence for own, _ in drawn for sequence in own]
         if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
             raise TrainingError(
                 f"packing moves the loss by {error:.1e} under peft's "

@@ -86,7 +86,7 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
     for step in range(steps):
         batch = []
         for slot in range(planner.batch_size):
-            [sequence], _ = planner.draw(step, slot)
+            [([sequence], _)] = planner.draw(step, [slot])
             ids = [*sequence.input_ids, sequence.targets[-1]]
             batch.append((ids, len(sequence.targets)))
         longest = max(len(ids) for ids, _ in batch)

@@ -231,14 +231,14 @@ def test_choices_are_all_read_and_the_right_one_is_named(make_planner: Callable[
     for slot, draw in enumerate(plan.draws):
         example = next(e for e in planner.examples if e.id == draw.example_id)
         assert ANSWERS[draw.owner] == example.answer
-        alone = make_planner(end_token=False).draw(0, slot)[1]
+        alone = make_planner(end_token=False).draw(0, [slot])[0][1]
         assert draw.answer_tokens == alone.answer_tokens
 
 
 def test_answer_prefix_cuts_targets_and_what_follows_them(make_planner: Callable[..., Planner]):
     whole, cut = make_planner(), make_planner(answer_prefix=2)
     for slot in range(6):
-        ([long], _), ([short], draw) = whole.draw(3, slot), cut.draw(3, slot)
+        [([long], _)], [([short], draw)] = whole.draw(3, [slot]), cut.draw(3, [slot])
         assert short.targets == long.targets[:2]
         assert draw.answer_tokens == len(short.targets) <= 2
         assert short.input_ids == long.input_ids[: len(short.input_ids)]
