@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from paft_ray.training.sampler import uniform
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def fit(
         steps: Optimizer steps in all.
         learning_rate: Rate of a step.
         tracker: Takes metrics; one that logs on rank 0 only.
-        checkpoints: Where state goes; rank 0 writes.
+        checkpoints: Where state goes; every rank writes its part.
         every_steps: Steps between two checkpoints.
         ledger: Takes draws and losses; rank 0 writes.
         report: Called on every rank after every step, with metrics.
@@ -100,7 +101,8 @@ def fit(
         The progress at the end.
 
     Raises:
-        TrainingError: The loss of a step is not finite; the weights are those before the step.
+        TrainingError: The loss of a step is not finite; the weights are those before the step. Or
+            a checkpoint could not be written.
     """
     for plan in plans:
         started = time.perf_counter()
@@ -141,20 +143,20 @@ def fit(
         tracker.log_metrics(metrics, progress.step)
         ledger.add(plan, losses_B)
         if progress.step % every_steps == 0 or progress.step == steps:
-            state = engine.gather()
-            write_ledger = ledger.take(progress.step)
-            if engine.rank == 0:
-                checkpoints.save(progress, state, before=write_ledger)
+            checkpoints.wait()  # else two states are in memory
+            checkpoints.save(progress, engine.gather(), before=ledger.take(progress.step))
         report({"step": float(progress.step), **metrics})
     checkpoints.wait()
     return progress
 
 
-def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_tokens: int) -> float:
+def packing_error(
+    model: "PeftModel | PreTrainedModel", sequences: Sequence[TokenSequence], row_tokens: int
+) -> float:
     """How far packing moves the mean answer loss of a few sequences, in nats, in fp32."""
     model.eval()  # dropout would differ between the two
     lengths = [len(sequence.input_ids) for sequence in sequences]
-    with _perturbed(model):
+    with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
         packed = score_sequences(model, sequences, "float32", max(row_tokens, sum(lengths)))
         alone = score_sequences(model, sequences, "float32", row_tokens, packing=False)
     tokens = sum(len(sequence.targets) for sequence in sequences)
@@ -163,7 +165,7 @@ def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_to
 
 
 @contextmanager
-def _perturbed(model: "PeftModel") -> Iterator[None]:
+def _perturbed(model: torch.nn.Module) -> Iterator[None]:
     """The adapter moved away from its beginning, where most adapters do nothing at all."""
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(0)
