@@ -45,7 +45,7 @@ def try_model(session: Session, overwrite: bool = False) -> None:
     from paft_ray.modeling.trial import try_adapter
 
     config = session.config
-    try_adapter(config.model.path, config.model.revision, config.model.peft or {}, config.seed)
+    try_adapter(config.model.path, config.model.revision, config.model.peft, config.seed)
 
 
 def build_prompt_pool(config: Config) -> PromptPool:

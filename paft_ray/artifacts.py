@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 """Part of every fingerprint: raise it when what is stored changes its meaning."""
 MANIFEST = "manifest.json"
 _DIGESTS_KEPT = 1 << 26  # bytes from which on a file's digest is remembered
+_CHUNK = 1 << 24  # bytes of a file that are in memory while its digest is made
 
 
 def fingerprint(*parts: Any) -> str:
@@ -134,6 +135,26 @@ class Storage:
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
 
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file, of which a part at a time is in memory.
+
+        Raises:
+            ArtifactError: There is no such file.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        return digest.hexdigest()
+
+    def sizes(self, names: Iterable[str]) -> list[int | None]:
+        """Bytes of files, asked for at once; None for what is no file."""
+        paths = [self.path(name) for name in names]
+        return [info.size for info in self.filesystem.get_file_info(paths)]
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file so that no reader ever sees a part of it."""
         target = self.path(name)
@@ -183,6 +204,13 @@ class Storage:
         elif info.type == pafs.FileType.File:
             self.filesystem.delete_file(self.path(name))
 
+    def sweep(self, keep: Collection[str]) -> None:
+        """Remove all files of this folder but these, and what was left half-written."""
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File and info.base_name not in keep:
+                self.filesystem.delete_file(info.path)
+
     def fetch(self, into: Path) -> Path:
         """Copy the files of this folder into a local one and return it."""
         into.mkdir(parents=True, exist_ok=True)
@@ -228,8 +256,8 @@ class ArtifactWriter:
 
     def note(self, name: str) -> None:
         """Make a file that is already on storage part of the artifact."""
-        data = self.folder.read_bytes(name)
-        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        [size] = self.folder.sizes([name])
+        self.files[name] = {"size": size, "sha256": self.folder.digest(name)}
 
     def add_folder(self, local: Path) -> None:
         """Write every file of a local folder."""
@@ -261,11 +289,9 @@ def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
     except (ArtifactError, KeyError, TypeError, AttributeError):
         logger.warning("%s: torn manifest, passed over", folder.path())
         return None
-    for name, entry in manifest.files.items():
-        info = folder.filesystem.get_file_info(folder.path(name))
-        if info.size != entry["size"] or (
-            check and hashlib.sha256(folder.read_bytes(name)).hexdigest() != entry["sha256"]
-        ):
+    sizes = folder.sizes(manifest.files)
+    for size, (name, entry) in zip(sizes, manifest.files.items(), strict=True):
+        if size != entry["size"] or (check and folder.digest(name) != entry["sha256"]):
             logger.warning("%s: does not match its manifest, passed over", folder.path(name))
             return None
     return manifest

@@ -36,8 +36,8 @@ class GridModel:
     """`base`, or the name of a variant."""
     identity: str
     """Fingerprint of the training, empty for the base model."""
-    adapter: Storage | None = None
-    """The folder `adapter/`; None for the base model."""
+    weights: Storage | None = None
+    """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
 
 
 def score_grid(
@@ -70,8 +70,8 @@ def score_grid(
     todo = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
     if todo:
-        adapters = {model.label: model.adapter for model in models}
-        _run(session, todo, adapters, parts, stage)
+        weights = {model.label: model.weights for model in models}
+        _run(session, todo, weights, parts, stage)
     tables = [
         table.append_column("variant", pa.array([unit["label"]] * table.num_rows, pa.string()))
         for unit, table in zip(units, parts.read(u["key"] for u in units), strict=True)
@@ -115,7 +115,7 @@ def _cut(
 def _run(
     session: Session,
     units: list[dict[str, Any]],
-    adapters: Mapping[str, Storage | None],
+    weights: Mapping[str, Storage | None],
     parts: Parts,
     stage: Stage,
 ) -> None:
@@ -140,7 +140,7 @@ def _run(
             base,
             session.scoring_dtype,
             max(1, int(cpus)),
-            adapters,
+            weights,
             parts,
         ),
     )
@@ -150,7 +150,7 @@ def _run(
 
 
 class _ScoreActor:
-    """Holds one base model; scores units and keeps each as a part."""
+    """Holds the base model, and one trained as a whole; scores units, keeps each as a part."""
 
     def __init__(
         self,
@@ -159,7 +159,7 @@ class _ScoreActor:
         base: str,
         dtype: str,
         threads: int,
-        adapters: Mapping[str, Storage | None],
+        weights: Mapping[str, Storage | None],
         parts: Parts,
     ) -> None:
         from paft_ray.evaluation.scorer import Scorer, set_threads
@@ -173,7 +173,7 @@ class _ScoreActor:
             for split in (task.train, task.validation, task.test)
             for example in split
         }
-        self._adapters = adapters
+        self._weights = weights
         self._local: dict[str, str] = {}
         self._parts = parts
 
@@ -183,18 +183,18 @@ class _ScoreActor:
         [key], [label] = batch["key"], batch["label"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
         examples = [self._examples[id] for id in ids]
-        scores = self._scorer.score(self._adapter(label), prompt_id, text, examples)
+        scores = self._scorer.score(self._folder(label), prompt_id, text, examples)
         self._parts.write(key, scores_table(scores))
         return {"done": [len(examples)]}
 
-    def _adapter(self, label: str) -> str | None:
-        folder = self._adapters[label]
+    def _folder(self, label: str) -> str | None:
+        folder = self._weights[label]
         if folder is None:
             return None
         if label not in self._local:
             self._local[label] = (
                 folder.path()
                 if folder.is_local
-                else str(folder.fetch(Path(tempfile.mkdtemp(prefix="paft-adapter-"))))
+                else str(folder.fetch(Path(tempfile.mkdtemp(prefix="paft-weights-"))))
             )
         return self._local[label]

@@ -70,7 +70,10 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
 
 
 class Scorer:
-    """A base model in memory, and the adapters that were asked for so far."""
+    """A base model in memory, and the adapters that were asked for so far.
+
+    Where all weights are trained (`model.peft: null`), one trained model is in memory beside it.
+    """
 
     def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
         """Load the base model.
@@ -87,19 +90,26 @@ class Scorer:
         self._encoder = TextEncoder(
             tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
         )
-        self._model: PreTrainedModel | PeftModel = load_base(base, config.model.revision)
-        self._model.to(torch.device(device))  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if dtype == "bfloat16":
-            store_frozen_in_bf16(self._model)
+        self._device = torch.device(device)
+        self._base = self._model = self._load(base, config.model.revision)
         self._adapters: set[str] = set()
+        self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
+
+    def _load(self, location: str, revision: str | None) -> "PreTrainedModel | PeftModel":
+        model = load_base(location, revision)
+        model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if self._dtype == "bfloat16":
+            store_frozen_in_bf16(model)
+        return model
 
     def score(
-        self, adapter: str | None, prompt_id: str, text: str, examples: Sequence[Example]
+        self, weights: str | None, prompt_id: str, text: str, examples: Sequence[Example]
     ) -> list[Score]:
         """Score one prompt on some examples.
 
         Args:
-            adapter: Local folder of an adapter, or None for the base model.
+            weights: Local folder of an adapter, or of a model whose weights were all trained, or
+                None for the base model.
             prompt_id: For the result.
             text: The prompt's template.
             examples: What to ask.
@@ -108,9 +118,20 @@ class Scorer:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
         template = parse(text, self._task.slots)
-        with self._using(adapter):
+        whole = self._config.model.peft is None
+        with self._using_whole(weights) if whole else self._using(weights):
             ask = self._generate if self._task.choices is None else self._rank_choices
-            return ask(prompt_id, template, examples, adapted=adapter is not None)
+            return ask(prompt_id, template, examples, adapted=weights is not None)
+
+    def _using_whole(self, folder: str | None) -> AbstractContextManager[None]:
+        if folder is None:
+            self._model = self._base
+            return nullcontext()
+        if self._whole is None or self._whole[0] != folder:
+            self._model, self._whole = self._base, None  # first makes room for the next
+            self._whole = (folder, self._load(folder, None))
+        self._model = self._whole[1]
+        return nullcontext()
 
     def _using(self, adapter: str | None) -> AbstractContextManager[None]:
         if adapter is None:

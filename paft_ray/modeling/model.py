@@ -8,6 +8,7 @@ of them at every use; embeddings, norms, the output head and the adapter stay in
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json, 
 from paft_ray.errors import ConfigError, one_line
 from paft_ray.loading import resolve_path
 from paft_ray.modeling.files import model_identity
+from paft_ray.modeling.full import full_model_files, train_all_weights
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+"""Folder of a training that holds its adapter."""
+MODEL_FOLDER = "model"
+"""Folder of a full fine-tuning that holds the whole model."""
 
 
 def prepare_base(path: str, revision: str | None, storage: Storage) -> str:
@@ -145,13 +152,31 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     return adapted
 
 
-def reads_positions(model: "PeftModel") -> bool:
-    """Whether the adapter passes `position_ids` on, which packing needs.
+def make_trainable(
+    model: "PreTrainedModel", peft: dict[str, Any] | None, seed: int
+) -> "PeftModel | PreTrainedModel":
+    """Turn a loaded base into what is trained: a fresh adapter on it, or all its weights.
+
+    Args:
+        model: The base.
+        peft: `model.peft`; None trains all weights.
+        seed: Of the adapter's initial weights.
+
+    Raises:
+        ConfigError: See `add_adapter`.
+    """
+    return train_all_weights(model) if peft is None else add_adapter(model, peft, seed)
+
+
+def reads_positions(model: "PeftModel | PreTrainedModel") -> bool:
+    """Whether `position_ids` reach the model, which packing needs.
 
     Prompt-learning methods (prompt tuning, P-tuning, prefix tuning) put virtual tokens before the
     text and drop them.
     """
-    return not model.active_peft_config.is_prompt_learning
+    from peft import PeftModel
+
+    return not (isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning)
 
 
 def virtual_tokens(model: "PeftModel | PreTrainedModel") -> int:
@@ -187,6 +212,29 @@ def adapter_files(
         "adapter_model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
         "adapter_config.json": to_json(_plain(config)),
     }
+
+
+def weight_files(
+    model: "PeftModel | PreTrainedModel",
+    trainable: "dict[str, torch.Tensor]",
+    base: str,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> "Iterable[tuple[str, bytes]]":
+    """What a training leaves behind, below its folder: files of `adapter/`, or of `model/`.
+
+    Args:
+        model: What was trained.
+        trainable: Gathered trainable parameters by their names in `model`.
+        base: What an adapter's configuration names as its base model.
+        tokenizer: Stored with a whole model.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PeftModel):
+        files = adapter_files(model, trainable, base).items()
+        return ((f"{ADAPTER_FOLDER}/{name}", data) for name, data in files)
+    files = full_model_files(model, trainable, tokenizer)
+    return ((f"{MODEL_FOLDER}/{name}", data) for name, data in files)
 
 
 def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -> "PeftModel":

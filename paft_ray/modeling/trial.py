@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _LONGEST = 16
 
 
-def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any], seed: int) -> None:
-    """Build the model without weights and put the adapter on it.
+def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int) -> None:
+    """Build the model without weights and put the adapter on it, if there is to be one.
 
     Raises:
         ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
@@ -41,6 +41,8 @@ def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any], seed: 
                 "or save it again"
             ) from error
     model = _without_weights(path, local, revision)
+    if peft is None:
+        return
     try:
         adapted = add_adapter(model, dict(peft), seed)
         weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}

@@ -1,26 +1,45 @@
 """Training state to and from storage, in a form that no number of ranks is part of.
 
-A checkpoint is an artifact `checkpoints/step-000000050/`: `state.safetensors` (weights and
-optimizer moments by parameter name), `progress.json`, and the manifest last. The newest valid one
-wins; a torn one is passed over. Never a pickle.
+A checkpoint is an artifact `checkpoints/step-000000050/`: `state-<attempt>-00002-of-00008`, each
+written by the rank that keeps these weights and moments (`training.shards`), `other-<attempt>` with
+what belongs to no parameter, `progress.json`, and the manifest last, by rank 0, once every rank has
+left a record of its files. The newest valid one wins; a torn one is passed over. Never a pickle.
 """
 
+import hashlib
 import logging
-import random
+import secrets
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json
+from paft_ray.artifacts import MANIFEST, ArtifactWriter, Storage, load_manifest, to_json
+from paft_ray.errors import ArtifactError, PaftError, TrainingError
+from paft_ray.training.patience import PAUSES_S, retry_storage
+from paft_ray.training.shards import (
+    SHARD_BYTES,
+    bytes_needed,
+    cut_files,
+    file_names,
+    refuse_small_disk,
+)
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 5
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What there is of each parameter; with its name, the key of a tensor: `exp_avg/<name>`."""
+
+_PROGRESS = "progress.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +60,92 @@ class Progress:
     """Mean loss per answer token of the last step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The ranks that write a checkpoint together, seen from one of them; by default it is alone."""
+
+    rank: int = 0
+    ranks: int = 1
+    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Token that these ranks share and no earlier attempt had: a file that was left behind is
+    never taken for one of theirs."""
+    exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
+    """What every rank says, by rank; collective, on the main thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint that is being read."""
+
+    progress: Progress
+    other: "dict[str, torch.Tensor]"
+    """What belongs to no parameter, in the dtypes it was saved in."""
+    state: "Iterator[tuple[str, torch.Tensor]]"
+    """Weights and moments by key, read as they are asked for, one file in memory; collective:
+    every rank reads to the end."""
+
+
 class Checkpoints:
-    """The checkpoints of one training; writing happens in a thread, with bounded retries."""
+    """The checkpoints of one training; writing happens in a thread, with bounded retries.
 
-    _pause_s = 2.0
-    """Longest pause before the second attempt to write; it doubles with every further one."""
+    `load`, `save`, `wait` and `require_space` are collective: all ranks call them at the same
+    points, and what one of them cannot do, all raise.
+    """
 
-    def __init__(self, folder: Storage, identity: str, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Storage,
+        identity: str,
+        keep: int,
+        crew: Crew | None = None,
+        pauses_s: Sequence[float] = PAUSES_S,
+        shard_bytes: int = SHARD_BYTES,
+        peers_s: float = 600.0,
+    ) -> None:
         """Checkpoints below `folder`, for the training with this fingerprint.
 
         Args:
             folder: Where they lie.
             identity: The training's fingerprint; checkpoints of another one are passed over.
             keep: How many of the newest stay.
+            crew: Who writes them together.
+            pauses_s: Longest pauses before further attempts where storage fails.
+            shard_bytes: Most bytes in one file.
+            peers_s: How long rank 0 waits for the others' files once its own are written.
         """
         self._folder = folder
         self._identity = identity
         self._keep = keep
+        self._crew = crew or Crew()
+        self._pauses_s = pauses_s
+        self._shard_bytes = shard_bytes
+        self._peers_s = peers_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def load(self) -> "tuple[Progress, dict[str, torch.Tensor]] | None":
-        """The newest valid checkpoint, or None where there is none."""
-        import safetensors.torch
+    def load(self) -> Restored | None:
+        """The newest valid checkpoint, or None where there is none; collective.
 
-        for name in reversed(self._names()):
-            folder = self._folder.child(name)
-            manifest = load_manifest(folder, check=True)
-            if manifest is None or manifest.fingerprint != self._identity:
-                logger.warning("checkpoint %s is torn or another training's, passed over", name)
-                continue
-            progress = Progress(**folder.read_json("progress.json"))
-            return progress, safetensors.torch.load(folder.read_bytes("state.safetensors"))
-        return None
+        Rank 0 looks for it, so that all take the same, and removes what attempts that died in the
+        middle of writing left behind.
+
+        Raises:
+            TrainingError: Storage cannot be read.
+        """
+        is_first = self._crew.rank == 0
+        found = self._together(lambda: self._newest() if is_first else None)
+        found = self._crew.exchange(found)[0]
+        if found is None:
+            return None
+        name, files = found
+        folder = self._folder.child(name)
+        progress = self._together(lambda: Progress(**folder.read_json(_PROGRESS)))
+        other: dict[str, torch.Tensor] = {}
+        for file in files:
+            if file.startswith("other-"):
+                other |= self._together(partial(_read_tensors, folder, file, files[file]))
+        shards = {file: entry for file, entry in files.items() if file.startswith("state")}
+        return Restored(progress, other, self._read_shards(folder, shards))
 
     def save(
         self,
@@ -85,69 +157,211 @@ class Checkpoints:
 
         Args:
             progress: Where training is.
-            state: Gathered state, which must not change any more.
-            before: Called in the thread first: what must be on storage before the checkpoint is.
-        """
-        self.wait()
-        self._pending = self._thread.submit(self._write, progress, dict(state), before)
-
-    def wait(self) -> None:
-        """Return when the last checkpoint is on storage.
+            state: The tensors that this rank keeps, by keys whose first part is one of `KINDS`;
+                none must change any more. Under other keys stands what belongs to no parameter and
+                is the same on every rank.
+            before: Called in rank 0's thread first: what must be on storage before the checkpoint.
 
         Raises:
-            OSError: It could not be written in five attempts.
+            TrainingError: A rank could not write its part of the one before.
         """
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        self.wait()
+        own = {key: t for key, t in state.items() if key.partition("/")[0] in KINDS}
+        cut = cut_files({key: t.nbytes for key, t in own.items()}, self._shard_bytes)
+        counts: list[int] = self._crew.exchange(len(cut))
+        names = file_names(self._crew.attempt, counts, self._crew.rank)
+        files = {
+            name: {key: own[key] for key in keys} for name, keys in zip(names, cut, strict=True)
+        }
+        other = {key: t for key, t in state.items() if key not in own}
+        if other and self._crew.rank == 0:
+            files[f"other-{self._crew.attempt}.safetensors"] = other
+        peers = [rank for rank, count in enumerate(counts) if rank and count]
+        write = self._write_all if self._crew.rank == 0 else self._write_part
+        self._pending = self._thread.submit(write, progress, files, peers, before)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on storage; collective.
+
+        Raises:
+            TrainingError: A rank could not write its part, however often it tried.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        self._agree(pending.result)
+
+    def require_space(self, state: int, result: int) -> None:
+        """Refuse to begin where local storage cannot hold what training will write; collective.
+
+        Args:
+            state: Bytes of one checkpoint.
+            result: Bytes of what is written at the end.
+
+        Raises:
+            TrainingError: It is too small. An object store cannot be asked.
+        """
+
+        def look() -> None:
+            if self._crew.rank == 0 and self._folder.is_local:
+                there = sum(self._folder.child(n).exists(MANIFEST) for n in self._names())
+                path = Path(self._folder.root)
+                existing = next(p for p in (path, *path.parents) if p.exists())
+                needed = bytes_needed(state, result, self._keep, there)
+                refuse_small_disk(needed, shutil.disk_usage(existing).free, str(path))
+
+        self._together(look)
 
     def _names(self) -> list[str]:
         return [name for name in self._folder.names() if name.startswith("step-")]
 
-    def _write(
-        self, progress: Progress, state: "dict[str, torch.Tensor]", before: Callable[[], None]
+    def _retry(self, work: Callable[[], T], doing: str) -> T:
+        return retry_storage(work, doing, self._folder.path(), self._pauses_s)
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """What reading storage gives on this rank, if every rank was able to."""
+        return self._agree(lambda: self._retry(work, "reading checkpoints"))
+
+    def _agree(self, work: Callable[[], T]) -> T:
+        result, problem, cause = None, "", None
+        try:
+            result = work()
+        except PaftError as error:
+            problem, cause = str(error), error
+        problems = [text for text in self._crew.exchange(problem) if text]
+        if problems:  # the last one: rank 0 may know no more than that it waited in vain
+            raise TrainingError(problems[-1]) from cause
+        return result  # pyright: ignore[reportReturnType]
+
+    def _newest(self) -> tuple[str, dict[str, Mapping[str, Any]]] | None:
+        found = None
+        for name in reversed(self._names()):
+            folder = self._folder.child(name)
+            if not folder.exists(MANIFEST):
+                logger.warning("checkpoint %s was never finished, removed", name)
+                self._folder.delete(name)
+                continue
+            manifest = None if found else load_manifest(folder, check=True)
+            if manifest is not None and manifest.fingerprint == self._identity:
+                folder.sweep({MANIFEST, *manifest.files})
+                found = (name, dict(manifest.files))
+            elif not found:
+                logger.warning("checkpoint %s is torn or another training's, passed over", name)
+        return found
+
+    def _read_shards(
+        self, folder: Storage, files: Mapping[str, Mapping[str, Any]]
+    ) -> "Iterator[tuple[str, torch.Tensor]]":
+        for name in sorted(files):
+            tensors = self._together(partial(_read_tensors, folder, name, files[name]))
+            for key in sorted(tensors):  # safetensors gives them in an order of each process's own
+                yield key, tensors.pop(key)
+
+    def _write_part(
+        self,
+        progress: Progress,
+        files: "dict[str, dict[str, torch.Tensor]]",
+        peers: Sequence[int],
+        before: Callable[[], None],
     ) -> None:
+        """What a rank other than 0 does in its thread: its files, then the record of them."""
+        folder, record = self._folder.child(_name(progress.step)), self._record(self._crew.rank)
+        try:
+            if written := self._write_files(folder, files, progress.step):
+                content = {"files": written}
+                self._retry(lambda: folder.write_json(record, content), _writing(progress.step))
+        except TrainingError as error:
+            with suppress(OSError):  # then rank 0 need not wait
+                folder.write_json(record, {"failed": str(error)})
+            raise
+
+    def _write_all(
+        self,
+        progress: Progress,
+        files: "dict[str, dict[str, torch.Tensor]]",
+        peers: Sequence[int],
+        before: Callable[[], None],
+    ) -> None:
+        """What rank 0 does in its thread: its files, the others' records, manifest, retention."""
+        doing, name = _writing(progress.step), _name(progress.step)
+        folder = self._folder.child(name)
+        self._retry(before, doing)
+        writer = ArtifactWriter(folder, self._write_files(folder, files, progress.step))
+        writer.files |= self._read_records(folder, peers, progress.step)
+        self._retry(lambda: writer.add(_PROGRESS, to_json(asdict(progress))), doing)
+        self._retry(lambda: writer.commit(self._identity, {"step": progress.step}), doing)
+        self._retry(lambda: self._retire(name, writer.files), "removing old checkpoints")
+
+    def _write_files(
+        self, folder: Storage, files: "dict[str, dict[str, torch.Tensor]]", step: int
+    ) -> dict[str, dict[str, Any]]:
         import safetensors.torch
 
-        data = safetensors.torch.save(state)
+        written = {}
+        for name in list(files):
+            data = safetensors.torch.save(files.pop(name))  # its tensors are free from here on
+            self._retry(partial(folder.write_bytes, name, data), _writing(step))
+            written[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return written
 
-        def once() -> None:
-            before()
-            writer = ArtifactWriter(self._folder.child(_name(progress.step)))
-            writer.add("state.safetensors", data)
-            writer.add("progress.json", to_json(asdict(progress)))
-            writer.commit(self._identity, {"step": progress.step})
+    def _record(self, rank: int) -> str:
+        return f"record-{self._crew.attempt}-{rank:05d}.json"
 
-        retry_storage(once, f"checkpoint of step {progress.step}", self._pause_s)
-        # a later one is torn, else training had begun there: it must not count as one that is kept
-        own = [name for name in self._names() if name <= _name(progress.step)]
-        for name in own[: -self._keep]:
-            self._folder.delete(name)
+    def _read_records(
+        self, folder: Storage, peers: Sequence[int], step: int
+    ) -> dict[str, dict[str, Any]]:
+        """The records of the other ranks' files, waited for."""
+        written: dict[str, dict[str, Any]] = {}
+        missing = {self._record(rank): rank for rank in peers}
+        deadline, pause_s = time.monotonic() + self._peers_s, 0.05
+        while missing:
+            for name in set(self._retry(folder.names, _writing(step))) & set(missing):
+                record = self._retry(partial(folder.read_json, name), _writing(step))
+                if "failed" in record:
+                    raise TrainingError(record["failed"])
+                written |= record["files"]
+                del missing[name]
+            if missing and time.monotonic() >= deadline:
+                raise TrainingError(
+                    f"storage: {folder.path()} holds no files of rank {min(missing.values())} "
+                    f"after {self._peers_s:.0f} s: see to its node, or name a storage that all "
+                    "nodes share; the same command goes on from the checkpoint before"
+                )
+            if missing:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)
+        return written
+
+    def _retire(self, newest: str, files: Mapping[str, Any]) -> None:
+        """Remove what no one needs once `newest` is complete; what is later stays."""
+        self._folder.child(newest).sweep({MANIFEST, *files})
+        kept = 1
+        for name in reversed([name for name in self._names() if name < newest]):
+            manifest = load_manifest(self._folder.child(name))
+            if manifest is None:
+                self._folder.delete(name)
+            elif manifest.fingerprint == self._identity:
+                kept += 1
+                if kept > self._keep:
+                    self._folder.delete(name)
 
 
 def _name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def retry_storage(write: Callable[[], None], what: str, pause_s: float) -> None:
-    """Call `write`, again after a growing pause where storage fails, five times at most.
+def _writing(step: int) -> str:
+    return f"writing the checkpoint of step {step}"
 
-    Args:
-        write: Writes to storage; may be called again after it failed half-way.
-        what: What is written, for the log.
-        pause_s: Longest first pause; it doubles with every further attempt.
 
-    Raises:
-        OSError: The last attempt failed too.
-    """
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            write()
-        except OSError as error:
-            if attempt == _ATTEMPTS:
-                raise
-            pause = pause_s * 2.0 ** (attempt - 1) * random.uniform(0.5, 1.0)
-            logger.warning("%s: %s; attempt %d in %.0f s", what, error, attempt + 1, pause)
-            time.sleep(pause)
-        else:
-            return
+def _read_tensors(
+    folder: Storage, name: str, entry: Mapping[str, Any]
+) -> "dict[str, torch.Tensor]":
+    import safetensors.torch
+
+    data = folder.read_bytes(name)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ArtifactError(
+            f"{folder.path(name)} changed while it was read: run the same command again"
+        )
+    return safetensors.torch.load(data)

@@ -5,23 +5,26 @@ fp32 weights, one optimizer step per call, gathered state. Not covered: offload,
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from paft_ray.config import TrainConfig
+from paft_ray.errors import ArtifactError
 from paft_ray.modeling.model import virtual_tokens
 from paft_ray.modeling.scoring import answer_logprobs
 from paft_ray.modeling.tokenization import Row
+from paft_ray.training.checkpoint import KINDS, Crew
+from paft_ray.training.shards import SMALL_STATE, deal_owners
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, Any]:
@@ -55,10 +58,23 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
 
 
 class Engine:
-    """A DeepSpeed engine around an adapted model, seen from one rank."""
+    """A DeepSpeed engine around what is trained, seen from one rank."""
 
-    def __init__(self, model: "PeftModel", train: TrainConfig, dtype: str) -> None:
-        """Build the engine; collective over all ranks of the default process group."""
+    def __init__(
+        self,
+        model: "PeftModel | PreTrainedModel",
+        train: TrainConfig,
+        dtype: str,
+        small_state: int = SMALL_STATE,
+    ) -> None:
+        """Build the engine; collective over all ranks of the default process group.
+
+        Args:
+            model: An adapted model, or one whose weights are trained themselves.
+            train: How.
+            dtype: Arithmetic: `float32` or `bfloat16`.
+            small_state: Bytes of state below which rank 0 gathers all of it.
+        """
         import deepspeed
 
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
@@ -76,10 +92,13 @@ class Engine:
         )
         self.device = self._engine.device
         self._engine.train()
+        self._sizes = {name: 4 * _full_shape(p).numel() for name, p in self.trainable().items()}
+        sizes = {f"{kind}/{name}": size for name, size in self._sizes.items() for kind in KINDS}
+        self._owners = deal_owners(sizes, self.ranks, small_state)
 
     @property
-    def model(self) -> "PeftModel":
-        """The adapted model inside."""
+    def model(self) -> "PeftModel | PreTrainedModel":
+        """The model inside."""
         return self._engine.module  # pyright: ignore[reportReturnType]
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
@@ -112,34 +131,71 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def gather(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer moments in rank-free form, on the CPU; collective.
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the trainable weights in fp32, over all ranks; moments are twice as much."""
+        return sum(self._sizes.values())
 
-        Keys are `weight/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`.
+    def crew(self) -> Crew:
+        """All ranks, for `Checkpoints`; collective."""
+        return Crew(self.rank, self.ranks, self.exchange(secrets.token_hex(4))[0], self.exchange)
+
+    def exchange(self, mine: Any) -> list[Any]:
+        """What every rank says, by rank; small and picklable; collective."""
+        said: list[Any] = [None] * self.ranks
+        dist.all_gather_object(said, mine)
+        return said
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the state in rank-free form, whole tensors on the CPU; collective.
+
+        Parameters are gathered one by one, and each tensor stays with one rank: with rank 0 where
+        the state is small, else spread evenly. Keys are `weight/<name>`, `exp_avg/<name>` and
+        `exp_avg_sq/<name>`.
         """
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
-            state[f"weight/{name}"] = self._full_weight(parameter)
-            for moment in MOMENTS:
-                state[f"{moment}/{name}"] = self._full_moment(parameter, moment)
+            for kind in KINDS:
+                full = self._full(parameter, kind)
+                if self._owners[f"{kind}/{name}"] == self.rank:
+                    state[f"{kind}/{name}"] = _own_copy(full)
         return state
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
-        """Trainable weights by name, on the CPU; collective."""
-        return {name: self._full_weight(p) for name, p in self.trainable().items()}
+        """Trainable weights by name, in fp32 on rank 0's CPU, none on the others; collective."""
+        weights: dict[str, torch.Tensor] = {}
+        for name, parameter in self.trainable().items():
+            full = self._full(parameter, "weight")
+            if self.rank == 0:
+                weights[name] = _own_copy(full)
+        return weights
 
-    def restore(self, state: Mapping[str, torch.Tensor], step: int) -> None:
-        """Put gathered state back, on any number of ranks.
+    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+        """Put gathered state back, on any number of ranks; collective.
 
         Args:
-            state: What `gather` returned.
+            state: The tensors that all ranks' `gather` returned, by key, the same on every rank.
             step: Optimizer steps that it has behind it, which AdamW's bias correction needs.
+
+        Raises:
+            ArtifactError: A tensor is missing, or belongs to no parameter.
         """
         self._create_moments(step)
-        for name, parameter in self.trainable().items():
-            self._set_weight(parameter, state[f"weight/{name}"].to(self.device))
-            for moment in MOMENTS:
-                self._set_moment(parameter, moment, state[f"{moment}/{name}"].to(self.device))
+        parameters, missing = self.trainable(), set(self._owners)
+        for key, value in state:
+            kind, _, name = key.partition("/")
+            if key not in self._owners or value.shape != _full_shape(parameters[name]):
+                raise ArtifactError(f"{_foreign(key, value)}: choose another name for this run")
+            missing.discard(key)
+            if kind == "weight":
+                self._set_weight(parameters[name], value.to(self.device))
+            else:
+                self._set_moment(parameters[name], kind, value.to(self.device))
+        if missing:
+            raise ArtifactError(
+                f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}: choose "
+                "another name for this run"
+            )
 
     @property
     def _inner(self) -> torch.optim.Optimizer:
@@ -193,23 +249,27 @@ class Engine:
         padded[: value.numel()] = value.flatten()
         return padded[size * self.rank : size * (self.rank + 1)]
 
-    def _full_weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+    def _full(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
+        """A whole weight or moment, on the device; at stage 0 the one that is trained itself."""
         import deepspeed.utils
 
         if self.stage == 0:
-            return parameter.detach().float().cpu().clone()
-        full = deepspeed.utils.safe_get_full_fp32_param(parameter)
+            return parameter if kind == "weight" else self._inner.state[parameter][kind]
+        if kind == "weight":
+            full = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        else:
+            full = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
         assert full is not None
-        return full.detach().float().cpu().clone().view(_full_shape(parameter))
+        return full.view(_full_shape(parameter))
 
-    def _full_moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
-        import deepspeed.utils
 
-        if self.stage == 0:
-            return self._inner.state[parameter][moment].detach().cpu().clone()
-        full = deepspeed.utils.safe_get_full_optimizer_state(parameter, moment)
-        assert full is not None
-        return full.detach().float().cpu().clone().view(_full_shape(parameter))
+def _own_copy(full: torch.Tensor) -> torch.Tensor:
+    """In fp32 on the CPU, in memory that nothing else writes to."""
+    return full.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+def _foreign(key: str, value: torch.Tensor) -> str:
+    return f"the checkpoint's {key} {tuple(value.shape)} belongs to no parameter that is trained"
 
 
 def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Outlets:
     tracker: Tracker
     """Takes metrics; one that logs on rank 0 only."""
     checkpoints: Checkpoints
-    """Take state; rank 0 writes."""
+    """Take state; every rank writes its part."""
     ledger: Ledger
     """Takes draws and losses; rank 0 writes."""
     report: Callable[[Mapping[str, float]], None]
@@ -103,7 +104,8 @@ def fit(
         The progress at the end.
 
     Raises:
-        TrainingError: The loss of a step is not finite; the weights are those before the step.
+        TrainingError: The loss of a step is not finite; the weights are those before the step. Or
+            a checkpoint could not be written.
     """
     for plan in plans:
         result = train_step(engine, plan, recipe, leave())
@@ -124,10 +126,10 @@ def fit(
         outlets.ledger.add(plan, result.nll_S)
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
         if due or result.leaving:
+            outlets.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **weights.state()}
             write_ledger = outlets.ledger.take(progress.step, weights)
-            if engine.rank == 0:
-                outlets.checkpoints.save(progress, state, before=write_ledger)
+            outlets.checkpoints.save(progress, state, before=write_ledger)
         outlets.report({"step": float(progress.step), **result.metrics})
         if result.leaving:
             break
@@ -189,11 +191,13 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = Fal
     return StepResult(nll_S, metrics, seconds, leaving > 0)
 
 
-def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_tokens: int) -> float:
+def packing_error(
+    model: "PeftModel | PreTrainedModel", sequences: Sequence[TokenSequence], row_tokens: int
+) -> float:
     """How far packing moves the mean answer loss of a few sequences, in nats, in fp32."""
     model.eval()  # dropout would differ between the two
     lengths = [len(sequence.input_ids) for sequence in sequences]
-    with _perturbed(model):
+    with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
         packed = score_sequences(model, sequences, "float32", max(row_tokens, sum(lengths)))
         alone = score_sequences(model, sequences, "float32", row_tokens, packing=False)
     tokens = sum(len(sequence.targets) for sequence in sequences)
@@ -202,7 +206,7 @@ def packing_error(model: "PeftModel", sequences: Sequence[TokenSequence], row_to
 
 
 @contextmanager
-def _perturbed(model: "PeftModel") -> Iterator[None]:
+def _perturbed(model: torch.nn.Module) -> Iterator[None]:
     """The adapter moved away from its beginning, where most adapters do nothing at all."""
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(0)

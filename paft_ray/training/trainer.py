@@ -1,4 +1,4 @@
-"""Ray Train: from a pool and a variant to an adapter on storage.
+"""Ray Train: from a pool and a variant to an adapter, or a whole model, on storage.
 
 The driver names the training by the fingerprint of all that moves weights, returns at once where
 that is complete, and else starts workers; each builds engine, plans and checkpoints and hands them
@@ -19,6 +19,7 @@ from paft_ray.loading import dump_config
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.screen import Stage
 from paft_ray.session import Session
+from paft_ray.training.patience import retry_storage
 from paft_ray.training.worker import Job, run_rank
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class TrainedAdapter:
     variant: str
     fingerprint: str
     folder: Storage
-    """Holds `adapter/`, `ledger/` and the manifest."""
+    """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
     about: Mapping[str, Any]
     """steps, tokens, answer_tokens, seconds, prompts, trimmed."""
     reused: bool
@@ -97,7 +98,9 @@ def train(
             return adapter
         _claim(folder, identity)
         _launch(session, prompts, variant, identity, folder, stage, provenance(session, pool))
-        manifest = load_manifest(folder, check=True)
+        manifest = retry_storage(
+            lambda: load_manifest(folder, check=True), "reading the result", folder.path()
+        )
         if manifest is None:
             raise ArtifactError(f"{folder.path()}: the adapter is not complete; run again")
         adapter = TrainedAdapter(variant.label, identity, folder, manifest.about, False)

@@ -7,6 +7,7 @@ adapter. Imports that need torch stay inside functions, because the driver impor
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import ArtifactWriter, Storage
@@ -19,6 +20,7 @@ from paft_ray.tracking import TrackingTarget, pool_version
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from paft_ray.tasks import Task
     from paft_ray.tracking import Tracker
@@ -78,7 +80,7 @@ def _train_rank(job: Job) -> None:
     from ray.train.torch import get_device
 
     from paft_ray.tracking import open_tracker
-    from paft_ray.training.checkpoint import Checkpoints, Progress
+    from paft_ray.training.checkpoint import KINDS, Checkpoints, Progress
     from paft_ray.training.engine import Engine, prepare_process
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import Outlets, Recipe, fit
@@ -108,15 +110,19 @@ def _train_rank(job: Job) -> None:
         planner, model = _build(config, job, get_device())
         engine = Engine(model, config.train, job.dtype)
         checkpoints = Checkpoints(
-            job.folder.child("checkpoints"), job.identity, config.train.checkpoint.keep
+            job.folder.child("checkpoints"),
+            job.identity,
+            config.train.checkpoint.keep,
+            engine.crew(),
         )
         progress = Progress()
         weights = PromptWeights(len(job.prompts), config.train.sampling, config.train.objective)
         if (restored := checkpoints.load()) is not None:
-            progress, state = restored
-            engine.restore(state, progress.step)
-            weights.restore(state)
+            progress = restored.progress
+            engine.restore(restored.state, progress.step)
+            weights.restore(restored.other)
             logger.info("rank %d continues after step %d", rank, progress.step)
+        checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
 
         def report(metrics: Mapping[str, float]) -> None:
             step = int(metrics["step"])
@@ -154,13 +160,17 @@ def _train_rank(job: Job) -> None:
         tracker.finish(status)
 
 
-def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, PeftModel]":
-    """The planner, and the adapted model after packing was tried on it."""
+def _build(
+    config: Config, job: Job, device: "torch.device"
+) -> "tuple[Planner, PeftModel | PreTrainedModel]":
+    """The planner, and what is trained, after packing was tried on it."""
+    from peft import PeftModel
+
     from paft_ray.modeling.model import (
         adapter_files,
-        add_adapter,
         load_base,
         load_tokenizer,
+        make_trainable,
         reads_positions,
         store_frozen_in_bf16,
     )
@@ -173,9 +183,10 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
 
     train, task = config.train, job.task
     tokenizer = load_tokenizer(job.base, config.model.revision)
-    model = add_adapter(
-        load_base(job.base, config.model.revision), config.model.peft or {}, config.seed
-    ).to(device)
+    model = make_trainable(
+        load_base(job.base, config.model.revision), config.model.peft, config.seed
+    )
+    model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     packing = train.packing and reads_positions(model)
     planner = Planner(
         examples=task.train,
@@ -199,13 +210,14 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
         drawn = planner.draw(0, range(min(4, train.batch_size)))
         sequences = [sequence for own, _ in drawn for sequence in own]
         if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
+            method = config.model.peft and f"peft's {config.model.peft['peft_type']}"
             raise TrainingError(
-                f"packing moves the loss by {error:.1e} under peft's "
-                f"{(config.model.peft or {})['peft_type']}, more than {PACKING_TOLERANCE:.0e}: "
-                "set train.packing: false"
+                f"packing moves the loss by {error:.1e} under {method or 'this model'}, more than "
+                f"{PACKING_TOLERANCE:.0e}: set train.packing: false"
             )
-    weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    adapter_files(model, weights, config.model.path)  # what cannot be saved is not trained
+    if isinstance(model, PeftModel):
+        weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        adapter_files(model, weights, config.model.path)  # what cannot be saved is not trained
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)
     return planner, model
@@ -214,20 +226,23 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
 def _save_adapter(
     job: Job,
     config: Config,
-    model: "PeftModel",
+    model: "PeftModel | PreTrainedModel",
     weights: Mapping[str, Any],
     progress: "Progress",
     ranks: int,
     tracker: "Tracker",
 ) -> None:
-    """Write `adapter/` and then the training's manifest, which makes it complete."""
-    from paft_ray.modeling.model import adapter_files
+    """Write `adapter/` or `model/`, and then the manifest, which makes the training complete."""
+    from paft_ray.modeling.model import MODEL_FOLDER, load_tokenizer, weight_files
+    from paft_ray.training.patience import retry_storage
 
+    where, doing = job.folder.path(), "writing the result"
     writer = ArtifactWriter(job.folder)
-    files = adapter_files(model, dict(weights), config.model.path)
-    for name, data in files.items():
-        writer.add(f"adapter/{name}", data)
-        tracker.log_artifact(f"adapter/{name}", job.folder.path(f"adapter/{name}"))
+    tokenizer = load_tokenizer(job.base, config.model.revision)
+    for name, data in weight_files(model, dict(weights), config.model.path, tokenizer):
+        retry_storage(partial(writer.add, name, data), doing, where)
+        if not name.startswith(MODEL_FOLDER):  # MLflow keeps adapters, not copies of models
+            tracker.log_artifact(name, job.folder.path(name))
     about = {
         "variant": job.label,
         "seed": config.seed,
@@ -243,4 +258,4 @@ def _save_adapter(
         "made_from": job.made_from,
     }
     tracker.log_params({"training": about})
-    writer.commit(job.identity, about)
+    retry_storage(partial(writer.commit, job.identity, about), doing, where)

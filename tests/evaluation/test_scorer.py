@@ -11,12 +11,14 @@ import torch
 from paft_ray.config import Config
 from paft_ray.errors import DataError
 from paft_ray.evaluation.scorer import SCORES_SCHEMA, Score, Scorer, extract_answer, scores_table
+from paft_ray.modeling.full import full_model_files
 from paft_ray.modeling.model import (
     adapter_files,
     add_adapter,
     load_adapter,
     load_base,
     load_tokenizer,
+    make_trainable,
 )
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
@@ -69,6 +71,7 @@ def make_scorer(tiny_model: Path) -> Callable[..., Scorer]:
         overlong: str = "refuse",
         row_tokens: int = 200,
         base: Path = tiny_model,
+        peft: dict | None = LORA,
     ) -> Scorer:
         config = Config.model_validate(
             {
@@ -79,7 +82,7 @@ def make_scorer(tiny_model: Path) -> Callable[..., Scorer]:
                     "max_length": max_length, "overlong": overlong,
                 },
                 "prompts": {"files": ["none.txt"]},
-                "model": {"path": str(tiny_model)},
+                "model": {"path": str(tiny_model), "peft": peft},
                 "train": {"steps": 1},
                 "evaluation": {"row_tokens": row_tokens, "max_new_tokens": 12},
             }
@@ -100,6 +103,22 @@ def save_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         folder = tmp_path_factory.mktemp("adapter")
         for name, data in adapter_files(model, trainable, str(tiny_model)).items():
+            (folder / name).write_bytes(data)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def save_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    def save(seed: int) -> str:
+        model = make_trainable(load_base(str(tiny_model)), None, seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        folder = tmp_path_factory.mktemp("trained")
+        weights = {n: p.detach() for n, p in model.named_parameters()}
+        for name, data in full_model_files(model, weights, load_tokenizer(str(tiny_model))):
             (folder / name).write_bytes(data)
         return str(folder)
 
@@ -344,3 +363,20 @@ def test_extract_answer_takes_a_pattern_without_a_group_whole_and_leaves_words_a
 )
 def test_extract_answer_without_a_pattern_reads_the_first_line(text, answer):
     assert extract_answer(text, None) == answer
+
+
+@pytest.mark.parametrize("task", [RANKING, WRITING], ids=lambda task: task.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_trained_as_a_whole_score_as_they_do_alone_and_leave_the_base_as_it_was(
+    task, dtype, make_scorer, save_model
+):
+    first, second = save_model(1), save_model(2)
+    alone = [ask(make_scorer(task, dtype, base=Path(f)), None, task) for f in (first, second)]
+    scorer = make_scorer(task, dtype, peft=None)
+    base = ask(scorer, None, task)
+    assert len({str(base), str(alone[0]), str(alone[1])}) == 3
+    assert ask(scorer, first, task) == alone[0]
+    assert ask(scorer, None, task) == base
+    assert ask(scorer, second, task) == alone[1]
+    assert ask(scorer, first, task) == alone[0]
+    assert ask(scorer, None, task) == base == ask(make_scorer(task, dtype), None, task)

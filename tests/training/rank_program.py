@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from paft_ray.artifacts import Storage
 from paft_ray.config import ScheduleConfig, TrainConfig
-from paft_ray.modeling.model import add_adapter, load_base, load_tokenizer
+from paft_ray.modeling.model import load_base, load_tokenizer, make_trainable
 from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
@@ -26,10 +26,12 @@ from paft_ray.training.objective import views
 from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
+from paft_ray.training.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 STEPS = 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -112,7 +114,7 @@ def train_config(options: dict) -> TrainConfig:
             "steps": STEPS,
             "batch_size": 6,
             "row_tokens": 96,  # several rows a step, of different natural number on two ranks
-            "learning_rate": 1e-2,
+            "learning_rate": 1e-3 if options.get("full") else 1e-2,
             "weight_decay": 0.01,
             "gradient_clipping": 0.5,
             "schedule": ScheduleConfig(type="linear", warmup_share=0.1, final_share=0.5),
@@ -126,7 +128,8 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     """Train as `options` say and leave `<name>.safetensors`."""
     train = train_config(options)
     planner = make_planner(model_folder, train)
-    model = add_adapter(load_base(model_folder), PEFT, seed=5)
+    peft = None if options.get("full") else PEFT
+    model = make_trainable(load_base(model_folder), peft, seed=5)
     if options.get("plain"):
         train_plainly(model, planner, train, STEPS)
         named = model.named_parameters()
@@ -139,18 +142,28 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
 
 
 def train_on_engine(
-    options: dict, model: "PeftModel", planner: Planner, train: TrainConfig, folder: Path
+    options: dict,
+    model: "PeftModel | PreTrainedModel",
+    planner: Planner,
+    train: TrainConfig,
+    folder: Path,
 ) -> dict[str, torch.Tensor]:
-    engine = Engine(model, train, "float32")
+    engine = Engine(model, train, "float32", options.get("small_state", SMALL_STATE))
     where = Storage.open(str(folder / options.get("continues", options["name"])))
-    checkpoints = Checkpoints(where.child("checkpoints"), "test", keep=10)
+    checkpoints = Checkpoints(
+        where.child("checkpoints"),
+        "test",
+        keep=10,
+        crew=engine.crew(),
+        shard_bytes=options.get("shard_bytes", SHARD_BYTES),
+    )
     progress = Progress()
     weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
     if (restored := checkpoints.load()) is not None:
-        progress, state = restored
+        progress = restored.progress
         assert 0 < progress.step < STEPS
-        engine.restore(state, progress.step)
-        weights.restore(state)
+        engine.restore(restored.state, progress.step)
+        weights.restore(restored.other)
     else:
         assert "continues" not in options
     fit(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from paft_ray.artifacts import MANIFEST, Storage
+from paft_ray.errors import TrainingError
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.plan import Draw, StepPlan
@@ -20,8 +21,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make(folder: Path) -> Callable[..., Checkpoints]:
-    def make_checkpoints(identity: str = "mine", keep: int = 10) -> Checkpoints:
-        return Checkpoints(Storage.open(str(folder)), identity, keep)
+    def make_checkpoints(identity: str = "mine", keep: int = 10, **options) -> Checkpoints:
+        options = {"pauses_s": (0.0,) * 4, **options}
+        return Checkpoints(Storage.open(str(folder)), identity, keep, **options)
 
     return make_checkpoints
 
@@ -32,6 +34,7 @@ def state(step: int) -> dict[str, torch.Tensor]:
         "weight/a": torch.randn(3, 4, generator=generator),
         "exp_avg/a": torch.randn(3, 4, generator=generator).to(torch.bfloat16),
         "exp_avg_sq/scalar": torch.tensor(float(step)),
+        "sampler/scores": torch.randn(5, generator=generator, dtype=torch.float64),
     }
 
 
@@ -45,11 +48,11 @@ def loaded_step(checkpoints: Checkpoints) -> int | None:
     restored = checkpoints.load()
     if restored is None:
         return None
-    progress, tensors = restored
-    expected = state(progress.step)
+    tensors = {**dict(restored.state), **restored.other}
+    expected = state(restored.progress.step)
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-    return progress.step
+    return restored.progress.step
 
 
 def test_checkpoint_comes_back_as_it_was_saved(make):
@@ -58,8 +61,10 @@ def test_checkpoint_comes_back_as_it_was_saved(make):
     writing = make()
     writing.save(progress, saved)
     writing.wait()
-    restored, tensors = make().load()
-    assert restored == progress
+    restored = make().load()
+    assert restored.progress == progress
+    assert restored.other.keys() == {"sampler/scores"}
+    tensors = {**dict(restored.state), **restored.other}
     assert tensors.keys() == saved.keys()
     for name, tensor in saved.items():
         assert tensors[name].dtype == tensor.dtype
@@ -76,20 +81,25 @@ def test_checkpoint_loaded_is_the_newest_by_step_not_by_time(make):
     assert loaded_step(checkpoints) == 100
 
 
+def state_file(checkpoint: Path) -> Path:
+    [path] = checkpoint.glob("state-*-00001-of-00001.safetensors")
+    return path
+
+
 def cut_state(checkpoint: Path) -> None:
-    path = checkpoint / "state.safetensors"
+    path = state_file(checkpoint)
     path.write_bytes(path.read_bytes()[:-5])
 
 
 def change_a_byte(checkpoint: Path) -> None:
-    path = checkpoint / "state.safetensors"
+    path = state_file(checkpoint)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
 def lose_state(checkpoint: Path) -> None:
-    (checkpoint / "state.safetensors").unlink()
+    state_file(checkpoint).unlink()
 
 
 def lose_progress(checkpoint: Path) -> None:
@@ -164,17 +174,12 @@ class Obstacle:
 
     def __call__(self) -> None:
         self.attempts += 1
+        self.path.parent.mkdir(exist_ok=True)
         if self.attempts < self.until:
-            self.path.parent.mkdir(exist_ok=True)
-            self.path.write_text("in the way", encoding="utf-8")
-        else:
-            self.path.unlink(missing_ok=True)
+            raise OSError(f"{self.path.name} cannot be reached")
 
 
-def test_checkpoint_on_storage_that_fails_twice_is_written_the_third_time(
-    make, folder, monkeypatch
-):
-    monkeypatch.setattr(Checkpoints, "_pause_s", 0.001)
+def test_checkpoint_on_storage_that_fails_twice_is_written_the_third_time(make, folder):
     checkpoints = make()
     obstacle = Obstacle(folder / "step-000000004", until=3)
     checkpoints.save(Progress(step=4), state(4), before=obstacle)
@@ -184,14 +189,13 @@ def test_checkpoint_on_storage_that_fails_twice_is_written_the_third_time(
 
 
 def test_checkpoint_on_storage_that_keeps_failing_raises_after_five_attempts_at_the_next_save(
-    make, folder, monkeypatch
+    make, folder
 ):
-    monkeypatch.setattr(Checkpoints, "_pause_s", 0.001)
     checkpoints = make()
     save(checkpoints, 2)
     obstacle = Obstacle(folder / "step-000000004", until=1000)
     checkpoints.save(Progress(step=4), state(4), before=obstacle)
-    with pytest.raises(OSError, match="step-000000004"):
+    with pytest.raises(TrainingError, match=r"checkpoint of step 4 failed 5 times.*step-000000004"):
         checkpoints.save(Progress(step=6), state(6))
     assert obstacle.attempts == 5
     assert loaded_step(make()) == 2

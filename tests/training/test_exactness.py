@@ -36,7 +36,10 @@ ONE_RANK = [
     {"name": "resumed5", "train": LOSSES["weighed"], "continues": "cut5"},
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
+    {"name": "full-plain", "full": True, "plain": True},
+    {"name": "full-one-stage0", "full": True, "stage": 0},
 ]
+SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
 TWO_RANKS = [
     *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
     *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
@@ -45,8 +48,15 @@ TWO_RANKS = [
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
     {"name": "resumed2", "stage": 2, "continues": "cut2"},
     {"name": "resumed3", "stage": 3, "continues": "cut3"},
+    *({"name": f"full-two-stage{stage}", "stage": stage, **SHARDED} for stage in (1, 3)),
+    {"name": "full-cut3", "stage": 3, "until": 8, "every": 4, **SHARDED},
+    {"name": "full-resumed3", "stage": 3, "continues": "full-cut3", **SHARDED},
+    {"name": "full-cut2", "stage": 2, "until": 8, "every": 4, **SHARDED},
 ]
-FEWER_RANKS = [{"name": "resumed4", "stage": 1, "continues": "cut4"}]
+FEWER_RANKS = [
+    {"name": "resumed4", "stage": 1, "continues": "cut4"},
+    {"name": "full-resumed2", "stage": 0, "continues": "full-cut2", **SHARDED},
+]
 
 
 def launch(folder: Path, model: Path, ranks: int, scenarios: list[dict]) -> None:
@@ -66,7 +76,7 @@ def launch(folder: Path, model: Path, ranks: int, scenarios: list[dict]) -> None
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
-    """Adapter weights after each scenario."""
+    """Trained weights after each scenario."""
     folder = tmp_path_factory.mktemp("exactness")
     launch(folder, tiny_model, 2, TWO_RANKS)
     (folder / "meeting-1").unlink(missing_ok=True)
@@ -101,6 +111,7 @@ def test_engine_without_packing_agrees_with_a_plain_padded_loop(
         ("two-stage2", "resumed2"),
         ("two-stage3", "resumed3"),
         ("one-weighed", "resumed5"),
+        ("full-two-stage3", "full-resumed3"),
     ],
 )
 def test_interrupted_and_resumed_training_ends_with_the_same_bits(
@@ -111,10 +122,20 @@ def test_interrupted_and_resumed_training_ends_with_the_same_bits(
         assert torch.equal(tensor, trained[resumed][name]), name
 
 
-def test_training_resumed_on_another_number_of_ranks_and_stage_stays_close(
-    trained: dict[str, Weights],
+@pytest.mark.parametrize("name", ["full-one-stage0", "full-two-stage1", "full-two-stage3"])
+def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
+    name: str, trained: dict[str, Weights]
 ) -> None:
-    assert largest_relative_difference(trained["resumed4"], trained["plain"]) < 1e-3
+    assert largest_relative_difference(trained[name], trained["full-plain"]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("resumed", "plain"), [("resumed4", "plain"), ("full-resumed2", "full-plain")]
+)
+def test_training_resumed_on_another_number_of_ranks_and_stage_stays_close(
+    resumed: str, plain: str, trained: dict[str, Weights]
+) -> None:
+    assert largest_relative_difference(trained[resumed], trained[plain]) < 1e-3
 
 
 @pytest.mark.parametrize("loss", LOSSES)
