@@ -1,7 +1,7 @@
 """From the configuration to a DeepSpeed engine, and the few things the loop asks of it.
 
 Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's torch_autocast over
-fp32 weights, one optimizer step per call, gathered state. Not covered: offload, pipelines.
+fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
 """
 
 import logging
@@ -14,7 +14,9 @@ import torch.distributed as dist
 from paft_ray.config import TrainConfig
 from paft_ray.modeling.model import virtual_tokens
 from paft_ray.modeling.scoring import answer_logprobs
+from paft_ray.modeling.switches import checkpoint_activations, compile_layers
 from paft_ray.modeling.tokenization import Row
+from paft_ray.training.methods import Tensors, method_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,6 +46,12 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
         "wall_clock_breakdown": False,
         "steps_per_print": 10**9,
     }
+    if train.deepspeed.offload != "none":
+        place = {"device": "cpu", "pin_memory": train.workers.gpus > 0}
+        config["zero_force_ds_cpu_optimizer"] = False  # our AdamW, the same as without offload
+        config["zero_optimization"]["offload_optimizer"] = place
+        if train.deepspeed.offload == "parameters":
+            config["zero_optimization"]["offload_param"] = place
     if dtype == "bfloat16":
         config["torch_autocast"] = {
             "enabled": True,
@@ -68,6 +76,13 @@ class Engine:
         optimizer = torch.optim.AdamW(
             trainable, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
         )
+        self.method = method_of(model)
+        self._clipping = train.gradient_clipping
+        self._steps_done = 0
+        if train.activation_checkpointing:
+            checkpoint_activations(model)
+        if train.compile:
+            compile_layers(model)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -113,21 +128,74 @@ class Engine:
         """One optimizer step with what was accumulated; the norm before clipping, if known."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        gradients = self._put_gradients()
         self._engine.step()
+        self._steps_done += 1
+        self._put_weights(gradients)
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    def _put_gradients(self) -> Tensors:
+        """Let the method change the gradients; returns what the optimizer steps with, clipped."""
+        import deepspeed.utils
+
+        if self.method is None:
+            return {}
+        if self.stage == 2:  # gradients are found after this, which step() does again
+            optimizer = self._engine.optimizer
+            accumulated = dict(optimizer.all_grad_tensors)
+            optimizer.finalize_gradient_accumulation_boundary()
+            optimizer.all_grad_tensors.update(accumulated)
+        parameters = self.trainable()
+        gradients = self.method.gradients(
+            {name: self._weight(parameter) for name, parameter in parameters.items()},
+            {name: self._mean_gradient(parameter) for name, parameter in parameters.items()},
+        )
+        for name, parameter in parameters.items():
+            if self.stage == 3:
+                shard = self._shard(parameter, gradients[name])
+                deepspeed.utils.safe_set_local_grad(parameter, shard)
+            else:
+                deepspeed.utils.safe_set_full_grad(parameter, gradients[name])
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
+        factor = (self._clipping / (norm + 1e-6)).clamp(max=1) if self._clipping else 1.0
+        return {name: gradient * factor for name, gradient in gradients.items()}
+
+    def _put_weights(self, gradients: Tensors) -> None:
+        """Let the method change weights after the optimizer did."""
+        if self.method is None:
+            return
+        parameters = self.trainable()
+        weights = {name: self._weight(parameter) for name, parameter in parameters.items()}
+        for name, weight in self.method.weights(self._steps_done, weights, gradients).items():
+            self._set_weight(parameters[name], weight)
+
+    def _mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The gradient of the global batch; DeepSpeed has averaged it over ranks from stage 2 on."""
+        import deepspeed.utils
+
+        if self.stage >= 2:
+            gradient = deepspeed.utils.safe_get_full_grad(parameter)
+            assert gradient is not None
+            return gradient.detach().clone()
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        mean = parameter.grad.detach().clone()
+        dist.all_reduce(mean)
+        return mean / self.ranks
 
     def gather(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer moments in rank-free form, on the CPU; collective.
 
-        Keys are `weight/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`.
+        Keys are `weight/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`, and `method/...` where
+        the peft method has state of its own.
         """
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
             state[f"weight/{name}"] = self._full_weight(parameter)
             for moment in MOMENTS:
                 state[f"{moment}/{name}"] = self._full_moment(parameter, moment)
-        return state
+        return {**state, **(self.method.state() if self.method else {})}
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
         """Trainable weights by name, on the CPU; collective."""
@@ -141,6 +209,9 @@ class Engine:
             step: Optimizer steps that it has behind it, which AdamW's bias correction needs.
         """
         self._create_moments(step)
+        self._steps_done = step
+        if self.method is not None:
+            self.method.restore(state)
         for name, parameter in self.trainable().items():
             self._set_weight(parameter, state[f"weight/{name}"].to(self.device))
             for moment in MOMENTS:
@@ -199,13 +270,17 @@ class Engine:
         return padded[size * self.rank : size * (self.rank + 1)]
 
     def _full_weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        return self._weight(parameter).cpu()
+
+    def _weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """A copy of a full weight in fp32, where this rank computes."""
         import deepspeed.utils
 
         if self.stage == 0:
-            return parameter.detach().float().cpu().clone()
+            return parameter.detach().float().clone()
         full = deepspeed.utils.safe_get_full_fp32_param(parameter)
         assert full is not None
-        return full.detach().float().cpu().clone().view(_full_shape(parameter))
+        return full.detach().float().clone().view(_full_shape(parameter))
 
     def _full_moment(self, parameter: torch.nn.Parameter, moment: str) -> torch.Tensor:
         import deepspeed.utils

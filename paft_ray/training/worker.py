@@ -51,6 +51,8 @@ class Job:
     board: BoardHandle
     made_from: dict[str, str]
     """Fingerprints of data, weights and pool, for the manifest."""
+    warm_start: bytes | None = None
+    """Weights of the adapter that training begins with."""
 
     @property
     def pool(self) -> str:
@@ -154,7 +156,9 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
         reads_positions,
         store_frozen_in_bf16,
     )
+    from paft_ray.modeling.peft_check import complete_peft
     from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.modeling.warm_start import begin_with
     from paft_ray.prompts.template import parse
     from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
     from paft_ray.training.plan import Planner
@@ -162,9 +166,16 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
 
     train, task = config.train, job.task
     tokenizer = load_tokenizer(job.base, config.model.revision)
-    model = add_adapter(
-        load_base(job.base, config.model.revision), config.model.peft or {}, config.seed
-    ).to(device)
+    base = load_base(
+        job.base,
+        config.model.revision,
+        attention=config.model.attention,
+        quantization=config.model.quantization,
+    )
+    peft = complete_peft(config.model.peft or {}, job.steps)
+    model = add_adapter(base, peft, config.seed).to(device)
+    if job.warm_start is not None:
+        begin_with(model, job.warm_start)
     packing = train.packing and reads_positions(model)
     planner = Planner(
         examples=task.train,

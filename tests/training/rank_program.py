@@ -5,15 +5,23 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 
 from paft_ray.artifacts import Storage
 from paft_ray.config import ScheduleConfig, TrainConfig
-from paft_ray.modeling.model import add_adapter, load_base, load_tokenizer
+from paft_ray.modeling.model import (
+    adapter_files,
+    add_adapter,
+    load_base,
+    load_tokenizer,
+    reads_positions,
+    virtual_tokens,
+)
+from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.modeling.scoring import score_sequences
 from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
@@ -24,9 +32,6 @@ from paft_ray.training.loop import Ledger, fit
 from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 STEPS = 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -98,6 +103,8 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train.learning_rate, train.schedule, step, steps)
         optimizer.step()
+        if model.peft_type == "ADALORA":  # pyright: ignore[reportAttributeAccessIssue]
+            model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
 
 
@@ -111,46 +118,77 @@ def train_config(options: dict) -> TrainConfig:
             "weight_decay": 0.01,
             "gradient_clipping": 0.5,
             "schedule": ScheduleConfig(type="linear", warmup_share=0.1, final_share=0.5),
-            "deepspeed": {"stage": options.get("stage", 1)},
-        }
+            "deepspeed": {
+                "stage": options.get("stage", 1), "offload": options.get("offload", "none"),
+            },
+            **options.get("train", {}),
+        }  # fmt: skip
     )
 
 
+def mean_loss(model: torch.nn.Module, planner: Planner) -> float:
+    """Mean loss per sequence of the first three steps, without dropout."""
+    drawn = [planner.draw(step, slot)[0] for step in range(3) for slot in range(6)]
+    virtual = virtual_tokens(model)  # pyright: ignore[reportArgumentType]
+    scored = score_sequences(model.eval(), drawn, "float32", 96, planner.packing, virtual)
+    return -sum(by_owner[0] for by_owner in scored) / len(scored)
+
+
+def judge(
+    model: PeftModel, weights: dict[str, torch.Tensor], planner: Planner, base: str, folder: Path
+) -> dict[str, float]:
+    """Losses of a trained adapter, here and as peft loads it from its files."""
+    files = adapter_files(model, weights, base)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    loaded = PeftModel.from_pretrained(load_base(base), str(folder))
+    return {"after": mean_loss(model, planner), "loaded": mean_loss(loaded, planner)}
+
+
 def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
-    """Train as `options` say and leave `<name>.safetensors`."""
+    """Train as `options` say and leave `<name>.safetensors`, and losses where it is judged."""
     train = train_config(options)
-    planner = make_planner(model_folder, train.row_tokens, options.get("packing", True))
-    model = add_adapter(load_base(model_folder), PEFT, seed=5)
+    peft = complete_peft(options.get("peft", PEFT), train.steps or STEPS)
+    base = load_base(model_folder, quantization=options.get("quantization", "none"))
+    model = add_adapter(base, peft, seed=5)
+    packing = options.get("packing", True) and reads_positions(model)
+    planner = make_planner(model_folder, train.row_tokens, packing)
+    before = mean_loss(model, planner) if options.get("judged") else None
     if options.get("plain"):
-        train_plainly(model, planner, train, STEPS)
+        train_plainly(model, planner, train, train.steps or STEPS)
         named = model.named_parameters()
         weights = {n: p.detach().clone() for n, p in named if p.requires_grad}
     else:
         weights = train_on_engine(options, model, planner, train, folder)
+    if before is not None:
+        where = folder / options["name"] / "adapter"
+        losses = {"before": before, **judge(model, weights, planner, model_folder, where)}
+        (folder / f"{options['name']}.json").write_text(json.dumps(losses))
     if dist.get_rank() == 0:
         safetensors.torch.save_file(weights, folder / f"{options['name']}.safetensors")
     dist.barrier()
 
 
 def train_on_engine(
-    options: dict, model: "PeftModel", planner: Planner, train: TrainConfig, folder: Path
+    options: dict, model: PeftModel, planner: Planner, train: TrainConfig, folder: Path
 ) -> dict[str, torch.Tensor]:
     engine = Engine(model, train, "float32")
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(where.child("checkpoints"), "test", keep=10)
-    progress = Progress()
+    progress, steps = Progress(), train.steps or STEPS
     if (restored := checkpoints.load()) is not None:
         progress, state = restored
-        assert 0 < progress.step < STEPS
+        assert 0 < progress.step < steps
         engine.restore(state, progress.step)
     else:
         assert "continues" not in options
     fit(
         engine,
-        plans(planner, progress.step, options.get("until", STEPS), engine.ranks),
+        plans(planner, progress.step, options.get("until", steps), engine.ranks),
         progress,
-        steps=STEPS,
-        learning_rate=lambda step: learning_rate(train.learning_rate, train.schedule, step, STEPS),
+        steps=steps,
+        learning_rate=lambda step: learning_rate(train.learning_rate, train.schedule, step, steps),
         tracker=NullTracker(),
         checkpoints=checkpoints,
         every_steps=options.get("every", 1000),
