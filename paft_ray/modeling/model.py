@@ -106,8 +106,8 @@ def load_base(
         dtype: Of the weights.
         attention: `model.attention`. All but `blocks` build the mask of a packed row from its
             positions, inside transformers.
-        quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits, embeddings,
-            norms and output head stay as they are.
+        quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
+            embeddings, norms and output head stay as they are.
 
     Raises:
         ConfigError: The model cannot be used with this attention.
@@ -125,11 +125,12 @@ def load_base(
             location,
             revision=revision,
             dtype=dtype or torch.float32,
-            attn_implementation="sdpa" if in_blocks else attention,
+            # none: transformers takes sdpa where the model has it
+            attn_implementation=None if in_blocks else attention,
             **(nf4_arguments() if quantization == "nf4" else {}),
         )
     except (ValueError, ImportError) as error:
-        if in_blocks or attention not in str(error):
+        if in_blocks or "attention" not in str(error).lower():
             raise
         raise ConfigError(
             f"model.attention: {attention} cannot be used with this model here "

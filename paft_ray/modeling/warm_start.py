@@ -170,10 +170,11 @@ def begin_with(model: "PeftModel", weights: bytes) -> None:
     from peft import set_peft_model_state_dict
 
     result: Any = set_peft_model_state_dict(model, safetensors.torch.load(weights))
-    if result is not None and result.unexpected_keys:
+    # what virtual tokens are stored as is no key of a model, and is loaded all the same
+    if unexpected := sorted(set(result.unexpected_keys) - {"prompt_embeddings"}):
         raise ConfigError(
-            f"train.warm_start: the adapter has {result.unexpected_keys[0]}, which model.peft "
-            "does not; name an adapter of the same shape"
+            f"train.warm_start: the adapter has {unexpected[0]}, which model.peft does not; name "
+            "an adapter of the same shape"
         )
 
 
@@ -183,4 +184,6 @@ def _plain(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stored(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+    return (
+        sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+    )

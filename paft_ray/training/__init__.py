@@ -4,6 +4,7 @@ sampler.py      which example and which prompt for (step, slot); pure
 plan.py         the global batch of step t dealt into rows for every rank; pure
 schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
+methods.py      what a peft method needs of a step besides a loss; pure
 checkpoint.py   rank-free state to and from storage
 loop.py         the loop; no Ray
 trainer.py      Ray Train: `train(config, pool, variant)`

@@ -16,7 +16,7 @@ from paft_ray.modeling.model import virtual_tokens
 from paft_ray.modeling.scoring import answer_logprobs
 from paft_ray.modeling.switches import checkpoint_activations, compile_layers
 from paft_ray.modeling.tokenization import Row
-from paft_ray.training.methods import Tensors, method_of
+from paft_ray.training.methods import Method, Tensors, method_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,6 +64,9 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
 
 class Engine:
     """A DeepSpeed engine around an adapted model, seen from one rank."""
+
+    method: Method | None
+    """The peft method's own part of an optimizer step."""
 
     def __init__(self, model: "PeftModel", train: TrainConfig, dtype: str) -> None:
         """Build the engine; collective over all ranks of the default process group."""
@@ -171,7 +174,7 @@ class Engine:
             self._set_weight(parameters[name], weight)
 
     def _mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The gradient of the global batch; DeepSpeed has averaged it over ranks from stage 2 on."""
+        """The gradient of the global batch, which DeepSpeed averages early from stage 2 on."""
         import deepspeed.utils
 
         if self.stage >= 2:

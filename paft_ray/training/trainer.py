@@ -177,7 +177,8 @@ def _launch(
         tracking=session.tracking,
         board=board,
         made_from=made_from,
-        warm_start=None if config.train.warm_start is None
+        warm_start=None
+        if config.train.warm_start is None
         else read_adapter(config.train.warm_start).weights,
     )
     gpu = workers.gpus > 0

@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from pathlib import Path
+
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -119,10 +120,11 @@ def train_config(options: dict) -> TrainConfig:
             "gradient_clipping": 0.5,
             "schedule": ScheduleConfig(type="linear", warmup_share=0.1, final_share=0.5),
             "deepspeed": {
-                "stage": options.get("stage", 1), "offload": options.get("offload", "none"),
+                "stage": options.get("stage", 1),
+                "offload": options.get("offload", "none"),
             },
             **options.get("train", {}),
-        }  # fmt: skip
+        }
     )
 
 
@@ -135,23 +137,34 @@ def mean_loss(model: torch.nn.Module, planner: Planner) -> float:
 
 
 def judge(
-    model: PeftModel, weights: dict[str, torch.Tensor], planner: Planner, base: str, folder: Path
+    model: PeftModel,
+    weights: dict[str, torch.Tensor],
+    planner: Planner,
+    base: str,
+    folder: Path,
+    quantization: str,
 ) -> dict[str, float]:
-    """Losses of a trained adapter, here and as peft loads it from its files."""
+    """Losses of a trained adapter, here and as peft loads it from its files.
+
+    `loaded` is on the kind of base that it was trained on, `on_disk` on the base as it is.
+    """
     files = adapter_files(model, weights, base)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    loaded = PeftModel.from_pretrained(load_base(base), str(folder))
-    return {"after": mean_loss(model, planner), "loaded": mean_loss(loaded, planner)}
+    losses = {"after": mean_loss(model, planner)}
+    for name, kind in {"loaded": quantization, "on_disk": "none"}.items():
+        loaded = PeftModel.from_pretrained(load_base(base, quantization=kind), str(folder))
+        losses[name] = mean_loss(loaded, planner)
+    return losses
 
 
 def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     """Train as `options` say and leave `<name>.safetensors`, and losses where it is judged."""
     train = train_config(options)
     peft = complete_peft(options.get("peft", PEFT), train.steps or STEPS)
-    base = load_base(model_folder, quantization=options.get("quantization", "none"))
-    model = add_adapter(base, peft, seed=5)
+    quantization = options.get("quantization", "none")
+    model = add_adapter(load_base(model_folder, quantization=quantization), peft, seed=5)
     packing = options.get("packing", True) and reads_positions(model)
     planner = make_planner(model_folder, train.row_tokens, packing)
     before = mean_loss(model, planner) if options.get("judged") else None
@@ -163,7 +176,8 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
         weights = train_on_engine(options, model, planner, train, folder)
     if before is not None:
         where = folder / options["name"] / "adapter"
-        losses = {"before": before, **judge(model, weights, planner, model_folder, where)}
+        after = judge(model, weights, planner, model_folder, where, quantization)
+        losses = {"before": before, **after}
         (folder / f"{options['name']}.json").write_text(json.dumps(losses))
     if dist.get_rank() == 0:
         safetensors.torch.save_file(weights, folder / f"{options['name']}.safetensors")

