@@ -82,7 +82,7 @@ def preflight(config: Config, overwrite: bool = False) -> Checked:
     warnings += check_switches(config, dtype, cluster=not _is_local())
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
-            read_adapter(adapter), config.model.peft, config.model.path, config.model.revision
+            read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
         )
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)

@@ -59,10 +59,6 @@ def _check_quantization(config: Config) -> None:
         return
     where = f"model.quantization: {config.model.quantization}"
     _require_package("bitsandbytes", "'paft_ray[quantized]'", where)
-    if config.model.peft is None:
-        raise ConfigError(
-            f"{where} freezes the weights that model.peft: null trains; configure an adapter"
-        )
     if config.train.deepspeed.stage == 3:
         raise ConfigError(
             f"{where} with train.deepspeed.stage: 3, which divides floating-point weights among "

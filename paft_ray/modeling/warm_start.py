@@ -74,7 +74,7 @@ def read_adapter(location: str) -> StoredAdapter:
 
 
 def check_adapter(
-    adapter: StoredAdapter, peft: Mapping[str, Any] | None, path: str, revision: str | None
+    adapter: StoredAdapter, peft: Mapping[str, Any], path: str, revision: str | None
 ) -> Iterator[str]:
     """Check method and base of an adapter against the configuration; yields warnings.
 
@@ -82,11 +82,6 @@ def check_adapter(
         ConfigError: It is of another method or base, or of a method that cannot begin warm.
     """
     where = f"train.warm_start: {adapter.location}"
-    if peft is None:
-        raise ConfigError(
-            f"{where} is an adapter, but model.peft is null, which trains all weights; configure "
-            "the adapter's method, or start from a merged model"
-        )
     method, wanted = adapter.config["peft_type"], peft["peft_type"]
     if method != wanted:
         raise ConfigError(
