@@ -7,7 +7,9 @@ from typing import Any
 
 from paft_ray import running
 from paft_ray.artifacts import Storage
-from paft_ray.config import Config, VariantConfig
+from paft_ray.config import Config, VariantConfig, total_steps
+from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.modeling.warm_start import read_adapter
 from paft_ray.preflight import RUN_RECORD, preflight
 from paft_ray.prompts import build
 from paft_ray.prompts.pool import PromptPool
@@ -45,7 +47,15 @@ def try_model(session: Session, overwrite: bool = False) -> None:
     from paft_ray.modeling.trial import try_adapter
 
     config = session.config
-    try_adapter(config.model.path, config.model.revision, config.model.peft, config.seed)
+    steps = total_steps(config.train, len(session.task.train))
+    warm_start = config.train.warm_start
+    try_adapter(
+        config.model.path,
+        config.model.revision,
+        complete_peft(config.model.peft, steps),
+        config.seed,
+        None if warm_start is None else read_adapter(warm_start),
+    )
 
 
 def build_prompt_pool(config: Config) -> PromptPool:

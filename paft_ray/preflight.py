@@ -16,7 +16,13 @@ from typing import Any
 
 from paft_ray.artifacts import Storage
 from paft_ray.cluster import cpu_has_bfloat16, resolve_dtype
-from paft_ray.config import Config, OpenAILLM, SinglePromptVariant, TransformersLLM
+from paft_ray.config import (
+    Config,
+    OpenAILLM,
+    SinglePromptVariant,
+    TransformersLLM,
+    total_steps,
+)
 from paft_ray.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.loading import (
     NEUTRAL_FIELDS,
@@ -27,7 +33,9 @@ from paft_ray.loading import (
     without,
 )
 from paft_ray.modeling.files import ModelFiles, inspect_model
-from paft_ray.modeling.peft_check import check_peft
+from paft_ray.modeling.peft_check import check_peft, complete_peft
+from paft_ray.modeling.switch_check import check_switches
+from paft_ray.modeling.warm_start import check_adapter, read_adapter
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.llm import llm_label
 from paft_ray.prompts.template import LintResult, lint
@@ -70,9 +78,17 @@ def preflight(config: Config, overwrite: bool = False) -> Checked:
     model = inspect_model(config.model.path, config.model.revision)
     if config.model.peft is not None:
         check_peft(config.model.peft, model)
+    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
+    warnings += check_switches(config, dtype, cluster=not _is_local())
+    if (adapter := config.train.warm_start) is not None:
+        warnings += check_adapter(
+            read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
+        )
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed)
+    if config.model.peft is not None:
+        complete_peft(config.model.peft, total_steps(config.train, len(task.train)))
     warnings += _check_task(config, task)
     warnings += _check_prompts(config, task)
     return Checked(task, model, tuple(warnings))

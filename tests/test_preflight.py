@@ -209,6 +209,21 @@ WRONG = {
         [LLMS + "=[{{type: fake}}, {{type: transformers, path: {}/model, actors: 100000}}]"],
         ["prompts.generation.llms.1.actors: 100000", "prompts.generation.llms.1.cpus"],
     ),
+    "attention that cannot train here": (
+        nothing,
+        ["model.attention=flex_attention"],
+        ["model.attention: flex_attention", "CPUs", "use auto"],
+    ),
+    "warm start from nothing": (
+        nothing,
+        ["train.warm_start={}/model"],
+        ["train.warm_start: {}/model", "holds no adapter", "name a folder"],
+    ),
+    "AdaLoRA with a schedule longer than the training": (
+        nothing,
+        ["model.peft={{peft_type: ADALORA, target_modules: [q_proj], total_step: 3}}"],
+        ["model.peft.total_step: 3", "2 steps", "leave it out"],
+    ),
     "model folder is missing": (
         nothing,
         ["model.path={}/no-model"],
@@ -387,11 +402,11 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     config = world.load()
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking"}
-    gone = {"workers", "checkpoint", "max_failures"}
+    gone = {"workers", "checkpoint", "max_failures", "warm_start", "activation_checkpointing"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path"}
-    assert set(everything["model"]) - set(fields["model"]) == {"path"}
+    assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"}
     same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
 

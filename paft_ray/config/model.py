@@ -22,9 +22,10 @@ class ModelConfig(Section):
     attention: Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
     """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
     it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
-    transformers' kernels for GPUs."""
+    transformers' kernels for GPUs. Of training alone: scoring is always auto."""
     quantization: Literal["none", "nf4"] = "none"
-    """Store frozen linear weights in 4 bits while training (QLoRA; extra `quantized`)."""
+    """Store frozen linear weights in 4 bits while training (QLoRA; extra `quantized`); scoring
+    reads them as they are on disk."""
     peft: dict[str, Any] | None = Field(
         default={
             "peft_type": "LORA",

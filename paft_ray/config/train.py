@@ -172,7 +172,7 @@ class TrainConfig(Section):
     """Train on the first so many tokens of every answer only, as unsupervised prefix fine-tuning
     does (arXiv 2503.02875); all by default."""
     warm_start: str | None = None
-    """Folder of an adapter of the same kind that training begins with."""
+    """Folder (path, URI or `pkg:`) of an adapter of the same kind that training begins with."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a
     third more time."""

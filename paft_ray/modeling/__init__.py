@@ -3,5 +3,8 @@
 files.py          configuration, tensors and tokenizer of a model, read without torch
 tokenization.py   rendered text and answer to token ids; rows (packing)
 model.py          base model, any peft method, save and load of the adapter
+peft_check.py     whether `model.peft` fits peft and the model; switch_check.py: the other switches
+quantized.py      frozen weights in 4 bits; switches.py: checkpointed activations, compiled layers
+warm_start.py     an adapter that training begins with
 scoring.py        answer log-likelihoods and generation for a batch
 """

@@ -95,25 +95,63 @@ def load_tokenizer(location: str, revision: str | None = None) -> "PreTrainedTok
 
 
 def load_base(
-    location: str, revision: str | None = None, dtype: "torch.dtype | None" = None
+    location: str,
+    revision: str | None = None,
+    dtype: "torch.dtype | None" = None,
+    attention: str = "auto",
+    quantization: str = "none",
 ) -> "PreTrainedModel":
     """A prepared base model, frozen, in evaluation mode, in fp32 unless asked otherwise.
 
     Its output head computes in fp32 also under autocast: bf16 logits are 0.06 apart near 16, too
     coarse to rank two answers, and the head runs on few positions. Of its generation config only
     the end tokens are kept: a repetition penalty in there would move every generated answer.
+
+    Args:
+        location: What `prepare_base` returned.
+        revision: Commit or tag of a hub model.
+        dtype: Of the weights.
+        attention: `model.attention`. All but `blocks` build the mask of a packed row from its
+            positions, inside transformers.
+        quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
+            embeddings, norms and output head stay as they are.
+
+    Raises:
+        ConfigError: The model cannot be used with this attention.
     """
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from paft_ray.modeling.attention import BLOCK_ATTENTION, takes_blocks
+    from paft_ray.modeling.quantized import nf4_arguments, prepare_quantized
     from paft_ray.modeling.scoring import FullPrecisionLinear
 
-    model = AutoModelForCausalLM.from_pretrained(
-        location, revision=revision, dtype=dtype or torch.float32, attn_implementation="sdpa"
-    )
-    if takes_blocks(model):
+    in_blocks = attention in ("auto", "blocks")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            dtype=dtype or torch.float32,
+            # none: transformers takes sdpa where the model has it
+            attn_implementation=None if in_blocks else attention,
+            **(nf4_arguments() if quantization == "nf4" else {}),
+        )
+    except (ValueError, ImportError) as error:
+        if in_blocks or "attention" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"model.attention: {attention} cannot be used with this model here "
+            f"({one_line(error)}); use auto"
+        ) from error
+    if in_blocks and takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
+    elif attention == "blocks":
+        raise ConfigError(
+            f"model.attention: blocks, but {type(model).__name__} does not call its attention "
+            "through transformers' interface; use auto"
+        )
+    if quantization == "nf4":
+        prepare_quantized(model)
     model.requires_grad_(False)
     if model.generation_config is not None:
         end = model.generation_config.eos_token_id
@@ -125,10 +163,15 @@ def load_base(
 
 
 def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
-    """Store frozen linear weights as bf16: the same results under bf16 autocast, no casts."""
+    """Store frozen linear weights as bf16: the same results under bf16 autocast, no casts.
+
+    Those that are stored in 4 bits stay so, and are multiplied in bf16.
+    """
     import torch
 
     for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # bitsandbytes', to which autocast means nothing
+            module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
         if type(module) is torch.nn.Linear and not module.weight.requires_grad:
             module.to(torch.bfloat16)
 

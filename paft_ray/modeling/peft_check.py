@@ -59,6 +59,37 @@ def check_peft(peft: Mapping[str, Any], files: ModelFiles) -> None:
         _check_targets(name, peft.get(name), method, files)
 
 
+def complete_peft(peft: Mapping[str, Any] | None, steps: int) -> dict[str, Any] | None:
+    """`model.peft` with what follows from the training's length, for methods that have a schedule.
+
+    AdaLoRA trains a tenth of the steps at full rank (`tinit`), prunes, and trains the last three
+    tenths at the ranks that are left (`tfinal`), unless the configuration says otherwise.
+
+    Args:
+        peft: As configured; None for full fine-tuning.
+        steps: Optimizer steps of the training.
+
+    Raises:
+        ConfigError: AdaLoRA would have nothing to prune, or would not come to its end.
+    """
+    if peft is None or peft.get("peft_type") != "ADALORA":
+        return None if peft is None else dict(peft)
+    total = peft.get("total_step") or steps
+    complete = {"tinit": steps // 10, "tfinal": steps * 3 // 10, **peft, "total_step": total}
+    first, last = complete.get("init_r", 12), complete.get("target_r", 8)
+    if total > steps:
+        raise ConfigError(
+            f"model.peft.total_step: {total} is more than the training's {steps} steps, which "
+            "would end while ranks are pruned; leave it out"
+        )
+    if last >= first:
+        raise ConfigError(
+            f"model.peft.target_r: {last} is not less than init_r ({first}), so that there is "
+            "nothing to prune; lower it, or use LORA"
+        )
+    return complete
+
+
 def _refuse_what_cannot_be_compared(method: str, peft: Mapping[str, Any]) -> None:
     """Refuse what could be trained, but not saved, or not scored on a base that variants share."""
     if method in _REFUSED_METHODS:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.errors import ConfigError, one_line
 from paft_ray.loading import resolve_path
+from paft_ray.modeling.warm_start import StoredAdapter, check_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
 _LONGEST = 16
 
 
-def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int) -> None:
+def try_adapter(
+    path: str,
+    revision: str | None,
+    peft: Mapping[str, Any] | None,
+    seed: int,
+    warm_start: StoredAdapter | None = None,
+) -> None:
     """Build the model without weights and put the adapter on it, if there is to be one.
 
     Raises:
         ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
-            the adapter or cannot save it.
+            the adapter or cannot save it, or `warm_start` has another shape.
     """
     from peft import get_peft_model_state_dict
 
@@ -47,6 +54,8 @@ def try_adapter(path: str, revision: str | None, peft: Mapping[str, Any] | None,
         adapted = add_adapter(model, dict(peft), seed)
         weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
         get_peft_model_state_dict(adapted, state_dict=weights, save_embedding_layers=False)
+        if warm_start is not None:
+            check_shape(warm_start, adapted)
     except NotImplementedError:  # an initialisation that reads weights: only training can tell
         return
     except (ValueError, KeyError) as error:

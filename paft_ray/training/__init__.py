@@ -6,6 +6,7 @@ plan.py         the global batch of step t dealt into rows for every rank; pure
 objective.py    what a step minimises
 schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
+methods.py      what a peft method needs of a step besides a loss; pure
 checkpoint.py   rank-free state to and from storage
 ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray

@@ -1,12 +1,12 @@
 """From the configuration to a DeepSpeed engine, and the few things the loop asks of it.
 
 Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's torch_autocast over
-fp32 weights, one optimizer step per call, gathered state. Not covered: offload, pipelines.
+fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
 """
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +16,10 @@ from paft_ray.config import TrainConfig
 from paft_ray.errors import ArtifactError
 from paft_ray.modeling.model import virtual_tokens
 from paft_ray.modeling.scoring import answer_logprobs
+from paft_ray.modeling.switches import checkpoint_activations, compile_layers
 from paft_ray.modeling.tokenization import Row
 from paft_ray.training.checkpoint import KINDS, Crew
+from paft_ray.training.methods import Method, Tensors, method_of
 from paft_ray.training.shards import SMALL_STATE, deal_owners
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
         "wall_clock_breakdown": False,
         "steps_per_print": 10**9,
     }
+    if train.deepspeed.offload != "none":
+        place = {"device": "cpu", "pin_memory": train.workers.gpus > 0}
+        config["zero_force_ds_cpu_optimizer"] = False  # our AdamW, the same as without offload
+        config["zero_optimization"]["offload_optimizer"] = place
+        if train.deepspeed.offload == "parameters":
+            config["zero_optimization"]["offload_param"] = place
     if dtype == "bfloat16":
         config["torch_autocast"] = {
             "enabled": True,
@@ -59,6 +67,9 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
 
 class Engine:
     """A DeepSpeed engine around what is trained, seen from one rank."""
+
+    method: Method | None
+    """The peft method's own part of an optimizer step."""
 
     def __init__(
         self,
@@ -84,6 +95,13 @@ class Engine:
         optimizer = torch.optim.AdamW(
             trainable, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
         )
+        self.method = method_of(model)
+        self._clipping = train.gradient_clipping
+        self._steps_done = 0
+        if train.activation_checkpointing:
+            checkpoint_activations(model)
+        if train.compile:
+            compile_layers(model)
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
@@ -127,9 +145,61 @@ class Engine:
         """One optimizer step with what was accumulated; the norm before clipping, if known."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        gradients = self._put_gradients()
         self._engine.step()
+        self._steps_done += 1
+        self._put_weights(gradients)
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
+
+    def _put_gradients(self) -> Tensors:
+        """Let the method change the gradients; returns what the optimizer steps with, clipped."""
+        import deepspeed.utils
+
+        if self.method is None:
+            return {}
+        if self.stage == 2:  # gradients are found after this, which step() does again
+            optimizer = self._engine.optimizer
+            accumulated = dict(optimizer.all_grad_tensors)
+            optimizer.finalize_gradient_accumulation_boundary()
+            optimizer.all_grad_tensors.update(accumulated)
+        parameters = self.trainable()
+        gradients = self.method.gradients(
+            {name: self._weight(parameter) for name, parameter in parameters.items()},
+            {name: self._mean_gradient(parameter) for name, parameter in parameters.items()},
+        )
+        for name, parameter in parameters.items():
+            if self.stage == 3:
+                shard = self._shard(parameter, gradients[name])
+                deepspeed.utils.safe_set_local_grad(parameter, shard)
+            else:
+                deepspeed.utils.safe_set_full_grad(parameter, gradients[name])
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
+        factor = (self._clipping / (norm + 1e-6)).clamp(max=1) if self._clipping else 1.0
+        return {name: gradient * factor for name, gradient in gradients.items()}
+
+    def _put_weights(self, gradients: Tensors) -> None:
+        """Let the method change weights after the optimizer did."""
+        if self.method is None:
+            return
+        parameters = self.trainable()
+        weights = {name: self._weight(parameter) for name, parameter in parameters.items()}
+        for name, weight in self.method.weights(self._steps_done, weights, gradients).items():
+            self._set_weight(parameters[name], weight)
+
+    def _mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The gradient of the global batch, which DeepSpeed averages early from stage 2 on."""
+        import deepspeed.utils
+
+        if self.stage >= 2:
+            gradient = deepspeed.utils.safe_get_full_grad(parameter)
+            assert gradient is not None
+            return gradient.detach().clone()
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        mean = parameter.grad.detach().clone()
+        dist.all_reduce(mean)
+        return mean / self.ranks
 
     @property
     def weight_bytes(self) -> int:
@@ -151,7 +221,7 @@ class Engine:
 
         Parameters are gathered one by one, and each tensor stays with one rank: with rank 0 where
         the state is small, else spread evenly. Keys are `weight/<name>`, `exp_avg/<name>` and
-        `exp_avg_sq/<name>`.
+        `exp_avg_sq/<name>`, and on every rank `method/...` where the peft method has state.
         """
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
@@ -159,7 +229,7 @@ class Engine:
                 full = self._full(parameter, kind)
                 if self._owners[f"{kind}/{name}"] == self.rank:
                     state[f"{kind}/{name}"] = _own_copy(full)
-        return state
+        return {**state, **(self.method.state() if self.method else {})}
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
         """Trainable weights by name, in fp32 on rank 0's CPU, none on the others; collective."""
@@ -170,7 +240,12 @@ class Engine:
                 weights[name] = _own_copy(full)
         return weights
 
-    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    def restore(
+        self,
+        state: Iterable[tuple[str, torch.Tensor]],
+        step: int,
+        other: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Put gathered state back, on any number of ranks; collective.
 
         Args:
@@ -181,6 +256,9 @@ class Engine:
             ArtifactError: A tensor is missing, or belongs to no parameter.
         """
         self._create_moments(step)
+        self._steps_done = step
+        if self.method is not None:
+            self.method.restore(other or {})
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
             kind, _, name = key.partition("/")
@@ -261,6 +339,10 @@ class Engine:
             full = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
         assert full is not None
         return full.view(_full_shape(parameter))
+
+    def _weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """A copy of a full weight in fp32, where this rank computes."""
+        return self._full(parameter, "weight").detach().float().clone()
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:

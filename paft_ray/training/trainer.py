@@ -16,6 +16,7 @@ from paft_ray.cluster import BoardHandle, cpus_per_worker, follow
 from paft_ray.config import VariantConfig, total_steps
 from paft_ray.errors import ArtifactError, PaftError, TrainingError
 from paft_ray.loading import dump_config
+from paft_ray.modeling.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.screen import Stage
 from paft_ray.session import Session
@@ -40,18 +41,24 @@ class TrainedAdapter:
 
 
 def training_fingerprint(session: Session, prompts: Sequence[Prompt]) -> str:
-    """Fingerprint of everything that moves weights, and of nothing else."""
+    """Fingerprint of everything that moves weights, and of nothing else.
+
+    Activation checkpointing changes no bit and kinds of attention less than the number of workers
+    does, so that both may change before a training is continued.
+    """
     config = dump_config(session.config)
     train = {
         key: value
         for key, value in config["train"].items()
-        if key not in ("workers", "checkpoint", "max_failures")
+        if key not in ("workers", "checkpoint", "max_failures", "activation_checkpointing")
     }
+    if train["warm_start"] is not None:
+        train["warm_start"] = read_adapter(train["warm_start"]).identity
     return fingerprint(
         "training",
         session.task_identity,
         session.model_identity,
-        {key: config["model"][key] for key in ("peft", "chat_template")},
+        {key: config["model"][key] for key in ("peft", "chat_template", "quantization")},
         session.training_dtype,
         train,
         session.config.seed,
@@ -173,6 +180,9 @@ def _launch(
         tracking=session.tracking,
         board=board,
         made_from=made_from,
+        warm_start=None
+        if config.train.warm_start is None
+        else read_adapter(config.train.warm_start).weights,
     )
     gpu = workers.gpus > 0
 

@@ -53,6 +53,8 @@ class Job:
     board: BoardHandle
     made_from: dict[str, str]
     """Fingerprints of data, weights and pool, for the manifest."""
+    warm_start: bytes | None = None
+    """Weights of the adapter that training begins with."""
 
     @property
     def pool(self) -> str:
@@ -119,7 +121,7 @@ def _train_rank(job: Job) -> None:
         weights = PromptWeights(len(job.prompts), config.train.sampling, config.train.objective)
         if (restored := checkpoints.load()) is not None:
             progress = restored.progress
-            engine.restore(restored.state, progress.step)
+            engine.restore(restored.state, progress.step, restored.other)
             weights.restore(restored.other)
             logger.info("rank %d continues after step %d", rank, progress.step)
         checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
@@ -174,7 +176,9 @@ def _build(
         reads_positions,
         store_frozen_in_bf16,
     )
+    from paft_ray.modeling.peft_check import complete_peft
     from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.modeling.warm_start import begin_with
     from paft_ray.prompts.template import parse
     from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
     from paft_ray.training.objective import views
@@ -183,10 +187,17 @@ def _build(
 
     train, task = config.train, job.task
     tokenizer = load_tokenizer(job.base, config.model.revision)
-    model = make_trainable(
-        load_base(job.base, config.model.revision), config.model.peft, config.seed
+    base = load_base(
+        job.base,
+        config.model.revision,
+        attention=config.model.attention,
+        quantization=config.model.quantization,
     )
+    peft = complete_peft(config.model.peft, job.steps)
+    model = make_trainable(base, peft, config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if job.warm_start is not None and isinstance(model, PeftModel):
+        begin_with(model, job.warm_start)
     packing = train.packing and reads_positions(model)
     planner = Planner(
         examples=task.train,

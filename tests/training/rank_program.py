@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from peft import PeftModel
 
 from paft_ray.artifacts import Storage
 from paft_ray.config import ScheduleConfig, TrainConfig
-from paft_ray.modeling.model import load_base, load_tokenizer, make_trainable
+from paft_ray.modeling.model import (
+    adapter_files,
+    load_base,
+    load_tokenizer,
+    make_trainable,
+    reads_positions,
+    virtual_tokens,
+)
+from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.modeling.scoring import score_sequences
 from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
@@ -30,7 +40,6 @@ from paft_ray.training.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 STEPS = 20
@@ -38,7 +47,7 @@ PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj
 ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
 
 
-def make_planner(folder: str, train: TrainConfig) -> Planner:
+def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
     rng = random.Random(1)
     words = [
         "good",
@@ -73,7 +82,7 @@ def make_planner(folder: str, train: TrainConfig) -> Planner:
         seed=3,
         batch_size=6,
         row_tokens=train.row_tokens,
-        packing=train.packing,
+        packing=packing,
         end_token=True,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
@@ -105,6 +114,8 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train.learning_rate, train.schedule, step, steps)
         optimizer.step()
+        if model.peft_type == "ADALORA":  # pyright: ignore[reportAttributeAccessIssue]
+            model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
 
 
@@ -118,24 +129,66 @@ def train_config(options: dict) -> TrainConfig:
             "weight_decay": 0.01,
             "gradient_clipping": 0.5,
             "schedule": ScheduleConfig(type="linear", warmup_share=0.1, final_share=0.5),
-            "deepspeed": {"stage": options.get("stage", 1)},
+            "deepspeed": {
+                "stage": options.get("stage", 1),
+                "offload": options.get("offload", "none"),
+            },
             **options.get("train", {}),
         }
     )
 
 
+def mean_loss(model: torch.nn.Module, planner: Planner) -> float:
+    """Mean loss per sequence of the first three steps, without dropout."""
+    drawn = [own[0] for step in range(3) for own, _ in planner.draw(step, range(6))]
+    virtual = virtual_tokens(model)  # pyright: ignore[reportArgumentType]
+    scored = score_sequences(model.eval(), drawn, "float32", 96, planner.packing, virtual)
+    return -sum(by_owner[0] for by_owner in scored) / len(scored)
+
+
+def judge(
+    model: PeftModel,
+    weights: dict[str, torch.Tensor],
+    planner: Planner,
+    base: str,
+    folder: Path,
+    quantization: str,
+) -> dict[str, float]:
+    """Losses of a trained adapter, here and as peft loads it from its files.
+
+    `loaded` is on the kind of base that it was trained on, `on_disk` on the base as it is.
+    """
+    files = adapter_files(model, weights, base)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    losses = {"after": mean_loss(model, planner)}
+    for name, kind in {"loaded": quantization, "on_disk": "none"}.items():
+        loaded = PeftModel.from_pretrained(load_base(base, quantization=kind), str(folder))
+        losses[name] = mean_loss(loaded, planner)
+    return losses
+
+
 def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
-    """Train as `options` say and leave `<name>.safetensors`."""
+    """Train as `options` say and leave `<name>.safetensors`, and losses where it is judged."""
     train = train_config(options)
-    planner = make_planner(model_folder, train)
-    peft = None if options.get("full") else PEFT
-    model = make_trainable(load_base(model_folder), peft, seed=5)
+    peft = None if options.get("full") else options.get("peft", PEFT)
+    quantization = options.get("quantization", "none")
+    base = load_base(model_folder, quantization=quantization)
+    model = make_trainable(base, complete_peft(peft, train.steps or STEPS), seed=5)
+    planner = make_planner(model_folder, train, train.packing and reads_positions(model))
+    before = mean_loss(model, planner) if options.get("judged") else None
     if options.get("plain"):
-        train_plainly(model, planner, train, STEPS)
+        train_plainly(model, planner, train, train.steps or STEPS)
         named = model.named_parameters()
         weights = {n: p.detach().clone() for n, p in named if p.requires_grad}
     else:
         weights = train_on_engine(options, model, planner, train, folder)
+    if before is not None:
+        where = folder / options["name"] / "adapter"
+        after = judge(model, weights, planner, model_folder, where, quantization)
+        losses = {"before": before, **after}
+        (folder / f"{options['name']}.json").write_text(json.dumps(losses))
     if dist.get_rank() == 0:
         safetensors.torch.save_file(weights, folder / f"{options['name']}.safetensors")
     dist.barrier()
@@ -157,12 +210,12 @@ def train_on_engine(
         crew=engine.crew(),
         shard_bytes=options.get("shard_bytes", SHARD_BYTES),
     )
-    progress = Progress()
+    progress, steps = Progress(), train.steps or STEPS
     weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
     if (restored := checkpoints.load()) is not None:
         progress = restored.progress
-        assert 0 < progress.step < STEPS
-        engine.restore(restored.state, progress.step)
+        assert 0 < progress.step < steps
+        engine.restore(restored.state, progress.step, restored.other)
         weights.restore(restored.other)
     else:
         assert "continues" not in options
@@ -171,15 +224,15 @@ def train_on_engine(
         plans(
             planner,
             progress.step,
-            options.get("until", STEPS),
+            options.get("until", steps),
             engine.ranks,
             weights.for_step,
         ),
         progress,
         Recipe(
-            steps=STEPS,
+            steps=steps,
             learning_rate=lambda step: learning_rate(
-                train.learning_rate, train.schedule, step, STEPS
+                train.learning_rate, train.schedule, step, steps
             ),
             every_steps=options.get("every", 1000),
             seed=3,

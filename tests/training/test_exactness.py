@@ -3,16 +3,13 @@
 All scenarios of one number of ranks share one launch: real processes, gloo, DeepSpeed.
 """
 
-import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-RANK_PROGRAM = Path(__file__).with_name("rank_program.py")
 STAGES = [0, 1, 2, 3]
 Weights = dict[str, torch.Tensor]
 
@@ -32,12 +29,22 @@ ONE_RANK = [
     {"name": "plain-prefix", "plain": True, "train": PREFIX},
     {"name": "one-prefix", "train": PREFIX},
     *({"name": f"one-{name}", "train": train} for name, train in LOSSES.items()),
-    {"name": "cut5", "train": LOSSES["weighed"], "until": 11, "every": 3},
-    {"name": "resumed5", "train": LOSSES["weighed"], "continues": "cut5"},
+    {"name": "cut weighed", "train": LOSSES["weighed"], "until": 11, "every": 3},
+    {"name": "resumed weighed", "train": LOSSES["weighed"], "continues": "cut weighed"},
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
     {"name": "full-plain", "full": True, "plain": True},
     {"name": "full-one-stage0", "full": True, "stage": 0},
+    {"name": "optimizer offloaded", "stage": 2, "offload": "optimizer"},
+    {"name": "parameters offloaded", "stage": 3, "offload": "parameters"},
+    {"name": "cut5", "stage": 2, "offload": "optimizer", "until": 11, "every": 4},
+    {"name": "cut6", "stage": 3, "offload": "parameters", "until": 11, "every": 4},
+    {"name": "resumed5", "stage": 2, "offload": "optimizer", "continues": "cut5"},
+    {"name": "resumed6", "stage": 3, "offload": "parameters", "continues": "cut6"},
+    *(
+        {"name": f"activations{stage}", "stage": stage, "train": {"activation_checkpointing": True}}
+        for stage in STAGES
+    ),
 ]
 SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
 TWO_RANKS = [
@@ -56,26 +63,14 @@ TWO_RANKS = [
 FEWER_RANKS = [
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
     {"name": "full-resumed2", "stage": 0, "continues": "full-cut2", **SHARDED},
+    {"name": "two offloaded", "stage": 2, "offload": "optimizer"},
 ]
 
 
-def launch(folder: Path, model: Path, ranks: int, scenarios: list[dict]) -> None:
-    settings = {"model": str(model), "folder": str(folder), "ranks": ranks, "scenarios": scenarios}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(RANK_PROGRAM), json.dumps({**settings, "rank": rank})],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
-
-
 @pytest.fixture(scope="module")
-def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
+def trained(
+    launch: Callable[..., None], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Weights]:
     """Trained weights after each scenario."""
     folder = tmp_path_factory.mktemp("exactness")
     launch(folder, tiny_model, 2, TWO_RANKS)
@@ -104,14 +99,30 @@ def test_engine_without_packing_agrees_with_a_plain_padded_loop(
     assert largest_relative_difference(trained["unpacked"], trained["plain"]) < 1e-3
 
 
+@pytest.mark.parametrize("offloaded", ["optimizer", "parameters", "two"])
+def test_engine_with_offload_agrees_with_a_plain_padded_loop(
+    offloaded: str, trained: dict[str, Weights]
+) -> None:
+    weights = trained[f"{offloaded} offloaded"]
+    assert largest_relative_difference(weights, trained["plain"]) < 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_checkpointing_activations_changes_no_bit(stage: int, trained: dict[str, Weights]) -> None:
+    expected, found = trained[f"one-stage{stage}"], trained[f"activations{stage}"]
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize(
     ("whole", "resumed"),
     [
         ("one-stage1", "resumed1"),
         ("two-stage2", "resumed2"),
         ("two-stage3", "resumed3"),
-        ("one-weighed", "resumed5"),
+        ("one-weighed", "resumed weighed"),
         ("full-two-stage3", "full-resumed3"),
+        ("optimizer offloaded", "resumed5"),
+        ("parameters offloaded", "resumed6"),
     ],
 )
 def test_interrupted_and_resumed_training_ends_with_the_same_bits(

@@ -1,0 +1,37 @@
+"""Frozen linear weights in 4 bits, as in QLoRA (arXiv 2305.14314): nf4, quantised twice.
+
+Only training reads them. Evaluation scores an adapter on the base model as it is on disk: base and
+variants share one model in memory there, and it is what an adapter is merged into and deployed on.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def nf4_arguments() -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise each weight as it is read."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,  # autocast decides
+    )
+    return {"quantization_config": config}
+
+
+def prepare_quantized(model: "PreTrainedModel") -> None:
+    """Keep a quantised model trainable after it was scored on a CPU.
+
+    Where the CPU multiplies bf16 matrices, bitsandbytes repacks weights at the first forward pass
+    without gradients, for a kernel that has none: the adapter's gradients would silently be wrong.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
