@@ -1,7 +1,7 @@
 """One rank of one training: what a Ray Train worker does.
 
-Builds planner, model, engine and checkpoints and hands them to `loop.fit`; rank 0 then writes the
-adapter. Imports that need torch stay inside functions, because the driver imports this module.
+Builds planner, model, engine and checkpoints, hands them to `loop.fit`, and what comes of it to
+`handover`. Imports that need torch stay inside functions, because the driver imports this module.
 """
 
 import logging
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from paft_ray.tasks import Task
-    from paft_ray.tracking import Tracker
-    from paft_ray.training.checkpoint import Progress
     from paft_ray.training.plan import Planner
 
 logger = logging.getLogger(__name__)
@@ -80,6 +78,13 @@ def _train_rank(job: Job) -> None:
     from paft_ray.tracking import open_tracker
     from paft_ray.training.checkpoint import Checkpoints, Progress
     from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.handover import (
+        Base,
+        complete_training,
+        first_batch,
+        hand_over,
+        trainable_copy,
+    )
     from paft_ray.training.loop import Ledger, fit
     from paft_ray.training.plan import plans
     from paft_ray.training.schedule import learning_rate
@@ -104,6 +109,7 @@ def _train_rank(job: Job) -> None:
         torch.set_num_threads(job.threads)
         prepare_process("cuda" if get_device().type == "cuda" else "cpu")
         planner, model = _build(config, job, get_device())
+        beginning = trainable_copy(model) if rank == 0 else {}
         engine = Engine(model, config.train, job.dtype)
         checkpoints = Checkpoints(
             job.folder.child("checkpoints"), job.identity, config.train.checkpoint.keep
@@ -136,9 +142,11 @@ def _train_rank(job: Job) -> None:
             report=report,
             seed=config.seed,
         )
-        weights = engine.gather_weights()
-        if rank == 0:
-            _save_adapter(job, config, engine.model, weights, progress, ranks, tracker)
+        writer = ArtifactWriter(job.folder)
+        base = Base(job.base, config.model.revision, config.model.path, job.dtype)
+        verified = hand_over(engine, base, first_batch(planner), beginning, writer)
+        if verified is not None:
+            complete_training(job, config, writer, verified, progress, ranks, tracker)
         status = "FINISHED"
     finally:
         tracker.finish(status)
@@ -194,38 +202,3 @@ def _build(config: Config, job: Job, device: "torch.device") -> "tuple[Planner, 
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)
     return planner, model
-
-
-def _save_adapter(
-    job: Job,
-    config: Config,
-    model: "PeftModel",
-    weights: Mapping[str, Any],
-    progress: "Progress",
-    ranks: int,
-    tracker: "Tracker",
-) -> None:
-    """Write `adapter/` and then the training's manifest, which makes it complete."""
-    from paft_ray.modeling.model import adapter_files
-
-    writer = ArtifactWriter(job.folder)
-    files = adapter_files(model, dict(weights), config.model.path)
-    for name, data in files.items():
-        writer.add(f"adapter/{name}", data)
-        tracker.log_artifact(f"adapter/{name}", job.folder.path(f"adapter/{name}"))
-    about = {
-        "variant": job.label,
-        "seed": config.seed,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "answer_tokens": progress.answer_tokens,
-        "trimmed": progress.trimmed,
-        "seconds": round(progress.seconds, 3),
-        "prompts": len(job.prompts),
-        "workers": ranks,
-        "dtype": job.dtype,
-        "last_loss": progress.loss,
-        "made_from": job.made_from,
-    }
-    tracker.log_params({"training": about})
-    writer.commit(job.identity, about)

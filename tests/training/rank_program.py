@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from paft_ray.artifacts import Storage
+from paft_ray.artifacts import ArtifactWriter, Storage
 from paft_ray.config import ScheduleConfig, TrainConfig
 from paft_ray.modeling.model import add_adapter, load_base, load_tokenizer
 from paft_ray.modeling.tokenization import TextEncoder
@@ -20,6 +21,7 @@ from paft_ray.tasks import Example
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine, prepare_process
+from paft_ray.training.handover import Base, first_batch, hand_over, trainable_copy
 from paft_ray.training.loop import Ledger, fit
 from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
@@ -120,21 +122,27 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     """Train as `options` say and leave `<name>.safetensors`."""
     train = train_config(options)
     planner = make_planner(model_folder, train.row_tokens, options.get("packing", True))
-    model = add_adapter(load_base(model_folder), PEFT, seed=5)
+    model = add_adapter(load_base(model_folder), options.get("peft", PEFT), seed=5)
     if options.get("plain"):
         train_plainly(model, planner, train, STEPS)
         named = model.named_parameters()
         weights = {n: p.detach().clone() for n, p in named if p.requires_grad}
     else:
-        weights = train_on_engine(options, model, planner, train, folder)
+        weights = train_on_engine(options, model, planner, train, folder, model_folder)
     if dist.get_rank() == 0:
         safetensors.torch.save_file(weights, folder / f"{options['name']}.safetensors")
     dist.barrier()
 
 
 def train_on_engine(
-    options: dict, model: "PeftModel", planner: Planner, train: TrainConfig, folder: Path
+    options: dict,
+    model: "PeftModel",
+    planner: Planner,
+    train: TrainConfig,
+    folder: Path,
+    model_folder: str,
 ) -> dict[str, torch.Tensor]:
+    beginning = trainable_copy(model)
     engine = Engine(model, train, "float32")
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(where.child("checkpoints"), "test", keep=10)
@@ -157,6 +165,11 @@ def train_on_engine(
         ledger=Ledger(where.child("ledger"), progress.step),
         report=lambda metrics: None,
     )
+    base = Base(model_folder, None, model_folder, "float32")
+    verified = hand_over(engine, base, first_batch(planner), beginning, ArtifactWriter(where))
+    assert (verified is None) == (engine.rank != 0)
+    if verified is not None:
+        where.write_json("verified.json", asdict(verified))
     return engine.gather_weights()
 
 
