@@ -83,7 +83,11 @@ def pyfunc_files(
                 python_model=str(code),
                 artifacts={"adapter": str(source / "adapter")},
                 signature=_signature(settings),
-                pip_requirements=[f"{n}=={versions[n]}" for n in _REQUIREMENTS if n in versions],
+                pip_requirements=[
+                    f"{name}=={versions[name].partition('+')[0]}"  # a build's name is no version
+                    for name in _REQUIREMENTS
+                    if name in versions
+                ],
                 model_config=dict(settings),
             )
         record = target / "MLmodel"  # names the places it was made from, which are gone

@@ -94,7 +94,8 @@ class AnswerModel(PythonModel):
             DataError: A row has neither a finished prompt nor all fields, or is too long.
         """
         prompt = (params or {}).get("prompt") or self._settings["prompt"]
-        rows = model_input.to_dict(orient="records")
+        # of columns that it does not know mlflow leaves rows without any, which pandas would drop
+        rows = model_input.to_dict(orient="records") or [{}] * len(model_input)
         questions = [self._question(number, row, prompt) for number, row in enumerate(rows)]
         ask = self._generate if self._settings["choices"] is None else self._rank_choices
         return pd.DataFrame({"answer": ask(questions) if questions else []}, dtype="object")

@@ -111,8 +111,8 @@ class Verified:
 
 
 def first_batch(planner: Planner) -> Probe:
-    """The first sequences of a training, eight at most: what every rank can read."""
-    drawn = (planner.draw(0, slot)[0] for slot in range(min(8, planner.batch_size)))
+    """The first sequences of a training, four at most: what every rank can read."""
+    drawn = (planner.draw(0, slot)[0] for slot in range(min(4, planner.batch_size)))
     return Probe(tuple(drawn), planner.row_tokens, planner.packing)
 
 
@@ -198,8 +198,9 @@ def verify_adapter(
     Raises:
         TrainingError: The files cannot be loaded, or tensors or loss differ.
     """
+    _compare_tensors(_stored_tensors(folder), expected, folder.path(_WEIGHTS))
     model = _reload(folder, base)
-    _compare_tensors(model, expected, folder)
+    _compare_tensors(_loaded_tensors(model), expected, f"{folder.path()}, loaded by peft")
     reloaded = probe.mean_loss(model, base.dtype)
     allowed = LOSS_TOLERANCE[base.dtype] * max(1.0, abs(loss))
     if not abs(reloaded - loss) <= allowed:
@@ -270,30 +271,42 @@ def _reload(folder: Storage, base: Base) -> "PeftModel":
             # what a prompt encoder was trained from is not stored, so it can only be read
             trainable = not PeftConfig.from_pretrained(files).is_prompt_learning
             model = PeftModel.from_pretrained(fresh, files, is_trainable=trainable)
-        except (OSError, ValueError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise TrainingError(f"{files}: peft cannot load the adapter: {error}") from error
     if base.dtype == "bfloat16":
         store_frozen_in_bf16(model)
     return model.eval()
 
 
-def _compare_tensors(
-    model: "PeftModel", expected: Mapping[str, torch.Tensor], folder: Storage
-) -> None:
+def _stored_tensors(folder: Storage) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(folder.read_bytes(_WEIGHTS))
+    except safetensors.SafetensorError as error:
+        raise TrainingError(
+            f"{folder.path(_WEIGHTS)}: cannot be read ({error}): storage may be damaged; delete "
+            "the folder and run again"
+        ) from error
+
+
+def _loaded_tensors(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """The adapter's tensors as peft names them in files."""
     from peft import get_peft_model_state_dict
 
-    if reads_positions(model):
-        named = model.named_parameters()
-        trainable = {name: p.detach() for name, p in named if p.requires_grad}
-        loaded = get_peft_model_state_dict(model, state_dict=trainable, save_embedding_layers=False)
-    else:
-        loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
-    if missing := sorted(loaded.keys() ^ expected.keys()):
-        raise TrainingError(_among(f"{folder.path()}: tensors are missing or foreign", missing))
-    same = {name: torch.equal(loaded[name].float(), t.float()) for name, t in expected.items()}
+    if not reads_positions(model):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return get_peft_model_state_dict(model, state_dict=trainable, save_embedding_layers=False)
+
+
+def _compare_tensors(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+) -> None:
+    if missing := sorted(found.keys() ^ expected.keys()):
+        raise TrainingError(_among(f"{where}: tensors are missing or foreign", missing))
+    same = {name: torch.equal(found[name].float(), t.float()) for name, t in expected.items()}
     if differing := [name for name, equal in same.items() if not equal]:
         raise TrainingError(
-            _among(f"{folder.path()}: tensors differ from those trained", differing)
+            _among(f"{where}: tensors differ from those trained", differing)
             + ": storage may be damaged; delete the folder and run again"
         )
 
