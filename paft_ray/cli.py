@@ -239,12 +239,18 @@ def _log_file(session: Session) -> Iterator[str]:
     log = os.open(local, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    handler = logging.StreamHandler(sys.stderr)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        handlers=[handler],
+        force=True,
     )
     try:
         yield folder.path(LOG)
     finally:
+        logging.getLogger().removeHandler(handler)
+        logging.getLogger().addHandler(logging.NullHandler())
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(real[0], 1)

@@ -206,6 +206,9 @@ def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
     for name in ("config.json", "manifest.json", "log.txt", "summary.json", "scores.parquet"):
         assert (run / name).stat().st_size > 0, name
     assert "<table" in (run / "report.html").read_text(encoding="utf-8")
+    card = (run / "training/paft-s1/adapter/README.md").read_text(encoding="utf-8")
+    assert "over 3 held-out prompts x 10 test examples" in card
+    assert f"{100 * summary['models']['paft']['mean']:.1f}" in card
     assert json.loads((run / "summary.json").read_text()) == summary
     assert set(summary["models"]) == {"base", "single_prompt", "paft"}
     assert set(adapter_bytes(storage)) == {"single_prompt-s1", "paft-s1"}
@@ -256,10 +259,11 @@ def test_run_draws_as_the_ledger_says_and_single_prompt_draws_one(
 def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     undisturbed: tuple[Path, dict],
 ) -> None:
-    from mlflow import MlflowClient
+    import mlflow
 
     storage, summary = undisturbed
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    mlflow.set_tracking_uri(f"sqlite:///{storage / 'mlflow.db'}")
+    client = mlflow.MlflowClient()
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"small", "small/pool", "small/single_prompt", "small/paft"}
@@ -270,6 +274,8 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     assert [metric.step for metric in history] == list(range(1, 13))
     mean = summary["models"]["paft"]["mean"]
     assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
+    model = mlflow.models.get_model_info(f"runs:/{runs['small/paft'].info.run_id}/model")
+    assert [column.name for column in model.signature.inputs] == ["review", "text", "prompt"]
     pool = runs["small/paft"].data.tags["paft.pool"]
     name, _, alias = pool.removeprefix("models:/").partition("@")
     version = client.get_model_version_by_alias(name, alias)

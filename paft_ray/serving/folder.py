@@ -64,8 +64,6 @@ def pyfunc_files(
         adapter: Files of `adapter/`.
         versions: Of installed packages, for the folder's requirements.
     """
-    import mlflow.pyfunc
-
     with tempfile.TemporaryDirectory(prefix="paft-pyfunc-") as temporary:
         source, target = Path(temporary, "source"), Path(temporary, "target")
         for name, data in adapter.items():
@@ -75,9 +73,10 @@ def pyfunc_files(
         code = source / "answer_model.py"
         code.write_text(_CODE, encoding="utf-8")
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of missing type hints and example: the signature is given
+            # of its own type hints, and of ours and an example that it misses beside the signature
+            warnings.simplefilter("ignore")
+            import mlflow.pyfunc
+
             mlflow.pyfunc.save_model(
                 str(target),
                 python_model=str(code),

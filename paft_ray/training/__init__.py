@@ -6,5 +6,6 @@ schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
 checkpoint.py   rank-free state to and from storage
 loop.py         the loop; no Ray
+handover.py     from a trained engine to a verified adapter, its card and pyfunc
 trainer.py      Ray Train: `train(config, pool, variant)`
 """
