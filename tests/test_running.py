@@ -259,11 +259,11 @@ def test_run_draws_as_the_ledger_says_and_single_prompt_draws_one(
 def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     undisturbed: tuple[Path, dict],
 ) -> None:
-    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.models import Model
 
     storage, summary = undisturbed
-    mlflow.set_tracking_uri(f"sqlite:///{storage / 'mlflow.db'}")
-    client = mlflow.MlflowClient()
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert set(runs) == {"small", "small/pool", "small/single_prompt", "small/paft"}
@@ -274,8 +274,8 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     assert [metric.step for metric in history] == list(range(1, 13))
     mean = summary["models"]["paft"]["mean"]
     assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
-    model = mlflow.models.get_model_info(f"runs:/{runs['small/paft'].info.run_id}/model")
-    assert [column.name for column in model.signature.inputs] == ["review", "text", "prompt"]
+    signature = Model.load(f"{runs['small/paft'].info.artifact_uri}/model").signature
+    assert [column.name for column in signature.inputs] == ["review", "text", "prompt"]
     pool = runs["small/paft"].data.tags["paft.pool"]
     name, _, alias = pool.removeprefix("models:/").partition("@")
     version = client.get_model_version_by_alias(name, alias)
