@@ -10,8 +10,10 @@ import io
 import json
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +212,15 @@ class Storage:
         for info in self.filesystem.get_file_info(selector):
             if info.type == pafs.FileType.File and info.base_name not in keep:
                 self.filesystem.delete_file(info.path)
+
+    @contextmanager
+    def local(self) -> Iterator[str]:
+        """A local folder with these files: this one, or a copy that lasts as long as the block."""
+        if self.is_local:
+            yield self.path()
+            return
+        with tempfile.TemporaryDirectory(prefix="paft-files-") as temporary:
+            yield str(self.fetch(Path(temporary)))
 
     def fetch(self, into: Path) -> Path:
         """Copy the files of this folder into a local one and return it."""

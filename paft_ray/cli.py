@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -47,12 +47,16 @@ class Verb:
     """One command."""
 
     help: str
-    run: Callable[[Session, bool], Result]
+    run: Callable[[Session, argparse.Namespace], Result]
     needs_ray: bool = True
+    logged: bool = True
+    """Whether what libraries print goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether model and adapter are tried first."""
     finished: Callable[[Session], Result | None] | None = None
     """The result where everything is done, found without Ray."""
+    check: Callable[[Session, argparse.Namespace], object] | None = None
+    """Refuses what it can before anything is written, the log included."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
         sub.add_argument("--print-config", action="store_true", help="show what was understood")
         sub.set_defaults(overwrite=False)
+        if name == "export":
+            _add_export_options(sub)
         if name not in ("run", "train"):
             continue
         sub.add_argument(
@@ -118,20 +124,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", metavar="NAME", help="which variant (default: paft)")
+    parser.add_argument("--merge", action="store_true", help="the whole model, adapter merged in")
+    parser.add_argument(
+        "--pyfunc", action="store_true", help="an MLflow pyfunc: text in, answer out"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder or URI (default: runs/NAME/export/VARIANT/KIND)"
+    )
+
+
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _Streams) -> int:
     from paft_ray.api import open_session
 
     screen = RichScreen(streams.console)
     try:
         session = open_session(config, options.overwrite, screen)
+        if verb.check is not None:
+            verb.check(session, options)
     except PaftError as error:
         return _say(streams.stderr, error, 2)
     for warning in session.warnings:
         screen.line(f"note: {warning}")
-    with _log_file(session) if verb.needs_ray else nullcontext("no log") as log:
+    with _log_file(session) if verb.logged else nullcontext("no log") as log:
         try:
             with _interruptible():
-                result = _run(verb, session, options.overwrite)
+                result = _run(verb, session, options)
         except ConfigError as error:
             _leave_nothing(session)
             return _say(streams.stderr, error, 2)
@@ -155,21 +174,21 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _
     return 0
 
 
-def _run(verb: Verb, session: Session, overwrite: bool) -> Result:
+def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
     if not verb.needs_ray:
-        return verb.run(session, overwrite)
-    if verb.finished and not overwrite and (result := verb.finished(session)) is not None:
+        return verb.run(session, options)
+    if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
         return result
     from paft_ray.api import try_model
     from paft_ray.cluster import check_cluster, ray_session
 
     if verb.trains:
-        try_model(session, overwrite)
+        try_model(session, options.overwrite)
     with ray_session():
         check_cluster(session.config)
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
-        return verb.run(session, overwrite)
+        return verb.run(session, options)
 
 
 def _leave_nothing(session: Session) -> None:
@@ -220,12 +239,18 @@ def _log_file(session: Session) -> Iterator[str]:
     log = os.open(local, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    handler = logging.StreamHandler(sys.stderr)
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        handlers=[handler],
+        force=True,
     )
     try:
         yield folder.path(LOG)
     finally:
+        logging.getLogger().removeHandler(handler)
+        logging.getLogger().addHandler(logging.NullHandler())
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(real[0], 1)
@@ -236,7 +261,7 @@ def _log_file(session: Session) -> Iterator[str]:
             folder.write_bytes(LOG, local.read_bytes())
 
 
-def _prompts(session: Session, overwrite: bool) -> Result:
+def _prompts(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.prompts.build import pool_fingerprint, pool_record
     from paft_ray.report import funnel_lines, write_pool_page
     from paft_ray.running import prepare_pool
@@ -250,10 +275,10 @@ def _prompts(session: Session, overwrite: bool) -> Result:
     return Result(data, "\n".join(text))
 
 
-def _train(session: Session, overwrite: bool) -> Result:
+def _train(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray import running
 
-    with running.claimed(session, overwrite):
+    with running.claimed(session, options.overwrite):
         pool = running.prepare_pool(session)
         running.check_lengths(session, pool)
         trained = [running.train_variant(session, pool, v) for v in session.config.variants]
@@ -265,16 +290,16 @@ def _train(session: Session, overwrite: bool) -> Result:
     return Result(data, "\n".join(lines))
 
 
-def _evaluate(session: Session, overwrite: bool) -> Result:
+def _evaluate(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray import running
 
     return _results(session, running.evaluate(session))
 
 
-def _run_all(session: Session, overwrite: bool) -> Result:
+def _run_all(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray import running
 
-    return _results(session, running.run(session, overwrite))
+    return _results(session, running.run(session, options.overwrite))
 
 
 def _finished_run(session: Session) -> Result | None:
@@ -284,7 +309,7 @@ def _finished_run(session: Session) -> Result | None:
     return None if summary is None else _results(session, summary)
 
 
-def _report(session: Session, overwrite: bool) -> Result:
+def _report(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.report import write_report
 
     folder = session.run_folder
@@ -295,6 +320,21 @@ def _report(session: Session, overwrite: bool) -> Result:
         )
     path = write_report(folder)
     return Result({"report": path}, f"report: {path}")
+
+
+def _plan_export(session: Session, options: argparse.Namespace) -> Any:
+    from paft_ray.exporting import plan_export
+
+    return plan_export(session, options.variant, options.merge, options.pyfunc, options.out)
+
+
+def _export(session: Session, options: argparse.Namespace) -> Result:
+    from paft_ray.cluster import prepare_environment
+    from paft_ray.exporting import export
+
+    prepare_environment()
+    exported = export(_plan_export(session, options))
+    return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
 
 
 def _results(session: Session, summary: Mapping[str, Any]) -> Result:
@@ -322,7 +362,7 @@ def _near(path: str) -> str:
     return str(Path(path).relative_to(Path.cwd())) if below else path
 
 
-def _plan(session: Session, overwrite: bool) -> Result:
+def _plan(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.plan import describe_plan
 
     plan = describe_plan(session)
@@ -345,8 +385,14 @@ VERBS: Mapping[str, Verb] = {
     "run": Verb(
         "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
     ),
-    "report": Verb("write the report of a run again", _report, needs_ray=False),
-    "plan": Verb("check everything and say what would be done", _plan, needs_ray=False),
+    "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
+    "export": Verb(
+        "write an adapter, a merged model or an MLflow pyfunc to a folder",
+        _export,
+        needs_ray=False,
+        check=_plan_export,
+    ),
+    "plan": Verb("check everything and say what would be done", _plan, False, logged=False),
 }
 
 

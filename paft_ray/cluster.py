@@ -23,7 +23,7 @@ from paft_ray.errors import ConfigError, PaftError
 logger = logging.getLogger(__name__)
 
 # set before the first import of ray anywhere in the process: ray reads them at import or start
-_RAY_ENVIRONMENT = {
+_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,6 +58,12 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
+def prepare_environment() -> None:
+    """Set what Ray, OpenMP and the Hugging Face libraries read when they are first imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
@@ -65,8 +71,7 @@ def ray_session() -> Iterator[None]:
     A cluster that we start asks for a token, made here and known to this process and its children
     only.
     """
-    for name, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    prepare_environment()
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
     if address == "local":

@@ -22,6 +22,7 @@ from paft_ray.artifacts import (
     to_json,
     to_parquet,
 )
+from paft_ray.card import CARD, Form, render_card
 from paft_ray.config import SinglePromptVariant, VariantConfig
 from paft_ray.errors import ConfigError
 from paft_ray.evaluation.grid import GridModel, score_grid
@@ -35,7 +36,7 @@ from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import POOL_FILE, Origin, Prompt, PromptPool
 from paft_ray.prompts.template import clean, parse
-from paft_ray.report import POOL_PAGE, write_pool_page, write_report
+from paft_ray.report import POOL_PAGE, card_figures, write_pool_page, write_report
 from paft_ray.session import RUN_KEY, Session
 from paft_ray.tasks.base import SPLITS
 from paft_ray.tracking import (
@@ -360,6 +361,7 @@ def conclude(
     with session.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
+    _write_cards(session, trained, summary, tracker)
     _track(session, summary, tracker)
     if len(trained) == len(session.config.variants):
         writer = ArtifactWriter(folder)
@@ -367,6 +369,26 @@ def conclude(
             writer.note(name)
         writer.commit(_identity(session), {"pool": pool.fingerprint})
     return summary
+
+
+def _write_cards(
+    session: Session,
+    trained: Sequence[TrainedAdapter],
+    summary: Mapping[str, Any],
+    tracker: Tracker,
+) -> None:
+    """The models' cards again, now that there are figures."""
+    figures = card_figures(summary)
+    form: Form = "model" if session.config.model.peft is None else "adapter"
+    folder = MODEL_FOLDER if form == "model" else ADAPTER_FOLDER
+    for model in trained:
+        if "prompt" not in model.about:  # trained before there were cards
+            continue
+        text = render_card(
+            session.config, session.task, model.fingerprint, model.about, figures, form
+        ).encode()
+        model.folder.write_bytes(f"{folder}/{CARD}", text)
+        tracker.log_artifact(f"adapters/{model.variant}/{CARD}", text)
 
 
 def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> None:

@@ -60,7 +60,9 @@ def test_print_config_shows_defaults_and_loads_again(
     assert json.loads(capsys.readouterr().out) == shown
 
 
-@pytest.mark.parametrize("verb", ["prompts", "train", "evaluate", "run", "report", "plan"])
+@pytest.mark.parametrize(
+    "verb", ["prompts", "train", "evaluate", "run", "report", "export", "plan"]
+)
 @pytest.mark.parametrize(
     ("override", "named"),
     [

@@ -206,6 +206,9 @@ def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
     for name in ("config.json", "manifest.json", "log.txt", "summary.json", "scores.parquet"):
         assert (run / name).stat().st_size > 0, name
     assert "<table" in (run / "report.html").read_text(encoding="utf-8")
+    card = (run / "training/paft-s1/adapter/README.md").read_text(encoding="utf-8")
+    assert "over 3 held-out prompts x 10 test examples" in card
+    assert f"{100 * summary['models']['paft']['mean']:.1f}" in card
     assert json.loads((run / "summary.json").read_text()) == summary
     assert set(summary["models"]) == {"base", "single_prompt", "paft"}
     assert set(adapter_bytes(storage)) == {"single_prompt-s1", "paft-s1"}
@@ -257,6 +260,7 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     undisturbed: tuple[Path, dict],
 ) -> None:
     from mlflow import MlflowClient
+    from mlflow.models import Model
 
     storage, summary = undisturbed
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
@@ -270,6 +274,8 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     assert [metric.step for metric in history] == list(range(1, 13))
     mean = summary["models"]["paft"]["mean"]
     assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
+    signature = Model.load(f"{runs['small/paft'].info.artifact_uri}/model").signature
+    assert [column.name for column in signature.inputs] == ["review", "text", "prompt"]
     pool = runs["small/paft"].data.tags["paft.pool"]
     name, _, alias = pool.removeprefix("models:/").partition("@")
     version = client.get_model_version_by_alias(name, alias)

@@ -8,7 +8,6 @@ of them at every use; embeddings, norms, the output head and the adapter stay in
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json, 
 from paft_ray.errors import ConfigError, one_line
 from paft_ray.loading import resolve_path
 from paft_ray.modeling.files import model_identity
-from paft_ray.modeling.full import full_model_files, train_all_weights
+from paft_ray.modeling.full import train_all_weights
 
 if TYPE_CHECKING:
     import torch
@@ -255,29 +254,6 @@ def adapter_files(
         "adapter_model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
         "adapter_config.json": to_json(_plain(config)),
     }
-
-
-def weight_files(
-    model: "PeftModel | PreTrainedModel",
-    trainable: "dict[str, torch.Tensor]",
-    base: str,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> "Iterable[tuple[str, bytes]]":
-    """What a training leaves behind, below its folder: files of `adapter/`, or of `model/`.
-
-    Args:
-        model: What was trained.
-        trainable: Gathered trainable parameters by their names in `model`.
-        base: What an adapter's configuration names as its base model.
-        tokenizer: Stored with a whole model.
-    """
-    from peft import PeftModel
-
-    if isinstance(model, PeftModel):
-        files = adapter_files(model, trainable, base).items()
-        return ((f"{ADAPTER_FOLDER}/{name}", data) for name, data in files)
-    files = full_model_files(model, trainable, tokenizer)
-    return ((f"{MODEL_FOLDER}/{name}", data) for name, data in files)
 
 
 def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -> "PeftModel":

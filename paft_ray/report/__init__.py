@@ -11,6 +11,13 @@ Covered: showing what files say. Not covered: the figures, which are `evaluation
 
 from paft_ray.report.page import write_report
 from paft_ray.report.pool_page import POOL_PAGE, funnel_lines, write_pool_page
-from paft_ray.report.table import results_table
+from paft_ray.report.table import card_figures, results_table
 
-__all__ = ["POOL_PAGE", "funnel_lines", "results_table", "write_pool_page", "write_report"]
+__all__ = [
+    "POOL_PAGE",
+    "card_figures",
+    "funnel_lines",
+    "results_table",
+    "write_pool_page",
+    "write_report",
+]

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paft_ray.card import Evaluation
+
 NAMES = {"base": "base model", "single_prompt": "single prompt", "paft": "PAFT"}
 ILLUSTRATION = (
     "one seed is an illustration, not a measurement: run with `seed=1`, `seed=2`, ... "
@@ -61,6 +63,12 @@ def result_rows(
         tops = [f"{100 * share:.0f}%" for share in model["top"].values()]
         rows.append(Cells(label, display_name(label, names) + steps, (*figures, *tops)))
     return tuple(rows)
+
+
+def card_figures(summary: Mapping[str, Any]) -> Evaluation:
+    """The results for a model card."""
+    rows = [(row.name, *row.figures) for row in result_rows(summary)]
+    return Evaluation(result_columns(summary), tuple(rows), summary["prompts"], summary["examples"])
 
 
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

@@ -10,5 +10,6 @@ methods.py      what a peft method needs of a step besides a loss; pure
 checkpoint.py   rank-free state to and from storage
 ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray
+handover.py     from a trained engine to a verified adapter, its card and pyfunc
 trainer.py      Ray Train: `train(config, pool, variant)`
 """

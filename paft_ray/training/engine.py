@@ -6,7 +6,8 @@ fp32 weights, one optimizer step per call, gathered state. Not covered: pipeline
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,6 +240,31 @@ class Engine:
             if self.rank == 0:
                 weights[name] = _own_copy(full)
         return weights
+
+    @contextmanager
+    def whole_adapter(self) -> Iterator[None]:
+        """Trainable parameters are whole on every rank inside; collective under stage 3."""
+        import deepspeed
+
+        if self.stage < 3:
+            yield
+            return
+        with deepspeed.zero.GatheredParameters(list(self.trainable().values())):
+            yield
+
+    def mean_loss(self, rows: Sequence[Row]) -> float:
+        """Mean negative log-likelihood of the answer tokens of some rows, in nats.
+
+        Without dropout and gradients. Collective under stage 3: every rank reads the same rows.
+        """
+        self._engine.eval()
+        with torch.no_grad():
+            logprobs = [
+                answer_logprobs(self._engine, row, self.device, self.virtual_tokens).double()
+                for row in rows
+            ]
+        self._engine.train()
+        return -float(torch.cat(logprobs).mean())
 
     def restore(
         self,

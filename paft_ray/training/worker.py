@@ -1,13 +1,12 @@
 """One rank of one training: what a Ray Train worker does.
 
-Builds planner, model, engine and checkpoints and hands them to `loop.fit`; rank 0 then writes the
-adapter. Imports that need torch stay inside functions, because the driver imports this module.
+Builds planner, model, engine and checkpoints, hands them to `loop.fit`, and what comes of it to
+`handover`. Imports that need torch stay inside functions, because the driver imports this module.
 """
 
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import ArtifactWriter, Storage
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from paft_ray.tasks import Task
-    from paft_ray.tracking import Tracker
-    from paft_ray.training.checkpoint import Progress
     from paft_ray.training.plan import Planner
 
 logger = logging.getLogger(__name__)
@@ -84,6 +81,13 @@ def _train_rank(job: Job) -> None:
     from paft_ray.tracking import open_tracker
     from paft_ray.training.checkpoint import KINDS, Checkpoints, Progress
     from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.handover import (
+        Base,
+        complete_training,
+        first_batch,
+        hand_over,
+        trainable_copy,
+    )
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import Outlets, Recipe, fit
     from paft_ray.training.plan import plans
@@ -110,6 +114,7 @@ def _train_rank(job: Job) -> None:
         torch.set_num_threads(job.threads)
         prepare_process("cuda" if get_device().type == "cuda" else "cpu")
         planner, model = _build(config, job, get_device())
+        beginning = trainable_copy(model) if rank == 0 else {}
         engine = Engine(model, config.train, job.dtype)
         checkpoints = Checkpoints(
             job.folder.child("checkpoints"),
@@ -154,9 +159,17 @@ def _train_rank(job: Job) -> None:
             ),
             weights,
         )
-        adapter = engine.gather_weights()
-        if rank == 0:
-            _save_adapter(job, config, engine.model, adapter, progress, ranks, tracker)
+        writer = ArtifactWriter(job.folder)
+        base = Base(
+            job.base,
+            config.model.revision,
+            config.model.path,
+            job.dtype,
+            config.model.quantization,
+        )
+        verified = hand_over(engine, base, first_batch(planner), beginning, writer)
+        if verified is not None:
+            complete_training(job, config, writer, verified, progress, ranks, tracker)
         status = "FINISHED"
     finally:
         tracker.finish(status)
@@ -232,41 +245,3 @@ def _build(
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)
     return planner, model
-
-
-def _save_adapter(
-    job: Job,
-    config: Config,
-    model: "PeftModel | PreTrainedModel",
-    weights: Mapping[str, Any],
-    progress: "Progress",
-    ranks: int,
-    tracker: "Tracker",
-) -> None:
-    """Write `adapter/` or `model/`, and then the manifest, which makes the training complete."""
-    from paft_ray.modeling.model import MODEL_FOLDER, load_tokenizer, weight_files
-    from paft_ray.training.patience import retry_storage
-
-    where, doing = job.folder.path(), "writing the result"
-    writer = ArtifactWriter(job.folder)
-    tokenizer = load_tokenizer(job.base, config.model.revision)
-    for name, data in weight_files(model, dict(weights), config.model.path, tokenizer):
-        retry_storage(partial(writer.add, name, data), doing, where)
-        if not name.startswith(MODEL_FOLDER):  # MLflow keeps adapters, not copies of models
-            tracker.log_artifact(name, job.folder.path(name))
-    about = {
-        "variant": job.label,
-        "seed": config.seed,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "answer_tokens": progress.answer_tokens,
-        "trimmed": progress.trimmed,
-        "seconds": round(progress.seconds, 3),
-        "prompts": len(job.prompts),
-        "workers": ranks,
-        "dtype": job.dtype,
-        "last_loss": progress.loss,
-        "made_from": job.made_from,
-    }
-    tracker.log_params({"training": about})
-    retry_storage(partial(writer.commit, job.identity, about), doing, where)

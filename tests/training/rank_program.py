@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from paft_ray.artifacts import Storage
+from paft_ray.artifacts import ArtifactWriter, Storage
 from paft_ray.config import ScheduleConfig, TrainConfig
 from paft_ray.modeling.model import (
     adapter_files,
@@ -30,6 +31,7 @@ from paft_ray.tasks import Example
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine, prepare_process
+from paft_ray.training.handover import Base, first_batch, hand_over, trainable_copy
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import Outlets, Recipe, fit
 from paft_ray.training.objective import views
@@ -183,7 +185,7 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
         named = model.named_parameters()
         weights = {n: p.detach().clone() for n, p in named if p.requires_grad}
     else:
-        weights = train_on_engine(options, model, planner, train, folder)
+        weights = train_on_engine(options, model, planner, train, folder, model_folder)
     if before is not None:
         where = folder / options["name"] / "adapter"
         after = judge(model, weights, planner, model_folder, where, quantization)
@@ -200,7 +202,9 @@ def train_on_engine(
     planner: Planner,
     train: TrainConfig,
     folder: Path,
+    model_folder: str,
 ) -> dict[str, torch.Tensor]:
+    beginning = trainable_copy(model)
     engine = Engine(model, train, "float32", options.get("small_state", SMALL_STATE))
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(
@@ -246,6 +250,12 @@ def train_on_engine(
         ),
         weights,
     )
+    quantization = options.get("quantization", "none")
+    base = Base(model_folder, None, model_folder, "float32", quantization)
+    verified = hand_over(engine, base, first_batch(planner), beginning, ArtifactWriter(where))
+    assert (verified is None) == (engine.rank != 0)
+    if verified is not None:
+        where.write_json("verified.json", asdict(verified))
     return engine.gather_weights()
 
 

@@ -3,12 +3,15 @@
 All scenarios of one number of ranks share one launch: real processes, gloo, DeepSpeed.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
 
 STAGES = [0, 1, 2, 3]
 Weights = dict[str, torch.Tensor]
@@ -59,24 +62,41 @@ TWO_RANKS = [
     {"name": "full-cut3", "stage": 3, "until": 8, "every": 4, **SHARDED},
     {"name": "full-resumed3", "stage": 3, "continues": "full-cut3", **SHARDED},
     {"name": "full-cut2", "stage": 2, "until": 8, "every": 4, **SHARDED},
+    {"name": "two offloaded", "stage": 2, "offload": "optimizer"},
 ]
 FEWER_RANKS = [
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
     {"name": "full-resumed2", "stage": 0, "continues": "full-cut2", **SHARDED},
-    {"name": "two offloaded", "stage": 2, "offload": "optimizer"},
+]
+PROMPT_TUNING = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
+IA3 = {
+    "peft_type": "IA3",
+    "target_modules": ["k_proj", "down_proj"],
+    "feedforward_modules": ["down_proj"],
+}
+OTHER_METHODS = [
+    {"name": "prompt3", "stage": 3, "until": 3, "peft": PROMPT_TUNING},
+    {"name": "ia3", "stage": 3, "until": 3, "peft": IA3},
 ]
 
 
 @pytest.fixture(scope="module")
-def trained(
+def launched(
     launch: Callable[..., None], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Weights]:
-    """Trained weights after each scenario."""
+) -> Path:
+    """The folder that all scenarios left: weights, checkpoints, adapters."""
     folder = tmp_path_factory.mktemp("exactness")
-    launch(folder, tiny_model, 2, TWO_RANKS)
+    launch(folder, tiny_model, 2, [*TWO_RANKS, *OTHER_METHODS])
     (folder / "meeting-1").unlink(missing_ok=True)
     launch(folder, tiny_model, 1, [*ONE_RANK, *FEWER_RANKS])
-    return {path.stem: safetensors.torch.load_file(path) for path in folder.glob("*.safetensors")}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(launched: Path) -> dict[str, Weights]:
+    """Trained weights after each scenario."""
+    paths = launched.glob("*.safetensors")
+    return {path.stem: safetensors.torch.load_file(path) for path in paths}
 
 
 def largest_relative_difference(one: Weights, other: Weights) -> float:
@@ -167,3 +187,35 @@ def test_training_on_the_first_answer_tokens_agrees_with_a_plain_loop_that_cuts_
 def test_training_moves_every_adapter_tensor(trained: dict[str, Weights]) -> None:
     for name, tensor in trained["plain"].items():
         assert float(tensor.abs().max()) > 1e-3, name
+
+
+@pytest.mark.parametrize(
+    ("scenario", "tensors"),
+    [*((f"{n}-stage{s}", 8) for n in ("one", "two") for s in STAGES), ("prompt3", 1), ("ia3", 4)],
+)
+def test_adapter_handed_over_has_all_its_tensors_and_the_loss_of_the_engine(
+    scenario: str, tensors: int, launched: Path, tiny_model: Path
+) -> None:
+    verified = json.loads((launched / scenario / "verified.json").read_text(encoding="utf-8"))
+    assert verified["tensors"] == tensors
+    assert verified["loss_reloaded"] == pytest.approx(verified["loss"], rel=1e-5)
+    adapter = launched / scenario / "adapter"
+    stored = safetensors.torch.load_file(adapter / "adapter_model.safetensors")
+    assert len(stored) == tensors
+    assert all(tensor.numel() and tensor.isfinite().all() for tensor in stored.values())
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    loaded = get_peft_model_state_dict(PeftModel.from_pretrained(base, str(adapter)))
+    assert loaded.keys() == stored.keys()
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_adapter_handed_over_holds_the_weights_that_the_engine_trained(
+    stage: int, launched: Path, trained: dict[str, Weights]
+) -> None:
+    path = launched / f"two-stage{stage}" / "adapter" / "adapter_model.safetensors"
+    weights = trained[f"two-stage{stage}"]
+    expected = {name.replace(".default", ""): tensor for name, tensor in weights.items()}
+    stored = safetensors.torch.load_file(path)
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in stored)

@@ -1,0 +1,312 @@
+"""What leaves the house: an adapter, a merged model, or an MLflow pyfunc, in a folder of its own.
+
+Everything that can be refused is refused by `plan_export`, before anything is written; what
+`export` writes is an artifact, so that calling it again finds it. No Ray.
+"""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest
+from paft_ray.card import CARD, Form, render_card
+from paft_ray.errors import ArtifactError, ConfigError, one_line
+from paft_ray.modeling.model import ADAPTER_FOLDER, MODEL_FOLDER
+from paft_ray.modeling.peft_check import peft_arguments
+from paft_ray.report import card_figures
+from paft_ray.serving.folder import model_config, pyfunc_files
+from paft_ray.session import Session
+from paft_ray.training.trainer import TrainedAdapter, find_trained
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from paft_ray.modeling.tokenization import TokenSequence
+
+logger = logging.getLogger(__name__)
+
+_SHARD = "2GB"
+_PROBES = 4
+MERGE_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest difference of the mean answer loss between base and adapter in fp32 and the merged
+model as stored, by the type it is stored in, as a share of the loss or, below 1, in nats."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What will be written, and where; everything that could be refused was."""
+
+    session: Session
+    trained: TrainedAdapter
+    kind: Form
+    out: Storage
+    identity: str
+    reused: bool
+    """Whether it lies there complete."""
+    default: bool
+    """Whether the folder is the run's own, in which nothing else can lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What lies in the folder."""
+
+    variant: str
+    kind: Form
+    folder: str
+    fingerprint: str
+    files: tuple[str, ...]
+    reused: bool
+    verified: dict[str, float] | None
+    """Of a merged model: mean answer loss of `base and adapter`, and of the `merged` model."""
+
+
+def plan_export(
+    session: Session,
+    variant: str | None = None,
+    merge: bool = False,
+    pyfunc: bool = False,
+    out: str | None = None,
+) -> ExportPlan:
+    """Decide what is exported and where, and refuse what cannot be.
+
+    Args:
+        session: The run.
+        variant: Label of a variant; by default `paft`, or the only one.
+        merge: A whole model, with the adapter in its weights.
+        pyfunc: An MLflow pyfunc.
+        out: Folder or URI; by default `runs/<name>/export/<variant>/<kind>/`.
+
+    Raises:
+        ConfigError: The variant is not trained, cannot be merged, or `out` holds something else.
+        ArtifactError: The training's files are damaged.
+    """
+    if merge and pyfunc:
+        raise ConfigError(
+            "--merge and --pyfunc are two kinds of folder: export one, then the other"
+        )
+    trained = _find(session, variant)
+    whole = session.config.model.peft is None
+    if whole and (merge or pyfunc):
+        raise ConfigError(
+            f"model.peft: null trained all weights, so there is no adapter to "
+            f"{'merge' if merge else 'serve beside a base'}: export without --"
+            f"{'merge' if merge else 'pyfunc'}"
+        )
+    kind: Form = "merged" if merge else "pyfunc" if pyfunc else "model" if whole else "adapter"
+    if kind == "merged":
+        _refuse_what_cannot_merge(session)
+    default = session.run_folder.child("export", trained.variant, kind)
+    folder = default if out is None else Storage.open(out)
+    identity = fingerprint("export", kind, trained.fingerprint)
+    manifest = load_manifest(folder, check=True)
+    reused = manifest is not None and manifest.fingerprint == identity
+    if not reused and out is not None and folder.exists() and folder.names():
+        holds = "another export" if manifest is not None else "files that are no complete export"
+        raise ConfigError(
+            f"--out: {folder.path()} holds {holds} ({', '.join(folder.names()[:3])}, ...): name "
+            "an empty or a new folder"
+        )
+    return ExportPlan(session, trained, kind, folder, identity, reused, out is None)
+
+
+def export(plan: ExportPlan) -> Exported:
+    """Write what was planned; the card is written anew also where the rest is complete.
+
+    Raises:
+        ArtifactError: The merged model does not have the loss of base and adapter.
+    """
+    verified = None
+    writer = ArtifactWriter(plan.out)
+    with plan.session.screen.stage(f"export {plan.trained.variant}") as stage:
+        if not plan.reused:
+            if plan.default:
+                plan.out.delete()  # what an earlier attempt left
+            if plan.kind == "merged":
+                verified = _write_merged(plan, writer)
+            else:
+                _write_files(plan, writer)
+            writer.commit(plan.identity, {"verified": verified} if verified else {})
+        manifest = load_manifest(plan.out)
+        if manifest is None:
+            raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
+        plan.out.write_bytes(CARD, _card(plan).encode())
+        size = sum(int(entry["size"]) for entry in manifest.files.values())
+        found = ", found complete" if plan.reused else ""
+        stage.finish(f"{plan.kind}, {len(manifest.files)} files, {size / 1e6:,.1f} MB{found}")
+    return Exported(
+        plan.trained.variant,
+        plan.kind,
+        plan.out.path(),
+        plan.identity,
+        (*manifest.files, CARD),
+        plan.reused,
+        verified or manifest.about.get("verified"),
+    )
+
+
+def _find(session: Session, variant: str | None) -> TrainedAdapter:
+    config = session.config
+    labels = [v.label for v in config.variants]
+    label = variant or ("paft" if "paft" in labels else labels[0])
+    if label not in labels:
+        raise ConfigError(f"--variant: {label!r} is none of this run's: {', '.join(labels)}")
+    chosen = config.variants[labels.index(label)]
+    trained = find_trained(session, chosen)
+    if trained is None:
+        raise ConfigError(
+            f"--variant: {label} of run {config.name!r} is not trained in "
+            f"{session.storage.path()}: run `paft train` with this configuration first"
+        )
+    if load_manifest(trained.folder, check=True) is None:
+        raise ArtifactError(
+            f"{trained.folder.path()}: its files are not those that were trained (a checksum "
+            "differs): restore them, or train again under another name"
+        )
+    made_from = trained.about.get("made_from", {})
+    now = {"task": session.task_identity, "model": session.model_identity}
+    if changed := [part for part, identity in now.items() if made_from.get(part) != identity]:
+        raise ConfigError(
+            f"{trained.folder.path()} was trained on another {' and another '.join(changed)} than "
+            "the configuration names now: files behind the same path differ"
+        )
+    if "prompt" not in trained.about:
+        raise ConfigError(
+            f"{trained.folder.path()} was written by an older paft_ray, which kept too little for "
+            "an export: train again under another name"
+        )
+    return trained
+
+
+def _refuse_what_cannot_merge(session: Session) -> None:
+    """By the method's arguments alone; what peft has no merge for is refused when it is tried."""
+    method = str((session.config.model.peft or {})["peft_type"])
+    if "num_virtual_tokens" in peft_arguments(method):
+        raise ConfigError(
+            f"--merge: {method} puts virtual tokens before the text and changes no weight of the "
+            "model: export the adapter, without --merge"
+        )
+
+
+def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
+    """The training's own files, or the pyfunc around them."""
+    folder = plan.trained.folder
+    prefix = f"{MODEL_FOLDER if plan.kind == 'model' else ADAPTER_FOLDER}/"
+    manifest = load_manifest(folder)
+    assert manifest is not None  # by _find
+    names = [name for name in manifest.files if name.startswith(prefix)]
+    if plan.kind != "pyfunc":
+        for name in names:
+            writer.add(name.removeprefix(prefix), folder.read_bytes(name))
+        return
+    about = plan.trained.about
+    settings = model_config(plan.session.config, plan.session.task, about["prompt"]["text"])
+    adapter = {name.removeprefix(prefix): folder.read_bytes(name) for name in names}
+    for name, data in pyfunc_files(settings, adapter, about["versions"]).items():
+        writer.add(name, data)
+
+
+def _write_merged(plan: ExportPlan, writer: ArtifactWriter) -> dict[str, float]:
+    """Merge in fp32, store in the base's type, load that again, compare; only then write it."""
+    import torch
+    from transformers import AutoConfig
+
+    from paft_ray.modeling.model import load_tokenizer, prepare_base
+
+    config = plan.session.config
+    base = prepare_base(config.model.path, config.model.revision, plan.session.storage)
+    stored = getattr(
+        AutoConfig.from_pretrained(base, revision=config.model.revision), "dtype", None
+    )
+    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    sequences = _probe(plan, base)
+    with tempfile.TemporaryDirectory(prefix="paft-export-") as temporary:
+        losses = {"base and adapter": _merge_into(Path(temporary), plan, base, dtype, sequences)}
+        load_tokenizer(base, config.model.revision).save_pretrained(temporary)
+        losses["merged"] = _mean_loss(_load(temporary, None), sequences)
+        before, after = losses.values()
+        name = str(dtype).removeprefix("torch.")
+        allowed = MERGE_TOLERANCE.get(name, max(MERGE_TOLERANCE.values())) * max(1.0, before)
+        if not abs(after - before) <= allowed:
+            raise ArtifactError(
+                f"--merge: the merged model has a loss of {after:.6f}, base and adapter "
+                f"{before:.6f}, further apart than {allowed:.1e} in {name}: nothing was written; "
+                "export the adapter instead"
+            )
+        writer.add_folder(Path(temporary))
+    return losses
+
+
+def _merge_into(
+    folder: Path,
+    plan: ExportPlan,
+    base: str,
+    dtype: "torch.dtype",
+    sequences: "list[TokenSequence]",
+) -> float:
+    """Write the merged model, and return the loss of base and adapter."""
+    from peft import PeftModel
+
+    config = plan.session.config
+    with plan.trained.folder.child(ADAPTER_FOLDER).local() as adapter:
+        model = PeftModel.from_pretrained(_load(base, config.model.revision), adapter).eval()
+    loss = _mean_loss(model, sequences)
+    try:
+        merged: Any = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    except (NotImplementedError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+        method = (config.model.peft or {})["peft_type"]
+        raise ConfigError(
+            f"--merge: peft cannot merge {method}: {one_line(error)}; export the adapter instead"
+        ) from error
+    merged.to(dtype).save_pretrained(folder, max_shard_size=_SHARD)
+    return loss
+
+
+def _load(location: str, revision: str | None) -> "PreTrainedModel":
+    """A model in fp32, as its users load it: its own output head and generation settings."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=torch.float32)
+    return model.requires_grad_(False).eval()
+
+
+def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
+    """Training examples under the first prompt trained on."""
+    from paft_ray.modeling.model import load_tokenizer
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.prompts.template import parse
+
+    config, task = plan.session.config, plan.session.task
+    template = parse(plan.trained.about["prompt"]["text"], task.slots)
+    tokenizer = load_tokenizer(base, config.model.revision)
+    encoder = TextEncoder(
+        tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+    )
+    return [
+        encoder.encode(template.render, e.fields, [e.answer], task.choices is None)[0].sequence()
+        for e in task.train[:_PROBES]
+    ]
+
+
+def _mean_loss(model: "PreTrainedModel | PeftModel", sequences: "list[TokenSequence]") -> float:
+    from paft_ray.modeling.scoring import score_sequences
+
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    scores = score_sequences(model, sequences, "float32", longest, packing=False)
+    return -sum(s[0] for s in scores) / sum(len(sequence.targets) for sequence in sequences)
+
+
+def _card(plan: ExportPlan) -> str:
+    session, trained = plan.session, plan.trained
+    evaluation = None
+    if session.run_folder.exists("summary.json"):
+        summary = session.run_folder.read_json("summary.json")
+        evaluation = card_figures(summary) if trained.variant in summary["models"] else None
+    return render_card(
+        session.config, session.task, trained.fingerprint, trained.about, evaluation, plan.kind
+    )

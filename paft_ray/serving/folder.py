@@ -1,0 +1,109 @@
+"""The folder of an MLflow pyfunc: its record, signature, a little code, adapter; no base model."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paft_ray.config import Config
+from paft_ray.tasks import Task
+
+PYFUNC_FOLDER = "model"
+"""Where a training's run holds it: `runs:/<id>/model`."""
+
+_CODE = '''"""Answers questions of one task; needs paft_ray where it is loaded."""
+
+from mlflow.models import set_model
+
+from paft_ray.serving.model import AnswerModel
+
+set_model(AnswerModel())
+'''
+_REQUIREMENTS = ("paft_ray", "torch", "transformers", "peft")
+
+
+def input_columns(slots: tuple[str, ...]) -> tuple[str, str]:
+    """Names of the columns for a finished prompt and for a template, which no field has."""
+    text = "text" if "text" not in slots else "finished_prompt"
+    return text, "prompt" if "prompt" not in slots else "prompt_template"
+
+
+def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
+    """What `AnswerModel` must know besides the adapter; plain values, to be overridden on loading.
+
+    Args:
+        config: The run's.
+        task: Its task.
+        prompt: Template that fields are put into where no other one is given.
+    """
+    return {
+        "base": config.model.path,
+        "revision": config.model.revision,
+        "device": "auto",
+        "dtype": config.model.dtype,
+        "prompt": prompt,
+        "slots": list(task.slots),
+        "choices": list(task.choices) if task.choices else None,
+        "chat_template": config.model.chat_template,
+        "max_length": config.task.max_length,
+        "overlong": config.task.overlong,
+        "row_tokens": config.evaluation.row_tokens,
+        "packing": config.train.packing,
+        "max_new_tokens": config.evaluation.max_new_tokens,
+    }
+
+
+def pyfunc_files(
+    settings: Mapping[str, Any], adapter: Mapping[str, bytes], versions: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Files of the pyfunc folder by their names in it.
+
+    Args:
+        settings: From `model_config`.
+        adapter: Files of `adapter/`.
+        versions: Of installed packages, for the folder's requirements.
+    """
+    with tempfile.TemporaryDirectory(prefix="paft-pyfunc-") as temporary:
+        source, target = Path(temporary, "source"), Path(temporary, "target")
+        for name, data in adapter.items():
+            path = source / "adapter" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        code = source / "answer_model.py"
+        code.write_text(_CODE, encoding="utf-8")
+        with warnings.catch_warnings():
+            # of its own type hints, and of ours and an example that it misses beside the signature
+            warnings.simplefilter("ignore")
+            import mlflow.pyfunc
+
+            mlflow.pyfunc.save_model(
+                str(target),
+                python_model=str(code),
+                artifacts={"adapter": str(source / "adapter")},
+                signature=_signature(settings),
+                pip_requirements=[
+                    f"{name}=={versions[name].partition('+')[0]}"  # a build's name is no version
+                    for name in _REQUIREMENTS
+                    if name in versions
+                ],
+                model_config=dict(settings),
+            )
+        record = target / "MLmodel"  # names the places it was made from, which are gone
+        text = record.read_text("utf-8").replace(f"{source}/", "").replace(str(source), "")
+        record.write_text(text, encoding="utf-8")
+        files = (path for path in sorted(target.rglob("*")) if path.is_file())
+        return {path.relative_to(target).as_posix(): path.read_bytes() for path in files}
+
+
+def _signature(settings: Mapping[str, Any]) -> Any:
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+    slots = tuple(settings["slots"])
+    columns = (*slots, *input_columns(slots))
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", name, required=False) for name in columns]),
+        outputs=Schema([ColSpec("string", "answer")]),
+        params=ParamSchema([ParamSpec("prompt", "string", settings["prompt"])]),
+    )
