@@ -3,5 +3,6 @@
 files.py          configuration, tensors and tokenizer of a model, read without torch
 tokenization.py   rendered text and answer to token ids; rows (packing)
 model.py          base model, any peft method, save and load of the adapter
+full.py           all weights trained, and stored as a model of its own
 scoring.py        answer log-likelihoods and generation for a batch
 """

@@ -123,7 +123,10 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     train = train_config(options)
     planner = make_planner(model_folder, train.row_tokens, options.get("packing", True))
     peft = None if options.get("full") else PEFT
-    model = make_trainable(load_base(model_folder), peft, seed=5)
+    base = load_base(model_folder)
+    if options.get("full"):  # the harder case: one matrix, used at both ends
+        base.get_output_embeddings().weight = base.get_input_embeddings().weight
+    model = make_trainable(base, peft, seed=5)
     if options.get("plain"):
         train_plainly(model, planner, train, STEPS)
         named = model.named_parameters()

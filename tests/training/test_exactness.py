@@ -23,7 +23,6 @@ ONE_RANK = [
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
     {"name": "full-plain", "full": True, "plain": True},
-    {"name": "full-one-stage0", "full": True, "stage": 0},
 ]
 SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
 TWO_RANKS = [
@@ -33,14 +32,14 @@ TWO_RANKS = [
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
     {"name": "resumed2", "stage": 2, "continues": "cut2"},
     {"name": "resumed3", "stage": 3, "continues": "cut3"},
-    *({"name": f"full-two-stage{stage}", "stage": stage, **SHARDED} for stage in (1, 3)),
+    {"name": "full-two-stage3", "stage": 3, **SHARDED},
     {"name": "full-cut3", "stage": 3, "until": 8, "every": 4, **SHARDED},
     {"name": "full-resumed3", "stage": 3, "continues": "full-cut3", **SHARDED},
     {"name": "full-cut2", "stage": 2, "until": 8, "every": 4, **SHARDED},
 ]
 FEWER_RANKS = [
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
-    {"name": "full-resumed2", "stage": 0, "continues": "full-cut2", **SHARDED},
+    {"name": "full-resumed2", "stage": 1, "continues": "full-cut2", **SHARDED},
 ]
 
 
@@ -106,11 +105,10 @@ def test_interrupted_and_resumed_training_ends_with_the_same_bits(
         assert torch.equal(tensor, trained[resumed][name]), name
 
 
-@pytest.mark.parametrize("name", ["full-one-stage0", "full-two-stage1", "full-two-stage3"])
 def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
-    name: str, trained: dict[str, Weights]
+    trained: dict[str, Weights],
 ) -> None:
-    assert largest_relative_difference(trained[name], trained["full-plain"]) < 1e-3
+    assert largest_relative_difference(trained["full-two-stage3"], trained["full-plain"]) < 1e-3
 
 
 @pytest.mark.parametrize(
