@@ -277,16 +277,18 @@ def _prompts(session: Session, options: argparse.Namespace) -> Result:
 
 def _train(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray import running
+    from paft_ray.modeling.model import result_folder
 
     with running.claimed(session, options.overwrite):
         pool = running.prepare_pool(session)
         running.check_lengths(session, pool)
         trained = [running.train_variant(session, pool, v) for v in session.config.variants]
+    kind = result_folder(session.config.model.peft)
     data = {
-        t.variant: {"adapter": t.folder.path("adapter"), "fingerprint": t.fingerprint, **t.about}
+        t.variant: {kind: t.folder.path(kind), "fingerprint": t.fingerprint, **t.about}
         for t in trained
     }
-    lines = [f"adapter: {entry['adapter']}" for entry in data.values()]
+    lines = [f"{kind}: {entry[kind]}" for entry in data.values()]
     return Result(data, "\n".join(lines))
 
 

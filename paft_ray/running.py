@@ -30,7 +30,7 @@ from paft_ray.evaluation.metrics import summarise
 from paft_ray.evaluation.selection import choose_single_prompt
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
-from paft_ray.modeling.model import ADAPTER_FOLDER, MODEL_FOLDER
+from paft_ray.modeling.model import result_folder
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import instruction_of, layout_of
@@ -318,7 +318,7 @@ def evaluate_models(
     evaluation = session.config.evaluation
     prompts = pool.test[: evaluation.prompts]
     examples = session.task.test[: evaluation.examples]
-    weights = MODEL_FOLDER if session.config.model.peft is None else ADAPTER_FOLDER
+    weights = result_folder(session.config.model.peft)
     models = [
         GridModel(BASE, ""),
         *(GridModel(t.variant, t.fingerprint, t.folder.child(weights)) for t in trained),

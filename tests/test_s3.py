@@ -1,9 +1,14 @@
-"""Storage on a real S3-compatible server: artifacts, the lease, checkpoints, a whole training."""
+"""Storage on a real S3-compatible server: artifacts, the lease, checkpoints, a whole run."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paft_ray import lease as lease_module
 from paft_ray.artifacts import MANIFEST, ArtifactWriter, Storage, load_manifest
@@ -139,3 +144,55 @@ def test_server_that_is_gone_is_named_after_the_last_attempt(s3, tmp_path):
     checkpoints = Checkpoints(Storage.open(away), "x", 2, pauses_s=())
     with pytest.raises(TrainingError, match=f"reading checkpoints failed in paft/{tmp_path.name}"):
         checkpoints.load()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_run_that_trains_all_weights_with_its_storage_on_s3_leaves_a_model_that_loads(
+    location, storage, tiny_model, review_file, tmp_path
+):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = {
+        "name": "small",
+        "seed": 1,
+        "storage": location,
+        "task": {
+            "type": "custom", "name": "reviews", "path": str(review_file), "max_length": 200,
+            "description": "Say whether a short film review is positive or negative.",
+            "fields": {"review": "review"}, "answer": "label", "choices": ["positive", "negative"],
+        },
+        "prompts": {
+            "generation": {"llms": [{"type": "fake"}], "form": "instruction", "per_llm": 30},
+            "split": {"validation": 2, "test": 3},
+        },
+        "model": {"path": str(tiny_model), "dtype": "float32", "peft": None},
+        "train": {
+            "steps": 12, "batch_size": 4, "row_tokens": 256, "learning_rate": 0.001,
+            "checkpoint": {"every_steps": 4}, "workers": {"num": 1, "cpus": 1},
+        },
+        "evaluation": {
+            "examples": 10, "row_tokens": 256, "workers": {"num": 1, "cpus": 1},
+        },
+        "tracking": {"type": "none"},
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "paft_ray.cli", "run", str(path), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = json.loads(done.stdout)["models"]
+    assert set(models) == {"base", "paft"}
+    training = storage.child("runs", "small", "training", "paft-s1")
+    assert load_manifest(training, check=True) is not None
+    assert training.child("checkpoints").names() == ["step-000000008", "step-000000012"]
+    before = AutoModelForCausalLM.from_pretrained(tiny_model)
+    after = AutoModelForCausalLM.from_pretrained(training.child("model").fetch(tmp_path / "model"))
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert not torch.equal(old, new), name

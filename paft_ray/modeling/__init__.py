@@ -6,5 +6,6 @@ model.py          base model, any peft method, save and load of the adapter
 peft_check.py     whether `model.peft` fits peft and the model; switch_check.py: the other switches
 quantized.py      frozen weights in 4 bits; switches.py: checkpointed activations, compiled layers
 warm_start.py     an adapter that training begins with
+full.py           all weights trained, and stored as a model of its own
 scoring.py        answer log-likelihoods and generation for a batch
 """

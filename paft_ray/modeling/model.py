@@ -194,6 +194,11 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     return adapted
 
 
+def result_folder(peft: dict[str, Any] | None) -> str:
+    """Folder of a training, under `model.peft`, that holds what was trained."""
+    return MODEL_FOLDER if peft is None else ADAPTER_FOLDER
+
+
 def make_trainable(
     model: "PreTrainedModel", peft: dict[str, Any] | None, seed: int
 ) -> "PeftModel | PreTrainedModel":

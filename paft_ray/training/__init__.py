@@ -7,7 +7,10 @@ objective.py    what a step minimises
 schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
 methods.py      what a peft method needs of a step besides a loss; pure
+shards.py       who keeps which part of the state, in which files; pure
 checkpoint.py   rank-free state to and from storage
+retention.py    which checkpoint counts, and which nobody needs any more
+patience.py     how long storage that fails is waited for
 ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray
 handover.py     from a trained engine to a verified adapter, its card and pyfunc

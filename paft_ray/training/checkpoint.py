@@ -7,7 +7,6 @@ left a record of its files. The newest valid one wins; a torn one is passed over
 """
 
 import hashlib
-import logging
 import secrets
 import shutil
 import time
@@ -19,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from paft_ray.artifacts import MANIFEST, ArtifactWriter, Storage, load_manifest, to_json
+from paft_ray.artifacts import ArtifactWriter, Storage, to_json
 from paft_ray.errors import ArtifactError, PaftError, TrainingError
 from paft_ray.training.patience import PAUSES_S, retry_storage
+from paft_ray.training.retention import checkpoint_name, count_complete, find_newest, retire
 from paft_ray.training.shards import (
     SHARD_BYTES,
     bytes_needed,
@@ -32,8 +32,6 @@ from paft_ray.training.shards import (
 
 if TYPE_CHECKING:
     import torch
-
-logger = logging.getLogger(__name__)
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What there is of each parameter; with its name, the key of a tensor: `exp_avg/<name>`."""
@@ -133,7 +131,9 @@ class Checkpoints:
             TrainingError: Storage cannot be read.
         """
         is_first = self._crew.rank == 0
-        found = self._together(lambda: self._newest() if is_first else None)
+        found = self._together(
+            lambda: find_newest(self._folder, self._identity) if is_first else None
+        )
         found = self._crew.exchange(found)[0]
         if found is None:
             return None
@@ -176,9 +176,11 @@ class Checkpoints:
         other = {key: t for key, t in state.items() if key not in own}
         if other and self._crew.rank == 0:
             files[f"other-{self._crew.attempt}.safetensors"] = other
+        if self._crew.rank:
+            self._pending = self._thread.submit(self._write_part, progress.step, files)
+            return
         peers = [rank for rank, count in enumerate(counts) if rank and count]
-        write = self._write_all if self._crew.rank == 0 else self._write_part
-        self._pending = self._thread.submit(write, progress, files, peers, before)
+        self._pending = self._thread.submit(self._write_all, progress, files, peers, before)
 
     def wait(self) -> None:
         """Return when the last checkpoint is on storage; collective.
@@ -204,16 +206,13 @@ class Checkpoints:
 
         def look() -> None:
             if self._crew.rank == 0 and self._folder.is_local:
-                there = sum(self._folder.child(n).exists(MANIFEST) for n in self._names())
+                there = count_complete(self._folder)
                 path = Path(self._folder.root)
                 existing = next(p for p in (path, *path.parents) if p.exists())
                 needed = bytes_needed(state, result, self._keep, there)
                 refuse_small_disk(needed, shutil.disk_usage(existing).free, str(path))
 
         self._together(look)
-
-    def _names(self) -> list[str]:
-        return [name for name in self._folder.names() if name.startswith("step-")]
 
     def _retry(self, work: Callable[[], T], doing: str) -> T:
         return retry_storage(work, doing, self._folder.path(), self._pauses_s)
@@ -233,22 +232,6 @@ class Checkpoints:
             raise TrainingError(problems[-1]) from cause
         return result  # pyright: ignore[reportReturnType]
 
-    def _newest(self) -> tuple[str, dict[str, Mapping[str, Any]]] | None:
-        found = None
-        for name in reversed(self._names()):
-            folder = self._folder.child(name)
-            if not folder.exists(MANIFEST):
-                logger.warning("checkpoint %s was never finished, removed", name)
-                self._folder.delete(name)
-                continue
-            manifest = None if found else load_manifest(folder, check=True)
-            if manifest is not None and manifest.fingerprint == self._identity:
-                folder.sweep({MANIFEST, *manifest.files})
-                found = (name, dict(manifest.files))
-            elif not found:
-                logger.warning("checkpoint %s is torn or another training's, passed over", name)
-        return found
-
     def _read_shards(
         self, folder: Storage, files: Mapping[str, Mapping[str, Any]]
     ) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -257,19 +240,13 @@ class Checkpoints:
             for key in sorted(tensors):  # safetensors gives them in an order of each process's own
                 yield key, tensors.pop(key)
 
-    def _write_part(
-        self,
-        progress: Progress,
-        files: "dict[str, dict[str, torch.Tensor]]",
-        peers: Sequence[int],
-        before: Callable[[], None],
-    ) -> None:
+    def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
         """What a rank other than 0 does in its thread: its files, then the record of them."""
-        folder, record = self._folder.child(_name(progress.step)), self._record(self._crew.rank)
+        folder, record = self._folder.child(checkpoint_name(step)), self._record(self._crew.rank)
         try:
-            if written := self._write_files(folder, files, progress.step):
+            if written := self._write_files(folder, files, step):
                 content = {"files": written}
-                self._retry(lambda: folder.write_json(record, content), _writing(progress.step))
+                self._retry(lambda: folder.write_json(record, content), _writing(step))
         except TrainingError as error:
             with suppress(OSError):  # then rank 0 need not wait
                 folder.write_json(record, {"failed": str(error)})
@@ -283,14 +260,17 @@ class Checkpoints:
         before: Callable[[], None],
     ) -> None:
         """What rank 0 does in its thread: its files, the others' records, manifest, retention."""
-        doing, name = _writing(progress.step), _name(progress.step)
+        doing, name = _writing(progress.step), checkpoint_name(progress.step)
         folder = self._folder.child(name)
         self._retry(before, doing)
         writer = ArtifactWriter(folder, self._write_files(folder, files, progress.step))
         writer.files |= self._read_records(folder, peers, progress.step)
         self._retry(lambda: writer.add(_PROGRESS, to_json(asdict(progress))), doing)
         self._retry(lambda: writer.commit(self._identity, {"step": progress.step}), doing)
-        self._retry(lambda: self._retire(name, writer.files), "removing old checkpoints")
+        self._retry(
+            lambda: retire(self._folder, self._identity, name, writer.files, self._keep),
+            "removing old checkpoints",
+        )
 
     def _write_files(
         self, folder: Storage, files: "dict[str, dict[str, torch.Tensor]]", step: int
@@ -331,23 +311,6 @@ class Checkpoints:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 2.0)
         return written
-
-    def _retire(self, newest: str, files: Mapping[str, Any]) -> None:
-        """Remove what no one needs once `newest` is complete; what is later stays."""
-        self._folder.child(newest).sweep({MANIFEST, *files})
-        kept = 1
-        for name in reversed([name for name in self._names() if name < newest]):
-            manifest = load_manifest(self._folder.child(name))
-            if manifest is None:
-                self._folder.delete(name)
-            elif manifest.fingerprint == self._identity:
-                kept += 1
-                if kept > self._keep:
-                    self._folder.delete(name)
-
-
-def _name(step: int) -> str:
-    return f"step-{step:09d}"
 
 
 def _writing(step: int) -> str:

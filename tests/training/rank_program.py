@@ -177,6 +177,9 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     peft = None if options.get("full") else options.get("peft", PEFT)
     quantization = options.get("quantization", "none")
     base = load_base(model_folder, quantization=quantization)
+    if options.get("full"):  # the harder case: one matrix, used at both ends
+        base.get_output_embeddings().weight = base.get_input_embeddings().weight
+        base.config.tie_word_embeddings = True
     model = make_trainable(base, complete_peft(peft, train.steps or STEPS), seed=5)
     planner = make_planner(model_folder, train, train.packing and reads_positions(model))
     before = mean_loss(model, planner) if options.get("judged") else None

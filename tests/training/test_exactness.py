@@ -37,7 +37,6 @@ ONE_RANK = [
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
     {"name": "full-plain", "full": True, "plain": True},
-    {"name": "full-one-stage0", "full": True, "stage": 0},
     {"name": "optimizer offloaded", "stage": 2, "offload": "optimizer"},
     {"name": "parameters offloaded", "stage": 3, "offload": "parameters"},
     {"name": "cut5", "stage": 2, "offload": "optimizer", "until": 11, "every": 4},
@@ -58,7 +57,7 @@ TWO_RANKS = [
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
     {"name": "resumed2", "stage": 2, "continues": "cut2"},
     {"name": "resumed3", "stage": 3, "continues": "cut3"},
-    *({"name": f"full-two-stage{stage}", "stage": stage, **SHARDED} for stage in (1, 3)),
+    {"name": "full-two-stage3", "stage": 3, **SHARDED},
     {"name": "full-cut3", "stage": 3, "until": 8, "every": 4, **SHARDED},
     {"name": "full-resumed3", "stage": 3, "continues": "full-cut3", **SHARDED},
     {"name": "full-cut2", "stage": 2, "until": 8, "every": 4, **SHARDED},
@@ -66,7 +65,7 @@ TWO_RANKS = [
 ]
 FEWER_RANKS = [
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
-    {"name": "full-resumed2", "stage": 0, "continues": "full-cut2", **SHARDED},
+    {"name": "full-resumed2", "stage": 1, "continues": "full-cut2", **SHARDED},
 ]
 PROMPT_TUNING = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
 IA3 = {
@@ -153,11 +152,10 @@ def test_interrupted_and_resumed_training_ends_with_the_same_bits(
         assert torch.equal(tensor, trained[resumed][name]), name
 
 
-@pytest.mark.parametrize("name", ["full-one-stage0", "full-two-stage1", "full-two-stage3"])
 def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
-    name: str, trained: dict[str, Weights]
+    trained: dict[str, Weights],
 ) -> None:
-    assert largest_relative_difference(trained[name], trained["full-plain"]) < 1e-3
+    assert largest_relative_difference(trained["full-two-stage3"], trained["full-plain"]) < 1e-3
 
 
 @pytest.mark.parametrize(
