@@ -3,6 +3,8 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from paft_ray.errors import ConfigError, one_line
+
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
@@ -14,9 +16,17 @@ def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
 
     Dropout masks are the same the second time. Checkpoints are non-reentrant, so that a frozen
     input needs no gradient.
+
+    Raises:
+        ConfigError: The model's layers cannot be checkpointed.
     """
     inner: Any = model
-    inner.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        inner.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ConfigError(
+            f"train.activation_checkpointing: {one_line(error)}; set it to false"
+        ) from error
 
 
 def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
@@ -28,6 +38,9 @@ def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
 
     Returns:
         The number of layers.
+
+    Raises:
+        ConfigError: The model has no layers of the kind that transformers marks.
     """
     import torch
     from transformers import AttentionInterface
@@ -38,6 +51,10 @@ def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
     outside: Any = torch.compiler.disable(block_attention)
     AttentionInterface.register(BLOCK_ATTENTION, outside)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise ConfigError(
+            "train.compile: true, but this model has no layers to fuse; set it to false"
+        )
     for layer in layers:
         if layer.gradient_checkpointing:
             plain = type(layer).forward.__wrapped__

@@ -107,7 +107,9 @@ class AdaLora:
             self._importance, self._uncertainty = {}, {}
         if step < self._pruning_ends and not pruning:
             return {}
-        return {name: weights[name] * kept for name, kept in self._kept.items()}
+        return {
+            name: weights[name] * kept.to(weights[name].device) for name, kept in self._kept.items()
+        }
 
     def state(self) -> Tensors:
         """Importance averages by parameter name, and what was not pruned."""

@@ -203,6 +203,11 @@ def test_flash_attention_that_is_not_installed_is_refused(base):
         load_base(base, attention="flash_attention_2")
 
 
+def test_model_without_layers_is_refused_rather_than_left_as_it_is():
+    with pytest.raises(ConfigError, match=r"train\.compile: true, .* no layers"):
+        compile_layers(torch.nn.Linear(2, 2))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
 def test_kernel_for_gpus_trains_as_blocks_do(attention, base):
