@@ -380,7 +380,7 @@ def _write_cards(
     """The models' cards again, now that there are figures."""
     figures = card_figures(summary)
     form: Form = "model" if session.config.model.peft is None else "adapter"
-    folder = MODEL_FOLDER if form == "model" else ADAPTER_FOLDER
+    folder = result_folder(session.config.model.peft)
     for model in trained:
         if "prompt" not in model.about:  # trained before there were cards
             continue

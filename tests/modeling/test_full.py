@@ -10,14 +10,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from paft_ray.errors import ConfigError
 from paft_ray.modeling import full
+from paft_ray.modeling.full import full_model_files
 from paft_ray.modeling.model import (
+    MODEL_FOLDER,
     load_base,
     load_tokenizer,
     make_trainable,
     reads_positions,
     store_frozen_in_bf16,
     virtual_tokens,
-    weight_files,
 )
 from paft_ray.modeling.trial import try_adapter
 
@@ -44,10 +45,9 @@ def train_a_little(location: Path) -> LlamaForCausalLM:
 def store(model: LlamaForCausalLM, tokenizer_of: Path, folder: Path) -> None:
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
     tokenizer = load_tokenizer(str(tokenizer_of))
-    for name, data in weight_files(model, weights, "base", tokenizer):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data)
+    (folder / MODEL_FOLDER).mkdir(exist_ok=True)
+    for name, data in full_model_files(model, weights, tokenizer):
+        (folder / MODEL_FOLDER / name).write_bytes(data)
 
 
 def test_all_weights_of_a_model_are_trainable_and_packed_and_stay_in_fp32(tied_model):
