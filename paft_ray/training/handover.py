@@ -162,9 +162,11 @@ def hand_over(
 
     model, weights = engine.model, engine.gather_weights()
     files: dict[str, bytes] = {}
-    if isinstance(model, PeftModel) and (engine.rank == 0 or not reads_positions(model)):
-        with engine.whole_adapter():  # prompt learning computes what it saves: on all ranks, then
-            files = adapter_files(model, weights, base.path)
+    if isinstance(model, PeftModel):
+        with engine.whole_adapter():
+            # prompt learning computes what it saves: on all ranks, then
+            if engine.rank == 0 or not reads_positions(model):
+                files = adapter_files(model, weights, base.path)
     loss = probe.mean_loss_in(engine)
     if engine.rank != 0:
         return None
