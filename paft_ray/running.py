@@ -211,7 +211,8 @@ def check_lengths(session: Session, pool: PromptPool) -> None:
     config, task = session.config, session.task
     if config.task.overlong == "trim":
         return
-    from paft_ray.modeling.model import load_tokenizer, prepare_base
+    from paft_ray.modeling.base import prepare_base
+    from paft_ray.modeling.model import load_tokenizer
     from paft_ray.modeling.tokenization import TextEncoder
     from paft_ray.modeling.trial import refuse_overlong
 
