@@ -8,6 +8,7 @@ from typing import Any
 from paft_ray import running
 from paft_ray.artifacts import Storage
 from paft_ray.config import Config, VariantConfig
+from paft_ray.modeling.trial import try_adapter, warm_up
 from paft_ray.preflight import RUN_RECORD, preflight
 from paft_ray.prompts import build
 from paft_ray.prompts.pool import PromptPool
@@ -32,20 +33,41 @@ def open_session(config: Config, overwrite: bool = False, screen: Screen | None 
     return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
 
 
-def try_model(session: Session, overwrite: bool = False) -> None:
-    """Check what only transformers and peft can: that the model and its adapter can be built.
+def begin_trial(session: Session, overwrite: bool = False) -> None:
+    """Begin to check what only transformers and peft can, in a process of its own.
 
-    Passed over where the run has begun, and so was accepted before.
+    That is whether the model and its adapter can be built; passed over where the run has begun,
+    and so was accepted before. `finish_trial` waits for it.
+    """
+    if session.run_folder.exists(RUN_RECORD) and not overwrite:
+        session.trial.begin(warm_up)
+        return
+    model = session.config.model
+    session.trial.begin(
+        try_adapter, model.path, model.revision, model.peft or {}, session.config.seed
+    )
+
+
+def finish_trial(session: Session) -> None:
+    """Wait for what `begin_trial` began.
+
+    Raises:
+        ConfigError: Model or adapter cannot be built; nothing was written.
+    """
+    session.trial.finish()
+
+
+def try_model(session: Session, overwrite: bool = False) -> None:
+    """Check that the model and its adapter can be built, see `begin_trial`.
 
     Raises:
         ConfigError: They cannot; nothing was started or written.
     """
-    if session.run_folder.exists(RUN_RECORD) and not overwrite:
-        return
-    from paft_ray.modeling.trial import try_adapter
-
-    config = session.config
-    try_adapter(config.model.path, config.model.revision, config.model.peft or {}, config.seed)
+    try:
+        begin_trial(session, overwrite)
+        finish_trial(session)
+    finally:
+        session.trial.close()
 
 
 def build_prompt_pool(config: Config) -> PromptPool:

@@ -111,6 +111,7 @@ def _find_own(error: BaseException | None) -> PaftError | None:
         if isinstance(current, PaftError) and not isinstance(cause, PaftError):
             return current
         waiting += [cause if isinstance(cause, BaseException) else None, current.__cause__]
+        waiting.append(getattr(current, "controller_failure", None))
     return None
 
 
@@ -142,6 +143,21 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
     return share
 
 
+def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
+    """The nodes that are alive, and how many more workers fit into what is free on them."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    spare = (
+        min(int(free.get(node, {}).get(name, 0.0) // need) for name, need in needs.items())
+        for node in alive
+    )
+    return alive, sum(spare)
+
+
 def check_cluster(config: Config) -> None:
     """Refuse stages that could never be placed on the cluster that we joined.
 
@@ -157,10 +173,24 @@ class Board:
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
+        self._held: dict[str, Any] = {}
+
+    def hold(self, key: str, value: Any) -> None:
+        """Keep something that is asked for by its name, such as an actor's handle."""
+        self._held[key] = value
+
+    def held(self, key: str) -> Any:
+        """What was given to hold, or None."""
+        return self._held.get(key)
 
     def post(self, key: str, value: Any) -> None:
         """Say something."""
         self._values[key] = value
+
+    def exchange(self, key: str, value: Any, asked: str) -> Any:
+        """Say something, and hear what was given to hold under another name, or None."""
+        self.post(key, value)
+        return self.held(asked)
 
     def read(self) -> dict[str, Any]:
         """All that was said."""
@@ -191,6 +221,20 @@ class BoardHandle:
         import ray
 
         return ray.get(self._actor.read.remote())
+
+    def hold(self, key: str, value: Any) -> None:
+        """Keep something that is asked for by its name, without waiting for it to arrive."""
+        self._actor.hold.remote(key, value)
+
+    def held(self, key: str) -> Any:
+        """What was given to hold, or None."""
+        import ray
+
+        return ray.get(self._actor.held.remote(key))
+
+    def exchange(self, key: str, value: Any, asked: str) -> Any:
+        """Say something, without waiting; a reference to what is held under another name."""
+        return self._actor.exchange.remote(key, value, asked)
 
 
 class RateLimit:

@@ -80,8 +80,9 @@ def fit(
     ledger: Ledger,
     report: Callable[[Mapping[str, float]], None],
     seed: int = 0,
+    leave: Callable[[], bool] = lambda: False,
 ) -> Progress:
-    """Train from `progress.step` to `steps`.
+    """Train from `progress.step` to `steps`, or until a rank has to leave.
 
     Args:
         engine: Model and optimizer, already at `progress`.
@@ -95,9 +96,11 @@ def fit(
         ledger: Takes draws and losses; rank 0 writes.
         report: Called on every rank after every step, with metrics.
         seed: Dropout masks are a function of it, the step and the rank.
+        leave: Asked once per step; where it says yes on any rank, all of them end after that step
+            with a checkpoint of it.
 
     Returns:
-        The progress at the end.
+        The progress at the end, with fewer than `steps` steps where a rank had to leave.
 
     Raises:
         TrainingError: The loss of a step is not finite; the weights are those before the step.
@@ -105,12 +108,15 @@ def fit(
     for plan in plans:
         started = time.perf_counter()
         torch.manual_seed(int(uniform("dropout", seed, plan.step, engine.rank) * 2**53))
-        nll_B = torch.zeros(len(plan.draws), dtype=torch.float64, device=engine.device)
+        slots = len(plan.draws)
+        # one more than there are slots: how many ranks have to leave
+        nll_B = torch.zeros(slots + 1, dtype=torch.float64, device=engine.device)
+        nll_B[slots] = leave()
         for row in plan.rows[engine.rank]:
             nll = engine.accumulate(row, plan.answer_tokens)
             if row.members:
                 nll_B[torch.tensor(row.members, device=engine.device)] = nll
-        losses_B = engine.all_reduce(nll_B)
+        *losses_B, leaving = engine.all_reduce(nll_B)
         loss = sum(losses_B) / plan.answer_tokens
         if not math.isfinite(loss):
             raise TrainingError(_describe_bad_step(plan, losses_B))
@@ -140,12 +146,14 @@ def fit(
             metrics[Metric.TRAIN_GRADIENT_NORM] = norm
         tracker.log_metrics(metrics, progress.step)
         ledger.add(plan, losses_B)
-        if progress.step % every_steps == 0 or progress.step == steps:
+        if progress.step % every_steps == 0 or progress.step == steps or leaving:
             state = engine.gather()
             write_ledger = ledger.take(progress.step)
             if engine.rank == 0:
                 checkpoints.save(progress, state, before=write_ledger)
         report({"step": float(progress.step), **metrics})
+        if leaving:
+            break
     checkpoints.wait()
     return progress
 

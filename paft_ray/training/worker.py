@@ -5,6 +5,7 @@ adapter. Imports that need torch stay inside functions, because the driver impor
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,14 @@ from paft_ray.config import Config
 from paft_ray.errors import PaftError, TrainingError
 from paft_ray.session import RUN_KEY
 from paft_ray.tracking import TrackingTarget, pool_version
+from paft_ray.training.growth import LEAVE
+from paft_ray.training.heartbeat import ATTEMPT, Beat, Pulse
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+    from paft_ray.modeling.base import BaseSource
     from paft_ray.tasks import Task
     from paft_ray.tracking import Tracker
     from paft_ray.training.checkpoint import Progress
@@ -39,8 +43,8 @@ class Job:
     task: "Task"
     prompts: tuple[tuple[str, str], ...]
     """Ids and texts."""
-    base: str
-    """Location of the prepared base model."""
+    source: "BaseSource"
+    """The prepared base model, for every node to find."""
     dtype: str
     folder: Storage
     identity: str
@@ -53,36 +57,79 @@ class Job:
     """Fingerprints of data, weights and pool, for the manifest."""
 
     @property
+    def base(self) -> str:
+        """Location of the prepared base model on this node, fetched first where it must be."""
+        return self.source.local()
+
+    @property
     def pool(self) -> str:
         """The pool's version in MLflow's registry."""
         name, alias = pool_version(self.task.name, self.made_from["pool"])
         return f"models:/{name}@{alias}"
 
 
-def run_rank(payload: dict[str, Any]) -> None:
-    """One rank of one training; runs in a Ray Train worker."""
+def run_rank(payload: dict[str, Any]) -> int | None:
+    """One rank of one training; runs in a Ray Train worker.
+
+    Returns:
+        How many steps are done: all, or fewer where a notice made the ranks leave; None where the
+        training was refused, which the board says.
+    """
     import ray
 
     job: Job = ray.get(payload["job"])
+    pulse = _pulse(job.board)
     try:
-        _train_rank(job)
+        with pulse.beating():
+            return _train_rank(job, pulse)
     except PaftError as error:
         # trying again would end the same way: say why, and end without a failure
         logger.exception("training refused")
         job.board.post_now("refused", error)
+        return None
 
 
-def _train_rank(job: Job) -> None:
+def _pulse(board: BoardHandle) -> Pulse:
+    """This rank's pulse; its actor is left on the board, for the driver to end it by."""
+    import ray
+    import ray.train
+
+    context, runtime = ray.train.get_context(), ray.get_runtime_context()
+    rank, attempt = context.get_world_rank(), int(os.environ[ATTEMPT])
+    board.hold(actor_key(attempt, rank), runtime.current_actor)
+    node = ray.util.get_node_ip_address()
+    first = Beat(attempt, rank, context.get_world_size(), node, os.getpid())
+    answers: list[Any] = []
+
+    def send(beat: Beat) -> bool:
+        if answers and not ray.wait(answers, timeout=0)[0]:
+            board.post(f"beat/{rank}", beat)  # the board is slow, but beats go on
+            return False
+        asked = ray.get(answers.pop()) if answers else None
+        answers.append(board.exchange(f"beat/{rank}", beat, LEAVE))
+        return asked == attempt
+
+    return Pulse(first, send)
+
+
+def actor_key(attempt: int, rank: int) -> str:
+    """Where the board holds the actor of a rank."""
+    return f"actor/{attempt}/{rank}"
+
+
+def _train_rank(job: Job, pulse: Pulse) -> int:
     import ray.train
     import torch
     from ray.train.torch import get_device
 
     from paft_ray.tracking import open_tracker
     from paft_ray.training.checkpoint import Checkpoints, Progress
-    from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.engine import prepare_process
     from paft_ray.training.loop import Ledger, fit
     from paft_ray.training.plan import plans
+    from paft_ray.training.ranks import notice_of_leaving
     from paft_ray.training.schedule import learning_rate
+    from paft_ray.training.watched import WatchedEngine, watched_plans
 
     config = Config.model_validate(job.config)
     context = ray.train.get_context()
@@ -104,7 +151,7 @@ def _train_rank(job: Job) -> None:
         torch.set_num_threads(job.threads)
         prepare_process("cuda" if get_device().type == "cuda" else "cpu")
         planner, model = _build(config, job, get_device())
-        engine = Engine(model, config.train, job.dtype)
+        engine = WatchedEngine(pulse, model, config.train, job.dtype)
         checkpoints = Checkpoints(
             job.folder.child("checkpoints"), job.identity, config.train.checkpoint.keep
         )
@@ -123,7 +170,7 @@ def _train_rank(job: Job) -> None:
 
         progress = fit(
             engine,
-            plans(planner, progress.step, job.steps, ranks),
+            watched_plans(plans(planner, progress.step, job.steps, ranks), pulse),
             progress,
             steps=job.steps,
             learning_rate=lambda step: learning_rate(
@@ -135,11 +182,18 @@ def _train_rank(job: Job) -> None:
             ledger=Ledger(job.folder.child("ledger"), progress.step),
             report=report,
             seed=config.seed,
+            leave=notice_of_leaving(pulse),
         )
+        if progress.step < job.steps:
+            logger.info("rank %d leaves after step %d", rank, progress.step)
+            status = "KILLED"
+            return progress.step
+        pulse.move("saving")
         weights = engine.gather_weights()
         if rank == 0:
             _save_adapter(job, config, engine.model, weights, progress, ranks, tracker)
         status = "FINISHED"
+        return progress.step
     finally:
         tracker.finish(status)
 
