@@ -27,6 +27,8 @@ _RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train counts a lost node for 20 s more, and would wait for its place for 60 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
     # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
     "GOMP_SPINCOUNT": "50000",
