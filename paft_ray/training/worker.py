@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REPORT_STEPS = 10
-"""Ray Train's `report` is a barrier for all ranks: it is called this seldom."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -165,7 +162,8 @@ def _train_rank(job: Job, pulse: Pulse) -> int:
             step = int(metrics["step"])
             if rank == 0:
                 job.board.post("step", step)
-            if step % _REPORT_STEPS == 0 or step == job.steps:
+            # a barrier of all ranks, and Ray Train takes one report in two seconds
+            if step % config.train.checkpoint.every_steps == 0 or step == job.steps:
                 ray.train.report(dict(metrics))
 
         progress = fit(

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file
 
 PROGRAM = Path(__file__).with_name("elastic_program.py")
 STEPS = 60
+LONG = 5000
+"""Takes longer than a new node needs to be noticed."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -75,10 +77,10 @@ def test_training_that_loses_a_node_ends_like_one_that_keeps_it(
 def test_training_that_gets_a_node_goes_on_with_two_workers_and_loses_no_step(
     run_on_nodes: Callable[..., tuple[Path, dict]],
 ) -> None:
-    folder, found = run_on_nodes("grow", 3000)
+    folder, found = run_on_nodes("grow", LONG)
     assert found["workers"] == 2
     [line] = found["lines"]
     saved = sorted(int(path.name[-9:]) for path in (folder / "checkpoints").iterdir())
     assert len(saved) == 2
     assert f"{saved[0]} steps are saved" in line
-    assert len(ledger(folder)) == len(set(ledger(folder))) == 3000 * 4
+    assert len(ledger(folder)) == len(set(ledger(folder))) == LONG * 4
