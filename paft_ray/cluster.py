@@ -203,10 +203,12 @@ class BoardHandle:
     """The driver's and the workers' end of a `Board`; pickles."""
 
     def __init__(self) -> None:
-        """Start the actor."""
+        """Start the actor, on the node of whoever reads it: other nodes may be lost."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._actor: Any = ray.remote(num_cpus=0)(Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
     def post(self, key: str, value: Any) -> None:
         """Say something, without waiting for it to arrive."""
