@@ -75,6 +75,8 @@ def ray_session() -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         local["include_dashboard"] = False
+        # a process of Ray Train's that looks for nodes to go, of which there are none here
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     import ray.data
 

@@ -14,6 +14,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from paft_ray.cluster import BoardHandle
 from paft_ray.errors import ConfigError
@@ -44,6 +46,14 @@ class Ranks(BackendConfig):
     def backend_cls(self) -> type[Backend]:
         """What starts the group."""
         return _ProcessGroup
+
+
+class RanksTrainer(DataParallelTrainer):
+    """Ray Train's trainer without its process for data sets: our ranks plan their own batches."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
 
 
 class _ProcessGroup(Backend):

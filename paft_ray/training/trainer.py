@@ -220,13 +220,12 @@ def _run_workers(
         TrainingError: They were lost too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    from paft_ray.training.ranks import Ranks
+    from paft_ray.training.ranks import Ranks, RanksTrainer
 
     workers = config.train.workers
     gpu = workers.gpus > 0
-    trainer = DataParallelTrainer(
+    trainer = RanksTrainer(
         run_rank,
         train_loop_config={"job": job},
         backend_config=Ranks(board, "nccl" if gpu else "gloo", workers.interface),
