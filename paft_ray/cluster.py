@@ -209,7 +209,9 @@ class BoardHandle:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        here: Any = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
         self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
     def post(self, key: str, value: Any) -> None:
