@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def main(what: str, model: str, data: str, storage: str, steps: int, answer: str
             cluster.remove_node(second, allow_graceful=False)
         elif what == "drain":
             drain(second.node_id)
-        else:
-            cluster.add_node(num_cpus=1)
+        else:  # beside the thread that looks at the cluster
+            threading.Thread(target=cluster.add_node, kwargs={"num_cpus": 1}, daemon=True).start()
 
     workers = {"num": 2} if what == "fixed" else {"min": 1, "max": 2}
     config = small_config(model, data, storage, steps, **workers)
