@@ -4,7 +4,7 @@ import sys
 
 from paft_ray.artifacts import Storage
 from paft_ray.loading import load_config
-from paft_ray.modeling.model import prepare_base
+from paft_ray.modeling.base import prepare_base
 
 if __name__ == "__main__":
     config = load_config(sys.argv[1], sys.argv[2:])

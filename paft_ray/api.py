@@ -9,6 +9,7 @@ from paft_ray import running
 from paft_ray.artifacts import Storage
 from paft_ray.config import Config, VariantConfig, total_steps
 from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.modeling.trial import try_adapter, warm_up
 from paft_ray.modeling.warm_start import read_adapter
 from paft_ray.preflight import RUN_RECORD, preflight
 from paft_ray.prompts import build
@@ -34,28 +35,47 @@ def open_session(config: Config, overwrite: bool = False, screen: Screen | None 
     return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
 
 
-def try_model(session: Session, overwrite: bool = False) -> None:
-    """Check what only transformers and peft can: that the model and its adapter can be built.
+def begin_trial(session: Session, overwrite: bool = False) -> None:
+    """Begin to check what only transformers and peft can, in a process of its own.
 
-    Passed over where the run has begun, and so was accepted before.
-
-    Raises:
-        ConfigError: They cannot; nothing was started or written.
+    That is whether the model and its adapter can be built; passed over where the run has begun,
+    and so was accepted before. `finish_trial` waits for it.
     """
     if session.run_folder.exists(RUN_RECORD) and not overwrite:
+        session.trial.begin(warm_up)
         return
-    from paft_ray.modeling.trial import try_adapter
-
     config = session.config
-    steps = total_steps(config.train, len(session.task.train))
-    warm_start = config.train.warm_start
-    try_adapter(
+    steps, warm_start = total_steps(config.train, len(session.task.train)), config.train.warm_start
+    session.trial.begin(
+        try_adapter,
         config.model.path,
         config.model.revision,
         complete_peft(config.model.peft, steps),
         config.seed,
         None if warm_start is None else read_adapter(warm_start),
     )
+
+
+def finish_trial(session: Session) -> None:
+    """Wait for what `begin_trial` began.
+
+    Raises:
+        ConfigError: Model or adapter cannot be built; nothing was written.
+    """
+    session.trial.finish()
+
+
+def try_model(session: Session, overwrite: bool = False) -> None:
+    """Check that the model and its adapter can be built, see `begin_trial`.
+
+    Raises:
+        ConfigError: They cannot; nothing was started or written.
+    """
+    try:
+        begin_trial(session, overwrite)
+        finish_trial(session)
+    finally:
+        session.trial.close()
 
 
 def build_prompt_pool(config: Config) -> PromptPool:

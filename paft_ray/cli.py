@@ -179,13 +179,17 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
         return verb.run(session, options)
     if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
         return result
-    from paft_ray.api import try_model
+    from paft_ray.api import begin_trial, finish_trial
     from paft_ray.cluster import check_cluster, ray_session
+    from paft_ray.tracking import import_early
 
+    import_early(session.config)
     if verb.trains:
-        try_model(session, options.overwrite)
+        begin_trial(session, options.overwrite)
     with ray_session():
         check_cluster(session.config)
+        if verb.trains:
+            finish_trial(session)
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
         return verb.run(session, options)

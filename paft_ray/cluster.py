@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train counts a lost node for 20 s more, and would wait for its place for 60 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
     # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
     "GOMP_SPINCOUNT": "50000",
@@ -78,6 +80,8 @@ def ray_session() -> Iterator[None]:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         local["include_dashboard"] = False
+        # a process of Ray Train's that looks for nodes to go, of which there are none here
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
     import ray.data
 
@@ -116,6 +120,7 @@ def _find_own(error: BaseException | None) -> PaftError | None:
         if isinstance(current, PaftError) and not isinstance(cause, PaftError):
             return current
         waiting += [cause if isinstance(cause, BaseException) else None, current.__cause__]
+        waiting.append(getattr(current, "controller_failure", None))
     return None
 
 
@@ -147,6 +152,21 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
     return share
 
 
+def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
+    """The nodes that are alive, and how many more workers fit into what is free on them."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    spare = (
+        min(int(free.get(node, {}).get(name, 0.0) // need) for name, need in needs.items())
+        for node in alive
+    )
+    return alive, sum(spare)
+
+
 def check_cluster(config: Config) -> None:
     """Refuse stages that could never be placed on the cluster that we joined.
 
@@ -162,10 +182,24 @@ class Board:
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
+        self._held: dict[str, Any] = {}
+
+    def hold(self, key: str, value: Any) -> None:
+        """Keep something that is asked for by its name, such as an actor's handle."""
+        self._held[key] = value
+
+    def held(self, key: str) -> Any:
+        """What was given to hold, or None."""
+        return self._held.get(key)
 
     def post(self, key: str, value: Any) -> None:
         """Say something."""
         self._values[key] = value
+
+    def exchange(self, key: str, value: Any, asked: str) -> Any:
+        """Say something, and hear what was given to hold under another name, or None."""
+        self.post(key, value)
+        return self.held(asked)
 
     def read(self) -> dict[str, Any]:
         """All that was said."""
@@ -176,10 +210,14 @@ class BoardHandle:
     """The driver's and the workers' end of a `Board`; pickles."""
 
     def __init__(self) -> None:
-        """Start the actor."""
+        """Start the actor, on the node of whoever reads it: other nodes may be lost."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._actor: Any = ray.remote(num_cpus=0)(Board).remote()
+        here: Any = NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
 
     def post(self, key: str, value: Any) -> None:
         """Say something, without waiting for it to arrive."""
@@ -196,6 +234,20 @@ class BoardHandle:
         import ray
 
         return ray.get(self._actor.read.remote())
+
+    def hold(self, key: str, value: Any) -> None:
+        """Keep something that is asked for by its name, without waiting for it to arrive."""
+        self._actor.hold.remote(key, value)
+
+    def held(self, key: str) -> Any:
+        """What was given to hold, or None."""
+        import ray
+
+        return ray.get(self._actor.held.remote(key))
+
+    def exchange(self, key: str, value: Any, asked: str) -> Any:
+        """Say something, without waiting; a reference to what is held under another name."""
+        return self._actor.exchange.remote(key, value, asked)
 
 
 class RateLimit:

@@ -215,7 +215,8 @@ def _write_merged(plan: ExportPlan, writer: ArtifactWriter) -> dict[str, float]:
     import torch
     from transformers import AutoConfig
 
-    from paft_ray.modeling.model import load_tokenizer, prepare_base
+    from paft_ray.modeling.base import prepare_base
+    from paft_ray.modeling.model import load_tokenizer
 
     config = plan.session.config
     base = prepare_base(config.model.path, config.model.revision, plan.session.storage)

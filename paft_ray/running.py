@@ -23,14 +23,16 @@ from paft_ray.artifacts import (
     to_parquet,
 )
 from paft_ray.card import CARD, Form, render_card
-from paft_ray.config import SinglePromptVariant, VariantConfig
+from paft_ray.config import Config, SinglePromptVariant, VariantConfig
 from paft_ray.errors import ConfigError
 from paft_ray.evaluation.grid import GridModel, score_grid
 from paft_ray.evaluation.metrics import summarise
 from paft_ray.evaluation.selection import choose_single_prompt
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
+from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.modeling.model import result_folder
+from paft_ray.modeling.trial import refuse_overlong
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import instruction_of, layout_of
@@ -38,6 +40,7 @@ from paft_ray.prompts.pool import POOL_FILE, Origin, Prompt, PromptPool
 from paft_ray.prompts.template import clean, parse
 from paft_ray.report import POOL_PAGE, card_figures, write_pool_page, write_report
 from paft_ray.session import RUN_KEY, Session
+from paft_ray.tasks import Example
 from paft_ray.tasks.base import SPLITS
 from paft_ray.tracking import (
     Metric,
@@ -211,21 +214,37 @@ def check_lengths(session: Session, pool: PromptPool) -> None:
         DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
     """
     config, task = session.config, session.task
-    if config.task.overlong == "trim":
-        return
-    from paft_ray.modeling.model import load_tokenizer, prepare_base
-    from paft_ray.modeling.tokenization import TextEncoder
-    from paft_ray.modeling.trial import refuse_overlong
+    try:
+        if config.task.overlong == "trim":
+            return
+        base = locate_base(config.model.path, config.model.revision, session.storage)
+        pairs = (
+            (pool.train, task.train),
+            (pool.test[: config.evaluation.prompts], task.test[: config.evaluation.examples]),
+        )
+        texts = [([(p.id, p.text) for p in prompts], examples) for prompts, examples in pairs]
+        session.trial.begin(_read_longest, config, base, task.slots, task.choices, texts)
+        session.trial.finish()
+    finally:
+        session.trial.close()
 
-    base = prepare_base(config.model.path, config.model.revision, session.storage)
-    tokenizer = load_tokenizer(base, config.model.revision)
+
+def _read_longest(
+    config: Config,
+    base: BaseSource,
+    slots: Sequence[str],
+    choices: Sequence[str] | None,
+    texts: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Example]]],
+) -> None:
+    """Runs in the trial process, which has a tokenizer."""
+    from paft_ray.modeling.model import load_tokenizer
+    from paft_ray.modeling.tokenization import TextEncoder
+
+    tokenizer = load_tokenizer(base.local(), config.model.revision)
     encoder = TextEncoder(tokenizer, config.model.chat_template, config.task.max_length)
-    for prompts, examples in (
-        (pool.train, task.train),
-        (pool.test[: config.evaluation.prompts], task.test[: config.evaluation.examples]),
-    ):
-        rendered = [(p.id, p.text, parse(p.text, task.slots).render) for p in prompts]
-        refuse_overlong(encoder, rendered, examples, task.choices)
+    for prompts, examples in texts:
+        rendered = [(id, text, parse(text, slots).render) for id, text in prompts]
+        refuse_overlong(encoder, rendered, examples, choices)
 
 
 def train_variant(session: Session, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:

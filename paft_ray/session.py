@@ -7,6 +7,7 @@ from paft_ray.artifacts import Storage, fingerprint
 from paft_ray.cluster import resolve_dtype
 from paft_ray.config import Config
 from paft_ray.modeling.files import model_identity
+from paft_ray.modeling.trial import TrialProcess
 from paft_ray.screen import Screen, SilentScreen
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import TrackingTarget, prepare_tracking
@@ -34,6 +35,11 @@ class Session:
     def tracking(self) -> TrackingTarget | None:
         """Where to record; prepared (and a sqlite database made) at first use."""
         return prepare_tracking(self.config, self.storage)
+
+    @cached_property
+    def trial(self) -> TrialProcess:
+        """Where the model and its tokenizer are tried, so that this process imports no torch."""
+        return TrialProcess()
 
     @cached_property
     def model_identity(self) -> str:

@@ -18,6 +18,7 @@ from paft_ray.artifacts import Parts, Storage, fingerprint
 from paft_ray.cluster import cpus_per_worker, own_errors
 from paft_ray.config import Config
 from paft_ray.loading import dump_config
+from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.prompts.pool import Prompt
 from paft_ray.screen import Stage
 from paft_ray.session import Session
@@ -121,12 +122,10 @@ def _run(
 ) -> None:
     import ray.data
 
-    from paft_ray.modeling.model import prepare_base
-
     config = session.config
     workers = config.evaluation.workers
     cpus = cpus_per_worker(workers, "evaluation.workers")
-    base = prepare_base(config.model.path, config.model.revision, session.storage)
+    base = locate_base(config.model.path, config.model.revision, session.storage)
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _ScoreActor,
         batch_size=1,
@@ -156,7 +155,7 @@ class _ScoreActor:
         self,
         config: Mapping[str, Any],
         task: Task,
-        base: str,
+        base: BaseSource,
         dtype: str,
         threads: int,
         weights: Mapping[str, Storage | None],
@@ -167,7 +166,7 @@ class _ScoreActor:
         set_threads(threads)
         tree = Config.model_validate(config)
         device = "cuda" if tree.evaluation.workers.gpus > 0 else "cpu"
-        self._scorer = Scorer(tree, task, base, dtype, device)
+        self._scorer = Scorer(tree, task, base.local(), dtype, device)
         self._examples = {
             example.id: example
             for split in (task.train, task.validation, task.test)

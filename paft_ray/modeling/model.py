@@ -1,4 +1,4 @@
-"""The base model and its adapter: prepare, load, adapt with any peft method, save.
+"""The base model and its adapter: load, adapt with any peft method, save.
 
 Arithmetic in bf16 is a matter of autocast (DeepSpeed's in training, torch's in scoring) over fp32
 weights. Frozen linear weights may be stored in bf16 beforehand, which is what autocast would make
@@ -6,16 +6,11 @@ of them at every use; embeddings, norms, the output head and the adapter stay in
 """
 
 import logging
-import shutil
-import tempfile
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.artifacts import ArtifactWriter, Storage, load_manifest, to_json, user_cache
+from paft_ray.artifacts import to_json
 from paft_ray.errors import ConfigError, one_line
-from paft_ray.loading import resolve_path
-from paft_ray.modeling.files import model_identity
 from paft_ray.modeling.full import train_all_weights
 
 if TYPE_CHECKING:
@@ -29,58 +24,6 @@ ADAPTER_FOLDER = "adapter"
 """Folder of a training that holds its adapter."""
 MODEL_FOLDER = "model"
 """Folder of a full fine-tuning that holds the whole model."""
-
-
-def prepare_base(path: str, revision: str | None, storage: Storage) -> str:
-    """Make a base model loadable and return the location that `load_base` takes.
-
-    A GGUF file is converted once into `models/<fingerprint>/` under `storage`; folders and hub
-    names are returned as they are.
-    """
-    local = resolve_path(path)
-    if local is None:
-        return path
-    if local.suffix != ".gguf":
-        return str(local)
-    identity = model_identity(path, revision)
-    folder = storage.child("models", identity)
-    if load_manifest(folder) is None:
-        _convert_gguf(local, folder, identity)
-    return _local_copy(folder, identity)
-
-
-def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    logger.info("converting %s", source.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent),
-        gguf_file=source.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    with tempfile.TemporaryDirectory() as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        writer = ArtifactWriter(folder)
-        writer.add_folder(Path(temporary))
-    writer.commit(identity, {"converted_from": source.name})
-
-
-def _local_copy(folder: Storage, identity: str) -> str:
-    if folder.is_local:
-        return folder.path()
-    models = user_cache() / "models"
-    if not (models / identity).exists():
-        models.mkdir(parents=True, exist_ok=True)
-        fetched = folder.fetch(Path(tempfile.mkdtemp(prefix=f".writing-{identity}-", dir=models)))
-        try:
-            fetched.rename(models / identity)
-        except OSError:  # another process of this node was faster
-            shutil.rmtree(fetched)
-    return str(models / identity)
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> "PreTrainedTokenizerBase":

@@ -1,14 +1,18 @@
 """Trying a model before any work: built without weights, adapted, and read to by long examples.
 
-Covered: what only transformers, peft and the tokenizer can say of a configuration. Not covered:
-weights, which nobody reads here; whether they fit into memory.
+Covered: what only transformers, peft and the tokenizer can say of a configuration, in a process
+beside the driver's, which imports neither. Not covered: weights, which nobody reads here; whether
+they fit into memory.
 """
 
+import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.errors import ConfigError, one_line
+from paft_ray.errors import ConfigError, PaftError, one_line
 from paft_ray.loading import resolve_path
 from paft_ray.modeling.warm_start import StoredAdapter, check_shape
 
@@ -19,6 +23,75 @@ if TYPE_CHECKING:
     from paft_ray.tasks import Example
 
 _LONGEST = 16
+
+
+class TrialProcess:
+    """A process that imports torch, transformers and peft while the driver goes on without.
+
+    It starts when it is first asked, answers in the order of asking, and ends with the driver.
+    """
+
+    def __init__(self) -> None:
+        """No process yet."""
+        self._running: tuple[Connection, BaseProcess] | None = None
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Ask for a function of a module to be called."""
+        if self._running is None:
+            context = multiprocessing.get_context("spawn")
+            connection, other = context.Pipe()
+            process = context.Process(target=_serve, args=(other,), name="trial", daemon=True)
+            process.start()
+            other.close()  # so that each side sees the end of the other
+            self._running = connection, process
+        self._running[0].send((function, arguments))
+
+    def finish(self) -> Any:
+        """Wait for the oldest answer that nobody has waited for.
+
+        Raises:
+            PaftError: What the function raised, or that the process died.
+        """
+        assert self._running is not None
+        connection, process = self._running
+        try:
+            answer, error = connection.recv()
+        except EOFError as end:
+            process.join()
+            raise PaftError(
+                f"the process that tries the model died with code {process.exitcode}: look into "
+                "the log, and at the machine's free memory"
+            ) from end
+        if error is not None:
+            raise error
+        return answer
+
+    def close(self) -> None:
+        """End the process, which frees its memory; asking again starts another."""
+        if self._running is not None:
+            connection, process = self._running
+            self._running = None
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def warm_up() -> None:
+    """Import what reading a tokenizer needs, so that it is there when texts come."""
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:  # the driver is gone
+            return
+        try:
+            answer = function(*arguments), None
+        except Exception as error:  # noqa: BLE001 - handed to the driver, which raises it
+            answer = None, error
+        connection.send(answer)
 
 
 def try_adapter(

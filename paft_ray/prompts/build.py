@@ -16,6 +16,7 @@ from paft_ray.config import Config, ProbeConfig
 from paft_ray.errors import PoolError
 from paft_ray.lease import lease
 from paft_ray.loading import result_fields, without
+from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.prompts.asking import ask, costs, parse_unit
 from paft_ray.prompts.bulk import TableFile, build_in_bulk
 from paft_ray.prompts.files import read_prompt_files
@@ -194,8 +195,6 @@ def _probe_scores(
 ) -> dict[str, dict[str, float]]:
     import ray.data
 
-    from paft_ray.modeling.model import prepare_base
-
     whole, task = session.config, session.task
     shown = replace(task, train=task.train[: config.examples], validation=(), test=())
     rows = [
@@ -213,7 +212,7 @@ def _probe_scores(
         fn_constructor_args=(
             whole,
             shown,
-            prepare_base(whole.model.path, whole.model.revision, session.storage),
+            locate_base(whole.model.path, whole.model.revision, session.storage),
             resolve_dtype(whole.model.dtype, config.gpus),
         ),
     )
@@ -229,7 +228,7 @@ def _probe_scores(
 class _ProbeActor:
     """Holds the base model; scores groups of prompts."""
 
-    def __init__(self, config: Config, task: Task, base: str, dtype: str) -> None:
+    def __init__(self, config: Config, task: Task, source: BaseSource, dtype: str) -> None:
         import torch
 
         from paft_ray.modeling.model import load_base, load_tokenizer, store_frozen_in_bf16
@@ -237,6 +236,7 @@ class _ProbeActor:
 
         probe, revision = config.prompts.probe, config.model.revision
         assert probe is not None
+        base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
         self._task, self._dtype = task, dtype
         self._rows = probe.row_tokens, config.train.packing

@@ -82,7 +82,8 @@ class InProcessLLM:
         """Load the model, converting a GGUF file first if nobody has."""
         import torch
 
-        from paft_ray.modeling.model import load_base, load_tokenizer, prepare_base
+        from paft_ray.modeling.base import prepare_base
+        from paft_ray.modeling.model import load_base, load_tokenizer
 
         dtype = resolve_dtype(config.dtype, config.gpus)
         torch.set_num_threads(max(1, int(config.cpus)))
@@ -130,7 +131,8 @@ class VLLMInProcess:
             import vllm  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise package_missing("vllm", "vllm") from error
-        from paft_ray.modeling.model import load_tokenizer, prepare_base
+        from paft_ray.modeling.base import prepare_base
+        from paft_ray.modeling.model import load_tokenizer
 
         location = prepare_base(config.path, None, storage)
         self._tokenizer = load_tokenizer(location)

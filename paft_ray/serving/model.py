@@ -50,11 +50,11 @@ class AnswerModel(PythonModel):
         """Load base model and adapter."""
         import torch
 
+        from paft_ray.modeling.base import prepare_base
         from paft_ray.modeling.model import (
             load_adapter,
             load_base,
             load_tokenizer,
-            prepare_base,
             store_frozen_in_bf16,
         )
         from paft_ray.modeling.tokenization import TextEncoder

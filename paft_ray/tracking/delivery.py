@@ -257,10 +257,8 @@ def replay_folder(
     return 0
 
 
-def _open_client(target: TrackingTarget, create_database: bool) -> Any:
-    database = target.database
-    if database is not None and not create_database and not database.exists():
-        raise FileNotFoundError(f"{database} is not on this node")
+def import_client() -> Any:
+    """MLflow's client class; the first call imports mlflow, which takes seconds."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic"):
@@ -270,7 +268,14 @@ def _open_client(target: TrackingTarget, create_database: bool) -> Any:
     warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=target.uri)
+    return MlflowClient
+
+
+def _open_client(target: TrackingTarget, create_database: bool) -> Any:
+    database = target.database
+    if database is not None and not create_database and not database.exists():
+        raise FileNotFoundError(f"{database} is not on this node")
+    return import_client()(tracking_uri=target.uri)
 
 
 def _experiment_id(client: Any, target: TrackingTarget) -> str:

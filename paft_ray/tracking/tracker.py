@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 from paft_ray.artifacts import Storage
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError
-from paft_ray.tracking.delivery import Sender, deliver, remote_errors, replay_folder
+from paft_ray.tracking.delivery import Sender, deliver, import_client, remote_errors, replay_folder
 from paft_ray.tracking.spool import (
     Batch,
     RunRef,
@@ -120,6 +120,12 @@ class NullTracker:
 
     def finish(self, status: FinalStatus) -> None:
         """Do nothing."""
+
+
+def import_early(config: Config) -> None:
+    """Import mlflow, which takes seconds, in a thread beside whatever else has to start."""
+    if config.tracking.type != "none":
+        threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:

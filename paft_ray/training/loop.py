@@ -65,6 +65,8 @@ class Outlets:
     """Takes draws and losses; rank 0 writes."""
     report: Callable[[Mapping[str, float]], None]
     """Called on every rank after every step, with metrics."""
+    at: Callable[..., None] = lambda phase, step=None, row=0: None
+    """Called on every rank where its position changes: phase, step from 1, rows done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,14 @@ def fit(
             step and return.
 
     Returns:
-        The progress at the end.
+        The progress at the end, with fewer than `steps` steps where a rank had to leave.
 
     Raises:
         TrainingError: The loss of a step is not finite; the weights are those before the step. Or
             a checkpoint could not be written.
     """
     for plan in plans:
-        result = train_step(engine, plan, recipe, leave())
+        result = train_step(engine, plan, recipe, leave(), outlets.at)
         weights.observe(
             [draw.prompt for draw in plan.draws],
             [nll / d.answer_tokens for nll, d in zip(result.nll_S, plan.draws, strict=True)],
@@ -126,6 +128,7 @@ def fit(
         outlets.ledger.add(plan, result.nll_S)
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
         if due or result.leaving:
+            outlets.at("checkpoint")
             outlets.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **weights.state()}
             write_ledger = outlets.ledger.take(progress.step, weights)
@@ -133,11 +136,18 @@ def fit(
         outlets.report({"step": float(progress.step), **result.metrics})
         if result.leaving:
             break
+    outlets.at("checkpoint")
     outlets.checkpoints.wait()
     return progress
 
 
-def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = False) -> StepResult:
+def train_step(
+    engine: Engine,
+    plan: StepPlan,
+    recipe: Recipe,
+    leave: bool = False,
+    at: Callable[..., None] = lambda phase, step=None, row=0: None,
+) -> StepResult:
     """One optimizer step.
 
     Args:
@@ -145,6 +155,7 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = Fal
         plan: What to train on.
         recipe: What does not change.
         leave: Whether this rank must leave after the step.
+        at: See `Outlets`.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.
@@ -153,7 +164,8 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = Fal
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
     slots = len(plan.draws)
     sums = torch.zeros(slots + 2, dtype=torch.float64, device=engine.device)
-    for row in plan.rows[engine.rank]:
+    for done, row in enumerate(plan.rows[engine.rank]):
+        at("forward", plan.step + 1, done)
 
         def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
             loss, nll_S, penalty = row_loss(recipe.objective, logprobs_A, row, plan)
@@ -163,6 +175,7 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, leave: bool = Fal
 
         engine.accumulate(row, loss_of)
     sums[slots + 1] = float(leave)
+    at("waiting")
     *nll_S, penalty, leaving = engine.all_reduce(sums)
     loss = sum(nll_S) / plan.answer_tokens
     if not math.isfinite(loss + penalty):

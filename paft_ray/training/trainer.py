@@ -5,23 +5,29 @@ that is complete, and else starts workers; each builds engine, plans and checkpo
 to `loop.fit`. Ray Train gets a disposable directory and no checkpoint of ours.
 """
 
+import itertools
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paft_ray.artifacts import Storage, fingerprint, load_manifest
-from paft_ray.cluster import BoardHandle, cpus_per_worker, follow
-from paft_ray.config import VariantConfig, total_steps
-from paft_ray.errors import ArtifactError, PaftError, TrainingError
+from paft_ray.cluster import BoardHandle, cpus_per_worker, follow, own_errors, spare_workers
+from paft_ray.config import Config, VariantConfig, total_steps
+from paft_ray.errors import ArtifactError, TrainingError, one_line
 from paft_ray.loading import dump_config
+from paft_ray.modeling.base import locate_base
 from paft_ray.modeling.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.screen import Stage
 from paft_ray.session import Session
+from paft_ray.training.growth import LEAVE, Growth
+from paft_ray.training.heartbeat import Beat, Verdict, Watch
 from paft_ray.training.patience import retry_storage
-from paft_ray.training.worker import Job, run_rank
+from paft_ray.training.worker import Job, actor_key, run_rank
 
 logger = logging.getLogger(__name__)
 
@@ -154,23 +160,19 @@ def _launch(
     stage: Stage,
     made_from: dict[str, str],
 ) -> None:
+    """Run workers until all steps are done, as often as notices make them leave before."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    from paft_ray.modeling.model import prepare_base
 
     config = session.config
-    workers = config.train.workers
-    cpus = cpus_per_worker(workers, "train.workers")
     steps = total_steps(config.train, len(session.task.train))
     stage.expect(steps)
     board = BoardHandle()
+    cpus = cpus_per_worker(config.train.workers, "train.workers")
     job = Job(
         config=dump_config(config),
         task=session.task,
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
-        base=prepare_base(config.model.path, config.model.revision, session.storage),
+        source=locate_base(config.model.path, config.model.revision, session.storage),
         dtype=session.training_dtype,
         folder=folder,
         identity=identity,
@@ -184,37 +186,90 @@ def _launch(
         if config.train.warm_start is None
         else read_adapter(config.train.warm_start).weights,
     )
-    gpu = workers.gpus > 0
+    watch = Watch(
+        config.train.workers.heartbeat_timeout_s,
+        lambda text: session.screen.line(f"train {variant.label}: {text}"),
+        partial(_end, board),
+    )
+
+    growth = Growth(
+        config.train.workers.most,
+        partial(spare_workers, cpus, config.train.workers.gpus),
+        partial(board.hold, LEAVE),
+    )
 
     def show(said: Mapping[str, Any]) -> None:
         stage.reach(int(said.get("step", 0)))
+        watch.look(said)
+        growth.look(beat for beat in said.values() if isinstance(beat, Beat))
 
+    reference = ray.put(job)
     with tempfile.TemporaryDirectory(prefix="paft-train-") as disposable, follow(board, show):
-        trainer = TorchTrainer(
-            run_rank,
-            train_loop_config={"job": ray.put(job)},
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-            scaling_config=ScalingConfig(
-                num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
-                use_gpu=gpu,
-                resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
-            ),
-            run_config=RunConfig(
-                name=variant.label,
-                storage_path=disposable,
-                failure_config=FailureConfig(max_failures=config.train.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            said = board.read()
-            if isinstance(error, PaftError) or not said.get("step"):
-                raise
-            raise TrainingError(
-                f"training {variant.label} stopped after step {said['step']} of {steps}: "
-                f"{' '.join(str(error).split())[-300:]}; run the same command to continue"
-            ) from error
+        done: int | None = 0
+        for attempt in itertools.count():
+            place = f"{disposable}/{attempt}"
+            done = _run_workers(config, variant.label, reference, board, cpus, place, watch, steps)
+            if done is None or done >= steps:
+                break
+            session.screen.line(f"train {variant.label}: {done} steps are saved, starting anew")
         refused = board.read().get("refused")
     if refused is not None:
         raise refused
+
+
+def _run_workers(
+    config: Config,
+    label: str,
+    job: Any,
+    board: BoardHandle,
+    cpus: float,
+    disposable: str,
+    watch: Watch,
+    steps: int,
+) -> int | None:
+    """What rank 0 returned; Ray Train replaces workers that are lost.
+
+    Raises:
+        TrainingError: They were lost too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+    from paft_ray.training.ranks import Ranks, RanksTrainer
+
+    workers = config.train.workers
+    gpu = workers.gpus > 0
+    trainer = RanksTrainer(
+        run_rank,
+        train_loop_config={"job": job},
+        backend_config=Ranks(board, "nccl" if gpu else "gloo", workers.interface),
+        scaling_config=ScalingConfig(
+            num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
+            elastic_resize_monitor_interval_s=math.inf,  # growing is ours, see `growth`
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=label,
+            storage_path=disposable,
+            failure_config=FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+    try:
+        with own_errors():
+            return trainer.fit().return_value
+    except TrainingFailedError as error:
+        reasons = [*watch.verdicts, one_line(error, 300)]
+        raise TrainingError(
+            f"training {label} stopped after step {board.read().get('step', 0)} of {steps}, having "
+            f"lost workers more than {config.train.max_failures} times (train.max_failures): "
+            f"{'; '.join(reasons)}; run the same command to continue"
+        ) from error
+
+
+def _end(board: BoardHandle, verdict: Verdict) -> None:
+    """End the workers that hold the others up; Ray Train then starts all of them anew."""
+    import ray
+
+    for rank in verdict.end:
+        if (actor := board.held(actor_key(verdict.attempt, rank))) is not None:
+            ray.kill(actor)

@@ -5,6 +5,7 @@ Builds planner, model, engine and checkpoints, hands them to `loop.fit`, and wha
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,19 +16,22 @@ from paft_ray.config import Config
 from paft_ray.errors import PaftError, TrainingError
 from paft_ray.session import RUN_KEY
 from paft_ray.tracking import TrackingTarget, pool_version
+from paft_ray.training.growth import LEAVE
+from paft_ray.training.heartbeat import ATTEMPT, Beat, Pulse
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from paft_ray.modeling.base import BaseSource
     from paft_ray.tasks import Task
+    from paft_ray.tracking import Tracker
+    from paft_ray.training.checkpoint import Progress
+    from paft_ray.training.engine import Engine
     from paft_ray.training.plan import Planner
 
 logger = logging.getLogger(__name__)
-
-_REPORT_STEPS = 10
-"""Ray Train's `report` is a barrier for all ranks: it is called this seldom."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,8 @@ class Job:
     task: "Task"
     prompts: tuple[tuple[str, str], ...]
     """Ids and texts."""
-    base: str
-    """Location of the prepared base model."""
+    source: "BaseSource"
+    """The prepared base model, for every node to find."""
     dtype: str
     folder: Storage
     identity: str
@@ -54,26 +58,67 @@ class Job:
     """Weights of the adapter that training begins with."""
 
     @property
+    def base(self) -> str:
+        """Location of the prepared base model on this node, fetched first where it must be."""
+        return self.source.local()
+
+    @property
     def pool(self) -> str:
         """The pool's version in MLflow's registry."""
         name, alias = pool_version(self.task.name, self.made_from["pool"])
         return f"models:/{name}@{alias}"
 
 
-def run_rank(payload: dict[str, Any]) -> None:
-    """One rank of one training; runs in a Ray Train worker."""
+def run_rank(payload: dict[str, Any]) -> int | None:
+    """One rank of one training; runs in a Ray Train worker.
+
+    Returns:
+        How many steps are done: all, or fewer where a notice made the ranks leave; None where the
+        training was refused, which the board says.
+    """
     import ray
 
     job: Job = ray.get(payload["job"])
+    pulse = _pulse(job.board)
     try:
-        _train_rank(job)
+        with pulse.beating():
+            return _train_rank(job, pulse)
     except PaftError as error:
         # trying again would end the same way: say why, and end without a failure
         logger.exception("training refused")
         job.board.post_now("refused", error)
+        return None
 
 
-def _train_rank(job: Job) -> None:
+def _pulse(board: BoardHandle) -> Pulse:
+    """This rank's pulse; its actor is left on the board, for the driver to end it by."""
+    import ray
+    import ray.train
+
+    context, runtime = ray.train.get_context(), ray.get_runtime_context()
+    rank, attempt = context.get_world_rank(), int(os.environ[ATTEMPT])
+    board.hold(actor_key(attempt, rank), runtime.current_actor)
+    node = ray.util.get_node_ip_address()
+    first = Beat(attempt, rank, context.get_world_size(), node, os.getpid())
+    answers: list[Any] = []
+
+    def send(beat: Beat) -> bool:
+        if answers and not ray.wait(answers, timeout=0)[0]:
+            board.post(f"beat/{rank}", beat)  # the board is slow, but beats go on
+            return False
+        asked = ray.get(answers.pop()) if answers else None
+        answers.append(board.exchange(f"beat/{rank}", beat, LEAVE))
+        return asked == attempt
+
+    return Pulse(first, send)
+
+
+def actor_key(attempt: int, rank: int) -> str:
+    """Where the board holds the actor of a rank."""
+    return f"actor/{attempt}/{rank}"
+
+
+def _train_rank(job: Job, pulse: Pulse) -> int:
     import ray.train
     import torch
     from ray.train.torch import get_device
@@ -81,16 +126,11 @@ def _train_rank(job: Job) -> None:
     from paft_ray.tracking import open_tracker
     from paft_ray.training.checkpoint import KINDS, Checkpoints, Progress
     from paft_ray.training.engine import Engine, prepare_process
-    from paft_ray.training.handover import (
-        Base,
-        complete_training,
-        first_batch,
-        hand_over,
-        trainable_copy,
-    )
+    from paft_ray.training.handover import trainable_copy
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import Outlets, Recipe, fit
     from paft_ray.training.plan import plans
+    from paft_ray.training.ranks import notice_of_leaving
     from paft_ray.training.schedule import learning_rate
     from paft_ray.training.weighting import PromptWeights
 
@@ -135,7 +175,8 @@ def _train_rank(job: Job) -> None:
             step = int(metrics["step"])
             if rank == 0:
                 job.board.post("step", step)
-            if step % _REPORT_STEPS == 0 or step == job.steps:
+            # a barrier of all ranks, and Ray Train takes one report in two seconds
+            if step % config.train.checkpoint.every_steps == 0 or step == job.steps:
                 ray.train.report(dict(metrics))
 
         progress = fit(
@@ -156,23 +197,41 @@ def _train_rank(job: Job) -> None:
                 checkpoints,
                 Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
                 report,
+                pulse.move,
             ),
             weights,
+            notice_of_leaving(pulse),
         )
-        writer = ArtifactWriter(job.folder)
-        base = Base(
-            job.base,
-            config.model.revision,
-            config.model.path,
-            job.dtype,
-            config.model.quantization,
-        )
-        verified = hand_over(engine, base, first_batch(planner), beginning, writer)
-        if verified is not None:
-            complete_training(job, config, writer, verified, progress, ranks, tracker)
+        if progress.step < job.steps:
+            logger.info("rank %d leaves after step %d", rank, progress.step)
+            status = "KILLED"
+            return progress.step
+        pulse.move("saving")
+        _hand_over(job, config, engine, planner, beginning, progress, tracker)
         status = "FINISHED"
+        return progress.step
     finally:
         tracker.finish(status)
+
+
+def _hand_over(
+    job: Job,
+    config: Config,
+    engine: "Engine",
+    planner: "Planner",
+    beginning: "Mapping[str, torch.Tensor]",
+    progress: "Progress",
+    tracker: "Tracker",
+) -> None:
+    """Write what was trained, verify it, and make the training complete; collective."""
+    from paft_ray.training.handover import Base, complete_training, first_batch, hand_over
+
+    model = config.model
+    base = Base(job.base, model.revision, model.path, job.dtype, model.quantization)
+    writer = ArtifactWriter(job.folder)
+    verified = hand_over(engine, base, first_batch(planner), beginning, writer)
+    if verified is not None:
+        complete_training(job, config, writer, verified, progress, engine.ranks, tracker)
 
 
 def _build(

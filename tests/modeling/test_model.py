@@ -16,7 +16,6 @@ from paft_ray.modeling.model import (
     load_adapter,
     load_base,
     load_tokenizer,
-    prepare_base,
     reads_positions,
     virtual_tokens,
 )
@@ -205,14 +204,6 @@ def test_loaded_base_is_frozen_in_evaluation_mode_and_fp32(tiny_model):
     assert {(p.requires_grad, p.dtype) for p in model.parameters()} == {(False, torch.float32)}
     half = load_base(str(tiny_model), dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-
-
-def test_folder_with_a_model_needs_no_preparation(tiny_model, tmp_path):
-    from paft_ray.artifacts import Storage
-
-    storage = Storage.open(str(tmp_path / "storage"))
-    assert prepare_base(str(tiny_model), None, storage) == str(tiny_model)
-    assert not (tmp_path / "storage").exists()
 
 
 def test_tokenizer_without_padding_pads_with_the_end_token(tiny_model, tmp_path):

@@ -1,11 +1,14 @@
 """Trying a model before any work."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
 
-from paft_ray.errors import ConfigError, DataError
+from paft_ray.errors import ConfigError, DataError, PaftError
 from paft_ray.modeling.model import load_tokenizer
 from paft_ray.modeling.tokenization import TextEncoder
-from paft_ray.modeling.trial import refuse_overlong, try_adapter
+from paft_ray.modeling.trial import TrialProcess, refuse_overlong, try_adapter
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
 
@@ -54,3 +57,30 @@ def test_adapter_that_can_be_saved_is_accepted_without_reading_weights(
 def test_adapter_without_targets_is_refused(tiny_model):
     with pytest.raises(ConfigError, match=r"model\.peft"):
         try_adapter(str(tiny_model), None, {"peft_type": "LORA", "target_modules": []}, 0)
+
+
+@pytest.fixture
+def trial() -> Iterator[TrialProcess]:
+    process = TrialProcess()
+    yield process
+    process.close()
+
+
+def test_trial_process_answers_in_order_and_raises_what_was_raised_there(tiny_model, trial):
+    trial.begin(try_adapter, str(tiny_model), None, {"peft_type": "LORA"}, 0)
+    trial.begin(try_adapter, str(tiny_model), None, {"peft_type": "LORA", "target_modules": []}, 0)
+    trial.begin(os.getpid)
+    assert trial.finish() is None
+    with pytest.raises(ConfigError, match=r"model\.peft"):
+        trial.finish()
+    pid = trial.finish()
+    assert pid != os.getpid()
+    trial.close()
+    trial.begin(os.getpid)
+    assert trial.finish() not in (pid, os.getpid())
+
+
+def test_trial_process_that_dies_is_an_error_with_its_code(trial):
+    trial.begin(os._exit, 7)
+    with pytest.raises(PaftError, match="code 7"):
+        trial.finish()

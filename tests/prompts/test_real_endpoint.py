@@ -15,7 +15,7 @@ import pytest
 
 from paft_ray.artifacts import Storage
 from paft_ray.config import GenerationConfig, OpenAILLM
-from paft_ray.modeling.model import prepare_base
+from paft_ray.modeling.base import prepare_base
 from paft_ray.prompts.asking import ask, costs, parse_unit
 from paft_ray.prompts.endpoint import EndpointLLM
 from paft_ray.prompts.generation import Request, RequestBook
