@@ -180,16 +180,16 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
     if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
         return result
     from paft_ray.api import begin_trial, finish_trial
-    from paft_ray.cluster import check_cluster, ray_session
+    from paft_ray.cluster import check_cluster, import_ray, ray_session
     from paft_ray.tracking import import_early
 
     import_early(session.config)
     if verb.trains:
         begin_trial(session, options.overwrite)
+        import_ray()  # while the model is tried
+        finish_trial(session)
     with ray_session():
         check_cluster(session.config)
-        if verb.trains:
-            finish_trial(session)
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
         return verb.run(session, options)

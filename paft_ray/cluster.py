@@ -66,6 +66,21 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def import_ray() -> None:
+    """Import Ray with the environment that it is to read; seconds, in which others may work."""
+    prepare_environment()
+    if _is_local():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # a process of Ray Train's that looks for nodes to go, of which there are none here
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    import ray.data  # noqa: F401
+
+
+def _is_local() -> bool:
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
 @contextmanager
 def ray_session() -> Iterator[None]:
     """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
@@ -73,18 +88,12 @@ def ray_session() -> Iterator[None]:
     A cluster that we start asks for a token, made here and known to this process and its children
     only.
     """
-    prepare_environment()
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {}
-    if address == "local":
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        local["include_dashboard"] = False
-        # a process of Ray Train's that looks for nodes to go, of which there are none here
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    import_ray()
     import ray
     import ray.data
 
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {"include_dashboard": False} if _is_local() else {}
     ray.init(address=address, logging_level=logging.WARNING, configure_logging=False, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -92,13 +92,10 @@ PEFT = "model.peft={peft_type: LORA, target_modules: [q_proj], %s}"
     ("override", "named"),
     [
         (PEFT % "r: 0", "model.peft: peft refuses it"),
-        (PEFT % "r: eight", "model.peft: peft refuses it"),
-        (PEFT % "lora_dropout: 7", "model.peft: peft refuses it"),
         (PEFT % "bias: some", "model.peft.bias: 'some'"),
         (PEFT % "init_lora_weights: pissa", "model.peft.init_lora_weights: 'pissa'"),
         (PEFT % "init_lora_weights: foo", "model.peft.init_lora_weights: 'foo'"),
         ("model.peft={peft_type: POLY, target_modules: [q_proj]}", "POLY is not supported"),
-        ("model.peft={peft_type: VERA, target_modules: [q_proj]}", "save_projection"),
     ],
 )
 def test_what_only_peft_can_refuse_exits_2_and_writes_nothing(
@@ -114,8 +111,6 @@ def test_what_only_peft_can_refuse_exits_2_and_writes_nothing(
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("tokenizer.json", "{}", "the tokenizer of"),
-        ("config.json", '{"model_type": "nonsense"}', "no causal language model"),
         ("config.json", '{"model_type": "vit"}', "no causal language model"),
     ],
 )

@@ -20,6 +20,7 @@ from paft_ray.artifacts import ArtifactWriter
 from paft_ray.cli import call
 from paft_ray.evaluation.scorer import Scorer
 from paft_ray.loading import dump_config, load_config
+from paft_ray.modeling.base import BaseSource
 from paft_ray.modeling.model import (
     adapter_files,
     add_adapter,
@@ -81,7 +82,7 @@ def leave_training(session: Session, noise: float) -> None:
         config=dump_config(config),
         task=session.task,
         prompts=(("p0", PROMPT),),
-        base=config.model.path,
+        source=BaseSource(config.model.path),
         dtype="float32",
         folder=writer.folder,
         identity="0123456789abcdef",

@@ -1,6 +1,7 @@
 """Trying a model before any work."""
 
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -84,3 +85,36 @@ def test_trial_process_that_dies_is_an_error_with_its_code(trial):
     trial.begin(os._exit, 7)
     with pytest.raises(PaftError, match="code 7"):
         trial.finish()
+
+
+LORA = {"peft_type": "LORA", "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("peft", "says"),
+    [
+        ({**LORA, "r": "eight"}, "peft refuses it"),
+        ({**LORA, "lora_dropout": 7}, "peft refuses it"),
+        ({**LORA, "peft_type": "VERA"}, "save_projection"),
+    ],
+)
+def test_what_peft_refuses_is_refused_with_its_reason(peft, says, tiny_model):
+    with pytest.raises(ConfigError, match=says):
+        try_adapter(str(tiny_model), None, peft, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", "{}", "the tokenizer of"),
+        ("config.json", '{"model_type": "nonsense"}', "no causal language model"),
+    ],
+)
+def test_model_folder_that_transformers_cannot_read_is_refused(
+    name, content, says, tiny_model, tmp_path
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / name).write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        try_adapter(str(broken), None, LORA, 0)

@@ -27,7 +27,11 @@ def launch() -> Callable[[Path, Path, int, list[dict]], None]:
             )
             for rank in range(ranks)
         ]
-        outputs = [process.communicate(timeout=200)[0] for process in processes]
-        assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+        try:
+            outputs = [process.communicate(timeout=280)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
 
     return start
