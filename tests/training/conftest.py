@@ -18,20 +18,20 @@ def launch() -> Callable[[Path, Path, int, list[dict]], None]:
         settings = {
             "model": str(model), "folder": str(folder), "ranks": ranks, "scenarios": scenarios,
         }  # fmt: skip
+        said = [folder / f"said-{ranks}-{rank}.txt" for rank in range(ranks)]  # pipes fill up
         processes = [
             subprocess.Popen(
                 [sys.executable, str(program), json.dumps({**settings, "rank": rank})],
-                stdout=subprocess.PIPE,
+                stdout=path.open("w"),
                 stderr=subprocess.STDOUT,
-                text=True,
             )
-            for rank in range(ranks)
+            for rank, path in enumerate(said)
         ]
         try:
-            outputs = [process.communicate(timeout=280)[0] for process in processes]
+            codes = [process.wait(timeout=280) for process in processes]
         finally:
             for process in processes:
                 process.kill()
-        assert all(process.returncode == 0 for process in processes), "\n".join(outputs)[-4000:]
+        assert not any(codes), "\n".join(path.read_text()[-4000:] for path in said)
 
     return start

@@ -116,7 +116,7 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train.learning_rate, train.schedule, step, steps)
         optimizer.step()
-        if model.peft_type == "ADALORA":  # pyright: ignore[reportAttributeAccessIssue]
+        if getattr(model, "peft_type", "") == "ADALORA":  # pyright: ignore[reportAttributeAccessIssue]
             model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
 
@@ -226,7 +226,7 @@ def train_on_engine(
         weights.restore(restored.other)
     else:
         assert "continues" not in options
-    fit(
+    progress = fit(
         engine,
         plans(
             planner,
@@ -253,6 +253,8 @@ def train_on_engine(
         ),
         weights,
     )
+    if progress.step < steps:  # cut off: nothing is handed over
+        return engine.gather_weights()
     quantization = options.get("quantization", "none")
     base = Base(model_folder, None, model_folder, "float32", quantization)
     verified = hand_over(engine, base, first_batch(planner), beginning, ArtifactWriter(where))

@@ -74,8 +74,8 @@ IA3 = {
     "feedforward_modules": ["down_proj"],
 }
 OTHER_METHODS = [
-    {"name": "prompt3", "stage": 3, "until": 3, "peft": PROMPT_TUNING},
-    {"name": "ia3", "stage": 3, "until": 3, "peft": IA3},
+    {"name": "prompt3", "stage": 3, "train": {"steps": 3}, "peft": PROMPT_TUNING},
+    {"name": "ia3", "stage": 3, "train": {"steps": 3}, "peft": IA3},
 ]
 
 
