@@ -180,6 +180,9 @@ def measure(folder: Path, options: argparse.Namespace) -> tuple[list[Kill], Comp
         "HF_HUB_OFFLINE": "1",
         "RAY_worker_niceness": "0",
         "GOMP_SPINCOUNT": "50000",
+        # a rank waits in `report` until Ray Train looks, every 2 s by default: steps as short as
+        # these would spend their time there, and nearly every kill would hit them there
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     }
     with lan(folder / "lan", environment) as cluster:
         cluster.start(cpus=0)
