@@ -101,6 +101,7 @@ class Lan:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": "/tmp",  # a socket has at most 107 characters, TMPDIR may be longer
             "GLOO_SOCKET_IFNAME": INTERFACE,
             "NCCL_SOCKET_IFNAME": INTERFACE,
             **environment,
