@@ -4,8 +4,8 @@ A node is a set of Linux namespaces (network, processes, mounts, host name) that
 in a namespace of its own. Nothing has a name outside of these namespaces, so that runs beside each
 other do not meet, and all of it ends with the process that made it, even one killed by SIGKILL.
 Covered: a head and workers, commands inside a node, a node killed or cut off. Not covered: other
-file systems than the machine's own, links that are slow or lose packets. Needs root, util-linux
-and iproute2.
+file systems than the machine's own, links that are slow or lose packets. Needs root, util-linux and
+iproute2, and a thread that outlives what it starts: the kernel ends a child with its thread.
 """
 
 import os
