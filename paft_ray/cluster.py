@@ -219,14 +219,13 @@ class BoardHandle:
     """The driver's and the workers' end of a `Board`; pickles."""
 
     def __init__(self) -> None:
-        """Start the actor, on the node of whoever reads it: other nodes may be lost."""
+        """Start the actor, on this process's own node: it is lost only where the driver is too."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        here: Any = NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False
-        )
-        self._actor: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Board).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote: Any = ray.remote(num_cpus=0)(Board)
+        self._actor: Any = remote.options(scheduling_strategy=here).remote()
 
     def post(self, key: str, value: Any) -> None:
         """Say something, without waiting for it to arrive."""
