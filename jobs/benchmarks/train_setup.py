@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection
 
 import psutil
@@ -87,12 +88,18 @@ class Turns:
 
 def cpu_seconds() -> float:
     """CPU time of this process with all threads; in a Ray worker also that of Ray's own ones."""
-    processes = [psutil.Process()]
-    if "RAY_RAYLET_PID" in os.environ:
-        raylet = psutil.Process(int(os.environ["RAY_RAYLET_PID"]))
-        driver = raylet.parent() or raylet
-        processes = [driver, *driver.children(recursive=True)]
-    return sum(sum(process.cpu_times()[:2]) for process in processes)
+    return sum(sum(process.cpu_times()[:2]) for process in _processes())
+
+
+@cache
+def _processes() -> list[psutil.Process]:
+    """Found once: looking through all processes of a machine takes as long as part of a step."""
+    if "RAY_RAYLET_PID" not in os.environ:
+        return [psutil.Process()]
+    raylet = psutil.Process(int(os.environ["RAY_RAYLET_PID"]))
+    driver = raylet.parent() or raylet
+    train = psutil.Process()
+    return [driver, *(p for p in driver.children(recursive=True) if p != train), train]
 
 
 def make_planner(setup: Setup) -> Planner:
