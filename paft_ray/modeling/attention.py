@@ -4,8 +4,9 @@ A row of T tokens that holds many short sequences wants sum(L^2) products, not T
 them masked. Here the row is cut into its sequences, which attend as a padded batch under a plain
 causal mask (padding stands behind, where causal attention never looks), and put together again.
 Registered with transformers' attention interface, so that it serves every model that uses it;
-without `blocks` it is transformers' sdpa. On CPUs short sequences are multiplied plainly: torch's
-fused CPU kernel took 40% of a training step, with these sizes mostly for its set-up.
+without `blocks` it is transformers' sdpa. On CPUs sequences up to 512 tokens are multiplied plainly
+(`kernels.py`): torch's fused CPU kernel took 40% of a training step at 100 tokens, mostly for its
+set-up, and at 512 tokens it takes twice the time.
 """
 
 from collections.abc import Mapping
@@ -19,13 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from paft_ray.errors import ConfigError
+from paft_ray.modeling.kernels import BlockAttention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BLOCK_ATTENTION = "paft_block_sdpa"
 """Name of this attention in `attn_implementation`."""
-_PLAIN_LENGTH = 256
+_PLAIN_LENGTH = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +90,61 @@ def block_attention(
                 "which a packed row cannot carry: set it to false"
             )
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+    plain = query.device.type == "cpu" and not kwargs.get("dropout")
+    if plain and max(gather_NL.shape[1] for gather_NL in blocks.gather_NL) <= _PLAIN_LENGTH:
+        states = (part[0].transpose(0, 1) for part in (query, key, value))
+        return attend(*states, blocks=blocks, **kwargs)[None], None
     outputs = []
     for gather_NL in blocks.gather_NL:
         cut = (_take(query, gather_NL), _take(key, gather_NL), _take(value, gather_NL))
         length = gather_NL.shape[1]
-        if query.device.type == "cpu" and length <= _PLAIN_LENGTH and not kwargs.get("dropout"):
-            output = _plain_attention(*cut, **kwargs)
+        if plain and length <= _PLAIN_LENGTH:
+            flat = (part.transpose(1, 2).flatten(0, 1) for part in cut)
+            outputs.append(attend(*flat, blocks=_one_group(gather_NL), **kwargs))
         else:
             mask = _window_mask(length, kwargs.get("sliding_window"), gather_NL.device)
             output, _ = sdpa_attention_forward(module, *cut, mask, **kwargs)
-        outputs.append(output.flatten(0, 1))
+            outputs.append(output.flatten(0, 1))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat.index_select(0, blocks.back_T)[None], None
 
 
-def _plain_attention(
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    blocks: Blocks,
     scaling: float | None = None,
     sliding_window: int | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Causal attention, [N, heads, L, D] each to [N, L, heads, D]; softmax in fp32.
+    """Attention of a row on a CPU by our own products, in autocast's precision.
 
-    The heads of a group read the same keys in one product (grouped-query attention).
+    Args:
+        query: [T, heads, D].
+        key: [T, groups, D]: the heads of a group read the same keys (grouped-query attention).
+        value: [T, groups, D].
+        blocks: How the row falls apart.
+        scaling: Of the scores; one over the root of D by default.
+        sliding_window: Tokens that a query sees, its own included.
+
+    Returns:
+        [T, heads, D].
     """
-    n, heads, length, width = query.shape
-    groups = key.shape[1]
-    grouped = query.reshape(n * groups, heads // groups * length, width)
-    grouped = grouped * (width**-0.5 if scaling is None else scaling)
-    scores = torch.bmm(grouped, key.reshape(n * groups, length, width).transpose(1, 2))
-    scores = scores.view(n, heads, length, length).float()
-    at = torch.arange(length, device=query.device)
-    distance = at[:, None] - at[None, :]
-    hidden = (distance < 0) | (distance >= (sliding_window or length))
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1).to(value.dtype)
-    output = torch.bmm(
-        weights.view(n * groups, heads // groups * length, length),
-        value.reshape(n * groups, length, value.shape[-1]),
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    attended: Any = BlockAttention.apply(
+        query, key, value, blocks.gather_NL, blocks.back_T, scaling, sliding_window
     )
-    return output.view(n, heads, length, -1).transpose(1, 2)
+    return attended
+
+
+def _one_group(gather_NL: torch.Tensor) -> Blocks:
+    """The blocks of a group that was taken out of its row, padding and all."""
+    back_T = torch.arange(gather_NL.numel(), device=gather_NL.device)
+    return Blocks((back_T.view(gather_NL.shape),), back_T)
 
 
 def _take(states: torch.Tensor, gather_NL: torch.Tensor) -> torch.Tensor:

@@ -65,6 +65,7 @@ def load_base(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from paft_ray.modeling.attention import BLOCK_ATTENTION, takes_blocks
+    from paft_ray.modeling.kernels import use_quick_products
     from paft_ray.modeling.quantized import nf4_arguments, prepare_quantized
     from paft_ray.modeling.scoring import FullPrecisionLinear
 
@@ -101,6 +102,7 @@ def load_base(
     head = model.get_output_embeddings()
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
+    use_quick_products(model)
     return model.eval()
 
 

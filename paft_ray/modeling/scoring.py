@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from paft_ray.modeling.attention import attends_in_blocks, block_arguments
+from paft_ray.modeling.kernels import linear
 from paft_ray.modeling.tokenization import Row, TokenSequence, build_row, deal_rows
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class FullPrecisionLinear(torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`input` [..., in] to fp32 [..., out]."""
         with torch.autocast(input.device.type, enabled=False):
-            return torch.nn.functional.linear(input.float(), self.weight, self.bias)
+            return linear(input.float(), self.weight, self.bias)
 
 
 def answer_logprobs(

@@ -116,7 +116,7 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train.learning_rate, train.schedule, step, steps)
         optimizer.step()
-        if getattr(model, "peft_type", "") == "ADALORA":  # pyright: ignore[reportAttributeAccessIssue]
+        if getattr(model, "peft_type", "") == "ADALORA":
             model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
 

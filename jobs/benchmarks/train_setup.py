@@ -1,0 +1,121 @@
+"""What the competitors of `train.py` have in common: settings, data, and taking turns."""
+
+import os
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.connection import Connection
+
+import psutil
+import torch
+
+from paft_ray.config import BuiltinTaskConfig
+from paft_ray.modeling.model import load_tokenizer
+from paft_ray.modeling.tokenization import TextEncoder
+from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.template import parse
+from paft_ray.tasks import load_task
+from paft_ray.training.plan import Planner
+from paft_ray.training.sampler import PromptSampler
+
+PEFT = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
+LEARNING_RATE = 5e-4
+CLIPPING = 1.0
+PROMPTS = (
+    "Goal: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:",
+    "Which of the two solutions works in the real world?\nQuestion: {goal}\nA. {sol1}\nB. {sol2}\n"
+    "Answer:",
+    "{goal}\n\nA: {sol1}\nB: {sol2}\n\nUse your common sense and choose A or B. Choice:",
+    "Decide with common sense which option reaches the goal.\nOption A: {sol1}\nOption B: {sol2}\n"
+    "Goal: {goal}\nThe option is",
+)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a competitor is told; JSON-ready."""
+
+    name: str
+    location: str
+    """Folder of the prepared base model."""
+    task_path: str
+    prompts: str | None
+    dtype: str
+    batch_size: int
+    row_tokens: int
+    steps: int
+    """Optimizer steps in all."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where all competitors train."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass
+class Turns:
+    """A competitor's end of the line: waits for its turn, and measures what it does in it."""
+
+    connection: Connection
+    _left: int = 0
+    _started: tuple[float, float] | None = None
+    _tokens: int = 0
+    _losses: list[float] = field(default_factory=list)
+
+    def before_step(self) -> None:
+        """Return when there is a step to do."""
+        if not self._left:
+            self.finish()
+            self._left = self.connection.recv()
+            self._started = time.perf_counter(), cpu_seconds()
+        self._left -= 1
+
+    def after_step(self, tokens: int, loss: float) -> None:
+        """Record a step."""
+        self._tokens += tokens
+        self._losses.append(loss)
+
+    def finish(self) -> None:
+        """Report the turn that just ended, if there was one."""
+        if self._started is None:
+            return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        wall, cpu = time.perf_counter() - self._started[0], cpu_seconds() - self._started[1]
+        self.connection.send((wall, cpu, self._tokens, self._losses))
+        self._started, self._tokens, self._losses = None, 0, []
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process with all threads; in a Ray worker also that of Ray's own ones."""
+    return sum(sum(process.cpu_times()[:2]) for process in _processes())
+
+
+@cache
+def _processes() -> list[psutil.Process]:
+    """Found once: looking through all processes of a machine takes as long as part of a step."""
+    if "RAY_RAYLET_PID" not in os.environ:
+        return [psutil.Process()]
+    raylet = psutil.Process(int(os.environ["RAY_RAYLET_PID"]))
+    driver = raylet.parent() or raylet
+    train = psutil.Process()
+    return [driver, *(p for p in driver.children(recursive=True) if p != train), train]
+
+
+def make_planner(setup: Setup) -> Planner:
+    """The examples and prompts of every step; what all competitors train on."""
+    options = {"type": "builtin", "name": "piqa", "path": setup.task_path}
+    task = load_task(BuiltinTaskConfig.model_validate(options), seed=0)
+    texts = read_prompt_files(setup.prompts) if setup.prompts else PROMPTS
+    encoder = TextEncoder(load_tokenizer(setup.location), max_length=512, overlong="trim")
+    return Planner(
+        examples=task.train,
+        prompts=[(str(number), parse(text, task.slots)) for number, text in enumerate(texts)],
+        encoder=encoder,
+        sampler=PromptSampler(seed=0, prompts=len(texts)),
+        seed=0,
+        batch_size=setup.batch_size,
+        row_tokens=setup.row_tokens,
+        packing=True,
+        end_token=False,
+    )
