@@ -1,6 +1,7 @@
 """What tests share: a tiny real model on disk, a small task, and one Ray cluster."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# read when ray is imported, which some test modules do
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 WORDS = [
     "good",

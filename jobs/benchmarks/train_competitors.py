@@ -128,7 +128,9 @@ def train_engine(
     from paft_ray.tracking import NullTracker
     from paft_ray.training.checkpoint import Checkpoints, Progress
     from paft_ray.training.engine import Engine
-    from paft_ray.training.loop import Ledger, fit
+    from paft_ray.training.ledger import Ledger
+    from paft_ray.training.loop import Outlets, Recipe, fit
+    from paft_ray.training.weighting import PromptWeights
 
     _prepare_process(setup)
     train = TrainConfig(
@@ -158,13 +160,14 @@ def train_engine(
             engine,
             in_turns(),
             Progress(),
-            steps=never,
-            learning_rate=lambda step: LEARNING_RATE,
-            tracker=NullTracker(),
-            checkpoints=Checkpoints(storage, "benchmark", keep=1),
-            every_steps=never,
-            ledger=Ledger(storage, 0),
-            report=note,
+            Recipe(never, lambda step: LEARNING_RATE, never, seed=0, objective=train.objective),
+            Outlets(
+                NullTracker(),
+                Checkpoints(storage, "benchmark", keep=1),
+                Ledger(storage, 0),
+                note,
+            ),
+            PromptWeights(len(planner.prompts)),
         )
     turns.finish()
 
@@ -179,7 +182,7 @@ def train_inside_ray(setup: Setup, address: str, key: bytes) -> None:
         torch.set_num_threads(1)
 
         def report(metrics: dict[str, float]) -> None:
-            if metrics["step"] % 10 == 0:  # as often as our worker does
+            if metrics["step"] % 50 == 0:  # as often as our worker does
                 ray.train.report(metrics)
 
         with Client(address, authkey=key) as connection:
@@ -240,8 +243,7 @@ def _examples(setup: Setup) -> list[dict[str, list[int]]]:
     """All examples in the order of the steps, tokenised beforehand."""
     planner, examples = make_planner(setup), []
     for step in range(setup.steps):
-        for slot in range(setup.batch_size):
-            sequence, _ = planner.draw(step, slot)
+        for [sequence], _ in planner.draw(step, range(setup.batch_size)):
             answer = list(sequence.targets)
             ids = [*sequence.input_ids, answer[-1]]
             context = len(ids) - len(answer)

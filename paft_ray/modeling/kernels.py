@@ -27,7 +27,7 @@ def onednn_is_quicker() -> bool:
 
 
 class FrozenLinear(torch.autograd.Function):
-    """`x` [..., I] times the transpose of a weight [O, I] that is not trained: fp32, oneDNN."""
+    """`x` [N, I] times the transpose of a weight [O, I] that is not trained: fp32, oneDNN."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ class FrozenLinear(torch.autograd.Function):
 def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """`torch.nn.functional.linear`, by the quicker library where that is possible.
 
-    It is not under autocast, for weights that are trained, for those of ZeRO 3, whose shards are
+    It is not under autocast or torch.compile, for weights that are trained, for those of ZeRO 3, whose shards are
     together only while their module runs, and for weights with gaps between their rows, at which
     oneDNN falls back to code that is a hundred times slower.
     """
@@ -57,10 +57,13 @@ def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
         or hasattr(weight_OI, "ds_id")
         or not weight_OI.is_contiguous()
         or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
         or not onednn_is_quicker()
     ):
         return torch.nn.functional.linear(x, weight_OI, bias_O)
-    output: Any = FrozenLinear.apply(x, weight_OI)
+    # flat, since more dimensions come out as a view, to which nothing may be added in place
+    flat: Any = FrozenLinear.apply(x.reshape(-1, x.shape[-1]), weight_OI)
+    output = flat.view(*x.shape[:-1], -1)
     return output if bias_O is None else output + bias_O
 
 

@@ -169,7 +169,7 @@ def test_adapter_on_another_base_is_noticed_by_its_loss(
 
 def test_adapter_that_did_not_move_is_refused_with_the_reason(make) -> None:
     trained = make()
-    with pytest.raises(TrainingError, match=r"moved the adapter by 0e\+00.*learning_rate"):
+    with pytest.raises(TrainingError, match=r"moved the weights by 0e\+00.*learning_rate"):
         relative_change(trained.before, trained.before)
     barely = {name: tensor + 1e-12 for name, tensor in trained.before.items()}
     with pytest.raises(TrainingError, match=r"rounding: raise train\.learning_rate"):

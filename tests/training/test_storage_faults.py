@@ -315,4 +315,5 @@ def kill_at_random_moments(folder: str) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
     kill_at_random_moments(sys.argv[1])
