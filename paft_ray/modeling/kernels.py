@@ -45,9 +45,9 @@ class FrozenLinear(torch.autograd.Function):
 def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """`torch.nn.functional.linear`, by the quicker library where that is possible.
 
-    It is not under autocast or torch.compile, for weights that are trained, for those of ZeRO 3, whose shards are
-    together only while their module runs, and for weights with gaps between their rows, at which
-    oneDNN falls back to code that is a hundred times slower.
+    It is not under autocast or torch.compile, for weights that are trained, for those of ZeRO 3,
+    whose shards are together only while their module runs, and for weights with gaps between their
+    rows, at which oneDNN falls back to code that is a hundred times slower.
     """
     if (
         x.device.type != "cpu"

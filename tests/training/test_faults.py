@@ -14,7 +14,7 @@ from small_training import TellingScreen, small_config, train_small
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 100
 
