@@ -14,7 +14,7 @@ from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manife
 from paft_ray.card import CARD, Form, render_card
 from paft_ray.errors import ArtifactError, ConfigError, one_line
 from paft_ray.modeling.model import ADAPTER_FOLDER, MODEL_FOLDER
-from paft_ray.modeling.peft_check import peft_arguments
+from paft_ray.modeling.peft_check import puts_tokens_before
 from paft_ray.report import card_figures
 from paft_ray.serving.folder import model_config, pyfunc_files
 from paft_ray.session import Session
@@ -185,7 +185,7 @@ def _find(session: Session, variant: str | None) -> TrainedAdapter:
 def _refuse_what_cannot_merge(session: Session) -> None:
     """By the method's arguments alone; what peft has no merge for is refused when it is tried."""
     method = str((session.config.model.peft or {})["peft_type"])
-    if "num_virtual_tokens" in peft_arguments(method):
+    if puts_tokens_before(method):
         raise ConfigError(
             f"--merge: {method} puts virtual tokens before the text and changes no weight of the "
             "model: export the adapter, without --merge"

@@ -124,6 +124,11 @@ def peft_methods() -> tuple[str, ...]:
     raise ConfigError("model.peft: the installed peft names no methods; install peft anew")
 
 
+def puts_tokens_before(method: str) -> bool:
+    """Whether a method learns virtual tokens that stand before the text and changes no weight."""
+    return "num_virtual_tokens" in peft_arguments(method)
+
+
 def peft_arguments(method: str) -> frozenset[str]:
     """Arguments of a peft method's configuration class, read from its source; empty if unknown."""
     tuners = _peft_folder() / "tuners"

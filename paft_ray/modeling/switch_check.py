@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError
+from paft_ray.modeling.peft_check import puts_tokens_before
 
 
 def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
@@ -77,6 +78,11 @@ def _check_method(config: Config) -> None:
         raise ConfigError(
             f"train.deepspeed.offload: {config.train.deepspeed.offload} hides the gradients that "
             "ADALORA reads its importance from; use none"
+        )
+    if config.train.objective.type == "consistency" and puts_tokens_before(str(method)):
+        raise ConfigError(
+            f"train.objective: consistency compares two renderings in one row, and {method} takes "
+            "one sequence in a row; use another method, or another objective"
         )
 
 

@@ -65,6 +65,13 @@ def test_switches_that_work_are_accepted_in_silence(overrides):
             ],
             "hides the gradients",
         ),
+        (
+            [
+                "train.objective={type: consistency}",
+                "model.peft={peft_type: PROMPT_TUNING, num_virtual_tokens: 5}",
+            ],
+            "one sequence in a row",
+        ),
     ],
 )
 def test_switches_that_cannot_work_are_refused_with_the_reason(overrides, rule):
