@@ -66,7 +66,7 @@ def _worker_mib(driver: int) -> float | None:
 
 def main() -> None:
     """Measure, print, and end with one JSON object where asked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--model", help="a base model in place of the tiny one")
     parser.add_argument("--json", action="store_true")
