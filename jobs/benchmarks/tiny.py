@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ _LAYOUTS = (
 )  # fmt: skip
 
 
-def write_model(folder: Path) -> Path:
-    """Write a Llama of two layers with random weights, and a byte-level tokenizer."""
+def write_model(folder: Path, words: Sequence[str] = (*_WORDS, *_WORDINGS)) -> Path:
+    """Write a Llama of two layers with random weights, and a byte-level tokenizer of some words."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -41,7 +42,7 @@ def write_model(folder: Path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([" ".join([*_WORDS, *_WORDINGS])] * 50, trainer)
+    tokenizer.train_from_iterator([" ".join(words)] * 50, trainer)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>"
     ).save_pretrained(folder)

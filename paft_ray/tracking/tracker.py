@@ -50,7 +50,6 @@ class Metric(StrEnum):
     TRAIN_LEARNING_RATE = "train/learning_rate"
     TRAIN_GRADIENT_NORM = "train/gradient_norm"
     TRAIN_TOKENS_PER_SECOND = "train/tokens_per_second"
-    TRAIN_SECONDS_PER_STEP = "train/seconds_per_step"
     TRAIN_INCONSISTENCY = "train/inconsistency"
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"

@@ -119,10 +119,8 @@ class Verified:
 
 
 def first_batch(planner: Planner) -> Probe:
-    """The first sequences of a training, four at most: what every rank can read."""
-    drawn = planner.draw(0, range(min(4, planner.batch_size)))
-    right = tuple(own[draw.owner % len(own)] for own, draw in drawn)
-    return Probe(right, planner.row_tokens, planner.packing)
+    """The first sequences of a training, which every rank can read."""
+    return Probe(planner.first_sequences(), planner.row_tokens, planner.packing)
 
 
 def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from paft_ray.artifacts import Storage, to_parquet
 from paft_ray.training.plan import StepPlan
-from paft_ray.training.weighting import PromptWeights
+from paft_ray.training.weighting import UNIFORM, PromptWeights
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Ledger:
         return write if rows else lambda: None
 
     def _weights_table(self, step: int, weights: PromptWeights) -> pa.Table:
-        current, n = weights.for_step(step), len(self.prompt_ids)
+        current, n = weights.current or UNIFORM, len(self.prompt_ids)
         uniform_N, one_N = np.full(n, 1 / n), np.ones(n)
         return pa.table(
             {

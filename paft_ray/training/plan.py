@@ -154,6 +154,11 @@ class Planner:
             for (example, prompt), own in zip(chosen, encoded, strict=True)
         ]
 
+    def first_sequences(self) -> tuple[TokenSequence, ...]:
+        """What stands in the first slots of a training, four at most: for trying a model on."""
+        drawn = self.draw(0, range(min(4, self.batch_size)))
+        return tuple(sequence for own, _ in drawn for sequence in own)
+
     def _choose(
         self, step: int, slot: int, probability_N: np.ndarray | None
     ) -> tuple[Example, int]:

@@ -109,7 +109,8 @@ class PromptWeights:
         self.mean_N = np.full(prompts, np.nan)
         """Exponential mean of each prompt's loss, nats per answer token; NaN if never drawn."""
         self._log_weight_N = np.zeros(prompts)  # group DRO's q, not normalised
-        self._current: BlockWeights | None = None
+        self.current: BlockWeights | None = None
+        """What holds in the block that was asked for last."""
 
     @property
     def active(self) -> bool:
@@ -126,9 +127,9 @@ class PromptWeights:
         Where a block begins, it is made from the losses observed so far, and kept.
         """
         block = step // self._sampling.steps_per_prompt
-        if self._current is None or self._current.block != block:
-            self._current = BlockWeights(block, self._probabilities(), self._weights())
-        return self._current
+        if self.current is None or self.current.block != block:
+            self.current = BlockWeights(block, self._probabilities(), self._weights())
+        return self.current
 
     def observe(self, prompts: Sequence[int], losses: Sequence[float]) -> None:
         """Take the losses of one step in, slot by slot.
@@ -153,7 +154,7 @@ class PromptWeights:
         """All that resuming needs, as entries of a checkpoint; none where nothing is weighed."""
         if not self.active:
             return {}
-        current = self._current or BlockWeights(-1)
+        current = self.current or BlockWeights(-1)
         arrays = {
             "mean": self.mean_N,
             "log_weight": self._log_weight_N,
@@ -180,7 +181,7 @@ class PromptWeights:
             return
         self.mean_N, self._log_weight_N = arrays["mean"], arrays["log_weight"]
         if (block := int(arrays["block"][0])) >= 0:
-            self._current = BlockWeights(block, arrays.get("probability"), arrays.get("weight"))
+            self.current = BlockWeights(block, arrays.get("probability"), arrays.get("weight"))
 
     def _probabilities(self) -> np.ndarray | None:
         if not self._draws_by_loss:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import ArtifactWriter, Storage
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from paft_ray.modeling.base import BaseSource
     from paft_ray.tasks import Task
     from paft_ray.tracking import Tracker
-    from paft_ray.training.checkpoint import Progress
+    from paft_ray.training.checkpoint import Checkpoints, Progress
     from paft_ray.training.engine import Engine
     from paft_ray.training.plan import Planner
+    from paft_ray.training.weighting import PromptWeights
 
 logger = logging.getLogger(__name__)
 
@@ -119,24 +121,12 @@ def actor_key(attempt: int, rank: int) -> str:
 
 
 def _train_rank(job: Job, pulse: Pulse) -> int:
+    """Train as one rank, tracked; returns how many steps are done."""
     import ray.train
-    import torch
-    from ray.train.torch import get_device
 
     from paft_ray.tracking import open_tracker
-    from paft_ray.training.checkpoint import KINDS, Checkpoints, Progress
-    from paft_ray.training.engine import Engine, prepare_process
-    from paft_ray.training.handover import trainable_copy
-    from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import Outlets, Recipe, fit
-    from paft_ray.training.plan import plans
-    from paft_ray.training.ranks import notice_of_leaving
-    from paft_ray.training.schedule import learning_rate
-    from paft_ray.training.weighting import PromptWeights
 
     config = Config.model_validate(job.config)
-    context = ray.train.get_context()
-    rank, ranks = context.get_world_rank(), context.get_world_size()
     tracker = open_tracker(
         job.tracking,
         key=f"training/{job.label}-s{config.seed}",
@@ -147,71 +137,96 @@ def _train_rank(job: Job, pulse: Pulse) -> int:
             "paft.fingerprint": job.identity,
             "paft.pool": job.pool,
         },
-        rank=rank,
+        rank=ray.train.get_context().get_world_rank(),
     )
     status = "FAILED"
     try:
-        torch.set_num_threads(job.threads)
-        prepare_process("cuda" if get_device().type == "cuda" else "cpu")
-        planner, model = _build(config, job, get_device())
-        beginning = trainable_copy(model) if rank == 0 else {}
-        engine = Engine(model, config.train, job.dtype)
-        checkpoints = Checkpoints(
-            job.folder.child("checkpoints"),
-            job.identity,
-            config.train.checkpoint.keep,
-            engine.crew(),
-        )
-        progress = Progress()
-        weights = PromptWeights(len(job.prompts), config.train.sampling, config.train.objective)
-        if (restored := checkpoints.load()) is not None:
-            progress = restored.progress
-            engine.restore(restored.state, progress.step, restored.other)
-            weights.restore(restored.other)
-            logger.info("rank %d continues after step %d", rank, progress.step)
-        checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
-
-        def report(metrics: Mapping[str, float]) -> None:
-            step = int(metrics["step"])
-            if rank == 0:
-                job.board.post("step", step)
-            # a barrier of all ranks, and Ray Train takes one report in two seconds
-            if step % config.train.checkpoint.every_steps == 0 or step == job.steps:
-                ray.train.report(dict(metrics))
-
-        progress = fit(
-            engine,
-            plans(planner, progress.step, job.steps, ranks, weights.for_step),
-            progress,
-            Recipe(
-                steps=job.steps,
-                learning_rate=lambda step: learning_rate(
-                    config.train.learning_rate, config.train.schedule, step, job.steps
-                ),
-                every_steps=config.train.checkpoint.every_steps,
-                seed=config.seed,
-                objective=config.train.objective,
-            ),
-            Outlets(
-                tracker,
-                checkpoints,
-                Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
-                report,
-                pulse.move,
-            ),
-            weights,
-            notice_of_leaving(pulse),
-        )
-        if progress.step < job.steps:
-            logger.info("rank %d leaves after step %d", rank, progress.step)
-            status = "KILLED"
-            return progress.step
-        pulse.move("saving")
-        _hand_over(job, config, engine, planner, beginning, progress, tracker)
-        status = "FINISHED"
-        return progress.step
+        steps = _train(job, config, pulse, tracker)
+        status = "FINISHED" if steps == job.steps else "KILLED"
+        return steps
     finally:
         tracker.finish(status)
+
+
+def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
+    import torch
+    from ray.train.torch import get_device
+
+    from paft_ray.training.checkpoint import KINDS, Checkpoints
+    from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.handover import trainable_copy
+    from paft_ray.training.ledger import Ledger
+    from paft_ray.training.loop import Outlets, Recipe, fit
+    from paft_ray.training.plan import plans
+    from paft_ray.training.ranks import notice_of_leaving
+    from paft_ray.training.schedule import learning_rate
+    from paft_ray.training.weighting import PromptWeights
+
+    train = config.train
+    torch.set_num_threads(job.threads)
+    prepare_process(get_device().type)
+    model = _build_model(job, config, get_device())
+    planner = _build_planner(job, config, model)
+    _prepare_for_training(job, config, model, planner)
+    beginning = trainable_copy(model)
+    engine = Engine(model, train, job.dtype)
+    checkpoints = Checkpoints(
+        job.folder.child("checkpoints"), job.identity, train.checkpoint.keep, engine.crew()
+    )
+    weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
+    progress = _continue(checkpoints, engine, weights)
+    checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
+    progress = fit(
+        engine,
+        plans(planner, progress.step, job.steps, engine.ranks, weights.for_step),
+        progress,
+        Recipe(
+            job.steps,
+            lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
+            train.checkpoint.every_steps,
+            config.seed,
+            train.objective,
+        ),
+        Outlets(
+            tracker,
+            checkpoints,
+            Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
+            partial(_report, job, engine.rank, train.checkpoint.every_steps),
+            pulse.move,
+        ),
+        weights,
+        notice_of_leaving(pulse),
+    )
+    if progress.step < job.steps:
+        logger.info("rank %d leaves after step %d", engine.rank, progress.step)
+        return progress.step
+    pulse.move("saving")
+    _hand_over(job, config, engine, planner, beginning, progress, tracker)
+    return progress.step
+
+
+def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":
+    """Put the newest checkpoint back, if there is one; collective."""
+    from paft_ray.training.checkpoint import Progress
+
+    restored = checkpoints.load()
+    if restored is None:
+        return Progress()
+    engine.restore(restored.state, restored.progress.step, restored.other)
+    weights.restore(restored.other)
+    logger.info("rank %d continues after step %d", engine.rank, restored.progress.step)
+    return restored.progress
+
+
+def _report(job: Job, rank: int, every_steps: int, metrics: Mapping[str, float]) -> None:
+    import ray.train
+
+    step = int(metrics["step"])
+    if rank == 0:
+        job.board.post("step", step)
+    # a barrier of all ranks, and Ray Train takes one report in two seconds
+    if step % every_steps == 0 or step == job.steps:
+        ray.train.report(dict(metrics))
 
 
 def _hand_over(
@@ -234,44 +249,38 @@ def _hand_over(
         complete_training(job, config, writer, verified, progress, engine.ranks, tracker)
 
 
-def _build(
-    config: Config, job: Job, device: "torch.device"
-) -> "tuple[Planner, PeftModel | PreTrainedModel]":
-    """The planner, and what is trained, after packing was tried on it."""
+def _build_model(job: Job, config: Config, device: "torch.device") -> "PeftModel | PreTrainedModel":
+    """What is trained, at its beginning."""
     from peft import PeftModel
 
-    from paft_ray.modeling.model import (
-        adapter_files,
-        load_base,
-        load_tokenizer,
-        make_trainable,
-        reads_positions,
-        store_frozen_in_bf16,
-    )
+    from paft_ray.modeling.model import load_base, make_trainable
     from paft_ray.modeling.peft_check import complete_peft
-    from paft_ray.modeling.tokenization import TextEncoder
     from paft_ray.modeling.warm_start import begin_with
-    from paft_ray.prompts.template import parse
-    from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
-    from paft_ray.training.objective import views
-    from paft_ray.training.plan import Planner
-    from paft_ray.training.sampler import PromptSampler
 
-    train, task = config.train, job.task
-    tokenizer = load_tokenizer(job.base, config.model.revision)
     base = load_base(
         job.base,
         config.model.revision,
         attention=config.model.attention,
         quantization=config.model.quantization,
     )
-    peft = complete_peft(config.model.peft, job.steps)
-    model = make_trainable(base, peft, config.seed)
+    model = make_trainable(base, complete_peft(config.model.peft, job.steps), config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if job.warm_start is not None and isinstance(model, PeftModel):
         begin_with(model, job.warm_start)
-    packing = train.packing and reads_positions(model)
-    planner = Planner(
+    return model
+
+
+def _build_planner(job: Job, config: Config, model: "PeftModel | PreTrainedModel") -> "Planner":
+    from paft_ray.modeling.model import load_tokenizer, reads_positions
+    from paft_ray.modeling.tokenization import TextEncoder
+    from paft_ray.prompts.template import parse
+    from paft_ray.training.objective import views
+    from paft_ray.training.plan import Planner
+    from paft_ray.training.sampler import PromptSampler
+
+    train, task = config.train, job.task
+    tokenizer = load_tokenizer(job.base, config.model.revision)
+    return Planner(
         examples=task.train,
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
         encoder=TextEncoder(
@@ -283,16 +292,30 @@ def _build(
         seed=config.seed,
         batch_size=train.batch_size,
         row_tokens=train.row_tokens,
-        packing=packing,
+        packing=train.packing and reads_positions(model),
         end_token=task.choices is None,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
         choices=task.choices if views(train.objective) > 1 else None,
     )
-    if packing:
-        drawn = planner.draw(0, range(min(4, train.batch_size)))
-        sequences = [sequence for own, _ in drawn for sequence in own]
-        if (error := packing_error(model, sequences, train.row_tokens)) > PACKING_TOLERANCE:
+
+
+def _prepare_for_training(
+    job: Job, config: Config, model: "PeftModel | PreTrainedModel", planner: "Planner"
+) -> None:
+    """Try packing and saving while the model is whole, then store frozen weights as they are used.
+
+    Raises:
+        TrainingError: Packing moves the loss.
+    """
+    from peft import PeftModel
+
+    from paft_ray.modeling.model import adapter_files, store_frozen_in_bf16
+    from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
+
+    if planner.packing:
+        error = packing_error(model, planner.first_sequences(), planner.row_tokens)
+        if error > PACKING_TOLERANCE:
             method = config.model.peft and f"peft's {config.model.peft['peft_type']}"
             raise TrainingError(
                 f"packing moves the loss by {error:.1e} under {method or 'this model'}, more than "
@@ -303,4 +326,3 @@ def _build(
         adapter_files(model, weights, config.model.path)  # what cannot be saved is not trained
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)
-    return planner, model

@@ -275,6 +275,8 @@ def main() -> None:
     for options in settings["scenarios"]:
         run_scenario(options, settings["model"], folder)
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # threads of gloo that outlive their group have aborted the interpreter's end
 
 
 if __name__ == "__main__":
