@@ -7,7 +7,7 @@ from typing import Any
 
 from paft_ray import running
 from paft_ray.artifacts import Storage
-from paft_ray.config import Config, VariantConfig, total_steps
+from paft_ray.config import Config, Training, VariantConfig, total_steps
 from paft_ray.modeling.peft_check import complete_peft
 from paft_ray.modeling.trial import try_adapter, warm_up
 from paft_ray.modeling.warm_start import read_adapter
@@ -16,6 +16,7 @@ from paft_ray.prompts import build
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.screen import Screen, SilentScreen
 from paft_ray.session import Session
+from paft_ray.training import trainer
 from paft_ray.training.trainer import TrainedAdapter
 
 
@@ -83,12 +84,17 @@ def build_prompt_pool(config: Config) -> PromptPool:
     return build.build_prompt_pool(open_session(config))
 
 
-def train(config: Config, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:
-    """Train one variant on a pool, or find it trained."""
+def train(
+    config: Config, pool: PromptPool, variant: VariantConfig, seed: int | None = None
+) -> TrainedAdapter:
+    """Train one variant on a pool, or find it trained; `seed` is the configuration's first."""
     session = open_session(config)
     try_model(session)
     with running.claimed(session):
-        return running.train_variant(session, pool, variant)
+        training = Training(variant, config.training_seeds[0] if seed is None else seed)
+        return trainer.train(
+            session, running.variant_prompts(session, pool, variant), training, pool
+        )
 
 
 def evaluate(config: Config) -> dict[str, Any]:

@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", metavar="NAME", help="which variant (default: paft)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="which training of it (default: the first of seeds)"
+    )
     parser.add_argument("--merge", action="store_true", help="the whole model, adapter merged in")
     parser.add_argument(
         "--pyfunc", action="store_true", help="an MLflow pyfunc: text in, answer out"
@@ -286,10 +289,14 @@ def _train(session: Session, options: argparse.Namespace) -> Result:
     with running.claimed(session, options.overwrite):
         pool = running.prepare_pool(session)
         running.check_lengths(session, pool)
-        trained = [running.train_variant(session, pool, v) for v in session.config.variants]
+        trained = running.train_all(session, pool)
     kind = result_folder(session.config.model.peft)
     data = {
-        t.variant: {kind: t.folder.path(kind), "fingerprint": t.fingerprint, **t.about}
+        session.config.called(t.training): {
+            kind: t.folder.path(kind),
+            "fingerprint": t.fingerprint,
+            **t.about,
+        }
         for t in trained
     }
     lines = [f"{kind}: {entry[kind]}" for entry in data.values()]
@@ -331,7 +338,9 @@ def _report(session: Session, options: argparse.Namespace) -> Result:
 def _plan_export(session: Session, options: argparse.Namespace) -> Any:
     from paft_ray.exporting import plan_export
 
-    return plan_export(session, options.variant, options.merge, options.pyfunc, options.out)
+    return plan_export(
+        session, options.variant, options.seed, options.merge, options.pyfunc, options.out
+    )
 
 
 def _export(session: Session, options: argparse.Namespace) -> Result:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest
 from paft_ray.card import CARD, Form, render_card
+from paft_ray.config import Training
 from paft_ray.errors import ArtifactError, ConfigError, one_line
 from paft_ray.modeling.model import ADAPTER_FOLDER, MODEL_FOLDER
 from paft_ray.modeling.peft_check import puts_tokens_before
@@ -56,6 +57,7 @@ class Exported:
     """What lies in the folder."""
 
     variant: str
+    seed: int
     kind: Form
     folder: str
     fingerprint: str
@@ -68,6 +70,7 @@ class Exported:
 def plan_export(
     session: Session,
     variant: str | None = None,
+    seed: int | None = None,
     merge: bool = False,
     pyfunc: bool = False,
     out: str | None = None,
@@ -77,9 +80,10 @@ def plan_export(
     Args:
         session: The run.
         variant: Label of a variant; by default `paft`, or the only one.
+        seed: Of the training; by default the first of the configuration's.
         merge: A whole model, with the adapter in its weights.
         pyfunc: An MLflow pyfunc.
-        out: Folder or URI; by default `runs/<name>/export/<variant>/<kind>/`.
+        out: Folder or URI; by default `runs/<name>/export/<training>/<kind>/`.
 
     Raises:
         ConfigError: The variant is not trained, cannot be merged, or `out` holds something else.
@@ -89,7 +93,7 @@ def plan_export(
         raise ConfigError(
             "--merge and --pyfunc are two kinds of folder: export one, then the other"
         )
-    trained = _find(session, variant)
+    trained = _find(session, variant, seed)
     whole = session.config.model.peft is None
     if whole and (merge or pyfunc):
         raise ConfigError(
@@ -100,7 +104,7 @@ def plan_export(
     kind: Form = "merged" if merge else "pyfunc" if pyfunc else "model" if whole else "adapter"
     if kind == "merged":
         _refuse_what_cannot_merge(session)
-    default = session.run_folder.child("export", trained.variant, kind)
+    default = session.run_folder.child("export", session.config.called(trained.training), kind)
     folder = default if out is None else Storage.open(out)
     identity = fingerprint("export", kind, trained.fingerprint)
     manifest = load_manifest(folder, check=True)
@@ -122,7 +126,9 @@ def export(plan: ExportPlan) -> Exported:
     """
     verified = None
     writer = ArtifactWriter(plan.out)
-    with plan.session.screen.stage(f"export {plan.trained.variant}") as stage:
+    with plan.session.screen.stage(
+        f"export {plan.session.config.called(plan.trained.training)}"
+    ) as stage:
         if not plan.reused:
             if plan.default:
                 plan.out.delete()  # what an earlier attempt left
@@ -139,7 +145,8 @@ def export(plan: ExportPlan) -> Exported:
         found = ", found complete" if plan.reused else ""
         stage.finish(f"{plan.kind}, {len(manifest.files)} files, {size / 1e6:,.1f} MB{found}")
     return Exported(
-        plan.trained.variant,
+        plan.trained.training.label,
+        plan.trained.training.seed,
         plan.kind,
         plan.out.path(),
         plan.identity,
@@ -149,17 +156,20 @@ def export(plan: ExportPlan) -> Exported:
     )
 
 
-def _find(session: Session, variant: str | None) -> TrainedAdapter:
+def _find(session: Session, variant: str | None, seed: int | None) -> TrainedAdapter:
     config = session.config
     labels = [v.label for v in config.variants]
     label = variant or ("paft" if "paft" in labels else labels[0])
     if label not in labels:
         raise ConfigError(f"--variant: {label!r} is none of this run's: {', '.join(labels)}")
-    chosen = config.variants[labels.index(label)]
+    seeds = config.training_seeds
+    if seed is not None and seed not in seeds:
+        raise ConfigError(f"--seed: {seed} is none of this run's: {', '.join(map(str, seeds))}")
+    chosen = Training(config.variants[labels.index(label)], seeds[0] if seed is None else seed)
     trained = find_trained(session, chosen)
     if trained is None:
         raise ConfigError(
-            f"--variant: {label} of run {config.name!r} is not trained in "
+            f"--variant: {config.called(chosen)} of run {config.name!r} is not trained in "
             f"{session.storage.path()}: run `paft train` with this configuration first"
         )
     if load_manifest(trained.folder, check=True) is None:
@@ -307,7 +317,7 @@ def _card(plan: ExportPlan) -> str:
     evaluation = None
     if session.run_folder.exists("summary.json"):
         summary = session.run_folder.read_json("summary.json")
-        evaluation = card_figures(summary) if trained.variant in summary["models"] else None
+        evaluation = card_figures(summary) if trained.training.label in summary["models"] else None
     return render_card(
         session.config, session.task, trained.fingerprint, trained.about, evaluation, plan.kind
     )

@@ -35,19 +35,21 @@ def describe_plan(session: Session) -> dict[str, Any]:
             "prompts_at_most": evaluation.selection_prompts,
             "examples": min(evaluation.selection_examples, len(task.validation)),
         }
+    trainings = config.trainings
     plan["training"] = {
-        variant.label: "complete" if find_trained(session, variant) else f"{steps} steps"
-        for variant in config.variants
+        config.called(t): "complete" if find_trained(session, t) else f"{steps} steps"
+        for t in trainings
     }
     plan["sequences_per_training"] = steps * train.batch_size
     plan["workers"] = {"train": train.workers.num, "evaluate": evaluation.workers.num}
     test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
     test_examples = min(len(task.test), evaluation.examples or len(task.test))
+    models = 1 + len(trainings)
     plan["evaluation"] = {
-        "models": 1 + len(config.variants),
+        "models": models,
         "prompts": test_prompts,
         "examples": test_examples,
-        "answers": (1 + len(config.variants)) * test_prompts * test_examples,
+        "answers": models * test_prompts * test_examples,
     }
     return plan
 

@@ -6,6 +6,7 @@ calling it again, and a finished one only reads its summary.
 
 import json
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +24,17 @@ from paft_ray.artifacts import (
     to_parquet,
 )
 from paft_ray.card import CARD, Form, render_card
-from paft_ray.config import Config, SinglePromptVariant, VariantConfig
+from paft_ray.config import (
+    BASE,
+    BoundPromptsVariant,
+    Config,
+    SinglePromptVariant,
+    VariantConfig,
+)
 from paft_ray.errors import ConfigError
 from paft_ray.evaluation.grid import GridModel, score_grid
-from paft_ray.evaluation.metrics import summarise
 from paft_ray.evaluation.selection import choose_single_prompt
+from paft_ray.evaluation.summary import summarise
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
 from paft_ray.modeling.base import BaseSource, locate_base
@@ -58,8 +65,6 @@ from paft_ray.training.trainer import (
 )
 
 logger = logging.getLogger(__name__)
-
-BASE = "base"
 
 
 class _Clock:
@@ -153,10 +158,12 @@ def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
         with clock.stage("prompt_pool"):
             pool = prepare_pool(session)
             check_lengths(session, pool)
+        with clock.stage("choose_prompts"):
+            prompts = prompts_by_variant(session, pool)
         trained = []
-        for variant in session.config.variants:
-            with clock.stage(f"train_{variant.label}"):
-                trained.append(train_variant(session, pool, variant))
+        for training in session.config.trainings:
+            with clock.stage(f"train_{training.label}"):
+                trained.append(train(session, prompts[training.label], training, pool))
         with clock.stage("evaluation"):
             scores = evaluate_models(session, pool, trained)
         return conclude(session, pool, trained, scores, clock.seconds, tracker)
@@ -247,9 +254,15 @@ def _read_longest(
         refuse_overlong(encoder, rendered, examples, choices)
 
 
-def train_variant(session: Session, pool: PromptPool, variant: VariantConfig) -> TrainedAdapter:
-    """Train one variant on the prompts that are its own, or find it trained."""
-    return train(session, variant_prompts(session, pool, variant), variant, pool)
+def train_all(session: Session, pool: PromptPool) -> list[TrainedAdapter]:
+    """Train every variant with every seed, or find them trained."""
+    prompts = prompts_by_variant(session, pool)
+    return [train(session, prompts[t.label], t, pool) for t in session.config.trainings]
+
+
+def prompts_by_variant(session: Session, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of every variant, the same for all seeds."""
+    return {v.label: variant_prompts(session, pool, v) for v in session.config.variants}
 
 
 def variant_prompts(
@@ -262,6 +275,8 @@ def variant_prompts(
     """
     size = session.config.prompts.pool_size
     pool = pool if size is None else pool.take(size)
+    if isinstance(variant, BoundPromptsVariant):
+        return pool.take(variant.prompts).train
     if not isinstance(variant, SinglePromptVariant):
         return pool.train
     if variant.prompt is None:
@@ -303,8 +318,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     """
     trained = [
         adapter
-        for variant in session.config.variants
-        if (adapter := find_trained(session, variant)) is not None
+        for training in session.config.trainings
+        if (adapter := find_trained(session, training)) is not None
     ]
     if not trained:
         raise ConfigError(
@@ -339,21 +354,18 @@ def evaluate_models(
     examples = session.task.test[: evaluation.examples]
     weights = result_folder(session.config.model.peft)
     models = [
-        GridModel(BASE, ""),
-        *(GridModel(t.variant, t.fingerprint, t.folder.child(weights)) for t in trained),
+        GridModel(BASE, session.config.seed, ""),
+        *(
+            GridModel(t.training.label, t.training.seed, t.fingerprint, t.folder.child(weights))
+            for t in trained
+        ),
     ]
     with session.screen.stage("evaluate") as stage:
         scores = score_grid(session, models, prompts, examples, stage)
         stage.finish(
             f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
         )
-    columns = {
-        "seed": pa.array([session.config.seed] * scores.num_rows, pa.int64()),
-        "split": pa.array(["test"] * scores.num_rows, pa.string()),
-    }
-    for name, column in columns.items():
-        scores = scores.append_column(name, column)
-    return scores
+    return scores.append_column("split", pa.array(["test"] * scores.num_rows, pa.string()))
 
 
 def conclude(
@@ -370,24 +382,48 @@ def conclude(
     """
     folder, evaluation = session.run_folder, session.config.evaluation
     folder.delete(MANIFEST)  # what it vouched for is about to change
-    labels = [BASE, *(t.variant for t in trained)]
-    summary = summarise(scores, labels, evaluation.top_thresholds, [session.config.seed], seconds)
-    for adapter in trained:
-        summary["models"][adapter.variant]["steps"] = adapter.about["steps"]
+    labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
+    seeds = list(dict.fromkeys(t.training.seed for t in trained))
+    summary = summarise(scores, labels, evaluation.top_thresholds, seeds, seconds)
+    for label in labels[1:]:
+        summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     folder.write_bytes("scores.parquet", to_parquet(scores))
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
+    folder.write_bytes("examples.parquet", to_parquet(_examples_table(session)))
     folder.write_bytes("summary.json", to_json(summary))
     with session.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
     _write_cards(session, trained, summary, tracker)
     _track(session, summary, tracker)
-    if len(trained) == len(session.config.variants):
+    if len(trained) == len(session.config.trainings):
         writer = ArtifactWriter(folder)
         for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
             writer.note(name)
         writer.commit(_identity(session), {"pool": pool.fingerprint})
     return summary
+
+
+def _examples_table(session: Session) -> pa.Table:
+    """The test examples that were asked, for whoever reads the scores."""
+    examples = session.task.test[: session.config.evaluation.examples]
+    return pa.table(
+        {
+            "example_id": [e.id for e in examples],
+            "fields": [json.dumps(dict(e.fields), ensure_ascii=False) for e in examples],
+            "answer": [e.answer for e in examples],
+        }
+    )
+
+
+def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
+    """What one variant's trainings took, on average: the same steps, about as many tokens."""
+    mean = {
+        kind: statistics.fmean(t.about[kind] for t in trained)
+        for kind in ("tokens", "answer_tokens", "seconds")
+        if all(kind in t.about for t in trained)
+    }
+    return {"steps": trained[0].about["steps"], **{f"trained_{k}": v for k, v in mean.items()}}
 
 
 def _write_cards(
@@ -407,7 +443,7 @@ def _write_cards(
             session.config, session.task, model.fingerprint, model.about, figures, form
         ).encode()
         model.folder.write_bytes(f"{folder}/{CARD}", text)
-        tracker.log_artifact(f"adapters/{model.variant}/{CARD}", text)
+        tracker.log_artifact(f"adapters/{session.config.called(model.training)}/{CARD}", text)
 
 
 def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> None:
@@ -420,6 +456,7 @@ def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> No
             Metric.EVAL_ACCURACY_P05: figures["p05"],
             Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
             Metric.EVAL_CONSISTENCY: figures["consistency"],
+            Metric.EVAL_FLIP_RATE: figures["flip_rate"],
             **{top_metric(float(t)): share for t, share in figures["top"].items()},
         }
         tracker.log_metrics({f"{label}/{name}": value for name, value in metrics.items()}, 0)

@@ -1,5 +1,6 @@
 """The typed tree: defaults, ranges and combinations, one wrong value per section and variant."""
 
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from paft_ray.config import Config, FakeLLM, Section, TrainConfig, total_steps
 from paft_ray.errors import ConfigError
-from paft_ray.loading import load_config
+from paft_ray.loading import dump_config, load_config
 
 BASE = {
     "name": "try",
@@ -210,7 +211,7 @@ WRONG = [
     (
         "sampling",
         {"train": {"steps": 1, "sampling": {"unit": "batch"}}},
-        ["train.sampling.unit: 'batch'", "'example' or 'step'"],
+        ["train.sampling.unit: 'batch'", "'example', 'step' or 'bound'"],
     ),
     (
         "deepspeed",
@@ -234,6 +235,28 @@ WRONG = [
         {"variants": [{"type": "single_prompt", "prompt": 3}]},
         ["variants.0.prompt: 3", "string"],
     ),
+    (
+        "bound_prompts",
+        {"variants": [{"type": "bound_prompts", "prompts": 0}]},
+        ["variants.0.prompts: 0"],
+    ),
+    (
+        "variant options",
+        {"variants": [{"type": "paft", "name": "base"}]},
+        ["variants.0.name: 'base'", "not 'base'"],
+    ),
+    (
+        "variant options",
+        {"variants": [{"type": "paft"}, {"type": "single_prompt", "name": "paft"}]},
+        ["variants", "named twice"],
+    ),
+    (
+        "sampling",
+        {"train": {"steps": 1, "sampling": {"unit": "bound", "temperature": 2}}},
+        ["temperature 2", "unit: bound cannot", "leave it out"],
+    ),
+    ("seeds", {"seeds": [1, 1]}, ["seeds", "named twice", "remove one"]),
+    ("seeds", {"seeds": []}, ["seeds", "at least 1 item"]),
     ("evaluation", {"evaluation": {"top_thresholds": [2]}}, ["evaluation.top_thresholds", "0 and"]),
     ("evaluation", {"evaluation": {"prompts": 0}}, ["evaluation.prompts: 0"]),
     ("tracking", {"tracking": {"type": "wandb"}}, ["tracking.type: 'wandb'", "'mlflow'"]),
@@ -341,9 +364,39 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "fakellm": "fake",
         "poolsplit": "split",
         "singleprompt": "single_prompt",
+        "boundprompts": "bound_prompts",
+        "variantoptions": "variant options",
         "": "config",
     }
     assert {aliases.get(name, name) for name in names} <= covered
+
+
+def test_every_variant_is_trained_with_every_seed_under_its_own_sampling():
+    config = load(
+        seeds=[3, 5],
+        variants=[
+            {"type": "paft", "name": "paft_t1", "sampling": {"temperature": 1}},
+            {"type": "bound_prompts"},
+            {"type": "paft"},
+        ],
+    )
+    assert [t.name for t in config.trainings] == [
+        *("paft_t1-s3", "bound_prompts-s3", "paft-s3"),
+        *("paft_t1-s5", "bound_prompts-s5", "paft-s5"),
+    ]
+    seen = [config.of_training(t) for t in config.trainings]
+    assert [c.seed for c in seen] == [3, 3, 3, 5, 5, 5]
+    assert [c.train.sampling.temperature for c in seen[:3]] == [1, math.inf, math.inf]
+    assert [c.train.sampling.unit for c in seen[:3]] == ["example", "bound", "example"]
+    assert all(load_config(dump_config(c)) == c for c in seen)  # a worker reads it again
+
+
+def test_one_seed_is_the_default_and_is_left_out_of_names():
+    config = load(seed=7)
+    assert [t.name for t in config.trainings] == ["paft-s7"]
+    assert [config.called(t) for t in config.trainings] == ["paft"]
+    several = load(seeds=[0, 1])
+    assert [several.called(t) for t in several.trainings] == ["paft-s0", "paft-s1"]
 
 
 def test_method_name_is_read_in_any_case():

@@ -65,7 +65,7 @@ def write_config(folder: Path, model: Path, reviews: Path, peft: dict) -> Path:
 def leave_training(session: Session, noise: float) -> None:
     """What a training of `paft` leaves, with noise for what it learned."""
     config = session.config
-    variant = config.variants[-1]
+    training = config.trainings[-1]
     assert config.model.peft is not None
     model = add_adapter(load_base(config.model.path), config.model.peft, config.seed)
     generator = torch.Generator().manual_seed(2)
@@ -74,7 +74,7 @@ def leave_training(session: Session, noise: float) -> None:
             if parameter.requires_grad:
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * drawn.to(parameter))
-    writer = ArtifactWriter(training_folder(session, variant))
+    writer = ArtifactWriter(training_folder(session, training))
     files = adapter_files(model, trainable_copy(model), config.model.path)
     for name, data in files.items():
         writer.add(f"adapter/{name}", data)
@@ -86,7 +86,8 @@ def leave_training(session: Session, noise: float) -> None:
         dtype="float32",
         folder=writer.folder,
         identity="0123456789abcdef",
-        label=variant.label,
+        label=training.label,
+        called=config.called(training),
         steps=5,
         threads=1,
         tracking=None,

@@ -13,7 +13,7 @@ import pytest
 
 from paft_ray.artifacts import Storage, to_parquet
 from paft_ray.errors import ArtifactError
-from paft_ray.evaluation.metrics import summarise
+from paft_ray.evaluation.summary import summarise
 from paft_ray.report import results_table, write_report
 
 INSTRUCTIONS = (

@@ -34,10 +34,19 @@ from paft_ray.config.train import (
     TrainWorkersConfig,
     total_steps,
 )
-from paft_ray.config.variants import SinglePromptVariant, VariantConfig
+from paft_ray.config.variants import (
+    BASE,
+    BoundPromptsVariant,
+    PaftVariant,
+    SinglePromptVariant,
+    Training,
+    VariantConfig,
+)
 
 __all__ = [
+    "BASE",
     "PUBLISHED_TASKS",
+    "BoundPromptsVariant",
     "BuiltinTaskConfig",
     "CVaR",
     "Config",
@@ -51,6 +60,7 @@ __all__ = [
     "LintConfig",
     "ObjectiveConfig",
     "OpenAILLM",
+    "PaftVariant",
     "PoolSplitConfig",
     "ProbeConfig",
     "PromptsConfig",
@@ -61,6 +71,7 @@ __all__ = [
     "TokenPrice",
     "TrainConfig",
     "TrainWorkersConfig",
+    "Training",
     "TransformersLLM",
     "VLLMEngine",
     "VariantConfig",

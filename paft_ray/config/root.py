@@ -1,7 +1,8 @@
 """The whole configuration, and the combinations that cannot work."""
 
+import math
 import re
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +12,12 @@ from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
-from paft_ray.config.variants import PaftVariant, VariantConfig
+from paft_ray.config.variants import (
+    BoundPromptsVariant,
+    PaftVariant,
+    Training,
+    VariantConfig,
+)
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
@@ -22,7 +28,12 @@ class Config(Section):
     name: str
     """Name of the run: its folder, and its name in MLflow."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Root of all randomness."""
+    """Root of all randomness: the task's split, the pool, and the trainings."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] | None = Field(
+        default=None, min_length=1
+    )
+    """Train every variant once with each of these; all share the pool and the base model's
+    scores. By default `seed` alone."""
     storage: str = "storage"
     """Folder or URI (s3://, gs://) for everything that is kept."""
     task: TaskConfig
@@ -30,7 +41,7 @@ class Config(Section):
     model: ModelConfig
     train: TrainConfig
     variants: tuple[VariantConfig, ...] = Field(default=(PaftVariant(type="paft"),), min_length=1)
-    """The ways to train that are run and compared, at equal steps."""
+    """The ways to train that are run and compared, at equal steps and examples."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
@@ -51,6 +62,37 @@ class Config(Section):
         if len(set(labels)) < len(labels):
             raise ValueError(f"a variant is named twice in {labels}: remove one")
         return variants
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if seeds is not None and len(set(seeds)) < len(seeds):
+            raise ValueError(f"a seed is named twice in {list(seeds)}: remove one")
+        return seeds
+
+    @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seeds that every variant is trained with."""
+        return self.seeds or (self.seed,)
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """What a run trains, in that order: every variant with the first seed, then the next."""
+        return tuple(Training(v, seed) for seed in self.training_seeds for v in self.variants)
+
+    def called(self, training: Training) -> str:
+        """What a training is called before people: by its seed too, where there are several."""
+        return training.name if len(self.training_seeds) > 1 else training.label
+
+    def of_training(self, training: Training) -> Self:
+        """The configuration as one training sees it: its own seed and way to draw prompts."""
+        sampling, variant = self.train.sampling, training.variant
+        if isinstance(variant, BoundPromptsVariant):
+            sampling = sampling.model_copy(update={"unit": "bound", "temperature": math.inf})
+        elif isinstance(variant, PaftVariant) and variant.sampling is not None:
+            sampling = variant.sampling
+        train = self.train.model_copy(update={"sampling": sampling})
+        return self.model_copy(update={"seed": training.seed, "train": train})
 
     @model_validator(mode="after")
     def _combinations_work(self) -> Self:

@@ -22,8 +22,9 @@ class ScheduleConfig(Section):
 class SamplingConfig(Section):
     """Which prompt an example is rendered through."""
 
-    unit: Literal["example", "step"] = "example"
-    """One draw per example of the batch, or one for the whole step."""
+    unit: Literal["example", "step", "bound"] = "example"
+    """One draw per example of the batch, one for the whole step, or one per training example that
+    it keeps for the whole training."""
     steps_per_prompt: int = Field(default=1, ge=1)
     """How many steps a draw is kept: the paper's K."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
@@ -33,6 +34,15 @@ class SamplingConfig(Section):
     """Share of the draws that stays uniform under a finite temperature."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
     """Share of the old value in a prompt's exponential mean of losses."""
+
+    @model_validator(mode="after")
+    def _bound_is_uniform(self) -> Self:
+        if self.unit == "bound" and not math.isinf(self.temperature):
+            raise ValueError(
+                f"temperature {self.temperature:g} draws by past losses, which unit: bound cannot: "
+                "leave it out, or draw per example"
+            )
+        return self
 
     @field_serializer("temperature", when_used="json")
     def _infinity_as_text(self, temperature: float) -> float | str:

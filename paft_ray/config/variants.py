@@ -1,35 +1,85 @@
-"""`variants`: the ways to train that `run` compares."""
+"""`variants`: the ways to train that `run` compares, and one training of each per seed."""
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from paft_ray.config.base import Section
+from paft_ray.config.train import SamplingConfig
+
+BASE = "base"
+"""Label of the model before any training, which is always compared."""
+LABEL_PATTERN = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
-class PaftVariant(Section):
-    """Every example through a prompt drawn afresh from the pool."""
+class VariantOptions(Section):
+    """What every way to train can be called."""
 
-    type: Literal["paft"]
+    name: str | None = Field(default=None, max_length=40)
+    """Its label in folders, tables and MLflow; by default its type."""
 
     @property
     def label(self) -> str:
         """Name of the variant in folders, tables and MLflow."""
-        return "paft"
+        return self.name or self.type  # pyright: ignore[reportAttributeAccessIssue]
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_label(cls, name: str | None) -> str | None:
+        if name is not None and (name == BASE or not LABEL_PATTERN.fullmatch(name)):
+            raise ValueError(
+                f"a variant's name is made of a-z, 0-9 and single '_', and is not {BASE!r}"
+            )
+        return name
 
 
-class SinglePromptVariant(Section):
+class PaftVariant(VariantOptions):
+    """Every example through a prompt drawn afresh from the pool."""
+
+    type: Literal["paft"]
+    sampling: SamplingConfig | None = None
+    """In place of `train.sampling`, for comparing temperatures, say."""
+
+
+class SinglePromptVariant(VariantOptions):
     """Every example through one prompt: what people do otherwise."""
 
     type: Literal["single_prompt"]
     prompt: str | None = None
     """A template to use; by default the training prompt with the base model's best accuracy on
-    validation examples."""
+    validation examples (the paper's TopAccuracy)."""
+
+
+class BoundPromptsVariant(VariantOptions):
+    """Every example bound once, for the whole training, to a random prompt of a small pool: what
+    the official implementation does."""
+
+    type: Literal["bound_prompts"]
+    prompts: int = Field(default=12, ge=1)
+    """Size of the small pool: the first so many training prompts."""
+
+
+VariantConfig = Annotated[
+    PaftVariant | SinglePromptVariant | BoundPromptsVariant, Field(discriminator="type")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One training of a run."""
+
+    variant: VariantConfig
+    seed: int
+    """Of the order of examples, the draws of prompts, the adapter's beginning and dropout."""
 
     @property
     def label(self) -> str:
-        """Name of the variant in folders, tables and MLflow."""
-        return "single_prompt"
+        """Of its variant."""
+        return self.variant.label
 
-
-VariantConfig = Annotated[PaftVariant | SinglePromptVariant, Field(discriminator="type")]
+    @property
+    def name(self) -> str:
+        """Its folder under `training/`."""
+        return f"{self.label}-s{self.seed}"

@@ -1,6 +1,8 @@
 """Evaluation: prompts x examples, and what is said about them.
 
-metrics.py     mean, std, worst, Top@t, consistency, paired intervals; pure
+metrics.py     mean, std, worst, Top@t, consistency, flips, calibration; pure
+bootstrap.py   intervals, and paired differences of two models; pure
+summary.py     from the scores table to `summary.json`; pure
 scorer.py      one model, one prompt, some examples to scores; no Ray
 grid.py        Ray Data: the whole grid over actors that hold the model
 selection.py   the single prompt that a user would have picked

@@ -35,6 +35,8 @@ class GridModel:
 
     label: str
     """`base`, or the name of a variant."""
+    seed: int
+    """Of its training; the run's own for the base model."""
     identity: str
     """Fingerprint of the training, empty for the base model."""
     weights: Storage | None = None
@@ -58,8 +60,8 @@ def score_grid(
         stage: Told how many prompt-example pairs are done.
 
     Returns:
-        A table of `variant` and the columns of `scorer.SCORES_SCHEMA`, ordered by model, prompt
-        and example as they were given.
+        A table of `variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model,
+        prompt and example as they were given.
 
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
@@ -71,13 +73,19 @@ def score_grid(
     todo = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
     if todo:
-        weights = {model.label: model.weights for model in models}
+        weights = [model.weights for model in models]
         _run(session, todo, weights, parts, stage)
     tables = [
-        table.append_column("variant", pa.array([unit["label"]] * table.num_rows, pa.string()))
+        _of_model(table, models[unit["model"]])
         for unit, table in zip(units, parts.read(u["key"] for u in units), strict=True)
     ]
     return pa.concat_tables(tables)
+
+
+def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
+    rows = scores.num_rows
+    named = scores.append_column("variant", pa.array([model.label] * rows, pa.string()))
+    return named.append_column("seed", pa.array([model.seed] * rows, pa.int64()))
 
 
 def _cut(
@@ -102,12 +110,12 @@ def _cut(
     return [
         {
             "key": fingerprint("scores", fixed, model.identity, prompt.text, chunk),
-            "label": model.label,
+            "model": index,
             "prompt_id": prompt.id,
             "text": prompt.text,
             "examples": chunk,
         }
-        for model in models
+        for index, model in enumerate(models)
         for prompt in prompts
         for chunk in chunks
     ]
@@ -116,7 +124,7 @@ def _cut(
 def _run(
     session: Session,
     units: list[dict[str, Any]],
-    weights: Mapping[str, Storage | None],
+    weights: Sequence[Storage | None],
     parts: Parts,
     stage: Stage,
 ) -> None:
@@ -158,7 +166,7 @@ class _ScoreActor:
         base: BaseSource,
         dtype: str,
         threads: int,
-        weights: Mapping[str, Storage | None],
+        weights: Sequence[Storage | None],
         parts: Parts,
     ) -> None:
         from paft_ray.evaluation.scorer import Scorer, set_threads
@@ -173,27 +181,27 @@ class _ScoreActor:
             for example in split
         }
         self._weights = weights
-        self._local: dict[str, str] = {}
+        self._local: dict[int, str] = {}
         self._parts = parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from paft_ray.evaluation.scorer import scores_table
 
-        [key], [label] = batch["key"], batch["label"]
+        [key], [model] = batch["key"], batch["model"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
         examples = [self._examples[id] for id in ids]
-        scores = self._scorer.score(self._folder(label), prompt_id, text, examples)
+        scores = self._scorer.score(self._folder(model), prompt_id, text, examples)
         self._parts.write(key, scores_table(scores))
         return {"done": [len(examples)]}
 
-    def _folder(self, label: str) -> str | None:
-        folder = self._weights[label]
+    def _folder(self, model: int) -> str | None:
+        folder = self._weights[model]
         if folder is None:
             return None
-        if label not in self._local:
-            self._local[label] = (
+        if model not in self._local:
+            self._local[model] = (
                 folder.path()
                 if folder.is_local
                 else str(folder.fetch(Path(tempfile.mkdtemp(prefix="paft-weights-"))))
             )
-        return self._local[label]
+        return self._local[model]

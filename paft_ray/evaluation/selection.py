@@ -6,6 +6,7 @@ higher log-likelihood of the right answers where accuracies are equal.
 
 import pyarrow as pa
 
+from paft_ray.config import BASE
 from paft_ray.evaluation.grid import GridModel, score_grid
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.session import Session
@@ -17,7 +18,9 @@ def choose_single_prompt(session: Session, pool: PromptPool) -> Prompt:
     prompts = pool.train[: evaluation.selection_prompts]
     examples = task.validation[: evaluation.selection_examples]
     with session.screen.stage("choose single prompt") as stage:
-        scores = score_grid(session, [GridModel("base", "")], prompts, examples, stage)
+        scores = score_grid(
+            session, [GridModel(BASE, session.config.seed, "")], prompts, examples, stage
+        )
         quality = prompt_quality(scores, {e.id: e.answer for e in examples}, task.choices)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
         accuracy = quality[best.id][0]

@@ -59,6 +59,7 @@ class Metric(StrEnum):
     EVAL_ACCURACY_P05 = "eval/accuracy/p05"
     EVAL_ACCURACY_BEST_PROMPT = "eval/accuracy/best_prompt"
     EVAL_CONSISTENCY = "eval/consistency"
+    EVAL_FLIP_RATE = "eval/flip_rate"
 
 
 def top_metric(threshold: float) -> str:

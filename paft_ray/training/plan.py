@@ -165,8 +165,9 @@ class Planner:
         """Example and prompt of a slot."""
         view, place = divmod(slot, self.batch_size)
         position = step * self.batch_size + place
-        example = self.examples[example_index(self.seed, position, len(self.examples))]
-        return example, self.sampler.index(step, place, view, probability_N)
+        example = example_index(self.seed, position, len(self.examples))
+        prompt = self.sampler.index(step, place, view, probability_N, example)
+        return self.examples[example], prompt
 
     def _describe(
         self, example: Example, prompt: int, encoded: Sequence[Encoded], weight: float

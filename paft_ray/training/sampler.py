@@ -38,8 +38,9 @@ class PromptSampler:
     seed: int
     prompts: int
     """How many there are to draw from."""
-    unit: Literal["example", "step"] = "example"
-    """A draw per slot of the global batch, or one that the whole step shares."""
+    unit: Literal["example", "step", "bound"] = "example"
+    """A draw per slot of the global batch, one that the whole step shares, or one per example that
+    it keeps."""
     steps_per_prompt: int = 1
     """The paper's K: a draw is kept for this many steps."""
 
@@ -48,7 +49,12 @@ class PromptSampler:
         return step // self.steps_per_prompt
 
     def index(
-        self, step: int, slot: int, view: int = 0, probability_N: np.ndarray | None = None
+        self,
+        step: int,
+        slot: int,
+        view: int = 0,
+        probability_N: np.ndarray | None = None,
+        example: int = 0,
     ) -> int:
         """The prompt of the example in `slot` of the global batch of `step`.
 
@@ -57,10 +63,12 @@ class PromptSampler:
             slot: Place in the global batch.
             view: Which of several renderings of the same example.
             probability_N: Of every prompt, in float64; uniform without.
+            example: Index of the example, which alone decides where prompts are bound.
         """
-        place = slot if self.unit == "example" else 0
+        block = self.block(step)
+        place = {"example": (block, slot), "step": (block, 0), "bound": ("bound", example)}
         views = (view,) if view else ()
-        draw = uniform("prompt", self.seed, self.block(step), place, *views)
+        draw = uniform("prompt", self.seed, *place[self.unit], *views)
         if probability_N is None:
             return int(draw * self.prompts)
         cumulative_N = np.cumsum(probability_N)

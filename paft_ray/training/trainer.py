@@ -16,7 +16,7 @@ from typing import Any
 
 from paft_ray.artifacts import Storage, fingerprint, load_manifest
 from paft_ray.cluster import BoardHandle, cpus_per_worker, follow, own_errors, spare_workers
-from paft_ray.config import Config, VariantConfig, total_steps
+from paft_ray.config import Config, Training, total_steps
 from paft_ray.errors import ArtifactError, TrainingError, one_line
 from paft_ray.loading import dump_config
 from paft_ray.modeling.base import locate_base
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class TrainedAdapter:
     """A finished training."""
 
-    variant: str
+    training: Training
     fingerprint: str
     folder: Storage
     """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
@@ -46,16 +46,18 @@ class TrainedAdapter:
     """Whether it was found complete."""
 
 
-def training_fingerprint(session: Session, prompts: Sequence[Prompt]) -> str:
+def training_fingerprint(session: Session, config: Config, prompts: Sequence[Prompt]) -> str:
     """Fingerprint of everything that moves weights, and of nothing else.
+
+    `config` is the run's as one training sees it (`Config.of_training`).
 
     Activation checkpointing changes no bit and kinds of attention less than the number of workers
     does, so that both may change before a training is continued.
     """
-    config = dump_config(session.config)
+    settings = dump_config(config)
     train = {
         key: value
-        for key, value in config["train"].items()
+        for key, value in settings["train"].items()
         if key not in ("workers", "checkpoint", "max_failures", "activation_checkpointing")
     }
     if train["warm_start"] is not None:
@@ -64,10 +66,10 @@ def training_fingerprint(session: Session, prompts: Sequence[Prompt]) -> str:
         "training",
         session.task_identity,
         session.model_identity,
-        {key: config["model"][key] for key in ("peft", "chat_template", "quantization")},
+        {key: settings["model"][key] for key in ("peft", "chat_template", "quantization")},
         session.training_dtype,
         train,
-        session.config.seed,
+        config.seed,
         [[prompt.id, prompt.text] for prompt in prompts],
     )
 
@@ -81,53 +83,56 @@ def provenance(session: Session, pool: PromptPool) -> dict[str, str]:
     }
 
 
-def training_folder(session: Session, variant: VariantConfig) -> Storage:
-    """Where the training of a variant lies."""
-    return session.run_folder.child("training", f"{variant.label}-s{session.config.seed}")
+def training_folder(session: Session, training: Training) -> Storage:
+    """Where a training lies."""
+    return session.run_folder.child("training", training.name)
 
 
 def train(
-    session: Session, prompts: Sequence[Prompt], variant: VariantConfig, pool: PromptPool
+    session: Session, prompts: Sequence[Prompt], training: Training, pool: PromptPool
 ) -> TrainedAdapter:
-    """Train one variant on these prompts, or find it trained.
+    """Train one variant with one seed on these prompts, or find it trained.
 
     Args:
         session: The run.
         prompts: What the sampler draws from.
-        variant: Names the training.
+        training: Which variant and seed.
         pool: Where the prompts come from, and whose held-out prompts it will be tested on.
 
     Raises:
         ArtifactError: The folder holds another training.
         TrainingError: A loss was not finite, or workers were lost too often.
     """
-    identity = training_fingerprint(session, prompts)
-    folder = training_folder(session, variant)
-    with session.screen.stage(f"train {variant.label}") as stage:
+    config = session.config.of_training(training)
+    identity = training_fingerprint(session, config, prompts)
+    folder = training_folder(session, training)
+    title = f"train {session.config.called(training)}"
+    with session.screen.stage(title) as stage:
         manifest = load_manifest(folder)
         if manifest is not None and manifest.fingerprint == identity:
-            adapter = TrainedAdapter(variant.label, identity, folder, manifest.about, True)
+            adapter = TrainedAdapter(training, identity, folder, manifest.about, True)
             stage.finish(_outcome(adapter))
             return adapter
         _claim(folder, identity)
-        _launch(session, prompts, variant, identity, folder, stage, provenance(session, pool))
+        job = _job(session, config, prompts, training, pool, identity)
+        _launch(session, job, config, stage, title)
         manifest = retry_storage(
             lambda: load_manifest(folder, check=True), "reading the result", folder.path()
         )
         if manifest is None:
             raise ArtifactError(f"{folder.path()}: the adapter is not complete; run again")
-        adapter = TrainedAdapter(variant.label, identity, folder, manifest.about, False)
+        adapter = TrainedAdapter(training, identity, folder, manifest.about, False)
         stage.finish(_outcome(adapter))
         return adapter
 
 
-def find_trained(session: Session, variant: VariantConfig) -> TrainedAdapter | None:
-    """The complete training of a variant under this run's name, if there is one."""
-    folder = training_folder(session, variant)
+def find_trained(session: Session, training: Training) -> TrainedAdapter | None:
+    """A training under this run's name, if it is complete."""
+    folder = training_folder(session, training)
     manifest = load_manifest(folder)
     if manifest is None:
         return None
-    return TrainedAdapter(variant.label, manifest.fingerprint, folder, manifest.about, True)
+    return TrainedAdapter(training, manifest.fingerprint, folder, manifest.about, True)
 
 
 def _outcome(adapter: TrainedAdapter) -> str:
@@ -151,47 +156,47 @@ def _claim(folder: Storage, identity: str) -> None:
     folder.write_json(name, {"fingerprint": identity})
 
 
-def _launch(
+def _job(
     session: Session,
+    config: Config,
     prompts: Sequence[Prompt],
-    variant: VariantConfig,
+    training: Training,
+    pool: PromptPool,
     identity: str,
-    folder: Storage,
-    stage: Stage,
-    made_from: dict[str, str],
-) -> None:
-    """Run workers until all steps are done, as often as notices make them leave before."""
-    import ray
-
-    config = session.config
-    steps = total_steps(config.train, len(session.task.train))
-    stage.expect(steps)
-    board = BoardHandle()
-    cpus = cpus_per_worker(config.train.workers, "train.workers")
-    job = Job(
+) -> Job:
+    """What every rank is told."""
+    warm_start = config.train.warm_start
+    return Job(
         config=dump_config(config),
         task=session.task,
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
         source=locate_base(config.model.path, config.model.revision, session.storage),
         dtype=session.training_dtype,
-        folder=folder,
+        folder=training_folder(session, training),
         identity=identity,
-        label=variant.label,
-        steps=steps,
-        threads=max(1, int(cpus)),
+        label=training.label,
+        called=config.called(training),
+        steps=total_steps(config.train, len(session.task.train)),
+        threads=max(1, int(cpus_per_worker(config.train.workers, "train.workers"))),
         tracking=session.tracking,
-        board=board,
-        made_from=made_from,
-        warm_start=None
-        if config.train.warm_start is None
-        else read_adapter(config.train.warm_start).weights,
-    )
-    watch = Watch(
-        config.train.workers.heartbeat_timeout_s,
-        lambda text: session.screen.line(f"train {variant.label}: {text}"),
-        partial(_end, board),
+        board=BoardHandle(),
+        made_from=provenance(session, pool),
+        warm_start=None if warm_start is None else read_adapter(warm_start).weights,
     )
 
+
+def _launch(session: Session, job: Job, config: Config, stage: Stage, title: str) -> None:
+    """Run workers until all steps are done, as often as notices make them leave before."""
+    import ray
+
+    steps, board, name = job.steps, job.board, f"{job.label}-s{config.seed}"
+    stage.expect(steps)
+    cpus = cpus_per_worker(config.train.workers, "train.workers")
+    watch = Watch(
+        config.train.workers.heartbeat_timeout_s,
+        lambda text: session.screen.line(f"{title}: {text}"),
+        partial(_end, board),
+    )
     growth = Growth(
         config.train.workers.most,
         partial(spare_workers, cpus, config.train.workers.gpus),
@@ -208,10 +213,10 @@ def _launch(
         done: int | None = 0
         for attempt in itertools.count():
             place = f"{disposable}/{attempt}"
-            done = _run_workers(config, variant.label, reference, board, cpus, place, watch, steps)
+            done = _run_workers(config, name, reference, board, cpus, place, watch, steps)
             if done is None or done >= steps:
                 break
-            session.screen.line(f"train {variant.label}: {done} steps are saved, starting anew")
+            session.screen.line(f"{title}: {done} steps are saved, starting anew")
         refused = board.read().get("refused")
     if refused is not None:
         raise refused
@@ -219,7 +224,7 @@ def _launch(
 
 def _run_workers(
     config: Config,
-    label: str,
+    name: str,
     job: Any,
     board: BoardHandle,
     cpus: float,
@@ -249,7 +254,7 @@ def _run_workers(
             resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
         ),
         run_config=RunConfig(
-            name=label,
+            name=name,
             storage_path=disposable,
             failure_config=FailureConfig(max_failures=config.train.max_failures),
         ),
@@ -260,7 +265,7 @@ def _run_workers(
     except TrainingFailedError as error:
         reasons = [*watch.verdicts, one_line(error, 300)]
         raise TrainingError(
-            f"training {label} stopped after step {board.read().get('step', 0)} of {steps}, having "
+            f"training {name} stopped after step {board.read().get('step', 0)} of {steps}, having "
             f"lost workers more than {config.train.max_failures} times (train.max_failures): "
             f"{'; '.join(reasons)}; run the same command to continue"
         ) from error

@@ -50,6 +50,9 @@ class Job:
     folder: Storage
     identity: str
     label: str
+    """Of the variant."""
+    called: str
+    """What people call the training."""
     steps: int
     threads: int
     tracking: TrackingTarget | None
@@ -130,7 +133,7 @@ def _train_rank(job: Job, pulse: Pulse) -> int:
     tracker = open_tracker(
         job.tracking,
         key=f"training/{job.label}-s{config.seed}",
-        name=f"{config.name}/{job.label}",
+        name=f"{config.name}/{job.called}",
         parent_key=RUN_KEY,
         tags={
             "paft.variant": job.label,

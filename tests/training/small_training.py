@@ -94,4 +94,4 @@ def train_small(config: Config, screen: TellingScreen) -> TrainedAdapter:
         )
         for text in TEMPLATES
     )
-    return train(session, prompts, config.variants[0], PromptPool(prompts, (), ()))
+    return train(session, prompts, config.trainings[0], PromptPool(prompts, (), ()))

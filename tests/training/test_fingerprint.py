@@ -32,7 +32,7 @@ def name_of(tiny_model: Path, review_file: Path, tmp_path: Path) -> Callable[...
     def fingerprint(*overrides: str) -> str:
         config = load_config(tree, overrides)
         session = Session(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
-        return training_fingerprint(session, ())
+        return training_fingerprint(session, session.config, ())
 
     return fingerprint
 

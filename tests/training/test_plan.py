@@ -59,6 +59,17 @@ def make_planner(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Planner]:
     return make
 
 
+def test_plan_with_bound_prompts_shows_an_example_the_same_prompt_in_every_epoch(make_planner):
+    planner = make_planner(sampler=PromptSampler(seed=3, prompts=len(PROMPTS), unit="bound"))
+    shown: dict[str, set[str]] = {}
+    for step in range(15):  # three passes over 30 examples, in batches of 6
+        for draw in planner.plan(step, ranks=1).draws:
+            shown.setdefault(draw.example_id, set()).add(draw.prompt_id)
+    assert len(shown) == 30
+    assert all(len(prompts) == 1 for prompts in shown.values())
+    assert len(set.union(*shown.values())) == len(PROMPTS)
+
+
 def sequences(row: Row) -> list[tuple[int, list[int], list[int]]]:
     """A row taken apart by positions that restart: slot, tokens read, tokens asked for."""
     starts = np.flatnonzero(row.position_ids_T == 0)

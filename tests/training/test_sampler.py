@@ -19,7 +19,7 @@ SAMPLERS = st.builds(
     PromptSampler,
     seed=st.integers(0, 2**40),
     prompts=st.integers(1, 500),
-    unit=st.sampled_from(["example", "step"]),
+    unit=st.sampled_from(["example", "step", "bound"]),
     steps_per_prompt=st.integers(1, 9),
 )
 STEPS, SLOTS = st.integers(0, 10**6), st.integers(0, 4096)
@@ -44,6 +44,14 @@ def test_sampler_in_any_order_of_calls_draws_the_same_and_within_range(sampler, 
     again = {position: sampler.index(*position) for position in positions}
     assert in_order == again
     assert all(0 <= index < sampler.prompts for index in in_order.values())
+
+
+def test_bound_prompts_are_kept_by_each_example_and_spread_over_the_pool():
+    sampler = PromptSampler(seed=1, prompts=12, unit="bound", steps_per_prompt=3)
+    bound = [sampler.index(0, 0, example=e) for e in range(600)]
+    later = [sampler.index(77, e % 8, example=e) for e in range(600)]
+    assert bound == later
+    assert chi_square(np.bincount(bound, minlength=12)) < 35  # 11 degrees of freedom, p < 1e-3
 
 
 @patient
