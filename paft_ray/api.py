@@ -7,6 +7,7 @@ from typing import Any
 
 from paft_ray import running
 from paft_ray.artifacts import Storage
+from paft_ray.comparators import variant_prompts
 from paft_ray.config import Config, Training, VariantConfig, total_steps
 from paft_ray.modeling.peft_check import complete_peft
 from paft_ray.modeling.trial import try_adapter, warm_up
@@ -20,18 +21,24 @@ from paft_ray.training import trainer
 from paft_ray.training.trainer import TrainedAdapter
 
 
-def open_session(config: Config, overwrite: bool = False, screen: Screen | None = None) -> Session:
+def open_session(
+    config: Config,
+    overwrite: bool = False,
+    screen: Screen | None = None,
+    planning: bool = False,
+) -> Session:
     """Check everything that can be checked before work, and open the session.
 
     Args:
         config: What is to be done.
         overwrite: The run's name may belong to another configuration.
         screen: Where a person follows the work; silent by default.
+        planning: No worker will run here.
 
     Raises:
         PaftError: See `preflight`; nothing was written.
     """
-    checked = preflight(config, overwrite)
+    checked = preflight(config, overwrite, planning)
     storage = Storage.open(config.storage)
     return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
 
@@ -92,9 +99,7 @@ def train(
     try_model(session)
     with running.claimed(session):
         training = Training(variant, config.training_seeds[0] if seed is None else seed)
-        return trainer.train(
-            session, running.variant_prompts(session, pool, variant), training, pool
-        )
+        return trainer.train(session, variant_prompts(session, pool, variant), training, pool)
 
 
 def evaluate(config: Config) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _
 
     screen = RichScreen(streams.console)
     try:
-        session = open_session(config, options.overwrite, screen)
+        session = open_session(config, options.overwrite, screen, planning=not verb.needs_ray)
         if verb.check is not None:
             verb.check(session, options)
     except PaftError as error:

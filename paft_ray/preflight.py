@@ -18,6 +18,7 @@ from paft_ray.artifacts import Storage
 from paft_ray.cluster import cpu_has_bfloat16, resolve_dtype
 from paft_ray.config import (
     Config,
+    HumanPromptVariant,
     OpenAILLM,
     SinglePromptVariant,
     TransformersLLM,
@@ -57,12 +58,13 @@ class Checked:
     """What is allowed but may not be meant; one line each."""
 
 
-def preflight(config: Config, overwrite: bool = False) -> Checked:
+def preflight(config: Config, overwrite: bool = False, planning: bool = False) -> Checked:
     """Check a configuration against the files, the environment and this machine.
 
     Args:
         config: What is to be run.
         overwrite: The run's name may belong to a run with another configuration.
+        planning: No worker will run here, so that what this machine lacks is a warning.
 
     Raises:
         ConfigError: The configuration cannot work here; the message names the remedy.
@@ -73,8 +75,8 @@ def preflight(config: Config, overwrite: bool = False) -> Checked:
     if not overwrite:
         _check_identity(config, storage)
     _check_tracking(config)
-    _check_workers(config)
-    warnings = list(_check_dtype(config))
+    warnings = _check_workers(config, planning)
+    warnings += _check_dtype(config)
     model = inspect_model(config.model.path, config.model.revision)
     if config.model.peft is not None:
         check_peft(config.model.peft, model)
@@ -194,10 +196,19 @@ def _is_local() -> bool:
     return os.environ.get("RAY_ADDRESS", "local") in ("", "local")
 
 
-def _check_workers(config: Config) -> None:
+def _check_workers(config: Config, planning: bool) -> list[str]:
     """Refuse what a cluster of this one machine could never place; a real cluster may grow."""
-    if not _is_local():
-        return
+    try:
+        if _is_local():
+            _require_places(config)
+    except ConfigError as error:
+        if not planning:
+            raise
+        return [f"this cannot run here: {error}"]
+    return []
+
+
+def _require_places(config: Config) -> None:
     for field, workers in (
         ("train.workers", config.train.workers),
         ("evaluation.workers", config.evaluation.workers),
@@ -292,6 +303,12 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
     wanted = config.evaluation.examples
     if wanted is not None and wanted > len(task.test):
         yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
+    for index, variant in enumerate(config.variants):
+        if isinstance(variant, HumanPromptVariant) and not task.instructions:
+            raise ConfigError(
+                f"variants.{index}: human_prompt takes one of the task's instructions, and "
+                f"{task.name} has none: give task.instructions, or a single_prompt with its prompt"
+            )
     chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
     wanted = config.evaluation.selection_examples
     if chosen and wanted > len(task.validation):

@@ -24,16 +24,13 @@ from paft_ray.artifacts import (
     to_parquet,
 )
 from paft_ray.card import CARD, Form, render_card
+from paft_ray.comparators import prompts_by_variant
 from paft_ray.config import (
     BASE,
-    BoundPromptsVariant,
     Config,
-    SinglePromptVariant,
-    VariantConfig,
 )
 from paft_ray.errors import ConfigError
 from paft_ray.evaluation.grid import GridModel, score_grid
-from paft_ray.evaluation.selection import choose_single_prompt
 from paft_ray.evaluation.summary import summarise
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
@@ -41,10 +38,8 @@ from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.modeling.model import result_folder
 from paft_ray.modeling.trial import refuse_overlong
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
-from paft_ray.prompts.dedup import similarity
-from paft_ray.prompts.layouts import instruction_of, layout_of
-from paft_ray.prompts.pool import POOL_FILE, Origin, Prompt, PromptPool
-from paft_ray.prompts.template import clean, parse
+from paft_ray.prompts.pool import POOL_FILE, PromptPool
+from paft_ray.prompts.template import parse
 from paft_ray.report import POOL_PAGE, card_figures, write_pool_page, write_report
 from paft_ray.session import RUN_KEY, Session
 from paft_ray.tasks import Example
@@ -258,56 +253,6 @@ def train_all(session: Session, pool: PromptPool) -> list[TrainedAdapter]:
     """Train every variant with every seed, or find them trained."""
     prompts = prompts_by_variant(session, pool)
     return [train(session, prompts[t.label], t, pool) for t in session.config.trainings]
-
-
-def prompts_by_variant(session: Session, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
-    """The prompts of every variant, the same for all seeds."""
-    return {v.label: variant_prompts(session, pool, v) for v in session.config.variants}
-
-
-def variant_prompts(
-    session: Session, pool: PromptPool, variant: VariantConfig
-) -> tuple[Prompt, ...]:
-    """The prompts that a variant's sampler draws from.
-
-    Raises:
-        PoolError: `prompts.pool_size` is more than the pool's training prompts.
-    """
-    size = session.config.prompts.pool_size
-    pool = pool if size is None else pool.take(size)
-    if isinstance(variant, BoundPromptsVariant):
-        return pool.take(variant.prompts).train
-    if not isinstance(variant, SinglePromptVariant):
-        return pool.train
-    if variant.prompt is None:
-        return (choose_single_prompt(session, pool),)
-    return (user_prompt(variant.prompt, session, pool),)
-
-
-def user_prompt(text: str, session: Session, pool: PromptPool) -> Prompt:
-    """A prompt that the configuration names, as the pool would hold it.
-
-    Raises:
-        ConfigError: It is too much like a held-out prompt, which would then not be held out.
-    """
-    task, template = session.task, clean(text)
-    wording, layout = instruction_of(template, task.slots), layout_of(template, task.slots)
-    for held_out in (*pool.test, *pool.validation):
-        alike = similarity(wording, held_out.instruction)
-        if layout == held_out.layout or alike >= session.config.prompts.split.similarity:
-            raise ConfigError(
-                f"variants: prompt {template!r} has the layout or the wording of held-out prompt "
-                f"{held_out.id}: choose another one, or change seed"
-            )
-    return Prompt(
-        id=fingerprint(template),
-        text=template,
-        instruction=wording,
-        layout=layout,
-        split="train",
-        cluster="",
-        origin=Origin(file="configuration"),
-    )
 
 
 def evaluate(session: Session) -> dict[str, Any]:

@@ -241,6 +241,11 @@ WRONG = [
         ["variants.0.prompts: 0"],
     ),
     (
+        "human_prompt",
+        {"variants": [{"type": "human_prompt", "prompt": "x"}]},
+        ["variants.0.prompt: unknown key"],
+    ),
+    (
         "variant options",
         {"variants": [{"type": "paft", "name": "base"}]},
         ["variants.0.name: 'base'", "not 'base'"],
@@ -365,6 +370,7 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "poolsplit": "split",
         "singleprompt": "single_prompt",
         "boundprompts": "bound_prompts",
+        "humanprompt": "human_prompt",
         "variantoptions": "variant options",
         "": "config",
     }

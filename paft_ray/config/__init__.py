@@ -37,6 +37,7 @@ from paft_ray.config.train import (
 from paft_ray.config.variants import (
     BASE,
     BoundPromptsVariant,
+    HumanPromptVariant,
     PaftVariant,
     SinglePromptVariant,
     Training,
@@ -56,6 +57,7 @@ __all__ = [
     "FakeLLM",
     "GenerationConfig",
     "GroupDRO",
+    "HumanPromptVariant",
     "LLMConfig",
     "LintConfig",
     "ObjectiveConfig",

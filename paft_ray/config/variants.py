@@ -52,6 +52,14 @@ class SinglePromptVariant(VariantOptions):
     validation examples (the paper's TopAccuracy)."""
 
 
+class HumanPromptVariant(VariantOptions):
+    """Every example through one prompt written by hand: the first of the task's `instructions`, in
+    the first layout of the grammar, that is not like a held-out prompt. For a whole template of
+    your own, give a `single_prompt` its `prompt`."""
+
+    type: Literal["human_prompt"]
+
+
 class BoundPromptsVariant(VariantOptions):
     """Every example bound once, for the whole training, to a random prompt of a small pool: what
     the official implementation does."""
@@ -62,7 +70,8 @@ class BoundPromptsVariant(VariantOptions):
 
 
 VariantConfig = Annotated[
-    PaftVariant | SinglePromptVariant | BoundPromptsVariant, Field(discriminator="type")
+    PaftVariant | SinglePromptVariant | HumanPromptVariant | BoundPromptsVariant,
+    Field(discriminator="type"),
 ]
 
 
