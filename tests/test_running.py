@@ -163,8 +163,8 @@ def paft(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> dict:
-    out, err = process.communicate(timeout=220)
+def finish(process: subprocess.Popen[str], timeout_s: float = 220) -> dict:
+    out, err = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, out + err
     lines = out.strip().splitlines()
     assert len(lines) == 1, out
@@ -295,6 +295,37 @@ def test_run_called_again_only_reads_its_summary(
     assert finish(paft("run", str(storage.parent / "config.yaml"), "--json")) == summary
     assert endpoint.calls.total() == before
     assert files == {path: path.stat().st_mtime_ns for path in storage.rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_run_of_two_seeds_trains_each_variant_twice_on_one_pool(
+    make_config: Callable[..., Path],
+) -> None:
+    config = make_config("seeds", steps=8)
+    variants = (
+        "variants=[{type: bound_prompts, prompts: 3}, "
+        "{type: paft, name: paft_t1, sampling: {temperature: 1}}]"
+    )
+    summary = finish(paft("run", str(config), "seeds=[1, 2]", variants, "--json"), 580)
+    assert summary["seeds"] == [1, 2]
+    assert list(summary["models"]) == ["base", "bound_prompts", "paft_t1"]
+    assert summary["models"]["paft_t1"]["seeds"] == [1, 2]
+    assert summary["models"]["paft_t1"]["steps"] == 8
+    storage = config.parent / "storage"
+    run = storage / "runs/small"
+    trainings = adapter_bytes(storage)
+    assert set(trainings) == {*("bound_prompts-s1", "bound_prompts-s2", "paft_t1-s1", "paft_t1-s2")}
+    assert len(set(map(str, trainings.values()))) == 4
+    scores = pq.read_table(run / "scores.parquet")
+    assert scores.num_rows == (1 + 4) * summary["prompts"] * summary["examples"]
+    for seed in (1, 2):
+        ledger = pq.read_table(run / f"training/bound_prompts-s{seed}/ledger").to_pylist()
+        assert len({(row["example_id"], row["prompt_id"]) for row in ledger}) == len(
+            {row["example_id"] for row in ledger}
+        )
+        assert len({row["prompt_id"] for row in ledger}) == 3
+        assert (run / f"training/paft_t1-s{seed}/sampling").exists()
+    assert len(list((storage / "pools").iterdir())) == 1
 
 
 KILL_MOMENTS = ("generation", "checkpoint write", "between the trainings", "evaluation")

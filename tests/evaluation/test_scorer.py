@@ -13,8 +13,6 @@ from paft_ray.errors import DataError
 from paft_ray.evaluation.scorer import SCORES_SCHEMA, Score, Scorer, extract_answer, scores_table
 from paft_ray.modeling.full import full_model_files
 from paft_ray.modeling.model import (
-    adapter_files,
-    add_adapter,
     load_adapter,
     load_base,
     load_tokenizer,
@@ -90,23 +88,6 @@ def make_scorer(tiny_model: Path) -> Callable[..., Scorer]:
         return Scorer(config, task, str(base), dtype, "cpu")
 
     return make
-
-
-@pytest.fixture(scope="module")
-def save_adapter(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    def save(peft: dict, seed: int = 1) -> str:
-        model = add_adapter(load_base(str(tiny_model)), peft, seed)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-        trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        folder = tmp_path_factory.mktemp("adapter")
-        for name, data in adapter_files(model, trainable, str(tiny_model)).items():
-            (folder / name).write_bytes(data)
-        return str(folder)
-
-    return save
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,87 @@
+"""The grid over actors: the same whoever does it, and never twice."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from paft_ray.api import open_session
+from paft_ray.artifacts import Storage, fingerprint
+from paft_ray.evaluation.grid import GridModel, score_grid
+from paft_ray.loading import load_config
+from paft_ray.prompts.pool import Origin, Prompt
+from paft_ray.screen import SilentScreen
+from paft_ray.session import Session
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+TEMPLATES = (
+    "Tell how it feels: {review}\nAnswer:",
+    "{review}\nIs that good or bad? ->",
+    'A reviewer said "{review}". What did they mean to say about the film as a whole? Answer:',
+)
+
+
+@pytest.fixture
+def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., Session]:
+    def make(workers: int) -> Session:
+        templates = tmp_path / "prompts.txt"
+        templates.write_text("\n".join("Judge it: {review} =>" for _ in range(2)), encoding="utf-8")
+        config = {
+            "name": "graded",
+            "storage": str(tmp_path / f"storage-{workers}"),
+            "task": {
+                "type": "custom",
+                "name": "reviews",
+                "description": "Say whether a short film review is positive or negative.",
+                "path": str(review_file),
+                "fields": {"review": "review"},
+                "answer": "label",
+                "choices": ["positive", "negative"],
+            },
+            "prompts": {"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
+            "model": {"path": str(tiny_model), "dtype": "float32", "peft": LORA},
+            "train": {"steps": 1, "batch_size": 2},
+            "evaluation": {"row_tokens": 600, "workers": {"num": workers, "cpus": 1}},
+            "tracking": {"type": "none"},
+        }
+        return open_session(load_config(config))
+
+    return make
+
+
+def score(session: Session, adapter: str) -> pa.Table:
+    prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
+    models = [
+        GridModel("base", 0, ""),
+        GridModel("paft", 0, "trained", Storage.open(adapter)),
+        GridModel("paft", 1, "trained", Storage.open(adapter)),  # alike, but another training
+    ]
+    examples = session.task.train[:70]
+    with SilentScreen().stage("evaluate") as stage:
+        return score_grid(session, models, prompts, examples, stage)
+
+
+def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
+    make_session, save_adapter
+):
+    adapter = save_adapter(LORA)
+    one, two = make_session(1), make_session(2)
+    scores = score(one, adapter)
+    assert scores.num_rows == 3 * 3 * min(70, len(one.task.train))
+    assert score(two, adapter).equals(scores)  # log-likelihoods bit by bit
+    by_model = [
+        scores.filter((pa.compute.field("variant") == v) & (pa.compute.field("seed") == s))
+        for v, s in (("base", 0), ("paft", 0), ("paft", 1))
+    ]
+    base, first, second = (table["choice_logprobs"].to_pylist() for table in by_model)
+    assert first == second != base
+
+    folder = Path(one.run_folder.path(), "scores")
+    parts = sorted(folder.glob("*.parquet"))
+    for path in parts[::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in parts[1::2]}
+    assert score(one, adapter).equals(scores)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
