@@ -33,8 +33,9 @@ from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.session import Session
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Progress
-from paft_ray.training.handover import Verified, complete_training, trainable_copy
+from paft_ray.training.handover import complete_training, trainable_copy
 from paft_ray.training.trainer import training_folder
+from paft_ray.training.verification import Verified
 from paft_ray.training.worker import Job
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}

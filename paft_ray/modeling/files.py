@@ -18,6 +18,9 @@ from paft_ray.artifacts import fingerprint, fingerprint_files
 from paft_ray.errors import ConfigError
 from paft_ray.loading import resolve_path
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Tensors of an adapter, as peft names the file."""
+
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")

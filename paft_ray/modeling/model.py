@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import to_json
 from paft_ray.errors import ConfigError, one_line
+from paft_ray.modeling.files import ADAPTER_WEIGHTS
 from paft_ray.modeling.full import train_all_weights
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def adapter_files(
     config.update(base_model_name_or_path=base, inference_mode=True)
     tensors = {name: state[name].contiguous() for name in sorted(state)}
     return {
-        "adapter_model.safetensors": safetensors.torch.save(tensors, {"format": "pt"}),
+        ADAPTER_WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
         "adapter_config.json": to_json(_plain(config)),
     }
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from paft_ray.artifacts import Storage, fingerprint
 from paft_ray.errors import ArtifactError, ConfigError, one_line
 from paft_ray.loading import resolve_path
-from paft_ray.modeling.files import model_identity
+from paft_ray.modeling.files import ADAPTER_WEIGHTS, model_identity
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_CONFIG = "adapter_config.json"
 _OF_TRAINING_ONLY = ("dropout", "init_", "auto_mapping", "base_model_name", "inference_mode",
                      "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
                      "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
@@ -58,12 +58,12 @@ def read_adapter(location: str) -> StoredAdapter:
     folder = Storage.open(location if local is None else str(local))
     try:
         config = json.loads(folder.read_bytes(_CONFIG))
-        weights = folder.read_bytes(_WEIGHTS)
+        weights = folder.read_bytes(ADAPTER_WEIGHTS)
         json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     except (ArtifactError, OSError, ValueError) as error:
         raise ConfigError(
             f"train.warm_start: {location} holds no adapter ({one_line(error)}); name a folder "
-            f"with {_CONFIG} and {_WEIGHTS}, as every training's adapter/ is"
+            f"with {_CONFIG} and {ADAPTER_WEIGHTS}, as every training's adapter/ is"
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ConfigError(

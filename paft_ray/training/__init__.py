@@ -14,9 +14,10 @@ patience.py     how long storage that fails is waited for
 ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray
 handover.py     from a trained engine to a verified adapter, its card and pyfunc
+verification.py whether what was written is what was trained
 heartbeat.py    who is stuck, judged by the driver; pure but for a thread that sends
 growth.py       when an elastic training begins anew as more ranks
 ranks.py        Ray Train's workers into one process group; notice of SIGTERM and of drains
 worker.py       what one rank does
-trainer.py      Ray Train: `train(config, pool, variant)`
+trainer.py      Ray Train: `train(session, prompts, training, pool)`
 """

@@ -242,7 +242,8 @@ def _hand_over(
     tracker: "Tracker",
 ) -> None:
     """Write what was trained, verify it, and make the training complete; collective."""
-    from paft_ray.training.handover import Base, complete_training, first_batch, hand_over
+    from paft_ray.training.handover import complete_training, first_batch, hand_over
+    from paft_ray.training.verification import Base
 
     model = config.model
     base = Base(job.base, model.revision, model.path, job.dtype, model.quantization)

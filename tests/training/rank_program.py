@@ -31,7 +31,7 @@ from paft_ray.tasks import Example
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine, prepare_process
-from paft_ray.training.handover import Base, first_batch, hand_over, trainable_copy
+from paft_ray.training.handover import first_batch, hand_over, trainable_copy
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import Outlets, Recipe, fit
 from paft_ray.training.objective import views
@@ -39,6 +39,7 @@ from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
 from paft_ray.training.shards import SHARD_BYTES, SMALL_STATE
+from paft_ray.training.verification import Base
 from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:

@@ -19,13 +19,8 @@ from paft_ray.modeling.model import (
     store_frozen_in_bf16,
 )
 from paft_ray.modeling.tokenization import TextEncoder
-from paft_ray.training.handover import (
-    Base,
-    Probe,
-    relative_change,
-    trainable_copy,
-    verify_adapter,
-)
+from paft_ray.training.handover import trainable_copy
+from paft_ray.training.verification import Base, Probe, relative_change, verify_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 LORA = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
