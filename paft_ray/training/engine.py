@@ -22,6 +22,7 @@ from paft_ray.modeling.tokenization import Row
 from paft_ray.training.checkpoint import KINDS, Crew
 from paft_ray.training.methods import Method, Tensors, method_of
 from paft_ray.training.shards import SMALL_STATE, deal_owners
+from paft_ray.training.zero import WholeTensors, full_shape
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -110,8 +111,9 @@ class Engine:
             config=deepspeed_config(train, dtype, self.ranks),
         )
         self.device = self._engine.device
+        self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
         self._engine.train()
-        self._sizes = {name: 4 * _full_shape(p).numel() for name, p in self.trainable().items()}
+        self._sizes = {name: 4 * full_shape(p).numel() for name, p in self.trainable().items()}
         sizes = {f"{kind}/{name}": size for name, size in self._sizes.items() for kind in KINDS}
         self._owners = deal_owners(sizes, self.ranks, small_state)
 
@@ -155,26 +157,16 @@ class Engine:
 
     def _put_gradients(self) -> Tensors:
         """Let the method change the gradients; returns what the optimizer steps with, clipped."""
-        import deepspeed.utils
-
         if self.method is None:
             return {}
-        if self.stage == 2:  # gradients are found after this, which step() does again
-            optimizer = self._engine.optimizer
-            accumulated = dict(optimizer.all_grad_tensors)
-            optimizer.finalize_gradient_accumulation_boundary()
-            optimizer.all_grad_tensors.update(accumulated)
+        self._tensors.find_gradients()
         parameters = self.trainable()
         gradients = self.method.gradients(
-            {name: self._weight(parameter) for name, parameter in parameters.items()},
-            {name: self._mean_gradient(parameter) for name, parameter in parameters.items()},
+            {name: self._tensors.weight(parameter) for name, parameter in parameters.items()},
+            {name: self._tensors.mean_gradient(p) for name, p in parameters.items()},
         )
         for name, parameter in parameters.items():
-            if self.stage == 3:
-                shard = self._shard(parameter, gradients[name])
-                deepspeed.utils.safe_set_local_grad(parameter, shard)
-            else:
-                deepspeed.utils.safe_set_full_grad(parameter, gradients[name])
+            self._tensors.set_gradient(parameter, gradients[name])
         norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
         factor = (self._clipping / (norm + 1e-6)).clamp(max=1) if self._clipping else 1.0
         return {name: gradient * factor for name, gradient in gradients.items()}
@@ -184,23 +176,9 @@ class Engine:
         if self.method is None:
             return
         parameters = self.trainable()
-        weights = {name: self._weight(parameter) for name, parameter in parameters.items()}
+        weights = {name: self._tensors.weight(parameter) for name, parameter in parameters.items()}
         for name, weight in self.method.weights(self._steps_done, weights, gradients).items():
-            self._set_weight(parameters[name], weight)
-
-    def _mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The gradient of the global batch, which DeepSpeed averages early from stage 2 on."""
-        import deepspeed.utils
-
-        if self.stage >= 2:
-            gradient = deepspeed.utils.safe_get_full_grad(parameter)
-            assert gradient is not None
-            return gradient.detach().clone()
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        mean = parameter.grad.detach().clone()
-        dist.all_reduce(mean)
-        return mean / self.ranks
+            self._tensors.set_weight(parameters[name], weight)
 
     @property
     def weight_bytes(self) -> int:
@@ -227,7 +205,7 @@ class Engine:
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
             for kind in KINDS:
-                full = self._full(parameter, kind)
+                full = self._tensors.full(parameter, kind)
                 if self._owners[f"{kind}/{name}"] == self.rank:
                     state[f"{kind}/{name}"] = _own_copy(full)
         return {**state, **(self.method.state() if self.method else {})}
@@ -236,7 +214,7 @@ class Engine:
         """Trainable weights by name, in fp32 on rank 0's CPU, none on the others; collective."""
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
-            full = self._full(parameter, "weight")
+            full = self._tensors.full(parameter, "weight")
             if self.rank == 0:
                 weights[name] = _own_copy(full)
         return weights
@@ -281,94 +259,25 @@ class Engine:
         Raises:
             ArtifactError: A tensor is missing, or belongs to no parameter.
         """
-        self._create_moments(step)
+        self._tensors.create_moments(step)
         self._steps_done = step
         if self.method is not None:
             self.method.restore(other or {})
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
             kind, _, name = key.partition("/")
-            if key not in self._owners or value.shape != _full_shape(parameters[name]):
+            if key not in self._owners or value.shape != full_shape(parameters[name]):
                 raise ArtifactError(f"{_foreign(key, value)}: choose another name for this run")
             missing.discard(key)
             if kind == "weight":
-                self._set_weight(parameters[name], value.to(self.device))
+                self._tensors.set_weight(parameters[name], value.to(self.device))
             else:
-                self._set_moment(parameters[name], kind, value.to(self.device))
+                self._tensors.set_moment(parameters[name], kind, value.to(self.device))
         if missing:
             raise ArtifactError(
                 f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}: choose "
                 "another name for this run"
             )
-
-    @property
-    def _inner(self) -> torch.optim.Optimizer:
-        optimizer = self._engine.optimizer
-        return getattr(optimizer, "optimizer", optimizer)
-
-    def _create_moments(self, step: int) -> None:
-        """AdamW makes its moments at the first step; state can be set only where they exist."""
-        inner, wrapper = self._inner, self._engine.optimizer
-        if self.stage == 3:
-            flat = wrapper.fp32_partitioned_groups_flat
-        else:
-            flat = [parameter for group in inner.param_groups for parameter in group["params"]]
-        for parameter in flat:
-            inner.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-        if self.stage in (1, 2):
-            wrapper._lazy_init_hp_params_optimizer_state()
-
-    def _set_weight(self, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
-        import deepspeed
-        import deepspeed.utils
-
-        if self.stage < 3:
-            parameter.data.copy_(weight)
-            if self.stage > 0:
-                deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
-            return
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(weight)
-        deepspeed.utils.safe_set_local_fp32_param(parameter, self._shard(parameter, weight))
-
-    def _set_moment(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
-        import deepspeed.utils
-
-        if self.stage == 0:
-            self._inner.state[parameter][moment].copy_(value)
-        elif self.stage < 3:
-            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
-        else:
-            shard = self._shard(parameter, value)
-            deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, moment)
-
-    def _shard(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
-        """This rank's part of a full tensor under ZeRO 3, the last one padded with zeros."""
-        size = parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
-        padded = torch.zeros(size * self.ranks, dtype=torch.float32, device=self.device)
-        padded[: value.numel()] = value.flatten()
-        return padded[size * self.rank : size * (self.rank + 1)]
-
-    def _full(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
-        """A whole weight or moment, on the device; at stage 0 the one that is trained itself."""
-        import deepspeed.utils
-
-        if self.stage == 0:
-            return parameter if kind == "weight" else self._inner.state[parameter][kind]
-        if kind == "weight":
-            full = deepspeed.utils.safe_get_full_fp32_param(parameter)
-        else:
-            full = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
-        assert full is not None
-        return full.view(_full_shape(parameter))
-
-    def _weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """A copy of a full weight in fp32, where this rank computes."""
-        return self._full(parameter, "weight").detach().float().clone()
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:
@@ -378,10 +287,6 @@ def _own_copy(full: torch.Tensor) -> torch.Tensor:
 
 def _foreign(key: str, value: torch.Tensor) -> str:
     return f"the checkpoint's {key} {tuple(value.shape)} belongs to no parameter that is trained"
-
-
-def _full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def prepare_process(device: str) -> None:

@@ -1,0 +1,124 @@
+"""Whole weights, gradients and moments of what DeepSpeed's ZeRO keeps in parts: read and set.
+
+All is in fp32; every method is collective from stage 2 on.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class WholeTensors:
+    """The tensors behind the trainable parameters of a DeepSpeed engine, at any stage."""
+
+    def __init__(self, engine: Any, stage: int, rank: int, ranks: int) -> None:
+        """Look into an engine that DeepSpeed built; `rank` is this one's of `ranks`."""
+        self._engine, self._stage, self._rank, self._ranks = engine, stage, rank, ranks
+
+    def full(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
+        """A whole weight or moment, on the device; at stage 0 the one that is trained itself."""
+        import deepspeed.utils
+
+        if self._stage == 0:
+            return parameter if kind == "weight" else self._inner.state[parameter][kind]
+        if kind == "weight":
+            full = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        else:
+            full = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
+        assert full is not None
+        return full.view(full_shape(parameter))
+
+    def weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """A copy of a full weight in fp32, where this rank computes."""
+        return self.full(parameter, "weight").detach().float().clone()
+
+    def find_gradients(self) -> None:
+        """Make stage 2's gradients readable; `step()` finds them again."""
+        if self._stage == 2:
+            optimizer = self._engine.optimizer
+            accumulated = dict(optimizer.all_grad_tensors)
+            optimizer.finalize_gradient_accumulation_boundary()
+            optimizer.all_grad_tensors.update(accumulated)
+
+    def mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The gradient of the global batch, which DeepSpeed averages early from stage 2 on."""
+        import deepspeed.utils
+
+        if self._stage >= 2:
+            gradient = deepspeed.utils.safe_get_full_grad(parameter)
+            assert gradient is not None
+            return gradient.detach().clone()
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        mean = parameter.grad.detach().clone()
+        dist.all_reduce(mean)
+        return mean / self._ranks
+
+    def set_gradient(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+        """What the optimizer is to step with, in place of what was accumulated."""
+        import deepspeed.utils
+
+        if self._stage == 3:
+            deepspeed.utils.safe_set_local_grad(parameter, self._shard(parameter, gradient))
+        else:
+            deepspeed.utils.safe_set_full_grad(parameter, gradient)
+
+    def create_moments(self, step: int) -> None:
+        """AdamW makes its moments at the first step; state can be set only where they exist."""
+        inner, wrapper = self._inner, self._engine.optimizer
+        if self._stage == 3:
+            flat = wrapper.fp32_partitioned_groups_flat
+        else:
+            flat = [parameter for group in inner.param_groups for parameter in group["params"]]
+        for parameter in flat:
+            inner.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        if self._stage in (1, 2):
+            wrapper._lazy_init_hp_params_optimizer_state()
+
+    def set_weight(self, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
+        """Put a whole weight into the model and into the fp32 copy that is trained."""
+        import deepspeed
+        import deepspeed.utils
+
+        if self._stage < 3:
+            parameter.data.copy_(weight)
+            if self._stage > 0:
+                deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
+            return
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(weight)
+        deepspeed.utils.safe_set_local_fp32_param(parameter, self._shard(parameter, weight))
+
+    def set_moment(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
+        """Put a whole moment (`exp_avg`, `exp_avg_sq`) into the optimizer."""
+        import deepspeed.utils
+
+        if self._stage == 0:
+            self._inner.state[parameter][moment].copy_(value)
+        elif self._stage < 3:
+            deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
+        else:
+            shard = self._shard(parameter, value)
+            deepspeed.utils.safe_set_local_optimizer_state(parameter, shard, moment)
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        optimizer = self._engine.optimizer
+        return getattr(optimizer, "optimizer", optimizer)
+
+    def _shard(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> torch.Tensor:
+        """This rank's part of a full tensor under ZeRO 3, the last one padded with zeros."""
+        size = parameter.ds_tensor.numel()  # pyright: ignore[reportAttributeAccessIssue]
+        padded = torch.zeros(size * self._ranks, dtype=torch.float32, device=self._engine.device)
+        padded[: value.numel()] = value.flatten()
+        return padded[size * self._rank : size * (self._rank + 1)]
+
+
+def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """A parameter's shape, of which stage 3 shows an empty one."""
+    return getattr(parameter, "ds_shape", parameter.shape)
