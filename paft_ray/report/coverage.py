@@ -81,7 +81,9 @@ def map_points(prompts: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
 
 def run_coverage(run: RunFiles) -> Coverage | None:
     """What `prompts.parquet` says; None for runs without training prompts in it."""
-    by_split = {split: [row for row in run.prompts if row.get("split") == split] for split in SPLITS}
+    by_split = {
+        split: [row for row in run.prompts if row.get("split") == split] for split in SPLITS
+    }
     if not by_split["train"] or not by_split["test"]:
         return None
     shown = [*by_split["train"][:_DRAWN], *by_split["validation"], *by_split["test"]]

@@ -77,7 +77,9 @@ def curves_of(trainings: Sequence[Training]) -> tuple[Curve, ...]:
         by_step = [[losses[i] for losses in of_seeds if i < len(losses)] for i in range(longest)]
         thin = of_seeds if len(of_seeds) == 1 else map(smoothed, of_seeds)
         mean = [sum(losses) / len(losses) for losses in by_step]
-        curves.append(Curve(label, display_name(label), tuple(map(tuple, thin)), tuple(smoothed(mean))))
+        curves.append(
+            Curve(label, display_name(label), tuple(map(tuple, thin)), tuple(smoothed(mean)))
+        )
     return tuple(curves)
 
 

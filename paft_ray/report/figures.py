@@ -64,7 +64,9 @@ _FURTHER = (
         "pairwise_agreement", "agreement", "how often two prompts get the same answer to an example"
     ),
     _Figure(
-        "flip_rate", "flips", "prompts whose answer is not the one that most prompts get, over examples"
+        "flip_rate",
+        "flips",
+        "prompts whose answer is not the one that most prompts get, over examples",
     ),
     _Figure(
         "calibration_error",

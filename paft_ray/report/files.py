@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paft_ray.artifacts import MANIFEST, Storage
 from paft_ray.errors import ArtifactError
@@ -99,7 +99,7 @@ def read_run(folder: Storage) -> RunFiles:
         summary=summary,
         answers=read_answers(scores, list(summary["models"])),
         scored=scores.num_rows,
-        generated_tokens=pc.sum(scores["generated_tokens"].cast(pa.int64())).as_py() or 0,
+        generated_tokens=int(np.nansum(scores["generated_tokens"].cast(pa.float64()).to_numpy())),
         trainings=_trainings(folder.child("training"), list(summary["models"])),
         prompts=tuple(_rows(folder, "prompts.parquet", _OF_PROMPTS)),
         examples={
@@ -129,7 +129,12 @@ def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
     order = {label: place for place, label in enumerate(labels)}
 
     def place(training: Training) -> tuple[int, str, int, str]:
-        return order.get(training.label, len(order)), training.label, len(training.seed), training.seed
+        return (
+            order.get(training.label, len(order)),
+            training.label,
+            len(training.seed),
+            training.seed,
+        )
 
     return tuple(sorted(trainings, key=place))
 

@@ -79,7 +79,7 @@ def render_page(run: RunFiles, title: str, colour: Mapping[str, str]) -> str:
         weighings=[shares_plot(training, texts) for training in run.trainings if training.shares],
         coverage=run_coverage(run),
         split_colours=COLOURS,
-        seconds=summary["seconds"],
+        seconds={_stage(name): spent for name, spent in summary["seconds"].items()},
         trainings=[training for training in run.trainings if training.about],
         scored=run.scored,
         generated_tokens=run.generated_tokens,
@@ -95,16 +95,25 @@ def _subtitle(config: Mapping[str, Any]) -> str:
     return " · ".join(str(part) for part in known if part)
 
 
+def _stage(name: str) -> str:
+    trained = name.removeprefix("train_")
+    return name.replace("_", " ") if trained == name else f"training of {display_name(trained)}"
+
+
 def _versions(run: RunFiles) -> dict[str, str]:
     """Versions of the packages that trained, and fingerprints of data and weights."""
     versions: dict[str, str] = {}
     for training in run.trainings:
-        made_from = {f"{k} (fingerprint)": v for k, v in training.about.get("made_from", {}).items()}
+        made_from = {
+            f"{k} (fingerprint)": v for k, v in training.about.get("made_from", {}).items()
+        }
         for name, value in {**training.about.get("versions", {}), **made_from}.items():
             known = versions.setdefault(name, str(value))
             if str(value) not in known.split(", "):
                 versions[name] = f"{known}, {value}"
-    recorded = {k: v for k, v in run.about.items() if k not in ("config", "results_from", "content")}
+    recorded = {
+        k: v for k, v in run.about.items() if k not in ("config", "results_from", "content")
+    }
     return versions | _flat(recorded)
 
 

@@ -117,7 +117,12 @@ def make_run(
     summary = summarise(table, list(accuracy), (0.75,), seeds, seconds)
     for label in summary["models"]:
         if label != "base":
-            summary["models"][label] |= {"steps": 150, "trained_tokens": 58_312.0}
+            summary["models"][label] |= {
+                "steps": 150,
+                "trained_tokens": 58_312.0,
+                "trained_answer_tokens": 1_200.0,
+                "seconds_per_example": 0.0123,
+            }
     config = {"name": "demo", "task": {"name": "sst2"}, "model": {"path": "some/smollm2-135m"}}
     folder.write_json("config.json", {"config": config, "versions": {"paft_ray": "0.1.0"}})
     folder.write_json("summary.json", summary)

@@ -12,6 +12,8 @@ from synthetic_run import add_shares, make_run
 from paft_ray.artifacts import Storage
 from paft_ray.errors import ArtifactError
 from paft_ray.report import results_table, write_report
+from paft_ray.report.table import display_name
+
 
 class Page(HTMLParser):
     """What a browser would make of the page: text by section, tags, addresses it would fetch."""
@@ -94,8 +96,36 @@ def test_results_table_of_known_figures_is_aligned_to_the_letter():
     ]
 
 
-def test_results_table_of_three_seeds_is_no_illustration():
-    assert "illustration" not in results_table(known_summary(seeds=[0, 1, 2]))
+def test_results_table_has_the_5_percent_quantile_where_it_fits():
+    models = known_summary()["models"]
+    known = {label: {**model, "p05": 0.512} for label, model in models.items()}
+    head, base, *_ = results_table(known_summary(models=known)).splitlines()
+    assert re.split(r" {3,}", head)[1:] == ["mean", "std over prompts", "worst", "p05", "Top>=75%"]
+    assert re.split(r" {3,}", base)[1:] == ["65.8", "11.3", "51.7", "51.2", "25%"]
+    tops = {label: {**model, "top": dict.fromkeys(("0.6", "0.7", "0.75"), 0.5)}
+            for label, model in known.items()}  # fmt: skip
+    assert "p05" not in results_table(known_summary(models=tops))
+
+
+def test_results_table_says_what_the_intervals_hold():
+    def last(seeds: int, **more: Any) -> str:
+        models = {k: {**m, **more} for k, m in known_summary()["models"].items()}
+        summary = known_summary(seeds=list(range(seeds)), models=models)
+        return results_table(summary).splitlines()[-1]
+
+    assert "illustration" in last(1, intervals={})
+    assert "3 seeds are few, and show 67% of the variance" in last(3, intervals={})
+    assert last(10, intervals={}).endswith("prompts, examples and the 10 seeds.")
+    assert last(3).endswith("prompts and examples, not seeds."), "a summary of an older version"
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("base", "base model"), ("human_prompt", "human prompt"), ("bound_prompts", "bound prompts"),
+     ("paft", "PAFT"), ("paft_t1", "PAFT t1"), ("k4", "k4")],
+)  # fmt: skip
+def test_variants_are_called_by_the_words_of_their_labels(label: str, name: str):
+    assert display_name(label) == name
 
 
 def test_results_table_of_a_paft_that_is_not_better_says_so():
@@ -123,11 +153,12 @@ def test_page_shows_the_figures_of_summary_and_screen(folder: Storage, source: s
         assert all(part in cells for part in re.split(r" {3,}", line))
     text = html.unescape(source)
     differences, *sentences = results_table(summary).split("\n\n")[1].splitlines()
-    assert all(figure in cells for figure in re.findall(r"[+-][\d.]+ \(.*?\)", differences))
+    for value, interval in re.findall(r"([+-][\d.]+) \((.*?)\)", differences):
+        assert f"{value}{interval}".replace("-", "−") in cells
     assert all(sentence.replace("`", "") in text for sentence in sentences)
 
 
-def test_page_ranks_held_out_prompts_worst_first_by_the_last_model(source: str):
+def test_page_ranks_held_out_prompts_worst_first_by_paft(source: str):
     lines = re.findall(r'<tr data-p="(test\d\d)">(.*?)</tr>', source, flags=re.DOTALL)
     accuracies = [float(re.findall(r'data-v="([\d.]+)"', line)[-1]) for _, line in lines]
     assert len(lines) == 12
@@ -153,7 +184,8 @@ def test_page_escapes_the_name_of_the_run_and_the_configuration(tmp_path: Path):
 
 
 def test_page_refers_to_nothing_outside_itself(source: str):
-    assert Page(source).addresses == ["data:,"]
+    addresses = Page(source).addresses
+    assert [address for address in addresses if not address.startswith("#")] == ["data:,"]
     assert not re.search(r"""url\(|@import|https?://|//[a-z]|fetch\(|XMLHttp""", source)
 
 
@@ -205,6 +237,6 @@ def test_page_and_picture_show_what_losses_made_of_the_prompts(tmp_path: Path):
     source = Path(write_report(folder)).read_text("utf-8")
     weights = source.split('id="weights"')[1].split("</section>")[0]
     assert weights.count("<polyline") == 4
-    assert "Wording 3 of" in weights
+    assert "way 3:" in weights
     assert "3.00" in weights  # 0.5 of the draws among four, with weight 1.5
     assert folder.read_bytes("sampling_paft-s0.png").startswith(b"\x89PNG")
