@@ -4,7 +4,6 @@ Shapes: S seeds, P prompts.
 """
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,9 +76,8 @@ class PromptLine:
 
 def over_seeds(accuracy_SP: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the seeds that were asked: shape [P], nan where none was."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is nan, as wanted
-        return np.nanmean(accuracy_SP, axis=0)
+    asked_P = (~np.isnan(accuracy_SP)).sum(axis=0)
+    return np.where(asked_P > 0, np.nansum(accuracy_SP, axis=0) / np.maximum(asked_P, 1), np.nan)
 
 
 def ranked_prompts(answers: Answers, label: str) -> list[int]:
