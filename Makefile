@@ -13,10 +13,10 @@ DEMO   := jobs/configs/demo.yaml
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
 
-test: $(VENV)/.demo-data
+test: $(VENV)/.demo-data $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/.demo
+test-all: $(VENV)/.demo $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not gpu"
 
 check: $(VENV)/.installed
@@ -47,6 +47,17 @@ $(VENV)/.demo: $(VENV)/.demo-data
 	@echo "converting the demo's model (once)"
 	@$(BIN)/python jobs/prepare_model.py $(DEMO) > $(VENV)/prepare_model.log 2>&1 \
 		|| (cat $(VENV)/prepare_model.log; exit 1)
+	@touch $@
+
+# The report's pages are looked at in a real browser; where there is none, that test is skipped.
+$(VENV)/.browser: | $(VENV)/.installed
+	@if ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null \
+			&& command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+		echo "installing chromium, for the test of the report's pages (once)"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install \
+			--no-install-recommends chromium fonts-dejavu-core; } > $(VENV)/chromium.log 2>&1 \
+			|| echo "not installed, see $(VENV)/chromium.log: that test is skipped"; \
+	fi
 	@touch $@
 
 clean:

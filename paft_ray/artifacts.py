@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -194,9 +194,9 @@ class Storage:
         """Write a value as indented JSON."""
         self.write_bytes(name, to_json(value))
 
-    def read_table(self, name: str) -> pa.Table:
-        """A Parquet file's content."""
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)))
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file's content, or only some of its columns."""
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
 
     def delete(self, name: str = "") -> None:
         """Remove a file, or a folder with all that is in it; fine if it is not there."""

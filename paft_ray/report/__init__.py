@@ -2,9 +2,18 @@
 
 table.py      the results as text, and the sentences that keep them honest
 files.py      a run's files, read into a few records
+answers.py    every answer as dense arrays
+figures.py    the summary as tables of the page, with intervals
+strips.py     accuracy over prompts, and the prompts ranked
+flips.py      examples that are right under one wording and wrong under another
+curves.py     losses over steps, per seed and over seeds
+draws.py      which training prompts were drawn, and their losses
+coverage.py   the prompts on a map, and how new the test wordings are
+axes.py       scales and their round numbers
 pictures.py   accuracy.png and learning_curve.png
-page.py       report.html, from `report.html.j2` beside this folder
-pool_page.py  pool.html of a prompt pool, from `pool.html.j2`
+page.py       report.html, of all these
+pool_page.py  pool.html of a prompt pool
+rendering.py  the templates (`templates/*.j2`), and the policy by which a page fetches nothing
 
 Covered: showing what files say. Not covered: the figures, which are `evaluation.metrics`.
 """

@@ -1,16 +1,19 @@
 """A run's files, read into what the page and the pictures show."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paft_ray.artifacts import MANIFEST, Storage
 from paft_ray.errors import ArtifactError
+from paft_ray.report.answers import COLUMNS, Answers, read_answers
 
 REQUIRED = ("config.json", "summary.json", "scores.parquet")
+_OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster")
+_OF_EXAMPLES = ("example_id", "fields", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,8 @@ class Drawn:
     """How many examples were rendered through it."""
     loss: float
     """Mean answer loss under it, in nats per token, over the whole training."""
+    tokens: int
+    """Answer tokens that this is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,21 @@ class RunFiles:
     about: Mapping[str, Any]
     """`config.json`: the configuration under `config`, beside it versions and the like."""
     summary: Mapping[str, Any]
-    accuracies: Mapping[str, Mapping[str, float]]
-    """Label to test prompt to accuracy over all examples and seeds."""
-    answers: int
+    answers: Answers
+    """Of the models in the summary, on test prompts."""
+    scored: int
     """Rows of the scores."""
     generated_tokens: int
     trainings: tuple[Training, ...]
-    texts: Mapping[str, str]
-    """Prompt id to template, as far as `prompts.parquet` has it."""
+    prompts: tuple[Mapping[str, Any], ...]
+    """Rows of `prompts.parquet`; none where the run has no such file."""
+    examples: Mapping[str, Mapping[str, str]]
+    """Example id to `fields`, a JSON object as text, and `answer`; empty in runs of old."""
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Prompt id to template."""
+        return {row["prompt_id"]: row["text"] for row in self.prompts}
 
 
 def read_run(folder: Storage) -> RunFiles:
@@ -81,35 +93,31 @@ def read_run(folder: Storage) -> RunFiles:
                 "run or evaluate first"
             )
     summary = folder.read_json("summary.json")
-    scores = folder.read_table("scores.parquet")
+    scores = folder.read_table("scores.parquet", [*COLUMNS, "generated_tokens"])
     return RunFiles(
         about=folder.read_json("config.json"),
         summary=summary,
-        accuracies={label: _accuracy_by_prompt(scores, label) for label in summary["models"]},
-        answers=scores.num_rows,
-        generated_tokens=sum(filter(None, scores["generated_tokens"].to_pylist())),
-        trainings=_trainings(folder.child("training")),
-        texts=_texts(folder),
+        answers=read_answers(scores, list(summary["models"])),
+        scored=scores.num_rows,
+        generated_tokens=int(np.nansum(scores["generated_tokens"].cast(pa.float64()).to_numpy())),
+        trainings=_trainings(folder.child("training"), list(summary["models"])),
+        prompts=tuple(_rows(folder, "prompts.parquet", _OF_PROMPTS)),
+        examples={
+            row["example_id"]: row for row in _rows(folder, "examples.parquet", _OF_EXAMPLES)
+        },
     )
 
 
-def _accuracy_by_prompt(scores: pa.Table, label: str) -> dict[str, float]:
-    rows = scores.filter((pc.field("variant") == label) & (pc.field("split") == "test"))
-    numeric = pa.table(
-        {"prompt_id": rows["prompt_id"], "correct": rows["correct"].cast(pa.float64())}
-    )
-    means = numeric.group_by("prompt_id").aggregate([("correct", "mean")]).to_pylist()
-    return {row["prompt_id"]: row["correct_mean"] for row in means}
+def _rows(folder: Storage, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a table with those of the columns that it has; none where there is no table."""
+    if not folder.exists(name):
+        return []
+    table = folder.read_table(name)
+    return table.select([column for column in columns if column in table.column_names]).to_pylist()
 
 
-def _texts(folder: Storage) -> dict[str, str]:
-    if not folder.exists("prompts.parquet"):
-        return {}
-    rows = folder.read_table("prompts.parquet").select(["prompt_id", "text"]).to_pylist()
-    return {row["prompt_id"]: row["text"] for row in rows}
-
-
-def _trainings(folder: Storage) -> tuple[Training, ...]:
+def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
+    """All trainings, in the order of the models, then by seed."""
     trainings = []
     for name in folder.names():
         label, _, seed = name.rpartition("-s")
@@ -118,7 +126,17 @@ def _trainings(folder: Storage) -> tuple[Training, ...]:
         losses, drawn = _read_ledger(home.child("ledger"))
         weighed_at, shares = _read_shares(home.child("sampling"))
         trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares))
-    return tuple(trainings)
+    order = {label: place for place, label in enumerate(labels)}
+
+    def place(training: Training) -> tuple[int, str, int, str]:
+        return (
+            order.get(training.label, len(order)),
+            training.label,
+            len(training.seed),
+            training.seed,
+        )
+
+    return tuple(sorted(trainings, key=place))
 
 
 def _read_shares(folder: Storage) -> tuple[tuple[int, ...], tuple[Shares, ...]]:
@@ -145,7 +163,10 @@ def _read_ledger(folder: Storage) -> tuple[tuple[float, ...], tuple[Drawn, ...]]
     sums = [("loss", "sum"), ("answer_tokens", "sum"), ("loss", "count")]
     steps = rows.group_by("step").aggregate(sums).sort_by("step").to_pylist()
     prompts = rows.group_by("prompt_id").aggregate(sums).to_pylist()
-    drawn = [Drawn(row["prompt_id"], row["loss_count"], _per_token(row)) for row in prompts]
+    drawn = [
+        Drawn(row["prompt_id"], row["loss_count"], _per_token(row), row["answer_tokens_sum"])
+        for row in prompts
+    ]
     return (
         tuple(_per_token(row) for row in steps),
         tuple(sorted(drawn, key=lambda prompt: (-prompt.examples, prompt.prompt_id))),

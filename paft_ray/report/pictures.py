@@ -1,14 +1,17 @@
-"""The two pictures, for READMEs and slides; the page draws its own.
+"""The pictures, for READMEs and slides; the page draws its own.
 
 matplotlib is imported when a picture is drawn (0.6 s) and used without a display.
 """
 
 import io
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from paft_ray.report.curves import LEADING_PROMPTS, curves_of, loss_limit
 from paft_ray.report.files import RunFiles, Training
+from paft_ray.report.strips import levels_without_overlap, over_seeds
 from paft_ray.report.table import display_name
 
 if TYPE_CHECKING:
@@ -16,73 +19,80 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = {"base": "#7d8590", "single_prompt": "#d97706", "paft": "#2563eb"}
-LEADING_PROMPTS = 3
-"""So many lines are strong, and their prompts named."""
-OTHER_COLOURS = ("#0f9d76", "#b4439c", "#8a6d1d")
+OTHER_COLOURS = ("#0f9d76", "#b4439c", "#8a6d1d", "#0891b2", "#dc4c3e", "#6d4fc2")
 """For variants of other names, in turn."""
+_DOT_LEVELS = 3
+"""Rows of dots above and below a model's line."""
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
     """A colour for every label; the usual three always have the same."""
-    others = [label for label in labels if label not in COLOURS]
+    others = list(dict.fromkeys(label for label in labels if label not in COLOURS))
     return COLOURS | {
         label: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, label in enumerate(others)
     }
 
 
-def smoothed(losses: Sequence[float]) -> list[float]:
-    """Mean over a window of about a tenth of the steps around each one, cut off at the ends."""
-    reach, count = len(losses) // 20, len(losses)
-    sums = list(accumulate(losses, initial=0.0))
-    windows = [(max(0, i - reach), min(count, i + reach + 1)) for i in range(count)]
-    return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
-
-
-def draw_accuracy(run: RunFiles) -> bytes:
+def draw_accuracy(run: RunFiles, colour: Mapping[str, str]) -> bytes:
     """Accuracy under every held-out prompt, a line of dots per model, as PNG."""
     labels = list(run.summary["models"])
-    figure, axes = _figure(8, 1.1 + 0.75 * len(labels))
-    colour = colours(labels)
+    figure, axes = _figure(8, 1.1 + 0.72 * len(labels))
     for row, label in enumerate(labels):
-        points = sorted(100 * accuracy for accuracy in run.accuracies[label].values())
-        heights = [row + 0.1 * ((i * 7) % 5 - 2) for i in range(len(points))]
-        axes.scatter(points, heights, s=34, color=colour[label], alpha=0.75, linewidths=0)
-        mean = 100 * run.summary["models"][label]["mean"]
-        axes.plot([mean, mean], [row - 0.36, row + 0.36], color=colour[label], linewidth=2.5)
+        accuracy_SP = 100 * run.answers.accuracy(label)
+        mean_P = over_seeds(accuracy_SP)
+        points = sorted(mean_P[~np.isnan(mean_P)].tolist())
+        levels = levels_without_overlap(points, 1.0, _DOT_LEVELS)
+        heights = [row - 0.11 * level for level in levels]
+        shade = colour[label]
+        axes.scatter(points, heights, s=26, color=shade, alpha=0.75, linewidths=0, zorder=2)
+        model = run.summary["models"][label]
+        mean, std = 100 * model["mean"], 100 * model["std"]
+        axes.plot([mean, mean], [row - 0.4, row + 0.4], color=shade, linewidth=2.2, zorder=3)
+        if len(accuracy_SP) > 1:
+            seeds = np.nanmean(accuracy_SP, axis=1)
+            axes.scatter(seeds, [row + 0.4] * len(seeds), marker="^", s=22, color=shade, zorder=3)
+        axes.text(
+            1.015,
+            row,
+            f"{mean:.1f} ± {std:.1f}",
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            color="#444b55",
+        )
     axes.set_yticks(range(len(labels)), [display_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.45, -0.55)
+    axes.set_ylim(len(labels) - 0.42, -0.58)
+    seeds = "; triangles: the mean of each seed" if len(run.summary["seeds"]) > 1 else ""
     axes.set_xlabel(
-        f"accuracy under each of {run.summary['prompts']} held-out prompts, in percent; "
-        "the bar is the mean"
+        f"accuracy under each of {run.summary['prompts']} held-out prompts, in percent\n"
+        f"bar: the mean{seeds}"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(left=False)
     return _png(figure)
 
 
-def draw_learning_curve(trainings: Sequence[Training]) -> bytes:
+def draw_learning_curve(trainings: Sequence[Training], colour: Mapping[str, str]) -> bytes:
     """Training loss over steps, smoothed, as PNG."""
-    figure, axes = _figure(8, 3.6)
-    colour = colours([training.label for training in trainings])
-    for training in trainings:
-        if not training.losses:
-            continue
-        steps = range(1, len(training.losses) + 1)
-        shade = colour[training.label]
-        name = f"{display_name(training.label)}, seed {training.seed}"
-        axes.plot(steps, training.losses, color=shade, alpha=0.2, linewidth=1)
-        axes.plot(steps, smoothed(training.losses), color=shade, linewidth=2, label=name)
+    curves = curves_of(trainings)
+    figure, axes = _figure(8, 4.2)
+    for curve in curves:
+        shade = colour[curve.label]
+        for losses in curve.thin:
+            axes.plot(range(1, len(losses) + 1), losses, color=shade, alpha=0.25, linewidth=0.8)
+        steps = range(1, len(curve.thick) + 1)
+        axes.plot(steps, curve.thick, color=shade, linewidth=2, label=curve.name)
+    axes.set_ylim(0, 1.05 * loss_limit(curves) or 1.0)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("answer loss, nats per token")
+    several = any(len(curve.thin) > 1 for curve in curves)
+    axes.set_ylabel("answer loss, nats per token" + ("\nthin: seeds, thick: mean" * several))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=min(4, len(curves)))
     return _png(figure)
 
 
-def draw_shares(training: Training) -> bytes:
+def draw_shares(training: Training, shade: str) -> bytes:
     """What losses made of every training prompt over the steps, as PNG."""
     figure, axes = _figure(8, 3.6)
-    shade = colours([training.label])[training.label]
     for place, prompt in enumerate(training.shares):
         leading = place < LEADING_PROMPTS
         width, alpha = (1.8, 1.0) if leading else (0.8, 0.25)

@@ -2,20 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from paft_ray.artifacts import Storage, load_manifest
 from paft_ray.errors import ArtifactError
-from paft_ray.prompts.coverage import discrepancy, flat_map
+from paft_ray.prompts.coverage import discrepancy
 from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
-from paft_ray.report.page import template
+from paft_ray.report.coverage import COLOURS, map_points
+from paft_ray.report.rendering import render
 from paft_ray.tasks.base import SPLITS
 
 POOL_PAGE = "pool.html"
-_COLOURS = {"train": "#2563eb", "validation": "#0f9d76", "test": "#d97706"}
 _EXAMPLES = 5
 _DRAWN = 2000
 """Most training prompts that are drawn or compared."""
@@ -74,33 +74,20 @@ def render_pool_page(
     shown = [*pool.test, *pool.validation, *pool.train[:_DRAWN]]
     stages = funnel(about)
     by_author = Counter(prompt.origin.llm for split in SPLITS for prompt in pool.prompts(split))
-    return template("pool.html.j2").render(
+    return render(
+        "pool.html.j2",
         name=name,
         sizes={split: len(pool.prompts(split)) for split in SPLITS},
         funnel=stages,
         widest=max(1, *(count for _, count in stages)),
         stopped=about["stopped"],
         llms=[{**row, "prompts": by_author[row["llm"]]} for row in about["llms"]],
-        colours=_COLOURS,
-        points=_points(shown),
+        split_colours=COLOURS,
+        points=map_points([(prompt.split, prompt.text) for prompt in shown]),
         distance=_distance(pool),
         clusters=_clusters(pool),
         rejects=_rejects(rejected),
     )
-
-
-def _points(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    places = flat_map([prompt.text for prompt in prompts])
-    points = [
-        {
-            "split": prompt.split,
-            "text": prompt.text,
-            "x": round(480 + 460 * float(x), 1),
-            "y": round(260 - 245 * float(y), 1),
-        }
-        for prompt, (x, y) in zip(prompts, places, strict=True)
-    ]
-    return points[::-1]  # held-out points last, on top
 
 
 def _distance(pool: PromptPool) -> str:

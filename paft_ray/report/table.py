@@ -1,17 +1,23 @@
 """The results as text: the table on the screen, and the sentences that keep it honest."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.card import Evaluation
+from paft_ray.config import BASE
+from paft_ray.evaluation.summary import PAFT, SINGLE_PROMPT
 
-NAMES = {"base": "base model", "single_prompt": "single prompt", "paft": "PAFT"}
+NAMES = {BASE: "base model"}
+"""Labels whose name is not made of their words."""
 ILLUSTRATION = (
     "one seed is an illustration, not a measurement: run with `seed=1`, `seed=2`, ... "
     "(and another name) and compare"
 )
 
+_WIDTH = 100
+"""Columns of a terminal that the table keeps to where it can do without one of its own."""
+_FEW_SEEDS = 10
 _UNDECIDED = {
     ("mean", "std"): "both intervals include zero, so neither difference is shown",
     ("mean",): "the interval of the mean includes zero, so a difference in mean is not shown",
@@ -42,14 +48,35 @@ class Contrast:
 
 
 def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
-    """What a variant is called before people."""
-    return {**NAMES, **(names or {})}.get(label, label)
+    """What a variant is called before people: its words, with PAFT in capitals."""
+    known = {**NAMES, **(names or {})}
+    words = ["PAFT" if word == PAFT else word for word in label.split("_")]
+    return known.get(label, " ".join(words))
+
+
+def main_label(summary: Mapping[str, Any]) -> str:
+    """Label of the model that the run is about: PAFT, or else the last one."""
+    labels = list(summary["models"])
+    return PAFT if PAFT in labels else labels[-1]
+
+
+def model_name(
+    summary: Mapping[str, Any], label: str, names: Mapping[str, str] | None = None
+) -> str:
+    """A model's name with the steps that it was trained for."""
+    steps = summary["models"][label].get("steps")
+    return display_name(label, names) + (f", {steps} steps" if steps else "")
+
+
+def top_columns(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """Headings of Top@t."""
+    thresholds = next(iter(summary["models"].values()))["top"]
+    return tuple(f"Top>={100 * float(t):g}%" for t in thresholds)
 
 
 def result_columns(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """Headings of the results table, after the first."""
-    thresholds = [float(t) for t in next(iter(summary["models"].values()))["top"]]
-    return ("mean", "std over prompts", "worst", *(f"Top>={100 * t:g}%" for t in thresholds))
+    return ("mean", "std over prompts", "worst", *top_columns(summary))
 
 
 def result_rows(
@@ -58,10 +85,9 @@ def result_rows(
     """Lines of the results table: percentages with one decimal, Top@t without."""
     rows = []
     for label, model in summary["models"].items():
-        steps = f", {model['steps']} steps" if model.get("steps") else ""
         figures = [f"{100 * model[key]:.1f}" for key in ("mean", "std", "min")]
         tops = [f"{100 * share:.0f}%" for share in model["top"].values()]
-        rows.append(Cells(label, display_name(label, names) + steps, (*figures, *tops)))
+        rows.append(Cells(label, model_name(summary, label, names), (*figures, *tops)))
     return tuple(rows)
 
 
@@ -74,23 +100,34 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
     """The results as aligned plain text, then what must be known to read them.
 
+    The 5% quantile over prompts stands behind the worst one where the table stays narrow with it.
+
     Args:
         summary: Content of `summary.json`.
-        names: Label to the name shown; "PAFT", "single prompt" and "base model" are known.
+        names: Label to the name shown, where it is not made of the label's words.
     """
     heading = f"held-out prompts ({summary['prompts']} x {summary['examples']} examples)"
     lines = [(heading, *result_columns(summary))]
     lines += [(row.name, *row.figures) for row in result_rows(summary, names)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    table = [
-        "    ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    ]
+    table = _aligned(lines)
+    if all("p05" in model for model in summary["models"].values()):
+        quantiles = [f"{100 * model['p05']:.1f}" for model in summary["models"].values()]
+        pairs = zip(lines, ["p05", *quantiles], strict=True)
+        wider = _aligned([(*line[:4], quantile, *line[4:]) for line, quantile in pairs])
+        table = wider if len(wider[0]) <= _WIDTH else table
     differences = [
         f"{row.name}: mean {row.mean}, std over prompts {row.std}; points, paired 95% intervals."
         for row in _main_contrasts(summary, names)
     ]
     return "\n".join([*table, "", *differences, *cautions(summary, names)])
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "    ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
 
 
 def contrasts(
@@ -127,22 +164,35 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     if len(summary["seeds"]) == 1:
         sentences.append(f"{ILLUSTRATION}.")
     elif summary["differences"]:
-        sentences.append("the intervals resample prompts and examples, not seeds.")
+        sentences.append(_what_intervals_hold(summary))
     return sentences
+
+
+def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
+    seeds = len(summary["seeds"])
+    if not any("intervals" in model for model in summary["models"].values()):  # summaries of old
+        return "the intervals resample prompts and examples, not seeds."
+    if seeds >= _FEW_SEEDS:
+        return f"the intervals resample prompts, examples and the {seeds} seeds."
+    return (
+        f"the intervals resample prompts, examples and the {seeds} seeds; {seeds} seeds are few, "
+        f"and show {100 * (seeds - 1) / seeds:.0f}% of the variance between seeds, so that the "
+        "intervals are somewhat too narrow."
+    )
 
 
 def _main_contrasts(
     summary: Mapping[str, Any], names: Mapping[str, str] | None
 ) -> tuple[Contrast, ...]:
     rows = contrasts(summary, names)
-    return tuple(row for row in rows if row.against == "single_prompt") or rows
+    return tuple(row for row in rows if row.against == SINGLE_PROMPT) or rows
 
 
 def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
-    single = summary["models"].get("single_prompt")
+    single = summary["models"].get(SINGLE_PROMPT)
     sentences = []
     for label, model in summary["models"].items():
-        if single is None or label in ("base", "single_prompt"):
+        if single is None or label in (BASE, SINGLE_PROMPT):
             continue
         name = display_name(label, names)
         if model["mean"] <= single["mean"]:
@@ -156,9 +206,8 @@ def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
     """One sentence about what the results say."""
-    labels = list(summary["models"])
-    best = next((label for label in labels if label not in ("base", "single_prompt")), labels[-1])
-    other = next((label for label in ("single_prompt", "base") if label in labels), best)
+    best = main_label(summary)
+    other = next((label for label in (SINGLE_PROMPT, BASE) if label in summary["models"]), best)
     model, against = summary["models"][best], summary["models"][other]
     text = (
         f"Asked in {summary['prompts']} ways that no training saw, {display_name(best, names)} "

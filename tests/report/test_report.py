@@ -2,140 +2,17 @@
 
 import html
 import re
-from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
+from synthetic_run import add_shares, make_run
 
-from paft_ray.artifacts import Storage, to_parquet
+from paft_ray.artifacts import Storage
 from paft_ray.errors import ArtifactError
-from paft_ray.evaluation.summary import summarise
 from paft_ray.report import results_table, write_report
-
-INSTRUCTIONS = (
-    "Is the sentiment of this review positive or negative?",
-    "Decide how the writer felt about the film.",
-    "Read the following sentence and label its tone.",
-    "Classify the review below.",
-    "What does the critic think? Answer with one word.",
-    "Tell whether the opinion expressed here is favourable.",
-)
-LAYOUTS = (
-    "{instruction}\n\nReview: {sentence}\nAnswer:",
-    "{sentence}\n\n{instruction}\nSentiment:",
-)
-HOSTILE = "<script>alert('prompt')</script> & <img src=x> {sentence}"
-ACCURACY = {"base": (0.66, 0.11), "single_prompt": (0.75, 0.12), "paft": (0.81, 0.07)}
-
-
-def held_out_prompts() -> list[str]:
-    texts = [
-        layout.replace("{instruction}", instruction)
-        for instruction in INSTRUCTIONS
-        for layout in LAYOUTS
-    ]
-    return [*texts[:-1], HOSTILE]
-
-
-def scores(seed: int, accuracy: Mapping[str, tuple[float, float]], examples: int) -> pa.Table:
-    rng = np.random.default_rng(seed)
-    rows = []
-    for variant, (mean, std) in accuracy.items():
-        for p, chance in enumerate(np.clip(rng.normal(mean, std, 12), 0.05, 0.98)):
-            for e in range(examples):
-                right = bool(rng.random() < chance)
-                rows.append(
-                    {
-                        "variant": variant,
-                        "seed": 0,
-                        "split": "test",
-                        "prompt_id": f"test{p:02d}",
-                        "example_id": f"e{e:03d}",
-                        "prediction": "positive" if right else "negative",
-                        "correct": right,
-                        "choice_logprobs": [-0.1, -2.0],
-                        "generated_text": None,
-                        "generated_tokens": None,
-                    }
-                )
-    return pa.Table.from_pylist(rows)
-
-
-def ledger(variant: str, steps: int) -> list[pa.Table]:
-    """Two parts that overlap by ten steps, as a resumed training may leave them."""
-    rng = np.random.default_rng(7)
-    prompts = 1 if variant == "single_prompt" else 84
-    rows = [
-        {
-            "step": step,
-            "slot": slot,
-            "example_id": f"t{rng.integers(600)}",
-            "prompt_id": f"train{rng.integers(prompts):02d}",
-            "loss": float(0.15 + 0.9 * np.exp(-step / 25) + 0.2 * rng.random()),
-            "answer_tokens": 1,
-        }
-        for step in range(steps)
-        for slot in range(8)
-    ]
-    return [pa.Table.from_pylist(part) for part in (rows[: 8 * 80], rows[8 * 70 :])]
-
-
-def make_run(
-    folder: Storage,
-    accuracy: Mapping[str, tuple[float, float]] = ACCURACY,
-    examples: int = 60,
-    extras: bool = True,
-) -> dict[str, Any]:
-    """Write the files of a run; the summary is returned."""
-    table = scores(4, accuracy, examples)
-    summary = summarise(
-        table, list(accuracy), (0.75,), (0,), {"prompts": 74.2, "training": 301.8, "evaluation": 88}
-    )
-    for label in summary["models"]:
-        if label != "base":
-            summary["models"][label]["steps"] = 150
-    config = {"name": "demo", "task": {"name": "sst2"}, "model": {"path": "some/smollm2-135m"}}
-    folder.write_json("config.json", {"config": config, "versions": {"paft_ray": "0.1.0"}})
-    folder.write_json("summary.json", summary)
-    folder.write_bytes("scores.parquet", to_parquet(table))
-    if not extras:
-        return summary
-    prompts = [
-        {"prompt_id": f"test{i:02d}", "text": text, "split": "test"}
-        for i, text in enumerate(held_out_prompts())
-    ] + [
-        {"prompt_id": f"train{i:02d}", "text": f"Wording {i} of {{sentence}}", "split": "train"}
-        for i in range(84)
-    ]
-    folder.write_bytes("prompts.parquet", to_parquet(pa.Table.from_pylist(prompts)))
-    for variant in ("paft", "single_prompt"):
-        home = folder.child("training", f"{variant}-s0")
-        about = {"steps": 150, "tokens": 58_312, "answer_tokens": 1200, "seconds": 147.31}
-        home.write_json("manifest.json", {"fingerprint": "0", "files": {}, "about": about})
-        for i, part in enumerate(ledger(variant, 150)):
-            home.child("ledger").write_bytes(f"part-{i}.parquet", to_parquet(part))
-    return summary
-
-
-def add_shares(folder: Storage) -> None:
-    """What a training by loss leaves at its checkpoints: four prompts, the last one hard."""
-    for step in (50, 100, 150):
-        hard = step / 300
-        table = pa.table(
-            {
-                "step": [step] * 4,
-                "prompt_id": [f"train{i:02d}" for i in range(4)],
-                "mean_loss": [0.2, 0.3, float("nan"), 1.0],
-                "probability": [(1 - hard) / 3] * 3 + [hard],
-                "weight": [1.0, 1.0, 1.0, 1.5],
-            }
-        )
-        home = folder.child("training", "paft-s0", "sampling")
-        home.write_bytes(f"step-{step:09d}.parquet", to_parquet(table))
+from paft_ray.report.table import display_name
 
 
 class Page(HTMLParser):
@@ -219,8 +96,36 @@ def test_results_table_of_known_figures_is_aligned_to_the_letter():
     ]
 
 
-def test_results_table_of_three_seeds_is_no_illustration():
-    assert "illustration" not in results_table(known_summary(seeds=[0, 1, 2]))
+def test_results_table_has_the_5_percent_quantile_where_it_fits():
+    models = known_summary()["models"]
+    known = {label: {**model, "p05": 0.512} for label, model in models.items()}
+    head, base, *_ = results_table(known_summary(models=known)).splitlines()
+    assert re.split(r" {3,}", head)[1:] == ["mean", "std over prompts", "worst", "p05", "Top>=75%"]
+    assert re.split(r" {3,}", base)[1:] == ["65.8", "11.3", "51.7", "51.2", "25%"]
+    tops = {label: {**model, "top": dict.fromkeys(("0.6", "0.7", "0.75"), 0.5)}
+            for label, model in known.items()}  # fmt: skip
+    assert "p05" not in results_table(known_summary(models=tops))
+
+
+def test_results_table_says_what_the_intervals_hold():
+    def last(seeds: int, **more: Any) -> str:
+        models = {k: {**m, **more} for k, m in known_summary()["models"].items()}
+        summary = known_summary(seeds=list(range(seeds)), models=models)
+        return results_table(summary).splitlines()[-1]
+
+    assert "illustration" in last(1, intervals={})
+    assert "3 seeds are few, and show 67% of the variance" in last(3, intervals={})
+    assert last(10, intervals={}).endswith("prompts, examples and the 10 seeds.")
+    assert last(3).endswith("prompts and examples, not seeds."), "a summary of an older version"
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [("base", "base model"), ("human_prompt", "human prompt"), ("bound_prompts", "bound prompts"),
+     ("paft", "PAFT"), ("paft_t1", "PAFT t1"), ("k4", "k4")],
+)  # fmt: skip
+def test_variants_are_called_by_the_words_of_their_labels(label: str, name: str):
+    assert display_name(label) == name
 
 
 def test_results_table_of_a_paft_that_is_not_better_says_so():
@@ -248,11 +153,12 @@ def test_page_shows_the_figures_of_summary_and_screen(folder: Storage, source: s
         assert all(part in cells for part in re.split(r" {3,}", line))
     text = html.unescape(source)
     differences, *sentences = results_table(summary).split("\n\n")[1].splitlines()
-    assert all(figure in cells for figure in re.findall(r"[+-][\d.]+ \(.*?\)", differences))
+    for value, interval in re.findall(r"([+-][\d.]+) \((.*?)\)", differences):
+        assert f"{value}{interval}".replace("-", "−") in cells
     assert all(sentence.replace("`", "") in text for sentence in sentences)
 
 
-def test_page_ranks_held_out_prompts_worst_first_by_the_last_model(source: str):
+def test_page_ranks_held_out_prompts_worst_first_by_paft(source: str):
     lines = re.findall(r'<tr data-p="(test\d\d)">(.*?)</tr>', source, flags=re.DOTALL)
     accuracies = [float(re.findall(r'data-v="([\d.]+)"', line)[-1]) for _, line in lines]
     assert len(lines) == 12
@@ -278,7 +184,8 @@ def test_page_escapes_the_name_of_the_run_and_the_configuration(tmp_path: Path):
 
 
 def test_page_refers_to_nothing_outside_itself(source: str):
-    assert Page(source).addresses == ["data:,"]
+    addresses = Page(source).addresses
+    assert [address for address in addresses if not address.startswith("#")] == ["data:,"]
     assert not re.search(r"""url\(|@import|https?://|//[a-z]|fetch\(|XMLHttp""", source)
 
 
@@ -330,6 +237,6 @@ def test_page_and_picture_show_what_losses_made_of_the_prompts(tmp_path: Path):
     source = Path(write_report(folder)).read_text("utf-8")
     weights = source.split('id="weights"')[1].split("</section>")[0]
     assert weights.count("<polyline") == 4
-    assert "Wording 3 of" in weights
+    assert "way 3:" in weights
     assert "3.00" in weights  # 0.5 of the draws among four, with weight 1.5
     assert folder.read_bytes("sampling_paft-s0.png").startswith(b"\x89PNG")

@@ -1,0 +1,33 @@
+"""Scales: where a value lies on a plot, and at which round numbers its lines are."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A linear scale."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def percent(self, value: float) -> float:
+        """Where a value lies, in percent of the width, kept inside."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+
+def accuracy_axis(low: float, high: float) -> Axis:
+    """A scale in percent around accuracies between 0 and 1, in tens."""
+    first = max(0, 10 * math.floor((100 * low - 2) / 10))
+    last = min(100, 10 * math.ceil((100 * high + 2) / 10))
+    return Axis(first, last, tuple(range(first, last + 1, 10)))
+
+
+def axis_from_zero(top: float) -> Axis:
+    """A scale from 0 to just above `top`, with three to six round numbers, 0 left out."""
+    high = 1.05 * top or 1.0
+    magnitude = 10.0 ** math.floor(math.log10(high))
+    step = next(m * magnitude for m in (0.2, 0.5, 1, 2) if high / (m * magnitude) < 6)
+    return Axis(0.0, high, tuple(step * i for i in range(1, int(high / step) + 1)))

@@ -1,0 +1,132 @@
+"""How the prompts of a run cover the space of wordings, and that test wordings are new."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paft_ray.prompts.coverage import flat_map
+from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.report.files import RunFiles
+from paft_ray.tasks.base import SPLITS
+
+COLOURS = {"train": "#2563eb", "validation": "#0f9d76", "test": "#d97706"}
+_DRAWN = 800
+"""Most training prompts that the map shows."""
+_LISTED = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A prompt on the map, its place in percent."""
+
+    split: str
+    text: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSize:
+    """What a split holds; None where the table does not say."""
+
+    split: str
+    prompts: int
+    instructions: int | None
+    layouts: int | None
+    clusters: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A test prompt and the training wording that it is most like."""
+
+    text: str
+    nearest: str
+    similarity: float
+    new_layout: bool | None
+    """No training prompt has its layout; None where the table does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The section of the page."""
+
+    sizes: tuple[SplitSize, ...]
+    points: tuple[Point, ...]
+    drawn: int
+    """Training prompts on the map."""
+    nearest: tuple[Nearest, ...]
+    """Those most like a training prompt first."""
+    unlisted: int
+    highest: float
+    """Similarity of the test prompt that is most like a training prompt."""
+    median: float
+    new_layouts: int | None
+    """Test prompts in a layout that no training prompt has."""
+
+
+def map_points(prompts: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
+    """Splits and texts as points, of which near ones share pieces of words.
+
+    Held-out points come last, so that they lie on top.
+    """
+    places = flat_map([text for _, text in prompts])
+    points = [
+        Point(split, text, round(50 + 48 * float(x), 2), round(50 - 47 * float(y), 2))
+        for (split, text), (x, y) in zip(prompts, places, strict=True)
+    ]
+    return tuple(sorted(points, key=lambda point: SPLITS.index(point.split)))
+
+
+def run_coverage(run: RunFiles) -> Coverage | None:
+    """What `prompts.parquet` says; None for runs without training prompts in it."""
+    by_split = {
+        split: [row for row in run.prompts if row.get("split") == split] for split in SPLITS
+    }
+    if not by_split["train"] or not by_split["test"]:
+        return None
+    shown = [*by_split["train"][:_DRAWN], *by_split["validation"], *by_split["test"]]
+    nearest = sorted(
+        _nearest(by_split["test"], by_split["train"]), key=lambda n: (-n.similarity, n.text)
+    )
+    known = [line.new_layout for line in nearest if line.new_layout is not None]
+    similarities = sorted(line.similarity for line in nearest)
+    return Coverage(
+        tuple(_size(split, rows) for split, rows in by_split.items() if rows),
+        map_points([(row["split"], row["text"]) for row in shown]),
+        min(_DRAWN, len(by_split["train"])),
+        tuple(nearest[:_LISTED]),
+        max(0, len(nearest) - _LISTED),
+        similarities[-1],
+        statistics.median(similarities),
+        sum(known) if known else None,
+    )
+
+
+def _size(split: str, rows: Sequence[Mapping[str, Any]]) -> SplitSize:
+    different = [
+        len({row[column] for row in rows}) if column in rows[0] else None
+        for column in ("instruction", "layout", "cluster")
+    ]
+    return SplitSize(split, len(rows), *different)
+
+
+def _nearest(
+    test: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, Any]]
+) -> list[Nearest]:
+    """Wordings are compared as `prompts.dedup.similarity` does, each one's shingles made once."""
+    layouts = {row["layout"] for row in train} if "layout" in train[0] else None
+    known = [(shingles(text), text) for text in sorted({_wording(row) for row in train})]
+    lines = []
+    for row in test:
+        own = shingles(_wording(row))
+        similar, text = max((jaccard(own, grams), text) for grams, text in known)
+        new = None if layouts is None else row["layout"] not in layouts
+        lines.append(Nearest(row["text"], text, similar, new))
+    return lines
+
+
+def _wording(row: Mapping[str, Any]) -> str:
+    """Without the layout, where the table has it apart: layouts are compared as a whole."""
+    return row.get("instruction") or row["text"]

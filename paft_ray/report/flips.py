@@ -1,0 +1,191 @@
+"""Examples whose answers flip: right under one wording and wrong under another.
+
+How much an example flips is 4 r (1 - r) for the share r of wordings under which it is right, taken
+per seed and averaged: 1 where half of the wordings are right. Two seeds that disagree flip nothing.
+
+Shapes: S seeds, P prompts, E examples.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_ray.evaluation.summary import SINGLE_PROMPT
+from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.report.answers import Answers
+from paft_ray.report.files import RunFiles
+from paft_ray.report.strips import ranked_prompts
+from paft_ray.report.table import display_name, main_label
+
+_SHOWN = 12
+_MOST_BARS = 120
+"""Prompts in a strip; of more, some are drawn, evenly over the ranks."""
+_MOST_COMPARED = 40
+"""Wordings of each kind that are looked through for the two most alike."""
+_MOST_CHARACTERS = 700
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """One model's answers to one example, a bar per prompt."""
+
+    label: str
+    name: str
+    right: str
+    """SVG path in a box of one unit per prompt and height 1: full where the answer is right."""
+    wrong: str
+    """The rest of the box."""
+    said: str
+    """For a reader: "9 of 12 right"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model answered."""
+
+    name: str
+    text: str
+    """Empty where no answer could be read."""
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """One prompt and what became of it."""
+
+    prompt_id: str
+    text: str
+    said: tuple[Said, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One example whose answers flip."""
+
+    example_id: str
+    fields: tuple[tuple[str, str], ...]
+    answer: str | None
+    bars: tuple[Bars, ...]
+    seed: str
+    """Of the two wordings' answers; empty where there is one seed."""
+    wordings: tuple[Wording, Wording]
+    """One under which the model is right and one under which it is wrong, much alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """The section of the page."""
+
+    about: str
+    """Name of the model whose flips are shown."""
+    shares: tuple[tuple[str, str, float], ...]
+    """Label, name, and share of the examples that are right and wrong, in percent over seeds."""
+    prompts: int
+    """Bars in a strip."""
+    examples: tuple[Flip, ...]
+
+
+def flipping_examples(run: RunFiles) -> Flips:
+    """The examples that flip most under the model that the run is about."""
+    answers, labels = run.answers, list(run.summary["models"])
+    about = main_label(run.summary)
+    shares = {label: _share_right(answers, label) for label in labels}
+    flips_E = _flipping(shares[about]).mean(axis=0)
+    order = np.lexsort((np.arange(len(flips_E)), -flips_E))[:_SHOWN]
+    ranked = ranked_prompts(answers, about)
+    bars = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, _MOST_BARS).astype(int))]
+    grams = [shingles(run.texts.get(prompt_id, "")) for prompt_id in answers.prompt_ids]
+    examples = []
+    for e in order[flips_E[order] > 0].tolist():
+        known = run.examples.get(answers.example_ids[e], {})
+        seed = answers.models[answers.of(about)[int(_flipping(shares[about][:, e]).argmax())]][1]
+        examples.append(
+            Flip(
+                answers.example_ids[e],
+                _fields(known.get("fields", "{}")),
+                known.get("answer"),
+                tuple(_bars(answers, label, e, bars) for label in labels),
+                str(seed) if len(answers.of(about)) > 1 else "",
+                _two_wordings(run, about, seed, e, ranked, grams),
+            )
+        )
+    return Flips(
+        display_name(about),
+        tuple(
+            (label, display_name(label), 100 * float((_flipping(share_SE) > 0).mean()))
+            for label, share_SE in shares.items()
+        ),
+        len(bars),
+        tuple(examples),
+    )
+
+
+def _share_right(answers: Answers, label: str) -> NDArray[np.float64]:
+    """Share of the prompts under which an example is answered right: shape [S, E]."""
+    right_SPE = answers.right_MPE[answers.of(label)]
+    return (right_SPE == 1).sum(axis=1) / np.maximum((right_SPE >= 0).sum(axis=1), 1)
+
+
+def _flipping(share: NDArray[np.float64]) -> NDArray[np.float64]:
+    return 4 * share * (1 - share)
+
+
+def _fields(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((name, _clipped(str(value))) for name, value in json.loads(text).items())
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]} ..."
+
+
+def _bars(answers: Answers, label: str, example: int, prompts: Sequence[int]) -> Bars:
+    """Over several seeds a bar is as high as the share of them that are right."""
+    right_SP = answers.right_MPE[answers.of(label), :, example][:, prompts]
+    heights = (right_SP == 1).mean(axis=0).round(3).tolist()
+    right = "".join(f"M{i} 1v-{h:g}h.82v{h:g}z" for i, h in enumerate(heights) if h > 0)
+    wrong = "".join(f"M{i} 0v{1 - h:g}h.82v-{1 - h:g}z" for i, h in enumerate(heights) if h < 1)
+    all_SP = answers.right_MPE[answers.of(label), :, example]
+    count = (all_SP == 1).sum() / len(all_SP)
+    return Bars(label, display_name(label), right, wrong, f"{count:.3g} of {all_SP.shape[1]}")
+
+
+def _two_wordings(
+    run: RunFiles,
+    about: str,
+    seed: int,
+    example: int,
+    ranked: Sequence[int],
+    grams: Sequence[frozenset[str]],
+) -> tuple[Wording, Wording]:
+    """The most alike pair of a wording that gets it right and one that gets it wrong."""
+    answers = run.answers
+    right_P = answers.right_MPE[answers.models.index((about, seed)), :, example]
+    right = [p for p in ranked if right_P[p] == 1][:_MOST_COMPARED]
+    wrong = [p for p in ranked if right_P[p] == 0][:_MOST_COMPARED]
+    pairs = ((a, b) for a in right for b in wrong)
+    best = max(pairs, key=lambda pair: jaccard(grams[pair[0]], grams[pair[1]]))
+    beside = [about, *({SINGLE_PROMPT} & set(run.summary["models"]) - {about})]
+    first, second = (
+        Wording(
+            answers.prompt_ids[p],
+            run.texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
+            tuple(_said(answers, label, seed, p, example) for label in beside),
+        )
+        for p in best
+    )
+    return first, second
+
+
+def _said(answers: Answers, label: str, seed: int, prompt: int, example: int) -> Said:
+    """Of that seed, or of the model's first one where it has no such seed."""
+    models = answers.of(label)
+    model = next((m for m in models if answers.models[m][1] == seed), models[0])
+    word = answers.said_MPE[model, prompt, example]
+    return Said(
+        display_name(label),
+        _clipped(answers.said[word]) if word >= 0 else "",
+        bool(answers.right_MPE[model, prompt, example] == 1),
+    )

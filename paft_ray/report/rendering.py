@@ -1,0 +1,53 @@
+"""The templates of the pages, and the policy by which a browser loads nothing for them.
+
+A page forbids itself, by its content security policy, every fetch and every script but its own one:
+should a text from outside ever get through unescaped, it could still do nothing.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+from typing import Any
+
+from paft_ray.report.strips import pieces
+
+_SCRIPT = "script.js.j2"
+
+
+def render(name: str, /, **values: Any) -> str:
+    """A page as HTML.
+
+    Args:
+        name: Of a template beside `frame.html.j2`, which it extends.
+        values: What it shows.
+    """
+    import jinja2
+    import markupsafe
+
+    files = importlib.resources.files("paft_ray.report").joinpath("templates")
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda file: files.joinpath(file).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"duration": _duration, "count": _count, "pieces": pieces}
+    script = files.joinpath(_SCRIPT).read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(name).render(
+        script=markupsafe.Markup(script), script_digest=digest, **values
+    )
+
+
+def _count(value: float) -> str:
+    return f"{value:,}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,201 @@
+"""What the report's sections are made of: answers, flips, draws, curves, coverage, figures."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from synthetic_run import SIX, make_run, scores
+
+from paft_ray.artifacts import Storage, to_parquet
+from paft_ray.prompts.dedup import similarity
+from paft_ray.report.answers import read_answers
+from paft_ray.report.coverage import run_coverage
+from paft_ray.report.curves import curves_of
+from paft_ray.report.draws import draws_of
+from paft_ray.report.figures import all_figures, differences, results
+from paft_ray.report.files import Drawn, RunFiles, Training, read_run
+from paft_ray.report.flips import flipping_examples
+from paft_ray.report.strips import accuracy_strips, levels_without_overlap, prompt_lines
+
+WORDINGS = {"p0": "Say it: {x}", "p1": "Tell how it is: {x}", "p2": "Tell how it was: {x}"}
+RIGHT = {
+    ("paft", 0): {"e0": (1, 1, 1), "e1": (1, 1, 0), "e2": (0, 0, 0), "e3": (1, 1, 1)},
+    ("paft", 1): {"e0": (1, 1, 1), "e1": (1, 0, 1), "e2": (1, 1, 1), "e3": (1, 0, 1)},
+    ("single_prompt", 0): {"e0": (0, 0, 1), "e1": (0, 1, 0), "e2": (0, 0, 0), "e3": (1, 1, 1)},
+    ("single_prompt", 1): {"e0": (0, 0, 1), "e1": (0, 0, 0), "e2": (0, 0, 0), "e3": (1, 1, 1)},
+}
+"""Model to example to whether it is right under each of the three prompts."""
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    folder = Storage.open(str(tmp_path_factory.mktemp("runs") / "six"))
+    make_run(folder, SIX, 40, seeds=(0, 1, 2))
+    return read_run(folder)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> RunFiles:
+    """A run of four examples, of which one has no text."""
+    rows = [
+        {
+            "variant": label,
+            "seed": seed,
+            "split": "test",
+            "prompt_id": prompt,
+            "example_id": example,
+            "prediction": "yes" if right else "no",
+            "correct": bool(right),
+            "generated_tokens": 2,
+        }
+        for (label, seed), examples in RIGHT.items()
+        for example, rights in examples.items()
+        for prompt, right in zip(WORDINGS, rights, strict=True)
+    ]
+    folder = Storage.open(str(tmp_path / "known"))
+    model = {"mean": 0.5, "std": 0.1, "min": 0.4, "top": {}}
+    summary = {"models": {"single_prompt": model, "paft": model}, "seeds": [0, 1], "seconds": {}}
+    folder.write_json("config.json", {"config": {}})
+    folder.write_json("summary.json", summary)
+    folder.write_bytes("scores.parquet", to_parquet(pa.Table.from_pylist(rows)))
+    prompts = pa.table({"prompt_id": list(WORDINGS), "text": list(WORDINGS.values())})
+    folder.write_bytes("prompts.parquet", to_parquet(prompts))
+    examples = pa.table({"example_id": ["e1"], "fields": ['{"x": "fine"}'], "answer": ["yes"]})
+    folder.write_bytes("examples.parquet", to_parquet(examples))
+    return read_run(folder)
+
+
+def test_answers_are_those_of_the_table_in_any_order():
+    table = scores(3, {"base": (0.5, 0.2), "paft": (0.7, 0.1)}, 9, seeds=(2, 10))
+    order = np.random.default_rng(0).permutation(table.num_rows)
+    answers = read_answers(table.take(order), ["base", "paft"])
+    assert answers.models == (("base", 2), ("paft", 2), ("paft", 10))
+    for row in table.to_pylist():
+        place = (
+            answers.models.index((row["variant"], row["seed"])),
+            answers.prompt_ids.index(row["prompt_id"]),
+            answers.example_ids.index(row["example_id"]),
+        )
+        assert answers.right_MPE[place] == row["correct"]
+        assert answers.said[answers.said_MPE[place]] == row["prediction"]
+
+
+def test_answers_nobody_asked_for_count_as_neither_right_nor_wrong():
+    table = scores(3, {"paft": (0.5, 0.2)}, 9)
+    keep = [row["prompt_id"] != "test01" or row["example_id"] < "e002" for row in table.to_pylist()]
+    answers = read_answers(table.filter(pa.array(keep)), ["paft"])
+    assert (answers.right_MPE[0, 1] >= 0).sum() == 2
+    assert answers.accuracy("paft")[0, 1] == (answers.right_MPE[0, 1] == 1).sum() / 2
+
+
+def test_examples_that_flip_within_a_seed_are_shown_and_others_are_not(known: RunFiles):
+    flips = flipping_examples(known)
+    assert [flip.example_id for flip in flips.examples] == ["e1", "e3"], "e2 differs by seed only"
+    assert {label: share for label, _, share in flips.shares} == {
+        "paft": 37.5,
+        "single_prompt": 37.5,
+    }
+    first, second = flips.examples
+    assert first.fields == (("x", "fine"),)
+    assert first.answer == "yes"
+    assert second.fields == ()
+    assert second.answer is None
+
+
+def test_two_wordings_of_a_flip_are_alike_and_differ_in_outcome(known: RunFiles):
+    flip = flipping_examples(known).examples[0]
+    assert flip.seed == "0"
+    assert [wording.prompt_id for wording in flip.wordings] == ["p1", "p2"]
+    paft, single = zip(*(wording.said for wording in flip.wordings), strict=True)
+    assert [(said.name, said.text, said.right) for said in paft] == [
+        ("PAFT", "yes", True),
+        ("PAFT", "no", False),
+    ]
+    assert [said.right for said in single] == [True, False]
+
+
+def test_bars_of_a_flip_follow_the_ranking_of_prompts(known: RunFiles):
+    assert [line.id for line in prompt_lines(known)] == ["p1", "p2", "p0"]
+    paft = next(bars for bars in flipping_examples(known).examples[0].bars if bars.label == "paft")
+    assert paft.right == "M0 1v-0.5h.82v0.5zM1 1v-0.5h.82v0.5zM2 1v-1h.82v1z"
+    assert paft.said == "2 of 3"
+
+
+def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):
+    strips = {strip.label: strip for strip in accuracy_strips(six).lines}
+    assert strips["base"].seeds == ()
+    assert len(strips["paft"].seeds) == 3
+    assert all(dot.low <= dot.x <= dot.high for dot in strips["paft"].dots)
+    assert any(dot.low < dot.high for dot in strips["paft"].dots)
+
+
+def test_dots_of_one_level_never_overlap():
+    places = sorted(np.random.default_rng(1).uniform(0, 100, 60).tolist())
+    levels = levels_without_overlap(places, 2.0, 4)
+    for level in set(levels) - {0}:
+        own = [place for place, at in zip(places, levels, strict=True) if at == level]
+        assert all(b - a >= 2.0 for a, b in pairwise(own))
+
+
+def training(seed: str, losses: tuple[float, ...], drawn: dict[str, tuple[int, float]]) -> Training:
+    prompts = tuple(Drawn(name, count, loss, count) for name, (count, loss) in drawn.items())
+    return Training("paft", seed, losses, prompts, {})
+
+
+def test_curve_of_seeds_of_unequal_length_is_their_mean_as_far_as_they_go():
+    [curve] = curves_of([training("0", (4.0, 2.0, 2.0), {}), training("1", (2.0, 2.0), {})])
+    assert curve.thick == (3.0, 2.0, 2.0)
+    assert len(curve.thin) == 2
+
+
+def test_draws_of_seeds_are_summed_and_listed_by_seed():
+    first = training("0", (), {"a": (3, 1.0), "b": (1, 2.0)})
+    second = training("1", (), {"a": (1, 3.0), "c": (2, 1.0)})
+    [draws] = draws_of([first, second], {"a": "text of a"})
+    assert [(p.text, p.total, p.by_seed, p.loss) for p in draws.listed] == [
+        ("text of a", 4, (3, 1), 1.5),
+        ("c", 2, (0, 2), 1.0),
+        ("b", 1, (1, 0), 2.0),
+    ]
+    assert (draws.total, draws.prompts, draws.seeds) == (7, 3, ("0", "1"))
+
+
+def test_coverage_names_the_training_wording_nearest_to_every_test_prompt(six: RunFiles):
+    coverage = run_coverage(six)
+    assert coverage is not None
+    train = [row["instruction"] for row in six.prompts if row["split"] == "train"]
+    wordings = {row["text"]: row["instruction"] for row in six.prompts if row["split"] == "test"}
+    assert len(coverage.nearest) == 12
+    for line in coverage.nearest:
+        own = {text: similarity(wordings[line.text], text) for text in train}
+        assert line.similarity == pytest.approx(max(own.values()))
+        assert own[line.nearest] == pytest.approx(line.similarity)
+    assert [line.similarity for line in coverage.nearest] == sorted(
+        (line.similarity for line in coverage.nearest), reverse=True
+    )
+    assert {size.split: size.prompts for size in coverage.sizes} == {
+        "train": 84,
+        "validation": 4,
+        "test": 12,
+    }
+    assert coverage.new_layouts == 12
+
+
+def test_tables_show_intervals_and_only_the_columns_that_some_model_has(six: RunFiles):
+    summary = six.summary
+    mean = results(summary).rows[-1].cells[0]
+    low, high = summary["models"]["paft_t1"]["intervals"]["mean"]
+    assert mean.below == f"{100 * low:.1f} – {100 * high:.1f}"
+    columns = all_figures(summary).columns
+    assert "calibration error" in columns
+    assert "tokens per answer" not in columns
+    base = dict(zip(columns, all_figures(summary).rows[0].cells, strict=True))
+    assert base["trained tokens"].value is None
+    entry = summary["differences"]["paft - single_prompt"]
+    cells = differences(summary).rows[0].cells
+    assert [cell.value for cell in cells] == pytest.approx(
+        [entry["value"], entry["std"]["value"], entry["min"]["value"], entry["p"]]
+    )
+    assert cells[0].weak == (entry["low"] <= 0 <= entry["high"])
