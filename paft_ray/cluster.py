@@ -32,8 +32,8 @@ _ENVIRONMENT = {
     # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
     # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
     "GOMP_SPINCOUNT": "50000",
-    # torch and oneDNN each keep kernels for 1,024 shapes, and rows differ in length at every step: of
-    # a tiny model's 951 MiB after 1,000 steps 360; what one step uses again is far fewer
+    # torch and oneDNN each keep kernels for 1,024 shapes, and rows differ in length at every step:
+    # 360 of a tiny model's 951 MiB after 1,000 steps; what one step uses again is far fewer
     "LRU_CACHE_CAPACITY": "128",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
