@@ -25,7 +25,7 @@ SINGLE_PROMPT = "single_prompt"
 """Label of the variant that every other variant is compared with."""
 
 _RESAMPLES_AT_ONCE = 250
-_OVER_PROMPTS: Mapping[Statistic, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+OVER_PROMPTS: Mapping[Statistic, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "mean": lambda accuracy: accuracy.mean(axis=-1),
     "std": lambda accuracy: accuracy.std(axis=-1),
     "min": lambda accuracy: accuracy.min(axis=-1),
@@ -110,7 +110,7 @@ def robustness(
     ordered_pairs = sum(int((codes_PE == codes_E).sum()) for codes_E in codes_PE)
     others = prompts * (prompts - 1) * examples
     return Robustness(
-        **{name: float(over_prompts(accuracy_P)) for name, over_prompts in _OVER_PROMPTS.items()},
+        **{name: float(over_prompts(accuracy_P)) for name, over_prompts in OVER_PROMPTS.items()},
         consistency=float((codes_PE == codes_PE[0]).all(axis=0).mean()),
         pairwise_agreement=(ordered_pairs - prompts * examples) / others if others else 1.0,
         top={threshold: float((accuracy_P >= threshold).mean()) for threshold in thresholds},
@@ -140,7 +140,7 @@ def paired_difference(
             f"grids of {correct_a_PE.shape[-2:]} and {correct_b_PE.shape[-2:]} prompts x examples "
             "cannot be paired: evaluate both models on the same ones"
         )
-    over_prompts = _OVER_PROMPTS[statistic]
+    over_prompts = OVER_PROMPTS[statistic]
     a_SPE, b_SPE = _with_seeds(correct_a_PE), _with_seeds(correct_b_PE)
     prompts, examples = a_SPE.shape[-2:]
     rng = np.random.default_rng(seed)
