@@ -1,10 +1,10 @@
 """Figures over prompts from a part of the grid, against the whole grid: how far off, how often.
 
     python jobs/benchmarks/estimate.py --model MODEL --json \
-        --grid sst2 sst2 POOL.parquet 100 200 --grid piqa piqa CANDIDATES.jsonl 100 150
+        --grid sst2 sst2 POOL.parquet 100 200 --grid trained sst2 written 72 200 ADAPTER
 
-A grid is scored once by the package's scorer and kept (`--cache`); a fifth of an hour and more on
-one thread for 100 prompts and 150 examples. Then its cells are drawn again and again, and each time
+A grid is scored once by the package's scorer and kept (`--cache`), a quarter of an hour on one
+thread for 100 prompts and 200 examples of SST-2. Then its cells are drawn again and again, and each time
 the figures are estimated from them in three ways: `by class`, the package's with one ability per
 prompt and right answer; `one ability`, the package's with one per prompt (the Rasch model);
 `cells`, the accuracy of each prompt on its own cells. The same cells serve all three.
@@ -141,8 +141,9 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="WORD",
-        help="name, task (sst2, piqa, hellaswag), file of prompts, how many prompts, how many "
-        "examples and, if any, the folder of an adapter; may be repeated",
+        help="name, task (sst2, piqa, hellaswag), file of prompts (or `written`: 72 by hand for "
+        "sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
+        "base model; may be repeated",
     )
     parser.add_argument("--cache", default="storage/grids", help="where scored grids are kept")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))

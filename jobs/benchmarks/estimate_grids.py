@@ -5,12 +5,14 @@ goes on where it was.
 """
 
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tiny import write_prompts
 
 from paft_ray.artifacts import fingerprint, fingerprint_files
 from paft_ray.config import Config, LintConfig
@@ -27,6 +29,9 @@ SOURCES = {
     "hellaswag": f"{_DATA}hellaswag",
 }
 """Task to the data set that `make demo` installs."""
+WRITTEN = "written"
+"""In place of a file: the 72 SST-2 templates by hand that other benchmarks use, 12 wordings in each
+of 6 layouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class GridPlan:
     task: str
     """One of `SOURCES`."""
     prompts_file: str
-    """Templates, as `prompts.files` takes them."""
+    """Templates, as `prompts.files` takes them, or `WRITTEN`."""
     prompts: int
     """How many templates, drawn from those of the file that pass lint."""
     examples: int
@@ -89,7 +94,13 @@ def full_grid(plan: GridPlan, model: str, dtype: str, cache: Path) -> FullGrid:
 
 
 def _usable(plan: GridPlan, task: Task) -> list[str]:
-    found = [lint(text, task, LintConfig()) for text in read_prompt_files(plan.prompts_file)]
+    if plan.prompts_file == WRITTEN:
+        with tempfile.TemporaryDirectory() as folder:
+            file = write_prompts(Path(folder) / "written.jsonl")
+            read = [text.replace("{review}", "{sentence}") for text in read_prompt_files(str(file))]
+    else:
+        read = read_prompt_files(plan.prompts_file)
+    found = [lint(text, task, LintConfig()) for text in read]
     texts = [result.text for result in found if result.problem is None]
     order = np.random.default_rng(0).permutation(len(texts))
     return [texts[i] for i in order[: plan.prompts]]

@@ -25,8 +25,8 @@ Shapes: P prompts, E examples, C classes (right answers), N scored cells, R draw
 of one kind.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -208,8 +208,8 @@ def summarise_estimate(estimate: Estimate, thresholds: Sequence[float] = ()) -> 
     is `{"value", "low", "high"}`; `share` is the part of the cells that was scored.
     """
     return {
-        **{name: _plain(figure(estimate, name)) for name in OVER_PROMPTS},
-        "top": {str(t): _plain(top(estimate, t)) for t in thresholds},
+        **{name: asdict(figure(estimate, name)) for name in OVER_PROMPTS},
+        "top": {str(t): asdict(top(estimate, t)) for t in thresholds},
         "share": estimate.scored / estimate.cells,
     }
 
@@ -356,7 +356,3 @@ def _class_numbers(classes_E: Sequence[Any] | NDArray[Any] | None, examples: int
 def _figure(statistic_R: _Floats) -> Figure:
     low, value, high = np.quantile(statistic_R, (0.025, 0.5, 0.975))
     return Figure(float(value), float(low), float(high))
-
-
-def _plain(found: Figure) -> Mapping[str, float]:
-    return {"value": found.value, "low": found.low, "high": found.high}
