@@ -1,0 +1,178 @@
+"""Figures over prompts from a part of the grid, against the whole grid: how far off, how often.
+
+    python jobs/benchmarks/estimate.py --model MODEL --json \
+        --grid sst2 sst2 POOL.parquet 100 200 --grid trained sst2 written 72 200 ADAPTER
+
+A grid is scored once by the package's scorer and kept (`--cache`), a quarter of an hour on one
+thread for 100 prompts and 200 examples of SST-2. Then its cells are drawn again and again, and each time
+the figures are estimated from them in three ways: `by class`, the package's with one ability per
+prompt and right answer; `one ability`, the package's with one per prompt (the Rasch model);
+`cells`, the accuracy of each prompt on its own cells. The same cells serve all three.
+
+Per grid, share, way and statistic: the mean error and its root mean square over the drawings, how
+often it is at most 2 points, how often the 95% interval holds the full grid's value, and the
+interval's mean width.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from estimate_grids import FullGrid, GridPlan, full_grid
+from numpy.typing import NDArray
+
+from paft_ray.evaluation.estimation import Figure, balanced_cells, figure, fit
+from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+
+STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min")
+WAYS = ("by class", "one ability", "cells")
+CLOSE = 0.02
+"""An error of 2 points, as a share."""
+
+
+def estimates(
+    grid: FullGrid, share: float, seed: int
+) -> tuple[dict[str, dict[str, Figure]], float]:
+    """Way to statistic to figure, for one drawing of cells, and CPU-seconds of `by class`."""
+    correct_PE, answers_E = grid.correct_PE, grid.answers_E
+    prompts, examples = correct_PE.shape
+    observed_PE = balanced_cells(seed, prompts, examples, share, answers_E)
+    cells_P = (correct_PE & observed_PE).sum(axis=1) / observed_PE.sum(axis=1)
+    started = time.process_time()
+    by_class = fit(correct_PE, observed_PE, answers_E, seed=seed)
+    seconds = time.process_time() - started
+    one_ability = fit(correct_PE, observed_PE, seed=seed)
+    naive = {name: float(OVER_PROMPTS[name](cells_P)) for name in STATISTICS}
+    return {
+        "by class": {name: figure(by_class, name) for name in STATISTICS},
+        "one ability": {name: figure(one_ability, name) for name in STATISTICS},
+        "cells": {name: Figure(value, value, value) for name, value in naive.items()},
+    }, seconds
+
+
+def compare(grid: FullGrid, share: float, drawings: int) -> list[dict[str, Any]]:
+    """One row per way: errors over many drawings of cells."""
+    accuracy_P = grid.correct_PE.mean(axis=1)
+    exact = {name: float(OVER_PROMPTS[name](accuracy_P)) for name in STATISTICS}
+    found, seconds = zip(*(estimates(grid, share, seed) for seed in range(drawings)), strict=True)
+    rows = []
+    for way in WAYS:
+        row: dict[str, Any] = {"share": share, "way": way}
+        if way == "by class":
+            row["fit_cpu_seconds"] = round(float(np.median(seconds)), 2)
+        for name in STATISTICS:
+            row[name] = _errors([each[way][name] for each in found], exact[name], way != "cells")
+        rows.append(row)
+    return rows
+
+
+def _errors(figures: Sequence[Figure], exact: float, with_interval: bool) -> dict[str, float]:
+    value_D, low_D, high_D = (
+        np.array([getattr(f, side) for f in figures]) for side in ("value", "low", "high")
+    )
+    error_D = value_D - exact
+    row = {
+        "full": exact,
+        "bias": error_D.mean(),
+        "rms_error": np.sqrt((error_D**2).mean()),
+        "within_2_points": (np.abs(error_D) <= CLOSE + 1e-9).mean(),
+    }
+    if with_interval:
+        row["coverage"] = ((low_D <= exact + 1e-9) & (exact - 1e-9 <= high_D)).mean()
+        row["width"] = (high_D - low_D).mean()
+    return {key: round(float(value), 4) for key, value in row.items()}
+
+
+def made_with(plans: Sequence[GridPlan], options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on, without this machine's paths."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    return {
+        "commit": commit.stdout.strip(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "dtype": options.dtype,
+        "drawings": options.drawings,
+        "grids": [
+            asdict(
+                replace(plan, prompts_file=_name(plan.prompts_file), adapter=_name(plan.adapter))
+            )
+            for plan in plans
+        ],
+    }
+
+
+def _name(path: str | None) -> Any:
+    return path and Path(path).name
+
+
+def show(name: str, correct_PE: NDArray[np.bool_], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of one grid, errors in points."""
+    prompts, examples = correct_PE.shape
+    print(f"\n{name}: {prompts} prompts x {examples} examples, errors in points (rms; bias)")
+    full = "   ".join(f"{s} {100 * rows[0][s]['full']:.1f}" for s in STATISTICS)
+    print(f"  the full grid: {full}")
+    for row in rows:
+        errors = "  ".join(
+            f"{s} {100 * row[s]['rms_error']:4.1f} ({100 * row[s]['bias']:+.1f})"
+            for s in STATISTICS
+        )
+        p05 = row["p05"]
+        held = f", interval holds it in {p05['coverage']:.0%}" if "coverage" in p05 else ""
+        print(
+            f"  {row['share']:4.0%} {row['way']:12} {errors}  "
+            f"p05 within 2 points in {p05['within_2_points']:.0%}{held}"
+        )
+
+
+def main() -> None:
+    """Score, estimate, print, and end with one JSON object where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of the base model")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        nargs="+",
+        required=True,
+        metavar="WORD",
+        help="name, task (sst2, piqa, hellaswag), file of prompts (or `written`: 72 by hand for "
+        "sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
+        "base model; may be repeated",
+    )
+    parser.add_argument("--cache", default="storage/grids", help="where scored grids are kept")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.1, 0.2])
+    parser.add_argument("--drawings", type=int, default=50)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if any(len(words) not in (5, 6) for words in options.grid):
+        parser.error("--grid takes a name, a task, a file, two numbers, and maybe an adapter")
+    plans = [
+        GridPlan(name, task, file, int(prompts), int(examples), *adapter)
+        for name, task, file, prompts, examples, *adapter in options.grid
+    ]
+    rows, ratios = [], {}
+    for plan in plans:
+        grid = full_grid(plan, options.model, options.dtype, Path(options.cache))
+        of_grid = [row for s in options.shares for row in compare(grid, s, options.drawings)]
+        show(plan.name, grid.correct_PE, of_grid)
+        rows += [{"grid": plan.name, **row} for row in of_grid]
+        rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
+        for share in options.shares:
+            for other in WAYS[1:]:
+                key = f"{plan.name} at {share:g}: p05 error, by class / {other}"
+                ratios[key] = round(rms[share, "by class"] / rms[share, other], 3)
+    if options.json:
+        made = made_with(plans, options)
+        result = {"benchmark": "estimate", "rows": rows, "ratios": ratios, "made_with": made}
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,358 @@
+"""Figures of the whole grid from a part of it: which cells to score, and what they say of the rest.
+
+Covered: choosing the cells (`balanced_cells`), the accuracy that every prompt would have on the
+whole grid (`fit`), and statistics over prompts with an interval (`figure`, `quantile`, `top`,
+`summarise_estimate`). Not covered: agreement between prompts (consistency), for which the answers
+themselves would have to be guessed; paired differences of two models.
+
+The model is PromptEval's (arXiv 2405.17202, section 3), a Rasch model of prompts and examples,
+
+    P(prompt p is right on example e) = Phi(theta[p, class of e] - beta[e]),
+
+with three departures. Where answers are one of a few choices, a prompt has one ability per right
+answer: many wordings make a model say `positive` whatever it reads, and are right on one class and
+wrong on the other, which a single ability per prompt cannot express. Abilities and difficulties are
+random effects whose (co)variances are estimated with them: separate maximum-likelihood abilities
+are spread too widely over prompts, and their shrunken means too narrowly, so quantiles over prompts
+come from draws of the posterior. And the curve is the normal ogive Phi, for which the sampler of
+Albert and Chib (JASA 88, 1993) is exact, a few lines long and in need of no tuning; scaled by 1.7
+it differs from the logistic curve by at most 0.01.
+
+The target is the grid at hand, not the population of examples: cells that were scored count as they
+are, and only the others are drawn. With all cells scored the figures are therefore exact.
+
+Shapes: P prompts, E examples, C classes (right answers), N scored cells, R draws, K random effects
+of one kind.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
+
+from paft_ray.errors import DataError
+from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+
+_Floats = NDArray[np.float64]
+
+_WARM_UP = 400
+"""Sweeps of the sampler before the first draw is kept."""
+_SWEEPS_PER_DRAW = 3
+_MEAN_SD = 3.0
+"""Prior standard deviation of a class's mean ability; Phi(3) is 99.9%."""
+_FREEDOM, _SCALE = 2.0, 0.5
+"""Half-t prior of every standard deviation, on the scale of Phi's argument; with 2 degrees of
+freedom correlations are uniform."""
+_LEAST = 1e-300
+"""A probability whose quantile is finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a part of a grid says about the whole of it."""
+
+    accuracy_RP: _Floats
+    """Draws of the accuracy that every prompt would have on all examples."""
+    scored: int
+    """Cells that were scored."""
+    cells: int
+    """Cells of the whole grid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A statistic over prompts, with a 95% interval for its value on the whole grid."""
+
+    value: float
+    """Median over draws."""
+    low: float
+    """2.5% quantile over draws."""
+    high: float
+    """97.5% quantile over draws."""
+
+
+def balanced_cells(
+    seed: int,
+    prompts: int,
+    examples: int,
+    share: float,
+    classes_E: Sequence[Any] | NDArray[Any] | None = None,
+) -> NDArray[np.bool_]:
+    """Which cells of a grid to score; the same ones for every model, so that models stay paired.
+
+    Every prompt gets equally many cells, give or take one, and at least one; every example too,
+    give or take one. Given classes, a prompt's cells hold them nearly in the proportions of all
+    examples (of two classes, give or take three).
+
+    Args:
+        seed: With the other arguments, determines the cells.
+        prompts: Rows of the grid.
+        examples: Columns of the grid.
+        share: Part of the cells to score.
+        classes_E: The right answers, or any other classes of the examples to spread evenly.
+
+    Returns:
+        A mask [P, E], true where a cell is to be scored.
+
+    Raises:
+        DataError: The grid is empty, `share` is not in (0, 1], or classes do not fit the examples.
+    """
+    if prompts < 1 or examples < 1:
+        raise DataError(
+            f"a grid of {prompts} prompts x {examples} examples has no cell to choose: "
+            "give at least one of both"
+        )
+    if not 0 < share <= 1:
+        raise DataError(f"share is {share}: give the part of the cells to score, over 0, up to 1")
+    class_E = _class_numbers(classes_E, examples)
+    rng = np.random.default_rng((seed, prompts, examples))
+    total = max(prompts, round(share * prompts * examples))
+    count_P = np.full(prompts, total // prompts)
+    count_P[rng.permutation(prompts)[: total % prompts]] += 1
+    mask_PE = np.zeros((prompts, examples), bool)
+    waiting = np.empty(0, int)
+    for p, count in enumerate(count_P):
+        taken = waiting[:count]
+        waiting = waiting[count:]
+        if len(taken) < count:
+            # a new deal of all examples, in which those that the prompt already has come later
+            deal = _mixed_order(rng, class_E)
+            fresh = deal[~np.isin(deal, taken)][: count - len(taken)]
+            taken = np.concatenate([taken, fresh])
+            waiting = deal[~np.isin(deal, fresh)]
+        mask_PE[p, taken] = True
+    return mask_PE
+
+
+def fit(
+    correct_PE: NDArray[np.bool_],
+    observed_PE: NDArray[np.bool_],
+    classes_E: Sequence[Any] | NDArray[Any] | None = None,
+    draws: int = 500,
+    seed: int = 0,
+) -> Estimate:
+    """Draw the accuracy of every prompt on the whole grid, given a part of the grid.
+
+    Args:
+        correct_PE: Whether the answer is right; without meaning where it was not observed.
+        observed_PE: Which cells were scored, from `balanced_cells` or any other choice that does
+            not look at the answers.
+        classes_E: The right answers where they are one of a few choices; None for free text. The
+            cost grows with the cube of their number.
+        draws: How many draws to keep.
+        seed: With the other arguments, determines the draws.
+
+    Raises:
+        DataError: The two arrays differ in shape, the grid is empty, nothing was observed, or
+            classes do not fit the examples.
+    """
+    if correct_PE.ndim != 2 or correct_PE.shape != observed_PE.shape:
+        raise DataError(
+            f"correctness has shape {correct_PE.shape} and the mask {observed_PE.shape}: "
+            "give two arrays of prompts x examples"
+        )
+    if not observed_PE.any():
+        raise DataError(
+            f"none of the {observed_PE.size} cells was scored: choose some with balanced_cells"
+        )
+    if draws < 1:
+        raise DataError(f"draws is {draws}: ask for at least one")
+    examples = correct_PE.shape[1]
+    class_E = _class_numbers(classes_E, examples)
+    right_P = (correct_PE & observed_PE).sum(axis=1)
+    scored = int(observed_PE.sum())
+    if scored == observed_PE.size:
+        return Estimate(np.tile(right_P / examples, (draws, 1)), scored, scored)
+    rng = np.random.default_rng(seed)
+    accuracy_RP = np.empty((draws, len(right_P)))
+    sweeps = _sweeps(rng, correct_PE, observed_PE, class_E)
+    for _ in range(_WARM_UP):
+        next(sweeps)
+    for draw in range(draws):
+        for _ in range(_SWEEPS_PER_DRAW - 1):
+            next(sweeps)
+        theta_PC, beta_E = next(sweeps)
+        drawn_PE = rng.random(correct_PE.shape) < ndtr(theta_PC[:, class_E] - beta_E)
+        accuracy_RP[draw] = (right_P + (drawn_PE & ~observed_PE).sum(axis=1)) / examples
+    return Estimate(accuracy_RP, scored, observed_PE.size)
+
+
+def figure(estimate: Estimate, statistic: Statistic) -> Figure:
+    """A statistic of `metrics.robustness` over prompts."""
+    return _figure(OVER_PROMPTS[statistic](estimate.accuracy_RP))
+
+
+def quantile(estimate: Estimate, q: float) -> Figure:
+    """A quantile of the accuracy over prompts, interpolated linearly.
+
+    Raises:
+        DataError: `q` is not between 0 and 1.
+    """
+    if not 0 <= q <= 1:
+        raise DataError(f"the quantile {q} does not exist: give one between 0 and 1")
+    return _figure(np.quantile(estimate.accuracy_RP, q, axis=1))
+
+
+def top(estimate: Estimate, threshold: float) -> Figure:
+    """Top@t, the share of prompts with accuracy of at least `threshold`."""
+    return _figure((estimate.accuracy_RP >= threshold).mean(axis=1))
+
+
+def summarise_estimate(estimate: Estimate, thresholds: Sequence[float] = ()) -> dict[str, Any]:
+    """All figures, as plain values for a summary.
+
+    Each of `mean, std, min, p05, max` and each threshold in `top` (keys are texts such as "0.75")
+    is `{"value", "low", "high"}`; `share` is the part of the cells that was scored.
+    """
+    return {
+        **{name: asdict(figure(estimate, name)) for name in OVER_PROMPTS},
+        "top": {str(t): asdict(top(estimate, t)) for t in thresholds},
+        "share": estimate.scored / estimate.cells,
+    }
+
+
+def _sweeps(
+    rng: np.random.Generator,
+    correct_PE: NDArray[np.bool_],
+    observed_PE: NDArray[np.bool_],
+    class_E: NDArray[np.int_],
+) -> Iterator[tuple[_Floats, _Floats]]:
+    """Abilities [P, C] and difficulties [E] after each sweep of the Gibbs sampler, without end.
+
+    The covariance of abilities has its prior on what a prompt's abilities have in common and on
+    their differences. Prompts that pull towards one answer have abilities with a correlation near
+    -1 over two classes, which a prior on the abilities themselves makes all but impossible. On 120
+    simulated grids of such prompts (30 x 60, a fifth of the cells) the interval of the standard
+    deviation held the truth in 78% with that one, 1.6 points too high in the mean, and in 91% and
+    0.7 with this.
+    """
+    prompts, examples = observed_PE.shape
+    classes = int(class_E.max()) + 1
+    prompt_N, example_N = np.nonzero(observed_PE)
+    sign_N = np.where(correct_PE[prompt_N, example_N], 1.0, -1.0)
+    row_N = prompt_N * classes + class_E[example_N]
+    count_PC = np.bincount(row_N, minlength=prompts * classes).reshape(prompts, classes)
+    count_E = np.bincount(example_N, minlength=examples)
+    seen_PCC = count_PC[:, :, None] * np.eye(classes)
+    theta_PC, beta_E, mean_C = np.zeros((prompts, classes)), np.zeros(examples), np.zeros(classes)
+    abilities, difficulties = _Spread.start(classes), _Spread.start(1)
+    contrasts_CC = _contrasts(classes)
+    while True:
+        tight_CC = contrasts_CC @ abilities.precision_CC @ contrasts_CC.T
+        latent_N = _latent(rng, theta_PC.ravel()[row_N] - beta_E[example_N], sign_N)
+
+        sums_PC = np.bincount(row_N, latent_N + beta_E[example_N], prompts * classes)
+        theta_PC = _normal(
+            rng,
+            tight_CC + seen_PCC,
+            sums_PC.reshape(prompts, classes) + tight_CC @ mean_C,
+        )
+        tight = difficulties.precision_CC[0, 0]
+        sums_E = np.bincount(example_N, theta_PC.ravel()[row_N] - latent_N, examples)
+        beta_E = sums_E / (count_E + tight)
+        beta_E += rng.standard_normal(examples) / np.sqrt(count_E + tight)
+
+        mean_C = _normal(
+            rng,
+            prompts * tight_CC + np.eye(classes) / _MEAN_SD**2,
+            tight_CC @ theta_PC.sum(axis=0),
+        )
+        # ability and difficulty of a class may be moved together, which the cells do not notice
+        shift_C = _shift(rng, beta_E, class_E, mean_C, tight)
+        theta_PC, mean_C, beta_E = theta_PC + shift_C, mean_C + shift_C, beta_E + shift_C[class_E]
+
+        abilities = abilities.drawn(rng, (theta_PC - mean_C) @ contrasts_CC)
+        difficulties = difficulties.drawn(rng, beta_E[:, None])
+        yield theta_PC, beta_E
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """(Co)variance of zero-mean random effects, under Huang and Wand's prior.
+
+    Bayesian Analysis 8(2), 2013: half-t standard deviations, and correlations that do not depend
+    on them, as they would under an inverse Wishart prior.
+    """
+
+    precision_CC: _Floats
+    """Inverse of the covariance."""
+    auxiliary_C: _Floats
+    """Rates that make half-t standard deviations of conditionally inverse Wishart covariances."""
+
+    @staticmethod
+    def start(classes: int) -> "_Spread":
+        return _Spread(np.eye(classes), np.ones(classes))
+
+    def drawn(self, rng: np.random.Generator, effects_KC: _Floats) -> "_Spread":
+        """The next draw, given the effects [K, C]."""
+        count, classes = effects_KC.shape
+        scale_CC = effects_KC.T @ effects_KC + np.diag(2 * _FREEDOM * self.auxiliary_C)
+        freedom = _FREEDOM + classes - 1 + count
+        bartlett_CC = np.tril(rng.standard_normal((classes, classes)), -1)
+        np.fill_diagonal(bartlett_CC, np.sqrt(rng.chisquare(freedom - np.arange(classes))))
+        root_CC = np.linalg.cholesky(np.linalg.inv(scale_CC)) @ bartlett_CC
+        precision_CC = root_CC @ root_CC.T
+        rate_C = _FREEDOM * np.diag(precision_CC) + 1 / _SCALE**2
+        return _Spread(precision_CC, rng.gamma((_FREEDOM + classes) / 2, 1 / rate_C))
+
+
+def _latent(rng: np.random.Generator, mean_N: _Floats, sign_N: _Floats) -> _Floats:
+    """Normal draws around `mean_N` with the given signs (Albert and Chib's data augmentation)."""
+    toward_N = mean_N * sign_N
+    below_N = rng.random(len(mean_N)) * ndtr(toward_N)
+    return sign_N * (toward_N - ndtri(np.maximum(below_N, _LEAST)))
+
+
+def _normal(rng: np.random.Generator, precision: _Floats, weighted: _Floats) -> _Floats:
+    """Normal draws with the given precisions [..., C, C] and precision-weighted means [..., C]."""
+    covariance = np.linalg.inv(precision)
+    noise = np.linalg.cholesky(covariance) @ rng.standard_normal(weighted.shape)[..., None]
+    return (covariance @ weighted[..., None] + noise)[..., 0]
+
+
+def _contrasts(classes: int) -> _Floats:
+    """An orthonormal basis of the classes: what they have in common first, then differences."""
+    columns_CC = np.eye(classes)
+    columns_CC[:, 0] = 1
+    return np.linalg.qr(columns_CC)[0]
+
+
+def _shift(
+    rng: np.random.Generator,
+    beta_E: _Floats,
+    class_E: NDArray[np.int_],
+    mean_C: _Floats,
+    tight: float,
+) -> _Floats:
+    """A draw, per class, of what to add to abilities, their mean and difficulties alike."""
+    classes = len(mean_C)
+    precision_C = np.bincount(class_E, minlength=classes) * tight + 1 / _MEAN_SD**2
+    sums_C = np.bincount(class_E, beta_E, classes) * tight + mean_C / _MEAN_SD**2
+    return rng.standard_normal(classes) / np.sqrt(precision_C) - sums_C / precision_C
+
+
+def _mixed_order(rng: np.random.Generator, class_E: NDArray[np.int_]) -> NDArray[np.int_]:
+    """A random order of all examples in which every stretch holds the classes in proportion."""
+    place_E = np.empty(len(class_E))
+    for label in np.unique(class_E):
+        members = rng.permutation(np.flatnonzero(class_E == label))
+        place_E[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.argsort(place_E, kind="stable")
+
+
+def _class_numbers(classes_E: Sequence[Any] | NDArray[Any] | None, examples: int) -> Any:
+    if classes_E is None:
+        return np.zeros(examples, int)
+    if len(classes_E) != examples:
+        raise DataError(
+            f"{len(classes_E)} classes for {examples} examples: give the right answer of each"
+        )
+    return np.unique(np.asarray(classes_E), return_inverse=True)[1]
+
+
+def _figure(statistic_R: _Floats) -> Figure:
+    low, value, high = np.quantile(statistic_R, (0.025, 0.5, 0.975))
+    return Figure(float(value), float(low), float(high))
