@@ -45,11 +45,12 @@ def describe_plan(session: Session) -> dict[str, Any]:
     test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
     test_examples = min(len(task.test), evaluation.examples or len(task.test))
     models = 1 + len(trainings)
+    share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     plan["evaluation"] = {
         "models": models,
         "prompts": test_prompts,
         "examples": test_examples,
-        "answers": models * test_prompts * test_examples,
+        "answers": round(models * test_prompts * test_examples * share),
     }
     return plan
 

@@ -30,8 +30,9 @@ from paft_ray.config import (
     Config,
 )
 from paft_ray.errors import ConfigError
+from paft_ray.evaluation.estimation import balanced_cells
 from paft_ray.evaluation.grid import GridModel, score_grid
-from paft_ray.evaluation.summary import summarise
+from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
 from paft_ray.modeling.base import BaseSource, locate_base
@@ -306,9 +307,17 @@ def evaluate_models(
         ),
     ]
     with session.screen.stage("evaluate") as stage:
-        scores = score_grid(session, models, prompts, examples, stage)
+        cells_PE, part = None, ""
+        if (estimate := evaluation.estimate) is not None:
+            classes = None if session.task.choices is None else [e.answer for e in examples]
+            cells_PE = balanced_cells(
+                session.config.seed, len(prompts), len(examples), estimate.share, classes
+            )
+            part = f", {cells_PE.mean():.0%} of them scored"
+        scores = score_grid(session, models, prompts, examples, stage, cells_PE)
         stage.finish(
             f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
+            f"{part}"
         )
     return scores.append_column("split", pa.array(["test"] * scores.num_rows, pa.string()))
 
@@ -329,7 +338,17 @@ def conclude(
     folder.delete(MANIFEST)  # what it vouched for is about to change
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
-    summary = summarise(scores, labels, evaluation.top_thresholds, seeds, seconds)
+    examples = session.task.test[: evaluation.examples]
+    summary = summarise(
+        scores,
+        labels,
+        evaluation.top_thresholds,
+        seeds,
+        seconds,
+        estimate=None
+        if evaluation.estimate is None
+        else Unscored({e.id: e.answer for e in examples}, session.task.choices is not None),
+    )
     for label in labels[1:]:
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     folder.write_bytes("scores.parquet", to_parquet(scores))
@@ -402,9 +421,12 @@ def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> No
             Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
             Metric.EVAL_CONSISTENCY: figures["consistency"],
             Metric.EVAL_FLIP_RATE: figures["flip_rate"],
+            Metric.EVAL_CALIBRATION_ERROR: figures["calibration_error"],
+            Metric.EVAL_GENERATED_TOKENS: figures["generated_tokens"],
             **{top_metric(float(t)): share for t, share in figures["top"].items()},
         }
-        tracker.log_metrics({f"{label}/{name}": value for name, value in metrics.items()}, 0)
+        known = {f"{label}/{k}": value for k, value in metrics.items() if value is not None}
+        tracker.log_metrics(known, 0)
     for name in folder.names():
         if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":
             tracker.log_artifact(name, folder.path(name))

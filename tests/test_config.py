@@ -264,6 +264,7 @@ WRONG = [
     ("seeds", {"seeds": []}, ["seeds", "at least 1 item"]),
     ("evaluation", {"evaluation": {"top_thresholds": [2]}}, ["evaluation.top_thresholds", "0 and"]),
     ("evaluation", {"evaluation": {"prompts": 0}}, ["evaluation.prompts: 0"]),
+    ("estimate", {"evaluation": {"estimate": {"share": 1}}}, ["evaluation.estimate.share: 1"]),
     ("tracking", {"tracking": {"type": "wandb"}}, ["tracking.type: 'wandb'", "'mlflow'"]),
     (
         "combination",

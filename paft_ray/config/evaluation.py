@@ -7,6 +7,13 @@ from pydantic import Field, field_validator
 from paft_ray.config.base import Section, WorkersConfig
 
 
+class EstimateConfig(Section):
+    """Score a part of the prompts x examples, and estimate the figures of the whole grid."""
+
+    share: float = Field(gt=0, lt=1)
+    """Part of the pairs that is scored, spread evenly over prompts and examples."""
+
+
 class EvaluationConfig(Section):
     """Prompts x examples, on prompts that were never trained on."""
 
@@ -14,6 +21,8 @@ class EvaluationConfig(Section):
     """Test examples to use; all by default."""
     prompts: int | None = Field(default=None, ge=1)
     """Test prompts to use; all by default."""
+    estimate: EstimateConfig | None = None
+    """Save most of the work on many prompts or examples; see `evaluation.estimation`."""
     top_thresholds: tuple[float, ...] = (0.75,)
     """Top@t is the share of prompts with at least accuracy t."""
     selection_examples: int = Field(default=16, ge=1)

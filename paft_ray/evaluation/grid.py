@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from paft_ray.artifacts import Parts, Storage, fingerprint
 from paft_ray.cluster import cpus_per_worker, own_errors
@@ -49,8 +51,9 @@ def score_grid(
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
+    cells_PE: NDArray[np.bool_] | None = None,
 ) -> pa.Table:
-    """Score every model under every prompt on every example.
+    """Score every model under every prompt on every example, or on a part of them.
 
     Args:
         session: The run.
@@ -58,6 +61,7 @@ def score_grid(
         prompts: Which wordings.
         examples: Which questions.
         stage: Told how many prompt-example pairs are done.
+        cells_PE: Which pairs of prompt and example to score, the same for every model; all without.
 
     Returns:
         A table of `variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model,
@@ -66,7 +70,7 @@ def score_grid(
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    units = _cut(session, models, prompts, examples)
+    units = _cut(session, models, prompts, examples, cells_PE)
     parts = Parts(session.run_folder.child("scores"))
     stage.expect(sum(len(unit["examples"]) for unit in units))
     finished = parts.finished()
@@ -93,6 +97,7 @@ def _cut(
     models: Sequence[GridModel],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
+    cells_PE: NDArray[np.bool_] | None,
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
     config = session.config
@@ -103,9 +108,10 @@ def _cut(
         [config.task.max_length, config.task.overlong, list(session.task.choices or ())],
         [config.evaluation.row_tokens, config.train.packing, config.evaluation.max_new_tokens],
     ]
+    whole_E = np.ones(len(examples), bool)
     chunks = [
-        [example.id for example in examples[start : start + _UNIT_EXAMPLES]]
-        for start in range(0, len(examples), _UNIT_EXAMPLES)
+        [[examples[e].id for e in places] for places in _chunks(np.flatnonzero(asked_E))]
+        for asked_E in ([whole_E] * len(prompts) if cells_PE is None else cells_PE)
     ]
     return [
         {
@@ -116,9 +122,13 @@ def _cut(
             "examples": chunk,
         }
         for index, model in enumerate(models)
-        for prompt in prompts
-        for chunk in chunks
+        for prompt, own in zip(prompts, chunks, strict=True)
+        for chunk in own
     ]
+
+
+def _chunks(places_N: NDArray[np.int_]) -> list[NDArray[np.int_]]:
+    return [places_N[i : i + _UNIT_EXAMPLES] for i in range(0, len(places_N), _UNIT_EXAMPLES)]
 
 
 def _run(

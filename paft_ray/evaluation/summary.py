@@ -1,6 +1,6 @@
 """From the scores table to the content of `summary.json`.
 
-Shapes: S seeds, P prompts, E examples, C choices.
+Shapes: P prompts, E examples, R resamples or draws.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 
 from paft_ray.config import BASE
 from paft_ray.errors import DataError
+from paft_ray.evaluation.answers import Grid, grid_from_scores
 from paft_ray.evaluation.bootstrap import Resamples, resample
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Robustness, robustness
+from paft_ray.evaluation.estimation import fit
+from paft_ray.evaluation.estimation import top as top_share
+from paft_ray.evaluation.metrics import (
+    OVER_PROMPTS,
+    Robustness,
+    Statistic,
+    calibration_error,
+    robustness,
+)
 
 SINGLE_PROMPT = "single_prompt"
 """Label of the variant that every other variant is compared with."""
@@ -24,63 +33,13 @@ PAFT = "paft"
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Every prompt with every example, for one model; rows and columns are sorted by id."""
+class Unscored:
+    """What must be known of the examples to estimate a grid of which only a part was scored."""
 
-    prompt_ids: tuple[str, ...]
-    example_ids: tuple[str, ...]
-    correct_PE: NDArray[np.bool_]
-    predictions_PE: NDArray[np.str_]
-    """Answers; an answer that could not be read from the text is the empty one."""
-    confidence_PE: NDArray[np.float64] | None = None
-    """Probability of the answer among the choices; None for free text."""
-    tokens_PE: NDArray[np.float64] | None = None
-    """Tokens generated for the answer; None for choices."""
-
-
-def grid_from_scores(scores: pa.Table, variant: str, split: str, seed: int | None = None) -> Grid:
-    """One model's grid from the scores table.
-
-    Args:
-        scores: Columns `variant, seed, split, prompt_id, example_id, prediction, correct`, and
-            `choice_logprobs` or `generated_tokens` where there are any.
-        variant: The model's label.
-        split: Which prompts: normally `test`.
-        seed: Which training; may be left out where there is only one.
-
-    Raises:
-        DataError: No such rows, a prompt and example without a row, or with more than one.
-    """
-    chosen = (pc.field("variant") == variant) & (pc.field("split") == split)
-    if seed is not None:
-        chosen = chosen & (pc.field("seed") == seed)
-    rows = scores.filter(chosen)
-    what = f"scores of variant {variant!r}, split {split!r}" + (
-        "" if seed is None else f", seed {seed}"
-    )
-    if rows.num_rows == 0:
-        raise DataError(f"{what}: no rows; evaluate that variant first")
-    prompt_ids, prompt_of_row = np.unique(_text(rows, "prompt_id"), return_inverse=True)
-    example_ids, example_of_row = np.unique(_text(rows, "example_id"), return_inverse=True)
-    count_PE = np.zeros((len(prompt_ids), len(example_ids)), int)
-    np.add.at(count_PE, (prompt_of_row, example_of_row), 1)
-    if (count_PE != 1).any():
-        p, e = np.argwhere(count_PE != 1)[0]
-        raise DataError(
-            f"{what}: prompt {prompt_ids[p]} with example {example_ids[e]} has {count_PE[p, e]} "
-            f"rows, and each of the {count_PE.size} pairs needs exactly one: "
-            "name the seed if there are several, or evaluate again"
-        )
-    place = (prompt_of_row, example_of_row)
-    confidence, tokens = _confidence(rows), _numbers(rows, "generated_tokens")
-    return Grid(
-        tuple(prompt_ids.tolist()),
-        tuple(example_ids.tolist()),
-        _spread(rows["correct"].to_numpy(), place, count_PE.shape),
-        _spread(_text(rows, "prediction"), place, count_PE.shape),
-        None if confidence is None else _spread(confidence, place, count_PE.shape),
-        None if tokens is None else _spread(tokens, place, count_PE.shape),
-    )
+    answers: Mapping[str, str]
+    """Example id to its right answer."""
+    choices: bool
+    """Whether answers are one of a few choices, so that prompts may favour some of them."""
 
 
 def summarise(
@@ -90,6 +49,7 @@ def summarise(
     seeds: Sequence[int],
     seconds: Mapping[str, float],
     split: str = "test",
+    estimate: Unscored | None = None,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -99,7 +59,8 @@ def summarise(
     with all others, and the single prompt with the base model: `"paft - single_prompt": {"value",
     "low", "high", "p", "std": {...}, "min": {...}, "p05": {...}}`, the outer four for the mean over
     prompts, the inner ones for other statistics. `prompts` and `examples` are counts, `seeds` and
-    `seconds` are as given.
+    `seconds` are as given. Where the whole grid is estimated, `scored_share` is the part of it that
+    was scored, and figures about agreement between prompts are None.
 
     Args:
         scores: See `grid_from_scores`.
@@ -108,11 +69,13 @@ def summarise(
         seeds: Seeds of this comparison.
         seconds: Stage to wall-clock time.
         split: Which prompts.
+        estimate: Estimate the figures of the whole grid from the part that was scored.
 
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
     """
-    grids = {label: _grids_by_seed(scores, label, split) for label in variants}
+    partly = estimate is not None
+    grids = {label: _grids_by_seed(scores, label, split, partly) for label in variants}
     first = next(iter(next(iter(grids.values())).values()))
     for label, by_seed in grids.items():
         for grid in by_seed.values():
@@ -121,13 +84,19 @@ def summarise(
                     f"variant {label!r} was not evaluated on the same prompts and examples as "
                     f"{variants[0]!r}: evaluate all variants again, together"
                 )
-    resamples = resample(
-        {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()}
-    )
+    if estimate is None:
+        resamples = resample(
+            {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()}
+        )
+        averaged = {label: _averaged(by.values(), thresholds) for label, by in grids.items()}
+        extra: dict[str, Any] = {}
+    else:
+        resamples, averaged = _estimated(grids, estimate, thresholds)
+        extra = {"scored_share": float(np.mean(_scored(first)))}
     return {
         "models": {
             label: {
-                **_averaged(by_seed.values(), thresholds),
+                **averaged[label],
                 "intervals": {name: list(resamples.interval(label, name)) for name in OVER_PROMPTS},
                 "seeds": sorted(by_seed),
             }
@@ -138,6 +107,7 @@ def summarise(
         "examples": len(first.example_ids),
         "seeds": list(seeds),
         "seconds": dict(seconds),
+        **extra,
     }
 
 
@@ -157,12 +127,12 @@ def _difference(resamples: Resamples, a: str, b: str) -> dict[str, Any]:
     return {**of.pop("mean"), **of}
 
 
-def _grids_by_seed(scores: pa.Table, label: str, split: str) -> dict[int, Grid]:
+def _grids_by_seed(scores: pa.Table, label: str, split: str, partly: bool) -> dict[int, Grid]:
     of_label = scores.filter(pc.field("variant") == label)
     seeds = sorted(of_label["seed"].unique().to_pylist())
     if not seeds:
         raise DataError(f"variant {label!r} has no scores: evaluate it first")
-    return {seed: grid_from_scores(of_label, label, split, seed) for seed in seeds}
+    return {seed: grid_from_scores(of_label, label, split, seed, partly) for seed in seeds}
 
 
 def _averaged(grids: Iterable[Grid], thresholds: Sequence[float]) -> dict[str, Any]:
@@ -179,26 +149,55 @@ def _averaged(grids: Iterable[Grid], thresholds: Sequence[float]) -> dict[str, A
     return {**figures, "top": top}
 
 
-def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
-    """Softmax of the choices' log-likelihoods at its largest: shape [rows]."""
-    if "choice_logprobs" not in rows.column_names or rows["choice_logprobs"].null_count:
-        return None
-    logprobs_C = np.asarray(rows["choice_logprobs"].to_pylist(), np.float64)
-    return 1 / np.exp(logprobs_C - logprobs_C.max(axis=1, keepdims=True)).sum(axis=1)
+def _estimated(
+    grids: Mapping[str, Mapping[int, Grid]], estimate: Unscored, thresholds: Sequence[float]
+) -> tuple[Resamples, dict[str, dict[str, Any]]]:
+    """Figures of whole grids from their scored parts: medians over draws, averaged over seeds.
+
+    The draws say what the unscored pairs leave open, for these prompts, examples and seeds.
+    """
+    draws: dict[str, dict[Statistic, NDArray[np.float64]]] = {}
+    averaged: dict[str, dict[str, Any]] = {}
+    for number, (label, by_seed) in enumerate(grids.items()):
+        fits = [
+            fit(
+                grid.correct_PE,
+                _scored(grid),
+                [estimate.answers[id] for id in grid.example_ids] if estimate.choices else None,
+                seed=1000 * number + place,  # independent draws for every model
+            )
+            for place, grid in enumerate(by_seed.values())
+        ]
+        draws[label] = {
+            name: np.mean([over_prompts(fit.accuracy_RP) for fit in fits], axis=0)
+            for name, over_prompts in OVER_PROMPTS.items()
+        }
+        top = {str(t): float(np.mean([top_share(f, t).value for f in fits])) for t in thresholds}
+        averaged[label] = {
+            **dict.fromkeys(Robustness.__dataclass_fields__),
+            **{name: float(np.median(draws_R)) for name, draws_R in draws[label].items()},
+            **_of_scored(by_seed.values()),
+            "top": top,
+        }
+    values: dict[str, dict[Statistic, float]] = {
+        label: {name: averaged[label][name] for name in OVER_PROMPTS} for label in grids
+    }
+    return Resamples(values, draws), averaged
 
 
-def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:
-    if column not in rows.column_names or rows[column].null_count:
-        return None
-    return rows[column].to_numpy().astype(np.float64)
+def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:
+    """The figures that need no whole grid, over the pairs that were scored."""
+    figures: dict[str, list[float]] = {}
+    for grid in grids:
+        if grid.confidence_PE is not None:
+            there_PE = _scored(grid)
+            error = calibration_error(grid.confidence_PE[there_PE], grid.correct_PE[there_PE])
+            figures.setdefault("calibration_error", []).append(error)
+        if grid.tokens_PE is not None:
+            tokens = float(grid.tokens_PE[_scored(grid)].mean())
+            figures.setdefault("generated_tokens", []).append(tokens)
+    return {name: float(np.mean(values)) for name, values in figures.items()}
 
 
-def _spread(values: NDArray[Any], place: tuple[Any, Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """One value per row of the table to [P, E]."""
-    spread_PE = np.empty(shape, values.dtype)
-    spread_PE[place] = values
-    return spread_PE
-
-
-def _text(rows: pa.Table, column: str) -> NDArray[np.str_]:
-    return np.asarray(pc.fill_null(rows[column].cast(pa.string()), "").to_pylist(), dtype=np.str_)
+def _scored(grid: Grid) -> NDArray[np.bool_]:
+    return np.ones(grid.correct_PE.shape, bool) if grid.scored_PE is None else grid.scored_PE

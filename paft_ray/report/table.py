@@ -161,9 +161,14 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
         if row.undecided
     ]
     sentences += _not_better(summary, names)
+    if (share := summary.get("scored_share")) is not None:
+        sentences.append(
+            f"{share:.0%} of the prompts x examples were scored; the figures of all are estimated "
+            "from them, and the intervals say only what the rest leaves open."
+        )
     if len(summary["seeds"]) == 1:
         sentences.append(f"{ILLUSTRATION}.")
-    elif summary["differences"]:
+    elif summary["differences"] and share is None:
         sentences.append(_what_intervals_hold(summary))
     return sentences
 

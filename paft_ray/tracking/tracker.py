@@ -60,6 +60,8 @@ class Metric(StrEnum):
     EVAL_ACCURACY_BEST_PROMPT = "eval/accuracy/best_prompt"
     EVAL_CONSISTENCY = "eval/consistency"
     EVAL_FLIP_RATE = "eval/flip_rate"
+    EVAL_CALIBRATION_ERROR = "eval/calibration_error"
+    EVAL_GENERATED_TOKENS = "eval/generated_tokens"
 
 
 def top_metric(threshold: float) -> str:

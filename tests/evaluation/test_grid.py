@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from paft_ray.api import open_session
 from paft_ray.artifacts import Storage, fingerprint
+from paft_ray.evaluation.estimation import balanced_cells
 from paft_ray.evaluation.grid import GridModel, score_grid
 from paft_ray.loading import load_config
 from paft_ray.prompts.pool import Origin, Prompt
@@ -51,7 +53,7 @@ def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callabl
     return make
 
 
-def score(session: Session, adapter: str) -> pa.Table:
+def score(session: Session, adapter: str, cells_PE: np.ndarray | None = None) -> pa.Table:
     prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
     models = [
         GridModel("base", 0, ""),
@@ -60,7 +62,7 @@ def score(session: Session, adapter: str) -> pa.Table:
     ]
     examples = session.task.train[:70]
     with SilentScreen().stage("evaluate") as stage:
-        return score_grid(session, models, prompts, examples, stage)
+        return score_grid(session, models, prompts, examples, stage, cells_PE)
 
 
 def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
@@ -85,3 +87,18 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
     kept = {path: path.stat().st_mtime_ns for path in parts[1::2]}
     assert score(one, adapter).equals(scores)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_session, save_adapter):
+    adapter, session = save_adapter(LORA), make_session(1)
+    whole = score(session, adapter).to_pylist()
+    examples = session.task.train[:70]
+    cells_PE = balanced_cells(0, len(TEMPLATES), len(examples), 0.3)
+    part = score(session, adapter, cells_PE).to_pylist()
+    assert len(part) == 3 * cells_PE.sum()
+    rows = {(r["variant"], r["seed"], r["prompt_id"], r["example_id"]): r for r in whole}
+    prompts, ids = [fingerprint(t) for t in TEMPLATES], [e.id for e in examples]
+    for row in part:
+        assert cells_PE[prompts.index(row["prompt_id"]), ids.index(row["example_id"])]
+        same = rows[row["variant"], row["seed"], row["prompt_id"], row["example_id"]]
+        assert row["choice_logprobs"] == pytest.approx(same["choice_logprobs"], abs=1e-4)

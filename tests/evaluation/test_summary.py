@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.summary import Grid, grid_from_scores, pairs, summarise
+from paft_ray.evaluation.answers import Grid, grid_from_scores
+from paft_ray.evaluation.estimation import balanced_cells
+from paft_ray.evaluation.summary import Unscored, pairs, summarise
 
 
 def scores(grids: dict[tuple[str, int], NDArray[np.bool_]], split: str = "test") -> pa.Table:
@@ -145,3 +147,44 @@ def test_confidence_is_the_probability_among_the_choices_and_tokens_are_those_ge
     assert grid.confidence_PE is None
     assert grid.tokens_PE is not None
     assert sorted(grid.tokens_PE.ravel()) == list(range(rows))
+
+
+def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():
+    rng = np.random.default_rng(2)
+    quality_P, ease_E = rng.normal(0.8, 0.5, 60), rng.normal(0, 0.8, 150)
+    whole = {
+        label: rng.random((60, 150)) < 1 / (1 + np.exp(-(quality_P[:, None] + ease_E + lift)))
+        for label, lift in (("base", -0.8), ("paft", 0.4))
+    }
+    table = scores({(label, 0): grid for label, grid in whole.items()})
+    cells_PE = balanced_cells(0, 60, 150, 0.2)
+    place = [
+        cells_PE[int(row["prompt_id"][1:]), int(row["example_id"][1:])] for row in table.to_pylist()
+    ]
+    part = table.filter(pa.array(place))
+    unscored = Unscored({f"e{e:02d}": "yes" for e in range(150)}, choices=False)
+    summary = summarise(part, ("base", "paft"), (0.75,), (0,), {}, estimate=unscored)
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["scored_share"] == pytest.approx(0.2, abs=0.01)
+    assert (summary["prompts"], summary["examples"]) == (60, 150)
+    for label, grid in whole.items():
+        model = summary["models"][label]
+        assert model["consistency"] is model["flip_rate"] is None
+        accuracy_P = grid.mean(axis=1)
+        truth = {"mean": accuracy_P.mean(), "p05": np.quantile(accuracy_P, 0.05)}
+        for name, value in truth.items():
+            low, high = model["intervals"][name]
+            assert low <= model[name] <= high
+            assert low - 0.01 <= value <= high + 0.01, (label, name)
+        assert model["top"]["0.75"] == pytest.approx((accuracy_P >= 0.75).mean(), abs=0.12)
+    difference = summary["differences"]["paft - base"]
+    true = whole["paft"].mean() - whole["base"].mean()
+    assert difference["low"] < true < difference["high"]
+
+
+def test_summary_of_a_grid_with_holes_is_refused_unless_it_is_to_be_estimated():
+    table = scores({("paft", 0): random_grid(1)}).slice(1)
+    with pytest.raises(DataError, match="exactly one"):
+        summarise(table, ("paft",), (), (0,), {})
+    answers = Unscored({f"e{e:02d}": "yes" for e in range(40)}, choices=True)
+    assert summarise(table, ("paft",), (), (0,), {}, estimate=answers)["scored_share"] < 1
