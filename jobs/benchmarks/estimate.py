@@ -162,7 +162,9 @@ def main() -> None:
         grid = full_grid(plan, options.model, options.dtype, Path(options.cache))
         of_grid = [row for s in options.shares for row in compare(grid, s, options.drawings)]
         show(plan.name, grid.correct_PE, of_grid)
-        rows += [{"grid": plan.name, **row} for row in of_grid]
+        prompts, examples = grid.correct_PE.shape
+        about = {"grid": plan.name, "prompts": prompts, "examples": examples}
+        rows += [{**about, **row} for row in of_grid]
         rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
         for share in options.shares:
             for other in WAYS[1:]:

@@ -3,5 +3,6 @@
 metrics.py     mean, std, worst, Top@t, consistency, paired intervals; pure
 scorer.py      one model, one prompt, some examples to scores; no Ray
 grid.py        Ray Data: the whole grid over actors that hold the model
+estimation.py  the figures of a whole grid from a part of it; pure
 selection.py   the single prompt that a user would have picked
 """
