@@ -4,9 +4,9 @@
         --grid sst2 sst2 POOL.parquet 100 200 --grid trained sst2 written 72 200 ADAPTER
 
 A grid is scored once by the package's scorer and kept (`--cache`), a quarter of an hour on one
-thread for 100 prompts and 200 examples of SST-2. Then its cells are drawn again and again, and each time
-the figures are estimated from them in three ways: `by class`, the package's with one ability per
-prompt and right answer; `one ability`, the package's with one per prompt (the Rasch model);
+thread for 100 prompts and 200 examples of SST-2. Then its cells are drawn again and again, and each
+time the figures are estimated from them in three ways: `by class`, the package's with one ability
+per prompt and right answer; `one ability`, the package's with one per prompt (the Rasch model);
 `cells`, the accuracy of each prompt on its own cells. The same cells serve all three.
 
 Per grid, share, way and statistic: the mean error and its root mean square over the drawings, how
@@ -162,7 +162,9 @@ def main() -> None:
         grid = full_grid(plan, options.model, options.dtype, Path(options.cache))
         of_grid = [row for s in options.shares for row in compare(grid, s, options.drawings)]
         show(plan.name, grid.correct_PE, of_grid)
-        rows += [{"grid": plan.name, **row} for row in of_grid]
+        prompts, examples = grid.correct_PE.shape
+        about = {"grid": plan.name, "prompts": prompts, "examples": examples}
+        rows += [{**about, **row} for row in of_grid]
         rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
         for share in options.shares:
             for other in WAYS[1:]:

@@ -5,7 +5,7 @@ whole grid (`fit`), and statistics over prompts with an interval (`figure`, `qua
 `summarise_estimate`). Not covered: agreement between prompts (consistency), for which the answers
 themselves would have to be guessed; paired differences of two models.
 
-The model is PromptEval's (arXiv 2405.17202, section 3), a Rasch model of prompts and examples,
+The model is PromptEval's (arXiv 2405.17202), a Rasch model of prompts and examples,
 
     P(prompt p is right on example e) = Phi(theta[p, class of e] - beta[e]),
 
@@ -17,6 +17,13 @@ are spread too widely over prompts, and their shrunken means too narrowly, so qu
 come from draws of the posterior. And the curve is the normal ogive Phi, for which the sampler of
 Albert and Chib (JASA 88, 1993) is exact, a few lines long and in need of no tuning; scaled by 1.7
 it differs from the logistic curve by at most 0.01.
+
+Measured on four grids of SmolLM2-135M (`jobs/benchmarks/results/estimate.json`) with a tenth of the
+cells: the standard deviation over prompts is off by 0.2 to 0.9 points (root mean square) with
+classes and 0.4 to 4.8 without, the 5% quantile by 0.0 to 3.1 and 1.2 to 4.5. The 3.1 are of the one
+grid whose quantile lies in a sparse tail (of 72 prompts the third and the fifth worst are 12 points
+apart); its interval held the full grid's value in 84% of the drawings. A quantile among prompts that
+make the model say one class whatever it reads is easy: their accuracy is that class's share.
 
 The target is the grid at hand, not the population of examples: cells that were scored count as they
 are, and only the others are drawn. With all cells scored the figures are therefore exact.
