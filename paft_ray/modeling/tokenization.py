@@ -36,6 +36,16 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring tokens of a row that follow another part, or begin a sequence."""
+
+    start: int
+    stop: int
+    parent: int
+    """Index of the part that it follows, which stands before it; -1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Several sequences in one forward pass, told apart by positions that restart at 0."""
 
@@ -52,6 +62,8 @@ class Row:
     members: tuple[int, ...]
     """For each sequence of the row its index in the list that was packed; empty for an inert
     row, whose loss counts nothing."""
+    parts: tuple[Part, ...] = ()
+    """How sequences share tokens, see `sharing`; empty where each has all of its own."""
 
     @property
     def tokens(self) -> int:
