@@ -134,7 +134,14 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         "--pyfunc", action="store_true", help="an MLflow pyfunc: text in, answer out"
     )
     parser.add_argument(
-        "--out", metavar="DIR", help="folder or URI (default: runs/NAME/export/VARIANT/KIND)"
+        "--lm-eval",
+        action="store_true",
+        help="no model: held-out prompts and test examples as tasks of lm-evaluation-harness",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder or URI (default: runs/NAME/export/VARIANT/KIND, or runs/NAME/lm_eval)",
     )
 
 
@@ -337,7 +344,15 @@ def _report(session: Session, options: argparse.Namespace) -> Result:
 
 def _plan_export(session: Session, options: argparse.Namespace) -> Any:
     from paft_ray.exporting import plan_export
+    from paft_ray.lm_eval_export import plan_lm_eval
 
+    if options.lm_eval:
+        if options.variant or options.seed is not None or options.merge or options.pyfunc:
+            raise ConfigError(
+                "--lm-eval writes prompts and examples, no model: leave out --variant, --seed, "
+                "--merge and --pyfunc, and export the model by another command"
+            )
+        return plan_lm_eval(session, options.out)
     return plan_export(
         session, options.variant, options.seed, options.merge, options.pyfunc, options.out
     )
@@ -346,9 +361,18 @@ def _plan_export(session: Session, options: argparse.Namespace) -> Any:
 def _export(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.cluster import prepare_environment
     from paft_ray.exporting import export
+    from paft_ray.lm_eval_export import export_lm_eval
 
     prepare_environment()
-    exported = export(_plan_export(session, options))
+    plan = _plan_export(session, options)
+    if options.lm_eval:
+        tasks = export_lm_eval(plan)
+        base, *others = tasks.commands.items()
+        lines = [f"{model}: {command}" for model, command in others]
+        wrote = f"lm_eval: {tasks.tasks} tasks of {tasks.examples} examples"
+        last = f"{wrote}: {_near(tasks.folder)}; run: {base[1]}"
+        return Result(asdict(tasks), "\n".join([*lines, last]))
+    exported = export(plan)
     return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
 
 
@@ -402,7 +426,7 @@ VERBS: Mapping[str, Verb] = {
     ),
     "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
     "export": Verb(
-        "write an adapter, a merged model or an MLflow pyfunc to a folder",
+        "write an adapter, a merged model, an MLflow pyfunc or lm-eval tasks to a folder",
         _export,
         needs_ray=False,
         check=_plan_export,

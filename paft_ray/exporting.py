@@ -105,8 +105,23 @@ def plan_export(
     if kind == "merged":
         _refuse_what_cannot_merge(session)
     default = session.run_folder.child("export", session.config.called(trained.training), kind)
-    folder = default if out is None else Storage.open(out)
     identity = fingerprint("export", kind, trained.fingerprint)
+    folder, reused = choose_folder(default, out, identity)
+    return ExportPlan(session, trained, kind, folder, identity, reused, out is None)
+
+
+def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Storage, bool]:
+    """Where an export goes, and whether it lies there complete.
+
+    Args:
+        default: The run's own folder for it.
+        out: Folder or URI in place of it.
+        identity: Fingerprint of what will be written.
+
+    Raises:
+        ConfigError: `out` holds something else.
+    """
+    folder = default if out is None else Storage.open(out)
     manifest = load_manifest(folder, check=True)
     reused = manifest is not None and manifest.fingerprint == identity
     if not reused and out is not None and folder.exists() and folder.names():
@@ -115,7 +130,7 @@ def plan_export(
             f"--out: {folder.path()} holds {holds} ({', '.join(folder.names()[:3])}, ...): name "
             "an empty or a new folder"
         )
-    return ExportPlan(session, trained, kind, folder, identity, reused, out is None)
+    return folder, reused
 
 
 def export(plan: ExportPlan) -> Exported:

@@ -22,8 +22,8 @@ Measured on four grids of SmolLM2-135M (`jobs/benchmarks/results/estimate.json`)
 cells: the standard deviation over prompts is off by 0.2 to 0.9 points (root mean square) with
 classes and 0.4 to 4.8 without, the 5% quantile by 0.0 to 3.1 and 1.2 to 4.5. The 3.1 are of the one
 grid whose quantile lies in a sparse tail (of 72 prompts the third and the fifth worst are 12 points
-apart); its interval held the full grid's value in 84% of the drawings. A quantile among prompts that
-make the model say one class whatever it reads is easy: their accuracy is that class's share.
+apart); its interval held the full grid's value in 84% of the drawings. A quantile among prompts
+that make the model say one class whatever it reads is easy: their accuracy is that class's share.
 
 The target is the grid at hand, not the population of examples: cells that were scored count as they
 are, and only the others are drawn. With all cells scored the figures are therefore exact.

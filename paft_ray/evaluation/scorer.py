@@ -25,7 +25,7 @@ from paft_ray.modeling.model import (
     virtual_tokens,
 )
 from paft_ray.modeling.scoring import generate, inference, score_sequences
-from paft_ray.modeling.tokenization import TextEncoder, choice_sequences
+from paft_ray.modeling.tokenization import Question, TextEncoder, choice_sequences
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
 
@@ -147,17 +147,16 @@ class Scorer:
     ) -> list[Score]:
         choices = self._task.choices
         assert choices is not None
-        per_example = [
-            choice_sequences(
-                self._encoder.encode(
-                    template.render,
-                    example.fields,
-                    choices,
-                    what=f"example {example.id} under prompt {prompt_id}",
-                )
+        questions = [
+            Question(
+                template.render,
+                example.fields,
+                choices,
+                f"example {example.id} under prompt {prompt_id}",
             )
             for example in examples
         ]
+        per_example = [choice_sequences(own) for own in self._encoder.encode_all(questions)]
         sums = iter(
             score_sequences(
                 self._model,

@@ -9,7 +9,7 @@ without `blocks` it is transformers' sdpa. On CPUs sequences up to 512 tokens ar
 set-up, and at 512 tokens it takes twice the time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from paft_ray.errors import ConfigError
-from paft_ray.modeling.kernels import BlockAttention
+from paft_ray.modeling.kernels import BlockAttention, attend_to_paths
+from paft_ray.modeling.tokenization import Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +42,11 @@ class Blocks:
     """For each group the row's tokens in every sequence, the last one repeated as padding."""
     back_T: torch.Tensor
     """Where each token of the row stands in the flattened groups, one after the other."""
+    keys_NK: tuple[torch.Tensor, ...] = ()
+    """Where parts are shared, for each group the tokens that every part follows, and its own."""
+    distance_NLK: tuple[torch.Tensor, ...] = ()
+    """For each group how far a token stands behind each of these; negative where it does not. One
+    for all parts (N of 1) where it is the same."""
 
 
 def cut_blocks(position_ids_T: np.ndarray, device: torch.device) -> Blocks:
@@ -67,6 +73,44 @@ def cut_blocks(position_ids_T: np.ndarray, device: torch.device) -> Blocks:
     return Blocks(tuple(gathers), torch.from_numpy(back_T).to(device))
 
 
+def cut_parts(parts: Sequence[Part], device: torch.device) -> Blocks:
+    """Cut a row in which sequences share parts; every part attends to those it follows."""
+    paths: list[np.ndarray] = []
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, part in enumerate(parts):
+        own = np.arange(part.start, part.stop)
+        paths.append(own if part.parent < 0 else np.concatenate([paths[part.parent], own]))
+        groups.setdefault((_size(len(own)), _size(len(paths[-1]))), []).append(index)
+    gathers, keys, distances, offset = [], [], [], 0
+    back_T = np.zeros(max(part.stop for part in parts), np.int64)
+    for members in groups.values():
+        own = [np.arange(parts[i].start, parts[i].stop) for i in members]
+        gather_NL, keys_NK = _padded(own), _padded([paths[i] for i in members])
+        for number, tokens in enumerate(own):
+            back_T[tokens] = offset + number * gather_NL.shape[1] + np.arange(len(tokens))
+        first_N = np.array([len(paths[i]) - len(o) for i, o in zip(members, own, strict=True)])
+        at_NL = first_N[:, None] + np.arange(gather_NL.shape[1])
+        at_NL = at_NL[:1] if (first_N == first_N[0]).all() else at_NL
+        distances.append(torch.from_numpy(at_NL[..., None] - np.arange(keys_NK.shape[1])))
+        gathers.append(torch.from_numpy(gather_NL))
+        keys.append(torch.from_numpy(keys_NK))
+        offset += gather_NL.size
+    on_device = (tuple(tensor.to(device) for tensor in own) for own in (gathers, keys, distances))
+    gather, key, distance = on_device
+    return Blocks(gather, torch.from_numpy(back_T).to(device), key, distance)
+
+
+def _size(length: int) -> int:
+    """Lengths of the same size share a batch."""
+    return (length - 1).bit_length()
+
+
+def _padded(indices: Sequence[np.ndarray]) -> np.ndarray:
+    """[N, L], the last index repeated: such a query is dropped, such a key stands behind all."""
+    longest = max(map(len, indices))
+    return np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in indices])
+
+
 def block_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -91,6 +135,8 @@ def block_attention(
             )
         return sdpa_attention_forward(module, query, key, value, None, **kwargs)
     plain = query.device.type == "cpu" and not kwargs.get("dropout")
+    if blocks.keys_NK:
+        return _attend_parts(module, query, key, value, blocks, plain, **kwargs), None
     if plain and max(gather_NL.shape[1] for gather_NL in blocks.gather_NL) <= _PLAIN_LENGTH:
         states = (part[0].transpose(0, 1) for part in (query, key, value))
         return attend(*states, blocks=blocks, **kwargs)[None], None
@@ -107,6 +153,44 @@ def block_attention(
             outputs.append(output.flatten(0, 1))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat.index_select(0, blocks.back_T)[None], None
+
+
+def _attend_parts(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    blocks: Blocks,
+    plain: bool,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """Attention of a row of shared parts, without gradients: [1, T, heads, D]."""
+    window, scaling, outputs = kwargs.get("sliding_window"), kwargs.get("scaling"), []
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    q_THD, k_THD, v_THD = (s[0].transpose(0, 1) for s in _as_autocast(query, key, value))
+    for gather_NL, keys_NK, distance_NLK in zip(
+        blocks.gather_NL, blocks.keys_NK, blocks.distance_NLK, strict=True
+    ):
+        hidden_NLK = distance_NLK < 0
+        if window is not None:
+            hidden_NLK |= distance_NLK >= window
+        if plain and keys_NK.shape[1] <= _PLAIN_LENGTH:
+            outputs.append(
+                attend_to_paths(q_THD, k_THD, v_THD, gather_NL, keys_NK, hidden_NLK, scaling)
+            )
+        else:
+            cut = (_take(query, gather_NL), _take(key, keys_NK), _take(value, keys_NK))
+            seen = ~hidden_NLK[:, None].expand(len(gather_NL), -1, -1, -1)
+            output, _ = sdpa_attention_forward(module, *cut, seen, **kwargs)
+            outputs.append(output.flatten(0, 1))
+    return torch.cat(outputs).index_select(0, blocks.back_T)[None]
+
+
+def _as_autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Our own products are none that autocast knows."""
+    if not torch.is_autocast_enabled("cpu"):
+        return states
+    return tuple(state.to(torch.get_autocast_dtype("cpu")) for state in states)
 
 
 def attend(
@@ -131,9 +215,7 @@ def attend(
     Returns:
         [T, heads, D].
     """
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    query, key, value = _as_autocast(query, key, value)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended: Any = BlockAttention.apply(
         query, key, value, blocks.gather_NL, blocks.back_T, scaling, sliding_window
@@ -174,13 +256,17 @@ def attends_in_blocks(model: Any) -> bool:
     return getattr(config, "_attn_implementation", None) == BLOCK_ATTENTION
 
 
-def block_arguments(row_position_ids_T: np.ndarray, device: torch.device) -> Mapping[str, Any]:
+def block_arguments(
+    row_position_ids_T: np.ndarray, device: torch.device, parts: Sequence[Part] = ()
+) -> Mapping[str, Any]:
     """What to hand to the model's forward for a packed row, besides ids and positions.
+
+    Sequences that share parts are read without gradients only.
 
     The mask of one element only keeps transformers from building one that nobody reads.
     """
     return {
-        "blocks": cut_blocks(row_position_ids_T, device),
+        "blocks": cut_parts(parts, device) if parts else cut_blocks(row_position_ids_T, device),
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
     }
 

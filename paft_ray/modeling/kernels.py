@@ -7,8 +7,8 @@ asks oneDNN by itself. Attention keeps its weights once, in the dtype they are u
 Tried and left out, each below 3% of a step at 135M: RMSNorm in fewer passes, a gated MLP and LoRA
 as one function each, rotation inside the attention function.
 
-Shapes: T tokens of a row, N sequences of L tokens each, G groups of R query heads that share keys,
-D head width; I and O features into and out of a layer.
+Shapes: T tokens of a row, N sequences of L tokens each, K tokens that these see, G groups of R
+query heads that share keys, D head width; I and O features into and out of a layer.
 """
 
 from collections.abc import Sequence
@@ -138,6 +138,41 @@ class BlockAttention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def attend_to_paths(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    gather_NL: torch.Tensor,
+    keys_NK: torch.Tensor,
+    hidden_NLK: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of parts of a row to the paths that they end; has no backward pass.
+
+    Args:
+        query: [T, G * R, D].
+        key: [T, G, D].
+        value: [T, G, D].
+        gather_NL: The tokens of every part.
+        keys_NK: The tokens of every path, its part the last of them.
+        hidden_NLK: Which of them a token does not see; N of 1 where that is the same for all.
+        scaling: Of the scores.
+
+    Returns:
+        [N * L, G * R, D].
+    """
+    heads, groups = query.shape[1], key.shape[1]
+    repeats = heads // groups
+    q = _by_group(_take(query, gather_NL), groups)
+    k, v = (_by_group(_take(states, keys_NK), groups) for states in (key, value))
+    mask = q.new_zeros(hidden_NLK.shape).masked_fill_(hidden_NLK, float("-inf"))
+    mask = mask.repeat(1, repeats, 1)  # [N or 1, R * L, K]
+    if len(mask) > 1:
+        mask = mask.repeat_interleave(groups, 0)
+    weights = torch.baddbmm(mask, q, k.mT, alpha=scaling).softmax(-1)
+    return _by_token(torch.bmm(weights, v), gather_NL, heads)
 
 
 def _take(states_THD: torch.Tensor, gather_NL: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from paft_ray.modeling.attention import attends_in_blocks, block_arguments
 from paft_ray.modeling.kernels import linear
+from paft_ray.modeling.sharing import share_rows
 from paft_ray.modeling.tokenization import Row, TokenSequence, build_row, deal_rows
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def answer_logprobs(
     else:
         positions = {"position_ids": torch.from_numpy(row.position_ids_T).to(device)[None]}
         if attends_in_blocks(forward):
-            positions.update(block_arguments(row.position_ids_T, device))
+            positions.update(block_arguments(row.position_ids_T, device, row.parts))
     output = forward(
         input_ids=input_ids, logits_to_keep=keep_U + virtual_tokens, use_cache=False, **positions
     )
@@ -83,24 +84,25 @@ def score_sequences(
         sequences: What to score.
         dtype: `float32` or `bfloat16` (autocast).
         row_tokens: Most tokens in one forward pass.
-        packing: Several sequences in one row.
+        packing: Several sequences in one row, where they share what they begin with if the
+            model attends in blocks.
         virtual_tokens: See `answer_logprobs`.
 
     Returns:
         For each sequence, owner (index of a choice) to the sum of its tokens' log-probabilities.
     """
     device = next(model.parameters()).device
-    lengths = [len(s.input_ids) for s in sequences]
-    [rows] = deal_rows(lengths, row_tokens, ranks=1, packing=packing)
+    rows = share_rows(sequences, row_tokens) if packing and attends_in_blocks(model) else None
+    if rows is None:
+        lengths = [len(s.input_ids) for s in sequences]
+        [dealt] = deal_rows(lengths, row_tokens, ranks=1, packing=packing)
+        rows = [build_row(sequences, members) for members in dealt if members]
     scores: list[dict[int, float]] = [{} for _ in sequences]
     with inference(model, dtype):
-        for members in rows:
-            if not members:
-                continue
-            row = build_row(sequences, members)
+        for row in rows:
             logprobs_A = answer_logprobs(model, row, device, virtual_tokens).double().cpu().numpy()
             for value, member, owner in zip(logprobs_A, row.members_A, row.owners_A, strict=True):
-                sums = scores[members[int(member)]]
+                sums = scores[row.members[int(member)]]
                 sums[int(owner)] = sums.get(int(owner), 0.0) + float(value)
     return scores
 

@@ -36,6 +36,16 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring tokens of a row that follow another part, or begin a sequence."""
+
+    start: int
+    stop: int
+    parent: int
+    """Index of the part that it follows, which stands before it; -1 for none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Several sequences in one forward pass, told apart by positions that restart at 0."""
 
@@ -52,6 +62,8 @@ class Row:
     members: tuple[int, ...]
     """For each sequence of the row its index in the list that was packed; empty for an inert
     row, whose loss counts nothing."""
+    parts: tuple[Part, ...] = ()
+    """How sequences share tokens, see `sharing`; empty where each has all of its own."""
 
     @property
     def tokens(self) -> int:
@@ -170,15 +182,20 @@ class TextEncoder:
                 f"{question.what} has {self.max_length + excess} tokens with its prompt, more than "
                 f"task.max_length ({self.max_length}): raise it, or set task.overlong: trim"
             )
-        return self._trim(question, end)
+        return self._trim(question, end)[0]
 
-    def _trim(self, question: Question, end: bool) -> tuple[Encoded, ...]:
+    def trimmed_fields(self, question: Question, end: bool = False) -> Mapping[str, str]:
+        """The fields of an overlong question as they are cut to fit; see `encode_all`."""
+        return self._trim(question, end)[1]
+
+    def _trim(self, question: Question, end: bool) -> tuple[tuple[Encoded, ...], Mapping[str, str]]:
         fields = dict(question.fields)
         for _ in range(16):
             [encoded] = self._encode_texts([question.render(fields)], [question.answers], end)
             excess = max(e.length for e in encoded) - self.max_length
             if excess <= 0:
-                return tuple(Encoded(e.context_ids, e.answer_ids, trimmed=True) for e in encoded)
+                cut = tuple(Encoded(e.context_ids, e.answer_ids, trimmed=True) for e in encoded)
+                return cut, fields
             longest = max(fields, key=lambda name: (len(fields[name]), name))
             ids = self.tokenizer(fields[longest], add_special_tokens=False)["input_ids"]
             text = str(self.tokenizer.decode(ids[: max(0, len(ids) - excess)]))
