@@ -137,9 +137,8 @@ def run_slices(setup: Setup, tasks: LmEvalTasks) -> Callable[[int], Answers]:
     from lm_eval.tasks import TaskManager
 
     batch = setup.name if setup.name == "auto" else int(setup.name)
-    model: Any = get_model("hf")(
-        pretrained=setup.location, dtype=setup.dtype, batch_size=batch, device="cpu"
-    )
+    hf: Any = get_model("hf")  # declared as the base class, which takes none of these
+    model = hf(pretrained=setup.location, dtype=setup.dtype, batch_size=batch, device="cpu")
     found = TaskManager(include_path=setup.folder, include_defaults=False).load([tasks.name])
     ids = [example.id for example in tasks.examples]
     evaluate: Any = lm_eval.evaluate  # whose decorator hides its arguments
