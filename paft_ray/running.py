@@ -31,7 +31,7 @@ from paft_ray.config import (
 )
 from paft_ray.errors import ConfigError
 from paft_ray.evaluation.estimation import balanced_cells
-from paft_ray.evaluation.grid import GridModel, score_grid
+from paft_ray.evaluation.grid import GridModel, GridScores, score_grid
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
@@ -289,12 +289,8 @@ def evaluate(session: Session) -> dict[str, Any]:
 
 def evaluate_models(
     session: Session, pool: PromptPool, trained: Sequence[TrainedAdapter]
-) -> pa.Table:
-    """Score the base model and the trained variants on held-out prompts and test examples.
-
-    Returns:
-        The content of `scores.parquet`.
-    """
+) -> GridScores:
+    """Score the base model and the trained variants on held-out prompts and test examples."""
     evaluation = session.config.evaluation
     prompts = pool.test[: evaluation.prompts]
     examples = session.task.test[: evaluation.examples]
@@ -319,14 +315,14 @@ def evaluate_models(
             f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
             f"{part}"
         )
-    return scores.append_column("split", pa.array(["test"] * scores.num_rows, pa.string()))
+    return scores
 
 
 def conclude(
     session: Session,
     pool: PromptPool,
     trained: Sequence[TrainedAdapter],
-    scores: pa.Table,
+    scores: GridScores,
     seconds: Mapping[str, float],
     tracker: Tracker,
 ) -> dict[str, Any]:
@@ -339,8 +335,10 @@ def conclude(
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = session.task.test[: evaluation.examples]
+    split = pa.array(["test"] * scores.table.num_rows, pa.string())
+    table = scores.table.append_column("split", split)
     summary = summarise(
-        scores,
+        table,
         labels,
         evaluation.top_thresholds,
         seeds,
@@ -349,9 +347,11 @@ def conclude(
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, session.task.choices is not None),
     )
+    for label, seconds_each in scores.seconds_per_example.items():
+        summary["models"][label]["seconds_per_example"] = seconds_each
     for label in labels[1:]:
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
-    folder.write_bytes("scores.parquet", to_parquet(scores))
+    folder.write_bytes("scores.parquet", to_parquet(table))
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
     folder.write_bytes("examples.parquet", to_parquet(_examples_table(session)))
     folder.write_bytes("summary.json", to_json(summary))

@@ -6,7 +6,9 @@ evaluation goes on where it was.
 """
 
 import logging
+import math
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ from paft_ray.tasks import Example, Task
 logger = logging.getLogger(__name__)
 
 _UNIT_EXAMPLES = 64
+_SECONDS = b"seconds"
+"""Under which a part's metadata tells how long its scoring took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,18 @@ class GridModel:
     """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
 
 
+@dataclass(frozen=True, slots=True)
+class GridScores:
+    """What was found, and what it took."""
+
+    table: pa.Table
+    """`variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model, prompt and
+    example as they were given."""
+    seconds_per_example: Mapping[str, float]
+    """By label: wall-clock seconds of one actor for an example under a prompt, loading the
+    base model left out."""
+
+
 def score_grid(
     session: Session,
     models: Sequence[GridModel],
@@ -52,7 +68,7 @@ def score_grid(
     examples: Sequence[Example],
     stage: Stage,
     cells_PE: NDArray[np.bool_] | None = None,
-) -> pa.Table:
+) -> GridScores:
     """Score every model under every prompt on every example, or on a part of them.
 
     Args:
@@ -62,10 +78,6 @@ def score_grid(
         examples: Which questions.
         stage: Told how many prompt-example pairs are done.
         cells_PE: Which pairs of prompt and example to score, the same for every model; all without.
-
-    Returns:
-        A table of `variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model,
-        prompt and example as they were given.
 
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
@@ -79,17 +91,29 @@ def score_grid(
     if todo:
         weights = [model.weights for model in models]
         _run(session, todo, weights, parts, stage)
-    tables = [
-        _of_model(table, models[unit["model"]])
-        for unit, table in zip(units, parts.read(u["key"] for u in units), strict=True)
-    ]
-    return pa.concat_tables(tables)
+    tables, owners = list(parts.read(u["key"] for u in units)), [models[u["model"]] for u in units]
+    return GridScores(
+        pa.concat_tables(map(_of_model, tables, owners)), _seconds_per_example(tables, owners)
+    )
 
 
 def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
     rows = scores.num_rows
     named = scores.append_column("variant", pa.array([model.label] * rows, pa.string()))
-    return named.append_column("seed", pa.array([model.seed] * rows, pa.int64()))
+    named = named.append_column("seed", pa.array([model.seed] * rows, pa.int64()))
+    return named.replace_schema_metadata(None)
+
+
+def _seconds_per_example(
+    tables: Sequence[pa.Table], owners: Sequence[GridModel]
+) -> dict[str, float]:
+    """By label, over all of its units; the table itself holds no times, so that runs compare."""
+    spent: dict[str, tuple[float, int]] = {}
+    for table, model in zip(tables, owners, strict=True):
+        seconds, rows = spent.get(model.label, (0.0, 0))
+        own = float((table.schema.metadata or {}).get(_SECONDS, "nan"))
+        spent[model.label] = (seconds + own, rows + table.num_rows)
+    return {label: s / rows for label, (s, rows) in spent.items() if not math.isnan(s)}
 
 
 def _cut(
@@ -200,8 +224,11 @@ class _ScoreActor:
         [key], [model] = batch["key"], batch["model"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
         examples = [self._examples[id] for id in ids]
-        scores = self._scorer.score(self._folder(model), prompt_id, text, examples)
-        self._parts.write(key, scores_table(scores))
+        weights = self._folder(model)
+        started = time.perf_counter()
+        scores = self._scorer.score(weights, prompt_id, text, examples)
+        seconds = str(time.perf_counter() - started)
+        self._parts.write(key, scores_table(scores).replace_schema_metadata({_SECONDS: seconds}))
         return {"done": [len(examples)]}
 
     def _folder(self, model: int) -> str | None:

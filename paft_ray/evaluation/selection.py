@@ -21,7 +21,7 @@ def choose_single_prompt(session: Session, pool: PromptPool) -> Prompt:
         scores = score_grid(
             session, [GridModel(BASE, session.config.seed, "")], prompts, examples, stage
         )
-        quality = prompt_quality(scores, {e.id: e.answer for e in examples}, task.choices)
+        quality = prompt_quality(scores.table, {e.id: e.answer for e in examples}, task.choices)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
         accuracy = quality[best.id][0]
         stage.finish(
@@ -36,7 +36,7 @@ def prompt_quality(
     """Per prompt the accuracy, and the mean log-likelihood of the right answers.
 
     Args:
-        scores: From `score_grid`.
+        scores: Of `score_grid`.
         answers: Example id to the right answer.
         choices: The task's choices; without any, the second figure is 0.
     """

@@ -10,7 +10,7 @@ import pytest
 from paft_ray.api import open_session
 from paft_ray.artifacts import Storage, fingerprint
 from paft_ray.evaluation.estimation import balanced_cells
-from paft_ray.evaluation.grid import GridModel, score_grid
+from paft_ray.evaluation.grid import GridModel, GridScores, score_grid
 from paft_ray.loading import load_config
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.screen import SilentScreen
@@ -53,7 +53,7 @@ def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callabl
     return make
 
 
-def score(session: Session, adapter: str, cells_PE: np.ndarray | None = None) -> pa.Table:
+def score(session: Session, adapter: str, cells_PE: np.ndarray | None = None) -> GridScores:
     prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
     models = [
         GridModel("base", 0, ""),
@@ -70,9 +70,13 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
 ):
     adapter = save_adapter(LORA)
     one, two = make_session(1), make_session(2)
-    scores = score(one, adapter)
+    found = score(one, adapter)
+    scores = found.table
     assert scores.num_rows == 3 * 3 * min(70, len(one.task.train))
-    assert score(two, adapter).equals(scores)  # log-likelihoods bit by bit
+    again = score(two, adapter).table
+    assert again.equals(scores, check_metadata=True)  # log-likelihoods bit by bit
+    assert found.seconds_per_example.keys() == {"base", "paft"}
+    assert all(0 < seconds < 60 for seconds in found.seconds_per_example.values())
     by_model = [
         scores.filter((pa.compute.field("variant") == v) & (pa.compute.field("seed") == s))
         for v, s in (("base", 0), ("paft", 0), ("paft", 1))
@@ -85,16 +89,18 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
     for path in parts[::2]:
         path.unlink()
     kept = {path: path.stat().st_mtime_ns for path in parts[1::2]}
-    assert score(one, adapter).equals(scores)
+    after = score(one, adapter)
+    assert after.table.equals(scores)
+    assert after.seconds_per_example.keys() == {"base", "paft"}
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_session, save_adapter):
     adapter, session = save_adapter(LORA), make_session(1)
-    whole = score(session, adapter).to_pylist()
+    whole = score(session, adapter).table.to_pylist()
     examples = session.task.train[:70]
     cells_PE = balanced_cells(0, len(TEMPLATES), len(examples), 0.3)
-    part = score(session, adapter, cells_PE).to_pylist()
+    part = score(session, adapter, cells_PE).table.to_pylist()
     assert len(part) == 3 * cells_PE.sum()
     rows = {(r["variant"], r["seed"], r["prompt_id"], r["example_id"]): r for r in whole}
     prompts, ids = [fingerprint(t) for t in TEMPLATES], [e.id for e in examples]
