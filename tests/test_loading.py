@@ -179,7 +179,10 @@ def test_several_problems_are_counted_and_the_first_is_told():
 
 def test_wrong_entry_of_a_list_is_one_problem():
     message = message_of(BASE, ["variants=[{type: paftt}]"])
-    assert message == "variants.0.type: 'paftt' is none of them; use one of: paft, single_prompt"
+    assert message == (
+        "variants.0.type: 'paftt' is none of them; use one of: "
+        "bound_prompts, human_prompt, paft, single_prompt"
+    )
 
 
 def test_missing_section_is_named():
