@@ -47,6 +47,10 @@ class TrainingError(PaftError, RuntimeError):
     """Training was stopped before the weights came to harm."""
 
 
+class WorkersLostError(TrainingError):
+    """Workers of a training were lost too often, which says nothing about its settings."""
+
+
 def package_missing(package: str, extra: str) -> LLMError:
     """The error for an optional package that a node does not have."""
     return LLMError(

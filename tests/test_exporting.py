@@ -36,7 +36,7 @@ from paft_ray.training.checkpoint import Progress
 from paft_ray.training.handover import complete_training, trainable_copy
 from paft_ray.training.trainer import training_folder
 from paft_ray.training.verification import Verified
-from paft_ray.training.worker import Job
+from paft_ray.training.worker import Job, Record
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 PROMPT = "Tell how it feels: {review}\nAnswer:"
@@ -88,7 +88,7 @@ def leave_training(session: Session, noise: float) -> None:
         folder=writer.folder,
         identity="0123456789abcdef",
         label=training.label,
-        called=config.called(training),
+        record=Record(f"training/{training.name}", "run"),
         steps=5,
         threads=1,
         tracking=None,

@@ -69,6 +69,145 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
     return pa.Table.from_pylist([asdict(score) for score in scores], SCORES_SCHEMA)
 
 
+class Asker:
+    """Puts questions to a model that is in memory already."""
+
+    def __init__(self, config: Config, task: Task, encoder: TextEncoder, dtype: str) -> None:
+        """Keep what all questions have in common.
+
+        Args:
+            config: The run's configuration.
+            task: For slots, choices and the pattern of a free-text answer.
+            encoder: Of the model's tokenizer.
+            dtype: Arithmetic: `float32` or `bfloat16`.
+        """
+        self._config, self._task, self._encoder, self._dtype = config, task, encoder, dtype
+
+    def ask(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        text: str,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        """Score one prompt on some examples.
+
+        Args:
+            model: In evaluation mode.
+            prompt_id: For the result.
+            text: The prompt's template.
+            examples: What to ask.
+            adapted: Whether an adapter of the model is in use.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under this prompt.
+        """
+        template = parse(text, self._task.slots)
+        ask = self._generate if self._task.choices is None else self._rank_choices
+        return ask(model, prompt_id, template, examples, adapted)
+
+    def _rank_choices(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        template: Template,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        choices = self._task.choices
+        assert choices is not None
+        questions = [
+            Question(
+                template.render,
+                example.fields,
+                choices,
+                f"example {example.id} under prompt {prompt_id}",
+            )
+            for example in examples
+        ]
+        per_example = [choice_sequences(own) for own in self._encoder.encode_all(questions)]
+        sums = iter(
+            score_sequences(
+                model,
+                [sequence for sequences in per_example for sequence in sequences],
+                self._dtype,
+                self._config.evaluation.row_tokens,
+                packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
+                virtual_tokens=virtual_tokens(model) if adapted else 0,
+            )
+        )
+        scores = []
+        for example, sequences in zip(examples, per_example, strict=True):
+            owned = {k: v for _ in sequences for k, v in next(sums).items()}
+            logprobs = tuple(owned[index] for index in range(len(choices)))
+            if not all(map(math.isfinite, logprobs)):
+                raise DataError(
+                    f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
+                    f"are {list(logprobs)}; look at the adapter and at model.dtype"
+                )
+            best = _argmax(logprobs)
+            normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    choices[best],
+                    choices[best] == example.answer,
+                    logprobs,
+                    choices[normalised] == example.answer,
+                )
+            )
+        return scores
+
+    def _generate(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        template: Template,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        contexts = [
+            self._encoder.encode(
+                template.render,
+                example.fields,
+                [example.answer],
+                end=True,
+                what=f"example {example.id} under prompt {prompt_id}",
+            )[0].context_ids
+            for example in examples
+        ]
+        # peft puts virtual tokens before the padding of a batch and drops the positions that would
+        # tell the model so: a text would depend on which others are generated with it
+        alone = adapted and virtual_tokens(model) > 0
+        answers = []
+        with inference(model, self._dtype):
+            for batch in [[context] for context in contexts] if alone else [contexts]:
+                answers += generate(
+                    model,  # pyright: ignore[reportArgumentType]
+                    self._encoder.tokenizer,
+                    batch,
+                    self._config.evaluation.max_new_tokens,
+                )
+        pattern = self._task.answer_pattern
+        scores = []
+        for example, (text, tokens) in zip(examples, answers, strict=True):
+            prediction = extract_answer(text, pattern)
+            right = bool(prediction) and prediction == extract_answer(example.answer, pattern)
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    prediction,
+                    right,
+                    generated_text=text,
+                    generated_tokens=tokens,
+                )
+            )
+        return scores
+
+
 class Scorer:
     """A base model in memory, and the adapters that were asked for so far.
 
@@ -85,11 +224,12 @@ class Scorer:
             dtype: Arithmetic: `float32` or `bfloat16`.
             device: torch device.
         """
-        self._config, self._task, self._dtype = config, task, dtype
+        self._config, self._dtype = config, dtype
         tokenizer = load_tokenizer(base, config.model.revision)
-        self._encoder = TextEncoder(
+        encoder = TextEncoder(
             tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
         )
+        self._asker = Asker(config, task, encoder, dtype)
         self._device = torch.device(device)
         self._base = self._model = self._load(base, config.model.revision)
         self._adapters: set[str] = set()
@@ -117,11 +257,9 @@ class Scorer:
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
-        template = parse(text, self._task.slots)
         whole = self._config.model.peft is None
         with self._using_whole(weights) if whole else self._using(weights):
-            ask = self._generate if self._task.choices is None else self._rank_choices
-            return ask(prompt_id, template, examples, adapted=weights is not None)
+            return self._asker.ask(self._model, prompt_id, text, examples, weights is not None)
 
     def _using_whole(self, folder: str | None) -> AbstractContextManager[None]:
         if folder is None:
@@ -141,97 +279,6 @@ class Scorer:
             self._adapters.add(adapter)
         self._model.set_adapter(_adapter_name(adapter))
         return nullcontext()
-
-    def _rank_choices(
-        self, prompt_id: str, template: Template, examples: Sequence[Example], adapted: bool
-    ) -> list[Score]:
-        choices = self._task.choices
-        assert choices is not None
-        questions = [
-            Question(
-                template.render,
-                example.fields,
-                choices,
-                f"example {example.id} under prompt {prompt_id}",
-            )
-            for example in examples
-        ]
-        per_example = [choice_sequences(own) for own in self._encoder.encode_all(questions)]
-        sums = iter(
-            score_sequences(
-                self._model,
-                [sequence for sequences in per_example for sequence in sequences],
-                self._dtype,
-                self._config.evaluation.row_tokens,
-                packing=self._config.train.packing
-                and (not adapted or reads_positions(self._model)),  # pyright: ignore
-                virtual_tokens=virtual_tokens(self._model) if adapted else 0,
-            )
-        )
-        scores = []
-        for example, sequences in zip(examples, per_example, strict=True):
-            owned = {k: v for _ in sequences for k, v in next(sums).items()}
-            logprobs = tuple(owned[index] for index in range(len(choices)))
-            if not all(map(math.isfinite, logprobs)):
-                raise DataError(
-                    f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
-                    f"are {list(logprobs)}; look at the adapter and at model.dtype"
-                )
-            best = _argmax(logprobs)
-            normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
-            scores.append(
-                Score(
-                    prompt_id,
-                    example.id,
-                    choices[best],
-                    choices[best] == example.answer,
-                    logprobs,
-                    choices[normalised] == example.answer,
-                )
-            )
-        return scores
-
-    def _generate(
-        self, prompt_id: str, template: Template, examples: Sequence[Example], adapted: bool
-    ) -> list[Score]:
-        contexts = [
-            self._encoder.encode(
-                template.render,
-                example.fields,
-                [example.answer],
-                end=True,
-                what=f"example {example.id} under prompt {prompt_id}",
-            )[0].context_ids
-            for example in examples
-        ]
-        # peft puts virtual tokens before the padding of a batch and drops the positions that would
-        # tell the model so: a text would depend on which others are generated with it
-        alone = adapted and virtual_tokens(self._model) > 0
-        answers = []
-        with inference(self._model, self._dtype):
-            for batch in [[context] for context in contexts] if alone else [contexts]:
-                answers += generate(
-                    self._model,  # pyright: ignore[reportArgumentType]
-                    self._encoder.tokenizer,
-                    batch,
-                    self._config.evaluation.max_new_tokens,
-                )
-        pattern = self._task.answer_pattern
-        scores = []
-        for example, (text, tokens) in zip(examples, answers, strict=True):
-            prediction = extract_answer(text, pattern)
-            right = bool(prediction) and prediction == extract_answer(example.answer, pattern)
-            scores.append(
-                Score(
-                    prompt_id,
-                    example.id,
-                    prediction,
-                    right,
-                    generated_text=text,
-                    generated_tokens=tokens,
-                )
-            )
-        return scores
 
 
 def extract_answer(text: str, pattern: str | None) -> str:

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -53,6 +54,11 @@ class Metric(StrEnum):
     TRAIN_INCONSISTENCY = "train/inconsistency"
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
+    VALIDATION_ACCURACY_MEAN = "validation/accuracy/mean"
+    VALIDATION_ACCURACY_STD = "validation/accuracy/std"
+    VALIDATION_ACCURACY_WORST_PROMPT = "validation/accuracy/worst_prompt"
+    VALIDATION_ACCURACY_P05 = "validation/accuracy/p05"
+    VALIDATION_GOAL = "validation/goal"
     EVAL_ACCURACY_MEAN = "eval/accuracy/mean"
     EVAL_ACCURACY_STD = "eval/accuracy/std"
     EVAL_ACCURACY_WORST_PROMPT = "eval/accuracy/worst_prompt"
@@ -97,6 +103,10 @@ class Tracker(Protocol):
         """Make one of the run's artifacts a version in the registry, `models:/<name>@<alias>`."""
         ...
 
+    def release(self) -> None:
+        """Deliver what is left and leave the run open, for another process to go on with."""
+        ...
+
     def finish(self, status: FinalStatus) -> None:
         """Deliver what is left and end the run in this state."""
         ...
@@ -118,6 +128,9 @@ class NullTracker:
         """Do nothing."""
 
     def register(self, name: str, alias: str, artifact: str) -> None:
+        """Do nothing."""
+
+    def release(self) -> None:
         """Do nothing."""
 
     def finish(self, status: FinalStatus) -> None:
@@ -246,15 +259,22 @@ class MlflowTracker:
         """Make one of the run's artifacts a version in the registry; one with the alias stays."""
         self._put(Batch(self._run, versions={name: (alias, artifact)}))
 
+    def release(self) -> None:
+        """Deliver what is left and leave the run open; see `finish`."""
+        self._end(Batch(self._run))
+
     def finish(self, status: FinalStatus) -> None:
         """Deliver what is left and end the run in this state; a second call does nothing.
 
         It waits for the thread, 20 s at most; what is not delivered then is in the spool.
         """
+        self._end(Batch(self._run, status=status, ended_ms=_now_ms()))
+
+    def _end(self, last: Batch) -> None:
         if self._closing.is_set():
             return
         lost = {"paft.lost_records": str(self._lost_records)} if self._lost_records else {}
-        last = Batch(self._run, tags=lost, status=status, ended_ms=_now_ms())
+        last = replace(last, tags=lost)
         self._closing.set()
         queued = self._put(last)
         self._thread.join(_FINISH_SECONDS)

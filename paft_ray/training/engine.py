@@ -93,6 +93,7 @@ class Engine:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.stage = train.deepspeed.stage
         self.virtual_tokens = virtual_tokens(model)
+        self.adapted = hasattr(model, "peft_config")
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trainable, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
@@ -230,18 +231,28 @@ class Engine:
         with deepspeed.zero.GatheredParameters(list(self.trainable().values())):
             yield
 
+    @contextmanager
+    def evaluating(self) -> Iterator["PeftModel | PreTrainedModel"]:
+        """The model inside, without dropout, to be asked by every rank on its own.
+
+        Under stage 3 all ranks ask it the same at the same time.
+        """
+        self._engine.eval()
+        try:
+            yield self.model
+        finally:
+            self._engine.train()
+
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Mean negative log-likelihood of the answer tokens of some rows, in nats.
 
         Without dropout and gradients. Collective under stage 3: every rank reads the same rows.
         """
-        self._engine.eval()
-        with torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             logprobs = [
                 answer_logprobs(self._engine, row, self.device, self.virtual_tokens).double()
                 for row in rows
             ]
-        self._engine.train()
         return -float(torch.cat(logprobs).mean())
 
     def restore(

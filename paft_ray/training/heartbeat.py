@@ -16,16 +16,17 @@ from typing import Any, Literal
 
 logger = logging.getLogger(__name__)
 
-Phase = Literal["loading", "forward", "waiting", "checkpoint", "saving", "done"]
+Phase = Literal["loading", "forward", "waiting", "validation", "checkpoint", "saving", "done"]
 _ORDER: Mapping[Phase, int] = {
     "loading": 0,
     "forward": 1,
     "waiting": 2,
-    "checkpoint": 3,
-    "saving": 4,
-    "done": 5,
+    "validation": 3,
+    "checkpoint": 4,
+    "saving": 5,
+    "done": 6,
 }
-_PATIENT: frozenset[Phase] = frozenset({"loading", "checkpoint", "saving"})
+_PATIENT: frozenset[Phase] = frozenset({"loading", "validation", "checkpoint", "saving"})
 """What reads or writes storage: its bound is longer, since storage may fail for a minute."""
 _PATIENCE = 10
 """How many times longer, for these phases and for an attempt's first step."""
@@ -78,7 +79,11 @@ class Beat:
             return "while loading"
         if self.phase == "forward":
             return f"at step {self.step}, row {self.row + 1}"
-        doing = {"waiting": "waiting for the others", "checkpoint": "in its checkpoint"}
+        doing = {
+            "waiting": "waiting for the others",
+            "validation": "scoring validation prompts",
+            "checkpoint": "in its checkpoint",
+        }
         return f"at step {self.step}, {doing.get(self.phase, 'saving the adapter')}"
 
 

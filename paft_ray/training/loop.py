@@ -67,6 +67,8 @@ class Outlets:
     """Called on every rank after every step, with metrics."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
+    validate: Callable[[int], None] = lambda step: None
+    """Called on every rank after every step, before that is saved; may score the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ def fit(
         )
         outlets.tracker.log_metrics(result.metrics, progress.step)
         outlets.ledger.add(plan, result.nll_S)
+        outlets.validate(progress.step)
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
         if due or result.leaving:
             outlets.at("checkpoint")

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from paft_ray.artifacts import Storage, fingerprint, load_manifest
 from paft_ray.cluster import BoardHandle, cpus_per_worker, follow, own_errors, spare_workers
 from paft_ray.config import Config, Training, total_steps
-from paft_ray.errors import ArtifactError, TrainingError, one_line
+from paft_ray.errors import ArtifactError, WorkersLostError, one_line
 from paft_ray.loading import dump_config
 from paft_ray.modeling.base import locate_base
 from paft_ray.modeling.warm_start import read_adapter
@@ -27,7 +27,8 @@ from paft_ray.session import Session
 from paft_ray.training.growth import LEAVE, Growth
 from paft_ray.training.heartbeat import Beat, Verdict, Watch
 from paft_ray.training.patience import retry_storage
-from paft_ray.training.worker import Job, actor_key, run_rank
+from paft_ray.training.validation import ValidationPlan
+from paft_ray.training.worker import Job, Record, actor_key, run_rank
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,26 @@ class TrainedAdapter:
     """steps, tokens, answer_tokens, seconds, prompts, trimmed."""
     reused: bool
     """Whether it was found complete."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What whoever asks for a training wants of it on the way; nothing, but for a search."""
+
+    validation: ValidationPlan | None = None
+    """What the model is scored on, and after which steps."""
+    validated: Callable[[], None] = lambda: None
+    """Called when there are new results in the training's folder."""
+    stopped: Callable[[], bool] = lambda: False
+    """Asked twice a second: whether to save and leave it at that."""
+    cpus: float | None = None
+    """CPUs of each worker; by default as the configuration says."""
+    set_aside: float = 0.0
+    """CPUs of each worker that are used by others, and not asked for again."""
+    record: Record | None = None
+    """Where it is recorded; by default as a child of its run."""
+    pool: str | None = None
+    """Fingerprint of the pool as tracking knows it, where the one at hand is a part of it."""
 
 
 def training_fingerprint(session: Session, config: Config, prompts: Sequence[Prompt]) -> str:
@@ -103,6 +124,22 @@ def train(
         ArtifactError: The folder holds another training.
         TrainingError: A loss was not finite, or workers were lost too often.
     """
+    adapter = train_until(session, prompts, training, pool, Orders())
+    assert adapter is not None  # nobody stops it
+    return adapter
+
+
+def train_until(
+    session: Session,
+    prompts: Sequence[Prompt],
+    training: Training,
+    pool: PromptPool,
+    orders: Orders,
+) -> TrainedAdapter | None:
+    """Like `train`, but None where the orders stopped it before its last step.
+
+    The same call continues a training that was stopped, from where it was.
+    """
     config = session.config.of_training(training)
     identity = training_fingerprint(session, config, prompts)
     folder = training_folder(session, training)
@@ -114,8 +151,10 @@ def train(
             stage.finish(_outcome(adapter))
             return adapter
         _claim(folder, identity)
-        job = _job(session, config, prompts, training, pool, identity)
-        _launch(session, job, config, stage, title)
+        job = _job(session, config, prompts, training, pool, identity, orders)
+        if not _launch(session, job, config, stage, title, orders):
+            stage.finish("stopped")
+            return None
         manifest = retry_storage(
             lambda: load_manifest(folder, check=True), "reading the result", folder.path()
         )
@@ -163,8 +202,11 @@ def _job(
     training: Training,
     pool: PromptPool,
     identity: str,
+    orders: Orders,
 ) -> Job:
     """What every rank is told."""
+    record = Record(f"training/{training.name}", f"{config.name}/{config.called(training)}")
+    cpus = orders.cpus or cpus_per_worker(config.train.workers, "train.workers")
     warm_start = config.train.warm_start
     return Job(
         config=dump_config(config),
@@ -175,23 +217,31 @@ def _job(
         folder=training_folder(session, training),
         identity=identity,
         label=training.label,
-        called=config.called(training),
         steps=total_steps(config.train, len(session.task.train)),
-        threads=max(1, int(cpus_per_worker(config.train.workers, "train.workers"))),
+        threads=max(1, int(cpus)),
         tracking=session.tracking,
         board=BoardHandle(),
-        made_from=provenance(session, pool),
+        made_from=provenance(session, pool) | ({"pool": orders.pool} if orders.pool else {}),
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
+        record=orders.record or record,
+        validation=orders.validation,
     )
 
 
-def _launch(session: Session, job: Job, config: Config, stage: Stage, title: str) -> None:
-    """Run workers until all steps are done, as often as notices make them leave before."""
+def _launch(
+    session: Session, job: Job, config: Config, stage: Stage, title: str, orders: Orders
+) -> bool:
+    """Run workers until all steps are done, as often as notices make them leave before.
+
+    Returns:
+        Whether all steps are done; else the orders stopped it.
+    """
     import ray
 
     steps, board, name = job.steps, job.board, f"{job.label}-s{config.seed}"
     stage.expect(steps)
-    cpus = cpus_per_worker(config.train.workers, "train.workers")
+    cpus = orders.cpus or cpus_per_worker(config.train.workers, "train.workers")
+    cpus -= orders.set_aside
     watch = Watch(
         config.train.workers.heartbeat_timeout_s,
         lambda text: session.screen.line(f"{title}: {text}"),
@@ -203,10 +253,19 @@ def _launch(session: Session, job: Job, config: Config, stage: Stage, title: str
         partial(board.hold, LEAVE),
     )
 
+    validated = 0
+
     def show(said: Mapping[str, Any]) -> None:
+        nonlocal validated
         stage.reach(int(said.get("step", 0)))
         watch.look(said)
-        growth.look(beat for beat in said.values() if isinstance(beat, Beat))
+        beats = [beat for beat in said.values() if isinstance(beat, Beat)]
+        growth.look(beats)
+        if said.get("validated", 0) > validated:
+            validated = said["validated"]
+            orders.validated()
+        if beats and orders.stopped():
+            board.hold(LEAVE, max(beat.attempt for beat in beats))
 
     reference = ray.put(job)
     with tempfile.TemporaryDirectory(prefix="paft-train-") as disposable, follow(board, show):
@@ -214,12 +273,13 @@ def _launch(session: Session, job: Job, config: Config, stage: Stage, title: str
         for attempt in itertools.count():
             place = f"{disposable}/{attempt}"
             done = _run_workers(config, name, reference, board, cpus, place, watch, steps)
-            if done is None or done >= steps:
+            if done is None or done >= steps or orders.stopped():
                 break
             session.screen.line(f"{title}: {done} steps are saved, starting anew")
         refused = board.read().get("refused")
     if refused is not None:
         raise refused
+    return done is None or done >= steps
 
 
 def _run_workers(
@@ -235,7 +295,7 @@ def _run_workers(
     """What rank 0 returned; Ray Train replaces workers that are lost.
 
     Raises:
-        TrainingError: They were lost too often.
+        WorkersLostError: They were lost too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
@@ -264,7 +324,7 @@ def _run_workers(
             return trainer.fit().return_value
     except TrainingFailedError as error:
         reasons = [*watch.verdicts, one_line(error, 300)]
-        raise TrainingError(
+        raise WorkersLostError(
             f"training {name} stopped after step {board.read().get('step', 0)} of {steps}, having "
             f"lost workers more than {config.train.max_failures} times (train.max_failures): "
             f"{'; '.join(reasons)}; run the same command to continue"

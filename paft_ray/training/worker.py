@@ -6,7 +6,7 @@ Builds planner, model, engine and checkpoints, hands them to `loop.fit`, and wha
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,12 @@ from paft_ray.session import RUN_KEY
 from paft_ray.tracking import TrackingTarget, pool_version
 from paft_ray.training.growth import LEAVE
 from paft_ray.training.heartbeat import ATTEMPT, Beat, Pulse
+from paft_ray.training.validation import ValidationPlan
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -34,6 +37,15 @@ if TYPE_CHECKING:
     from paft_ray.training.weighting import PromptWeights
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A training's place among the tracked runs."""
+
+    key: str
+    name: str
+    parent_key: str = RUN_KEY
 
 
 @dataclass(frozen=True)
@@ -51,8 +63,7 @@ class Job:
     identity: str
     label: str
     """Of the variant."""
-    called: str
-    """What people call the training."""
+    record: Record
     steps: int
     threads: int
     tracking: TrackingTarget | None
@@ -61,6 +72,8 @@ class Job:
     """Fingerprints of data, weights and pool, for the manifest."""
     warm_start: bytes | None = None
     """Weights of the adapter that training begins with."""
+    validation: ValidationPlan | None = None
+    """What the model is scored on while it is trained."""
 
     @property
     def base(self) -> str:
@@ -132,9 +145,9 @@ def _train_rank(job: Job, pulse: Pulse) -> int:
     config = Config.model_validate(job.config)
     tracker = open_tracker(
         job.tracking,
-        key=f"training/{job.label}-s{config.seed}",
-        name=f"{config.name}/{job.called}",
-        parent_key=RUN_KEY,
+        key=job.record.key,
+        name=job.record.name,
+        parent_key=job.record.parent_key,
         tags={
             "paft.variant": job.label,
             "paft.fingerprint": job.identity,
@@ -196,6 +209,7 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
             Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
             partial(_report, job, engine.rank, train.checkpoint.every_steps),
             pulse.move,
+            _validation(job, config, engine, planner, pulse, tracker),
         ),
         weights,
         notice_of_leaving(pulse),
@@ -206,6 +220,29 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
     pulse.move("saving")
     _hand_over(job, config, engine, planner, beginning, progress, tracker)
     return progress.step
+
+
+def _validation(
+    job: Job,
+    config: Config,
+    engine: "Engine",
+    planner: "Planner",
+    pulse: Pulse,
+    tracker: "Tracker",
+) -> Callable[[int], None]:
+    """Scores the model on its way, where that is asked for."""
+    from paft_ray.evaluation.scorer import Asker
+    from paft_ray.training.validation import Validation, metrics
+
+    if job.validation is None:
+        return lambda step: None
+
+    def tell(step: int, correct_PE: "NDArray[np.bool_]") -> None:
+        tracker.log_metrics(metrics(correct_PE), step)
+        job.board.post("validated", step)
+
+    asker = Asker(config, job.task, planner.encoder, job.dtype)
+    return Validation(job.validation, engine, asker, job.folder, tell, pulse.move).after
 
 
 def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":

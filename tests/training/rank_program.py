@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ import torch.distributed as dist
 from peft import PeftModel
 
 from paft_ray.artifacts import ArtifactWriter, Storage
-from paft_ray.config import ScheduleConfig, TrainConfig
+from paft_ray.config import Config, ScheduleConfig, TrainConfig
+from paft_ray.evaluation.scorer import Asker
+from paft_ray.loading import load_config
 from paft_ray.modeling.model import (
     adapter_files,
     load_base,
@@ -27,7 +30,7 @@ from paft_ray.modeling.peft_check import complete_peft
 from paft_ray.modeling.scoring import score_sequences
 from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
 from paft_ray.tracking import NullTracker
 from paft_ray.training.checkpoint import Checkpoints, Progress
 from paft_ray.training.engine import Engine, prepare_process
@@ -39,6 +42,7 @@ from paft_ray.training.plan import Planner, plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
 from paft_ray.training.shards import SHARD_BYTES, SMALL_STATE
+from paft_ray.training.validation import Validation, ValidationPlan
 from paft_ray.training.verification import Base
 from paft_ray.training.weighting import PromptWeights
 
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 
 STEPS = 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+ASKED = ("{text}\nSo it is:", "Say how it feels: {text} ->", "{text} =")
 ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
 
 
@@ -90,6 +95,50 @@ def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
     )
+
+
+def questions(model_folder: str) -> tuple[Config, Task]:
+    """What a model is asked on its way, with answers that are one of a few."""
+    texts = [f"the film number {number} was a {word} one" for number in range(6) for word in
+             ("good", "bad", "fine", "awful")]  # fmt: skip
+    examples = [
+        Example(id=f"{number:016x}", fields={"text": text}, answer=ANSWERS[number % 2])
+        for number, text in enumerate(texts)
+    ]
+    task = Task(
+        name="asked",
+        description="How it feels.",
+        slots=("text",),
+        choices=tuple(ANSWERS[:2]),
+        train=tuple(examples),
+        validation=tuple(examples),
+        test=(),
+    )
+    config = load_config(
+        {
+            "name": "asked",
+            "task": {"type": "builtin", "name": "sst2", "max_length": 90},
+            "prompts": {"files": ["none.txt"]},
+            "model": {"path": model_folder, "peft": PEFT},
+            "train": {"steps": STEPS, "row_tokens": 96},
+            "evaluation": {"row_tokens": 400},
+        }
+    )
+    return config, task
+
+
+def validation(
+    engine: Engine, planner: Planner, folder: Storage, model_folder: str
+) -> Callable[[int], None]:
+    config, task = questions(model_folder)
+    prompts = tuple((str(i), text) for i, text in enumerate(ASKED))
+    plan = ValidationPlan(prompts, task.validation, frozenset({10, 20}))
+    asker = Asker(config, task, planner.encoder, "float32")
+
+    def quiet(*said: object, **more: object) -> None:
+        pass
+
+    return Validation(plan, engine, asker, folder, quiet, quiet).after
 
 
 def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, steps: int) -> None:
@@ -251,6 +300,11 @@ def train_on_engine(
             checkpoints=checkpoints,
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             report=lambda metrics: None,
+            **(
+                {"validate": validation(engine, planner, where, model_folder)}
+                if options.get("validated")
+                else {}
+            ),
         ),
         weights,
     )

@@ -11,7 +11,12 @@ import pytest
 import safetensors.torch
 import torch
 from peft import PeftModel, get_peft_model_state_dict
+from rank_program import ASKED, questions
 from transformers import AutoModelForCausalLM
+
+from paft_ray.artifacts import Storage
+from paft_ray.evaluation.scorer import Scorer
+from paft_ray.training.validation import read_results
 
 STAGES = [0, 1, 2, 3]
 Weights = dict[str, torch.Tensor]
@@ -52,6 +57,7 @@ SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
 TWO_RANKS = [
     *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
     *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
+    *({"name": f"validated{stage}", "stage": stage, "validated": True} for stage in (1, 3)),
     {"name": "cut2", "stage": 2, "until": 11, "every": 4},
     {"name": "cut3", "stage": 3, "until": 11, "every": 4},
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
@@ -217,3 +223,22 @@ def test_adapter_handed_over_holds_the_weights_that_the_engine_trained(
     stored = safetensors.torch.load_file(path)
     assert stored.keys() == expected.keys()
     assert all(torch.equal(stored[name], expected[name]) for name in stored)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_model_is_scored_on_its_way_as_evaluation_does_and_is_not_moved_by_it(
+    stage: int, launched: Path, trained: dict[str, Weights], tiny_model: Path
+) -> None:
+    name = f"validated{stage}"
+    for key, weight in trained[f"two-stage{stage}"].items():
+        assert torch.equal(trained[name][key], weight)
+    results = read_results(Storage.open(str(launched / name)))
+    assert list(results) == [10, 20]
+    config, task = questions(str(tiny_model))
+    scorer = Scorer(config, task, str(tiny_model), "float32", "cpu")
+    adapter = str(launched / name / "adapter")
+    expected_PE = [
+        [s.correct for s in scorer.score(adapter, "", text, task.validation)] for text in ASKED
+    ]
+    assert results[20].tolist() == expected_PE
+    assert 0 < results[20].mean() < 1

@@ -1,0 +1,147 @@
+"""A trained model scored on its way, inside its own workers: validation prompts x examples.
+
+What was found after a step stands on storage before that step's checkpoint does, so that a training
+that continues has every figure of the steps behind it.
+
+Shapes: P prompts, E examples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_ray.artifacts import Storage
+from paft_ray.errors import PaftError, TrainingError
+from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.tasks import Example
+from paft_ray.tracking import Metric
+from paft_ray.training.patience import retry_storage
+
+if TYPE_CHECKING:
+    from paft_ray.evaluation.scorer import Asker
+    from paft_ray.training.engine import Engine
+
+FOLDER = "validation"
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """What is scored, and after which steps; travels to workers."""
+
+    prompts: tuple[tuple[str, str], ...]
+    """Ids and texts."""
+    examples: tuple[Example, ...]
+    steps: frozenset[int]
+    """After how many optimizer steps; one result each."""
+
+
+def report_steps(total: int, reports: int) -> tuple[int, ...]:
+    """Evenly spaced steps after which a training of so many steps is scored; the last is the end.
+
+    Fewer than `reports` where there are fewer steps.
+    """
+    return tuple(sorted({max(1, round(total * (k + 1) / reports)) for k in range(reports)}))
+
+
+class Validation:
+    """Scores the model that is trained; every rank has one."""
+
+    def __init__(
+        self,
+        plan: ValidationPlan,
+        engine: "Engine",
+        asker: "Asker",
+        folder: Storage,
+        tell: Callable[[int, NDArray[np.bool_]], None],
+        at: Callable[..., None],
+    ) -> None:
+        """Prepare for scoring.
+
+        Args:
+            plan: What, and when.
+            engine: What is trained.
+            asker: Knows how questions are put.
+            folder: The training's.
+            tell: Called by rank 0 with a step and its result, [P, E], which stands on storage then.
+            at: Told on every rank where it is, see `loop.Outlets`.
+        """
+        self._plan, self._engine, self._asker, self._tell = plan, engine, asker, tell
+        self._at = at
+        self._folder = folder.child(FOLDER)
+
+    def after(self, step: int) -> None:
+        """Score the model, if it is time to; collective."""
+        if step not in self._plan.steps:
+            return
+        correct = self._score()
+        if self._engine.rank == 0:
+            correct_PE = np.asarray(correct, bool).reshape(-1, len(self._plan.examples))
+            record = {"step": step, "correct": correct_PE.astype(int).tolist()}
+            retry_storage(
+                lambda: self._folder.write_json(_file(step), record),
+                "writing validation results",
+                self._folder.path(),
+            )
+            self._tell(step, correct_PE)
+
+    def _score(self) -> Sequence[float]:
+        """For every prompt and example 1 where the answer is right, on all ranks; flat.
+
+        Ranks take prompts in turns. Where weights are spread over them (ZeRO 3) all of them ask the
+        same question at the same time, and rank 0's answer counts.
+        """
+        import torch
+
+        engine, plan = self._engine, self._plan
+        together = engine.stage == 3
+        right_PE = torch.zeros(
+            len(plan.prompts), len(plan.examples), dtype=torch.float64, device=engine.device
+        )
+        failed: PaftError | None = None
+        self._at("validation")
+        with engine.evaluating() as model:
+            for index, (id, text) in enumerate(plan.prompts):
+                if not together and index % engine.ranks != engine.rank:
+                    continue
+                self._at("validation", row=index)
+                try:
+                    scores = self._asker.ask(model, id, text, plan.examples, engine.adapted)
+                except PaftError as error:
+                    failed = error  # the others wait for this rank: they must hear of it
+                    break
+                if not together or engine.rank == 0:
+                    right_PE[index] = torch.tensor([float(score.correct) for score in scores])
+        failures = right_PE.new_tensor([float(failed is not None)])
+        *right, failures = engine.all_reduce(torch.cat([right_PE.flatten(), failures]))
+        if failures:
+            raise failed or TrainingError("another rank could not score validation prompts")
+        return right
+
+
+def _file(step: int) -> str:
+    return f"step-{step:08d}.json"
+
+
+def metrics(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
+    """What is tracked of one result."""
+    accuracy_P = correct_PE.mean(axis=1)
+    names: Mapping[Metric, Statistic] = {
+        Metric.VALIDATION_ACCURACY_MEAN: "mean",
+        Metric.VALIDATION_ACCURACY_STD: "std",
+        Metric.VALIDATION_ACCURACY_WORST_PROMPT: "min",
+        Metric.VALIDATION_ACCURACY_P05: "p05",
+    }
+    return {name: float(OVER_PROMPTS[figure](accuracy_P)) for name, figure in names.items()}
+
+
+def read_results(training: Storage) -> dict[int, NDArray[np.bool_]]:
+    """What a training found on its way: steps to [P, E], whether the answer is right."""
+    folder = training.child(FOLDER)
+    found: dict[int, NDArray[np.bool_]] = {}
+    for name in sorted(folder.names()) if folder.exists() else []:
+        record: Mapping[str, Any] = folder.read_json(name)
+        found[int(record["step"])] = np.asarray(record["correct"], bool)
+    return found
