@@ -3,6 +3,7 @@
 They need a Ray to run on: one that `ray.init` joined before, or `paft_ray.cluster.ray_session`.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray import running
@@ -10,7 +11,7 @@ from paft_ray.artifacts import Storage
 from paft_ray.comparators import variant_prompts
 from paft_ray.config import Config, Training, VariantConfig, total_steps
 from paft_ray.modeling.peft_check import complete_peft
-from paft_ray.modeling.trial import try_adapter, warm_up
+from paft_ray.modeling.trial import try_adapters, warm_up
 from paft_ray.modeling.warm_start import read_adapter
 from paft_ray.preflight import RUN_RECORD, preflight
 from paft_ray.prompts import build
@@ -26,6 +27,7 @@ def open_session(
     overwrite: bool = False,
     screen: Screen | None = None,
     planning: bool = False,
+    test: bool = True,
 ) -> Session:
     """Check everything that can be checked before work, and open the session.
 
@@ -34,31 +36,41 @@ def open_session(
         overwrite: The run's name may belong to another configuration.
         screen: Where a person follows the work; silent by default.
         planning: No worker will run here.
+        test: Read test examples; a search opens its session without.
 
     Raises:
         PaftError: See `preflight`; nothing was written.
     """
-    checked = preflight(config, overwrite, planning)
+    checked = preflight(config, overwrite, planning, test)
     storage = Storage.open(config.storage)
     return Session(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
 
 
-def begin_trial(session: Session, overwrite: bool = False) -> None:
+def begin_trial(session: Session, overwrite: bool = False, others: Sequence[Config] = ()) -> None:
     """Begin to check what only transformers and peft can, in a process of its own.
 
     That is whether the model and its adapter can be built; passed over where the run has begun,
     and so was accepted before. `finish_trial` waits for it.
+
+    Args:
+        session: The run.
+        overwrite: The run begins anew.
+        others: Configurations whose adapters are tried as well.
     """
     if session.run_folder.exists(RUN_RECORD) and not overwrite:
         session.trial.begin(warm_up)
         return
-    config = session.config
-    steps, warm_start = total_steps(config.train, len(session.task.train)), config.train.warm_start
+    config, warm_start = session.config, session.config.train.warm_start
+    pefts: list[Mapping[str, Any] | None] = []
+    for each in (config, *others):
+        steps = total_steps(each.train, len(session.task.train))
+        if (peft := complete_peft(each.model.peft, steps)) not in pefts:
+            pefts.append(peft)
     session.trial.begin(
-        try_adapter,
+        try_adapters,
         config.model.path,
         config.model.revision,
-        complete_peft(config.model.peft, steps),
+        pefts,
         config.seed,
         None if warm_start is None else read_adapter(warm_start),
     )
@@ -73,14 +85,14 @@ def finish_trial(session: Session) -> None:
     session.trial.finish()
 
 
-def try_model(session: Session, overwrite: bool = False) -> None:
+def try_model(session: Session, overwrite: bool = False, others: Sequence[Config] = ()) -> None:
     """Check that the model and its adapter can be built, see `begin_trial`.
 
     Raises:
         ConfigError: They cannot; nothing was started or written.
     """
     try:
-        begin_trial(session, overwrite)
+        begin_trial(session, overwrite, others)
         finish_trial(session)
     finally:
         session.trial.close()
@@ -112,3 +124,13 @@ def run(config: Config) -> dict[str, Any]:
     session = open_session(config)
     try_model(session)
     return running.run(session)
+
+
+def tune(config: Config) -> dict[str, Any]:
+    """Search the space of `tuning`; returns the content of `search.json`, and `summary`."""
+    from paft_ray.tuning.check import check_search
+    from paft_ray.tuning.search import search
+
+    session = open_session(config, test=False)
+    try_model(session, others=check_search(session))
+    return search(session)

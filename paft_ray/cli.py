@@ -53,9 +53,13 @@ class Verb:
     """Whether what libraries print goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether model and adapter are tried first."""
+    others: Callable[[Session], Sequence[Config]] | None = None
+    """Configurations whose adapters are tried as well."""
     finished: Callable[[Session], Result | None] | None = None
     """The result where everything is done, found without Ray."""
-    check: Callable[[Session, argparse.Namespace], object] | None = None
+    reads_test: bool = True
+    """Whether test examples are read from the beginning."""
+    check: Callable[[Session, argparse.Namespace], Any] | None = None
     """Refuses what it can before anything is written, the log included."""
 
 
@@ -114,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(overwrite=False)
         if name == "export":
             _add_export_options(sub)
-        if name not in ("run", "train"):
+        if name not in ("run", "train", "tune"):
             continue
         sub.add_argument(
             "--overwrite",
@@ -150,7 +154,9 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _
 
     screen = RichScreen(streams.console)
     try:
-        session = open_session(config, options.overwrite, screen, planning=not verb.needs_ray)
+        session = open_session(
+            config, options.overwrite, screen, not verb.needs_ray, verb.reads_test
+        )
         if verb.check is not None:
             verb.check(session, options)
     except PaftError as error:
@@ -195,7 +201,8 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
 
     import_early(session.config)
     if verb.trains:
-        begin_trial(session, options.overwrite)
+        others = verb.others(session) if verb.others else ()
+        begin_trial(session, options.overwrite, others)
         import_ray()  # while the model is tried
         finish_trial(session)
     with ray_session():
@@ -329,6 +336,32 @@ def _finished_run(session: Session) -> Result | None:
     return None if summary is None else _results(session, summary)
 
 
+def _tune(session: Session, options: argparse.Namespace) -> Result:
+    from paft_ray.tuning.search import search
+
+    return _search_results(session, search(session, options.overwrite))
+
+
+def _finished_search(session: Session) -> Result | None:
+    from paft_ray.tuning.search import finished_search
+
+    found = finished_search(session)
+    return None if found is None else _search_results(session, found)
+
+
+def _edges(session: Session) -> Sequence[Config]:
+    from paft_ray.tuning.check import check_search
+
+    return check_search(session)
+
+
+def _search_results(session: Session, found: Mapping[str, Any]) -> Result:
+    from paft_ray.report import search_table
+
+    results = _results(session, found["summary"])
+    return Result(found, "\n".join([search_table(found), "", results.text]))
+
+
 def _report(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.report import write_report
 
@@ -345,7 +378,11 @@ def _report(session: Session, options: argparse.Namespace) -> Result:
 def _plan_export(session: Session, options: argparse.Namespace) -> Any:
     from paft_ray.exporting import plan_export
     from paft_ray.lm_eval_export import plan_lm_eval
+    from paft_ray.tuning.search import holds_search, of_finalists
 
+    if holds_search(session):
+        label = None if options.lm_eval else options.variant or ""
+        session = of_finalists(session, label)
     if options.lm_eval:
         if options.variant or options.seed is not None or options.merge or options.pyfunc:
             raise ConfigError(
@@ -423,6 +460,15 @@ VERBS: Mapping[str, Verb] = {
     "evaluate": Verb("evaluate trained variants on held-out prompts", _evaluate),
     "run": Verb(
         "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
+    ),
+    "tune": Verb(
+        "search pool size, sampling temperature and other settings for the most robust model",
+        _tune,
+        trains=True,
+        finished=_finished_search,
+        others=_edges,
+        reads_test=False,
+        check=lambda session, options: _edges(session),
     ),
     "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
     "export": Verb(

@@ -180,6 +180,13 @@ def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
     return alive, sum(spare)
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What every node that is alive has in all."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
 def check_cluster(config: Config) -> None:
     """Refuse stages that could never be placed on the cluster that we joined.
 

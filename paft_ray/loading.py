@@ -52,6 +52,7 @@ NEUTRAL_FIELDS = (
     "train.checkpoint",
     "train.max_failures",
     "evaluation.workers",
+    "tuning",
 )
 """Names, places, and how work is spread: content behind a place counts, by its own fingerprint."""
 
@@ -325,6 +326,8 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
         variants = node.get("discriminator", {}).get("mapping", {})
         if part in variants:
             node = {"$ref": variants[part]}
+            continue
+        if part == "[key]":  # pydantic's word for a key of a mapping, which stands before it
             continue
         keys.append(str(part))
         child = node.get("properties", {}).get(part, node.get("additionalProperties"))

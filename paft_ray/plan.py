@@ -2,13 +2,23 @@
 
 from typing import Any
 
-from paft_ray.config import FakeLLM, LLMConfig, OpenAILLM, SinglePromptVariant, total_steps
+from paft_ray.config import (
+    Config,
+    FakeLLM,
+    LLMConfig,
+    OpenAILLM,
+    SinglePromptVariant,
+    TuningConfig,
+    total_steps,
+)
 from paft_ray.prompts.asking import cost, is_answered, unit_size
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generation import RequestBook
 from paft_ray.prompts.llm import llm_label
 from paft_ray.session import Session
 from paft_ray.training.trainer import find_trained
+from paft_ray.tuning.pools import generation_samples
+from paft_ray.tuning.tuner import count_trials
 
 
 def describe_plan(session: Session) -> dict[str, Any]:
@@ -52,7 +62,24 @@ def describe_plan(session: Session) -> dict[str, Any]:
         "examples": test_examples,
         "answers": round(models * test_prompts * test_examples * share),
     }
+    if config.tuning is not None:
+        plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def _plan_search(
+    tuning: TuningConfig, config: Config, steps: int, validation: int
+) -> dict[str, Any]:
+    """What `paft tune` would do at most: schedulers stop trials early."""
+    prompts = min(config.prompts.split.validation, tuning.prompts or 10**9)
+    trials = count_trials(tuning, config.seed)
+    return {
+        "pools": len(generation_samples(tuning)),
+        "trials": trials,
+        "steps_at_most": trials * steps,
+        "answers_at_most": trials * tuning.reports * prompts * min(tuning.examples, validation),
+        "finalist_trainings": min(tuning.finalists, trials) * len(tuning.final_seeds(config.seed)),
+    }
 
 
 _CHARACTERS_PER_TOKEN = 4

@@ -58,13 +58,16 @@ class Checked:
     """What is allowed but may not be meant; one line each."""
 
 
-def preflight(config: Config, overwrite: bool = False, planning: bool = False) -> Checked:
+def preflight(
+    config: Config, overwrite: bool = False, planning: bool = False, test: bool = True
+) -> Checked:
     """Check a configuration against the files, the environment and this machine.
 
     Args:
         config: What is to be run.
         overwrite: The run's name may belong to a run with another configuration.
         planning: No worker will run here, so that what this machine lacks is a warning.
+        test: Read test examples, see `load_task`.
 
     Raises:
         ConfigError: The configuration cannot work here; the message names the remedy.
@@ -76,8 +79,22 @@ def preflight(config: Config, overwrite: bool = False, planning: bool = False) -
         _check_identity(config, storage)
     _check_tracking(config)
     warnings = _check_workers(config, planning)
-    warnings += _check_dtype(config)
     model = inspect_model(config.model.path, config.model.revision)
+    warnings += _check_model(config, model)
+    warnings += _check_llms(config, model)
+    task = load_task(config.task, config.seed, test)
+    warnings += check_settings(config, task, model)
+    warnings += _check_prompts(config, task)
+    return Checked(task, model, tuple(warnings))
+
+
+def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
+    """Check the settings that a search may change, against model and task; returns warnings.
+
+    Raises:
+        ConfigError: They cannot work together, or here.
+    """
+    warnings = [*_check_dtype(config)]
     if config.model.peft is not None:
         check_peft(config.model.peft, model)
     dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
@@ -86,14 +103,10 @@ def preflight(config: Config, overwrite: bool = False, planning: bool = False) -
         warnings += check_adapter(
             read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
         )
-    warnings += _check_model(config, model)
-    warnings += _check_llms(config, model)
-    task = load_task(config.task, config.seed)
     if config.model.peft is not None:
         complete_peft(config.model.peft, total_steps(config.train, len(task.train)))
     warnings += _check_task(config, task)
-    warnings += _check_prompts(config, task)
-    return Checked(task, model, tuple(warnings))
+    return warnings
 
 
 def _check_storage(location: str) -> Storage:
@@ -301,7 +314,7 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"training examples of {task.name}; lower it, or add examples"
         )
     wanted = config.evaluation.examples
-    if wanted is not None and wanted > len(task.test):
+    if wanted is not None and task.test and wanted > len(task.test):
         yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
     for index, variant in enumerate(config.variants):
         if isinstance(variant, HumanPromptVariant) and not task.instructions:

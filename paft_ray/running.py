@@ -39,7 +39,7 @@ from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.modeling.model import result_folder
 from paft_ray.modeling.trial import refuse_overlong
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
-from paft_ray.prompts.pool import POOL_FILE, PromptPool
+from paft_ray.prompts.pool import POOL_FILE, Prompt, PromptPool
 from paft_ray.prompts.template import parse
 from paft_ray.report import POOL_PAGE, card_figures, write_pool_page, write_report
 from paft_ray.session import RUN_KEY, Session
@@ -63,7 +63,7 @@ from paft_ray.training.trainer import (
 logger = logging.getLogger(__name__)
 
 
-class _Clock:
+class StageClock:
     """Seconds per stage, added up over the attempts of a run that was interrupted between them."""
 
     _file = "seconds.json"
@@ -84,19 +84,28 @@ class _Clock:
 
 
 @contextmanager
-def claimed(session: Session, overwrite: bool = False) -> Iterator[Tracker]:
+def claimed(
+    session: Session, overwrite: bool = False, made_from: Mapping[str, str] | None = None
+) -> Iterator[Tracker]:
     """Hold the run's name, record its configuration, and track it until the block ends.
 
     Args:
         session: The run.
         overwrite: Delete what another configuration left under this name.
+        made_from: What else must stay the same under this name, as fingerprints; `work` says what
+            kind of thing it is.
 
     Raises:
         ConfigError: Another live process holds the name, or what lies under it was made from other
             data or weights.
     """
     folder = session.run_folder
-    content = {"task": session.task_identity, "model": session.model_identity}
+    content = {
+        "work": "run",
+        "task": session.task_identity,
+        "model": session.model_identity,
+        **(made_from or {}),
+    }
     if not overwrite:
         _refuse_other_content(folder, content)
     with lease(folder, f"run {session.config.name!r}"):
@@ -133,7 +142,12 @@ def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
     """Places are no part of a configuration's identity, but what lies there is."""
     if not folder.exists("config.json"):
         return
-    recorded = folder.read_json("config.json").get("content", content)
+    recorded = {"work": "run", **folder.read_json("config.json").get("content", content)}
+    if recorded["work"] != content["work"]:
+        raise ConfigError(
+            f"name: {folder.path()} holds a {recorded['work']}, this is a {content['work']}: "
+            "choose another name, or pass --overwrite"
+        )
     if changed := [part for part in content if recorded.get(part) != content[part]]:
         raise ConfigError(
             f"name: {folder.path()} was made from another {' and another '.join(changed)}: files "
@@ -150,7 +164,7 @@ def run(session: Session, overwrite: bool = False) -> dict[str, Any]:
     if not overwrite and (summary := finished_summary(session)) is not None:
         return summary
     with claimed(session, overwrite) as tracker:
-        clock = _Clock(session.run_folder)
+        clock = StageClock(session.run_folder)
         with clock.stage("prompt_pool"):
             pool = prepare_pool(session)
             check_lengths(session, pool)
@@ -193,7 +207,9 @@ def prepare_pool(session: Session) -> PromptPool:
         write_pool_page(folder)
     name, alias = pool_version(session.task.name, pool.fingerprint)
     tags = {"paft.pool": f"models:/{name}@{alias}"}
-    tracker = open_tracker(session.tracking, "pool", f"{session.config.name}/pool", RUN_KEY, tags)
+    tracker = open_tracker(
+        session.tracking, f"pool/{pool.fingerprint}", f"{session.config.name}/pool", RUN_KEY, tags
+    )
     rows = [
         [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]
         for split in SPLITS
@@ -210,8 +226,17 @@ def prepare_pool(session: Session) -> PromptPool:
     return pool
 
 
-def check_lengths(session: Session, pool: PromptPool) -> None:
+def check_lengths(
+    session: Session,
+    pool: PromptPool,
+    validation: tuple[Sequence[Prompt], Sequence[Example]] = ((), ()),
+) -> None:
     """Refuse what does not fit `task.max_length`, in training and on held-out prompts, at once.
+
+    Args:
+        session: The run.
+        pool: Its prompts.
+        validation: Prompts and examples that models are scored on while they are trained.
 
     Raises:
         DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
@@ -224,8 +249,13 @@ def check_lengths(session: Session, pool: PromptPool) -> None:
         pairs = (
             (pool.train, task.train),
             (pool.test[: config.evaluation.prompts], task.test[: config.evaluation.examples]),
+            validation,
         )
-        texts = [([(p.id, p.text) for p in prompts], examples) for prompts, examples in pairs]
+        texts = [
+            ([(p.id, p.text) for p in prompts], examples)
+            for prompts, examples in pairs
+            if prompts and examples
+        ]
         session.trial.begin(_read_longest, config, base, task.slots, task.choices, texts)
         session.trial.finish()
     finally:
@@ -273,7 +303,7 @@ def evaluate(session: Session) -> dict[str, Any]:
             f"{session.storage.path()}: run `paft train` or `paft run` with it first"
         )
     with claimed(session) as tracker:
-        clock = _Clock(session.run_folder)
+        clock = StageClock(session.run_folder)
         with clock.stage("prompt_pool"):
             pool = prepare_pool(session)
         for adapter in trained:
@@ -325,10 +355,20 @@ def conclude(
     scores: GridScores,
     seconds: Mapping[str, float],
     tracker: Tracker,
+    configs: Mapping[str, Config] | None = None,
 ) -> dict[str, Any]:
     """Write scores, summary and report, and track them; returns the summary.
 
     The run is complete, and has a manifest, when all its variants are in the summary.
+
+    Args:
+        session: The run.
+        pool: Whose held-out prompts were asked.
+        trained: What was compared with the base model.
+        scores: Of all of them.
+        seconds: Stage to wall-clock time.
+        tracker: The run's.
+        configs: By label the configuration of a variant, where it is not the run's own.
     """
     folder, evaluation = session.run_folder, session.config.evaluation
     folder.delete(MANIFEST)  # what it vouched for is about to change
@@ -358,7 +398,7 @@ def conclude(
     with session.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
-    _write_cards(session, trained, summary, tracker)
+    _write_cards(session, trained, summary, tracker, configs or {})
     _track(session, summary, tracker)
     if len(trained) == len(session.config.trainings):
         writer = ArtifactWriter(folder)
@@ -395,6 +435,7 @@ def _write_cards(
     trained: Sequence[TrainedAdapter],
     summary: Mapping[str, Any],
     tracker: Tracker,
+    configs: Mapping[str, Config],
 ) -> None:
     """The models' cards again, now that there are figures."""
     figures = card_figures(summary)
@@ -403,8 +444,9 @@ def _write_cards(
     for model in trained:
         if "prompt" not in model.about:  # trained before there were cards
             continue
+        config = configs.get(model.training.label, session.config)
         text = render_card(
-            session.config, session.task, model.fingerprint, model.about, figures, form
+            config, session.task, model.fingerprint, model.about, figures, form
         ).encode()
         model.folder.write_bytes(f"{folder}/{CARD}", text)
         tracker.log_artifact(f"adapters/{session.config.called(model.training)}/{CARD}", text)

@@ -4,12 +4,13 @@ Library functions speak to a `Screen`; by default it is silent. The CLI hands in
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
@@ -56,6 +57,10 @@ class Screen(Protocol):
         """Show one line."""
         ...
 
+    def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
+        """A context manager in which something is shown, drawn anew every second."""
+        ...
+
 
 class SilentScreen:
     """Shows nothing."""
@@ -67,6 +72,10 @@ class SilentScreen:
 
     def line(self, text: str) -> None:
         """Drop the line."""
+
+    def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
+        """Show nothing."""
+        return nullcontext()
 
 
 class _VisibleStage(Stage):
@@ -126,3 +135,16 @@ class RichScreen:
     def line(self, text: str) -> None:
         """Show one line as it is."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
+        """Show something, drawn anew every second, where the output is a terminal."""
+        if not self._console.is_terminal:
+            return nullcontext()
+        return Live(
+            get_renderable=draw,
+            console=self._console,
+            refresh_per_second=1,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )

@@ -1,7 +1,8 @@
 """What the stages of one command share: configuration, task, storage, tracking, screen."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Self
 
 from paft_ray.artifacts import Storage, fingerprint
 from paft_ray.cluster import resolve_dtype
@@ -35,6 +36,16 @@ class Session:
     def tracking(self) -> TrackingTarget | None:
         """Where to record; prepared (and a sqlite database made) at first use."""
         return prepare_tracking(self.config, self.storage)
+
+    def of_config(self, config: Config, screen: Screen | None = None) -> Self:
+        """The same command's view of another configuration of the same task and base model.
+
+        Without a screen nobody watches, and it travels to other processes.
+        """
+        other = replace(self, config=config, screen=screen or SilentScreen())
+        known = ("tracking", "model_identity", "task_identity")  # found out once
+        other.__dict__.update({k: v for k, v in self.__dict__.items() if k in known})
+        return other
 
     @cached_property
     def trial(self) -> TrialProcess:

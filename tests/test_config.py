@@ -68,6 +68,7 @@ def test_every_field_of_every_section_says_what_it_means(section):
         assert field.description or name in plain or nested, f"{section.__name__}.{name}"
 
 
+SPACE = {"train.steps": {"type": "choice", "values": [1, 2]}}
 WRONG = [
     # section or variant, changes, what the message says: path, value, rule
     ("config", {"name": "Has Spaces"}, ["name: 'Has Spaces'", "a-z"]),
@@ -264,6 +265,57 @@ WRONG = [
     ("seeds", {"seeds": []}, ["seeds", "at least 1 item"]),
     ("evaluation", {"evaluation": {"top_thresholds": [2]}}, ["evaluation.top_thresholds", "0 and"]),
     ("evaluation", {"evaluation": {"prompts": 0}}, ["evaluation.prompts: 0"]),
+    *(
+        (section, {"tuning": {"space": SPACE, **tuning}}, says)
+        for section, tuning, says in (
+            ("tuning", {"reports": 0}, ["tuning.reports: 0"]),
+            ("tuning", {"seeds": [1, 1]}, ["tuning.seeds", "named twice"]),
+            ("randomsearch", {"search": {"type": "random", "x": 1}}, ["tuning.search.x: unknown"]),
+            ("gridsearch", {"search": {"type": "grid", "x": 1}}, ["tuning.search.x: unknown"]),
+            (
+                "optunasearch",
+                {"search": {"type": "optuna", "startup_trials": 0}},
+                ["tuning.search.startup_trials: 0"],
+            ),
+            ("noscheduler", {"scheduler": {"type": "none", "x": 1}}, ["tuning.scheduler.x"]),
+            (
+                "asha",
+                {"scheduler": {"type": "asha", "reduction_factor": 1}},
+                ["tuning.scheduler.reduction_factor: 1"],
+            ),
+            (
+                "medianstopping",
+                {"scheduler": {"type": "median", "min_trials": 0}},
+                ["tuning.scheduler.min_trials: 0"],
+            ),
+            ("meanaccuracy", {"goal": {"type": "mean", "x": 1}}, ["tuning.goal.x: unknown key"]),
+            ("lowquantile", {"goal": {"type": "p05", "q": 1}}, ["tuning.goal.q: unknown key"]),
+            ("worstprompt", {"goal": {"type": "worst", "x": 1}}, ["tuning.goal.x: unknown key"]),
+            (
+                "meanminusstd",
+                {"goal": {"type": "mean_minus_std", "weight": -1}},
+                ["tuning.goal.weight: -1"],
+            ),
+        )
+    ),
+    *(
+        (section, {"tuning": {"space": {"train.steps": dimension}}}, says)
+        for section, dimension, says in (
+            ("choice", {"type": "choice", "values": []}, ["values", "at least 1"]),
+            (
+                "uniform",
+                {"type": "uniform", "low": 1, "high": 1},
+                ["low (1) is not below high (1)"],
+            ),
+            (
+                "randint",
+                {"type": "randint", "low": 2, "high": 1},
+                ["low (2) is not below high (1)"],
+            ),
+            ("loguniform", {"type": "loguniform", "low": 0, "high": 1}, ["has no logarithm"]),
+            ("lograndint", {"type": "lograndint", "low": 0, "high": 1}, ["has no logarithm"]),
+        )
+    ),
     ("estimate", {"evaluation": {"estimate": {"share": 1}}}, ["evaluation.estimate.share: 1"]),
     ("tracking", {"tracking": {"type": "wandb"}}, ["tracking.type: 'wandb'", "'mlflow'"]),
     (

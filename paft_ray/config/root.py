@@ -12,6 +12,7 @@ from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
+from paft_ray.config.tuning import TuningConfig
 from paft_ray.config.variants import (
     BoundPromptsVariant,
     PaftVariant,
@@ -44,6 +45,8 @@ class Config(Section):
     """The ways to train that are run and compared, at equal steps and examples."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+    tuning: TuningConfig | None = None
+    """What `paft tune` searches; other commands do not read it."""
 
     @field_validator("name")
     @classmethod
@@ -105,6 +108,11 @@ class Config(Section):
             raise ValueError(
                 "model.peft: null trains all weights, which goes with neither train.warm_start nor "
                 "model.quantization: name a peft method, or leave these out"
+            )
+        if self.tuning is not None and self.seed in self.tuning.final_seeds(self.seed):
+            raise ValueError(
+                f"tuning.seeds holds seed ({self.seed}), with which trials are trained and chosen: "
+                "name others"
             )
         self._views_fit()
         if self.train.row_tokens < self.task.max_length:

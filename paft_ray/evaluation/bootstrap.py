@@ -43,7 +43,7 @@ class Resamples:
 
     def interval(self, label: str, statistic: Statistic) -> tuple[float, float]:
         """95% interval of one model's statistic, between 0 and 1."""
-        low, high = _interval(self.draws[label][statistic], self.values[label][statistic])
+        low, high = interval(self.draws[label][statistic], self.values[label][statistic])
         return max(0.0, low), min(1.0, high)
 
     def difference(self, a: str, b: str, statistic: Statistic) -> Difference:
@@ -53,7 +53,7 @@ class Resamples:
         centred_R = draws_R - (draws_R.mean() - value)
         fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
-        low, high = _interval(draws_R, value)
+        low, high = interval(draws_R, value)
         return Difference(value, max(-1.0, low), min(1.0, high), float(p))
 
 
@@ -119,8 +119,8 @@ def resample(
     )
 
 
-def _interval(draws_R: NDArray[np.float64], value: float) -> tuple[float, float]:
-    """Percentiles of the resamples, moved by what they are off on average.
+def interval(draws_R: NDArray[np.float64], value: float) -> tuple[float, float]:
+    """95% interval of a statistic: percentiles of the resamples, moved by their mean error.
 
     A resample of examples adds its own noise to the spread over prompts, so that its std is larger
     and its minimum lower than those of the grid.

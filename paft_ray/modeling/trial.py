@@ -94,22 +94,20 @@ def _serve(connection: Connection) -> None:
         connection.send(answer)
 
 
-def try_adapter(
+def try_adapters(
     path: str,
     revision: str | None,
-    peft: Mapping[str, Any] | None,
+    pefts: Sequence[Mapping[str, Any] | None],
     seed: int,
     warm_start: StoredAdapter | None = None,
 ) -> None:
-    """Build the model without weights and put the adapter on it, if there is to be one.
+    """Build the model without weights and put every adapter on it that there is to be.
 
     Raises:
         ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
             the adapter or cannot save it, or `warm_start` has another shape.
     """
-    from peft import get_peft_model_state_dict
-
-    from paft_ray.modeling.model import add_adapter, load_tokenizer
+    from paft_ray.modeling.model import load_tokenizer
 
     local = resolve_path(path)
     if local is None or local.is_dir():
@@ -120,9 +118,19 @@ def try_adapter(
                 f"model.path: the tokenizer of {path} cannot be read ({one_line(error)}); fetch "
                 "or save it again"
             ) from error
-    model = _without_weights(path, local, revision)
-    if peft is None:
-        return
+    for peft in pefts:
+        model = _without_weights(path, local, revision)
+        if peft is not None:
+            _try_adapter(model, peft, seed, warm_start)
+
+
+def _try_adapter(
+    model: Any, peft: Mapping[str, Any], seed: int, warm_start: StoredAdapter | None
+) -> None:
+    from peft import get_peft_model_state_dict
+
+    from paft_ray.modeling.model import add_adapter
+
     try:
         adapted = add_adapter(model, dict(peft), seed)
         weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}

@@ -9,6 +9,7 @@ flips.py      examples that are right under one wording and wrong under another
 curves.py     losses over steps, per seed and over seeds
 draws.py      which training prompts were drawn, and their losses
 coverage.py   the prompts on a map, and how new the test wordings are
+search.py     what a search found: trials, finalists, the goal over every dimension
 axes.py       scales and their round numbers
 pictures.py   accuracy.png and learning_curve.png
 page.py       report.html, of all these
@@ -18,15 +19,19 @@ rendering.py  the templates (`templates/*.j2`), and the policy by which a page f
 Covered: showing what files say. Not covered: the figures, which are `evaluation.metrics`.
 """
 
+from paft_ray.report.files import SEARCH_FILE
 from paft_ray.report.page import write_report
 from paft_ray.report.pool_page import POOL_PAGE, funnel_lines, write_pool_page
+from paft_ray.report.search import search_table
 from paft_ray.report.table import card_figures, results_table
 
 __all__ = [
     "POOL_PAGE",
+    "SEARCH_FILE",
     "card_figures",
     "funnel_lines",
     "results_table",
+    "search_table",
     "write_pool_page",
     "write_report",
 ]

@@ -11,6 +11,8 @@ from paft_ray.artifacts import MANIFEST, Storage
 from paft_ray.errors import ArtifactError
 from paft_ray.report.answers import COLUMNS, Answers, read_answers
 
+SEARCH_FILE = "search.json"
+"""What came of a search, beside the summary of its finalists."""
 REQUIRED = ("config.json", "summary.json", "scores.parquet")
 _OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster")
 _OF_EXAMPLES = ("example_id", "fields", "answer")
@@ -71,6 +73,8 @@ class RunFiles:
     trainings: tuple[Training, ...]
     prompts: tuple[Mapping[str, Any], ...]
     """Rows of `prompts.parquet`; none where the run has no such file."""
+    search: Mapping[str, Any] | None
+    """`search.json` where the models are a search's finalists."""
     examples: Mapping[str, Mapping[str, str]]
     """Example id to `fields`, a JSON object as text, and `answer`; empty in runs of old."""
 
@@ -102,6 +106,7 @@ def read_run(folder: Storage) -> RunFiles:
         generated_tokens=int(np.nansum(scores["generated_tokens"].cast(pa.float64()).to_numpy())),
         trainings=_trainings(folder.child("training"), list(summary["models"])),
         prompts=tuple(_rows(folder, "prompts.parquet", _OF_PROMPTS)),
+        search=folder.read_json(SEARCH_FILE) if folder.exists(SEARCH_FILE) else None,
         examples={
             row["example_id"]: row for row in _rows(folder, "examples.parquet", _OF_EXAMPLES)
         },
@@ -117,10 +122,12 @@ def _rows(folder: Storage, name: str, columns: Sequence[str]) -> list[dict[str, 
 
 
 def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
-    """All trainings, in the order of the models, then by seed."""
+    """The models' trainings, in their order, then by seed; none of a search's trials."""
     trainings = []
     for name in folder.names():
         label, _, seed = name.rpartition("-s")
+        if label not in labels:
+            continue
         home = folder.child(name)
         about = home.read_json(MANIFEST)["about"] if home.exists(MANIFEST) else {}
         losses, drawn = _read_ledger(home.child("ledger"))

@@ -17,6 +17,7 @@ from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.pictures import colours, draw_accuracy, draw_learning_curve, draw_shares
 from paft_ray.report.rendering import render
+from paft_ray.report.search import dimension_plots, search_axis, trial_rows
 from paft_ray.report.strips import accuracy_strips, prompt_lines
 from paft_ray.report.table import cautions, display_name, headline, main_label, top_columns
 
@@ -71,6 +72,10 @@ def render_page(run: RunFiles, title: str, colour: Mapping[str, str]) -> str:
         main_place=labels.index(main),
         main_name=display_name(main),
         colours=colour,
+        search=run.search,
+        search_rows=trial_rows(run.search) if run.search else [],
+        search_plots=dimension_plots(run.search) if run.search else [],
+        search_axis=search_axis(run.search) if run.search else None,
         strips=accuracy_strips(run),
         lines=prompt_lines(run),
         flips=flipping_examples(run),

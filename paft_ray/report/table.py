@@ -17,6 +17,8 @@ ILLUSTRATION = (
 
 _WIDTH = 100
 """Columns of a terminal that the table keeps to where it can do without one of its own."""
+_FINALIST = "finalist_"
+"""How labels of a search's finalists begin; the best comes first."""
 _FEW_SEEDS = 10
 _UNDECIDED = {
     ("mean", "std"): "both intervals include zero, so neither difference is shown",
@@ -55,9 +57,11 @@ def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
 
 
 def main_label(summary: Mapping[str, Any]) -> str:
-    """Label of the model that the run is about: PAFT, or else the last one."""
+    """Label of the model that the run is about: PAFT, a search's best, or else the last one."""
     labels = list(summary["models"])
-    return PAFT if PAFT in labels else labels[-1]
+    if PAFT in labels:
+        return PAFT
+    return next((label for label in labels if label.startswith(_FINALIST)), labels[-1])
 
 
 def model_name(

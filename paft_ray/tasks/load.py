@@ -22,7 +22,7 @@ from paft_ray.tasks.sources import Row, column_value, read_hub, read_rows, shown
 logger = logging.getLogger(__name__)
 
 
-def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int) -> Task:
+def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
     """Read a task's rows and deal them into train, validation and test.
 
     Where the source has a test split of its own, test examples come from it and validation
@@ -31,23 +31,27 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int) -> Task:
     Args:
         config: The task's section of the configuration.
         seed: Root of the dealing; the same seed deals the same examples alike.
+        test: Read test examples; without, there are none, a test split of the source's own is not
+            looked at, and training examples that are in it too stay where they are.
 
     Raises:
         DataError: Rows cannot be read or do not fit the task, or a split would be empty.
         ConfigError: `task.path` names a Python package that is not installed.
     """
     outline = task_outline(config)
-    source = _open_source(config, outline)
-    own_test = _collect(source.test, outline) if source.test is not None else None
+    source = _open_source(config, outline, test)
     rest = _collect(source.rows, outline)
-    duplicates = rest.duplicates + (own_test.duplicates if own_test else 0)
-    if own_test is None:
+    if source.test is None:
+        duplicates = rest.duplicates
         splits = _deal(rest.examples, seed, config.validation_share, config.test_share)
     else:
+        own_test = _collect(source.test if test else (), outline)
         kept = [e for e in rest.examples if e.id not in own_test.ids]
-        duplicates += len(rest.examples) - len(kept)
+        duplicates = rest.duplicates + own_test.duplicates + len(rest.examples) - len(kept)
         splits = _deal(kept, seed, config.validation_share, 0.0)
         splits["test"] = _in_order(own_test.examples, seed)
+    if not test:
+        splits.pop("test")
     _refuse_empty(splits, source, config)
     if duplicates:
         logger.info("%s: %d rows repeat another one and were left out", source.where, duplicates)
@@ -59,7 +63,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int) -> Task:
         choices=outline.choices,
         train=splits["train"][: config.max_train_examples],
         validation=splits["validation"],
-        test=splits["test"],
+        test=splits.get("test", ()),
         duplicates=duplicates,
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,
@@ -116,13 +120,17 @@ class _Collected:
     duplicates: int
 
 
-def _open_source(config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline) -> _Source:
+def _open_source(
+    config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline, with_test: bool
+) -> _Source:
     if config.path is None:
         where, splits = f"data set {outline.hub_name}", _hub(outline)
     else:
         path = _local(config.path, "task.path")
         where, splits = str(path), read_rows(path)
     test_path = config.test_path if isinstance(config, CustomTaskConfig) else None
+    if test_path is not None and not with_test:
+        return _Source(_only_split(splits, outline.train_split, where), (), where)
     if test_path is not None:
         path = _local(test_path, "task.test_path")
         test = _only_split(read_rows(path), outline.test_split, str(path))

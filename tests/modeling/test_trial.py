@@ -9,7 +9,7 @@ import pytest
 from paft_ray.errors import ConfigError, DataError, PaftError
 from paft_ray.modeling.model import load_tokenizer
 from paft_ray.modeling.tokenization import TextEncoder
-from paft_ray.modeling.trial import TrialProcess, refuse_overlong, try_adapter
+from paft_ray.modeling.trial import TrialProcess, refuse_overlong, try_adapters
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
 
@@ -52,12 +52,12 @@ def test_adapter_that_can_be_saved_is_accepted_without_reading_weights(
     more = {"IA3": {"feedforward_modules": []}}
     monkeypatch.setattr("safetensors.safe_open", None)
     peft = {"peft_type": method, "target_modules": ["q_proj"], **more.get(method, {})}
-    assert try_adapter(str(tiny_model), None, peft, 0) is None
+    assert try_adapters(str(tiny_model), None, [peft], 0) is None
 
 
 def test_adapter_without_targets_is_refused(tiny_model):
     with pytest.raises(ConfigError, match=r"model\.peft"):
-        try_adapter(str(tiny_model), None, {"peft_type": "LORA", "target_modules": []}, 0)
+        try_adapters(str(tiny_model), None, [{"peft_type": "LORA", "target_modules": []}], 0)
 
 
 @pytest.fixture
@@ -68,8 +68,10 @@ def trial() -> Iterator[TrialProcess]:
 
 
 def test_trial_process_answers_in_order_and_raises_what_was_raised_there(tiny_model, trial):
-    trial.begin(try_adapter, str(tiny_model), None, {"peft_type": "LORA"}, 0)
-    trial.begin(try_adapter, str(tiny_model), None, {"peft_type": "LORA", "target_modules": []}, 0)
+    trial.begin(try_adapters, str(tiny_model), None, [{"peft_type": "LORA"}], 0)
+    trial.begin(
+        try_adapters, str(tiny_model), None, [{"peft_type": "LORA", "target_modules": []}], 0
+    )
     trial.begin(os.getpid)
     assert trial.finish() is None
     with pytest.raises(ConfigError, match=r"model\.peft"):
@@ -100,7 +102,7 @@ LORA = {"peft_type": "LORA", "target_modules": ["q_proj"]}
 )
 def test_what_peft_refuses_is_refused_with_its_reason(peft, says, tiny_model):
     with pytest.raises(ConfigError, match=says):
-        try_adapter(str(tiny_model), None, peft, 0)
+        try_adapters(str(tiny_model), None, [peft], 0)
 
 
 @pytest.mark.parametrize(
@@ -117,4 +119,4 @@ def test_model_folder_that_transformers_cannot_read_is_refused(
     shutil.copytree(tiny_model, broken)
     (broken / name).write_text(content)
     with pytest.raises(ConfigError, match=says):
-        try_adapter(str(broken), None, LORA, 0)
+        try_adapters(str(broken), None, [LORA], 0)

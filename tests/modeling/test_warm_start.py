@@ -9,7 +9,7 @@ import torch
 
 from paft_ray.errors import ConfigError
 from paft_ray.modeling.model import adapter_files, add_adapter, load_base
-from paft_ray.modeling.trial import try_adapter
+from paft_ray.modeling.trial import try_adapters
 from paft_ray.modeling.warm_start import StoredAdapter, begin_with, check_adapter, read_adapter
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -52,7 +52,7 @@ def test_training_begins_where_the_stored_adapter_is(method, tiny_model, tmp_pat
     expected = store(tiny_model, tmp_path, METHODS[method])
     adapter = read_adapter(str(tmp_path))
     assert check(adapter, METHODS[method], tiny_model) == []
-    assert try_adapter(str(tiny_model), None, METHODS[method], 0, adapter) is None
+    assert try_adapters(str(tiny_model), None, [METHODS[method]], 0, adapter) is None
     model = add_adapter(load_base(str(tiny_model)), METHODS[method], seed=2).eval()
     assert not torch.equal(logits(model), expected)
     begin_with(model, adapter.weights)
@@ -72,7 +72,7 @@ def test_training_begins_where_the_stored_adapter_is(method, tiny_model, tmp_pat
 def test_adapter_of_another_shape_is_refused(peft, rule, tiny_model, tmp_path):
     store(tiny_model, tmp_path, LORA)
     with pytest.raises(ConfigError, match=rf"train\.warm_start: .*{rule}"):
-        try_adapter(str(tiny_model), None, peft, 0, read_adapter(str(tmp_path)))
+        try_adapters(str(tiny_model), None, [peft], 0, read_adapter(str(tmp_path)))
 
 
 def test_adapter_whose_tensors_are_of_another_model_is_refused(tiny_model, tmp_path):
@@ -82,13 +82,13 @@ def test_adapter_whose_tensors_are_of_another_model_is_refused(tiny_model, tmp_p
     AutoModelForCausalLM.from_config(wider).save_pretrained(tmp_path / "wider")
     store(tmp_path / "wider", tmp_path / "adapter", LORA)
     with pytest.raises(ConfigError, match=r"lora_A.weight is \[4, 64\] there and \[4, 32\]"):
-        try_adapter(str(tiny_model), None, LORA, 0, read_adapter(str(tmp_path / "adapter")))
+        try_adapters(str(tiny_model), None, [LORA], 0, read_adapter(str(tmp_path / "adapter")))
 
 
 def test_dropout_and_beginning_may_differ(tiny_model, tmp_path):
     store(tiny_model, tmp_path, LORA)
     peft = {**LORA, "lora_dropout": 0.1, "init_lora_weights": "gaussian"}
-    assert try_adapter(str(tiny_model), None, peft, 0, read_adapter(str(tmp_path))) is None
+    assert try_adapters(str(tiny_model), None, [peft], 0, read_adapter(str(tmp_path))) is None
 
 
 def test_folder_without_an_adapter_is_refused(tiny_model, tmp_path):

@@ -202,3 +202,41 @@ def add_shares(folder: Storage, training: str = "paft-s0") -> None:
         )
         home = folder.child("training", training, "sampling")
         home.write_bytes(f"step-{step:09d}.parquet", to_parquet(table))
+
+
+def make_search(samples: Sequence[Mapping[str, Any]], goals: Sequence[float]) -> dict[str, Any]:
+    """What a search leaves whose trials ended with these figures; the best is the finalist."""
+    best = max(range(len(goals)), key=lambda number: goals[number])
+    trials = [
+        {
+            "number": number,
+            "sample": dict(sample),
+            "state": "finished",
+            "reason": "",
+            "seconds": 60.0 + number,
+            "tokens": 40_000,
+            "interval": [goal - 0.05, goal + 0.05],
+            "reports": [{"step": 45, "goal": goal - 0.1}, {"step": 90, "goal": goal}],
+        }
+        for number, (sample, goal) in enumerate(zip(samples, goals, strict=True))
+    ]
+    path, value = next(iter(samples[best].items()))
+    return {
+        "goal": "5% quantile",
+        "space": {path: {"type": "choice"} for path in samples[0]},
+        "validation": {"prompts": 8, "examples": 24},
+        "trials": trials,
+        "finalists": [
+            {
+                "label": "finalist_1",
+                "trial": best,
+                "sample": dict(samples[best]),
+                "settings": f"{path.rpartition('.')[2]} {value}",
+                "seeds": [1, 2, 3],
+                "validation": goals[best],
+                "test": goals[best] - 0.05,
+                "test_interval": [goals[best] - 0.1, goals[best] + 0.02],
+                "gap": 0.05,
+            }
+        ],
+    }

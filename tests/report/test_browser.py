@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from browser import PROGRAM, Browser, Tab, open_browser, open_tab
 from synthetic_pool import make_pool
-from synthetic_run import HOSTILE, SIX, add_shares, make_run
+from synthetic_run import HOSTILE, SIX, add_shares, make_run, make_search
 
 from paft_ray.artifacts import Storage
-from paft_ray.report import write_pool_page, write_report
+from paft_ray.report import SEARCH_FILE, write_pool_page, write_report
 
 WIDE, MIDDLE, PHONE = 1366, 900, 390
 OPEN_ALL = "document.querySelectorAll('details').forEach(each => each.open = true)"
@@ -82,7 +82,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make_run(run, SIX, 40, seeds=(0, 1, 2))
     add_shares(run, "paft_t1-s0")
     pool = make_pool(home.child("pools", "0123456789abcdef"))
-    return {"report": Path(write_report(run)), "pool": Path(write_pool_page(pool))}
+    searched = home.child("runs", "searched")
+    make_run(searched, {"base": (0.6, 0.1), "finalist_1": (0.8, 0.05)}, 40, seeds=(1, 2, 3))
+    samples = [
+        {"prompts.pool_size": size, "train.sampling.temperature": temperature}
+        for size in (1, 4, 16, 64, 256)
+        for temperature in (0.5, "inf")
+    ]
+    goals = [0.5 + 0.03 * number for number in range(len(samples))]
+    searched.write_json(SEARCH_FILE, make_search(samples, goals))
+    return {
+        "report": Path(write_report(run)),
+        "search": Path(write_report(searched)),
+        "pool": Path(write_pool_page(pool)),
+    }
 
 
 def background(tab: Tab) -> str:
@@ -97,6 +110,8 @@ def background(tab: Tab) -> str:
         ("report", MIDDLE, False),
         ("report", PHONE, False),
         ("report", PHONE, True),
+        ("search", WIDE, True),
+        ("search", PHONE, False),
         ("pool", WIDE, True),
         ("pool", PHONE, False),
     ],

@@ -1,0 +1,11 @@
+"""A search for the most robust model, on the cluster that this job runs in.
+
+ray job submit --working-dir . -- python jobs/tune.py jobs/configs/tune_demo.yaml
+"""
+
+import sys
+
+from paft_ray.cli import main
+
+if __name__ == "__main__":
+    main(["tune", "--json", *sys.argv[1:]])

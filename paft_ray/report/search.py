@@ -1,0 +1,229 @@
+"""What a search found, from `search.json`: text for the screen, and the page's section.
+
+Covered: trials and finalists, the goal over every dimension, how much each dimension moved it, what
+trials cost, the selection gap.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paft_ray.report.axes import Axis, accuracy_axis
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRow:
+    """One trial as the table shows it."""
+
+    number: int
+    settings: Sequence[str]
+    """Values, in the order of the dimensions."""
+    state: str
+    reports: int
+    goal: float | None
+    """At its last report."""
+    low: float | None
+    high: float | None
+    seconds: float
+    tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One trial in the plot over a dimension."""
+
+    number: int
+    value: float
+    """Place on the axis, between 0 and 1."""
+    label: str
+    goal: float
+    low: float
+    high: float
+    finished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DimensionPlot:
+    """The goal over one dimension."""
+
+    path: str
+    points: tuple[Point, ...]
+    ticks: tuple[tuple[float, str], ...]
+    """Places between 0 and 1, and what stands there."""
+    importance: float | None
+    """See `importances`."""
+
+
+def trial_rows(search: Mapping[str, Any]) -> list[TrialRow]:
+    """The trials: those that came to their end first, the best of them first."""
+    rows = [
+        TrialRow(
+            trial["number"],
+            [shown(trial["sample"].get(path)) for path in search["space"]],
+            trial["state"],
+            len(trial["reports"]),
+            trial["reports"][-1]["goal"] if trial["reports"] else None,
+            low,
+            high,
+            trial["seconds"],
+            trial["tokens"],
+        )
+        for trial in search["trials"]
+        for low, high in [trial["interval"] or (None, None)]
+    ]
+    return sorted(
+        rows, key=lambda row: (row.state != "finished", -(row.goal or -math.inf), row.number)
+    )
+
+
+def search_table(search: Mapping[str, Any]) -> str:
+    """Trials and finalists as text."""
+    names = [path.rpartition(".")[2] for path in search["space"]]
+    heads = ["trial", *names, "state", "reports", f"validation {search['goal']}", "seconds"]
+    rows = [
+        [
+            str(row.number),
+            *row.settings,
+            row.state,
+            str(row.reports),
+            "" if row.goal is None else percent(row.goal),
+            f"{row.seconds:.0f}",
+        ]
+        for row in trial_rows(search)
+    ]
+    lines = _aligned([heads, *rows[:_SHOWN]])
+    if len(rows) > _SHOWN:
+        lines.append(f"... and {len(rows) - _SHOWN} more in search.json")
+    lines.append("")
+    for finalist in search["finalists"]:
+        low, high = finalist["test_interval"]
+        lines.append(
+            f"{finalist['label']} (trial {finalist['trial']}: {finalist['settings']}): "
+            f"{search['goal']} {percent(finalist['test'])} [{percent(low)}, {percent(high)}] on "
+            f"test prompts over {len(finalist['seeds'])} seeds, "
+            f"{percent(finalist['validation'])} on validation prompts, "
+            f"a selection gap of {100 * finalist['gap']:+.1f} points"
+        )
+    return "\n".join(lines)
+
+
+def dimension_plots(search: Mapping[str, Any]) -> list[DimensionPlot]:
+    """The goal at the last report of every trial, over each dimension of the space."""
+    importance = importances(search)
+    trials = [trial for trial in search["trials"] if trial["reports"] and trial["interval"]]
+    plots = []
+    for path in search["space"]:
+        values = {shown(t["sample"][path]): t["sample"][path] for t in trials}
+        numbers = {label: _number(value) for label, value in values.items()}
+        places = _places(numbers)
+        points = [
+            Point(
+                trial["number"],
+                places[shown(trial["sample"][path])],
+                shown(trial["sample"][path]),
+                trial["reports"][-1]["goal"],
+                low,
+                high,
+                trial["state"] == "finished",
+            )
+            for trial in trials
+            for low, high in [trial["interval"]]
+        ]
+        ticks = sorted((place, label) for label, place in places.items())
+        plots.append(DimensionPlot(path, tuple(points), _thinned(ticks), importance.get(path)))
+    return plots
+
+
+def search_axis(search: Mapping[str, Any]) -> Axis:
+    """The scale of all plots, in percent: from the lowest interval to the highest."""
+    bounds = [bound for trial in search["trials"] for bound in trial["interval"] or ()]
+    return accuracy_axis(min(bounds, default=0.0), max(bounds, default=1.0))
+
+
+def importances(search: Mapping[str, Any]) -> dict[str, float]:
+    """How much each dimension moved the goal: the share of its variance over trials that groups of
+    alike values explain (eta squared, adjusted for the number of groups), between 0 and 1.
+
+    Values that are numbers fall into three groups of equal size. Nothing is said where there are
+    fewer than two trials for a group; dimensions that act together are not told apart.
+    """
+    trials = [trial for trial in search["trials"] if trial["reports"]]
+    goals = np.asarray([trial["reports"][-1]["goal"] for trial in trials])
+    found: dict[str, float] = {}
+    if len(trials) < 4 or np.ptp(goals) == 0:
+        return found
+    for path in search["space"]:
+        groups = _groups([trial["sample"][path] for trial in trials])
+        kinds = sorted(set(groups))
+        within = sum(
+            float(((own - own.mean()) ** 2).sum())
+            for kind in kinds
+            for own in [goals[[group == kind for group in groups]]]
+        )
+        total = float(((goals - goals.mean()) ** 2).sum())
+        free, all_free = len(trials) - len(kinds), len(trials) - 1
+        if len(kinds) > 1 and free >= len(kinds):
+            found[path] = max(0.0, 1 - (within / free) / (total / all_free))
+    return found
+
+
+def _groups(values: Sequence[Any]) -> list[str]:
+    numbers = [_number(value) for value in values]
+    if any(number is None for number in numbers) or len(set(numbers)) <= 3:
+        return [shown(value) for value in values]
+    ranks = np.argsort(np.argsort([number or 0.0 for number in numbers], kind="stable"))
+    return [str(3 * int(rank) // len(values)) for rank in ranks]
+
+
+def _places(numbers: Mapping[str, float | None]) -> dict[str, float]:
+    """Places on an axis: of numbers by their logarithm where they span much, else even ones."""
+    known = {label: n for label, n in numbers.items() if n is not None and math.isfinite(n)}
+    even = len(known) < len(numbers) or len(known) < 3
+    if even:
+        order = sorted(numbers, key=lambda label: (numbers[label] is None, numbers[label] or 0.0))
+        return {label: (k + 0.5) / len(order) for k, label in enumerate(order)}
+    low, high = min(known.values()), max(known.values())
+    scale = math.log if low > 0 and high / low >= 20 else float
+    a, b = scale(low), scale(high)
+    return {label: 0.04 + 0.92 * (scale(n) - a) / (b - a) for label, n in known.items()}
+
+
+def _thinned(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
+    """Those ticks that do not stand upon each other."""
+    kept: list[tuple[float, str]] = []
+    for place, label in ticks:
+        if not kept or place - kept[-1][0] > 0.07:
+            kept.append((place, label))
+    return tuple(kept)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+
+
+def shown(value: Any) -> str:
+    """A value as people read it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    """A share as people read it."""
+    return f"{share:.1%}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

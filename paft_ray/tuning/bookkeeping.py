@@ -1,0 +1,131 @@
+"""What becomes of trials, shown and tracked by the driver: it has the first and the last word.
+
+A trial's run in tracking is opened by the driver with its parameters, fed by the trial's own
+workers, and ended by the driver. Speaking to a tracking server takes time when it is away, so that
+a thread does it: Tune's loop waits for nothing.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from paft_ray.config import TuningConfig
+from paft_ray.loading import dump_config
+from paft_ray.session import RUN_KEY, Session
+from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
+from paft_ray.training.worker import Record
+from paft_ray.tuning.goal import (
+    TrialRecord,
+    reached,
+    read_record,
+    read_records,
+    write_record,
+)
+from paft_ray.tuning.result import results_of
+from paft_ray.tuning.space import apply
+from paft_ray.tuning.trial import trial_key
+from paft_ray.tuning.view import TrialView
+
+logger = logging.getLogger(__name__)
+
+
+class Bookkeeper:
+    """Hears of trials; shows them and keeps their tracked runs in order."""
+
+    def __init__(self, session: Session, tuning: TuningConfig, view: TrialView) -> None:
+        """A bookkeeper; `keeping` begins and ends its work."""
+        self._session, self._tuning, self._view = session, tuning, view
+        self._executor = ThreadPoolExecutor(1, "bookkeeping")
+        self._open: set[int] = set()
+        self._work: list[Future[None]] = []
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """While the block runs, keep books; leave no trial's run open, whatever ends the block.
+
+        What an earlier process left is put in order first.
+        """
+        for record in read_records(self._session.run_folder):
+            if record.over and not record.tracked:
+                self._later(self._close, record.number)
+            elif not record.over:
+                self._open.add(record.number)
+        try:
+            yield
+        finally:
+            for number in sorted(self._open):
+                self._later(self._leave, number)
+            self._executor.shutdown()
+            for work in self._work:
+                work.result()
+
+    def started(self, number: int, sample: Mapping[str, Any]) -> None:
+        """A trial begins, or begins anew."""
+        self._view.started(number, sample)
+        record = read_record(self._session.run_folder, number)
+        if record is None or not record.over:
+            self._open.add(number)
+            self._later(self._begin, number, dict(sample))
+
+    def reported(self, number: int, report: int, goal: float) -> None:
+        """A trial was scored."""
+        self._view.reported(number, report, goal)
+
+    def ended(self, number: int) -> None:
+        """A trial's process is over."""
+        record = read_record(self._session.run_folder, number)
+        if record is None or not record.over:
+            return  # lost with its process: Tune begins it anew
+        self._view.ended(number, record.state, record.reason)
+        if number in self._open:
+            self._open.discard(number)
+            self._later(self._close, number)
+
+    def _later(self, work: Any, *arguments: Any) -> None:
+        self._work.append(self._executor.submit(work, *arguments))
+
+    def _begin(self, number: int, sample: Mapping[str, Any]) -> None:
+        tracker = self._tracker(number)
+        tracker.log_params({"space": sample})
+        tracker.log_params(dump_config(apply(self._session.config, sample)))
+        tracker.release()
+
+    def _close(self, number: int) -> None:
+        """The final state of a trial that is over, once."""
+        run = self._session.run_folder
+        record = read_record(run, number)
+        assert record is not None
+        tracker = self._tracker(number)
+        tracker.set_tags({"paft.state": record.state, "paft.reason": record.reason})
+        if results := results_of(self._session, record):
+            step = max(results)
+            figure = reached(self._tuning.goal, results[step])
+            tracker.log_metrics({Metric.VALIDATION_GOAL: figure}, step)
+        tracker.finish("FAILED" if record.state == "failed" else "FINISHED")
+        write_record(run, replace(record, tracked=True))
+
+    def _leave(self, number: int) -> None:
+        self._tracker(number).finish("KILLED")
+
+    def _tracker(self, number: int) -> Tracker:
+        name = f"{self._session.config.name}/{TrialRecord(number, {}).label}"
+        tags = {"paft.trial": str(number)}
+        return open_tracker(self._session.tracking, trial_key(number), name, RUN_KEY, tags)
+
+
+@contextmanager
+def closing(session: Session, record: Record) -> Iterator[None]:
+    """End the tracked run of a training that other processes feed, whatever becomes of them."""
+    status: FinalStatus = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        tracker = open_tracker(session.tracking, record.key, record.name, record.parent_key)
+        tracker.finish(status)

@@ -1,0 +1,132 @@
+"""What a search asks for, against the space, the model, and the cluster; before any work."""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+
+from paft_ray.cluster import cpus_per_worker, node_resources
+from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
+from paft_ray.errors import ConfigError, PaftError
+from paft_ray.modeling.files import inspect_model
+from paft_ray.preflight import check_settings
+from paft_ray.session import Session
+from paft_ray.tuning.space import apply, describe, edge_configs, samples
+
+_TRIED = 64
+"""Samples of a search that learns which are tried before it: what it draws itself is not known."""
+
+
+def tuning_of(config: Config) -> TuningConfig:
+    """The search that a configuration describes.
+
+    Raises:
+        ConfigError: It describes none.
+    """
+    if config.tuning is None:
+        raise ConfigError("tuning: missing; name at least tuning.space, what is to be searched")
+    return config.tuning
+
+
+def check_search(session: Session) -> list[Config]:
+    """Refuse what can be refused before Ray starts and without torch.
+
+    Every edge of every dimension is checked as the configuration of a run is, and so is every
+    sample of a random search or a grid; of Optuna's, which depend on figures, as many random ones.
+
+    Returns:
+        The configurations that were checked.
+
+    Raises:
+        ConfigError: The space has an unknown field, or a value or combination that cannot be; or
+            Optuna is missing.
+    """
+    config = session.config
+    tuning = tuning_of(config)
+    by_optuna = isinstance(tuning.search, OptunaSearch)
+    if by_optuna and importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            "tuning.search: optuna is not installed: pip install 'paft_ray[optuna]', or use random"
+        )
+    if config.evaluation.estimate is not None:
+        raise ConfigError(
+            "evaluation.estimate: a search evaluates its few finalists in full: leave it out"
+        )
+    model = inspect_model(config.model.path, config.model.revision)
+    drawn = tuning.model_copy(update={"trials": _TRIED}) if by_optuna else tuning
+    found = [(f"{path} at an edge", trial) for path, trial in edge_configs(config, tuning)]
+    found += [(describe(s), apply(config, s)) for s in samples(drawn, config.seed)]
+    for what, trial in found:
+        try:
+            check_settings(trial, session.task, model)
+            _check_trial(trial, config, session)
+        except PaftError as error:
+            raise ConfigError(f"tuning.space ({what}): {error}") from error
+    return [trial for _, trial in found]
+
+
+def _check_trial(trial: Config, config: Config, session: Session) -> None:
+    if (trial.model.peft is None) != (config.model.peft is None):
+        raise ConfigError(
+            "model.peft: training all weights and training an adapter cannot be searched together"
+        )
+    if trial.train.deepspeed.stage == 3 and session.task.choices is None:
+        raise ConfigError(
+            "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
+            "a trial trains: use stage 2, or offload"
+        )
+
+
+def room(config: Config, tuning: TuningConfig, configs: Sequence[Config]) -> tuple[float, int]:
+    """CPUs of each worker of a trial where none are configured, and how many trials run at a time.
+
+    By what the cluster has in all: what is in use right now is about to be free.
+
+    Args:
+        config: The search's.
+        tuning: How.
+        configs: Those that its trials may have.
+
+    Raises:
+        ConfigError: There is no room for one trial, or not for as many as are asked for.
+    """
+    for each in (config, *configs):
+        cpus_per_worker(each.train.workers, "train.workers")  # room for one trial at least
+    largest = max(
+        (each.train.workers for each in (config, *configs)),
+        key=lambda workers: (workers.fewest * (workers.cpus or 1.0), workers.fewest),
+    )
+    asked = tuning.concurrency
+    if largest.cpus is not None:
+        cpus = largest.cpus
+    elif asked is None:
+        cpus = cpus_per_worker(largest, "train.workers")
+    else:
+        cpus = _share(asked * largest.fewest, largest)
+    places = _places(cpus, largest)
+    fit = places // largest.fewest
+    wanted = asked or max(1, fit)
+    if wanted > fit:
+        gpus = f" and {largest.gpus:g} GPUs" if largest.gpus else ""
+        workers = f"{largest.fewest} worker{'s' if largest.fewest > 1 else ''}"
+        raise ConfigError(
+            f"tuning.concurrency: {wanted} trials with {workers} of {cpus:g} CPUs{gpus} each need "
+            f"{wanted * largest.fewest} places, and the cluster has {places}: lower "
+            "tuning.concurrency, train.workers.num or train.workers.cpus"
+        )
+    return cpus, wanted
+
+
+def _share(workers: int, of: TrainWorkersConfig) -> float:
+    """The most whole CPUs, one at least, with which so many workers find a place."""
+    most = max((node.get("CPU", 0.0) for node in node_resources()), default=1.0)
+    shares = range(max(1, math.floor(most)), 0, -1)
+    return float(next((share for share in shares if _places(share, of) >= workers), 1))
+
+
+def _places(cpus: float, workers: TrainWorkersConfig) -> int:
+    """How many workers the nodes hold together."""
+    needs = {"CPU": cpus, "GPU": workers.gpus}
+    return sum(
+        min(int(node.get(name, 0.0) // need) for name, need in needs.items() if need)
+        for node in node_resources()
+    )

@@ -1,0 +1,181 @@
+"""The prompts of a search: one pool per way to generate, and one set of held-out prompts for all.
+
+A search over `prompts.generation` compares models that were trained on different pools. What they
+are compared on is drawn once from all of these pools together, and nothing like it is trained on
+in any of them.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from paft_ray.artifacts import fingerprint
+from paft_ray.config import Choice, Config, RandInt, TuningConfig
+from paft_ray.errors import ConfigError, PoolError
+from paft_ray.prompts.build import pool_fingerprint
+from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.prompts.pool import Prompt, PromptPool
+from paft_ray.running import prepare_pool
+from paft_ray.session import Session
+from paft_ray.tuning.space import Sample, all_values, apply, describe, edges, sample_key
+
+POOL_SIZE = "prompts.pool_size"
+
+
+@dataclass(frozen=True)
+class SearchPools:
+    """Training prompts for every way to generate; held-out ones alike."""
+
+    by_generation: Mapping[str, PromptPool]
+    """By what a sample says of the generation, see `generation_key`."""
+    registered: Mapping[str, str]
+    """By the same key the fingerprint of the pool as it was built, which tracking knows."""
+
+    @property
+    def any(self) -> PromptPool:
+        """One of them, for its held-out prompts."""
+        return next(iter(self.by_generation.values()))
+
+    @property
+    def trained(self) -> tuple[Prompt, ...]:
+        """All training prompts of all pools."""
+        pools = self.by_generation.values()
+        return tuple({prompt.id: prompt for pool in pools for prompt in pool.train}.values())
+
+    def of(self, sample: Sample, size: int | None) -> PromptPool:
+        """The pool of one sample, cut to `size` training prompts."""
+        pool = self.by_generation[generation_key(sample)]
+        return pool if size is None else pool.take(size)
+
+    def without_test(self) -> "SearchPools":
+        """The same without test prompts, which no trial may see."""
+        pools = {key: replace(pool, test=()) for key, pool in self.by_generation.items()}
+        return SearchPools(pools, self.registered)
+
+
+def generation_key(sample: Sample) -> str:
+    """What a sample says of the generation of prompts, as a text."""
+    return sample_key({path: v for path, v in sample.items() if _is_of_generation(path)})
+
+
+def _is_of_generation(path: str) -> bool:
+    return path.startswith("prompts.") and path != POOL_SIZE
+
+
+def generation_samples(tuning: TuningConfig) -> list[Sample]:
+    """Every combination of what the space says of the generation of prompts; one at least."""
+    space = {
+        path: all_values(dimension)
+        for path, dimension in tuning.space.items()
+        if _is_of_generation(path) and isinstance(dimension, Choice | RandInt)
+    }
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def pools_fingerprint(session: Session, tuning: TuningConfig) -> str:
+    """Fingerprint of everything that the pools depend on, known before they are built."""
+    samples = generation_samples(tuning)
+    return fingerprint([pool_fingerprint(_generating(session, sample)) for sample in samples])
+
+
+def _generating(session: Session, sample: Sample) -> Session:
+    return session.of_config(apply(session.config, sample), session.screen)
+
+
+def build_pools(session: Session, tuning: TuningConfig) -> SearchPools:
+    """Build every pool, or find it built, and hold prompts out of all of them.
+
+    Raises:
+        ConfigError: `prompts.pool_size` may be more than a pool has, or no validation prompts are
+            held out.
+        PoolError: Too few prompts survive.
+    """
+    config = session.config
+    built: dict[str, PromptPool] = {}
+    names: dict[str, str] = {}
+    for sample in generation_samples(tuning):
+        key = generation_key(sample)
+        built[key], names[key] = prepare_pool(_generating(session, sample)), describe(sample)
+    kept = hold_out(built, config.prompts.split.similarity, config.seed)
+    pools = SearchPools(kept, {key: pool.fingerprint for key, pool in built.items()})
+    if not pools.any.validation:
+        raise ConfigError(
+            "prompts.split.validation: no validation prompts are left, by which a search compares: "
+            "raise it"
+        )
+    if len(built) > 1:
+        dropped = sum(len(pool.train) - len(kept[key].train) for key, pool in built.items())
+        session.screen.line(
+            f"{len(built)} pools with the same {len(pools.any.validation)} validation and "
+            f"{len(pools.any.test)} test prompts; {dropped} training prompts like them are left out"
+        )
+    _check_sizes(pools, names, config, tuning)
+    return pools
+
+
+def _check_sizes(
+    pools: SearchPools, names: Mapping[str, str], config: Config, tuning: TuningConfig
+) -> None:
+    dimension = tuning.space.get(POOL_SIZE)
+    sizes = [s for s in (edges(dimension) if dimension else [config.prompts.pool_size]) if s]
+    for key, pool in pools.by_generation.items():
+        if sizes and max(sizes) > len(pool.train):
+            where = f" generated with {names[key]}" if names[key] else ""
+            raise ConfigError(
+                f"tuning.space: {POOL_SIZE} may be {max(sizes)}, but the pool{where} has "
+                f"{len(pool.train)} training prompts: lower it, or raise prompts.generation.per_llm"
+            )
+
+
+def hold_out(pools: Mapping[str, PromptPool], limit: float, seed: int) -> Mapping[str, PromptPool]:
+    """The pools with the same held-out prompts, drawn from all, and nothing like them to train on.
+
+    As many test and validation prompts as the largest pool has, first by hash; a validation prompt
+    is not like a test prompt. What is like a held-out prompt leaves with its whole cluster. One
+    pool alone stays as it is.
+
+    Args:
+        pools: By any name.
+        limit: Least similarity of instructions that are alike.
+        seed: Of the drawing.
+
+    Raises:
+        PoolError: A pool has nothing left to train on.
+    """
+    if len(pools) == 1:
+        return pools
+    test = _draw((p.test for p in pools.values()), (), limit, seed)
+    validation = _draw((p.validation for p in pools.values()), test, limit, seed)
+    held_out = [*test, *validation]
+    found: dict[str, PromptPool] = {}
+    for key, pool in pools.items():
+        like = [p for p in pool.train if is_like(p, held_out, limit)]
+        clusters = {prompt.cluster for prompt in like}
+        train = tuple(p for p in pool.train if p not in like and p.cluster not in clusters)
+        if not train:
+            raise PoolError(
+                f"tuning.space: all {len(pool.train)} training prompts of a pool are like prompts "
+                "that are held out of another one: raise prompts.split.similarity, or "
+                "prompts.generation.per_llm"
+            )
+        found[key] = PromptPool(train, validation, test)
+    return found
+
+
+def _draw(
+    splits: Iterable[Sequence[Prompt]], others: Sequence[Prompt], limit: float, seed: int
+) -> tuple[Prompt, ...]:
+    splits = list(splits)
+    candidates = {prompt.id: prompt for split in splits for prompt in split}
+    order = sorted(candidates.values(), key=lambda prompt: fingerprint("held out", seed, prompt.id))
+    drawn = [prompt for prompt in order if not is_like(prompt, others, limit)]
+    return tuple(sorted(drawn[: max(map(len, splits))], key=lambda prompt: prompt.id))
+
+
+def is_like(prompt: Prompt, others: Sequence[Prompt], limit: float) -> bool:
+    """Whether a prompt has the layout of another one, or a wording as similar as `limit`."""
+    own = shingles(prompt.instruction)
+    return any(
+        prompt.layout == other.layout or jaccard(own, shingles(other.instruction)) >= limit
+        for other in others
+    )

@@ -1,0 +1,157 @@
+"""Samples of a search space, and the configuration that each of them stands for; no Ray.
+
+A sample maps dotted paths to values. Samples of a random search and of a grid are a function of
+space and seed alone, so that a search that is continued, or given more trials, begins with the
+trials it had.
+"""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paft_ray.config import (
+    Choice,
+    Config,
+    DimensionConfig,
+    GridSearch,
+    LogRandInt,
+    LogUniform,
+    RandInt,
+    TuningConfig,
+)
+from paft_ray.errors import ConfigError
+from paft_ray.loading import dump_config, load_config
+
+Sample = Mapping[str, Any]
+"""Dotted path of a field to its value."""
+
+DEFAULT_TRIALS = 16
+_DRAWS_PER_SAMPLE = 100
+"""Draws in search of a sample that there was not yet, before a space counts as used up."""
+
+
+def apply(config: Config, sample: Sample) -> Config:
+    """The configuration of one trial, checked like any other.
+
+    Raises:
+        ConfigError: There is no such field, or it cannot have this value.
+    """
+    tree = without_tuning(config)
+    overrides = [f"{path}={_as_yaml(value)}" for path, value in sample.items()]
+    try:
+        return load_config(tree, overrides)
+    except ConfigError as error:
+        raise ConfigError(f"tuning.space: {error}") from error
+
+
+def without_tuning(config: Config) -> dict[str, Any]:
+    """The tree of a configuration that describes one training, not a search."""
+    return {key: value for key, value in dump_config(config).items() if key != "tuning"}
+
+
+def edge_configs(config: Config, tuning: TuningConfig) -> list[tuple[str, Config]]:
+    """The configurations at the edges of the space, one changed field each, by its path.
+
+    Raises:
+        ConfigError: There is no such field, or it cannot have one of the values.
+    """
+    return [
+        (path, apply(config, {path: value}))
+        for path, dimension in tuning.space.items()
+        for value in edges(dimension)
+    ]
+
+
+def samples(tuning: TuningConfig, seed: int) -> list[Sample]:
+    """What a random search or a grid tries, in order, nothing twice.
+
+    Fewer than `tuning.trials` where the space has no more, or none was found in many draws.
+    """
+    drawn = (
+        _grid(tuning.space) if isinstance(tuning.search, GridSearch) else draws(tuning.space, seed)
+    )
+    wanted = tuning.trials
+    if wanted is None and not isinstance(tuning.search, GridSearch):
+        wanted = DEFAULT_TRIALS
+    return list(itertools.islice(drawn, wanted))
+
+
+def _grid(space: Mapping[str, DimensionConfig]) -> Iterator[Sample]:
+    values = {p: all_values(d) for p, d in _sorted(space) if isinstance(d, Choice | RandInt)}
+    seen: set[str] = set()
+    for combination in itertools.product(*values.values()):
+        sample = dict(zip(values, combination, strict=True))
+        if sample_key(sample) not in seen:
+            seen.add(sample_key(sample))
+            yield sample
+
+
+def _sorted(space: Mapping[str, DimensionConfig]) -> list[tuple[str, DimensionConfig]]:
+    """In an order that does not depend on how the configuration was written."""
+    return sorted(space.items())
+
+
+def draws(space: Mapping[str, DimensionConfig], seed: int) -> Iterator[Sample]:
+    """Random samples, none twice, as long as there are others."""
+    rng = random.Random(f"tuning {seed}")
+    seen: set[str] = set()
+    missed = 0
+    while missed < _DRAWS_PER_SAMPLE:
+        sample = {path: draw(dimension, rng) for path, dimension in _sorted(space)}
+        key = sample_key(sample)
+        if key in seen:
+            missed += 1
+            continue
+        missed = 0
+        seen.add(key)
+        yield sample
+
+
+def edges(dimension: DimensionConfig) -> tuple[Any, ...]:
+    """The values to check before a search: all of a choice, the ends of a range."""
+    return dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+
+
+def all_values(dimension: Choice | RandInt) -> tuple[Any, ...]:
+    """Every value of a dimension that has some."""
+    if isinstance(dimension, Choice):
+        return dimension.values
+    return tuple(range(dimension.low, dimension.high + 1))
+
+
+def draw(dimension: DimensionConfig, rng: random.Random) -> Any:
+    """One value."""
+    if isinstance(dimension, Choice):
+        return rng.choice(dimension.values)
+    if isinstance(dimension, RandInt):
+        return rng.randint(dimension.low, dimension.high)
+    if isinstance(dimension, LogRandInt):
+        # a whole number has the share of the axis from itself to the next one
+        log = rng.uniform(math.log(dimension.low), math.log(dimension.high + 1))
+        return min(dimension.high, int(math.exp(log)))
+    if isinstance(dimension, LogUniform):
+        return math.exp(rng.uniform(math.log(dimension.low), math.log(dimension.high)))
+    return rng.uniform(dimension.low, dimension.high)
+
+
+def sample_key(sample: Sample) -> str:
+    """The same text for the same sample."""
+    return json.dumps(dict(sample), sort_keys=True, default=str)
+
+
+def describe(sample: Sample) -> str:
+    """A sample as people read it: the last word of each path, and a short value."""
+    return ", ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in sample.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, float) and math.isinf(value):
+        return ".inf" if value > 0 else "-.inf"
+    return json.dumps(value)

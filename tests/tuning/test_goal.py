@@ -1,0 +1,63 @@
+"""The figure that a search wants to be high, by hand and against the bootstrap of evaluation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from paft_ray.artifacts import Storage
+from paft_ray.config import GoalConfig
+from paft_ray.evaluation.bootstrap import resample
+from paft_ray.tuning.goal import (
+    TrialRecord,
+    goal_intervals,
+    reached,
+    read_record,
+    read_records,
+    write_record,
+)
+
+CORRECT_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], bool)
+
+
+def goal_of(**tree: object) -> GoalConfig:
+    return TypeAdapter(GoalConfig).validate_python(tree)
+
+
+@pytest.mark.parametrize(
+    ("goal", "expected"),
+    [
+        ({"type": "mean"}, 0.75),
+        ({"type": "worst"}, 0.5),
+        ({"type": "p05"}, 0.525),
+        ({"type": "mean_minus_std", "weight": 2}, 0.75 - 2 * np.std([1, 0.5, 0.75])),
+    ],
+)
+def test_goal_of_three_prompts(goal, expected) -> None:
+    assert reached(goal_of(**goal), CORRECT_PE) == pytest.approx(expected)
+
+
+def test_intervals_are_those_of_the_evaluation() -> None:
+    rng = np.random.default_rng(0)
+    grids = {name: rng.random((8, 30)) < share for name, share in (("a", 0.6), ("b", 0.9))}
+    expected = resample(grids)
+    for kind, name in (("mean", "mean"), ("p05", "p05"), ("worst", "min")):
+        found = goal_intervals(goal_of(type=kind), grids)
+        for label in grids:
+            low, high = expected.interval(label, name)
+            assert found[label] == pytest.approx((low, min(1.0, high)), abs=0.03)
+            assert found[label][0] < reached(goal_of(type=kind), grids[label]) < found[label][1]
+
+
+def test_records_of_trials_stand_on_storage(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    assert read_records(run) == []
+    assert read_record(run, 0) is None
+    begun = TrialRecord(1, {"train.steps": 4})
+    over = TrialRecord(0, {"train.steps": 2}, "stopped", 3.5, about={"steps": 2})
+    write_record(run, begun)
+    write_record(run, over)
+    assert read_records(run) == [over, begun]
+    assert read_record(run, 1) == begun
+    assert over.over and not begun.over
