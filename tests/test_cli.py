@@ -70,7 +70,6 @@ def test_print_config_shows_defaults_and_loads_again(
         ("train.steps=many", "train.steps"),
         ("model.path=/no/such/model", "model.path"),
         ("task.path=/no/such/file.jsonl", "/no/such/file.jsonl"),
-        ("train.workers.num=4096", "train.workers"),
     ],
 )
 def test_wrong_input_exits_2_in_two_lines_and_writes_nothing(
@@ -82,6 +81,19 @@ def test_wrong_input_exits_2_in_two_lines_and_writes_nothing(
     assert named in err
     assert len(err.strip().splitlines()) <= 2
     assert "Traceback" not in err
+    assert not (small.parent / "storage").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "code"),
+    [("prompts", 2), ("train", 2), ("evaluate", 2), ("run", 2), ("plan", 0)],
+)
+def test_more_workers_than_the_machine_has_are_refused_where_they_would_run(
+    verb: str, code: int, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call([verb, str(small), "train.workers.num=4096"]) == code
+    out, err = capfd.readouterr()
+    assert "train.workers.num: 4096" in out + err
     assert not (small.parent / "storage").exists()
 
 

@@ -18,6 +18,7 @@ from paft_ray.cli import call
 from paft_ray.evaluation.scorer import Score, Scorer, extract_answer
 from paft_ray.lm_eval_tasks import LmEvalTasks, jinja
 from paft_ray.loading import load_config
+from paft_ray.modeling.model import load_tokenizer
 from paft_ray.modeling.tokenization import TextEncoder
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.pool import load_pool
@@ -94,6 +95,7 @@ def our_scores(run: Path) -> tuple[dict[tuple[str, str], Score], dict[tuple[str,
     config, task = session.config, session.task
     pool = load_pool(session.storage.child("pools", pool_fingerprint(session)))
     scorer = Scorer(config, task, config.model.path, "float32", "cpu")
+    encoder = TextEncoder(load_tokenizer(config.model.path), config.model.chat_template)
     scores, contexts = {}, {}
     for prompt in pool.test[: config.evaluation.prompts]:
         examples = task.test[: config.evaluation.examples]
@@ -101,7 +103,7 @@ def our_scores(run: Path) -> tuple[dict[tuple[str, str], Score], dict[tuple[str,
         for score in scorer.score(None, prompt.id, prompt.text, examples):
             scores[prompt.id, score.example_id] = score
         for example in examples:
-            text = scorer._encoder.context(render(example.fields))[0]
+            text = encoder.context(render(example.fields))[0]
             contexts[prompt.id, example.id] = text
     return scores, contexts
 

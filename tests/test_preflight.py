@@ -401,7 +401,7 @@ def test_run_recorded_with_a_field_that_is_gone_is_refused_by_its_name(world):
 def test_result_fields_leave_out_names_places_and_workers_only(world):
     config = world.load()
     fields, everything = result_fields(config), dump_config(config)
-    assert set(everything) - set(fields) == {"name", "storage", "tracking"}
+    assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
     gone = {"workers", "checkpoint", "max_failures", "warm_start", "activation_checkpointing"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}

@@ -20,7 +20,7 @@ from paft_ray.modeling.model import (
     store_frozen_in_bf16,
     virtual_tokens,
 )
-from paft_ray.modeling.trial import try_adapter
+from paft_ray.modeling.trial import try_adapters
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,8 @@ def test_model_stored_is_loaded_by_transformers_with_the_same_weights(
 def test_model_is_tried_without_an_adapter_and_refused_where_it_cannot_be_built(
     tiny_model, tmp_path
 ):
-    try_adapter(str(tiny_model), None, None, 0)
+    try_adapters(str(tiny_model), None, [None], 0)
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(ConfigError, match="no causal language model can be built"):
-        try_adapter(str(tmp_path), None, None, 0)
+        try_adapters(str(tmp_path), None, [None], 0)

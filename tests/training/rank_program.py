@@ -109,6 +109,7 @@ def questions(model_folder: str) -> tuple[Config, Task]:
         name="asked",
         description="How it feels.",
         slots=("text",),
+        option_slots={},
         choices=tuple(ANSWERS[:2]),
         train=tuple(examples),
         validation=tuple(examples),
