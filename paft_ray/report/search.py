@@ -77,7 +77,12 @@ def trial_rows(search: Mapping[str, Any]) -> list[TrialRow]:
         for low, high in [trial["interval"] or (None, None)]
     ]
     return sorted(
-        rows, key=lambda row: (row.state != "finished", -(row.goal or -math.inf), row.number)
+        rows,
+        key=lambda row: (
+            row.state != "finished",
+            math.inf if row.goal is None else -row.goal,
+            row.number,
+        ),
     )
 
 
@@ -142,7 +147,11 @@ def dimension_plots(search: Mapping[str, Any]) -> list[DimensionPlot]:
 def search_axis(search: Mapping[str, Any]) -> Axis:
     """The scale of all plots, in percent: from the lowest interval to the highest."""
     bounds = [bound for trial in search["trials"] for bound in trial["interval"] or ()]
-    return accuracy_axis(min(bounds, default=0.0), max(bounds, default=1.0))
+    low, high = min(bounds, default=0.0), max(bounds, default=1.0)
+    if low >= 0:
+        return accuracy_axis(low, high)
+    first, last = 10 * math.floor(10 * low), min(100, 10 * math.ceil(10 * high))
+    return Axis(first, last, tuple(range(first, last + 1, 10)))
 
 
 def importances(search: Mapping[str, Any]) -> dict[str, float]:

@@ -17,7 +17,15 @@ from paft_ray.errors import ConfigError, DataError
 from paft_ray.loading import resolve_path
 from paft_ray.tasks.base import Example, SplitName, Task
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
-from paft_ray.tasks.sources import Row, column_value, read_hub, read_rows, shown, text_of
+from paft_ray.tasks.sources import (
+    Row,
+    column_value,
+    declared_splits,
+    read_hub,
+    read_rows,
+    shown,
+    text_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +131,12 @@ class _Collected:
 def _open_source(
     config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline, with_test: bool
 ) -> _Source:
+    declared: tuple[str, ...] = ()
     if config.path is None:
         where, splits = f"data set {outline.hub_name}", _hub(outline)
     else:
         path = _local(config.path, "task.path")
-        where, splits = str(path), read_rows(path)
+        where, splits, declared = str(path), read_rows(path), declared_splits(path)
     test_path = config.test_path if isinstance(config, CustomTaskConfig) else None
     if test_path is not None and not with_test:
         return _Source(_only_split(splits, outline.train_split, where), (), where)
@@ -135,6 +144,8 @@ def _open_source(
         path = _local(test_path, "task.test_path")
         test = _only_split(read_rows(path), outline.test_split, str(path))
         return _Source(_only_split(splits, outline.train_split, where), test, where)
+    if not with_test and outline.train_split in splits and outline.test_split in declared:
+        return _Source(splits[outline.train_split], (), where)
     if outline.train_split in splits and outline.test_split in splits:
         unused = sorted(set(splits) - {outline.train_split, outline.test_split})
         if unused:

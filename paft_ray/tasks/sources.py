@@ -196,6 +196,15 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
+def declared_splits(path: Path) -> tuple[str, ...]:
+    """The splits that a saved data set says it has, whether or not they are there."""
+    about = path / "dataset_dict.json"
+    try:
+        return tuple(json.loads(about.read_text(encoding="utf-8"))["splits"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def _saved_rows(folder: Path) -> dict[str, Iterator[Row]]:
     """Splits of a folder that holds a `DatasetDict`, a `Dataset`, or a `Dataset` per subfolder."""
     if (folder / "state.json").is_file():

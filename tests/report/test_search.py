@@ -69,6 +69,8 @@ def test_importance_is_the_variance_that_groups_explain() -> None:
 def test_scale_holds_every_interval() -> None:
     axis = search_axis(search_of([{"a": 1}, {"a": 2}], [0.42, 0.71]))
     assert axis.low <= 37 and axis.high >= 76
+    axis = search_axis(search_of([{"a": 1}, {"a": 2}], [-0.42, 0.31]))  # mean - 3 x std, say
+    assert axis.low <= -47 and axis.high >= 36
 
 
 def test_page_of_finalists_has_the_search_and_no_trial_among_its_curves(tmp_path: Path) -> None:

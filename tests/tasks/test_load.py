@@ -2,10 +2,12 @@
 
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -359,3 +361,29 @@ def test_path_into_a_package_that_is_not_installed_is_refused(tmp_path):
 def test_path_that_is_not_local_is_refused():
     with pytest.raises(DataError, match=r"task\.path: 's3://bucket/rows'.*name an existing file"):
         load_task(builtin("piqa", "s3://bucket/rows"), seed=0)
+
+
+@pytest.mark.parametrize("layout", ["files", "saved", "one file"])
+def test_other_splits_are_the_same_where_the_test_rows_are_gone(tmp_path, layout):
+    """A search reads no test row, and finds what it would find if there were none."""
+    rows, test = colours(80), colours(20, start=80)
+    path, more = write_jsonl(tmp_path / "rows.jsonl", rows), {}
+    if layout == "files":
+        more["test_path"] = str(write_jsonl(tmp_path / "test.jsonl", test))
+    elif layout == "saved":
+        path = tmp_path / "saved"
+        splits = {"train": Dataset.from_list(rows), "test": Dataset.from_list(test)}
+        DatasetDict(splits).save_to_disk(str(path))
+    config = custom(path, **more)
+    whole = load_task(config, seed=3)
+    assert len(whole.test) > 0
+    if layout == "files":
+        (tmp_path / "test.jsonl").unlink()
+    elif layout == "saved":
+        shutil.rmtree(path / "test")
+    else:
+        tested = {example.fields["thing"] for example in whole.test}
+        write_jsonl(path, [row for row in rows if row["thing"] not in tested])
+    found = load_task(config, seed=3, test=False)
+    assert (found.train, found.validation) == (whole.train, whole.validation)
+    assert found.test == ()
