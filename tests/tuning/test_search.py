@@ -3,17 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-import yaml
+from small_search import left_of, paft
 
 from paft_ray.artifacts import Storage
 from paft_ray.config import TuningConfig
@@ -21,109 +16,6 @@ from paft_ray.errors import ConfigError
 from paft_ray.loading import load_config
 from paft_ray.tuning.check import room
 from paft_ray.tuning.goal import read_records
-
-LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
-SPACE = {
-    "prompts.pool_size": {"type": "randint", "low": 1, "high": 4},
-    "train.sampling.temperature": {"type": "choice", "values": [0.5, float("inf")]},
-}
-INSTRUCTIONS = [
-    "Decide if this is positive or negative", "Say how the writer feels", "Judge the mood here",
-    "Is the opinion good or bad", "Classify the tone of it", "Tell what the author thinks of it",
-    "Name the sentiment", "Find out whether somebody praises something", "Which attitude is shown",
-    "Pick a label that fits", "Look closely and choose one answer", "Would you call it favorable",
-]  # fmt: skip
-LAYOUTS = [
-    "{0}.\n{{review}}\nAnswer:", "{{review}}\n\n{0} ->", "Text: {{review}}\nTask: {0}\nLabel:",
-    "{0}: {{review}} =", "Q: {0}?\n{{review}}\nA:", "Review: {{review}}. {0}:",
-    "### {0}\n{{review}}\n###", "{{review}} || {0} ||", "{0} - {{review}} -", "[{{review}}] {0}:",
-    "<{0}> {{review}} <end>", "'{{review}}'\n{0}\nResult:",
-]  # fmt: skip
-
-
-@pytest.fixture
-def make_config(
-    tmp_path: Path, tiny_model: Path, review_file: Path
-) -> Callable[..., tuple[Path, dict[str, Any]]]:
-    """Write the configuration of a small search; its test rows have a file of their own."""
-    lines = review_file.read_text(encoding="utf-8").splitlines()
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines[:90]), encoding="utf-8")
-    (tmp_path / "test.jsonl").write_text("\n".join(lines[90:]), encoding="utf-8")
-    texts = [layout.format(text) for text, layout in zip(INSTRUCTIONS, LAYOUTS, strict=True)]
-    (tmp_path / "tiny").symlink_to(tiny_model)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-
-    def make(**tuning: Any) -> tuple[Path, dict[str, Any]]:
-        config = {
-            "name": "searched",
-            "storage": "storage",  # relative paths: trials run in a folder of their own
-            "task": {
-                "type": "custom", "name": "reviews", "path": "rows.jsonl",
-                "test_path": "test.jsonl", "validation_share": 0.3,
-                "description": "Say whether a short film review is positive or negative.",
-                "fields": {"review": "review"}, "answer": "label",
-                "choices": ["positive", "negative"], "max_length": 200,
-            },
-            "prompts": {"files": ["prompts.jsonl"], "split": {"validation": 3, "test": 3}},
-            "model": {"path": "./tiny", "dtype": "float32", "peft": LORA},
-            "train": {
-                "steps": 40, "batch_size": 4, "row_tokens": 512, "learning_rate": 1e-2,
-                "checkpoint": {"every_steps": 5}, "workers": {"num": 1, "cpus": 1},
-            },
-            "evaluation": {"examples": 20, "workers": {"num": 1, "cpus": 1}},
-            "tuning": {
-                "space": SPACE, "trials": 3, "reports": 4, "examples": 12, "finalists": 1,
-                "seeds": [1], **tuning,
-            },
-        }  # fmt: skip
-        path = tmp_path / "config.yaml"
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        return path, config
-
-    return make
-
-
-def paft(mark: str, folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "paft_ray.cli", *words],
-        env={
-            **os.environ,
-            "PAFT_TEST_MARK": mark,
-            "RAY_ADDRESS": "local",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def left_of(mark: str, patience_s: float = 60) -> list[str]:
-    """Command lines of the processes that a command started and that do not go."""
-    deadline = time.monotonic() + patience_s
-    while (left := marked(mark)) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return left
-
-
-def marked(mark: str) -> list[str]:
-    """Command lines of the processes that a command started and that are there."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"PAFT_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text().replace("\0", " ")[:100])
-        except OSError:
-            continue
-    return found
-
-
-@pytest.fixture
-def mark() -> Iterator[str]:
-    yield uuid.uuid4().hex
 
 
 @pytest.mark.parametrize(
