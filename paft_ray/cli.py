@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import yaml
 from rich.console import Console
 
+from paft_ray.admission import INSIST, admit
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError, PaftError
 from paft_ray.loading import dump_config, load_config
@@ -115,7 +116,14 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
         sub.add_argument("--print-config", action="store_true", help="show what was understood")
-        sub.set_defaults(overwrite=False)
+        sub.set_defaults(overwrite=False, insist=False)
+        if verb.needs_ray:
+            sub.add_argument(
+                INSIST,
+                dest="insist",
+                action="store_true",
+                help="work on a cluster that runs the code of whoever reaches it",
+            )
         if name == "export":
             _add_export_options(sub)
         if name not in ("run", "train", "tune"):
@@ -199,13 +207,14 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.cluster import check_cluster, import_ray, ray_session
     from paft_ray.tracking import import_early
 
+    admit(options.insist)
     import_early(session.config)
     if verb.trains:
         others = verb.others(session) if verb.others else ()
         begin_trial(session, options.overwrite, others)
         import_ray()  # while the model is tried
         finish_trial(session)
-    with ray_session():
+    with ray_session(options.insist):
         check_cluster(session.config)
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)

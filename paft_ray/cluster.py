@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paft_ray.admission import admit, named_cluster
 from paft_ray.config import Config, TrainWorkersConfig, WorkersConfig
 from paft_ray.errors import ConfigError, PaftError
 
@@ -73,7 +74,7 @@ def prepare_environment() -> None:
 def import_ray() -> None:
     """Import Ray with the environment that it is to read; seconds, in which others may work."""
     prepare_environment()
-    if _is_local():
+    if named_cluster() is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # a process of Ray Train's that looks for nodes to go, of which there are none here
@@ -81,24 +82,34 @@ def import_ray() -> None:
     import ray.data  # noqa: F401
 
 
-def _is_local() -> bool:
-    return os.environ.get("RAY_ADDRESS", "local") == "local"
-
-
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(insist: bool = False) -> Iterator[None]:
     """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
 
     A cluster that we start asks for a token, made here and known to this process and its children
-    only.
+    only. To one that we join go the settings that its processes read, and no secret.
+
+    Args:
+        insist: Join a cluster that asks for no token.
+
+    Raises:
+        ConfigError: See `admit`.
     """
+    admit(insist)
     import_ray()
     import ray
     import ray.data
 
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {"include_dashboard": False} if _is_local() else {}
-    ray.init(address=address, logging_level=logging.WARNING, configure_logging=False, **local)
+    address = named_cluster()
+    where: dict[str, Any] = (
+        {"address": "local", "include_dashboard": False}
+        if address is None
+        else {
+            "address": address,
+            "runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}},
+        }
+    )
+    ray.init(logging_level=logging.WARNING, configure_logging=False, **where)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paft_ray.admission import named_cluster
 from paft_ray.artifacts import Storage
 from paft_ray.cluster import cpu_has_bfloat16, resolve_dtype
 from paft_ray.config import (
@@ -98,7 +99,7 @@ def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
     if config.model.peft is not None:
         check_peft(config.model.peft, model)
     dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
-    warnings += check_switches(config, dtype, cluster=not _is_local())
+    warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
             read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
@@ -111,9 +112,20 @@ def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
 
 def _check_storage(location: str) -> Storage:
     storage = Storage.open(location)
+    if storage.is_local and "://" not in location and not Path(location).expanduser().is_absolute():
+        _refuse_working_dir(location)
     if storage.is_local:
         _require_writable(Path(storage.root), "storage")
     return storage
+
+
+def _refuse_working_dir(location: str) -> None:
+    """A job's working directory is a copy that Ray deletes, with all that was written there."""
+    if "runtime_resources" in Path.cwd().parts:
+        raise ConfigError(
+            f"storage: {location!r} would lie in this job's working directory, which is deleted "
+            "with the cluster: name an absolute path that all nodes share, or a URI"
+        )
 
 
 def _require_writable(folder: Path, field: str) -> None:
@@ -205,14 +217,10 @@ def _check_dtype(config: Config) -> Iterator[str]:
         )
 
 
-def _is_local() -> bool:
-    return os.environ.get("RAY_ADDRESS", "local") in ("", "local")
-
-
 def _check_workers(config: Config, planning: bool) -> list[str]:
     """Refuse what a cluster of this one machine could never place; a real cluster may grow."""
     try:
-        if _is_local():
+        if named_cluster() is None:
             _require_places(config)
     except ConfigError as error:
         if not planning:
@@ -302,7 +310,7 @@ def _check_openai(field: str, llm: OpenAILLM) -> Iterator[str]:
         f"{field}.api_key_env: the environment variable {llm.api_key_env} is not set; set it to "
         f"the key for {llm.base_url}"
     )
-    if _is_local():
+    if named_cluster() is None:
         raise ConfigError(text)
     yield f"{text} on every node"
 

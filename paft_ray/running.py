@@ -48,8 +48,10 @@ from paft_ray.tasks.base import SPLITS
 from paft_ray.tracking import (
     Metric,
     Tracker,
+    end_open_runs,
     open_tracker,
     pool_version,
+    prepare_tracking,
     replay,
     top_metric,
 )
@@ -109,6 +111,8 @@ def claimed(
     if not overwrite:
         _refuse_other_content(folder, content)
     with lease(folder, f"run {session.config.name!r}"):
+        if folder.exists("config.json"):
+            _end_earlier(session, overwrite)
         if overwrite:
             for name in set(folder.names()) - {"lease.json", "log.txt"}:
                 folder.delete(name)
@@ -118,7 +122,6 @@ def claimed(
             "content": content,
         }
         folder.write_json("config.json", record)
-        replay(session.tracking)
         tracker = open_tracker(session.tracking, RUN_KEY, session.config.name)
         tracker.log_params(record["config"])
         tracker.log_artifact("config.json", folder.path("config.json"))
@@ -136,6 +139,18 @@ def claimed(
                     f"tracking: {waiting} batches wait in {folder.path('spool')}; they are sent "
                     "when the same command runs again"
                 )
+            else:
+                end_open_runs(session.tracking)
+
+
+def _end_earlier(session: Session, overwrite: bool) -> None:
+    """Close the books of the process that had this name before and may have died."""
+    if overwrite:  # what begins now is another run in tracking, and this one's spool is deleted
+        target = prepare_tracking(session.config, session.storage)
+    else:
+        target = session.tracking
+    if not replay(target):
+        end_open_runs(target)
 
 
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:

@@ -115,6 +115,29 @@ class Sender:
         run.status = batch.status or run.status
         self._runs[batch.run.key] = run  # only now: after a failure it is read afresh
 
+    def end_open_runs(self) -> int:
+        """End the target's runs that are still open, as KILLED at their last word; how many.
+
+        Raises:
+            Exception: One of `remote_errors`.
+            ConfigError: The experiment is deleted at the server.
+        """
+        self.connect()
+        ours = f"tags.`{KEY_TAG}` LIKE '{self._target.identity}/%'"
+        found = self._client.search_runs(
+            [self._experiment_id], f"{ours} AND attributes.status = 'RUNNING'", max_results=1000
+        )
+        for run in found:
+            self._client.set_terminated(run.info.run_id, "KILLED", self._last_word_ms(run))
+        return len(found)
+
+    def _last_word_ms(self, run: Any) -> int | None:
+        """When a run was last heard of: its process cannot say any more when it ended."""
+        for name in run.data.metrics:
+            history = self._client.get_metric_history(run.info.run_id, name)
+            return max(metric.timestamp for metric in history)
+        return run.info.start_time
+
     def _open(self, ref: RunRef) -> _OpenRun:
         found = self._find(KEY_TAG, ref.key)
         if found:

@@ -216,6 +216,24 @@ def replay(target: TrackingTarget | None) -> int:
     return sum(len(waiting(folder)) for folder in folders)
 
 
+def end_open_runs(target: TrackingTarget | None) -> None:
+    """End the runs that dead processes left open, as KILLED; what continues them opens them again.
+
+    The driver calls this while it holds the run's name and before or after all its trackers, so
+    that no run of the target is alive. Where MLflow is away the runs stay open until the next time.
+    """
+    if target is None:
+        return
+    try:
+        ended = Sender(target).end_open_runs()
+    except (*remote_errors(), ConfigError) as error:
+        reason = without_password(str(error))
+        logger.warning("tracking: runs that were left open stay so for now: %s", reason)
+        return
+    if ended:
+        logger.info("tracking: %s runs of processes that died are now KILLED", ended)
+
+
 class MlflowTracker:
     """Records one run in MLflow, from a thread of its own; made by `open_tracker`."""
 

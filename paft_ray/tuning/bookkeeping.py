@@ -39,25 +39,21 @@ class Bookkeeper:
         """A bookkeeper; `keeping` begins and ends its work."""
         self._session, self._tuning, self._view = session, tuning, view
         self._executor = ThreadPoolExecutor(1, "bookkeeping")
-        self._open: set[int] = set()
         self._work: list[Future[None]] = []
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
-        """While the block runs, keep books; leave no trial's run open, whatever ends the block.
+        """While the block runs, keep books; what an earlier process left is put in order first.
 
-        What an earlier process left is put in order first.
+        The run of a trial that is not over when the block ends stays open, until the search itself
+        ends what is.
         """
         for record in read_records(self._session.run_folder):
             if record.over and not record.tracked:
                 self._later(self._close, record.number)
-            elif not record.over:
-                self._open.add(record.number)
         try:
             yield
         finally:
-            for number in sorted(self._open):
-                self._later(self._leave, number)
             self._executor.shutdown()
             for work in self._work:
                 work.result()
@@ -67,7 +63,6 @@ class Bookkeeper:
         self._view.started(number, sample)
         record = read_record(self._session.run_folder, number)
         if record is None or not record.over:
-            self._open.add(number)
             self._later(self._begin, number, dict(sample))
 
     def reported(self, number: int, report: int, goal: float) -> None:
@@ -80,8 +75,7 @@ class Bookkeeper:
         if record is None or not record.over:
             return  # lost with its process: Tune begins it anew
         self._view.ended(number, record.state, record.reason)
-        if number in self._open:
-            self._open.discard(number)
+        if not record.tracked:
             self._later(self._close, number)
 
     def _later(self, work: Any, *arguments: Any) -> None:
@@ -98,6 +92,8 @@ class Bookkeeper:
         run = self._session.run_folder
         record = read_record(run, number)
         assert record is not None
+        if record.tracked:
+            return
         tracker = self._tracker(number)
         tracker.set_tags({"paft.state": record.state, "paft.reason": record.reason})
         if results := results_of(self._session, record):
@@ -106,9 +102,6 @@ class Bookkeeper:
             tracker.log_metrics({Metric.VALIDATION_GOAL: figure}, step)
         tracker.finish("FAILED" if record.state == "failed" else "FINISHED")
         write_record(run, replace(record, tracked=True))
-
-    def _leave(self, number: int) -> None:
-        self._tracker(number).finish("KILLED")
 
     def _tracker(self, number: int) -> Tracker:
         name = f"{self._session.config.name}/{TrialRecord(number, {}).label}"
