@@ -1,6 +1,6 @@
 """Evaluate trained variants on held-out prompts, on the cluster that this job runs in.
 
-ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml seed=1
+ray job submit --working-dir . -- python jobs/evaluate.py jobs/configs/demo.yaml storage=/storage
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Pool, variants, evaluation, report, on the cluster that this job runs in.
 
-ray job submit --working-dir . -- python jobs/run.py jobs/configs/demo.yaml seed=1
+ray job submit --working-dir . -- python jobs/run.py jobs/configs/demo.yaml storage=/storage
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Train the configuration's variants, on the cluster that this job runs in.
 
-ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml seed=1
+ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml storage=/storage
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A search for the most robust model, on the cluster that this job runs in.
 
-ray job submit --working-dir . -- python jobs/tune.py jobs/configs/tune_demo.yaml
+ray job submit --working-dir . -- python jobs/tune.py jobs/configs/tune_demo.yaml storage=/storage
 """
 
 import sys

@@ -71,6 +71,19 @@ def _digest_file(path: Path) -> str:
     return digest
 
 
+def refuse_relative(location: str) -> None:
+    """Refuse a storage that would lie in a job's working directory.
+
+    Raises:
+        ConfigError: It is a relative path.
+    """
+    if "://" not in location and not Path(location).expanduser().is_absolute():
+        raise ConfigError(
+            f"storage: {location!r} would lie in the job's working directory, which is deleted "
+            "with the cluster: name a path that all nodes share, or a URI, such as storage=/storage"
+        )
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder on a pyarrow file system; picklable, so that Ray workers can use it."""

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import yaml
 from rich.console import Console
 
-from paft_ray.admission import INSIST, admit
+from paft_ray.admission import INSIST, admit, admit_dashboard
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError, PaftError
 from paft_ray.loading import dump_config, load_config
@@ -31,6 +31,7 @@ from paft_ray.session import Session
 logger = logging.getLogger(__name__)
 
 LOG = "log.txt"
+SUBMIT = "submit"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    options.for_job = []
+    if options.verb == SUBMIT:
+        options.for_job = [word for word in rest if word.startswith("-")]
+        rest = [word for word in rest if word not in options.for_job]
+        parser.parse_args([options.job, options.config, *options.for_job])
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest  # overrides that stand behind an option
@@ -98,6 +104,8 @@ def call(arguments: Sequence[str]) -> int:
             sys.stdout.write(text)
             return 0
         with _streams(options.json) as streams:
+            if options.verb == SUBMIT:
+                return _submit(config, options, streams)
             return _execute(VERBS[options.verb], config, options, streams)
     except ConfigError as error:
         return _say(sys.stderr, error, 2)
@@ -109,21 +117,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
-        sub = verbs.add_parser(name, help=verb.help, description=verb.help)
-        sub.add_argument("config", metavar="CONFIG", help="YAML file")
-        sub.add_argument(
-            "overrides", nargs="*", metavar="section.field=value", help="change one value"
-        )
-        sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
-        sub.add_argument("--print-config", action="store_true", help="show what was understood")
-        sub.set_defaults(overwrite=False, insist=False)
+        sub = _add_verb(verbs, name, verb.help)
         if verb.needs_ray:
-            sub.add_argument(
-                INSIST,
-                dest="insist",
-                action="store_true",
-                help="work on a cluster that runs the code of whoever reaches it",
-            )
+            _add_insist(sub)
         if name == "export":
             _add_export_options(sub)
         if name not in ("run", "train", "tune"):
@@ -133,7 +129,52 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="discard what another configuration left under this run's name",
         )
+    _add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
     return parser
+
+
+def _add_verb(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=help, description=help)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="change one value"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    parser.add_argument("--print-config", action="store_true", help="show what was understood")
+    parser.set_defaults(overwrite=False, insist=False)
+    return parser
+
+
+def _add_insist(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        INSIST,
+        dest="insist",
+        action="store_true",
+        help="work on a cluster that runs the code of whoever reaches it",
+    )
+
+
+def _add_submit_options(parser: argparse.ArgumentParser) -> None:
+    from paft_ray.submission import DASHBOARD, JOBS
+
+    parser.add_argument(
+        "--job",
+        metavar="VERB",
+        default="run",
+        choices=list(JOBS),
+        help=f"one of {', '.join(JOBS)} (default: run); its options go on to it as --option=value",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD),
+        help=f"of the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or {DASHBOARD})",
+    )
+    parser.add_argument(
+        "--working-dir", metavar="DIR", help="what travels (default: the current folder)"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
+    _add_insist(parser)
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +196,44 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder or URI (default: runs/NAME/export/VARIANT/KIND, or runs/NAME/lm_eval)",
     )
+
+
+def _submit(config: Config, options: argparse.Namespace, streams: _Streams) -> int:
+    """Send a job and follow it; what it logs goes where progress goes."""
+    from paft_ray.submission import follow, plan_job, send
+
+    home = None if options.working_dir is None else Path(options.working_dir)
+    said = streams.stderr if options.json else streams.stdout
+    try:
+        insisting = [INSIST] if options.insist and VERBS[options.job].needs_ray else []
+        words = [*options.overrides, *options.for_job, *insisting]
+        job = plan_job(config, options.job, options.config, words, home)
+        admit_dashboard(options.address, options.insist)
+        client = send(job, options.address)
+        streams.console.print(f"job {job.id}: {job.entrypoint}", soft_wrap=True, highlight=False)
+        if options.no_wait:
+            data: dict[str, Any] = {"job": job.id}
+            text, code = f"follow it: ray job logs --follow {job.id}", 0
+        else:
+            ended = follow(client, job, lambda piece: _write(said, piece))
+            data = {"job": job.id, "status": ended.status, "result": ended.result}
+            text, code = f"job {job.id}: {ended.status.lower()}", ended.code
+            if code:
+                _say(streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code)
+    except ConfigError:
+        raise
+    except PaftError as error:
+        return _say(streams.stderr, error, 1)
+    except KeyboardInterrupt:
+        said.write("interrupted; the job goes on: `ray job stop` ends it\n")
+        return 130
+    _write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
+    return code
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _Streams) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_ray.admission import named_cluster
-from paft_ray.artifacts import Storage
+from paft_ray.artifacts import Storage, refuse_relative
 from paft_ray.cluster import cpu_has_bfloat16, resolve_dtype
 from paft_ray.config import (
     Config,
@@ -112,20 +112,11 @@ def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
 
 def _check_storage(location: str) -> Storage:
     storage = Storage.open(location)
-    if storage.is_local and "://" not in location and not Path(location).expanduser().is_absolute():
-        _refuse_working_dir(location)
+    if "runtime_resources" in Path.cwd().parts:  # where Ray unpacks a job's working directory
+        refuse_relative(location)
     if storage.is_local:
         _require_writable(Path(storage.root), "storage")
     return storage
-
-
-def _refuse_working_dir(location: str) -> None:
-    """A job's working directory is a copy that Ray deletes, with all that was written there."""
-    if "runtime_resources" in Path.cwd().parts:
-        raise ConfigError(
-            f"storage: {location!r} would lie in this job's working directory, which is deleted "
-            "with the cluster: name an absolute path that all nodes share, or a URI"
-        )
 
 
 def _require_writable(folder: Path, field: str) -> None:

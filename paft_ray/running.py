@@ -145,10 +145,8 @@ def claimed(
 
 def _end_earlier(session: Session, overwrite: bool) -> None:
     """Close the books of the process that had this name before and may have died."""
-    if overwrite:  # what begins now is another run in tracking, and this one's spool is deleted
-        target = prepare_tracking(session.config, session.storage)
-    else:
-        target = session.tracking
+    # a run that is overwritten is another one in tracking than what begins now
+    target = prepare_tracking(session.config, session.storage) if overwrite else session.tracking
     if not replay(target):
         end_open_runs(target)
 
