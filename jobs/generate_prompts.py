@@ -1,6 +1,6 @@
 """Build the prompt pool, on the cluster that this job runs in.
 
-ray job submit --working-dir . -- python jobs/generate_prompts.py jobs/configs/demo.yaml storage=/storage
+ray job submit --working-dir . -- python jobs/generate_prompts.py CONFIG storage=/storage
 """
 
 import sys

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import yaml
 from rich.console import Console
 
-from paft_ray.admission import INSIST, admit, admit_dashboard
+from paft_ray.admission import INSIST, admit, admit_dashboard, named_cluster
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError, PaftError
 from paft_ray.loading import dump_config, load_config
@@ -42,6 +42,8 @@ class Result:
     """The JSON object of `--json`."""
     text: str
     """What a person sees at the end."""
+    missing: tuple[str, ...] = ()
+    """What stands in the way, shown first; with any, the exit code is 2."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    if getattr(options, "cluster", None):
+        os.environ["RAY_ADDRESS"] = options.cluster
     options.for_job = []
     if options.verb == SUBMIT:
         options.for_job = [word for word in rest if word.startswith("-")]
@@ -122,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_insist(sub)
         if name == "export":
             _add_export_options(sub)
+        if name == "plan":
+            sub.add_argument(
+                "--cluster",
+                metavar="HOST:PORT",
+                help="look at this cluster's nodes, too (default: RAY_ADDRESS, if set)",
+            )
+            _add_insist(sub)
         if name not in ("run", "train", "tune"):
             continue
         sub.add_argument(
@@ -271,10 +282,11 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: _
             reason = " ".join(str(error).split())[:200]
             message = f"{type(error).__name__}: {reason}\nthe traceback is in {log}"
             return _say(streams.stderr, message, 1)
+    for line in result.missing:
+        streams.console.print(f"missing: {line}", style="red", soft_wrap=True, highlight=False)
     text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
-    streams.stdout.write(text + "\n")
-    streams.stdout.flush()
-    return 0
+    _write(streams.stdout, text + "\n")
+    return 2 if result.missing else 0
 
 
 def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
@@ -283,7 +295,8 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
     if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
         return result
     from paft_ray.api import begin_trial, finish_trial
-    from paft_ray.cluster import check_cluster, import_ray, ray_session
+    from paft_ray.cluster import check_cluster, import_ray, node_resources, ray_session
+    from paft_ray.survey import require_nodes, survey
     from paft_ray.tracking import import_early
 
     admit(options.insist)
@@ -295,6 +308,8 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
         finish_trial(session)
     with ray_session(options.insist):
         check_cluster(session.config)
+        if len(node_resources()) > 1:
+            require_nodes(survey(session.config, session.storage))
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
         return verb.run(session, options)
@@ -344,30 +359,39 @@ def _log_file(session: Session) -> Iterator[str]:
     folder = session.run_folder
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     local.parent.mkdir(parents=True, exist_ok=True)
+    with _redirected(local):
+        handler = logging.StreamHandler(sys.stderr)
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(name)s %(levelname)s %(message)s",
+            handlers=[handler],
+            force=True,
+        )
+        try:
+            yield folder.path(LOG)
+        finally:
+            logging.getLogger().removeHandler(handler)
+            logging.getLogger().addHandler(logging.NullHandler())
+    if not folder.is_local:
+        folder.write_bytes(LOG, local.read_bytes())
+
+
+@contextmanager
+def _redirected(file: Path) -> Iterator[None]:
+    """While the block runs, what this process and its children print goes to a file."""
     real = os.dup(1), os.dup(2)
-    log = os.open(local, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    handler = logging.StreamHandler(sys.stderr)
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        handlers=[handler],
-        force=True,
-    )
     try:
-        yield folder.path(LOG)
+        yield
     finally:
-        logging.getLogger().removeHandler(handler)
-        logging.getLogger().addHandler(logging.NullHandler())
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(real[0], 1)
         os.dup2(real[1], 2)
         for descriptor in (*real, log):
             os.close(descriptor)
-        if not folder.is_local:
-            folder.write_bytes(LOG, local.read_bytes())
 
 
 def _prompts(session: Session, options: argparse.Namespace) -> Result:
@@ -527,19 +551,27 @@ def _near(path: str) -> str:
 
 
 def _plan(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray.plan import describe_plan
+    from paft_ray.cluster import prepare_environment
+    from paft_ray.plan import describe_plan, describe_sizes, plan_lines
 
+    prepare_environment()
     plan = describe_plan(session)
-    lines = []
-    for key, value in plan.items():
-        entries = value.items() if isinstance(value, dict) else [("", value)]
-        for place, (name, entry) in enumerate(entries):
-            head = key if place == 0 else ""
-            rows = entry if isinstance(entry, list) else [entry]
-            for row in rows:
-                shown = ", ".join(f"{k} {v}" for k, v in row.items()) if row is not entry else row
-                lines.append(f"{head:<22} {name} {shown}".rstrip())
-    return Result(plan, "\n".join(lines))
+    with tempfile.TemporaryDirectory() as scratch, _redirected(Path(scratch) / LOG):
+        plan["sizes"] = describe_sizes(session)
+        if named_cluster() is not None:
+            plan["cluster"] = _look_at_cluster(session, options.insist, plan["sizes"])
+    missing = plan.get("cluster", {}).get("missing", ())
+    return Result(plan, "\n".join(plan_lines(plan)), tuple(missing))
+
+
+def _look_at_cluster(session: Session, insist: bool, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+    from paft_ray.cluster import ray_session
+    from paft_ray.plan import describe_cluster
+    from paft_ray.survey import survey
+
+    with ray_session(insist):
+        nodes = survey(session.config, session.storage)
+        return describe_cluster(session, nodes, sizes)
 
 
 VERBS: Mapping[str, Verb] = {

@@ -160,7 +160,7 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
     """
     import ray
 
-    total, fewest = ray.cluster_resources(), workers.fewest
+    total, fewest = _largest_resources(), workers.fewest
     if workers.gpus * fewest > total.get("GPU", 0):
         raise ConfigError(
             f"{section}: {fewest} workers with {workers.gpus:g} GPUs each need more than the "
@@ -176,6 +176,16 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
     return share
 
 
+def _largest_resources() -> Mapping[str, float]:
+    """What the cluster has, or may grow to where something scales it."""
+    import ray
+    from ray._private.state import state
+
+    present = ray.cluster_resources()
+    most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
+    return {name: max(present.get(name, 0), most.get(name, 0)) for name in {*present, *most}}
+
+
 def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
     """The nodes that are alive, and how many more workers fit into what is free on them."""
     import ray
@@ -183,12 +193,7 @@ def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
 
     free = available_resources_per_node()
     alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
-    spare = (
-        min(int(free.get(node, {}).get(name, 0.0) // need) for name, need in needs.items())
-        for node in alive
-    )
-    return alive, sum(spare)
+    return alive, sum(places(free.get(node, {}), cpus, gpus) for node in alive)
 
 
 def node_resources() -> list[dict[str, float]]:
@@ -196,6 +201,12 @@ def node_resources() -> list[dict[str, float]]:
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many workers a node holds."""
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
 
 
 def check_cluster(config: Config) -> None:

@@ -1,24 +1,41 @@
-"""What a run would do, from its configuration and the files alone: nothing is sent or written."""
+"""What a run would do, and what it needs; on a cluster also what its nodes have.
 
+The first is from the configuration and the files alone, and nothing is sent or written. What nodes
+have comes from `survey`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from paft_ray.cluster import cpus_per_worker, places
 from paft_ray.config import (
     Config,
     FakeLLM,
     LLMConfig,
     OpenAILLM,
     SinglePromptVariant,
+    TrainWorkersConfig,
     TuningConfig,
+    WorkersConfig,
     total_steps,
 )
+from paft_ray.errors import ConfigError, PaftError
+from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.modeling.trial import count_weights
 from paft_ray.prompts.asking import cost, is_answered, unit_size
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generation import RequestBook
 from paft_ray.prompts.llm import llm_label
 from paft_ray.session import Session
+from paft_ray.survey import Node
+from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.training.trainer import find_trained
 from paft_ray.tuning.pools import generation_samples
 from paft_ray.tuning.tuner import count_trials
+
+_ESTIMATE_FACTOR = 1.5
+"""Within which estimates of memory are right."""
 
 
 def describe_plan(session: Session) -> dict[str, Any]:
@@ -65,6 +82,128 @@ def describe_plan(session: Session) -> dict[str, Any]:
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A plan as lines to read; what is missing on a cluster is left to the caller."""
+    lines = []
+    for key, value in plan.items():
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        shown = [
+            f"{name} {_in_words(row)}".strip()
+            for name, entry in entries
+            if (key, name) != ("cluster", "missing")
+            for row in (entry if isinstance(entry, list | tuple) else [entry])
+        ]
+        lines += [f"{key if place == 0 else '':<22} {text}" for place, text in enumerate(shown)]
+    return lines
+
+
+def _in_words(value: Any) -> str:
+    """Mappings as `name value` pairs, less what is empty; lists by commas."""
+    if isinstance(value, Mapping):
+        full = {k: v for k, v in value.items() if v is not None and v != () and v != []}
+        return ", ".join(f"{k} {_in_words(v)}" for k, v in full.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def describe_sizes(session: Session) -> dict[str, Any]:
+    """What one worker needs of memory and all trainings of storage, in 1e9 bytes; by estimates.
+
+    Builds the model without its weights in another process, which takes some seconds. Where its
+    configuration cannot be read here, the answer is why.
+    """
+    config = session.config
+    steps = total_steps(config.train, len(session.task.train))
+    peft = complete_peft(config.model.peft, steps)
+    try:
+        session.trial.begin(
+            count_weights, config.model.path, config.model.revision, peft, config.seed
+        )
+        sizes = ModelSizes(**session.trial.finish())
+    except PaftError as error:
+        return {"unknown": str(error)}
+    finally:
+        session.trial.close()
+    memory = worker_memory(
+        sizes,
+        config.train,
+        config.model.quantization,
+        session.training_dtype,
+        config.train.workers.most,
+    )
+    one = training_storage(sizes, config.train, steps)
+    return {
+        "parameters": sizes.parameters,
+        "trainable": sizes.trainable,
+        "worker_memory_gb": {
+            **{name: round(value / 1e9, 3) for name, value in memory.items()},
+            "all": round(sum(memory.values()) / 1e9, 2),
+        },
+        "storage_gb": round(one * len(config.trainings) / 1e9, 3),
+    }
+
+
+def describe_cluster(
+    session: Session, nodes: Sequence[Node], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the nodes of the joined cluster have, what the stages need, and what is missing.
+
+    Args:
+        session: The run.
+        nodes: From `survey`.
+        sizes: From `describe_sizes`.
+    """
+    config = session.config
+    missing = [f"node {n.name} ({n.address}): {t}" for n in nodes for t in (*n.missing, *n.notes)]
+    stages: dict[str, Any] = {}
+    for field, workers in (
+        ("train.workers", config.train.workers),
+        ("evaluation.workers", config.evaluation.workers),
+    ):
+        try:
+            stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
+        except ConfigError as error:
+            missing.append(str(error))
+    if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
+        missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
+    return {
+        "nodes": [{k: v for k, v in asdict(node).items() if k != "id"} for node in nodes],
+        "stages": stages,
+        "missing": missing,
+    }
+
+
+def _plan_workers(
+    workers: TrainWorkersConfig | WorkersConfig, cpus: float, nodes: Sequence[Node]
+) -> dict[str, Any]:
+    """How many workers there are to be, and how many the nodes hold."""
+    fit = [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, workers.gpus) for node in nodes]
+    return {
+        "workers": workers.most,
+        "cpus_each": cpus,
+        "gpus_each": workers.gpus,
+        "places": sum(fit),
+        "on_one_node": min(workers.most, max(fit, default=0)),
+    }
+
+
+def _short_of_memory(
+    workers: TrainWorkersConfig, together: int, memory: Mapping[str, float], nodes: Sequence[Node]
+) -> list[str]:
+    """Nodes whose memory is too small even if the estimate is high; GPUs' memory is not known."""
+    if workers.gpus:
+        return []
+    surely = memory["all"] / _ESTIMATE_FACTOR
+    return [
+        f"node {node.name} ({node.address}): {together} workers of about {memory['all']:.1f} GB "
+        f"each need more than its {node.memory_gb:.1f} GB: fewer workers on a node (more "
+        "train.workers.cpus each), a smaller train.row_tokens, or a larger node"
+        for node in nodes
+        if node.cpus and node.memory_gb < surely * together
+    ]
 
 
 def _plan_search(

@@ -124,6 +124,40 @@ def try_adapters(
             _try_adapter(model, peft, seed, warm_start)
 
 
+def count_weights(
+    path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
+) -> dict[str, int]:
+    """Build the model and its adapter without weights, and count what they will have.
+
+    Returns:
+        `parameters`, of these `trainable`; `linear`, frozen weights of linear layers inside blocks;
+        `layers` and `hidden`.
+
+    Raises:
+        ConfigError: See `try_adapters`.
+    """
+    from paft_ray.modeling.model import add_adapter
+
+    model = _without_weights(path, resolve_path(path), revision)
+    text = model.config.get_text_config()
+    heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    linear = sum(
+        module.weight.numel()
+        for module in model.modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and id(module) not in heads
+    )
+    if peft is not None:
+        model = add_adapter(model, dict(peft), seed)
+    weights = list(model.parameters())
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "trainable": sum(weight.numel() for weight in weights if weight.requires_grad),
+        "linear": linear if peft is not None else 0,
+        "layers": int(text.num_hidden_layers),
+        "hidden": int(text.hidden_size),
+    }
+
+
 def _try_adapter(
     model: Any, peft: Mapping[str, Any], seed: int, warm_start: StoredAdapter | None
 ) -> None:

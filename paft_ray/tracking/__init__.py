@@ -9,6 +9,7 @@ that continues its MLflow run without logging a step twice. Not covered: what is
 the callers' choice, and log files. Importing this imports no mlflow.
 """
 
+from paft_ray.tracking.delivery import reach_server
 from paft_ray.tracking.spool import TrackingTarget
 from paft_ray.tracking.tracker import (
     FinalStatus,
@@ -23,6 +24,7 @@ from paft_ray.tracking.tracker import (
     prepare_tracking,
     replay,
     top_metric,
+    tracking_server,
 )
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "open_tracker",
     "pool_version",
     "prepare_tracking",
+    "reach_server",
     "replay",
     "top_metric",
+    "tracking_server",
 ]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paft_ray.artifacts import Storage
-from paft_ray.errors import ConfigError
+from paft_ray.errors import ConfigError, one_line
 from paft_ray.tracking.spool import (
     Batch,
     RunRef,
@@ -278,6 +278,22 @@ def replay_folder(
             return sum(not has_artifacts(name) for name in names[position:])
         remove(folder, name, batch)
     return 0
+
+
+def reach_server(uri: str) -> str | None:
+    """Why this process could not record at a tracking server now; None where it could."""
+    where = without_password(uri)
+    try:
+        import_client()(tracking_uri=uri).search_experiments(max_results=1)
+    except remote_errors() as error:
+        reason = without_password(one_line(error))
+        if "401" in reason or "not authenticated" in reason.lower():
+            return (
+                f"tracking.uri: {where} does not take this node's name and password: set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
+            )
+        return f"tracking.uri: {where} cannot be used from here, records would wait: {reason}"
+    return None
 
 
 def import_client() -> Any:

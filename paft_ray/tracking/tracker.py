@@ -143,6 +143,16 @@ def import_early(config: Config) -> None:
         threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
+def tracking_server(config: Config) -> str | None:
+    """URI of the server that a configuration names; None for none, and for a sqlite file.
+
+    A sqlite file belongs to the driver's node: other nodes' records wait in the spool for it.
+    """
+    uri = config.tracking.uri
+    named = config.tracking.type != "none" and uri is not None
+    return uri if named and not uri.startswith("sqlite:") else None
+
+
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
     """Where `config` wants runs recorded; None for nowhere. The driver calls this, once.
 

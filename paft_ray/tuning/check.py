@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from paft_ray.cluster import cpus_per_worker, node_resources
+from paft_ray.cluster import cpus_per_worker, node_resources, places
 from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.errors import ConfigError, PaftError
 from paft_ray.modeling.files import inspect_model
@@ -102,15 +102,15 @@ def room(config: Config, tuning: TuningConfig, configs: Sequence[Config]) -> tup
         cpus = cpus_per_worker(largest, "train.workers")
     else:
         cpus = _share(asked * largest.fewest, largest)
-    places = _places(cpus, largest)
-    fit = places // largest.fewest
+    there = _places(cpus, largest)
+    fit = there // largest.fewest
     wanted = asked or max(1, fit)
     if wanted > fit:
         gpus = f" and {largest.gpus:g} GPUs" if largest.gpus else ""
         workers = f"{largest.fewest} worker{'s' if largest.fewest > 1 else ''}"
         raise ConfigError(
             f"tuning.concurrency: {wanted} trials with {workers} of {cpus:g} CPUs{gpus} each need "
-            f"{wanted * largest.fewest} places, and the cluster has {places}: lower "
+            f"{wanted * largest.fewest} places, and the cluster has {there}: lower "
             "tuning.concurrency, train.workers.num or train.workers.cpus"
         )
     return cpus, wanted
@@ -125,8 +125,4 @@ def _share(workers: int, of: TrainWorkersConfig) -> float:
 
 def _places(cpus: float, workers: TrainWorkersConfig) -> int:
     """How many workers the nodes hold together."""
-    needs = {"CPU": cpus, "GPU": workers.gpus}
-    return sum(
-        min(int(node.get(name, 0.0) // need) for name, need in needs.items() if need)
-        for node in node_resources()
-    )
+    return sum(places(node, cpus, workers.gpus) for node in node_resources())

@@ -1,0 +1,72 @@
+"""How much memory a worker of a training will need, and how much storage; pure.
+
+Sizes follow from counts of weights; activations from the length of a row and a published rule, and
+are right within a factor of about 1.5. What a process has without any model is measured.
+"""
+
+from dataclasses import dataclass
+
+from paft_ray.config import TrainConfig
+from paft_ray.training.shards import bytes_needed
+
+_FP32, _MOMENTS = 4, 8
+_NF4 = 0.57
+"""Bytes per weight in blocks of 64 with their scales in 8 bits."""
+_RUNTIME = 0.9e9
+"""Bytes of a Ray Train worker with torch, transformers and DeepSpeed, measured without a model."""
+_KEPT_PER_LAYER = 34
+"""Bytes per token and hidden unit that a layer keeps for the backward pass in 16 bits, attention
+without a score matrix: Korthikanti et al., arXiv 2205.05198, equation 2 less its last term."""
+_LEDGER = 30
+"""Bytes per slot of a step."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """Counts of a model with its adapter."""
+
+    parameters: int
+    trainable: int
+    linear: int
+    """Frozen weights of linear layers, which quantization makes small."""
+    layers: int
+    hidden: int
+
+
+def worker_memory(
+    sizes: ModelSizes, train: TrainConfig, quantization: str, dtype: str, ranks: int
+) -> dict[str, float]:
+    """Bytes that one worker needs, by what they are for.
+
+    Args:
+        sizes: Of the model.
+        train: How it is trained.
+        quantization: `model.quantization`.
+        dtype: Arithmetic, resolved.
+        ranks: How many workers there are.
+    """
+    stage, offload = train.deepspeed.stage, train.deepspeed.offload
+    small = sizes.linear if quantization == "nf4" else 0
+    weights = _FP32 * (sizes.parameters - small) + _NF4 * small
+    masters = _FP32 * sizes.trainable if stage > 0 else 0
+    share = 1 if dtype == "bfloat16" else 2
+    per_layer = _KEPT_PER_LAYER * share * train.row_tokens * sizes.hidden
+    kept = _FP32 * train.row_tokens * sizes.hidden if train.activation_checkpointing else per_layer
+    return {
+        "weights": 0.0 if offload == "parameters" else weights / (ranks if stage == 3 else 1),
+        "gradients": _FP32 * sizes.trainable / (ranks if stage >= 2 else 1),
+        "optimizer": 0.0
+        if offload != "none"
+        else (_MOMENTS * sizes.trainable + masters) / (ranks if stage >= 1 else 1),
+        "activations": float(sizes.layers * kept + per_layer),
+        "runtime": _RUNTIME,
+    }
+
+
+def training_storage(sizes: ModelSizes, train: TrainConfig, steps: int) -> float:
+    """Bytes that one training writes at the most."""
+    result = _FP32 * sizes.trainable
+    state = (_FP32 + _MOMENTS) * sizes.trainable
+    return bytes_needed(state, result, train.checkpoint.keep, 0) + _LEDGER * steps * (
+        train.batch_size
+    )
