@@ -559,9 +559,8 @@ def _plan(session: Session, options: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory() as scratch, _redirected(Path(scratch) / LOG):
         plan["sizes"] = describe_sizes(session)
         if named_cluster() is not None:
-            plan["cluster"] = _look_at_cluster(session, options.insist, plan["sizes"])
-    missing = plan.get("cluster", {}).get("missing", ())
-    return Result(plan, "\n".join(plan_lines(plan)), tuple(missing))
+            plan |= _look_at_cluster(session, options.insist, plan["sizes"])
+    return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))
 
 
 def _look_at_cluster(session: Session, insist: bool, sizes: Mapping[str, Any]) -> Mapping[str, Any]:

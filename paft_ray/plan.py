@@ -88,11 +88,12 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     """A plan as lines to read; what is missing on a cluster is left to the caller."""
     lines = []
     for key, value in plan.items():
+        if key == "missing":
+            continue
         entries = value.items() if isinstance(value, dict) else [("", value)]
         shown = [
             f"{name} {_in_words(row)}".strip()
             for name, entry in entries
-            if (key, name) != ("cluster", "missing")
             for row in (entry if isinstance(entry, list | tuple) else [entry])
         ]
         lines += [f"{key if place == 0 else '':<22} {text}" for place, text in enumerate(shown)]
@@ -169,8 +170,12 @@ def describe_cluster(
             missing.append(str(error))
     if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
         missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
+    hidden = ("id", "address", "missing", "notes")
     return {
-        "nodes": [{k: v for k, v in asdict(node).items() if k != "id"} for node in nodes],
+        "nodes": {
+            node.address: {k: v for k, v in asdict(node).items() if k not in hidden}
+            for node in nodes
+        },
         "stages": stages,
         "missing": missing,
     }

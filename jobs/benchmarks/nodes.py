@@ -3,9 +3,9 @@
 A node is a set of Linux namespaces (network, processes, mounts, host name) that hangs on a bridge
 in a namespace of its own. Nothing has a name outside of these namespaces, so that runs beside each
 other do not meet, and all of it ends with the process that made it, even one killed by SIGKILL.
-Covered: a head and workers, commands inside a node, a node killed or cut off. Not covered: other
-file systems than the machine's own, links that are slow or lose packets. Needs root, util-linux and
-iproute2, and a thread that outlives what it starts: the kernel ends a child with its thread.
+Covered: a head and workers, commands inside a node, a node killed or cut off, own files.
+Not covered: links that are slow or lose packets. Needs root, util-linux and iproute2, and a thread
+that outlives what it starts: the kernel ends a child with its thread.
 """
 
 import os
@@ -24,6 +24,7 @@ from typing import Any
 INTERFACE = "eth0"
 _NETWORK = "10.87.0"
 _GCS_PORT = 6379
+DASHBOARD_PORT = 8265
 _START_S = 120.0
 _TOOLS = {
     "ip": "iproute2",
@@ -50,6 +51,29 @@ shift 3
 "$@" &
 wait
 """
+_OWN_FILES_SCRIPT = """
+set -e
+hostname "$1"
+ip link set lo up
+mount -t tmpfs tmpfs "$2"
+mkdir "$2/upper" "$2/work" "$2/root"
+mount -t overlay overlay -o "lowerdir=/,upperdir=$2/upper,workdir=$2/work" "$2/root"
+for folder in proc sys dev; do mount --rbind "/$folder" "$2/root/$folder"; done
+mount -t tmpfs tmpfs "$2/root/dev/shm"
+mount -t tmpfs tmpfs "$2/root/tmp"
+cd "$2/root"
+for pair in $4; do
+  mkdir -p ".${pair%%=*}"
+  mount --bind "${pair#*=}" ".${pair%%=*}"
+done
+echo ready
+read go
+exec >"$3" 2>&1
+shift 4
+exec chroot . sh -c '"$@" & wait' sh "$@"
+"""
+"""What a node writes to its own root, an overlay in memory over the machine's, no other node sees;
+but for the folders named in the fourth argument, as "/there=/here" with spaces between."""
 
 
 class NodesUnavailable(RuntimeError):  # noqa: N818
@@ -92,8 +116,14 @@ class Node:
 class Lan:
     """A network of Ray nodes; see `lan`."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], stack: ExitStack) -> None:
-        self._folder = folder
+    def __init__(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        shared: Mapping[str, Path] | None,
+        stack: ExitStack,
+    ) -> None:
+        self._folder, self._shared = folder, shared
         self._stack = stack
         self._made = 0
         self._environment = {
@@ -141,15 +171,18 @@ class Lan:
         where = (
             [f"--address={self.head.address}:{_GCS_PORT}"]
             if self.nodes
-            else [*as_head, "--include-dashboard=False"]
+            else [*as_head, "--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
         )
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--block", *where),
             *(f"--node-ip-address={address}", f"--num-cpus={cpus}", "--num-gpus=0"),
             *("--object-store-memory=100000000", "--log-color=false"),
         ]
-        script = ["sh", "-c", _NODE_SCRIPT, "sh", name, str(folder / "ray"), str(log), *command]
-        process = self._unshare(script, processes=True, TMPDIR=str(folder / "tmp"))
+        start = ["sh", "-c", _NODE_SCRIPT, "sh", name, str(folder / "ray"), str(log)]
+        if self._shared is not None:
+            pairs = " ".join(f"{there}={here}" for there, here in self._shared.items())
+            start[2:] = [_OWN_FILES_SCRIPT, "sh", name, str(folder / "ray"), str(log), pairs]
+        process = self._unshare([*start, *command], processes=True, TMPDIR=self._tmp(name))
         pid, port = _children(process.pid)[0], f"port{self._made}"
         self._plug(pid, port, address)
         node = Node(name, address, pid, port, log, process)
@@ -181,17 +214,36 @@ class Lan:
             command: Program and arguments; RAY_ADDRESS names the cluster to it.
             options: For `subprocess.Popen`.
         """
-        inside = ["--net", "--pid", "--mount", "--uts", f"--wd={Path.cwd()}"]
+        inside = ["--net", "--pid", "--mount", "--uts"]
+        home = f"{self.files_of(node)}{Path.cwd()}" if self._own_files else str(Path.cwd())
+        inside += [*(["--root"] if self._own_files else []), f"--wd={home}"]
         return subprocess.Popen(
             [*_BIND_TO_US, "nsenter", f"--target={node.pid}", *inside, "--", *command],
             env={
                 **self._environment,
                 "RAY_ADDRESS": f"{self.head.address}:{_GCS_PORT}",
-                "TMPDIR": str(self._folder / node.name / "tmp"),
+                "TMPDIR": self._tmp(node.name),
             },
             text=True,
             **options,
         )
+
+    @property
+    def token(self) -> str:
+        """What the cluster asks for."""
+        return self._environment["RAY_AUTH_TOKEN"]
+
+    def files_of(self, node: Node) -> Path:
+        """A node's root folder as this process sees it."""
+        return Path(f"/proc/{node.pid}/root")
+
+    def _tmp(self, name: str) -> str:
+        """Folder for temporary files, as a node names it."""
+        return "/tmp" if self._own_files else str(self._folder / name / "tmp")
+
+    @property
+    def _own_files(self) -> bool:
+        return self._shared is not None
 
     def _unshare(
         self, command: Sequence[str], processes: bool, **environment: str
@@ -235,13 +287,19 @@ class Lan:
 
 
 @contextmanager
-def lan(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Lan]:
+def lan(
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    shared: Mapping[str, Path] | None = None,
+) -> Iterator[Lan]:
     """A network without nodes yet; all that runs in it has ended when the block has.
 
     Args:
-        folder: Takes every node's /tmp/ray and temporary files; the nodes share all else.
+        folder: Takes every node's /tmp/ray and temporary files.
         environment: Added to that of the nodes and of the commands in them. Of ours they inherit
             all but what concerns Ray; the token that the cluster asks for is made here.
+        shared: Where given, every node has files of its own, and these folders, by their names
+            there, are the same for all: what a cluster's shared storage is.
 
     Raises:
         NodesUnavailable: This machine cannot.
@@ -250,7 +308,7 @@ def lan(folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[
         raise NodesUnavailable(reason)
     Path("/tmp/ray").mkdir(exist_ok=True)  # each node mounts its own over it
     with ExitStack() as stack:
-        yield Lan(folder, environment or {}, stack)
+        yield Lan(folder, environment or {}, shared, stack)
 
 
 def process_of(command: subprocess.Popen[str]) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WHERE_BOARDS_ARE = """
 import json, ray
 from paft_ray.cluster import BoardHandle, ray_session
@@ -24,10 +24,9 @@ with ray_session():
 
 
 def test_boards_of_a_driver_on_a_head_without_cpus_live_on_its_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """A board elsewhere would be lost with a node that the training itself survives."""
-    monkeypatch.syspath_prepend(ROOT / "jobs" / "benchmarks")
     from nodes import lan, why_unavailable
 
     if (reason := why_unavailable()) is not None:

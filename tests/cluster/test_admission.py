@@ -1,0 +1,118 @@
+"""Clusters that ask for a token or do not, really started, and who may join them."""
+
+import os
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from heads import ROOT, Head, running_head
+
+from paft_ray.admission import INSIST, admit, admit_dashboard, is_loopback
+from paft_ray.errors import ConfigError
+
+pytestmark = pytest.mark.ray
+
+JOIN = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from paft_ray.admission import admit
+from paft_ray.errors import ConfigError
+try:
+    admit("insist" in sys.argv)
+    print("admitted")
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Nothing known of any token; what `admit` sets is undone afterwards."""
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE", "RAY_ADDRESS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return monkeypatch
+
+
+def test_token_decides_who_joins_a_cluster(head: Head, no_token, tmp_path: Path) -> None:
+    no_token.setenv("RAY_ADDRESS", head.address)
+    for check in (admit, lambda: admit_dashboard(head.dashboard)):
+        no_token.delenv("RAY_AUTH_TOKEN", raising=False)
+        with pytest.raises(ConfigError, match="asks for a token, and this process has none"):
+            check()
+        no_token.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        with pytest.raises(ConfigError, match="does not take this process's token"):
+            check()
+        no_token.setenv("RAY_AUTH_TOKEN", head.environment["RAY_AUTH_TOKEN"])
+        check()
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+    no_token.delenv("RAY_AUTH_TOKEN")
+    no_token.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    (tmp_path / "token").write_text(head.environment["RAY_AUTH_TOKEN"] + "\n", encoding="utf-8")
+    admit()
+
+
+def test_open_cluster_of_this_machine_alone_is_joined(no_token) -> None:
+    with running_head(cpus=1, token=None) as head:
+        no_token.setenv("RAY_ADDRESS", head.address)
+        admit()
+        admit_dashboard(head.dashboard)
+    assert "RAY_AUTH_MODE" not in os.environ
+
+
+def test_nobody_at_the_address_is_said_at_once(no_token) -> None:
+    no_token.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        admit()
+    with pytest.raises(ConfigError, match=r"no Ray dashboard answers at http://127\.0\.0\.1:9"):
+        admit_dashboard("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("ray://head:10001", "paft submit"), ("auto", "names no cluster on this node")],
+)
+def test_address_that_cannot_be_joined_is_explained(no_token, tmp_path, address, said) -> None:
+    no_token.setenv("RAY_TMPDIR", str(tmp_path))
+    no_token.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=said):
+        admit()
+
+
+def test_dashboard_needs_a_url(no_token) -> None:
+    with pytest.raises(ConfigError, match="such as http://host:8265"):
+        admit_dashboard("head:8265")
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [
+        ("127.0.0.1:6379", True), ("localhost:6379", True), ("http://[::1]:8265", True),
+        ("127.8.9.1:1", True), ("10.0.0.1:6379", False), ("http://192.168.1.1:8265", False),
+        ("no-such-host.invalid:1", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_what_only_this_machine_reaches(address: str, loopback: bool) -> None:
+    assert is_loopback(address) is loopback
+
+
+def test_open_cluster_that_others_reach_is_refused_unless_insisted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nodes import lan, why_unavailable
+
+    if (reason := why_unavailable()) is not None:
+        pytest.skip(reason)
+    with lan(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as cluster:
+        node = cluster.start(cpus=1)
+        said = []
+        for words in ([], ["insist"]):
+            command = [sys.executable, "-c", JOIN, *words]
+            driver = cluster.popen(node, command, stdout=subprocess.PIPE)
+            said.append(driver.communicate(timeout=60)[0])
+    assert "asks for no token, so that whoever reaches it can run code there" in said[0]
+    assert INSIST in said[0]
+    assert said[1] == "admitted\n"

@@ -1,0 +1,176 @@
+"""Verbs as jobs of a real head: sent, followed, stopped, sent again."""
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from heads import BIN, ROOT, Head, clean_environment, write_config
+from mlflow import MlflowClient
+from ray.job_submission import JobSubmissionClient
+
+from paft_ray.submission import JOBS
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """What a user's checkout has that a job needs; the cluster has the dependencies."""
+    folder = tmp_path / "project"
+    for part in ("jobs", "paft_ray"):
+        ignored = shutil.ignore_patterns("__pycache__", "results")
+        shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    return folder
+
+
+@pytest.fixture
+def submit(head: Head, project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `paft submit` on a configuration in the project."""
+
+    def run(config: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+        path = write_config(project, config)
+        place = ["--address", head.dashboard, "--working-dir", str(project)]
+        return head.command("submit", str(path), *words, *place)
+
+    return run
+
+
+def test_every_verb_that_works_on_storage_has_a_job_file() -> None:
+    assert {f"{name}.py" for name in JOBS.values()} <= {
+        p.name for p in (ROOT / "jobs").glob("*.py")
+    }
+
+
+def test_plan_as_a_job_sees_the_cluster_and_ends_with_its_json(submit, small_run) -> None:
+    done = submit(small_run, "--job", "plan", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["status"] == "SUCCEEDED"
+    plan = answer["result"]
+    [node] = plan["nodes"].values()
+    assert node["cpus"] == 2
+    assert plan["missing"] == []
+    assert answer["job"] in done.stderr
+
+
+def test_job_that_is_refused_hands_on_its_exit_code_and_its_error(submit, small_run) -> None:
+    small_run["train"]["workers"]["num"] = 64
+    done = submit(small_run, "--job", "train")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "train.workers: 64 workers" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["storage=here"], "deleted with the cluster"),
+        (["--job", "plan", "--overwrite"], "unrecognized arguments: --overwrite"),
+        (["--job", "plan", "train.stepz=1"], "did you mean"),
+    ],
+)
+def test_job_that_cannot_be_meant_is_not_sent(submit, head: Head, small_run, words, said) -> None:
+    client = JobSubmissionClient(head.dashboard, headers=_shown(head))
+    before = len(client.list_jobs())
+    done = submit(small_run, *words)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(client.list_jobs()) == before
+
+
+def test_configuration_outside_of_the_working_dir_is_refused(head, small_run, tmp_path) -> None:
+    path = write_config(tmp_path, small_run)
+    done = head.command("submit", str(path), "--address", head.dashboard)
+    assert done.returncode == 2
+    assert "all that travels" in done.stderr
+
+
+def _shown(head: Head) -> dict[str, str]:
+    return {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_verb_works_as_a_job_submitted_by_ray_itself(
+    head: Head, project: Path, small_run, tmp_path: Path
+) -> None:
+    """`ray job submit` of every job file in turn, as the README says it."""
+    small_run["tuning"] = {
+        "space": {"train.sampling.temperature": {"type": "choice", "values": [0.5, float("inf")]}},
+        "trials": 2, "scheduler": {"type": "none"}, "finalists": 1, "seeds": [1], "reports": 2,
+        "examples": 8,
+    }  # fmt: skip
+    write_config(project, small_run)
+    results = {}
+    for verb, program in JOBS.items():
+        more = {"tune": ["name=searched"], "export": ["--merge"]}.get(verb, [])
+        order = ["python", f"jobs/{program}.py", "config.yaml", *more]
+        done = subprocess.run(
+            [str(BIN / "ray"), "job", "submit", f"--address={head.dashboard}",
+             "--working-dir", ".", "--", *order],
+            env={**clean_environment(), **head.environment},
+            cwd=project, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, (verb, done.stdout[-3000:], done.stderr[-1000:])
+        results[verb] = done.stdout
+    client = JobSubmissionClient(head.dashboard, headers=_shown(head))
+    jobs = sorted(client.list_jobs(), key=lambda job: job.start_time or 0)[-len(JOBS) :]
+    for verb, job in zip(JOBS, jobs, strict=True):
+        last = client.get_job_logs(job.submission_id).strip().splitlines()[-1]
+        results[verb] = json.loads(last)
+    assert set(results["run"]["models"]) == {"base", "paft"}
+    assert len(results["tune"]["trials"]) == 2
+    assert Path(results["report"]["report"]).is_file()
+    assert Path(results["export"]["folder"], "model.safetensors").is_file()
+    assert results["plan"]["training"] == {"paft": "complete"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_stopped_job_that_is_sent_again_loses_only_steps_since_the_last_checkpoint(
+    head: Head, submit, small_run, tmp_path: Path
+) -> None:
+    small_run["train"] |= {"steps": 2000, "checkpoint": {"every_steps": 100}}
+    run = tmp_path / "storage" / "runs" / "small"
+    sent = submit(small_run, "--json", "--no-wait")
+    assert sent.returncode == 0, sent.stderr
+    job = json.loads(sent.stdout)["job"]
+    client = JobSubmissionClient(head.dashboard, headers=_shown(head))
+    checkpoints = run / "training" / "paft-s0" / "checkpoints"
+    deadline = time.monotonic() + 200
+    while not list(checkpoints.glob("step-*/manifest.json")):
+        assert str(client.get_job_status(job)) in ("PENDING", "RUNNING"), client.get_job_logs(job)
+        assert time.monotonic() < deadline, "no checkpoint ever came"
+        time.sleep(0.1)
+    client.stop_job(job)
+    while str(client.get_job_status(job)) == "RUNNING":
+        assert time.monotonic() < deadline + 100
+        time.sleep(0.2)
+    assert str(client.get_job_status(job)) == "STOPPED"
+    assert states(tmp_path / "storage") == {"small": "KILLED", "small/paft-s0": "KILLED"}
+    saved = max(int(path.parent.name[5:]) for path in checkpoints.glob("step-*/manifest.json"))
+
+    done = submit(small_run, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["result"]["models"]["paft"]
+    assert states(tmp_path / "storage") == {"small": "FINISHED", "small/paft-s0": "FINISHED"}
+    rows = pq.read_table(run / "training" / "paft-s0" / "ledger").to_pylist()
+    assert sorted((r["step"], r["slot"]) for r in rows) == [
+        (step, slot) for step in range(2000) for slot in range(4)
+    ]
+    log = (run / "log.txt").read_text(encoding="utf-8")
+    assert f"step {saved}" in log or str(saved) in log
+
+
+def states(storage: Path) -> dict[str, str]:
+    """Name to state of all runs in a storage's own MLflow."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments)
+    return {run.info.run_name: run.info.status for run in found}
