@@ -11,7 +11,7 @@ draws.py      which training prompts were drawn, and their losses
 coverage.py   the prompts on a map, and how new the test wordings are
 search.py     what a search found: trials, finalists, the goal over every dimension
 axes.py       scales and their round numbers
-pictures.py   accuracy.png and learning_curve.png
+pictures.py   accuracy.png, learning_curve.png, search.png
 page.py       report.html, of all these
 pool_page.py  pool.html of a prompt pool
 rendering.py  the templates (`templates/*.j2`), and the policy by which a page fetches nothing

@@ -15,7 +15,13 @@ from paft_ray.report.draws import draws_of
 from paft_ray.report.figures import all_figures, differences, results
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
-from paft_ray.report.pictures import colours, draw_accuracy, draw_learning_curve, draw_shares
+from paft_ray.report.pictures import (
+    colours,
+    draw_accuracy,
+    draw_learning_curve,
+    draw_search,
+    draw_shares,
+)
 from paft_ray.report.rendering import render
 from paft_ray.report.search import dimension_plots, search_axis, trial_rows
 from paft_ray.report.strips import accuracy_strips, prompt_lines
@@ -24,7 +30,7 @@ from paft_ray.report.table import cautions, display_name, headline, main_label, 
 
 def write_report(folder: Storage) -> str:
     """Write `report.html`, `accuracy.png` and, where there is something to see in them, the
-    learning curve and what losses made of the prompts (`sampling_*.png`).
+    learning curve, what losses made of the prompts (`sampling_*.png`) and a search (`search.png`).
 
     Args:
         folder: `runs/<name>/`, with `config.json`, `summary.json` and `scores.parquet`;
@@ -46,6 +52,8 @@ def write_report(folder: Storage) -> str:
         if training.shares:
             name = f"sampling_{training.label}-s{training.seed}.png"
             folder.write_bytes(name, draw_shares(training, colour[training.label]))
+    if run.search:
+        folder.write_bytes("search.png", draw_search(run.search))
     page = render_page(run, folder.path().rpartition("/")[2], colour)
     folder.write_bytes("report.html", page.encode("utf-8", "replace"))
     return folder.path("report.html")

@@ -5,12 +5,13 @@ matplotlib is imported when a picture is drawn (0.6 s) and used without a displa
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paft_ray.report.curves import LEADING_PROMPTS, curves_of, loss_limit
 from paft_ray.report.files import RunFiles, Training
+from paft_ray.report.search import dimension_plots
 from paft_ray.report.strips import levels_without_overlap, over_seeds
 from paft_ray.report.table import display_name
 
@@ -104,15 +105,43 @@ def draw_shares(training: Training, shade: str) -> bytes:
     return _png(figure)
 
 
+def draw_search(search: Mapping[str, Any]) -> bytes:
+    """A search's goal over each dimension, a panel of dots with their intervals each, as PNG."""
+    plots = dimension_plots(search)
+    figure, panels = _figures(8, 0.4 + 2.6 * len(plots), len(plots))
+    for plot, axes in zip(plots, panels, strict=True):
+        for point in plot.points:
+            shade, goal = COLOURS["paft"], 100 * point.goal
+            axes.plot(
+                [point.value] * 2, [100 * point.low, 100 * point.high], color=shade, alpha=0.45
+            )
+            filled = shade if point.finished else "white"
+            axes.scatter(point.value, goal, s=34, facecolor=filled, edgecolor=shade, zorder=3)
+        axes.set_xticks([place for place, _ in plot.ticks], [label for _, label in plot.ticks])
+        axes.set_xlim(-0.04, 1.04)
+        explained = "" if plot.importance is None else f" (explains {plot.importance:.0%})"
+        axes.set_xlabel(f"{plot.path}{explained}")
+        axes.set_ylabel(f"{search['goal']}, percent")
+        axes.grid(axis="y", alpha=0.3)
+    return _png(figure)
+
+
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    figure, [axes] = _figures(width, height, 1)
+    return figure, axes
+
+
+def _figures(width: float, height: float, rows: int) -> "tuple[Figure, list[Axes]]":
+    """A figure with panels below each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes
+    panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure, panels
 
 
 def _png(figure: "Figure") -> bytes:

@@ -85,3 +85,4 @@ def test_page_of_finalists_has_the_search_and_no_trial_among_its_curves(tmp_path
     assert "5% quantile over prompts.pool_size" in page
     assert page.count('class="m trial') == 6
     assert "trial 000" not in page
+    assert run.read_bytes("search.png").startswith(b"\x89PNG")
