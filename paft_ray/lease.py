@@ -35,7 +35,8 @@ def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process as long as the block runs.
 
     A thread renews the lease. One whose process died on this host is taken over at once, one of
-    another host after 60 s without renewal.
+    another host after 60 s without renewal, for which this waits: a job tried again on a new
+    cluster comes sooner. Another host's process that lives renews it within 15 s, and is refused.
 
     Args:
         folder: What is held; it may not exist yet.
@@ -87,17 +88,18 @@ def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
 
 
 def _acquire(folder: Storage, mine: Mapping[str, Any], what: str, wait: bool) -> None:
-    told = False
+    told: Mapping[str, Any] | None = None
     while (held := _try(folder, mine)) is not None:
         age = time.time() - float(held.get("renewed", 0))
         holder = f"process {held.get('pid')} on {held.get('host')} (seen {age:.0f} s ago)"
-        if not wait:
+        elsewhere = held.get("host") != mine["host"]
+        if not wait and not (elsewhere and told in (None, held)):
             raise ConfigError(
                 f"{what} is in use by {holder}: wait for it to end, or choose another name"
             )
-        if not told:
+        if told is None:
             logger.info("%s is in use by %s: waiting for it", what, holder)
-            told = True
+            told = held
         time.sleep(_SETTLE_S)
 
 

@@ -61,21 +61,40 @@ def test_lease_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_on
         assert storage.read_json("lease.json")["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize(("age", "refused"), [(1, True), (59, True), (61, False)])
-def test_lease_of_another_host_is_taken_over_after_a_minute(storage, age, refused):
+@pytest.mark.parametrize("age", [0.0, 0.9, 5.0])
+def test_lease_of_another_host_that_is_not_renewed_is_waited_for_and_taken(
+    storage, monkeypatch, age
+):
+    """As when a job is tried again on a new cluster, right after its node was lost."""
+    monkeypatch.setattr(module, "_SECONDS", 1.0)
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+    began = time.time()
     storage.write_json(
-        "lease.json", {"host": "elsewhere", "pid": 1, "token": "t", "renewed": time.time() - age}
+        "lease.json", {"host": "elsewhere", "pid": 1, "token": "t", "renewed": began - age}
     )
-    if refused:
-        with (
-            pytest.raises(ConfigError, match=r"in use by process 1 on elsewhere.*another name"),
-            lease(storage, "run x"),
-        ):
-            pass
-        assert storage.read_json("lease.json")["token"] == "t"
-    else:
-        with lease(storage, "run x"):
-            assert storage.read_json("lease.json")["host"] == socket.gethostname()
+    with lease(storage, "run x"):
+        assert time.time() - began >= 1.0 - age
+        assert storage.read_json("lease.json")["host"] == socket.gethostname()
+
+
+def test_lease_that_another_host_renews_is_refused(storage, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+    other = {"host": "elsewhere", "pid": 1, "token": "t", "renewed": time.time()}
+    storage.write_json("lease.json", other)
+
+    def renew():
+        time.sleep(0.3)
+        storage.write_json("lease.json", {**other, "renewed": time.time()})
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    with (
+        pytest.raises(ConfigError, match=r"in use by process 1 on elsewhere.*another name"),
+        lease(storage, "run x"),
+    ):
+        pass
+    thread.join()
+    assert storage.read_json("lease.json")["token"] == "t"
 
 
 def test_lease_that_another_process_took_over_is_not_removed(storage):
