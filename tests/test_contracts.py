@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from paft_ray.cli import VERBS, _parser
+from paft_ray.cli.grammar import build_parser
+from paft_ray.cli.verbs import VERBS
 from paft_ray.loading import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def test_commands_that_a_document_names_parse(document: str) -> None:
     for command in commands:
         words = command.split()
         if len(words) > 1:
-            _parser().parse_args([word.strip("'") for word in words if word[0] != "#"])
+            build_parser().parse_args([word.strip("'") for word in words if word[0] != "#"])
     for script in re.findall(r"jobs/\w+\.py", text):
         assert (ROOT / script).exists(), script
 

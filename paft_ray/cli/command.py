@@ -1,0 +1,142 @@
+"""One command, from its words to its exit code; the only place that starts Ray."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import yaml
+
+from paft_ray.admission import admit
+from paft_ray.cli.grammar import SUBMIT, parse
+from paft_ray.cli.streams import LOG, Streams, log_file, open_streams, say, write
+from paft_ray.cli.submit import submit
+from paft_ray.cli.verbs import VERBS, Result, Verb
+from paft_ray.config import Config
+from paft_ray.errors import ConfigError, PaftError
+from paft_ray.loading import dump_config, load_config
+from paft_ray.screen import RichScreen
+from paft_ray.session import Session
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    sys.exit(call(sys.argv[1:] if arguments is None else arguments))
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    options = parse(arguments)
+    if getattr(options, "cluster", None):
+        os.environ["RAY_ADDRESS"] = options.cluster
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger().addHandler(logging.NullHandler())  # else errors go to the screen unasked
+    try:
+        config = load_config(options.config, options.overrides)
+        if options.print_config:
+            tree = dump_config(config)
+            text = (
+                json.dumps(tree) + "\n" if options.json else yaml.safe_dump(tree, sort_keys=False)
+            )
+            sys.stdout.write(text)
+            return 0
+        with open_streams(options.json) as streams:
+            if options.verb == SUBMIT:
+                return submit(config, options, streams)
+            return _execute(VERBS[options.verb], config, options, streams)
+    except ConfigError as error:
+        return say(sys.stderr, error, 2)
+
+
+def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
+    from paft_ray.api import open_session
+
+    screen = RichScreen(streams.console)
+    try:
+        session = open_session(
+            config, options.overwrite, screen, not verb.needs_ray, verb.reads_test
+        )
+        if verb.check is not None:
+            verb.check(session, options)
+    except PaftError as error:
+        return say(streams.stderr, error, 2)
+    for warning in session.warnings:
+        screen.line(f"note: {warning}")
+    with log_file(session) if verb.logged else nullcontext("no log") as log:
+        try:
+            with _interruptible():
+                result = _run(verb, session, options)
+        except ConfigError as error:
+            _leave_nothing(session)
+            return say(streams.stderr, error, 2)
+        except PaftError as error:
+            logger.exception("failed")
+            return say(streams.stderr, error, 1)
+        except KeyboardInterrupt:
+            screen.line("interrupted; run the same command to continue")
+            return 130
+        except SystemExit:  # from SIGTERM; Ray may have changed its code on the way
+            screen.line("terminated; run the same command to continue")
+            return 143
+        except Exception as error:
+            logger.exception("failed unexpectedly")
+            reason = " ".join(str(error).split())[:200]
+            message = f"{type(error).__name__}: {reason}\nthe traceback is in {log}"
+            return say(streams.stderr, message, 1)
+    for line in result.missing:
+        streams.console.print(f"missing: {line}", style="red", soft_wrap=True, highlight=False)
+    text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
+    write(streams.stdout, text + "\n")
+    return 2 if result.missing else 0
+
+
+def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
+    if not verb.needs_ray:
+        return verb.run(session, options)
+    if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
+        return result
+    from paft_ray.api import begin_trial, finish_trial
+    from paft_ray.cluster import check_cluster, import_ray, node_resources, ray_session
+    from paft_ray.survey import require_nodes, survey
+    from paft_ray.tracking import import_early
+
+    admit(options.insist)
+    import_early(session.config)
+    if verb.trains:
+        others = verb.others(session) if verb.others else ()
+        begin_trial(session, options.overwrite, others)
+        import_ray()  # while the model is tried
+        finish_trial(session)
+    with ray_session(options.insist):
+        check_cluster(session.config)
+        if len(node_resources()) > 1:
+            require_nodes(survey(session.config, session.storage))
+        # Ray's own handler ends the raylet first, and then this process aborts
+        signal.signal(signal.SIGTERM, _terminate)
+        return verb.run(session, options)
+
+
+def _leave_nothing(session: Session) -> None:
+    """Take the log of a command back that was refused before it wrote anything else."""
+    folder = session.run_folder
+    if folder.is_local and folder.names() == [LOG]:
+        folder.delete()
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,123 @@
+"""The words of the command line."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from paft_ray.admission import INSIST
+from paft_ray.cli.verbs import VERBS
+from paft_ray.submission import DASHBOARD, JOBS
+
+SUBMIT = "submit"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of one command; its overrides stand wherever they were given.
+
+    Ends the process with code 2 where the words make no command.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    options.for_job = []
+    if options.verb == SUBMIT:
+        options.for_job = [word for word in rest if word.startswith("-")]
+        rest = [word for word in rest if word not in options.for_job]
+        parser.parse_args([options.job, options.config, *options.for_job])
+    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    options.overrides += rest  # overrides that stand behind an option
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="paft", description="Prompt-agnostic fine-tuning on Ray (arXiv 2502.12859)."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, verb in VERBS.items():
+        sub = _add_verb(verbs, name, verb.help)
+        if verb.needs_ray:
+            _add_insist(sub)
+        if name == "export":
+            _add_export_options(sub)
+        if name == "plan":
+            sub.add_argument(
+                "--cluster",
+                metavar="HOST:PORT",
+                help="look at this cluster's nodes, too (default: RAY_ADDRESS, if set)",
+            )
+            _add_insist(sub)
+        if name not in ("run", "train", "tune"):
+            continue
+        sub.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="discard what another configuration left under this run's name",
+        )
+    _add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
+    return parser
+
+
+def _add_verb(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=help, description=help)
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="change one value"
+    )
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    parser.add_argument("--print-config", action="store_true", help="show what was understood")
+    parser.set_defaults(overwrite=False, insist=False)
+    return parser
+
+
+def _add_insist(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        INSIST,
+        dest="insist",
+        action="store_true",
+        help="work on a cluster that runs the code of whoever reaches it",
+    )
+
+
+def _add_submit_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--job",
+        metavar="VERB",
+        default="run",
+        choices=list(JOBS),
+        help=f"one of {', '.join(JOBS)} (default: run); its options go on to it as --option=value",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="URL",
+        default=os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD),
+        help=f"of the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or {DASHBOARD})",
+    )
+    parser.add_argument(
+        "--working-dir", metavar="DIR", help="what travels (default: the current folder)"
+    )
+    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
+    _add_insist(parser)
+
+
+def _add_export_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", metavar="NAME", help="which variant (default: paft)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="which training of it (default: the first of seeds)"
+    )
+    parser.add_argument("--merge", action="store_true", help="the whole model, adapter merged in")
+    parser.add_argument(
+        "--pyfunc", action="store_true", help="an MLflow pyfunc: text in, answer out"
+    )
+    parser.add_argument(
+        "--lm-eval",
+        action="store_true",
+        help="no model: held-out prompts and test examples as tasks of lm-evaluation-harness",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder or URI (default: runs/NAME/export/VARIANT/KIND, or runs/NAME/lm_eval)",
+    )

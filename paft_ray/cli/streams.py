@@ -1,0 +1,92 @@
+"""Where people, programs and libraries read and write while a command runs."""
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+
+from paft_ray.errors import PaftError
+from paft_ray.session import Session
+
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Where a person and a program read, whatever becomes of descriptors 1 and 2."""
+
+    stdout: TextIO
+    stderr: TextIO
+    console: Console
+    """Stages and lines."""
+
+
+@contextmanager
+def open_streams(as_json: bool) -> Iterator[Streams]:
+    """Copies of the real descriptors; with `--json` nothing but the object goes to stdout."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with (
+        os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
+        os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
+    ):
+        yield Streams(stdout, stderr, Console(file=stderr if as_json else stdout))
+
+
+@contextmanager
+def log_file(session: Session) -> Iterator[str]:
+    """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
+    folder = session.run_folder
+    local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with redirected(local):
+        handler = logging.StreamHandler(sys.stderr)
+        logging.basicConfig(
+            level=logging.INFO,
+            format="%(asctime)s %(name)s %(levelname)s %(message)s",
+            handlers=[handler],
+            force=True,
+        )
+        try:
+            yield folder.path(LOG)
+        finally:
+            logging.getLogger().removeHandler(handler)
+            logging.getLogger().addHandler(logging.NullHandler())
+    if not folder.is_local:
+        folder.write_bytes(LOG, local.read_bytes())
+
+
+@contextmanager
+def redirected(file: Path) -> Iterator[None]:
+    """While the block runs, what this process and its children print goes to a file."""
+    real = os.dup(1), os.dup(2)
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(real[0], 1)
+        os.dup2(real[1], 2)
+        for descriptor in (*real, log):
+            os.close(descriptor)
+
+
+def write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
+
+
+def say(stream: TextIO, error: PaftError | str, code: int) -> int:
+    stream.write(f"error: {error}\n")
+    stream.flush()
+    return code
