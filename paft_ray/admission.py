@@ -39,7 +39,7 @@ def named_cluster() -> str | None:
     return None if address == "local" else address
 
 
-def admit(insist: bool = False) -> None:
+def admit(insist: bool = False) -> str | None:
     """Check the cluster of RAY_ADDRESS, if it names one: it is there, asks for a token, takes ours.
 
     Where it asks, Ray in this process is told to show the token.
@@ -47,12 +47,15 @@ def admit(insist: bool = False) -> None:
     Args:
         insist: Join a cluster that asks for no token, too.
 
+    Returns:
+        Its address, host and port; None where RAY_ADDRESS names none.
+
     Raises:
         ConfigError: It must not or cannot be joined.
     """
     address = named_cluster()
     if address is None:
-        return
+        return None
     if address.startswith("ray://"):
         raise ConfigError(
             f"RAY_ADDRESS: {address} is a Ray Client server, and training needs a driver inside "
@@ -60,7 +63,7 @@ def admit(insist: bool = False) -> None:
         )
     where = _own_cluster() if address == "auto" else address
     if os.environ.get("RAY_USE_TLS") == "1":
-        return  # it asks for a certificate, and Ray shows ours
+        return where  # it asks for a certificate, and Ray shows ours
     answer = _knock(where, None)
     if answer is Answer.NONE:
         raise ConfigError(
@@ -72,6 +75,7 @@ def admit(insist: bool = False) -> None:
     _judge("RAY_ADDRESS", where, answer is Answer.WELCOME, token, taken, insist)
     if answer is Answer.REFUSED:
         os.environ["RAY_AUTH_MODE"] = "token"
+    return where
 
 
 def admit_dashboard(address: str, insist: bool = False) -> None:

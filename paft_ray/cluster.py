@@ -42,6 +42,9 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
 }
 
+DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Names the dashboard of the cluster that this process belongs to, for Ray; unset without one."""
+
 
 def resolve_dtype(dtype: str, gpus: float) -> str:
     """The arithmetic that `auto` stands for on this machine; any other value is returned as given.
@@ -95,20 +98,18 @@ def ray_session(insist: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: See `admit`.
     """
-    admit(insist)
+    address = admit(insist)
     import_ray()
     import ray
     import ray.data
 
-    address = named_cluster()
-    where: dict[str, Any] = (
-        {"address": "local", "include_dashboard": False}
-        if address is None
-        else {
-            "address": address,
-            "runtime_env": {"env_vars": {name: os.environ[name] for name in _ENVIRONMENT}},
-        }
-    )
+    os.environ.pop(DASHBOARD_VARIABLE, None)
+    where: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    if address is not None:
+        if (dashboard := _find_dashboard(address)) is not None:
+            os.environ[DASHBOARD_VARIABLE] = dashboard
+        known = {n: os.environ[n] for n in (*_ENVIRONMENT, DASHBOARD_VARIABLE) if n in os.environ}
+        where = {"address": address, "runtime_env": {"env_vars": known}}
     ray.init(logging_level=logging.WARNING, configure_logging=False, **where)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -118,6 +119,17 @@ def ray_session(insist: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _find_dashboard(address: str) -> str | None:
+    """URL of a cluster's dashboard, which parts of Ray ask; None where it has none."""
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+
+    found = GcsClient(address=address).internal_kv_get(
+        ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=10
+    )
+    return f"http://{found.decode()}" if found else None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paft_ray.cli.grammar import build_parser
+from paft_ray.cli.grammar import SUBMIT, build_parser
 from paft_ray.cli.verbs import VERBS
 from paft_ray.loading import load_config
 
@@ -28,7 +28,7 @@ def test_the_demo_is_a_real_run_of_both_variants() -> None:
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_commands_that_a_document_names_parse(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
-    verbs = "|".join(VERBS)
+    verbs = "|".join((*VERBS, SUBMIT))
     commands = re.findall(rf"\bpaft ((?:{verbs})(?: [^\s`|]+\.yaml[^`\n|]*)?)", text)
     for command in commands:
         words = command.split()

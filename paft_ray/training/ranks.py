@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from paft_ray.cluster import BoardHandle
+from paft_ray.cluster import DASHBOARD_VARIABLE, BoardHandle
 from paft_ray.errors import ConfigError
 from paft_ray.training.heartbeat import ATTEMPT, OVER, Pulse
 
@@ -49,11 +52,19 @@ class Ranks(BackendConfig):
 
 
 class RanksTrainer(DataParallelTrainer):
-    """Ray Train's trainer without its process for data sets: our ranks plan their own batches."""
+    """Ray Train's trainer without its process for data sets: our ranks plan their own batches.
+
+    And without its cleaner of placement groups where the cluster's dashboard is not known: in Ray
+    2.60 the cleaner then asks the dashboard of whichever cluster it finds on the machine whether
+    the training lives, hears that it is unknown, and takes its workers away.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
+        unwanted: tuple[type, ...] = (DatasetsCallback,)
+        if DASHBOARD_VARIABLE not in os.environ:
+            unwanted += (PlacementGroupCleanerCallback,)
         callbacks = super()._create_default_callbacks()
-        return [each for each in callbacks if not isinstance(each, DatasetsCallback)]
+        return [each for each in callbacks if not isinstance(each, unwanted)]
 
 
 class _ProcessGroup(Backend):
