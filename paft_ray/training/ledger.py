@@ -17,7 +17,7 @@ class Ledger:
 
     Where past losses change draws or weights, `sampling/` has these for every prompt as they stand
     at each checkpoint. A stretch that is trained again after a crash overwrites its part with the
-    same rows.
+    same rows, or `sweep` has removed it.
     """
 
     home: Storage
@@ -26,6 +26,17 @@ class Ledger:
     prompt_ids: Sequence[str] = ()
     """Of every prompt, for the weights."""
     _rows: list[tuple[int, int, str, str, float, int]] = field(default_factory=list)
+
+    def sweep(self) -> None:
+        """Remove what a dead attempt wrote of steps that are to come; before the first of them.
+
+        A part is written before its checkpoint, which may never have come.
+        """
+        for kind, first in (("ledger", self.first_step), ("sampling", self.first_step + 1)):
+            folder = self.home.child(kind)
+            for name in folder.names():
+                if int(name.split("-")[1].partition(".")[0]) >= first:
+                    folder.delete(name)
 
     def add(self, plan: StepPlan, nll_S: Sequence[float]) -> None:
         """Record one step; `nll_S` is the summed answer loss of every slot."""

@@ -19,6 +19,7 @@ from paft_ray.session import RUN_KEY
 from paft_ray.tracking import TrackingTarget, pool_version
 from paft_ray.training.growth import LEAVE
 from paft_ray.training.heartbeat import ATTEMPT, Beat, Pulse
+from paft_ray.training.patience import retry_storage
 from paft_ray.training.validation import ValidationPlan
 
 if TYPE_CHECKING:
@@ -191,6 +192,9 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
     )
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
     progress = _continue(checkpoints, engine, weights)
+    ledger = Ledger(job.folder, progress.step, [id for id, _ in job.prompts])
+    if engine.rank == 0:
+        retry_storage(ledger.sweep, "clearing the ledger", job.folder.path())
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
     progress = fit(
         engine,
@@ -206,7 +210,7 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
         Outlets(
             tracker,
             checkpoints,
-            Ledger(job.folder, progress.step, [id for id, _ in job.prompts]),
+            ledger,
             partial(_report, job, engine.rank, train.checkpoint.every_steps),
             pulse.move,
             _validation(job, config, engine, planner, pulse, tracker),

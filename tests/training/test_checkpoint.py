@@ -248,6 +248,21 @@ def test_ledger_has_a_row_for_every_slot_and_a_part_for_every_stretch(tmp_path):
     }  # fmt: skip
 
 
+def test_ledger_swept_keeps_what_lies_before_the_step_it_begins_with(tmp_path):
+    """As after a notice to leave, whose part was written and whose checkpoint was not."""
+    storage = Storage.open(str(tmp_path))
+    for first, last in ((0, 4), (4, 6), (4, 8)):
+        ledger = Ledger(storage, first, ["p0", "p1"])
+        record(ledger, *range(first, last))
+        ledger.take(last)()
+        storage.child("sampling").write_bytes(f"step-{last:09d}.parquet", b"")
+    Ledger(storage, 4).sweep()
+    assert [path.name for path in (tmp_path / "ledger").iterdir()] == [
+        "steps-000000000-000000004.parquet"
+    ]
+    assert [path.name for path in (tmp_path / "sampling").iterdir()] == ["step-000000004.parquet"]
+
+
 def test_ledger_of_a_stretch_trained_again_overwrites_its_part(tmp_path):
     storage = Storage.open(str(tmp_path))
     for loss in (9.0, 0.25):  # the second attempt starts from the same checkpoint
