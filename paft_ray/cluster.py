@@ -231,6 +231,16 @@ def check_cluster(config: Config) -> None:
     cpus_per_worker(config.evaluation.workers, "evaluation.workers")
 
 
+def actor_beside(kind: type, *arguments: Any) -> Any:
+    """An actor without a CPU on this process's own node: it is lost only where this process is."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote(num_cpus=0)(kind)
+    return remote.options(scheduling_strategy=here).remote(*arguments)
+
+
 class Board:
     """Where remote work says how far it is; a Ray actor without a CPU of its own."""
 
@@ -265,12 +275,7 @@ class BoardHandle:
 
     def __init__(self) -> None:
         """Start the actor, on this process's own node: it is lost only where the driver is too."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote: Any = ray.remote(num_cpus=0)(Board)
-        self._actor: Any = remote.options(scheduling_strategy=here).remote()
+        self._actor = actor_beside(Board)
 
     def post(self, key: str, value: Any) -> None:
         """Say something, without waiting for it to arrive."""

@@ -16,7 +16,7 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.artifacts import Storage
-from paft_ray.cluster import BoardHandle, RateLimitHandle, follow, own_errors
+from paft_ray.cluster import BoardHandle, RateLimitHandle, actor_beside, follow, own_errors
 from paft_ray.config import LLMConfig, OpenAILLM, TokenPrice, TransformersLLM, VLLMEngine
 from paft_ray.errors import LLMError
 from paft_ray.prompts.answers import Answers
@@ -352,10 +352,8 @@ class _NoveltyActor:
 
     @classmethod
     def start(cls, config: "GenerationConfig") -> "_NoveltyActor":
-        import ray
-
         assert config.stop is not None
-        return cls(ray.remote(num_cpus=0)(_KnownTexts).remote(), config.stop.new_share)
+        return cls(actor_beside(_KnownTexts), config.stop.new_share)
 
     def enough_new(self, book: RequestBook, storage: Storage, units: Sequence[Unit]) -> bool:
         import ray

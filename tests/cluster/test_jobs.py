@@ -162,7 +162,7 @@ def test_stopped_job_that_is_sent_again_loses_only_steps_since_the_last_checkpoi
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["result"]["models"]["paft"]
     assert set(states(tmp_path / "storage").values()) == {"FINISHED"}
-    rows = pq.read_table(run / "training" / "paft-s0" / "ledger").to_pylist()
+    rows = pq.read_table(run / "training/paft-s0/ledger").to_pylist()
     assert sorted((r["step"], r["slot"]) for r in rows) == [
         (step, slot) for step in range(2000) for slot in range(4)
     ]
