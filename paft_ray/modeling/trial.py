@@ -142,9 +142,10 @@ def count_weights(
     text = model.config.get_text_config()
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     linear = sum(
-        module.weight.numel()
+        weight.numel()
         for module in model.modules()
         if type(module).__name__ in ("Linear", "Conv1D") and id(module) not in heads
+        for weight in module.parameters(recurse=False)
     )
     if peft is not None:
         model = add_adapter(model, dict(peft), seed)

@@ -149,8 +149,9 @@ def tracking_server(config: Config) -> str | None:
     A sqlite file belongs to the driver's node: other nodes' records wait in the spool for it.
     """
     uri = config.tracking.uri
-    named = config.tracking.type != "none" and uri is not None
-    return uri if named and not uri.startswith("sqlite:") else None
+    if config.tracking.type == "none" or uri is None or uri.startswith("sqlite:"):
+        return None
+    return uri
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
