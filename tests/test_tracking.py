@@ -22,6 +22,7 @@ from paft_ray.tracking import (
     Metric,
     NullTracker,
     TrackingTarget,
+    end_open_runs,
     open_tracker,
     prepare_tracking,
     replay,
@@ -322,6 +323,42 @@ def test_artifact_store_that_fails_holds_up_no_records(target: TrackingTarget, t
     assert [f.path for f in client.list_artifacts(runs(broken)["run"].info.run_id)] == [
         "report.html"
     ]
+
+
+def test_runs_that_a_dead_process_left_open_end_as_killed_at_their_last_word(
+    target: TrackingTarget, storage: Storage
+):
+    another = prepare_tracking(config(f"run-{uuid.uuid4().hex[:8]}"), storage)
+    assert another is not None
+    for place in (target, another):
+        for key in ("run", "training/paft-s0"):
+            tracker = open_tracker(place, key, "name")
+            tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
+            tracker.release()  # as far as MLflow knows, its process died here
+    finished = open_tracker(target, "pool", "pool")
+    finished.finish("FINISHED")
+    end_open_runs(target)
+
+    found = runs(target)
+    assert {key: run.info.status for key, run in found.items()} == {
+        "run": "KILLED", "training/paft-s0": "KILLED", "pool": "FINISHED",
+    }  # fmt: skip
+    client = MlflowClient(tracking_uri=target.uri)
+    [last] = client.get_metric_history(found["run"].info.run_id, Metric.TRAIN_LOSS)
+    assert found["run"].info.end_time == last.timestamp
+    assert {run.info.status for run in runs(another).values()} == {"RUNNING"}
+
+    resumed = open_tracker(target, "run", "name")
+    resumed.log_metrics({Metric.TRAIN_LOSS: 0.5}, 2)
+    resumed.release()
+    assert runs(target)["run"].info.status == "RUNNING"
+    assert steps(target, "run") == [1, 2]
+
+
+def test_runs_left_open_wait_where_the_server_is_away(away: TrackingTarget):
+    began = time.perf_counter()
+    end_open_runs(away)
+    assert time.perf_counter() - began < 15
 
 
 def test_registered_artifact_is_one_version_however_often_it_is_sent(target: TrackingTarget):
