@@ -19,7 +19,8 @@ from paft_ray.training import growth
 def main(what: str, model: str, data: str, storage: str, steps: int, answer: str) -> None:
     """Lose a node after ten steps, or get one; tell what became of it in the file `answer`."""
     growth.Growth._settled_s = 22.0  # Ray Train looks at the nodes every 20 s
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    # a node that is added in a thread cannot set handlers of signals, so that none does
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, shutdown_at_exit=False)
     second = cluster.add_node(num_cpus=1) if what != "grow" else None
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, configure_logging=False)
@@ -39,11 +40,13 @@ def main(what: str, model: str, data: str, storage: str, steps: int, answer: str
     workers = {"num": 2} if what == "fixed" else {"min": 1, "max": 2}
     config = small_config(model, data, storage, steps, **workers)
     screen = TellingScreen(change)
-    adapter = train_small(config, screen)
-    found = {"workers": adapter.about["workers"], "lines": screen.lines, "changed": done}
-    Path(answer).write_text(json.dumps(found))
-    ray.shutdown()
-    cluster.shutdown()
+    try:
+        adapter = train_small(config, screen)
+        found = {"workers": adapter.about["workers"], "lines": screen.lines, "changed": done}
+        Path(answer).write_text(json.dumps(found))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def drain(node_id: str) -> None:
