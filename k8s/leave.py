@@ -1,7 +1,7 @@
-"""What a worker pod runs before it is stopped: tell Ray that this node goes, and let the ranks save.
+"""What a worker pod runs before it is stopped: tell Ray that its node goes, let the ranks save.
 
-Ray Train hears of a node that is drained, all ranks save the step they are at, and begin anew on the
-nodes that are left. Run from a preStop hook; KubeRay sets the two variables that it reads.
+Ray Train hears of a node that is drained, all ranks save the step they are at, and begin anew on
+the nodes that are left. Run from a preStop hook; KubeRay sets the two variables that it reads.
 """
 
 import argparse
