@@ -335,6 +335,7 @@ MUTATIONS = (
     ),
     platform(SERVER, "two servers", "Deployment", "spec.replicas", 2),
     platform(SERVER, "two servers", "Deployment", "spec.strategy.type", "RollingUpdate"),
+    platform(SERVER, "nobody makes the user", "Deployment", f"spec.{RAY}.lifecycle", GONE),
     platform(SERVER, "no password", "Deployment", ARGUMENTS, lambda a: a[:-2] + a[-1:]),
     platform(SERVER, "does not answer to", "Deployment", ARGUMENTS, lambda a: a[:-1]),
     platform(

@@ -204,6 +204,9 @@ def mlflow_is_closed_and_single(documents: list[Document]) -> Iterator[str]:
         argument.removeprefix("--").partition("=")[::2]
         for argument in spec["template"]["spec"]["containers"][0]["args"]
     )
+    hook = spec["template"]["spec"]["containers"][0].get("lifecycle", {}).get("postStart", {})
+    if "mlflow_user.py" not in str(hook.get("exec")):
+        yield "MLflow: nobody makes the user that runs record with"
     if arguments.get("app-name") != "basic-auth":
         yield "MLflow: asks for no password"
     name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
