@@ -1,7 +1,8 @@
 """A real API server takes every overlay without a warning, and refuses what our check refuses.
 
-Asked through `kubectl proxy`, with PAFT_KUBECONFIG naming a cluster with KubeRay's CRDs; nothing is
-kept there (`dryRun=All`). Kinds that it does not serve are left out, so that the server of
+Asked through `kubectl proxy`, with PAFT_KUBECONFIG naming a cluster with KubeRay's CRDs and the
+namespace of `k8s/base/platform`, whose level then judges the pods too; nothing is kept
+there (`dryRun=All`). Kinds that it does not serve are left out, so that the server of
 `api_server/main.go`, which has custom resources only, will do.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 
 import crd
 import pytest
+from kuberay import rendered_pods
 from manifests import NAMESPACE, OVERLAYS, Document, build, kubectl, of_kind, title
 from mutations import MUTATIONS, SCHEMA, Mutation
 
@@ -96,6 +98,19 @@ def test_server_accepts_an_overlay_without_a_warning(overlay: str, server: Serve
         answer = server.dry_run(document)
         assert answer.status in (200, 201), (title(document), answer.text)
         assert answer.warnings == [], title(document)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_server_accepts_the_pods_that_would_come(overlay: str, server: Server) -> None:
+    pods = rendered_pods(build(overlay))
+    if not server.serves(pods[0]):
+        pytest.skip("this server has no core kinds")
+    for number, pod in enumerate(pods):
+        name = pod["metadata"]["name"]
+        pod["metadata"]["name"] = f"pod-{number}"
+        answer = server.dry_run(pod)
+        assert answer.status in (200, 201), (name, answer.text)
+        assert answer.warnings == [], name
 
 
 @pytest.mark.parametrize(
