@@ -97,7 +97,7 @@ EARLY = {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttl
 TOKEN_MOUNT = {"name": "kubernetes-token", "mountPath": "/var/run/token"}
 TO_ALL = {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 443}]}
 FROM_ALL = {"from": [{"namespaceSelector": {}}], "ports": [{"port": 8265}]}
-TWICE = {"name": "again", "containerPort": 8265, "protocol": "TCP"}
+TWICE = {"name": "again", "containerPort": 8265}
 
 SCHEMA = "ray_kinds_fit_their_schemas"
 CORE = "core_kinds_fit_their_schemas"
