@@ -8,7 +8,8 @@ import pytest
 from manifests import K8S, OVERLAYS, ROOT, build, find, of_kind
 from security import SECRETS
 
-from paft_ray.cli import VERBS, _parser
+from paft_ray.cli.grammar import build_parser
+from paft_ray.cli.verbs import VERBS
 from paft_ray.loading import dump_config, load_config
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
@@ -52,7 +53,7 @@ def test_entrypoint_is_a_command_of_ours(overlay: str) -> None:
     for job in of_kind(build(overlay), "RayJob"):
         program, *words = shlex.split(job["spec"]["entrypoint"])
         assert program == "paft"
-        options = _parser().parse_args(words)
+        options = build_parser().parse_args(words)
         assert options.json
         folder = K8S / ("overlays/gpu" if overlay.endswith(("gpu", "kueue")) else "base/job")
         config = load_config(folder / "config.yaml", options.overrides)
@@ -87,4 +88,4 @@ def test_readme_names_files_and_overlays_that_exist() -> None:
 
 def test_commands_of_the_readme_parse() -> None:
     for command in re.findall(rf"\bpaft ((?:{'|'.join(VERBS)}) [^\s`|]+\.yaml[^`\n|]*)", README):
-        _parser().parse_args([word.strip("'") for word in shlex.split(command)])
+        build_parser().parse_args([word.strip("'") for word in shlex.split(command)])
