@@ -6,6 +6,7 @@ same endpoint.
 """
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -108,7 +109,8 @@ def ray_session(insist: bool = False) -> Iterator[None]:
     if address is not None:
         if (dashboard := _find_dashboard(address)) is not None:
             os.environ[DASHBOARD_VARIABLE] = dashboard
-        known = {n: os.environ[n] for n in (*_ENVIRONMENT, DASHBOARD_VARIABLE) if n in os.environ}
+        names = {*_ENVIRONMENT, DASHBOARD_VARIABLE} - _variables_of_job()
+        known = {name: os.environ[name] for name in sorted(names) if name in os.environ}
         where = {"address": address, "runtime_env": {"env_vars": known}}
     ray.init(logging_level=logging.WARNING, configure_logging=False, **where)
     context = ray.data.DataContext.get_current()
@@ -119,6 +121,16 @@ def ray_session(insist: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _variables_of_job() -> set[str]:
+    """What the job that this process is has in its environment by its user's wish: Ray takes no
+    variable from two sides."""
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return set(job["runtime_env"]["env_vars"])
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _find_dashboard(address: str) -> str | None:
@@ -168,34 +180,28 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
         section: Their place in the configuration, for the error.
 
     Raises:
-        ConfigError: The cluster that we joined has too few CPUs or GPUs.
+        ConfigError: The cluster that we joined has no room for the fewest workers.
     """
-    import ray
-
-    total, fewest = _largest_resources(), workers.fewest
-    if workers.gpus * fewest > total.get("GPU", 0):
-        raise ConfigError(
-            f"{section}: {fewest} workers with {workers.gpus:g} GPUs each need more than the "
-            f"{total.get('GPU', 0):g} GPUs of this cluster: lower {section}.num or {section}.gpus"
-        )
-    largest = max(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    nodes, fewest = node_resources(), workers.fewest
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     share = workers.cpus or max(1.0, math.floor(largest / workers.most))
-    if share * fewest > total.get("CPU", 0):
+    room = sum(places(node, share, workers.gpus) for node in nodes)
+    if room < fewest and not _may_grow_to(fewest * share, fewest * workers.gpus):
+        gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
         raise ConfigError(
-            f"{section}: {fewest} workers with {share:g} CPUs each need more than the "
-            f"{total.get('CPU', 0):g} CPUs of this cluster: lower {section}.num or {section}.cpus"
+            f"{section}: {fewest} workers with {share:g} CPUs{gpus} each need more than this "
+            f"cluster has: its nodes have room for {room}; lower {section}.num, {section}.cpus"
+            + (f" or {section}.gpus" if workers.gpus else "")
         )
     return share
 
 
-def _largest_resources() -> Mapping[str, float]:
-    """What the cluster has, or may grow to where something scales it."""
-    import ray
+def _may_grow_to(cpus: float, gpus: float) -> bool:
+    """Whether something scales the cluster, and so far."""
     from ray._private.state import state
 
-    present = ray.cluster_resources()
     most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
-    return {name: max(present.get(name, 0), most.get(name, 0)) for name in {*present, *most}}
+    return bool(most) and most.get("CPU", 0) >= cpus and most.get("GPU", 0) >= gpus
 
 
 def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ _held: set[str] = set()
 
 
 @contextmanager
-def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
+def lease(
+    folder: Storage, what: str, wait: bool = False, tell: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold a folder for this process as long as the block runs.
 
     A thread renews the lease. One whose process died on this host is taken over at once, one of
@@ -42,6 +44,7 @@ def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
         folder: What is held; it may not exist yet.
         what: How the folder is named in messages.
         wait: Wait for another holder to end, instead of refusing.
+        tell: Hears, in one line, that this waits.
 
     Raises:
         ConfigError: Another live process holds it.
@@ -51,7 +54,7 @@ def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": token}
     _held.add(token)
     try:
-        _acquire(folder, mine, what, wait)
+        _acquire(folder, mine, what, wait, tell or logger.info)
     except BaseException:
         _held.discard(token)
         raise
@@ -87,7 +90,9 @@ def lease(folder: Storage, what: str, wait: bool = False) -> Iterator[None]:
             folder.delete(LEASE)
 
 
-def _acquire(folder: Storage, mine: Mapping[str, Any], what: str, wait: bool) -> None:
+def _acquire(
+    folder: Storage, mine: Mapping[str, Any], what: str, wait: bool, tell: Callable[[str], None]
+) -> None:
     told: Mapping[str, Any] | None = None
     while (held := _try(folder, mine)) is not None:
         age = time.time() - float(held.get("renewed", 0))
@@ -98,7 +103,7 @@ def _acquire(folder: Storage, mine: Mapping[str, Any], what: str, wait: bool) ->
                 f"{what} is in use by {holder}: wait for it to end, or choose another name"
             )
         if told is None:
-            logger.info("%s is in use by %s: waiting for it", what, holder)
+            tell(f"{what} is in use by {holder}: waiting for it")
             told = held
         time.sleep(_SETTLE_S)
 

@@ -4,7 +4,7 @@ The first is from the configuration and the files alone, and nothing is sent or 
 have comes from `survey`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,9 @@ from paft_ray.config import (
     OpenAILLM,
     SinglePromptVariant,
     TrainWorkersConfig,
+    TransformersLLM,
     TuningConfig,
+    VLLMEngine,
     WorkersConfig,
     total_steps,
 )
@@ -168,17 +170,35 @@ def describe_cluster(
             stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
         except ConfigError as error:
             missing.append(str(error))
+    for field, actors, cpus, gpus in _own_actors(config):
+        room = sum(places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes)
+        stages[field] = {
+            "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
+        }  # fmt: skip
+        if room == 0:
+            missing.append(
+                f"{field}: no node has room for an actor of {cpus:g} CPUs and {gpus:g} GPUs: "
+                "give it less, or add a node"
+            )
     if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
         missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
-    hidden = ("id", "address", "missing", "notes")
+    hidden = ("id", "missing", "notes")
     return {
-        "nodes": {
-            node.address: {k: v for k, v in asdict(node).items() if k not in hidden}
-            for node in nodes
-        },
+        "nodes": [{k: v for k, v in asdict(node).items() if k not in hidden} for node in nodes],
         "stages": stages,
         "missing": missing,
     }
+
+
+def _own_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
+    """LLMs in actors of ours: place in the configuration, actors, CPUs and GPUs of each."""
+    generation = config.prompts.generation
+    for place, llm in enumerate(generation.llms if generation else ()):
+        field = f"prompts.generation.llms.{place}"
+        if isinstance(llm, TransformersLLM):
+            yield field, llm.actors, llm.cpus, llm.gpus
+        elif isinstance(llm, VLLMEngine):
+            yield field, llm.actors, 1.0, float(llm.gpus)
 
 
 def _plan_workers(

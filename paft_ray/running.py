@@ -110,7 +110,7 @@ def claimed(
     }
     if not overwrite:
         _refuse_other_content(folder, content)
-    with lease(folder, f"run {session.config.name!r}"):
+    with lease(folder, f"run {session.config.name!r}", tell=session.screen.line):
         if folder.exists("config.json"):
             _end_earlier(session, overwrite)
         if overwrite:

@@ -9,10 +9,12 @@ runs, on the cluster, where its files are. A job that is sent again continues, a
 import asyncio
 import json
 import logging
+import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ def plan_job(
         working_dir: What travels; the current directory by default.
 
     Raises:
-        ConfigError: The file would not be there, or the storage be lost.
+        ConfigError: The file lies outside of the working directory, or storage inside.
     """
     home = (working_dir or Path.cwd()).resolve()
     program = Path("jobs") / f"{JOBS[verb]}.py"
@@ -110,22 +112,34 @@ def send(job: Job, address: str) -> Any:
     from ray.job_submission import JobSubmissionClient
 
     try:
-        client = JobSubmissionClient(address)
+        with _no_other_address():
+            client = JobSubmissionClient(address.rstrip("/"))
         client.submit_job(
             entrypoint=job.entrypoint,
             submission_id=job.id,
             runtime_env={"working_dir": str(job.working_dir)},
             metadata=job.about,
         )
-    except ValueError as error:
-        raise ConfigError(
-            f"--working-dir: {one_line(error)}; exclude data and models in .rayignore"
-        ) from error
     except Exception as error:
+        if "exceeds the maximum size" in str(error):
+            raise ConfigError(
+                f"--working-dir: {one_line(error)}; exclude data and models in .rayignore"
+            ) from error
         raise PaftError(
             f"--address: the cluster at {address} did not take the job: {one_line(error)}"
         ) from error
     return client
+
+
+@contextmanager
+def _no_other_address() -> Iterator[None]:
+    """Hide the variables that Ray prefers to the address it is given, while it looks."""
+    names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
@@ -140,16 +154,17 @@ def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
         PaftError: The cluster was away for two minutes; the job may go on.
     """
     from aiohttp import ClientError
+    from ray.exceptions import RayError
 
+    away = (OSError, RuntimeError, ClientError, RayError)  # of requests, the SDK and the socket
     seen, heard = 0, time.monotonic()
 
     async def tail() -> None:
         """Show what is new of the log, which comes from its beginning each time."""
-        nonlocal seen, heard
+        nonlocal seen
         read = 0
         async for piece in client.tail_job_logs(job.id):
             read += len(piece)
-            heard = time.monotonic()
             if read > seen:
                 show(piece[seen - read :])
                 seen = read
@@ -157,21 +172,26 @@ def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
     while True:
         try:
             asyncio.run(tail())
+        except away as error:
+            logger.info("the log of job %s broke off: %s", job.id, one_line(error))
+        try:
             status = str(client.get_job_status(job.id))
-            if status in _OVER:
-                break
             heard = time.monotonic()
-        except (OSError, RuntimeError, ClientError) as error:  # of requests and the SDK
-            logger.warning("job %s: %s", job.id, error)
+            if status in _OVER:
+                info, log = client.get_job_info(job.id), client.get_job_logs(job.id)
+                break
+        except away as error:
             if time.monotonic() - heard > _LOST_S:
                 raise PaftError(
-                    f"--address: the cluster is away, and job {job.id} may go on "
-                    f"({one_line(error)}): see what it says with `ray job logs --follow {job.id}`"
+                    f"--address: the cluster is away ({one_line(error)}), and job {job.id} may go "
+                    "on: follow it with `ray job logs --follow` when it is back"
                 ) from error
         time.sleep(1.0)
-    info = client.get_job_info(job.id)
+    if len(log) > seen:
+        show(log[seen:])
     code = {"SUCCEEDED": 0, "STOPPED": 143}.get(status, info.driver_exit_code or 1)
-    return Ended(status, code, info.message or "", _last_object(client.get_job_logs(job.id)))
+    said = (info.message or "").strip().splitlines() or [""]
+    return Ended(status, code, said[0], _last_object(log))
 
 
 def _last_object(log: str) -> dict[str, Any] | None:

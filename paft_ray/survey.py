@@ -1,9 +1,9 @@
 """What the nodes of a joined cluster have and lack, asked of the nodes themselves before any work.
 
-Each node that can be given work writes to storage, reads what the driver wrote, looks at the model,
-speaks to the tracking server with its own credentials, and compares its packages with the driver's.
-Covered: nodes that are there now. Not covered: nodes that come later, memory, and whether rates of
-network or storage suffice.
+Each node that can be given work, and the driver's, writes to storage, reads what the driver wrote,
+looks at the model, speaks to the tracking server with its own credentials, and compares its
+packages with the driver's. Covered: nodes that are there now. Not covered: nodes that come later,
+and whether rates of network or storage suffice.
 """
 
 import importlib.metadata
@@ -192,8 +192,9 @@ def _ask(needs: Needs) -> list[Node]:
     nodes = [_node(raw) for raw in ray.nodes() if raw["Alive"]]
     remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
     asked: dict[Any, int] = {}
+    here = ray.get_runtime_context().get_node_id()
     for place, node in enumerate(nodes):
-        if node.cpus or node.gpus:
+        if node.cpus or node.gpus or node.id == here:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked[remote.options(scheduling_strategy=there).remote(needs)] = place
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
@@ -202,10 +203,11 @@ def _ask(needs: Needs) -> list[Node]:
         try:
             answers[asked[reference]] = ray.get(reference)
         except Exception as error:  # noqa: BLE001 - whatever a node has instead of our package
-            answers[asked[reference]] = {"missing": (f"it could not look: {one_line(error)}",)}
+            answers[asked[reference]] = {"notes": (f"it could not look: {one_line(error)}",)}
     for reference in late:
+        ray.cancel(reference, force=True)
         text = f"it did not answer in {_PATIENCE_S:.0f} s: see to its network and storage"
-        answers[asked[reference]] = {"missing": (text,)}
+        answers[asked[reference]] = {"notes": (text,)}
     return [replace(node, **answers.get(place, {})) for place, node in enumerate(nodes)]
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -13,11 +14,11 @@ import yaml
 
 from paft_ray.admission import admit
 from paft_ray.cli.grammar import SUBMIT, parse
-from paft_ray.cli.streams import LOG, Streams, log_file, open_streams, say, write
+from paft_ray.cli.streams import Streams, log_file, open_streams, say, write
 from paft_ray.cli.submit import submit
 from paft_ray.cli.verbs import VERBS, Result, Verb
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError, PaftError
+from paft_ray.errors import ConfigError, PaftError, one_line
 from paft_ray.loading import dump_config, load_config
 from paft_ray.screen import RichScreen
 from paft_ray.session import Session
@@ -68,12 +69,14 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
         return say(streams.stderr, error, 2)
     for warning in session.warnings:
         screen.line(f"note: {warning}")
-    with log_file(session) if verb.logged else nullcontext("no log") as log:
+    new = not session.run_folder.exists()
+    with log_file(session) if verb.logged else nullcontext(None) as log:
         try:
             with _interruptible():
                 result = _run(verb, session, options)
         except ConfigError as error:
-            _leave_nothing(session)
+            if log is not None and new:
+                log.discard()
             return say(streams.stderr, error, 2)
         except PaftError as error:
             logger.exception("failed")
@@ -86,11 +89,15 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
             return 143
         except Exception as error:
             logger.exception("failed unexpectedly")
-            reason = " ".join(str(error).split())[:200]
-            message = f"{type(error).__name__}: {reason}\nthe traceback is in {log}"
+            if log is None:
+                traceback.print_exc(file=streams.stderr)
+            place = "above" if log is None else f"in {log.place}"
+            message = f"{type(error).__name__}: {one_line(error)}\nthe traceback is {place}"
             return say(streams.stderr, message, 1)
     for line in result.missing:
-        streams.console.print(f"missing: {line}", style="red", soft_wrap=True, highlight=False)
+        streams.console.print(
+            f"missing: {line}", style="red", soft_wrap=True, highlight=False, markup=False
+        )
     text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
     write(streams.stdout, text + "\n")
     return 2 if result.missing else 0
@@ -120,13 +127,6 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
         return verb.run(session, options)
-
-
-def _leave_nothing(session: Session) -> None:
-    """Take the log of a command back that was refused before it wrote anything else."""
-    folder = session.run_folder
-    if folder.is_local and folder.names() == [LOG]:
-        folder.delete()
 
 
 def _terminate(number: int, frame: object) -> None:

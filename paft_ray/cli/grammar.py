@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         sub = _add_verb(verbs, name, verb.help)
-        if verb.needs_ray:
+        if verb.joins:
             _add_insist(sub)
         if name == "export":
             _add_export_options(sub)
@@ -48,7 +48,6 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="HOST:PORT",
                 help="look at this cluster's nodes, too (default: RAY_ADDRESS, if set)",
             )
-            _add_insist(sub)
         if name not in ("run", "train", "tune"):
             continue
         sub.add_argument(

@@ -40,9 +40,23 @@ def open_streams(as_json: bool) -> Iterator[Streams]:
         yield Streams(stdout, stderr, Console(file=stderr if as_json else stdout))
 
 
+@dataclass
+class Log:
+    """The log file of a command that runs."""
+
+    place: str
+    """As storage names it."""
+    kept: bool = True
+
+    def discard(self) -> None:
+        """Leave nothing of it, nor of the run's folder, when the command ends."""
+        self.kept = False
+
+
 @contextmanager
-def log_file(session: Session) -> Iterator[str]:
+def log_file(session: Session) -> Iterator[Log]:
     """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
+    log = Log(session.run_folder.path(LOG))
     folder = session.run_folder
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +69,14 @@ def log_file(session: Session) -> Iterator[str]:
             force=True,
         )
         try:
-            yield folder.path(LOG)
+            yield log
         finally:
             logging.getLogger().removeHandler(handler)
             logging.getLogger().addHandler(logging.NullHandler())
-    if not folder.is_local:
+    if folder.is_local:
+        if not log.kept and folder.names() == [LOG]:
+            folder.delete()
+    elif log.kept:
         folder.write_bytes(LOG, local.read_bytes())
 
 

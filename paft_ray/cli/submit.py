@@ -17,28 +17,33 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     """Send a job and follow it; what it logs goes where progress goes."""
     home = None if options.working_dir is None else Path(options.working_dir)
     said = streams.stderr if options.json else streams.stdout
+    insisting = [INSIST] if options.insist and VERBS[options.job].joins else []
+    words = [*options.overrides, *options.for_job, *insisting]
+    job = plan_job(config, options.job, options.config, words, home)
+    by_hand = f"--address {options.address} {job.id}"
+    admit_dashboard(options.address, options.insist)
     try:
-        insisting = [INSIST] if options.insist and VERBS[options.job].needs_ray else []
-        words = [*options.overrides, *options.for_job, *insisting]
-        job = plan_job(config, options.job, options.config, words, home)
-        admit_dashboard(options.address, options.insist)
         client = send(job, options.address)
-        streams.console.print(f"job {job.id}: {job.entrypoint}", soft_wrap=True, highlight=False)
-        if options.no_wait:
-            data: dict[str, Any] = {"job": job.id}
-            text, code = f"follow it: ray job logs --follow {job.id}", 0
-        else:
-            ended = follow(client, job, lambda piece: write(said, piece))
-            data = {"job": job.id, "status": ended.status, "result": ended.result}
-            text, code = f"job {job.id}: {ended.status.lower()}", ended.code
-            if code:
-                say(streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code)
     except ConfigError:
         raise
     except PaftError as error:
         return say(streams.stderr, error, 1)
-    except KeyboardInterrupt:
-        said.write("interrupted; the job goes on: `ray job stop` ends it\n")
-        return 130
+    streams.console.print(
+        f"job {job.id}: {job.entrypoint}", soft_wrap=True, highlight=False, markup=False
+    )
+    data: dict[str, Any] = {"job": job.id}
+    text, code = f"follow it: ray job logs --follow {by_hand}", 0
+    if not options.no_wait:
+        try:
+            ended = follow(client, job, lambda piece: write(said, piece))
+        except PaftError as error:
+            return say(streams.stderr, error, 1)
+        except KeyboardInterrupt:
+            write(said, f"interrupted; the job goes on, and ends by: ray job stop {by_hand}\n")
+            return 130
+        data |= {"status": ended.status, "result": ended.result}
+        text, code = f"job {job.id}: {ended.status.lower()}", ended.code
+        if code:
+            say(streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code)
     write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
     return code

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paft_ray.admission import named_cluster
+from paft_ray.admission import admit, named_cluster
 from paft_ray.cli.streams import LOG, redirected
 from paft_ray.config import Config
 from paft_ray.errors import ConfigError
@@ -34,6 +34,8 @@ class Verb:
     help: str
     run: Callable[[Session, argparse.Namespace], Result]
     needs_ray: bool = True
+    may_join: bool = False
+    """Whether it looks at a cluster where one is named, and does without where none is."""
     logged: bool = True
     """Whether what libraries print goes to the run's log, which may be the first file written."""
     trains: bool = False
@@ -46,6 +48,11 @@ class Verb:
     """Whether test examples are read from the beginning."""
     check: Callable[[Session, argparse.Namespace], Any] | None = None
     """Refuses what it can before anything is written, the log included."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may join a cluster."""
+        return self.needs_ray or self.may_join
 
 
 def _prompts(session: Session, options: argparse.Namespace) -> Result:
@@ -209,6 +216,8 @@ def _plan(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray.plan import describe_plan, describe_sizes, plan_lines
 
     prepare_environment()
+    if named_cluster() is not None:
+        admit(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
     plan = describe_plan(session)
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
         plan["sizes"] = describe_sizes(session)
@@ -250,5 +259,11 @@ VERBS: Mapping[str, Verb] = {
         needs_ray=False,
         check=_plan_export,
     ),
-    "plan": Verb("check everything and say what would be done", _plan, False, logged=False),
+    "plan": Verb(
+        "check everything and say what would be done",
+        _plan,
+        needs_ray=False,
+        may_join=True,
+        logged=False,
+    ),
 }

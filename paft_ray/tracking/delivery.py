@@ -124,19 +124,22 @@ class Sender:
         """
         self.connect()
         ours = f"tags.`{KEY_TAG}` LIKE '{self._target.identity}/%'"
-        found = self._client.search_runs(
-            [self._experiment_id], f"{ours} AND attributes.status = 'RUNNING'", max_results=1000
-        )
-        for run in found:
-            self._client.set_terminated(run.info.run_id, "KILLED", self._last_word_ms(run))
-        return len(found)
+        ended = 0
+        while found := self._client.search_runs(
+            [self._experiment_id], f"{ours} AND attributes.status = 'RUNNING'"
+        ):
+            for run in found:
+                self._client.set_terminated(run.info.run_id, "KILLED", self._last_word_ms(run))
+            ended += len(found)
+        return ended
 
     def _last_word_ms(self, run: Any) -> int | None:
         """When a run was last heard of: its process cannot say any more when it ended."""
-        for name in run.data.metrics:
-            history = self._client.get_metric_history(run.info.run_id, name)
-            return max(metric.timestamp for metric in history)
-        return run.info.start_time
+        histories = (
+            self._client.get_metric_history(run.info.run_id, name) for name in run.data.metrics
+        )
+        said = [metric.timestamp for history in histories for metric in history]
+        return max(said, default=run.info.start_time)
 
     def _open(self, ref: RunRef) -> _OpenRun:
         found = self._find(KEY_TAG, ref.key)
@@ -281,13 +284,13 @@ def replay_folder(
 
 
 def reach_server(uri: str) -> str | None:
-    """Why this process could not record at a tracking server now; None where it could."""
+    """Why this process cannot speak to a tracking server now; None where it can."""
     where = without_password(uri)
     try:
         import_client()(tracking_uri=uri).search_experiments(max_results=1)
     except remote_errors() as error:
         reason = without_password(one_line(error))
-        if "401" in reason or "not authenticated" in reason.lower():
+        if "error code 401" in reason or "not authenticated" in reason.lower():
             return (
                 f"tracking.uri: {where} does not take this node's name and password: set "
                 "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"

@@ -1,5 +1,6 @@
 """What was drawn, what it cost, and what past losses made of the next draws, on storage."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ class Ledger:
         for kind, first in (("ledger", self.first_step), ("sampling", self.first_step + 1)):
             folder = self.home.child(kind)
             for name in folder.names():
-                if int(name.split("-")[1].partition(".")[0]) >= first:
+                step = re.match(r"steps?-(\d{9})\b", name)
+                if step is not None and int(step[1]) >= first:
                     folder.delete(name)
 
     def add(self, plan: StepPlan, nll_S: Sequence[float]) -> None:

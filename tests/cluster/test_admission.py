@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from heads import ROOT, Head, running_head
 
-from paft_ray.admission import INSIST, admit, admit_dashboard, is_loopback
+from paft_ray.admission import INSIST, admit, admit_dashboard, elsewhere
 from paft_ray.errors import ConfigError
 
 pytestmark = pytest.mark.ray
@@ -55,10 +55,13 @@ def test_token_decides_who_joins_a_cluster(head: Head, no_token, tmp_path: Path)
     admit()
 
 
-def test_open_cluster_of_this_machine_alone_is_joined(no_token) -> None:
+def test_open_cluster_is_known_by_who_reaches_it_not_by_its_name(no_token) -> None:
+    """Ray's state server listens everywhere; its dashboard on loopback, as it is started here."""
     with running_head(cpus=1, token=None) as head:
         no_token.setenv("RAY_ADDRESS", head.address)
-        admit()
+        with pytest.raises(ConfigError, match="asks for no token, and answers at"):
+            admit()
+        assert admit(insist=True) == head.address
         admit_dashboard(head.dashboard)
     assert "RAY_AUTH_MODE" not in os.environ
 
@@ -82,21 +85,40 @@ def test_address_that_cannot_be_joined_is_explained(no_token, tmp_path, address,
         admit()
 
 
-def test_dashboard_needs_a_url(no_token) -> None:
-    with pytest.raises(ConfigError, match="such as http://host:8265"):
-        admit_dashboard("head:8265")
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:6379", "http://192.168.1.1:8265", "no-such-host.invalid:1"]
+)
+def test_address_that_is_no_loopback_is_its_own_outside(address: str) -> None:
+    assert elsewhere(address) == address
 
 
 @pytest.mark.parametrize(
-    ("address", "loopback"),
-    [
-        ("127.0.0.1:6379", True), ("localhost:6379", True), ("http://[::1]:8265", True),
-        ("127.8.9.1:1", True), ("10.0.0.1:6379", False), ("http://192.168.1.1:8265", False),
-        ("no-such-host.invalid:1", False),
-    ],
-)  # fmt: skip
-def test_loopback_is_what_only_this_machine_reaches(address: str, loopback: bool) -> None:
-    assert is_loopback(address) is loopback
+    "address", ["127.0.0.1:6379", "localhost:6379", "http://[::1]:6379", "127.8.9.1:6379"]
+)
+def test_loopback_is_another_address_from_outside_or_none(address: str) -> None:
+    outside = elsewhere(address)
+    assert outside is None or (outside != address and outside.endswith(":6379"))
+
+
+@pytest.mark.parametrize(
+    "address", ["head:8265", "http://someone:hunter2@head:8265", "http://127.0.0.1:80b"]
+)
+def test_dashboard_needs_a_url_without_secrets(no_token, address: str) -> None:
+    with pytest.raises(ConfigError, match="--address") as raised:
+        admit_dashboard(address)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_port_that_speaks_no_http_is_no_dashboard(head: Head, no_token) -> None:
+    with pytest.raises(ConfigError, match="no Ray dashboard answers"):
+        admit_dashboard(f"http://{head.address}")
+
+
+def test_proxy_is_not_asked_for_a_cluster(head: Head, no_token) -> None:
+    no_token.setenv("http_proxy", "http://127.0.0.1:9")
+    no_token.setenv("RAY_ADDRESS", head.address)
+    no_token.setenv("RAY_AUTH_TOKEN", head.environment["RAY_AUTH_TOKEN"])
+    assert admit() == head.address
 
 
 def test_open_cluster_that_others_reach_is_refused_unless_insisted(

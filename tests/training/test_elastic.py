@@ -15,8 +15,8 @@ PROGRAM = Path(__file__).with_name("elastic_program.py")
 STEPS = 60
 EVERY = 1000
 """Steps between two checkpoints."""
-LONG = 12 * EVERY + 1
-"""Takes longer than a new node needs to start and to be noticed: two minutes at 10 ms a step."""
+LONG = 8 * EVERY + 1
+"""Takes longer than a new node needs to start and to be noticed: 80 s at 10 ms a step."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
