@@ -4,8 +4,9 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from heads import BIN, ROOT, Head, clean_environment, write_config
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 
-from paft_ray.submission import JOBS
+from paft_ray.submission import JOBS, Job, follow
 
 pytestmark = pytest.mark.ray
 
@@ -33,10 +34,12 @@ def project(tmp_path: Path) -> Path:
 def submit(head: Head, project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `paft submit` on a configuration in the project."""
 
-    def run(config: dict[str, Any], *words: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        config: dict[str, Any], *words: str, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         path = write_config(project, config)
         place = ["--address", head.dashboard, "--working-dir", str(project)]
-        return head.command("submit", str(path), *words, *place)
+        return head.command("submit", str(path), *words, *place, **environment)
 
     return run
 
@@ -48,8 +51,11 @@ def test_every_verb_that_works_on_storage_has_a_job_file() -> None:
 
 
 def test_plan_as_a_job_sees_the_cluster_and_ends_with_its_json(submit, small_run) -> None:
-    done = submit(small_run, "--job", "plan", "--json")
+    """Sent to the address that was checked, though the environment names another."""
+    files = f"prompts.files=[{small_run['prompts']['files'][0]}]"  # rich would take it for markup
+    done = submit(small_run, "--job", "plan", "--json", files, RAY_ADDRESS="http://127.0.0.1:9")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert files in done.stderr
     answer = json.loads(done.stdout)
     assert answer["status"] == "SUCCEEDED"
     plan = answer["result"]
@@ -89,6 +95,39 @@ def test_configuration_outside_of_the_working_dir_is_refused(head, small_run, tm
     done = head.command("submit", str(path), "--address", head.dashboard)
     assert done.returncode == 2
     assert "all that travels" in done.stderr
+
+
+class Broken:
+    """A Jobs client whose connection breaks after every piece of the log, on a job that ends."""
+
+    def __init__(self, pieces: list[str]) -> None:
+        self._pieces, self._given = pieces, 0
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        self._given += 1
+        for piece in self._pieces[: self._given]:
+            yield piece
+        raise ConnectionError("the port is no longer forwarded")
+
+    def get_job_status(self, job_id: str) -> str:
+        if self._given % 2:
+            raise RuntimeError("Request failed with status code 502")
+        return "FAILED" if self._given >= len(self._pieces) else "RUNNING"
+
+    def get_job_info(self, job_id: str) -> Any:
+        return SimpleNamespace(driver_exit_code=2, message="why\nand the log again")
+
+    def get_job_logs(self, job_id: str) -> str:
+        return "".join(self._pieces)
+
+
+def test_log_is_shown_once_over_connections_that_break(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("paft_ray.submission.time.sleep", lambda seconds: None)
+    pieces = ["one\n", "two\n", "three", " and a half\n", '{"ended": true}\n', "\n"]
+    shown: list[str] = []
+    ended = follow(Broken(pieces), Job("python x", tmp_path, "paft-x", {}), shown.append)
+    assert "".join(shown) == "".join(pieces)
+    assert (ended.code, ended.message, ended.result) == (2, "why", {"ended": True})
 
 
 def _shown(head: Head) -> dict[str, str]:
