@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,14 +32,20 @@ def run_on_nodes(
         storage, answer = tmp_path_factory.mktemp(what), tmp_path_factory.mktemp("a") / "answer"
         places = [str(path) for path in (tiny_model, review_file, storage)]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        done = subprocess.run(
+        said = storage / "said.txt"
+        done = subprocess.Popen(
             [sys.executable, str(PROGRAM), what, *places, str(steps), str(answer)],
             env={**clean, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"},
-            capture_output=True,
-            text=True,
-            timeout=800,
+            stdout=said.open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        try:
+            code = done.wait(timeout=800)
+        finally:
+            if done.poll() is None:
+                os.killpg(done.pid, signal.SIGKILL)
+        assert code == 0, said.read_text(errors="replace")[-3000:]
         return storage / "runs/small/training/paft-s1", json.loads(answer.read_text())
 
     return run
