@@ -111,6 +111,7 @@ def send(job: Job, address: str) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # every file that stays at home, among others
     try:
         with _no_other_address():
             client = JobSubmissionClient(address.rstrip("/"))

@@ -43,6 +43,10 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
             return 130
         data |= {"status": ended.status, "result": ended.result}
         text, code = f"job {job.id}: {ended.status.lower()}", ended.code
+        if options.job == "plan" and ended.result:
+            from paft_ray.plan import plan_lines
+
+            text = "\n".join([*plan_lines(ended.result), "", text])
         if code:
             say(streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code)
     write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
