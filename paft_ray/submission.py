@@ -111,10 +111,11 @@ def send(job: Job, address: str) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # every file that stays at home, among others
     try:
         with _no_other_address():
             client = JobSubmissionClient(address.rstrip("/"))
+        # it has set up lines of its own: every file that stays at home, among others
+        logging.getLogger("ray").setLevel(logging.ERROR)
         client.submit_job(
             entrypoint=job.entrypoint,
             submission_id=job.id,
