@@ -95,6 +95,12 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise ConfigError(_explain(error)) from error
 
 
+def from_anywhere(location: str) -> str:
+    """A `path` field that means the same in every working directory of this machine."""
+    path = None if location.startswith("pkg:") else resolve_path(location)
+    return location if path is None else str(path.absolute())
+
+
 def resolve_path(location: str) -> Path | None:
     """The local path that a `path` field names, or None where it is not local (a hub name, a URI).
 

@@ -17,6 +17,7 @@ from typing import Any
 from paft_ray.artifacts import Storage
 from paft_ray.config import Config, OpenAILLM
 from paft_ray.errors import ConfigError, PaftError, one_line
+from paft_ray.loading import from_anywhere
 from paft_ray.modeling.files import inspect_model
 from paft_ray.tracking import reach_server, tracking_server
 
@@ -36,7 +37,8 @@ class Needs:
     storage: Storage
     probe: str
     """Folder under `storage` where the driver wrote a file `driver`."""
-    model: str
+    model: str | None
+    """None where nodes find it in storage, converted."""
     revision: str | None
     tracking: str | None
     """URI of a server, which a node speaks to with its own credentials."""
@@ -79,7 +81,7 @@ def survey(config: Config, storage: Storage) -> list[Node]:
         needs = Needs(
             storage,
             probe,
-            config.model.path,
+            None if config.model.path.endswith(".gguf") else from_anywhere(config.model.path),
             config.model.revision,
             tracking_server(config),
             llm_keys(config),
@@ -165,6 +167,8 @@ def _look_at_storage(needs: Needs) -> Iterator[str]:
 
 
 def _look_at_model(needs: Needs) -> Iterator[str]:
+    if needs.model is None:
+        return
     try:
         files = inspect_model(needs.model, needs.revision)
         if files.kind == "hub":

@@ -7,7 +7,6 @@ found, so that a search that was killed is finished by calling it again.
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +15,7 @@ from paft_ray.artifacts import fingerprint, load_manifest
 from paft_ray.cluster import BoardHandle
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
 from paft_ray.errors import ConfigError, TrainingError
-from paft_ray.loading import dump_config, resolve_path, without
+from paft_ray.loading import dump_config, from_anywhere, without
 from paft_ray.report import SEARCH_FILE
 from paft_ray.running import StageClock, check_lengths, claimed, conclude, evaluate_models
 from paft_ray.session import Session
@@ -197,14 +196,11 @@ def _run_trials(
 def _absolute(config: Config) -> Config:
     """Local paths as they are from any folder: Tune's trials do not run in ours."""
 
-    def absolute(location: str | None) -> str | None:
-        if location is None or location.startswith("pkg:"):
-            return location
-        path = resolve_path(location)
-        return location if path is None else str(Path(path).absolute())
-
-    model = config.model.model_copy(update={"path": absolute(config.model.path)})
-    train = config.train.model_copy(update={"warm_start": absolute(config.train.warm_start)})
+    model = config.model.model_copy(update={"path": from_anywhere(config.model.path)})
+    adapter = config.train.warm_start
+    train = config.train.model_copy(
+        update={"warm_start": None if adapter is None else from_anywhere(adapter)}
+    )
     return config.model_copy(update={"model": model, "train": train})
 
 

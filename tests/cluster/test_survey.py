@@ -85,9 +85,12 @@ def config(small_run: dict[str, Any]) -> Callable[..., Config]:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_survey_of_a_real_cluster_leaves_nothing_behind(config, tmp_path: Path) -> None:
+def test_survey_of_a_real_cluster_leaves_nothing_behind(
+    config, tmp_path: Path, tiny_model: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tiny_model.parent)  # where no worker is
     storage = Storage.open(str(tmp_path / "storage"))
-    [node] = survey(config(), storage)
+    [node] = survey(config(f"model.path=./{tiny_model.name}"), storage)
     assert (node.missing, node.notes) == ((), ())
     assert node.cpus >= 1
     assert storage.names() == [] and list((tmp_path / "storage").rglob("*")) == []
