@@ -43,8 +43,8 @@ class Resamples:
 
     def interval(self, label: str, statistic: Statistic) -> tuple[float, float]:
         """95% interval of one model's statistic, between 0 and 1."""
-        low, high = interval(self.draws[label][statistic], self.values[label][statistic])
-        return max(0.0, low), min(1.0, high)
+        bounds = interval(self.draws[label][statistic], self.values[label][statistic])
+        return _clipped(bounds, 0.0)
 
     def difference(self, a: str, b: str, statistic: Statistic) -> Difference:
         """Statistic of `a` minus that of `b`, between -1 and 1."""
@@ -53,8 +53,8 @@ class Resamples:
         centred_R = draws_R - (draws_R.mean() - value)
         fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
-        low, high = interval(draws_R, value)
-        return Difference(value, max(-1.0, low), min(1.0, high), float(p))
+        low, high = _clipped(interval(draws_R, value), -1.0)
+        return Difference(value, low, high, float(p))
 
 
 def resample(
@@ -127,6 +127,12 @@ def interval(draws_R: NDArray[np.float64], value: float) -> tuple[float, float]:
     """
     low, high = np.quantile(draws_R, (0.025, 0.975)) - (draws_R.mean() - value)
     return float(low), float(high)
+
+
+def _clipped(bounds: tuple[float, float], least: float) -> tuple[float, float]:
+    """Bounds moved by a mean error can both lie beyond what a statistic can be."""
+    low, high = (min(1.0, max(least, bound)) for bound in bounds)
+    return low, high
 
 
 def _with_seeds(correct: NDArray[np.bool_]) -> NDArray[np.float64]:

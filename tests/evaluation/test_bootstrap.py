@@ -36,6 +36,13 @@ def test_difference_of_identical_models_is_exactly_zero(statistic: str):
     assert (result.value, result.low, result.high) == (0, 0, 0)
 
 
+def test_bounds_that_are_moved_beyond_what_can_be_are_brought_back():
+    best, worse = np.ones((4, 2), bool), np.zeros((4, 2), bool)
+    worse[0, 0] = True
+    found = difference(best, worse, "p05", resamples=50, seed=0)
+    assert (found.low, found.high) == (1.0, 1.0)
+
+
 @given(PAIRS, st.sampled_from(["mean", "std", "min", "p05", "max"]), SEEDS)
 def test_difference_swapped_changes_only_its_sign(pair, statistic, seed: int):
     a, b = pair
