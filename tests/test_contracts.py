@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from paft_ray.cli.grammar import SUBMIT, build_parser
+from paft_ray.cli.grammar import SUBMIT, parse
 from paft_ray.cli.verbs import VERBS
 from paft_ray.loading import load_config
 
@@ -25,7 +25,9 @@ def test_the_demo_is_a_real_run_of_both_variants() -> None:
     assert {llm.type for llm in config.prompts.generation.llms} == {"transformers"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "k8s/README.md"]
+)
 def test_commands_that_a_document_names_parse(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     verbs = "|".join((*VERBS, SUBMIT))
@@ -33,7 +35,7 @@ def test_commands_that_a_document_names_parse(document: str) -> None:
     for command in commands:
         words = command.split()
         if len(words) > 1:
-            build_parser().parse_args([word.strip("'") for word in words if word[0] != "#"])
+            parse([word.strip("'") for word in words if word[0] != "#"])
     for script in re.findall(r"jobs/\w+\.py", text):
         assert (ROOT / script).exists(), script
 

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import yaml
 
@@ -63,8 +64,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
         session = open_session(
             config, options.overwrite, screen, not verb.needs_ray, verb.reads_test
         )
-        if verb.check is not None:
-            verb.check(session, options)
+        checked = None if verb.check is None else verb.check(session, options)
     except PaftError as error:
         return say(streams.stderr, error, 2)
     for warning in session.warnings:
@@ -73,7 +73,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
     with log_file(session) if verb.logged else nullcontext(None) as log:
         try:
             with _interruptible():
-                result = _run(verb, session, options)
+                result = _run(verb, session, options, checked)
         except ConfigError as error:
             if log is not None and new:
                 log.discard()
@@ -103,7 +103,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
     return 2 if result.missing else 0
 
 
-def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
+def _run(verb: Verb, session: Session, options: argparse.Namespace, checked: Any) -> Result:
     if not verb.needs_ray:
         return verb.run(session, options)
     if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
@@ -116,8 +116,7 @@ def _run(verb: Verb, session: Session, options: argparse.Namespace) -> Result:
     admit(options.insist)
     import_early(session.config)
     if verb.trains:
-        others = verb.others(session) if verb.others else ()
-        begin_trial(session, options.overwrite, others)
+        begin_trial(session, options.overwrite, checked or ())
         import_ray()  # while the model is tried
         finish_trial(session)
     with ray_session(options.insist):

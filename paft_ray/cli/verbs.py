@@ -40,14 +40,13 @@ class Verb:
     """Whether what libraries print goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether model and adapter are tried first."""
-    others: Callable[[Session], Sequence[Config]] | None = None
-    """Configurations whose adapters are tried as well."""
     finished: Callable[[Session], Result | None] | None = None
     """The result where everything is done, found without Ray."""
     reads_test: bool = True
     """Whether test examples are read from the beginning."""
     check: Callable[[Session, argparse.Namespace], Any] | None = None
-    """Refuses what it can before anything is written, the log included."""
+    """Refuses what it can before anything is written, the log included; of a verb that trains it
+    returns configurations whose adapters are tried as well."""
 
     @property
     def joins(self) -> bool:
@@ -122,7 +121,7 @@ def _finished_search(session: Session) -> Result | None:
     return None if found is None else _search_results(session, found)
 
 
-def _edges(session: Session) -> Sequence[Config]:
+def _check_search(session: Session, options: argparse.Namespace) -> Sequence[Config]:
     from paft_ray.tuning.check import check_search
 
     return check_search(session)
@@ -248,9 +247,8 @@ VERBS: Mapping[str, Verb] = {
         _tune,
         trains=True,
         finished=_finished_search,
-        others=_edges,
         reads_test=False,
-        check=lambda session, options: _edges(session),
+        check=_check_search,
     ),
     "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
     "export": Verb(

@@ -2,11 +2,11 @@
 
 import math
 import re
-from typing import Annotated, Self
+from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import Section, Seeds
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
@@ -30,9 +30,7 @@ class Config(Section):
     """Name of the run: its folder, and its name in MLflow."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Root of all randomness: the task's split, the pool, and the trainings."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] | None = Field(
-        default=None, min_length=1
-    )
+    seeds: Seeds | None = None
     """Train every variant once with each of these; all share the pool and the base model's
     scores. By default `seed` alone."""
     storage: str = "storage"
@@ -65,13 +63,6 @@ class Config(Section):
         if len(set(labels)) < len(labels):
             raise ValueError(f"a variant is named twice in {labels}: remove one")
         return variants
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if seeds is not None and len(set(seeds)) < len(seeds):
-            raise ValueError(f"a seed is named twice in {list(seeds)}: remove one")
-        return seeds
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

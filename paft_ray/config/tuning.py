@@ -1,11 +1,11 @@
 """`tuning`: what is searched, by which figure, and how much work that may be."""
 
 import math
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import Section, Seeds
 
 _FIXED = {
     "name": "it names the search itself",
@@ -59,71 +59,51 @@ class Choice(Section):
         return tuple(map(_as_json, values))
 
 
-class Uniform(Section):
+Number = TypeVar("Number", int, float)
+
+
+class _Range(Section, Generic[Number]):
+    low: Number
+    """Least value."""
+    high: Number
+    """Greatest value; of whole numbers it is drawn too."""
+
+    _by_magnitude: ClassVar[bool] = False
+    """Whether it is drawn by its logarithm."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) is not below high ({self.high:g})")
+        if self._by_magnitude and self.low <= 0:
+            raise ValueError(f"low ({self.low:g}) has no logarithm: name one above 0")
+        return self
+
+
+class Uniform(_Range[float]):
     """A number between two."""
 
     type: Literal["uniform"]
-    low: float
-    """Least value."""
-    high: float
-    """Greatest value."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        _check_range(self.low, self.high)
-        return self
 
 
-class LogUniform(Section):
-    """A number between two, every order of magnitude as likely as the others."""
+class LogUniform(_Range[float]):
+    """A number between two, both above 0, every order of magnitude as likely as the others."""
 
     type: Literal["loguniform"]
-    low: float
-    """Least value, above 0."""
-    high: float
-    """Greatest value."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        _check_range(self.low, self.high, log=True)
-        return self
+    _by_magnitude: ClassVar[bool] = True
 
 
-class RandInt(Section):
+class RandInt(_Range[int]):
     """A whole number from one to another, both included."""
 
     type: Literal["randint"]
-    low: int
-    """Least value."""
-    high: int
-    """Greatest value, which is drawn too."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        _check_range(self.low, self.high)
-        return self
 
 
-class LogRandInt(Section):
-    """A whole number from one to another, every order of magnitude as likely as the others."""
+class LogRandInt(_Range[int]):
+    """A whole number above 0, both ends included, every order of magnitude as likely."""
 
     type: Literal["lograndint"]
-    low: int
-    """Least value, above 0."""
-    high: int
-    """Greatest value, which is drawn too."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        _check_range(self.low, self.high, log=True)
-        return self
-
-
-def _check_range(low: float, high: float, log: bool = False) -> None:
-    if low >= high:
-        raise ValueError(f"low ({low:g}) is not below high ({high:g})")
-    if log and low <= 0:
-        raise ValueError(f"low ({low:g}) has no logarithm: name one above 0")
+    _by_magnitude: ClassVar[bool] = True
 
 
 DimensionConfig = Annotated[
@@ -233,18 +213,9 @@ class TuningConfig(Section):
     """Trials at a time; as many as the cluster has room for by default."""
     finalists: int = Field(default=2, ge=1)
     """How many of the best are trained again, with other seeds, and evaluated on test prompts."""
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] | None = Field(
-        default=None, min_length=1
-    )
+    seeds: Seeds | None = None
     """Of the finalists' trainings, three by default; trials are trained with `seed`, which is none
     of these."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if seeds is not None and len(set(seeds)) < len(seeds):
-            raise ValueError(f"a seed is named twice in {list(seeds)}: remove one")
-        return seeds
 
     def final_seeds(self, seed: int) -> tuple[int, ...]:
         """The seeds of the finalists' trainings, where `seed` is that of the trials."""

@@ -43,8 +43,7 @@ class Resamples:
 
     def interval(self, label: str, statistic: Statistic) -> tuple[float, float]:
         """95% interval of one model's statistic, between 0 and 1."""
-        bounds = interval(self.draws[label][statistic], self.values[label][statistic])
-        return _clipped(bounds, 0.0)
+        return interval(self.draws[label][statistic], self.values[label][statistic], 0.0)
 
     def difference(self, a: str, b: str, statistic: Statistic) -> Difference:
         """Statistic of `a` minus that of `b`, between -1 and 1."""
@@ -53,7 +52,7 @@ class Resamples:
         centred_R = draws_R - (draws_R.mean() - value)
         fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
-        low, high = _clipped(interval(draws_R, value), -1.0)
+        low, high = interval(draws_R, value, -1.0)
         return Difference(value, low, high, float(p))
 
 
@@ -119,20 +118,16 @@ def resample(
     )
 
 
-def interval(draws_R: NDArray[np.float64], value: float) -> tuple[float, float]:
+def interval(draws_R: NDArray[np.float64], value: float, least: float) -> tuple[float, float]:
     """95% interval of a statistic: percentiles of the resamples, moved by their mean error.
 
     A resample of examples adds its own noise to the spread over prompts, so that its std is larger
-    and its minimum lower than those of the grid.
+    and its minimum lower than those of the grid. Moved, both bounds can lie beyond what the
+    statistic can be, which is from `least` to 1: they are brought back.
     """
-    low, high = np.quantile(draws_R, (0.025, 0.975)) - (draws_R.mean() - value)
+    bounds = np.quantile(draws_R, (0.025, 0.975)) - (draws_R.mean() - value)
+    low, high = np.clip(bounds, least, 1.0)
     return float(low), float(high)
-
-
-def _clipped(bounds: tuple[float, float], least: float) -> tuple[float, float]:
-    """Bounds moved by a mean error can both lie beyond what a statistic can be."""
-    low, high = (min(1.0, max(least, bound)) for bound in bounds)
-    return low, high
 
 
 def _with_seeds(correct: NDArray[np.bool_]) -> NDArray[np.float64]:

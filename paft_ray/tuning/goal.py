@@ -40,9 +40,8 @@ def goal_intervals(
     for label, draws in found.draws.items():
         draws_R = np.sum([w * draws[name] for name, w in _terms(goal).items()], axis=0)
         value = sum(w * found.values[label][name] for name, w in _terms(goal).items())
-        low, high = interval(draws_R, value)
         least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
-        intervals[label] = (max(least, low), min(1.0, high))
+        intervals[label] = interval(draws_R, value, least)
     return intervals
 
 

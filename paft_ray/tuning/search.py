@@ -195,7 +195,6 @@ def _run_trials(
 
 def _absolute(config: Config) -> Config:
     """Local paths as they are from any folder: Tune's trials do not run in ours."""
-
     model = config.model.model_copy(update={"path": from_anywhere(config.model.path)})
     adapter = config.train.warm_start
     train = config.train.model_copy(

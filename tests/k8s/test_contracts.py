@@ -9,7 +9,6 @@ from manifests import K8S, OVERLAYS, ROOT, build, find, of_kind
 from security import SECRETS
 
 from paft_ray.cli.grammar import build_parser
-from paft_ray.cli.verbs import VERBS
 from paft_ray.loading import dump_config, load_config
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
@@ -84,8 +83,3 @@ def test_readme_names_files_and_overlays_that_exist() -> None:
         assert overlay in README
     for path in re.findall(r"(?<!/)\bk8s/[\w./-]+", README):
         assert (ROOT / path.rstrip(".")).exists(), path
-
-
-def test_commands_of_the_readme_parse() -> None:
-    for command in re.findall(rf"\bpaft ((?:{'|'.join(VERBS)}) [^\s`|]+\.yaml[^`\n|]*)", README):
-        build_parser().parse_args([word.strip("'") for word in shlex.split(command)])

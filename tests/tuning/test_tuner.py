@@ -116,6 +116,7 @@ def test_trial_that_fails_before_its_first_report_disturbs_no_other(kind: str) -
         for number in (1, 2):
             result = {GOAL: 0.5, REPORT: report, "training_iteration": report}
             judge.on_trial_result(CONTROLLER, trial(number), result)
+    assert board.kept == {}  # two equal trials: neither is worse than the other
 
 
 class Board:
