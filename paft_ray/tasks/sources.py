@@ -211,9 +211,11 @@ def _saved_rows(folder: Path) -> dict[str, Iterator[Row]]:
         return {"": _dataset_rows(_load_saved(folder), str(folder))}
     splits = sorted(p.parent for p in folder.glob("*/state.json"))
     if not splits:
+        deeper = ", ".join(sorted({p.parents[1].name for p in folder.glob("*/*/state.json")}))
         raise DataError(
-            f"{folder}: no data set saved by Hugging Face datasets is in this folder; name the "
-            "folder that save_to_disk wrote, or a JSONL, CSV or Parquet file"
+            f"{folder}: no data set saved by Hugging Face datasets is in this folder"
+            f"{f', but in its {deeper}' if deeper else ''}; name the folder that "
+            "save_to_disk wrote, or a JSONL, CSV or Parquet file"
         )
     return {split.name: _dataset_rows(_load_saved(split), str(split)) for split in splits}
 

@@ -130,6 +130,9 @@ def test_folder_without_a_data_set_is_refused(tmp_path):
     write(tmp_path / "notes.txt", "x")
     with pytest.raises(DataError, match=r"no data set saved .* save_to_disk"):
         read_rows(tmp_path)
+    saved(VALUES).save_to_disk(tmp_path / "plain" / "validation")
+    with pytest.raises(DataError, match=r"no data set saved .* but in its plain; name"):
+        read_rows(tmp_path)
 
 
 @pytest.mark.parametrize("torn", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
