@@ -299,11 +299,11 @@ def train_all(session: Session, pool: PromptPool) -> list[TrainedAdapter]:
     return [train(session, prompts[t.label], t, pool) for t in session.config.trainings]
 
 
-def evaluate(session: Session) -> dict[str, Any]:
-    """Evaluate the base model and every variant whose training is complete.
+def find_all_trained(session: Session) -> list[TrainedAdapter]:
+    """Every training of this run that is complete; needs no Ray.
 
     Raises:
-        ConfigError: No variant of this run is trained.
+        ConfigError: None is.
     """
     trained = [
         adapter
@@ -315,6 +315,16 @@ def evaluate(session: Session) -> dict[str, Any]:
             f"name: run {session.config.name!r} has no trained variant in "
             f"{session.storage.path()}: run `paft train` or `paft run` with it first"
         )
+    return trained
+
+
+def evaluate(session: Session) -> dict[str, Any]:
+    """Evaluate the base model and every variant whose training is complete.
+
+    Raises:
+        ConfigError: No variant of this run is trained.
+    """
+    trained = find_all_trained(session)
     with claimed(session) as tracker:
         clock = StageClock(session.run_folder)
         with clock.stage("prompt_pool"):

@@ -134,7 +134,7 @@ def test_what_only_peft_can_refuse_exits_2_and_writes_nothing(
     _, err = capfd.readouterr()
     assert named in err
     assert "Traceback" not in err
-    assert not (small.parent / "storage/runs/small").exists()
+    assert not (small.parent / "storage").exists()
 
 
 @pytest.mark.parametrize(
@@ -157,16 +157,19 @@ def test_model_that_transformers_cannot_build_exits_2_and_writes_nothing(
     assert call(["train", str(small), f"model.path={broken}"]) == 2
     _, err = capfd.readouterr()
     assert f"model.path: {named}" in err
-    assert not (small.parent / "storage/runs/small").exists()
+    assert not (small.parent / "storage").exists()
 
 
-def test_report_of_a_run_that_is_not_there_exits_2(
-    small: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("verb", ["report", "evaluate", "export"])
+def test_what_needs_a_training_that_is_not_there_exits_2_before_ray_starts(
+    verb: str, small: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert call(["report", str(small)]) == 2
+    monkeypatch.setattr("paft_ray.cluster.ray_session", pytest.fail)
+    assert call([verb, str(small)]) == 2
     _, err = capfd.readouterr()
-    assert "paft run" in err
+    assert "run `paft" in err
     assert "Traceback" not in err
+    assert not (small.parent / "storage").exists()
 
 
 def test_missing_configuration_file_exits_2(capfd: pytest.CaptureFixture[str]) -> None:

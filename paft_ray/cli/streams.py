@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -49,7 +49,7 @@ class Log:
     kept: bool = True
 
     def discard(self) -> None:
-        """Leave nothing of it, nor of the run's folder, when the command ends."""
+        """Leave nothing of it, nor of the folders made for it, when the command ends."""
         self.kept = False
 
 
@@ -59,6 +59,7 @@ def log_file(session: Session) -> Iterator[Log]:
     log = Log(session.run_folder.path(LOG))
     folder = session.run_folder
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
+    made = [parent for parent in local.parents if not parent.exists()]
     local.parent.mkdir(parents=True, exist_ok=True)
     with redirected(local):
         handler = logging.StreamHandler(sys.stderr)
@@ -75,7 +76,10 @@ def log_file(session: Session) -> Iterator[Log]:
             logging.getLogger().addHandler(logging.NullHandler())
     if folder.is_local:
         if not log.kept and folder.names() == [LOG]:
-            folder.delete()
+            local.unlink()
+            with suppress(OSError):  # one that holds something else by now stays
+                for parent in made:
+                    parent.rmdir()
     elif log.kept:
         folder.write_bytes(LOG, local.read_bytes())
 

@@ -89,6 +89,12 @@ def _train(session: Session, options: argparse.Namespace) -> Result:
     return Result(data, "\n".join(lines))
 
 
+def _check_evaluate(session: Session, options: argparse.Namespace) -> None:
+    from paft_ray import running
+
+    running.find_all_trained(session)
+
+
 def _evaluate(session: Session, options: argparse.Namespace) -> Result:
     from paft_ray import running
 
@@ -238,7 +244,9 @@ def _look_at_cluster(session: Session, insist: bool, sizes: Mapping[str, Any]) -
 VERBS: Mapping[str, Verb] = {
     "prompts": Verb("build the prompt pool", _prompts),
     "train": Verb("train the variants of the configuration", _train, trains=True),
-    "evaluate": Verb("evaluate trained variants on held-out prompts", _evaluate),
+    "evaluate": Verb(
+        "evaluate trained variants on held-out prompts", _evaluate, check=_check_evaluate
+    ),
     "run": Verb(
         "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
     ),
