@@ -61,7 +61,7 @@ def describe_plan(session: Session) -> dict[str, Any]:
     )
     if selecting:
         plan["choose_single_prompt"] = {
-            "prompts_at_most": evaluation.selection_prompts,
+            "prompts_at_most": evaluation.selection_prompts or "all",
             "examples": min(evaluation.selection_examples, len(task.validation)),
         }
     trainings = config.trainings

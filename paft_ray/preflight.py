@@ -323,7 +323,8 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             )
     chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
     wanted = config.evaluation.selection_examples
-    if chosen and wanted > len(task.validation):
+    asked_for = "selection_examples" in config.evaluation.model_fields_set
+    if chosen and asked_for and wanted > len(task.validation):
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"

@@ -66,7 +66,10 @@ logger = logging.getLogger(__name__)
 
 
 class StageClock:
-    """Seconds per stage, added up over the attempts of a run that was interrupted between them."""
+    """Seconds per stage, added up over the attempts of a run that was interrupted.
+
+    What a process was at when it was killed outright is not in them.
+    """
 
     _file = "seconds.json"
 
@@ -79,10 +82,12 @@ class StageClock:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        self.seconds[name] = round(spent, 3)
-        self._folder.write_json(self._file, self.seconds)
+        try:
+            yield
+        finally:
+            spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.seconds[name] = round(spent, 3)
+            self._folder.write_json(self._file, self.seconds)
 
 
 @contextmanager
@@ -403,7 +408,7 @@ def conclude(
     summary = summarise(
         table,
         labels,
-        evaluation.top_thresholds,
+        evaluation.top_thresholds or (session.task.top_threshold,),
         seeds,
         seconds,
         estimate=None
@@ -481,13 +486,16 @@ def _track(session: Session, summary: Mapping[str, Any], tracker: Tracker) -> No
         metrics = {
             Metric.EVAL_ACCURACY_MEAN: figures["mean"],
             Metric.EVAL_ACCURACY_STD: figures["std"],
+            Metric.EVAL_ACCURACY_STD_BY_CHANCE: figures["std_by_chance"],
             Metric.EVAL_ACCURACY_WORST_PROMPT: figures["min"],
             Metric.EVAL_ACCURACY_P05: figures["p05"],
             Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
             Metric.EVAL_CONSISTENCY: figures["consistency"],
+            Metric.EVAL_PAIRWISE_AGREEMENT: figures["pairwise_agreement"],
             Metric.EVAL_FLIP_RATE: figures["flip_rate"],
             Metric.EVAL_CALIBRATION_ERROR: figures["calibration_error"],
             Metric.EVAL_GENERATED_TOKENS: figures["generated_tokens"],
+            Metric.EVAL_SECONDS_PER_EXAMPLE: figures.get("seconds_per_example"),
             **{top_metric(float(t)): share for t, share in figures["top"].items()},
         }
         known = {f"{label}/{k}": value for k, value in metrics.items() if value is not None}

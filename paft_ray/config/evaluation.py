@@ -23,22 +23,29 @@ class EvaluationConfig(Section):
     """Test prompts to use; all by default."""
     estimate: EstimateConfig | None = None
     """Save most of the work on many prompts or examples; see `evaluation.estimation`."""
-    top_thresholds: tuple[float, ...] = (0.75,)
-    """Top@t is the share of prompts with at least accuracy t."""
-    selection_examples: int = Field(default=16, ge=1)
-    """Validation examples on which the single prompt is chosen."""
-    selection_prompts: int = Field(default=48, ge=1)
-    """Training prompts that are candidates for the single prompt."""
+    top_thresholds: tuple[float, ...] | None = Field(default=None, min_length=1)
+    """Top@t is the share of prompts with at least accuracy t; by default the paper's t of the
+    task."""
+    selection_examples: int = Field(default=100, ge=1)
+    """Validation examples, at most, on which the single prompt is chosen."""
+    selection_prompts: int | None = Field(default=None, ge=1)
+    """Training prompts that are candidates for the single prompt, from the beginning of the pool,
+    which covers the whole; all by default."""
     row_tokens: int = Field(default=2048, ge=16)
     """Most tokens in one packed row."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest generated answer of a free-text task, in tokens."""
+    generation_tokens: int = Field(default=16384, ge=16)
+    """Most tokens, read and written, that are kept for one batch of generated answers; an example
+    that needs more is a batch of its own."""
     workers: WorkersConfig = WorkersConfig()
 
     @field_validator("top_thresholds")
     @classmethod
-    def _thresholds_are_shares(cls, thresholds: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 <= t <= 1 for t in thresholds):
+    def _thresholds_are_shares(
+        cls, thresholds: tuple[float, ...] | None
+    ) -> tuple[float, ...] | None:
+        if not all(0 <= t <= 1 for t in thresholds or ()):
             raise ValueError("each threshold is an accuracy between 0 and 1")
         return thresholds
 

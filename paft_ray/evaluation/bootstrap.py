@@ -8,14 +8,14 @@ intervals.
 Shapes: S seeds, P prompts, E examples, R resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic, require_grid
+from paft_ray.evaluation.metrics import OVER_PROMPTS, AnswerFigures, require_grid, top
 
 _AT_ONCE = 250
 
@@ -28,36 +28,77 @@ class Difference:
     """The difference on the grid itself."""
     low: float
     high: float
-    p: float
-    """Two-sided p-value of the same resamples: how often the difference has the other sign."""
+    p: float | None
+    """Two-sided p-value of the same resamples: how often the difference has the other sign; None
+    where the draws of the two are not of the same resamples."""
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """Statistics of several models, on the grid itself and on the same R resamples of it."""
+    """Statistics of several models, on the grid itself and on the same R resamples of it.
 
-    values: Mapping[str, Mapping[Statistic, float]]
+    A statistic is one of `OVER_PROMPTS`, of `OF_ANSWERS`, or `top_name` of a threshold.
+    """
+
+    values: Mapping[str, Mapping[str, float]]
     """Label and statistic to its value."""
-    draws: Mapping[str, Mapping[Statistic, NDArray[np.float64]]]
+    draws: Mapping[str, Mapping[str, NDArray[np.float64]]]
     """Label and statistic to its values on the resamples: shape [R]."""
 
-    def interval(self, label: str, statistic: Statistic) -> tuple[float, float]:
-        """95% interval of one model's statistic, between 0 and 1."""
-        return interval(self.draws[label][statistic], self.values[label][statistic], 0.0)
+    def interval(self, label: str, statistic: str) -> tuple[float, float]:
+        """95% interval of one model's statistic; shares are between 0 and 1."""
+        most = _most(statistic)
+        return interval(self.draws[label][statistic], self.values[label][statistic], 0.0, most)
 
-    def difference(self, a: str, b: str, statistic: Statistic) -> Difference:
-        """Statistic of `a` minus that of `b`, between -1 and 1."""
+    def difference(self, a: str, b: str, statistic: str) -> Difference:
+        """Statistic of `a` minus that of `b`; of shares between -1 and 1."""
         value = self.values[a][statistic] - self.values[b][statistic]
         draws_R = self.draws[a][statistic] - self.draws[b][statistic]
         centred_R = draws_R - (draws_R.mean() - value)
         fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
-        low, high = interval(draws_R, value, -1.0)
+        low, high = interval(draws_R, value, -_most(statistic), _most(statistic))
         return Difference(value, low, high, float(p))
 
 
+@dataclass(frozen=True)
+class Posterior:
+    """Statistics of several models, known from a part of each grid: R draws of what they may be.
+
+    The draws are of each model's own, so that a difference of two is wider than a paired one.
+    """
+
+    draws: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    """Label and statistic to its draws: shape [R]."""
+
+    def value(self, label: str, statistic: str) -> float:
+        """Median over the draws."""
+        return float(np.median(self.draws[label][statistic]))
+
+    def interval(self, label: str, statistic: str) -> tuple[float, float]:
+        """What holds 95% of the draws."""
+        low, high = np.quantile(self.draws[label][statistic], (0.025, 0.975))
+        return float(low), float(high)
+
+    def difference(self, a: str, b: str, statistic: str) -> Difference:
+        """Statistic of `a` minus that of `b`, without a p-value."""
+        value = self.value(a, statistic) - self.value(b, statistic)
+        draws_R = self.draws[a][statistic] - self.draws[b][statistic]
+        low, high = np.quantile(draws_R, (0.025, 0.975))
+        return Difference(value, float(low), float(high), None)
+
+
+def top_name(threshold: float) -> str:
+    """Name of Top@t among statistics."""
+    return f"top@{threshold}"
+
+
 def resample(
-    correct: Mapping[str, NDArray[np.bool_]], resamples: int = 2000, seed: int = 0
+    correct: Mapping[str, NDArray[np.bool_]],
+    resamples: int = 2000,
+    seed: int = 0,
+    thresholds: Sequence[float] = (),
+    answers: Mapping[str, Sequence[AnswerFigures]] | None = None,
 ) -> Resamples:
     """Bootstrap the statistics of several models over the same prompts, examples and seeds.
 
@@ -69,6 +110,8 @@ def resample(
         correct: Label to whether the answers are right: [P, E], or [S, P, E].
         resamples: How many.
         seed: Of the resamples.
+        thresholds: Accuracies for Top@t.
+        answers: Label to what the answers of each seed say, for the statistics of `OF_ANSWERS`.
 
     Raises:
         DataError: A grid is empty, or two are not of the same prompts and examples.
@@ -83,50 +126,85 @@ def resample(
             )
     rng = np.random.default_rng(seed)
     most_seeds = max(len(grid_SPE) for grid_SPE in grids.values())
-    parts: dict[str, list[Mapping[Statistic, NDArray[np.float64]]]] = {label: [] for label in grids}
+    parts: dict[str, list[Mapping[str, NDArray[np.float64]]]] = {label: [] for label in grids}
     for start in range(0, resamples, _AT_ONCE):
         count = min(_AT_ONCE, resamples - start)
-        weights_ER = rng.multinomial(examples, np.full(examples, 1 / examples), count).T / examples
+        times_RE = rng.multinomial(examples, np.full(examples, 1 / examples), count)
+        weights_ER = times_RE.T / examples
         drawn_PR = rng.integers(prompts, size=(prompts, count))
         uniform_SR = rng.random((most_seeds, count))
+        times_RP = np.zeros((count, prompts))
+        np.add.at(times_RP, (np.arange(count), drawn_PR), 1)
         for label, grid_SPE in grids.items():
             accuracy_SRP = np.take_along_axis(
                 grid_SPE @ weights_ER, drawn_PR[None], axis=1
             ).swapaxes(1, 2)
-            seeds = len(grid_SPE)
-            seed_SR = (uniform_SR[:seeds] * seeds).astype(int)
+            by_seed = _over_prompts(accuracy_SRP, thresholds)
+            by_seed |= _of_answers(answers, label, times_RP, times_RE.astype(np.float64))
+            seed_SR = (uniform_SR[: len(grid_SPE)] * len(grid_SPE)).astype(int)
             parts[label].append(
                 {
-                    name: np.take_along_axis(over_prompts(accuracy_SRP), seed_SR, axis=0).mean(0)
-                    for name, over_prompts in OVER_PROMPTS.items()
+                    name: np.take_along_axis(values_SR, seed_SR, axis=0).mean(0)
+                    for name, values_SR in by_seed.items()
                 }
             )
+    once = np.ones((1, prompts)), np.ones((1, examples))
     return Resamples(
         {
             label: {
-                name: float(over_prompts(grid_SPE.mean(axis=2)).mean())
-                for name, over_prompts in OVER_PROMPTS.items()
+                name: float(values_S.mean())
+                for name, values_S in {
+                    **_over_prompts(grid_SPE.mean(axis=2), thresholds),
+                    **_of_answers(answers, label, *once),
+                }.items()
             }
             for label, grid_SPE in grids.items()
         },
         {
-            label: {
-                name: np.concatenate([part[name] for part in of_label]) for name in OVER_PROMPTS
-            }
+            label: {name: np.concatenate([part[name] for part in of_label]) for name in of_label[0]}
             for label, of_label in parts.items()
         },
     )
 
 
-def interval(draws_R: NDArray[np.float64], value: float, least: float) -> tuple[float, float]:
+def _over_prompts(
+    accuracy: NDArray[np.float64], thresholds: Sequence[float]
+) -> dict[str, NDArray[np.float64]]:
+    """Statistics of accuracies over the last axis, which is prompts."""
+    return {
+        **{name: over_prompts(accuracy) for name, over_prompts in OVER_PROMPTS.items()},
+        **{top_name(threshold): top(accuracy, threshold) for threshold in thresholds},
+    }
+
+
+def _of_answers(
+    answers: Mapping[str, Sequence[AnswerFigures]] | None,
+    label: str,
+    times_RP: NDArray[np.float64],
+    times_RE: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64]]:
+    """Statistics of one model's answers, each with shape [S, R]."""
+    if answers is None:
+        return {}
+    by_seed = [figures(times_RP, times_RE) for figures in answers[label]]
+    return {name: np.stack([figures[name] for figures in by_seed]) for name in by_seed[0]}
+
+
+def _most(statistic: str) -> float:
+    return float("inf") if statistic == "generated_tokens" else 1.0
+
+
+def interval(
+    draws_R: NDArray[np.float64], value: float, least: float, most: float = 1.0
+) -> tuple[float, float]:
     """95% interval of a statistic: percentiles of the resamples, moved by their mean error.
 
     A resample of examples adds its own noise to the spread over prompts, so that its std is larger
     and its minimum lower than those of the grid. Moved, both bounds can lie beyond what the
-    statistic can be, which is from `least` to 1: they are brought back.
+    statistic can be, which is from `least` to `most`: they are brought back.
     """
     bounds = np.quantile(draws_R, (0.025, 0.975)) - (draws_R.mean() - value)
-    low, high = np.clip(bounds, least, 1.0)
+    low, high = np.clip(bounds, least, most)
     return float(low), float(high)
 
 

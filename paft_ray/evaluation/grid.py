@@ -132,6 +132,8 @@ def _cut(
         [config.task.max_length, config.task.overlong, list(session.task.choices or ())],
         [config.evaluation.row_tokens, config.train.packing, config.evaluation.max_new_tokens],
     ]
+    if session.task.choices is None:
+        fixed.append(config.evaluation.generation_tokens)
     whole_E = np.ones(len(examples), bool)
     chunks = [
         [[examples[e].id for e in places] for places in _chunks(np.flatnonzero(asked_E))]

@@ -2,7 +2,7 @@
 
 Not covered: how sure the figures are (`bootstrap`), and grids read out of the scores (`summary`).
 
-Shapes: P prompts, E examples.
+Shapes: P prompts, E examples, A answers to one example, B bins, R reweighings of a grid.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +23,15 @@ OVER_PROMPTS: Mapping[Statistic, Callable[[NDArray[np.float64]], NDArray[np.floa
     "max": lambda accuracy: accuracy.max(axis=-1),
 }
 """What is said about accuracies under prompts, over the last axis."""
+
+OF_ANSWERS = (
+    "consistency",
+    "pairwise_agreement",
+    "flip_rate",
+    "calibration_error",
+    "generated_tokens",
+)
+"""What is said about the answers themselves; the last two where there is a probability, or text."""
 
 _CALIBRATION_BINS = 15
 
@@ -48,17 +57,23 @@ class Robustness:
     consistency: float
     """Share of the examples that are answered alike, right or wrong, under all prompts."""
     pairwise_agreement: float
-    """How often two different prompts get the same answer to the same example."""
+    """How often two different prompts get the same answer to the same example: the observed
+    agreement of Fleiss (Psychological Bulletin 76, 1971), with prompts as raters."""
     flip_rate: float
     """Share of the prompts whose answer to an example is not the one that most prompts get, on
-    average over examples."""
-    calibration_error: float | None
-    """Expected calibration error of the choice's probability among the choices, in 15 bins of equal
-    width (Guo et al., arXiv 1706.04599, section 2); None for free text."""
-    generated_tokens: float | None
-    """Tokens generated per answer, the end token included; None for choices."""
+    average over examples: Freeman's variation ratio (1965)."""
+    std_by_chance: float
+    """The std that is expected where wording means nothing: of grids in which every example's
+    answers are dealt to the prompts anew. What `std` has beyond it is due to the prompts."""
     top: Mapping[float, float]
     """Threshold t to the share of prompts with accuracy of at least t: Top@t."""
+    calibration_error: float | None = None
+    """Expected calibration error of the choice's probability among the choices, in 15 bins of equal
+    width (Guo et al., arXiv 1706.04599, section 2); None for free text. Bins hold the answers under
+    all prompts: one that is too sure and one that is too unsure cancel out."""
+    generated_tokens: float | None = None
+    """Tokens generated per answer, the end token included; None for choices. The paper's claim
+    about the speed of inference is this one: shorter answers, not a faster model."""
 
 
 def robustness(
@@ -88,31 +103,99 @@ def robustness(
         )
     accuracy_P = correct_PE.mean(axis=1)
     prompts, examples = correct_PE.shape
-    answers, codes = np.unique(predictions_PE, return_inverse=True)
-    codes_PE = codes.reshape(correct_PE.shape)
-    count_EA = np.zeros((examples, len(answers)), np.int64)
-    np.add.at(count_EA, (np.arange(examples)[None], codes_PE), 1)
-    ordered_pairs = int((count_EA * (count_EA - 1)).sum())
-    others = prompts * (prompts - 1) * examples
+    answers = AnswerFigures(correct_PE, predictions_PE, confidence_PE, tokens_PE)
+    known = answers(np.ones((1, prompts)), np.ones((1, examples)))
+    right_E = correct_PE.mean(axis=0)
     return Robustness(
         **{name: float(over_prompts(accuracy_P)) for name, over_prompts in OVER_PROMPTS.items()},
-        consistency=float((count_EA.max(axis=1) == prompts).mean()),
-        pairwise_agreement=ordered_pairs / others if others else 1.0,
-        flip_rate=float(1 - count_EA.max(axis=1).mean() / prompts),
-        calibration_error=None
-        if confidence_PE is None
-        else calibration_error(confidence_PE, correct_PE),
-        generated_tokens=None if tokens_PE is None else float(tokens_PE.mean()),
-        top={threshold: float((accuracy_P >= threshold).mean()) for threshold in thresholds},
+        **{name: float(value_R[0]) for name, value_R in known.items()},
+        std_by_chance=float(np.sqrt((right_E * (1 - right_E)).sum()) / examples),
+        top={threshold: float(top(accuracy_P, threshold)) for threshold in thresholds},
     )
 
 
-def calibration_error(confidence_PE: NDArray[np.float64], correct_PE: NDArray[np.bool_]) -> float:
-    """Mean distance of confidence and accuracy over bins of confidence, weighted by their sizes."""
-    confidence, correct = confidence_PE.ravel(), correct_PE.ravel()
-    bins = np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=confidence - correct, minlength=_CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+def top(accuracy: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """Top@t over the last axis, which is prompts."""
+    return (accuracy >= threshold).mean(axis=-1)
+
+
+class AnswerFigures:
+    """What one model's answers say beyond their accuracy, for any weights of prompts and examples.
+
+    A prompt of weight 2 counts like two prompts of which each would be answered like it; agreement
+    is that of different prompts all the same.
+    """
+
+    def __init__(
+        self,
+        correct_PE: NDArray[np.bool_],
+        predictions_PE: NDArray[Any],
+        confidence_PE: NDArray[np.float64] | None,
+        tokens_PE: NDArray[np.float64] | None,
+    ) -> None:
+        """Take the answers of a whole grid; see `robustness`."""
+        prompts, examples = correct_PE.shape
+        codes = [np.unique(predictions_PE[:, e], return_inverse=True)[1] for e in range(examples)]
+        codes_PE = np.stack(codes, axis=1).reshape(correct_PE.shape)
+        said_PEA = codes_PE[..., None] == np.arange(codes_PE.max() + 1)
+        self._said = said_PEA.reshape(prompts, -1).astype(np.float64)
+        self._examples, self._tokens_PE, self._gap = examples, tokens_PE, None
+        if confidence_PE is not None:
+            gap_PBE = np.zeros((prompts, _CALIBRATION_BINS, examples))
+            place = np.ogrid[:prompts, :examples]
+            gap_PBE[place[0], _bins(confidence_PE), place[1]] = confidence_PE - correct_PE
+            self._gap = gap_PBE.reshape(prompts, -1)
+
+    def __call__(
+        self, times_RP: NDArray[np.float64], times_RE: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Those of `OF_ANSWERS` that there are, each with shape [R].
+
+        Args:
+            times_RP: How often a prompt counts.
+            times_RE: How often an example counts.
+        """
+        count_REA = (times_RP @ self._said).reshape(len(times_RP), self._examples, -1)
+        most_RE = count_REA.max(axis=-1)
+        prompts_R, examples_R = times_RP.sum(axis=1), times_RE.sum(axis=1)
+        with_itself_R = (times_RP**2).sum(axis=1)
+        others_R = prompts_R**2 - with_itself_R
+        alike_R = _over_examples((count_REA**2).sum(axis=-1), times_RE) - with_itself_R * examples_R
+        figures = {
+            "consistency": _over_examples(most_RE == prompts_R[:, None], times_RE) / examples_R,
+            "pairwise_agreement": np.where(
+                others_R > 0, alike_R / np.maximum(others_R, 1) / examples_R, 1.0
+            ),
+            "flip_rate": 1 - _over_examples(most_RE, times_RE) / examples_R / prompts_R,
+        }
+        answers_R = prompts_R * examples_R
+        if self._gap is not None:
+            gap_RBE = (times_RP @ self._gap).reshape(len(times_RP), -1, self._examples)
+            gap_RB = np.einsum("rbe,re->rb", gap_RBE, times_RE)
+            figures["calibration_error"] = np.abs(gap_RB).sum(axis=1) / answers_R
+        if self._tokens_PE is not None:
+            tokens_RE = times_RP @ self._tokens_PE
+            figures["generated_tokens"] = _over_examples(tokens_RE, times_RE) / answers_R
+        return figures
+
+
+def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+    """Mean distance of confidence and accuracy over bins of confidence, weighted by their sizes.
+
+    Args:
+        confidence: Of answers, in any shape.
+        correct: Whether they are right, in the same shape.
+    """
+    bins, gaps = _bins(confidence).ravel(), (confidence - correct).ravel()
+    return float(np.abs(np.bincount(bins, gaps)).sum() / confidence.size)
+
+
+def _bins(confidence: NDArray[np.float64]) -> NDArray[np.int_]:
+    return np.minimum((confidence * _CALIBRATION_BINS).astype(int), _CALIBRATION_BINS - 1)
+
+
+def _over_examples(values_RE: NDArray[Any], times_RE: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.einsum("re,re->r", values_RE.astype(np.float64), times_RE)
 
 
 def require_grid(correct: NDArray[np.bool_]) -> None:

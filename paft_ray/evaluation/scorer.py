@@ -181,15 +181,20 @@ class Asker:
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
         alone = adapted and virtual_tokens(model) > 0
-        answers = []
+        evaluation = self._config.evaluation
+        most = 0 if alone else evaluation.generation_tokens
+        lengths = [len(context) for context in contexts]
+        answers: list[tuple[str, int]] = [("", 0)] * len(contexts)
         with inference(model, self._dtype):
-            for batch in [[context] for context in contexts] if alone else [contexts]:
-                answers += generate(
+            for batch in batches_by_length(lengths, evaluation.max_new_tokens, most):
+                generated = generate(
                     model,  # pyright: ignore[reportArgumentType]
                     self._encoder.tokenizer,
-                    batch,
-                    self._config.evaluation.max_new_tokens,
+                    [contexts[place] for place in batch],
+                    evaluation.max_new_tokens,
                 )
+                for place, answer in zip(batch, generated, strict=True):
+                    answers[place] = answer
         pattern = self._task.answer_pattern
         scores = []
         for example, (text, tokens) in zip(examples, answers, strict=True):
@@ -279,6 +284,25 @@ class Scorer:
             self._adapters.add(adapter)
         self._model.set_adapter(_adapter_name(adapter))
         return nullcontext()
+
+
+def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list[int]]:
+    """Places of texts of like length, the longest first, in batches of padded size at most `most`.
+
+    Args:
+        lengths: Of the texts, in tokens.
+        more: Tokens that each may get.
+        most: Of a batch: its texts times the longest of them with its own; a text that needs more
+            is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        last = batches[-1] if batches else None
+        if last is None or (len(last) + 1) * (lengths[last[0]] + more) > most:
+            batches.append([place])
+        else:
+            last.append(place)
+    return batches
 
 
 def extract_answer(text: str, pattern: str | None) -> str:

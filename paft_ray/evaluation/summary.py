@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 from paft_ray.config import BASE
 from paft_ray.errors import DataError
 from paft_ray.evaluation.answers import Grid, grid_from_scores
-from paft_ray.evaluation.bootstrap import Resamples, resample
-from paft_ray.evaluation.estimation import fit
-from paft_ray.evaluation.estimation import top as top_share
+from paft_ray.evaluation.bootstrap import Posterior, Resamples, resample, top_name
+from paft_ray.evaluation.estimation import Estimate, fit
 from paft_ray.evaluation.metrics import (
+    OF_ANSWERS,
     OVER_PROMPTS,
+    AnswerFigures,
     Robustness,
-    Statistic,
     calibration_error,
     robustness,
+    top,
 )
 
 SINGLE_PROMPT = "single_prompt"
@@ -54,13 +55,16 @@ def summarise(
     """The content of `summary.json`.
 
     `models` holds, per label, the fields of `Robustness` (averaged over seeds; the keys of `top`
-    are texts such as "0.75"), `intervals` (statistic to its 95% interval) and the `seeds` they come
-    from. `differences` compares each variant with the single prompt and with the base model, PAFT
-    with all others, and the single prompt with the base model: `"paft - single_prompt": {"value",
-    "low", "high", "p", "std": {...}, "min": {...}, "p05": {...}}`, the outer four for the mean over
-    prompts, the inner ones for other statistics. `prompts` and `examples` are counts, `seeds` and
-    `seconds` are as given. Where the whole grid is estimated, `scored_share` is the part of it that
-    was scored, and figures about agreement between prompts are None.
+    are texts such as "0.75"), `intervals` (statistic to its 95% interval, `top` by threshold) and
+    the `seeds` they come from. `differences` compares each variant with the single prompt and with
+    the base model, PAFT with all others, and the single prompt with the base model:
+    `"paft - single_prompt": {"value", "low", "high", "p", "std": {...}, "min": {...}, ...}`, the
+    outer four for the mean over prompts, the inner ones for other statistics, `top` by threshold.
+    `prompts` and `examples` are counts, `seeds` and `seconds` are as given.
+
+    Where the whole grid is estimated, `scored_share` is the part of it that was scored, each model
+    has its `accuracies` (prompt id to the mean over draws and seeds), figures about agreement
+    between prompts are None, and differences are not paired and have no p.
 
     Args:
         scores: See `grid_from_scores`.
@@ -85,8 +89,10 @@ def summarise(
                     f"{variants[0]!r}: evaluate all variants again, together"
                 )
     if estimate is None:
-        resamples = resample(
-            {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()}
+        resamples: Resamples | Posterior = resample(
+            {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()},
+            thresholds=thresholds,
+            answers={label: list(map(_answers, by.values())) for label, by in grids.items()},
         )
         averaged = {label: _averaged(by.values(), thresholds) for label, by in grids.items()}
         extra: dict[str, Any] = {}
@@ -97,12 +103,14 @@ def summarise(
         "models": {
             label: {
                 **averaged[label],
-                "intervals": {name: list(resamples.interval(label, name)) for name in OVER_PROMPTS},
+                "intervals": _intervals(resamples, label, thresholds),
                 "seeds": sorted(by_seed),
             }
             for label, by_seed in grids.items()
         },
-        "differences": {f"{a} - {b}": _difference(resamples, a, b) for a, b in pairs(variants)},
+        "differences": {
+            f"{a} - {b}": _difference(resamples, a, b, thresholds) for a, b in pairs(variants)
+        },
         "prompts": len(first.prompt_ids),
         "examples": len(first.example_ids),
         "seeds": list(seeds),
@@ -122,9 +130,25 @@ def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(there))
 
 
-def _difference(resamples: Resamples, a: str, b: str) -> dict[str, Any]:
-    of = {name: asdict(resamples.difference(a, b, name)) for name in ("mean", "std", "min", "p05")}
-    return {**of.pop("mean"), **of}
+def _intervals(
+    found: Resamples | Posterior, label: str, thresholds: Sequence[float]
+) -> dict[str, Any]:
+    known = found.draws[label]
+    plain = [name for name in (*OVER_PROMPTS, *OF_ANSWERS) if name in known]
+    return {
+        **{name: list(found.interval(label, name)) for name in plain},
+        "top": {str(t): list(found.interval(label, top_name(t))) for t in thresholds},
+    }
+
+
+def _difference(
+    found: Resamples | Posterior, a: str, b: str, thresholds: Sequence[float]
+) -> dict[str, Any]:
+    both = found.draws[a].keys() & found.draws[b].keys()
+    plain = [name for name in (*OVER_PROMPTS, *OF_ANSWERS) if name in both]
+    of = {name: asdict(found.difference(a, b, name)) for name in plain}
+    tops = {str(t): asdict(found.difference(a, b, top_name(t))) for t in thresholds}
+    return {**of.pop("mean"), **of, "top": tops}
 
 
 def _grids_by_seed(scores: pa.Table, label: str, split: str, partly: bool) -> dict[int, Grid]:
@@ -149,17 +173,19 @@ def _averaged(grids: Iterable[Grid], thresholds: Sequence[float]) -> dict[str, A
     return {**figures, "top": top}
 
 
+def _answers(grid: Grid) -> AnswerFigures:
+    return AnswerFigures(grid.correct_PE, grid.predictions_PE, grid.confidence_PE, grid.tokens_PE)
+
+
 def _estimated(
     grids: Mapping[str, Mapping[int, Grid]], estimate: Unscored, thresholds: Sequence[float]
-) -> tuple[Resamples, dict[str, dict[str, Any]]]:
+) -> tuple[Posterior, dict[str, dict[str, Any]]]:
     """Figures of whole grids from their scored parts: medians over draws, averaged over seeds.
 
     The draws say what the unscored pairs leave open, for these prompts, examples and seeds.
     """
-    draws: dict[str, dict[Statistic, NDArray[np.float64]]] = {}
-    averaged: dict[str, dict[str, Any]] = {}
-    for number, (label, by_seed) in enumerate(grids.items()):
-        fits = [
+    fits = {
+        label: [
             fit(
                 grid.correct_PE,
                 _scored(grid),
@@ -168,21 +194,36 @@ def _estimated(
             )
             for place, grid in enumerate(by_seed.values())
         ]
-        draws[label] = {
-            name: np.mean([over_prompts(fit.accuracy_RP) for fit in fits], axis=0)
-            for name, over_prompts in OVER_PROMPTS.items()
-        }
-        top = {str(t): float(np.mean([top_share(f, t).value for f in fits])) for t in thresholds}
+        for number, (label, by_seed) in enumerate(grids.items())
+    }
+    found = Posterior({label: _draws(of_label, thresholds) for label, of_label in fits.items()})
+    averaged = {}
+    for label, by_seed in grids.items():
+        accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in fits[label]], axis=0)
+        prompt_ids = next(iter(by_seed.values())).prompt_ids
         averaged[label] = {
             **dict.fromkeys(Robustness.__dataclass_fields__),
-            **{name: float(np.median(draws_R)) for name, draws_R in draws[label].items()},
+            **{name: found.value(label, name) for name in OVER_PROMPTS},
             **_of_scored(by_seed.values()),
-            "top": top,
+            "top": {str(t): found.value(label, top_name(t)) for t in thresholds},
+            "accuracies": dict(zip(prompt_ids, accuracy_P.tolist(), strict=True)),
         }
-    values: dict[str, dict[Statistic, float]] = {
-        label: {name: averaged[label][name] for name in OVER_PROMPTS} for label in grids
+    return found, averaged
+
+
+def _draws(fits: Sequence[Estimate], thresholds: Sequence[float]) -> dict[str, NDArray[np.float64]]:
+    """One model's statistics, averaged over seeds: each with shape [R]."""
+    by_seed = [fit.accuracy_RP for fit in fits]
+    return {
+        **{
+            name: np.mean([over_prompts(accuracy_RP) for accuracy_RP in by_seed], axis=0)
+            for name, over_prompts in OVER_PROMPTS.items()
+        },
+        **{
+            top_name(t): np.mean([top(accuracy_RP, t) for accuracy_RP in by_seed], axis=0)
+            for t in thresholds
+        },
     }
-    return Resamples(values, draws), averaged
 
 
 def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The summary's figures as cells of the page's tables: text, interval, and what sorts them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,11 @@ _OVER_PROMPTS = (
 )
 _TOP_MEANING = "share of the prompts with at least that accuracy"
 _FURTHER = (
+    _Figure(
+        "std_by_chance",
+        "std by chance",
+        "the standard deviation that so few examples give where wording means nothing",
+    ),
     _Figure("consistency", "consistent", "examples that are answered alike under all prompts"),
     _Figure(
         "pairwise_agreement", "agreement", "how often two prompts get the same answer to an example"
@@ -107,7 +112,7 @@ def all_figures(summary: Mapping[str, Any]) -> Table:
     """Every figure that some model has."""
     first = [figure for figure in _OVER_PROMPTS if _known(summary, figure)]
     rest = [figure for figure in _FURTHER if _known(summary, figure)]
-    return _models(summary, first, rest, lambda _, label: display_name(label), intervals=False)
+    return _models(summary, first, rest, lambda _, label: display_name(label))
 
 
 def differences(summary: Mapping[str, Any]) -> Table:
@@ -131,15 +136,14 @@ def _models(
     first: list[_Figure],
     rest: list[_Figure],
     name: Callable[[Mapping[str, Any], str], str],
-    intervals: bool = True,
 ) -> Table:
     """First the figures over prompts, then Top@t, then the rest."""
     tops = top_columns(summary)
     rows = []
     for label, model in summary["models"].items():
-        known = model.get("intervals", {}) if intervals else {}
+        known = model.get("intervals", {})
         cells = [_cell(figure, model, known) for figure in first]
-        cells += [Cell(f"{100 * share:.0f}%", share) for share in model["top"].values()]
+        cells += [_top(share, known.get("top", {}).get(t)) for t, share in model["top"].items()]
         cells += [_cell(figure, model, known) for figure in rest]
         rows.append(Row(label, name(summary, label), tuple(cells)))
     meanings = [(figure.heading, figure.meaning) for figure in first]
@@ -162,6 +166,11 @@ def _cell(figure: _Figure, model: Mapping[str, Any], intervals: Mapping[str, Any
         low, high = intervals[figure.key]
         below = f"{figure.show(low)} – {figure.show(high)}"
     return Cell(figure.show(value), value, below)
+
+
+def _top(share: float, interval: Sequence[float] | None) -> Cell:
+    below = f"{100 * interval[0]:.0f} – {100 * interval[1]:.0f}" if interval else ""
+    return Cell(f"{100 * share:.0f}%", share, below)
 
 
 def _difference(entry: Mapping[str, float] | None) -> Cell:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from paft_ray.artifacts import MANIFEST, Storage
 from paft_ray.errors import ArtifactError
@@ -82,6 +83,21 @@ class RunFiles:
     def texts(self) -> dict[str, str]:
         """Prompt id to template."""
         return {row["prompt_id"]: row["text"] for row in self.prompts}
+
+    @property
+    def partly_scored(self) -> bool:
+        """Whether figures are estimates from a part of the prompts x examples."""
+        return "scored_share" in self.summary
+
+    def accuracy(self, label: str) -> NDArray[np.float64]:
+        """Accuracy per seed and prompt: shape [S, P], nan where nobody asked.
+
+        Where only a part was scored it is the estimate for all examples, over seeds: shape [1, P].
+        """
+        if not self.partly_scored:
+            return self.answers.accuracy(label)
+        estimated = self.summary["models"][label]["accuracies"]
+        return np.array([[estimated[prompt_id] for prompt_id in self.answers.prompt_ids]])
 
 
 def read_run(folder: Storage) -> RunFiles:

@@ -95,7 +95,7 @@ def flipping_examples(run: RunFiles) -> Flips:
     shares = {label: _share_right(answers, label) for label in labels}
     flips_E = _flipping(shares[about]).mean(axis=0)
     order = np.lexsort((np.arange(len(flips_E)), -flips_E))[:_SHOWN]
-    ranked = ranked_prompts(answers, about)
+    ranked = ranked_prompts(run, about)
     bars = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, _MOST_BARS).astype(int))]
     grams = [shingles(run.texts.get(prompt_id, "")) for prompt_id in answers.prompt_ids]
     examples = []

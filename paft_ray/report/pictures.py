@@ -39,7 +39,7 @@ def draw_accuracy(run: RunFiles, colour: Mapping[str, str]) -> bytes:
     labels = list(run.summary["models"])
     figure, axes = _figure(8, 1.1 + 0.72 * len(labels))
     for row, label in enumerate(labels):
-        accuracy_SP = 100 * run.answers.accuracy(label)
+        accuracy_SP = 100 * run.accuracy(label)
         mean_P = over_seeds(accuracy_SP)
         points = sorted(mean_P[~np.isnan(mean_P)].tolist())
         levels = levels_without_overlap(points, 1.0, _DOT_LEVELS)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.report.answers import Answers
 from paft_ray.report.axes import Axis, accuracy_axis
 from paft_ray.report.files import RunFiles
 from paft_ray.report.table import display_name, main_label
@@ -80,16 +79,16 @@ def over_seeds(accuracy_SP: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(asked_P > 0, np.nansum(accuracy_SP, axis=0) / np.maximum(asked_P, 1), np.nan)
 
 
-def ranked_prompts(answers: Answers, label: str) -> list[int]:
+def ranked_prompts(run: RunFiles, label: str) -> list[int]:
     """Places of the prompts, worst first for a model; those it was not asked under come last."""
-    accuracy_P = over_seeds(answers.accuracy(label))
-    return sorted(range(len(answers.prompt_ids)), key=lambda p: (_last(accuracy_P[p]), p))
+    accuracy_P = over_seeds(run.accuracy(label))
+    return sorted(range(len(accuracy_P)), key=lambda p: (_last(accuracy_P[p]), p))
 
 
 def accuracy_strips(run: RunFiles) -> Strips:
     """The strip plot."""
     models, texts = run.summary["models"], run.texts
-    grids = {label: run.answers.accuracy(label) for label in models}
+    grids = {label: run.accuracy(label) for label in models}
     values = np.concatenate([over_seeds(grid_SP) for grid_SP in grids.values()])
     values = values[~np.isnan(values)]
     axis = accuracy_axis(values.min(initial=1.0), values.max(initial=0.0))
@@ -137,7 +136,7 @@ def levels_without_overlap(places: Sequence[float], width: float, most: int) -> 
 def prompt_lines(run: RunFiles) -> tuple[PromptLine, ...]:
     """Held-out prompts, worst first by the model that the run is about."""
     answers, texts = run.answers, run.texts
-    means = [over_seeds(answers.accuracy(label)) for label in run.summary["models"]]
+    means = [over_seeds(run.accuracy(label)) for label in run.summary["models"]]
     return tuple(
         PromptLine(
             answers.prompt_ids[p],
@@ -145,7 +144,7 @@ def prompt_lines(run: RunFiles) -> tuple[PromptLine, ...]:
             texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
             tuple(None if np.isnan(mean_P[p]) else 100 * float(mean_P[p]) for mean_P in means),
         )
-        for rank, p in enumerate(ranked_prompts(answers, main_label(run.summary)), start=1)
+        for rank, p in enumerate(ranked_prompts(run, main_label(run.summary)), start=1)
     )
 
 

@@ -11,8 +11,8 @@ from paft_ray.evaluation.summary import PAFT, SINGLE_PROMPT
 NAMES = {BASE: "base model"}
 """Labels whose name is not made of their words."""
 ILLUSTRATION = (
-    "one seed is an illustration, not a measurement: run with `seed=1`, `seed=2`, ... "
-    "(and another name) and compare"
+    "one seed is an illustration, not a measurement: give `seeds: [0, 1, 2]`, which trains every "
+    "variant with each on the same pool"
 )
 
 _WIDTH = 100
@@ -119,8 +119,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
         pairs = zip(lines, ["p05", *quantiles], strict=True)
         wider = _aligned([(*line[:4], quantile, *line[4:]) for line, quantile in pairs])
         table = wider if len(wider[0]) <= _WIDTH else table
+    paired = "" if "scored_share" in summary else "paired "
     differences = [
-        f"{row.name}: mean {row.mean}, std over prompts {row.std}; points, paired 95% intervals."
+        f"{row.name}: mean {row.mean}, std over prompts {row.std}; points, {paired}95% intervals."
         for row in _main_contrasts(summary, names)
     ]
     return "\n".join([*table, "", *differences, *cautions(summary, names)])
@@ -165,10 +166,12 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
         if row.undecided
     ]
     sentences += _not_better(summary, names)
+    sentences += _spread_by_chance(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored; the figures of all are estimated "
-            "from them, and the intervals say only what the rest leaves open."
+            "from them, and the intervals say only what the rest leaves open; those of differences "
+            "are not paired."
         )
     if len(summary["seeds"]) == 1:
         sentences.append(f"{ILLUSTRATION}.")
@@ -211,6 +214,16 @@ def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
                 f"{name}'s spread over prompts is not below that of the single prompt."
             )
     return sentences
+
+
+def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Which spreads are no larger than those of answers that have nothing to do with wording."""
+    return [
+        f"{display_name(label, names)}'s spread over prompts, {100 * model['std']:.1f}, is no more "
+        f"than the {100 * chance:.1f} that {summary['examples']} examples give by chance."
+        for label, model in summary["models"].items()
+        if (chance := model.get("std_by_chance")) and model["std"] <= chance
+    ]
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

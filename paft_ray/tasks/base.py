@@ -44,6 +44,8 @@ class Task:
     """Words of which a good instruction for this task mentions at least one."""
     instructions: tuple[str, ...] = ()
     """Instructions written by hand, which few-shot requests show to LLMs."""
+    top_threshold: float = 0.85
+    """Accuracy t of Top@t, where the configuration names none."""
 
     def examples(self, split: SplitName) -> tuple[Example, ...]:
         """The examples of one split, in an order given by seed and id."""

@@ -75,6 +75,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         duplicates=duplicates,
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,
+        top_threshold=outline.top_threshold,
         instructions=outline.instructions,
     )
 

@@ -61,13 +61,16 @@ class Metric(StrEnum):
     VALIDATION_GOAL = "validation/goal"
     EVAL_ACCURACY_MEAN = "eval/accuracy/mean"
     EVAL_ACCURACY_STD = "eval/accuracy/std"
+    EVAL_ACCURACY_STD_BY_CHANCE = "eval/accuracy/std_by_chance"
     EVAL_ACCURACY_WORST_PROMPT = "eval/accuracy/worst_prompt"
     EVAL_ACCURACY_P05 = "eval/accuracy/p05"
     EVAL_ACCURACY_BEST_PROMPT = "eval/accuracy/best_prompt"
     EVAL_CONSISTENCY = "eval/consistency"
+    EVAL_PAIRWISE_AGREEMENT = "eval/pairwise_agreement"
     EVAL_FLIP_RATE = "eval/flip_rate"
     EVAL_CALIBRATION_ERROR = "eval/calibration_error"
     EVAL_GENERATED_TOKENS = "eval/generated_tokens"
+    EVAL_SECONDS_PER_EXAMPLE = "eval/seconds_per_example"
 
 
 def top_metric(threshold: float) -> str:

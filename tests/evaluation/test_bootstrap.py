@@ -8,7 +8,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.bootstrap import Difference, resample
+from paft_ray.evaluation.bootstrap import Difference, Posterior, resample, top_name
+from paft_ray.evaluation.metrics import AnswerFigures
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 PAIRS = SHAPES.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
@@ -118,3 +119,44 @@ def test_p_value_of_a_clear_difference_is_small_and_of_no_difference_is_one():
     worse = random_grid(5, 0.4)
     assert difference(worse | random_grid(6, 0.5), worse).p < 0.01
     assert difference(worse, worse).p == 1
+
+
+def test_intervals_of_agreement_tokens_and_top_cover_what_another_sample_would_give():
+    """40 prompts x 100 examples of answers whose true figures are known."""
+    rng = np.random.default_rng(0)
+    covered = {"pairwise_agreement": 0, "generated_tokens": 0, top_name(0.7): 0}
+    expected = {"pairwise_agreement": 0.7**2 + 0.3**2, "generated_tokens": 20.0, top_name(0.7): 0.5}
+    for trial in range(60):
+        correct_PE = rng.random((40, 100)) < np.where(rng.random(40) < 0.5, 0.3, 0.95)[:, None]
+        said_PE = np.where(rng.random((40, 100)) < 0.7, "a", "b")
+        tokens_PE = rng.poisson(rng.normal(20, 3, 40)[:, None], (40, 100)).astype(float)
+        figures = AnswerFigures(correct_PE, said_PE, None, tokens_PE)
+        found = resample({"one": correct_PE}, 300, trial, (0.7,), {"one": [figures]})
+        for name, value in expected.items():
+            low, high = found.interval("one", name)
+            covered[name] += low <= value <= high
+    assert all(52 <= count <= 60 for count in covered.values()), covered
+
+
+def test_difference_in_tokens_may_be_larger_than_one_and_is_paired():
+    correct_PE = random_grid(1)
+    tokens_PE = np.random.default_rng(0).integers(5, 50, correct_PE.shape).astype(float)
+    longer, shorter = (
+        AnswerFigures(correct_PE, np.full(correct_PE.shape, "a"), None, tokens_PE + more)
+        for more in (3, 0)
+    )
+    grids = {"a": correct_PE, "b": correct_PE}
+    found = resample(grids, answers={"a": [longer], "b": [shorter]})
+    result = found.difference("a", "b", "generated_tokens")
+    assert (result.value, result.low, result.high) == pytest.approx((3, 3, 3))
+
+
+def test_posterior_has_quantiles_of_its_draws_and_no_p():
+    draws = {
+        label: {"mean": np.linspace(0, 1, 201) ** power} for label, power in (("a", 1), ("b", 2))
+    }
+    found = Posterior(draws)
+    assert found.value("b", "mean") == 0.25
+    assert found.interval("a", "mean") == pytest.approx((0.025, 0.975))
+    assert found.difference("a", "b", "mean").p is None
+    assert found.difference("a", "b", "mean").value == 0.25

@@ -8,7 +8,13 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.metrics import OVER_PROMPTS, calibration_error, robustness
+from paft_ray.evaluation.metrics import (
+    OF_ANSWERS,
+    OVER_PROMPTS,
+    AnswerFigures,
+    calibration_error,
+    robustness,
+)
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 GRIDS = SHAPES.flatmap(lambda shape: arrays(bool, shape))
@@ -106,3 +112,56 @@ def test_tokens_of_answers_are_averaged_over_all():
     tokens_PE = np.array([[1.0, 3.0], [5.0, 7.0]])
     correct_PE = np.ones((2, 2), bool)
     assert robustness(correct_PE, answers(correct_PE), tokens_PE=tokens_PE).generated_tokens == 4
+
+
+def said_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
+    return {
+        "correct_PE": rng.random(shape) < 0.6,
+        "predictions_PE": rng.choice(["a", "b", "c"], shape),
+        "confidence_PE": rng.random(shape),
+        "tokens_PE": rng.integers(1, 9, shape).astype(float),
+    }
+
+
+@given(SHAPES, SEEDS)
+def test_figures_of_weighted_examples_are_those_of_repeated_ones(shape: tuple[int, int], seed: int):
+    rng = np.random.default_rng(seed)
+    said = said_by_chance(rng, shape)
+    times_E = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]))
+    weighted = AnswerFigures(**said)(np.ones((1, shape[0])), times_E[None].astype(float))
+    repeated = robustness(**{name: np.repeat(grid, times_E, axis=1) for name, grid in said.items()})
+    assert set(weighted) == set(OF_ANSWERS)
+    for name, value in weighted.items():
+        assert value == pytest.approx([getattr(repeated, name)]), name
+
+
+@given(SHAPES, SEEDS)
+def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_themselves(
+    shape: tuple[int, int], seed: int
+):
+    rng = np.random.default_rng(seed)
+    said = said_by_chance(rng, shape)
+    times_P = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]))
+    weighted = AnswerFigures(**said)(times_P[None].astype(float), np.ones((1, shape[1])))
+    repeated = robustness(**{name: np.repeat(grid, times_P, axis=0) for name, grid in said.items()})
+    for name in set(OF_ANSWERS) - {"pairwise_agreement"}:
+        assert weighted[name] == pytest.approx([getattr(repeated, name)]), name
+    words_PE = said["predictions_PE"]
+    meetings = [
+        (times_P[a] * times_P[b], (words_PE[a] == words_PE[b]).mean())
+        for a in range(shape[0])
+        for b in range(shape[0])
+        if a != b and times_P[a] * times_P[b]
+    ]
+    count = sum(times for times, _ in meetings)
+    expected = sum(times * alike for times, alike in meetings) / count if count else 1.0
+    assert weighted["pairwise_agreement"] == pytest.approx([expected])
+
+
+def test_std_by_chance_is_that_of_answers_dealt_to_the_prompts_anew():
+    rng = np.random.default_rng(0)
+    correct_PE = rng.random((8, 30)) < rng.random(30)
+    figures = robustness(correct_PE, answers(correct_PE))
+    dealt = [rng.permuted(correct_PE, axis=0).mean(axis=1).var() for _ in range(4000)]
+    assert figures.std_by_chance == pytest.approx(np.sqrt(np.mean(dealt)), rel=0.02)
+    assert robustness(correct_PE[:1], answers(correct_PE[:1])).std_by_chance == 0

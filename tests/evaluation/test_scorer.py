@@ -2,15 +2,25 @@
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paft_ray.config import Config
 from paft_ray.errors import DataError
-from paft_ray.evaluation.scorer import SCORES_SCHEMA, Score, Scorer, extract_answer, scores_table
+from paft_ray.evaluation.scorer import (
+    SCORES_SCHEMA,
+    Score,
+    Scorer,
+    batches_by_length,
+    extract_answer,
+    scores_table,
+)
 from paft_ray.modeling.full import full_model_files
 from paft_ray.modeling.model import (
     load_adapter,
@@ -68,6 +78,7 @@ def make_scorer(tiny_model: Path) -> Callable[..., Scorer]:
         max_length: int = 128,
         overlong: str = "refuse",
         row_tokens: int = 200,
+        generation_tokens: int = 1000,
         base: Path = tiny_model,
         peft: dict | None = LORA,
     ) -> Scorer:
@@ -82,7 +93,10 @@ def make_scorer(tiny_model: Path) -> Callable[..., Scorer]:
                 "prompts": {"files": ["none.txt"]},
                 "model": {"path": str(tiny_model), "peft": peft},
                 "train": {"steps": 1},
-                "evaluation": {"row_tokens": row_tokens, "max_new_tokens": 12},
+                "evaluation": {
+                    "row_tokens": row_tokens, "max_new_tokens": 12,
+                    "generation_tokens": generation_tokens,
+                },
             }
         )  # fmt: skip
         return Scorer(config, task, str(base), dtype, "cpu")
@@ -269,6 +283,28 @@ def test_free_text_is_generated_and_its_first_line_compared(make_scorer, tiny_mo
     assert [s.prediction for s in found] == first_lines
     assert [s.correct for s in found] == [bool(number % 2) for number in range(len(known))]
     assert all(s.choice_logprobs is None and s.normalised_correct is None for s in found)
+
+
+@given(st.lists(st.integers(1, 90), max_size=40), st.integers(1, 50), st.integers(0, 900))
+def test_batches_hold_every_text_once_longest_first_within_the_budget(lengths, more, most):
+    batches = batches_by_length(lengths, more, most)
+    places = [place for batch in batches for place in batch]
+    assert sorted(places) == list(range(len(lengths)))
+    assert [lengths[p] for p in places] == sorted(lengths, reverse=True)
+    for batch, following in pairwise([*batches, []]):
+        size = len(batch) * (lengths[batch[0]] + more)
+        assert len(batch) == 1 or size <= most
+        assert not following or (len(batch) + 1) * (lengths[batch[0]] + more) > most
+
+
+def test_free_text_in_small_batches_is_that_of_one_batch(make_scorer):
+    one = ask(make_scorer(WRITING), None, WRITING)
+    lengths = {len(example.fields["review"]) for example in WRITING.test}
+    assert len(lengths) > 2
+    many = ask(make_scorer(WRITING, generation_tokens=80), None, WRITING)
+    assert [(s.example_id, s.generated_text) for s in many] == [
+        (s.example_id, s.generated_text) for s in one
+    ]
 
 
 def test_free_text_without_a_match_of_the_pattern_is_wrong_even_to_an_answer_without_one(

@@ -85,7 +85,7 @@ def test_summary_has_the_documented_shape_and_survives_json():
     assert list(summary["models"]) == ["base", "single_prompt", "paft"]
     assert set(summary["models"]["paft"]) == {
         *("mean", "std", "min", "p05", "max", "consistency", "pairwise_agreement", "flip_rate"),
-        *("calibration_error", "generated_tokens", "top", "intervals", "seeds"),
+        *("calibration_error", "generated_tokens", "std_by_chance", "top", "intervals", "seeds"),
     }
     assert summary["models"]["paft"]["mean"] == pytest.approx(
         (random_grid(4, 0.8).mean() + random_grid(5, 0.8).mean()) / 2
@@ -97,11 +97,20 @@ def test_summary_has_the_documented_shape_and_survives_json():
         "single_prompt - base",
     ]
     difference = summary["differences"]["paft - single_prompt"]
-    assert set(difference) == {"value", "low", "high", "p", "std", "min", "p05"}
+    assert set(difference) == {
+        *("value", "low", "high", "p", "std", "min", "p05", "max", "top"),
+        *("consistency", "pairwise_agreement", "flip_rate"),
+    }
     assert set(difference["std"]) == {"value", "low", "high", "p"}
-    low, high = summary["models"]["paft"]["intervals"]["mean"]
-    assert low < summary["models"]["paft"]["mean"] < high
     models = summary["models"]
+    intervals = models["paft"]["intervals"]
+    for name in ("mean", "consistency", "pairwise_agreement", "flip_rate"):
+        low, high = intervals[name]
+        assert low < models["paft"][name] < high, name
+    assert intervals["top"]["0.75"][0] <= models["paft"]["top"]["0.75"]
+    assert difference["top"]["0.75"]["value"] == pytest.approx(
+        models["paft"]["top"]["0.75"] - models["single_prompt"]["top"]["0.75"]
+    )
     assert difference["value"] == pytest.approx(
         models["paft"]["mean"] - models["single_prompt"]["mean"]
     )
@@ -176,10 +185,17 @@ def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():
             low, high = model["intervals"][name]
             assert low <= model[name] <= high
             assert low - 0.01 <= value <= high + 0.01, (label, name)
-        assert model["top"]["0.75"] == pytest.approx((accuracy_P >= 0.75).mean(), abs=0.12)
+        share = (accuracy_P >= 0.75).mean()
+        assert model["top"]["0.75"] == pytest.approx(share, abs=0.12)
+        low, high = model["intervals"]["top"]["0.75"]
+        assert low - 0.05 <= share <= high + 0.05
+        estimated_P = [model["accuracies"][f"p{p}"] for p in range(60)]
+        scored_P = np.array([grid[p, cells_PE[p]].mean() for p in range(60)])
+        assert np.abs(estimated_P - accuracy_P).mean() < 0.9 * np.abs(scored_P - accuracy_P).mean()
     difference = summary["differences"]["paft - base"]
+    assert difference["p"] is difference["std"]["p"] is None
     true = whole["paft"].mean() - whole["base"].mean()
-    assert difference["low"] < true < difference["high"]
+    assert difference["low"] - 0.01 <= true <= difference["high"] + 0.01
 
 
 def test_summary_of_a_grid_with_holes_is_refused_unless_it_is_to_be_estimated():

@@ -92,7 +92,7 @@ def test_results_table_of_known_figures_is_aligned_to_the_letter():
         "PAFT - single prompt: the interval of the std includes zero, "
         "so a difference in spread is not shown.",
         "one seed is an illustration, not a measurement: "
-        "run with `seed=1`, `seed=2`, ... (and another name) and compare.",
+        "give `seeds: [0, 1, 2]`, which trains every variant with each on the same pool.",
     ]
 
 
@@ -143,14 +143,37 @@ def test_results_table_of_another_variant_uses_the_name_it_is_given():
     assert "PAFT, K=4, 150 steps" in results_table(summary, {"k4": "PAFT, K=4"})
 
 
+def test_page_of_a_partly_scored_run_shows_estimates_and_no_flips(tmp_path: Path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder)
+    estimated = {f"test{p:02d}": 0.31 + p / 100 for p in range(12)}
+    for model in summary["models"].values():
+        model |= {"accuracies": estimated, "consistency": None, "flip_rate": None}
+    folder.write_json("summary.json", {**summary, "scored_share": 0.1})
+    source = Path(write_report(folder)).read_text("utf-8")
+    cells = Page(source).cells
+    assert {f"{31 + p:.1f}" for p in range(12)} <= {cell.strip() for cell in cells}
+    assert 'id="flips"' not in source
+    assert "Paired differences" not in source
+    assert "Estimated accuracy in percent" in source
+    text = results_table({**summary, "scored_share": 0.1})
+    assert "paired 95%" not in text
+    assert "10% of the prompts x examples were scored" in text
+    assert "not paired" in text
+
+
 def test_page_shows_the_figures_of_summary_and_screen(folder: Storage, source: str):
     summary = folder.read_json("summary.json")
     cells = Page(source).cells
     for model in summary["models"].values():
-        for key in ("mean", "std", "min"):
-            assert f"{100 * model[key]:.1f}" in cells
+        for key in ("mean", "std", "min", "consistency", "flip_rate"):
+            low, high = model["intervals"][key]
+            shown = f"{100 * model[key]:.1f}{100 * low:.1f} – {100 * high:.1f}"
+            assert shown in cells, key
     for line in results_table(summary).splitlines()[1:4]:
-        assert all(part in cells for part in re.split(r" {3,}", line))
+        name, *figures = re.split(r" {3,}", line)
+        assert name in cells
+        assert all(any(cell.startswith(figure) for cell in cells) for figure in figures)
     text = html.unescape(source)
     differences, *sentences = results_table(summary).split("\n\n")[1].splitlines()
     for value, interval in re.findall(r"([+-][\d.]+) \((.*?)\)", differences):

@@ -1,0 +1,77 @@
+"""The single prompt that a careful user would have picked."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from paft_ray.evaluation import selection
+from paft_ray.evaluation.selection import choose_single_prompt, prompt_quality
+from paft_ray.prompts.pool import Origin, Prompt
+from paft_ray.screen import SilentScreen
+from paft_ray.tasks import Example
+
+ANSWERS = {"e0": "yes", "e1": "no"}
+
+
+def scores(*rows: tuple[str, str, bool, list[float] | None]) -> pa.Table:
+    """Prompt, example, whether it is right, log-likelihoods of yes and no."""
+    names = ("prompt_id", "example_id", "correct", "choice_logprobs")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows])
+
+
+def prompt(id: str) -> Prompt:
+    return Prompt(id, id, id, "", "train", "", Origin(file="test"))
+
+
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str], int]]:
+    """Choose among prompts by given scores; what was asked is handed back with the choice."""
+
+    def run(table: pa.Table, ids: list[str], **evaluation: Any) -> tuple[str, list[str], int]:
+        asked: list[Any] = []
+
+        def score_grid(session, models, prompts, examples, stage):
+            asked.extend([[p.id for p in prompts], len(examples)])
+            return SimpleNamespace(table=table)
+
+        monkeypatch.setattr(selection, "score_grid", score_grid)
+        examples = tuple(Example(id, {}, answer) for id, answer in ANSWERS.items())
+        settings = {"selection_prompts": None, "selection_examples": 100, **evaluation}
+        session: Any = SimpleNamespace(
+            config=SimpleNamespace(evaluation=SimpleNamespace(**settings), seed=0),
+            task=SimpleNamespace(validation=examples, choices=("yes", "no")),
+            screen=SilentScreen(),
+        )
+        pool: Any = SimpleNamespace(train=tuple(map(prompt, ids)))
+        best = choose_single_prompt(session, pool)
+        return best.id, *asked
+
+    return run
+
+
+def test_quality_is_accuracy_and_the_likelihood_of_the_right_answers():
+    table = scores(
+        ("p", "e0", True, [-0.1, -2.0]), ("p", "e1", False, [-0.5, -1.0]), ("q", "e0", True, None)
+    )
+    quality = prompt_quality(table.slice(0, 2), ANSWERS, ("yes", "no"))
+    assert quality == {"p": (0.5, pytest.approx((-0.1 - 1.0) / 2))}
+    assert prompt_quality(table.slice(2), ANSWERS, None) == {"q": (1.0, 0.0)}
+
+
+def test_the_most_accurate_prompt_wins_and_of_equals_the_surer_one(choose):
+    table = scores(
+        ("p", "e0", True, [-0.1, -2.0]), ("p", "e1", False, [-0.1, -2.0]),
+        ("q", "e0", True, [-0.9, -1.0]), ("q", "e1", True, [-1.0, -0.9]),
+        ("r", "e0", True, [-0.5, -1.5]), ("r", "e1", True, [-1.5, -0.5]),
+    )  # fmt: skip
+    assert choose(table, ["p", "q", "r"]) == ("r", ["p", "q", "r"], 2)
+
+
+def test_all_training_prompts_are_candidates_unless_fewer_are_asked_for(choose):
+    right = [(id, "e0", True, [-0.1, -2.0]) for id in ("p", "q")]
+    assert choose(scores(*right), ["p", "q"])[1:] == (["p", "q"], 2)
+    found = choose(scores(right[0]), ["p", "q"], selection_prompts=1, selection_examples=1)
+    assert found == ("p", ["p"], 1)
