@@ -3,6 +3,8 @@
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,19 @@ def test_commands_that_a_document_names_parse(document: str) -> None:
             parse([word.strip("'") for word in words if word[0] != "#"])
     for script in re.findall(r"jobs/\w+\.py", text):
         assert (ROOT / script).exists(), script
+
+
+def test_readme_shows_the_recorded_studies_as_their_benchmark_prints_them() -> None:
+    benchmark = ROOT / "jobs/benchmarks/study.py"
+    records = sorted((benchmark.parent / "results").glob("study_*.json"))
+    shown = subprocess.run(
+        [sys.executable, str(benchmark), "show", *map(str, records)],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(rows) >= 8 * len(records) >= 16
+    assert [row for row in rows if row not in readme] == []
 
 
 def test_readme_names_every_module() -> None:

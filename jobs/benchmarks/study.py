@@ -1,6 +1,6 @@
 """Keep what a study found as a committed record, and print it as the README's table.
 
-python jobs/benchmarks/study.py keep storage/runs/study          # to results/study.json
+python jobs/benchmarks/study.py keep storage/runs/study          # to results/study_sst2.json
 python jobs/benchmarks/study.py show jobs/benchmarks/results/study*.json
 """
 
@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from paft_ray.artifacts import fingerprint
+from paft_ray.evaluation.summary import summarise
 
 RESULTS = Path(__file__).with_name("results")
 NAMES = {
     "base": "base model",
     "human_prompt": "one prompt, written by hand",
-    "single_prompt": "one prompt, the best for the base model",
+    "single_prompt": "one prompt, the best of {selection_prompts} for the base model",
     "bound_prompts": "a dozen, each example bound to one (the official code)",
     "paft_t1": "PAFT, drawn by losses (T = 1)",
     "paft": "**PAFT, drawn uniformly (the paper)**",
@@ -25,22 +28,58 @@ NAMES = {
 
 
 def keep(run: Path) -> Path:
-    """Copy a run's summary, with what made it, to the results; returns where."""
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    """Summarise a run's scores, and write that with what made it to the results; returns where.
+
+    The figures are those of the code that keeps them, which may know more than the run's own.
+    """
+    config, summary, manifest = (
+        json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("config", "summary", "manifest")
+    )
+    evaluation = config["config"]["evaluation"]
+    figures = summarise(
+        pq.read_table(run / "scores.parquet"),
+        list(summary["models"]),
+        evaluation["top_thresholds"],
+        summary["seeds"],
+        summary["seconds"],
+    )
+    for label, model in figures["models"].items():
+        model |= {k: v for k, v in summary["models"][label].items() if k not in model}
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS
     ).stdout.strip()
     record = {
         "benchmark": "study",
         "task": config["config"]["task"]["name"],
-        "made_with": {"commit": commit, "config": fingerprint(config["results_from"])},
+        "kept_at_commit": commit,
+        "fingerprints": {
+            "config": fingerprint(config["results_from"]),
+            **{part: config["content"][part] for part in ("task", "model")},
+            "pool": manifest["about"]["pool"],
+        },
+        "sources": _sources(config["config"]),
         "config": config["results_from"],
-        "summary": summary,
+        "summary": figures,
     }
-    path = RESULTS / f"{run.name}.json"
+    path = RESULTS / f"study_{record['task']}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the paths of a configuration name, less where that lay."""
+    generation = config["prompts"]["generation"] or {"llms": []}
+    return {
+        "task": _name(config["task"].get("path")),
+        "model": _name(config["model"]["path"]),
+        "prompt_files": [_name(path) for path in config["prompts"]["files"]],
+        "llms": [_name(llm.get("path") or llm.get("model")) for llm in generation["llms"]],
+    }
+
+
+def _name(path: str | None) -> str | None:
+    return Path(path).name if path and path.startswith("/") else path
 
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
@@ -51,20 +90,25 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
         f"examples, {len(summary['seeds'])} seeds, {sum(summary['seconds'].values()) / 3600:.1f} h"
     )
     yield ""
-    yield "| trained with | mean | std over prompts | worst | 5% quantile | PAFT - this, mean |"
-    yield "|---|---|---|---|---|---|"
+    yield (
+        "| trained with | mean | std over prompts | std by chance | worst | 5% quantile "
+        "| PAFT - this, mean |"
+    )
+    yield "|---|---|---|---|---|---|---|"
     for label, model in summary["models"].items():
         cells = [
             f"{100 * model[name]:.1f} ({_span(model['intervals'][name])})"
             for name in ("mean", "std", "min", "p05")
         ]
+        cells.insert(2, f"{100 * model['std_by_chance']:.1f}")
         difference = summary["differences"].get(f"paft - {label}")
         last = (
             f"{100 * difference['value']:+.1f} ({_span((difference['low'], difference['high']))})"
             if difference
             else ""
         )
-        yield f"| {NAMES.get(label, label)} | {' | '.join(cells)} | {last} |"
+        name = NAMES.get(label, str(label)).format(**record["config"]["evaluation"])
+        yield f"| {name} | {' | '.join(cells)} | {last} |"
 
 
 def _span(bounds: Sequence[float]) -> str:
