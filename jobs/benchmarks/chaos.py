@@ -10,24 +10,22 @@ python jobs/benchmarks/chaos.py [--kills 20] [--seed 0] [--change-workers] [--js
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from comparing import Comparison, compare
 from nodes import Lan, Node, NodesUnavailable, is_running, lan, processes_of
+from records import print_record
 from tiny import training_settings
 from watched import LostRunError, Training
 
@@ -229,25 +227,9 @@ def main() -> None:
         sys.exit(f"the training was lost: {error}")
     ratios = report(kills, comparison)
     if options.json:
-        made_with = {
-            "commit": _commit(),
-            "python": ".".join(map(str, sys.version_info[:3])),
-            **{name: version(name) for name in ("ray", "torch", "deepspeed", "peft")},
-            **{name: getattr(options, name) for name in ("seed", "steps", "workers", "model")},
-            "change_workers": options.change_workers,
-        }
         rows = [asdict(kill) for kill in kills]
-        print(
-            json.dumps(
-                {
-                    "benchmark": "chaos",
-                    "rows": rows,
-                    "ratios": ratios,
-                    "comparison": asdict(comparison),
-                    "made_with": made_with,
-                }
-            )
-        )
+        packages = ("ray", "torch", "deepspeed", "peft")
+        print_record("chaos", options, packages, rows, ratios, comparison=asdict(comparison))
     if not _as_promised(ratios, options.change_workers):
         sys.exit("the disturbed training is not what design.md promises")
 
@@ -284,11 +266,6 @@ def _as_promised(ratios: dict[str, float], changed: bool) -> bool:
         exact += ["equal losses / rows", "equal tensors / tensors"]
     within = ratios["adapter difference / adapter"] <= TOLERANCE
     return within and all(ratios[name] == 1 for name in exact)
-
-
-def _commit() -> str:
-    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ CPU-seconds are of user and system. Cluster start and imports come first and are
 """
 
 import argparse
-import json
 import random
 import resource
 import shutil
@@ -28,6 +27,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from records import print_record
 
 from paft_ray.artifacts import fingerprint
 from paft_ray.cluster import ray_session
@@ -364,7 +364,6 @@ def measure(sizes: list[int], folder: Path) -> dict[str, Any]:
     usage.stop()
     ours = took[smallest]["cpu_s"]["workers"]
     return {
-        "benchmark": "dedup",
         "rows": rows,
         "same_kept_everywhere": len(same) == 1,
         "ratios": {
@@ -393,7 +392,15 @@ def main() -> None:
         shutil.rmtree(folder)
     print(figures["ratios"], "same kept everywhere:", figures["same_kept_everywhere"])
     if arguments.json:
-        print(json.dumps(figures))
+        packages = ("ray", "pyarrow", "datasketch")
+        print_record(
+            "dedup",
+            arguments,
+            packages,
+            figures["rows"],
+            figures["ratios"],
+            same_kept_everywhere=figures["same_kept_everywhere"],
+        )
 
 
 if __name__ == "__main__":

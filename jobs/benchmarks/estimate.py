@@ -15,18 +15,15 @@ interval's mean width.
 """
 
 import argparse
-import json
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
+from records import print_record
 
 from paft_ray.evaluation.estimation import Figure, balanced_cells, figure, fit
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
@@ -90,28 +87,6 @@ def _errors(figures: Sequence[Figure], exact: float, with_interval: bool) -> dic
     return {key: round(float(value), 4) for key, value in row.items()}
 
 
-def made_with(plans: Sequence[GridPlan], options: argparse.Namespace) -> dict[str, Any]:
-    """What the figures depend on, without this machine's paths."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return {
-        "commit": commit.stdout.strip(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "dtype": options.dtype,
-        "drawings": options.drawings,
-        "grids": [
-            asdict(
-                replace(plan, prompts_file=_name(plan.prompts_file), adapter=_name(plan.adapter))
-            )
-            for plan in plans
-        ],
-    }
-
-
-def _name(path: str | None) -> Any:
-    return path and Path(path).name
-
-
 def show(name: str, correct_PE: NDArray[np.bool_], rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows of one grid, errors in points."""
     prompts, examples = correct_PE.shape
@@ -171,9 +146,7 @@ def main() -> None:
                 key = f"{plan.name} at {share:g}: p05 error, by class / {other}"
                 ratios[key] = round(rms[share, "by class"] / rms[share, other], 3)
     if options.json:
-        made = made_with(plans, options)
-        result = {"benchmark": "estimate", "rows": rows, "ratios": ratios, "made_with": made}
-        print(json.dumps(result))
+        print_record("estimate", options, ("numpy", "torch"), rows, ratios)
 
 
 if __name__ == "__main__":

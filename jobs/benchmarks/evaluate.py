@@ -11,7 +11,6 @@ python jobs/benchmarks/evaluate.py [--prompts piqa=FILE] [--rounds 4] [--json]
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -26,6 +25,7 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
+from records import print_record
 from train_setup import PROMPTS as PIQA_PROMPTS
 from train_setup import cpu_seconds
 
@@ -278,7 +278,7 @@ def main() -> None:
     for name, value in ratios.items():
         print(f"{name:<40} {value:.3f}")
     if options.json:
-        print(json.dumps({"benchmark": "evaluate", "rows": rows, "ratios": ratios}))
+        print_record("evaluate", options, ("torch", "transformers", "lm_eval"), rows, ratios)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from records import print_record
+
 from paft_ray.config import OpenAILLM
 from paft_ray.prompts.endpoint import EndpointLLM
 from paft_ray.prompts.generation import Request
@@ -197,7 +199,7 @@ def main() -> None:
     for name, value in ratios.items():
         print(f"{name:<46} {value:.3f}")
     if options.json:
-        print(json.dumps({"benchmark": "generation", "rows": rows, "ratios": ratios}))
+        print_record("generation", options, ("openai", "ray"), rows, ratios)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python jobs/benchmarks/memory.py [--steps 1000] [--model PATH] [--json]
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import yaml
+from records import print_record
 from tiny import training_settings
 
 FIRST_STEP = 200
@@ -82,7 +82,7 @@ def main() -> None:
     if options.json:
         rows = [{"step": int(step), "mib": round(float(size), 2)} for step, size in seen]
         ratios = {"last/first": float(last / first)}
-        print(json.dumps({"benchmark": "memory", "rows": rows, "ratios": ratios}))
+        print_record("memory", options, ("ray", "torch", "deepspeed"), rows, ratios)
 
 
 if __name__ == "__main__":

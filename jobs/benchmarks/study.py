@@ -6,12 +6,12 @@ python jobs/benchmarks/study.py show jobs/benchmarks/results/study*.json
 
 import argparse
 import json
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from records import commit, named
 
 from paft_ray.artifacts import fingerprint
 from paft_ray.evaluation.summary import summarise
@@ -36,23 +36,20 @@ def keep(run: Path) -> Path:
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("config", "summary", "manifest")
     )
-    evaluation = config["config"]["evaluation"]
+    models = summary["models"]
     figures = summarise(
         pq.read_table(run / "scores.parquet"),
-        list(summary["models"]),
-        evaluation["top_thresholds"],
+        list(models),
+        [float(t) for t in next(iter(models.values()))["top"]],
         summary["seeds"],
         summary["seconds"],
     )
     for label, model in figures["models"].items():
-        model |= {k: v for k, v in summary["models"][label].items() if k not in model}
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=RESULTS
-    ).stdout.strip()
+        model |= {k: v for k, v in models[label].items() if k not in model}
     record = {
         "benchmark": "study",
         "task": config["config"]["task"]["name"],
-        "kept_at_commit": commit,
+        "kept_at_commit": commit(),
         "fingerprints": {
             "config": fingerprint(config["results_from"]),
             **{part: config["content"][part] for part in ("task", "model")},
@@ -71,15 +68,11 @@ def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the paths of a configuration name, less where that lay."""
     generation = config["prompts"]["generation"] or {"llms": []}
     return {
-        "task": _name(config["task"].get("path")),
-        "model": _name(config["model"]["path"]),
-        "prompt_files": [_name(path) for path in config["prompts"]["files"]],
-        "llms": [_name(llm.get("path") or llm.get("model")) for llm in generation["llms"]],
+        "task": named(config["task"].get("path")),
+        "model": named(config["model"]["path"]),
+        "prompt_files": named(config["prompts"]["files"]),
+        "llms": [named(llm.get("path") or llm.get("model")) for llm in generation["llms"]],
     }
-
-
-def _name(path: str | None) -> str | None:
-    return Path(path).name if path and path.startswith("/") else path
 
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:

@@ -35,6 +35,7 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import torch
+from records import print_record
 from train_competitors import COMPETITORS, train_inside_ray
 from train_setup import Setup, Turns, make_planner
 
@@ -313,8 +314,8 @@ def main() -> None:
     for name, value in measured.items():
         print(f"{name:<40} {value:.3f}")
     if options.json:
-        record = {"benchmark": "train", "rows": rows, "ratios": measured, "planning": costs}
-        print(json.dumps(record))
+        packages = ("torch", "transformers", "deepspeed", "trl", "ray")
+        print_record("train", options, packages, rows, measured, planning=costs)
 
 
 if __name__ == "__main__":
