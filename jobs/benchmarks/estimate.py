@@ -116,7 +116,7 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="WORD",
-        help="name, task (sst2, piqa, hellaswag), file of prompts (or `written`: 72 by hand for "
+        help="name, task (sst2, piqa, boolq, hellaswag), file of prompts (or `written`: 72 by hand for "
         "sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
         "base model; may be repeated",
     )

