@@ -116,8 +116,8 @@ def main() -> None:
         nargs="+",
         required=True,
         metavar="WORD",
-        help="name, task (sst2, piqa, boolq, hellaswag), file of prompts (or `written`: 72 by hand for "
-        "sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
+        help="name, task (sst2, piqa, boolq, hellaswag), file of prompts (or `written`: 72 by hand "
+        "for sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
         "base model; may be repeated",
     )
     parser.add_argument("--cache", default="storage/grids", help="where scored grids are kept")
