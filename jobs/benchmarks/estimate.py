@@ -117,8 +117,8 @@ def main() -> None:
         required=True,
         metavar="WORD",
         help="name, task (sst2, piqa, boolq, hellaswag), file of prompts (or `written`: 72 by hand "
-        "for sst2), how many prompts, how many examples, and the folder of an adapter if it is not the "
-        "base model; may be repeated",
+        "for sst2), how many prompts, how many examples, and the folder of an adapter if it is not "
+        "the base model; may be repeated",
     )
     parser.add_argument("--cache", default="storage/grids", help="where scored grids are kept")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
