@@ -9,7 +9,7 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -84,10 +84,16 @@ class StageClock:
         started = time.perf_counter()
         try:
             yield
-        finally:
-            spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
-            self.seconds[name] = round(spent, 3)
-            self._folder.write_json(self._file, self.seconds)
+        except BaseException:
+            with suppress(Exception):  # what stopped the stage is what the user has to read
+                self._keep(name, started)
+            raise
+        self._keep(name, started)
+
+    def _keep(self, name: str, started: float) -> None:
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.seconds[name] = round(spent, 3)
+        self._folder.write_json(self._file, self.seconds)
 
 
 @contextmanager

@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from paft_ray.artifacts import Storage
+from paft_ray.running import StageClock
+
 pytestmark = pytest.mark.ray
 
 WORDINGS = (
@@ -392,3 +395,23 @@ def test_run_terminated_exits_143_and_releases_its_name(make_config: Callable[..
     assert process.returncode == 143
     assert "run the same command to continue" in out
     assert not (run / "lease.json").exists()
+
+
+def test_clock_adds_up_attempts_and_a_failing_storage_does_not_hide_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Storage.open(str(tmp_path))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="first"), StageClock(folder).stage("train"):
+            time.sleep(0.02)
+            raise RuntimeError("first")
+    assert StageClock(folder).seconds["train"] >= 0.04
+
+    def refuse(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Storage, "write_json", refuse)
+    with pytest.raises(RuntimeError, match="first"), StageClock(folder).stage("train"):
+        raise RuntimeError("first")
+    with pytest.raises(OSError, match="no space"), StageClock(folder).stage("train"):
+        pass

@@ -25,7 +25,7 @@ from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
 from records import print_record
 
-from paft_ray.evaluation.estimation import Figure, balanced_cells, figure, fit
+from paft_ray.evaluation.estimation import Figure, Posterior, balanced_cells, fit
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
 
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min")
@@ -46,10 +46,10 @@ def estimates(
     by_class = fit(correct_PE, observed_PE, answers_E, seed=seed)
     seconds = time.process_time() - started
     one_ability = fit(correct_PE, observed_PE, seed=seed)
+    found = Posterior({"by class": [by_class], "one ability": [one_ability]})
     naive = {name: float(OVER_PROMPTS[name](cells_P)) for name in STATISTICS}
     return {
-        "by class": {name: figure(by_class, name) for name in STATISTICS},
-        "one ability": {name: figure(one_ability, name) for name in STATISTICS},
+        **{way: {name: found.figure(way, name) for name in STATISTICS} for way in found.draws},
         "cells": {name: Figure(value, value, value) for name, value in naive.items()},
     }, seconds
 

@@ -7,6 +7,5 @@ estimation.py  the whole grid's figures from a part of it; pure
 summary.py     from the scores table to `summary.json`; pure
 scorer.py      one model, one prompt, some examples to scores; no Ray
 grid.py        Ray Data: the whole grid over actors that hold the model
-estimation.py  the figures of a whole grid from a part of it; pure
 selection.py   the single prompt that a user would have picked
 """

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.metrics import OVER_PROMPTS, AnswerFigures, require_grid, top
+from paft_ray.evaluation.metrics import AnswerFigures, over_prompts, require_grid
 
 _AT_ONCE = 250
 
@@ -37,7 +37,7 @@ class Difference:
 class Resamples:
     """Statistics of several models, on the grid itself and on the same R resamples of it.
 
-    A statistic is one of `OVER_PROMPTS`, of `OF_ANSWERS`, or `top_name` of a threshold.
+    A statistic is one of those of `metrics.over_prompts` or of `AnswerFigures`.
     """
 
     values: Mapping[str, Mapping[str, float]]
@@ -59,38 +59,6 @@ class Resamples:
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
         low, high = interval(draws_R, value, -_most(statistic), _most(statistic))
         return Difference(value, low, high, float(p))
-
-
-@dataclass(frozen=True)
-class Posterior:
-    """Statistics of several models, known from a part of each grid: R draws of what they may be.
-
-    The draws are of each model's own, so that a difference of two is wider than a paired one.
-    """
-
-    draws: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    """Label and statistic to its draws: shape [R]."""
-
-    def value(self, label: str, statistic: str) -> float:
-        """Median over the draws."""
-        return float(np.median(self.draws[label][statistic]))
-
-    def interval(self, label: str, statistic: str) -> tuple[float, float]:
-        """What holds 95% of the draws."""
-        low, high = np.quantile(self.draws[label][statistic], (0.025, 0.975))
-        return float(low), float(high)
-
-    def difference(self, a: str, b: str, statistic: str) -> Difference:
-        """Statistic of `a` minus that of `b`, without a p-value."""
-        value = self.value(a, statistic) - self.value(b, statistic)
-        draws_R = self.draws[a][statistic] - self.draws[b][statistic]
-        low, high = np.quantile(draws_R, (0.025, 0.975))
-        return Difference(value, float(low), float(high), None)
-
-
-def top_name(threshold: float) -> str:
-    """Name of Top@t among statistics."""
-    return f"top@{threshold}"
 
 
 def resample(
@@ -125,69 +93,58 @@ def resample(
                 "cannot be paired: evaluate both models on the same ones"
             )
     rng = np.random.default_rng(seed)
-    most_seeds = max(len(grid_SPE) for grid_SPE in grids.values())
-    parts: dict[str, list[Mapping[str, NDArray[np.float64]]]] = {label: [] for label in grids}
-    for start in range(0, resamples, _AT_ONCE):
-        count = min(_AT_ONCE, resamples - start)
-        times_RE = rng.multinomial(examples, np.full(examples, 1 / examples), count)
-        weights_ER = times_RE.T / examples
-        drawn_PR = rng.integers(prompts, size=(prompts, count))
-        uniform_SR = rng.random((most_seeds, count))
-        times_RP = np.zeros((count, prompts))
-        np.add.at(times_RP, (np.arange(count), drawn_PR), 1)
-        for label, grid_SPE in grids.items():
-            accuracy_SRP = np.take_along_axis(
-                grid_SPE @ weights_ER, drawn_PR[None], axis=1
-            ).swapaxes(1, 2)
-            by_seed = _over_prompts(accuracy_SRP, thresholds)
-            by_seed |= _of_answers(answers, label, times_RP, times_RE.astype(np.float64))
-            seed_SR = (uniform_SR[: len(grid_SPE)] * len(grid_SPE)).astype(int)
-            parts[label].append(
-                {
-                    name: np.take_along_axis(values_SR, seed_SR, axis=0).mean(0)
-                    for name, values_SR in by_seed.items()
-                }
-            )
+    batches = [
+        _resampled(rng, min(_AT_ONCE, resamples - start), grids, thresholds, answers or {})
+        for start in range(0, resamples, _AT_ONCE)
+    ]
     once = np.ones((1, prompts)), np.ones((1, examples))
-    return Resamples(
-        {
-            label: {
-                name: float(values_S.mean())
-                for name, values_S in {
-                    **_over_prompts(grid_SPE.mean(axis=2), thresholds),
-                    **_of_answers(answers, label, *once),
-                }.items()
-            }
-            for label, grid_SPE in grids.items()
-        },
-        {
-            label: {name: np.concatenate([part[name] for part in of_label]) for name in of_label[0]}
-            for label, of_label in parts.items()
-        },
-    )
+    values, draws = {}, {}
+    for label, grid_SPE in grids.items():
+        by_seed = over_prompts(grid_SPE.mean(axis=2), thresholds)
+        by_seed |= _of_answers(answers or {}, label, *once)
+        values[label] = {name: float(values_S.mean()) for name, values_S in by_seed.items()}
+        draws[label] = {name: np.concatenate([b[label][name] for b in batches]) for name in by_seed}
+    return Resamples(values, draws)
 
 
-def _over_prompts(
-    accuracy: NDArray[np.float64], thresholds: Sequence[float]
-) -> dict[str, NDArray[np.float64]]:
-    """Statistics of accuracies over the last axis, which is prompts."""
-    return {
-        **{name: over_prompts(accuracy) for name, over_prompts in OVER_PROMPTS.items()},
-        **{top_name(threshold): top(accuracy, threshold) for threshold in thresholds},
-    }
+def _resampled(
+    rng: np.random.Generator,
+    count: int,
+    grids: Mapping[str, NDArray[np.float64]],
+    thresholds: Sequence[float],
+    answers: Mapping[str, Sequence[AnswerFigures]],
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Label and statistic to its values on `count` resamples of grids [S, P, E]: shape [R]."""
+    prompts, examples = next(iter(grids.values())).shape[1:]
+    times_RE = rng.multinomial(examples, np.full(examples, 1 / examples), count)
+    drawn_PR = rng.integers(prompts, size=(prompts, count))
+    uniform_SR = rng.random((max(map(len, grids.values())), count))
+    times_RP = np.zeros((count, prompts))
+    np.add.at(times_RP, (np.arange(count), drawn_PR), 1)
+    found = {}
+    for label, grid_SPE in grids.items():
+        accuracy_SPR = grid_SPE @ (times_RE.T / examples)
+        drawn_SRP = np.take_along_axis(accuracy_SPR, drawn_PR[None], axis=1).swapaxes(1, 2)
+        by_seed = over_prompts(drawn_SRP, thresholds)
+        by_seed |= _of_answers(answers, label, times_RP, times_RE.astype(np.float64))
+        seed_SR = (uniform_SR[: len(grid_SPE)] * len(grid_SPE)).astype(int)
+        found[label] = {
+            name: np.take_along_axis(values_SR, seed_SR, axis=0).mean(axis=0)
+            for name, values_SR in by_seed.items()
+        }
+    return found
 
 
 def _of_answers(
-    answers: Mapping[str, Sequence[AnswerFigures]] | None,
+    answers: Mapping[str, Sequence[AnswerFigures]],
     label: str,
     times_RP: NDArray[np.float64],
     times_RE: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float64]]:
     """Statistics of one model's answers, each with shape [S, R]."""
-    if answers is None:
-        return {}
-    by_seed = [figures(times_RP, times_RE) for figures in answers[label]]
-    return {name: np.stack([figures[name] for figures in by_seed]) for name in by_seed[0]}
+    by_seed = [figures(times_RP, times_RE) for figures in answers.get(label, ())]
+    names = by_seed[0] if by_seed else ()
+    return {name: np.stack([figures[name] for figures in by_seed]) for name in names}
 
 
 def _most(statistic: str) -> float:

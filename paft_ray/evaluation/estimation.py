@@ -1,9 +1,9 @@
 """Figures of the whole grid from a part of it: which cells to score, and what they say of the rest.
 
 Covered: choosing the cells (`balanced_cells`), the accuracy that every prompt would have on the
-whole grid (`fit`), and statistics over prompts with an interval (`figure`, `quantile`, `top`,
-`summarise_estimate`). Not covered: agreement between prompts (consistency), for which the answers
-themselves would have to be guessed; paired differences of two models.
+whole grid (`fit`), and statistics over prompts with intervals (`Posterior`). Not covered: agreement
+between prompts (consistency), for which the answers themselves would have to be guessed; paired
+differences of two models.
 
 The model is PromptEval's (arXiv 2405.17202), a Rasch model of prompts and examples,
 
@@ -32,8 +32,8 @@ Shapes: P prompts, E examples, C classes (right answers), N scored cells, R draw
 of one kind.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.evaluation.bootstrap import Difference
+from paft_ray.evaluation.metrics import over_prompts
 
 _Floats = NDArray[np.float64]
 
@@ -79,6 +80,48 @@ class Figure:
     """2.5% quantile over draws."""
     high: float
     """97.5% quantile over draws."""
+
+
+class Posterior:
+    """Statistics of several models over prompts, each known from a part of its grid.
+
+    The draws are of each model's own, so that a difference of two is wider than a paired one.
+    """
+
+    draws: Mapping[str, Mapping[str, _Floats]]
+    """Label and statistic, one of those of `metrics.over_prompts`, to its draws: shape [R]."""
+
+    def __init__(
+        self, estimates: Mapping[str, Sequence[Estimate]], thresholds: Sequence[float] = ()
+    ) -> None:
+        """Take the statistics of every draw, averaged over seeds.
+
+        Args:
+            estimates: Label to its estimates, one per seed, of equally many draws.
+            thresholds: Accuracies for Top@t.
+        """
+        draws = {}
+        for label, of_label in estimates.items():
+            by_seed = [over_prompts(estimate.accuracy_RP, thresholds) for estimate in of_label]
+            draws[label] = {
+                name: np.mean([of_seed[name] for of_seed in by_seed], axis=0) for name in by_seed[0]
+            }
+        self.draws = draws
+
+    def figure(self, label: str, statistic: str) -> Figure:
+        """One model's statistic."""
+        return _figure(self.draws[label][statistic])
+
+    def interval(self, label: str, statistic: str) -> tuple[float, float]:
+        """What holds 95% of the draws."""
+        found = self.figure(label, statistic)
+        return found.low, found.high
+
+    def difference(self, a: str, b: str, statistic: str) -> Difference:
+        """Statistic of `a` minus that of `b`, without a p-value."""
+        value = self.figure(a, statistic).value - self.figure(b, statistic).value
+        around = _figure(self.draws[a][statistic] - self.draws[b][statistic])
+        return Difference(value, around.low, around.high, None)
 
 
 def balanced_cells(
@@ -185,40 +228,6 @@ def fit(
         drawn_PE = rng.random(correct_PE.shape) < ndtr(theta_PC[:, class_E] - beta_E)
         accuracy_RP[draw] = (right_P + (drawn_PE & ~observed_PE).sum(axis=1)) / examples
     return Estimate(accuracy_RP, scored, observed_PE.size)
-
-
-def figure(estimate: Estimate, statistic: Statistic) -> Figure:
-    """A statistic of `metrics.robustness` over prompts."""
-    return _figure(OVER_PROMPTS[statistic](estimate.accuracy_RP))
-
-
-def quantile(estimate: Estimate, q: float) -> Figure:
-    """A quantile of the accuracy over prompts, interpolated linearly.
-
-    Raises:
-        DataError: `q` is not between 0 and 1.
-    """
-    if not 0 <= q <= 1:
-        raise DataError(f"the quantile {q} does not exist: give one between 0 and 1")
-    return _figure(np.quantile(estimate.accuracy_RP, q, axis=1))
-
-
-def top(estimate: Estimate, threshold: float) -> Figure:
-    """Top@t, the share of prompts with accuracy of at least `threshold`."""
-    return _figure((estimate.accuracy_RP >= threshold).mean(axis=1))
-
-
-def summarise_estimate(estimate: Estimate, thresholds: Sequence[float] = ()) -> dict[str, Any]:
-    """All figures, as plain values for a summary.
-
-    Each of `mean, std, min, p05, max` and each threshold in `top` (keys are texts such as "0.75")
-    is `{"value", "low", "high"}`; `share` is the part of the cells that was scored.
-    """
-    return {
-        **{name: asdict(figure(estimate, name)) for name in OVER_PROMPTS},
-        "top": {str(t): asdict(top(estimate, t)) for t in thresholds},
-        "share": estimate.scored / estimate.cells,
-    }
 
 
 def _sweeps(

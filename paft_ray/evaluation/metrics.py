@@ -107,16 +107,26 @@ def robustness(
     known = answers(np.ones((1, prompts)), np.ones((1, examples)))
     right_E = correct_PE.mean(axis=0)
     return Robustness(
-        **{name: float(over_prompts(accuracy_P)) for name, over_prompts in OVER_PROMPTS.items()},
+        **{name: float(value) for name, value in over_prompts(accuracy_P).items()},
         **{name: float(value_R[0]) for name, value_R in known.items()},
         std_by_chance=float(np.sqrt((right_E * (1 - right_E)).sum()) / examples),
-        top={threshold: float(top(accuracy_P, threshold)) for threshold in thresholds},
+        top={threshold: float(_top(accuracy_P, threshold)) for threshold in thresholds},
     )
 
 
-def top(accuracy: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
-    """Top@t over the last axis, which is prompts."""
-    return (accuracy >= threshold).mean(axis=-1)
+def over_prompts(
+    accuracy: NDArray[np.float64], thresholds: Sequence[float] = ()
+) -> dict[str, NDArray[np.float64]]:
+    """Those of `OVER_PROMPTS`, and Top@t under `top_name`, over the last axis, which is prompts."""
+    return {
+        **{name: statistic(accuracy) for name, statistic in OVER_PROMPTS.items()},
+        **{top_name(t): _top(accuracy, t) for t in thresholds},
+    }
+
+
+def top_name(threshold: float) -> str:
+    """Name of Top@t among statistics."""
+    return f"top@{threshold}"
 
 
 class AnswerFigures:
@@ -188,6 +198,10 @@ def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_
     """
     bins, gaps = _bins(confidence).ravel(), (confidence - correct).ravel()
     return float(np.abs(np.bincount(bins, gaps)).sum() / confidence.size)
+
+
+def _top(accuracy: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    return (accuracy >= threshold).mean(axis=-1)
 
 
 def _bins(confidence: NDArray[np.float64]) -> NDArray[np.int_]:

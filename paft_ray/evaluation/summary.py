@@ -1,6 +1,6 @@
 """From the scores table to the content of `summary.json`.
 
-Shapes: P prompts, E examples, R resamples or draws.
+Shapes: P prompts, E examples.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from paft_ray.config import BASE
 from paft_ray.errors import DataError
 from paft_ray.evaluation.answers import Grid, grid_from_scores
-from paft_ray.evaluation.bootstrap import Posterior, Resamples, resample, top_name
-from paft_ray.evaluation.estimation import Estimate, fit
+from paft_ray.evaluation.bootstrap import Resamples, resample
+from paft_ray.evaluation.estimation import Posterior, fit
 from paft_ray.evaluation.metrics import (
     OF_ANSWERS,
     OVER_PROMPTS,
@@ -24,7 +24,7 @@ from paft_ray.evaluation.metrics import (
     Robustness,
     calibration_error,
     robustness,
-    top,
+    top_name,
 )
 
 SINGLE_PROMPT = "single_prompt"
@@ -80,42 +80,28 @@ def summarise(
     """
     partly = estimate is not None
     grids = {label: _grids_by_seed(scores, label, split, partly) for label in variants}
-    first = next(iter(next(iter(grids.values())).values()))
-    for label, by_seed in grids.items():
-        for grid in by_seed.values():
-            if (grid.prompt_ids, grid.example_ids) != (first.prompt_ids, first.example_ids):
-                raise DataError(
-                    f"variant {label!r} was not evaluated on the same prompts and examples as "
-                    f"{variants[0]!r}: evaluate all variants again, together"
-                )
+    first = _require_same_pairs(grids)
     if estimate is None:
-        resamples: Resamples | Posterior = resample(
-            {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()},
-            thresholds=thresholds,
-            answers={label: list(map(_answers, by.values())) for label, by in grids.items()},
-        )
-        averaged = {label: _averaged(by.values(), thresholds) for label, by in grids.items()}
-        extra: dict[str, Any] = {}
+        found, figures = _measured(grids, thresholds)
     else:
-        resamples, averaged = _estimated(grids, estimate, thresholds)
-        extra = {"scored_share": float(np.mean(_scored(first)))}
+        found, figures = _estimated(grids, estimate, thresholds)
+    models = {
+        label: {
+            **figures[label],
+            "intervals": _intervals(found, label, thresholds),
+            "seeds": sorted(by_seed),
+        }
+        for label, by_seed in grids.items()
+    }
+    differences = {f"{a} - {b}": _difference(found, a, b, thresholds) for a, b in pairs(variants)}
     return {
-        "models": {
-            label: {
-                **averaged[label],
-                "intervals": _intervals(resamples, label, thresholds),
-                "seeds": sorted(by_seed),
-            }
-            for label, by_seed in grids.items()
-        },
-        "differences": {
-            f"{a} - {b}": _difference(resamples, a, b, thresholds) for a, b in pairs(variants)
-        },
+        "models": models,
+        "differences": differences,
         "prompts": len(first.prompt_ids),
         "examples": len(first.example_ids),
         "seeds": list(seeds),
         "seconds": dict(seconds),
-        **extra,
+        **({"scored_share": float(np.mean(_scored(first)))} if partly else {}),
     }
 
 
@@ -159,6 +145,32 @@ def _grids_by_seed(scores: pa.Table, label: str, split: str, partly: bool) -> di
     return {seed: grid_from_scores(of_label, label, split, seed, partly) for seed in seeds}
 
 
+def _require_same_pairs(grids: Mapping[str, Mapping[int, Grid]]) -> Grid:
+    """The first of the grids, which all have its prompts and examples."""
+    (first_label, of_first), *_ = grids.items()
+    first = next(iter(of_first.values()))
+    for label, by_seed in grids.items():
+        for grid in by_seed.values():
+            if (grid.prompt_ids, grid.example_ids) != (first.prompt_ids, first.example_ids):
+                raise DataError(
+                    f"variant {label!r} was not evaluated on the same prompts and examples as "
+                    f"{first_label!r}: evaluate all variants again, together"
+                )
+    return first
+
+
+def _measured(
+    grids: Mapping[str, Mapping[int, Grid]], thresholds: Sequence[float]
+) -> tuple[Resamples, dict[str, dict[str, Any]]]:
+    """Figures of grids that were scored as a whole, averaged over seeds."""
+    found = resample(
+        {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()},
+        thresholds=thresholds,
+        answers={label: list(map(_answers, by.values())) for label, by in grids.items()},
+    )
+    return found, {label: _averaged(by.values(), thresholds) for label, by in grids.items()}
+
+
 def _averaged(grids: Iterable[Grid], thresholds: Sequence[float]) -> dict[str, Any]:
     per_seed = [
         robustness(g.correct_PE, g.predictions_PE, thresholds, g.confidence_PE, g.tokens_PE)
@@ -196,34 +208,19 @@ def _estimated(
         ]
         for number, (label, by_seed) in enumerate(grids.items())
     }
-    found = Posterior({label: _draws(of_label, thresholds) for label, of_label in fits.items()})
-    averaged = {}
+    found = Posterior(fits, thresholds)
+    figures = {}
     for label, by_seed in grids.items():
         accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in fits[label]], axis=0)
         prompt_ids = next(iter(by_seed.values())).prompt_ids
-        averaged[label] = {
+        figures[label] = {
             **dict.fromkeys(Robustness.__dataclass_fields__),
-            **{name: found.value(label, name) for name in OVER_PROMPTS},
+            **{name: found.figure(label, name).value for name in OVER_PROMPTS},
             **_of_scored(by_seed.values()),
-            "top": {str(t): found.value(label, top_name(t)) for t in thresholds},
+            "top": {str(t): found.figure(label, top_name(t)).value for t in thresholds},
             "accuracies": dict(zip(prompt_ids, accuracy_P.tolist(), strict=True)),
         }
-    return found, averaged
-
-
-def _draws(fits: Sequence[Estimate], thresholds: Sequence[float]) -> dict[str, NDArray[np.float64]]:
-    """One model's statistics, averaged over seeds: each with shape [R]."""
-    by_seed = [fit.accuracy_RP for fit in fits]
-    return {
-        **{
-            name: np.mean([over_prompts(accuracy_RP) for accuracy_RP in by_seed], axis=0)
-            for name, over_prompts in OVER_PROMPTS.items()
-        },
-        **{
-            top_name(t): np.mean([top(accuracy_RP, t) for accuracy_RP in by_seed], axis=0)
-            for t in thresholds
-        },
-    }
+    return found, figures
 
 
 def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:

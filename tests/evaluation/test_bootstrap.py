@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.bootstrap import Difference, Posterior, resample, top_name
-from paft_ray.evaluation.metrics import AnswerFigures
+from paft_ray.evaluation.bootstrap import Difference, resample
+from paft_ray.evaluation.metrics import AnswerFigures, top_name
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 PAIRS = SHAPES.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
@@ -149,14 +149,3 @@ def test_difference_in_tokens_may_be_larger_than_one_and_is_paired():
     found = resample(grids, answers={"a": [longer], "b": [shorter]})
     result = found.difference("a", "b", "generated_tokens")
     assert (result.value, result.low, result.high) == pytest.approx((3, 3, 3))
-
-
-def test_posterior_has_quantiles_of_its_draws_and_no_p():
-    draws = {
-        label: {"mean": np.linspace(0, 1, 201) ** power} for label, power in (("a", 1), ("b", 2))
-    }
-    found = Posterior(draws)
-    assert found.value("b", "mean") == 0.25
-    assert found.interval("a", "mean") == pytest.approx((0.025, 0.975))
-    assert found.difference("a", "b", "mean").p is None
-    assert found.difference("a", "b", "mean").value == 0.25

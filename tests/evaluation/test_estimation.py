@@ -1,7 +1,5 @@
 """Figures of the whole grid from a part of it: the cells, the draws, and what they cover."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,14 +10,12 @@ from numpy.typing import NDArray
 from paft_ray.errors import DataError
 from paft_ray.evaluation.estimation import (
     Estimate,
+    Figure,
+    Posterior,
     balanced_cells,
-    figure,
     fit,
-    quantile,
-    summarise_estimate,
-    top,
 )
-from paft_ray.evaluation.metrics import robustness
+from paft_ray.evaluation.metrics import OVER_PROMPTS, robustness, top_name
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)
@@ -27,6 +23,10 @@ SHARES = st.floats(0.01, 1)
 SMALL_GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
     lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
 )
+
+
+def figure(estimate: Estimate, statistic: str) -> Figure:
+    return Posterior({"model": [estimate]}, thresholds=(0.5,)).figure("model", statistic)
 
 
 def rasch_grid(seed: int, prompts: int, examples: int) -> NDArray[np.bool_]:
@@ -87,7 +87,7 @@ def test_estimate_from_all_cells_is_the_full_grid_without_width(correct_PE, seed
     for name in ("mean", "std", "min", "p05", "max"):
         found = figure(estimate, name)
         assert found.low == found.value == found.high == pytest.approx(getattr(exact, name))
-    assert top(estimate, 0.5).value == exact.top[0.5]
+    assert figure(estimate, top_name(0.5)).value == exact.top[0.5]
     order = np.random.default_rng(seed).permutation(len(correct_PE))
     permuted = fit(correct_PE[order], np.ones_like(correct_PE), draws=3, seed=seed)
     assert (permuted.accuracy_RP == estimate.accuracy_RP[:, order]).all()
@@ -202,15 +202,20 @@ def test_examples_classes_and_prompts_never_scored_are_drawn_from_the_others():
     assert width_P[0] > width_P[1:].max()
 
 
-def test_summary_is_json_with_the_fields_of_the_figures():
-    estimate = Estimate(np.array([[0.5, 0.7], [0.6, 0.8], [0.7, 0.9]]), scored=4, cells=20)
-    summary = json.loads(json.dumps(summarise_estimate(estimate, (0.75,))))
-    assert set(summary) == {"mean", "std", "min", "p05", "max", "top", "share"}
-    assert summary["mean"]["value"] == pytest.approx(0.7)
-    assert summary["mean"]["low"] == pytest.approx(0.605)
-    assert summary["p05"]["value"] == pytest.approx(quantile(estimate, 0.05).value)
-    assert summary["top"]["0.75"]["value"] == 0.5
-    assert summary["share"] == 0.2
+def test_posterior_averages_over_seeds_and_has_quantiles_of_its_draws_and_no_p():
+    steps_R = np.linspace(0, 1, 201)
+    pair_RP = np.stack([steps_R, steps_R / 2], axis=1)
+    first, second = (Estimate(share * pair_RP, scored=1, cells=2) for share in (1.0, 0.5))
+    found = Posterior({"a": [first], "b": [first, second]}, thresholds=(0.6,))
+    assert found.draws["a"].keys() == {*OVER_PROMPTS, top_name(0.6)}
+    assert found.figure("a", "max") == Figure(0.5, pytest.approx(0.025), pytest.approx(0.975))
+    assert found.interval("a", "min") == pytest.approx((0.0125, 0.4875))
+    assert found.figure("b", "max").value == pytest.approx(0.375)
+    assert found.draws["a"][top_name(0.6)].max() == 0.5
+    difference = found.difference("a", "b", "max")
+    assert difference.value == pytest.approx(0.125)
+    assert (difference.low, difference.high) == pytest.approx((0.00625, 0.24375))
+    assert difference.p is None
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
@@ -233,5 +238,3 @@ def test_bad_input_is_refused_with_a_remedy():
         fit(grid, ~grid)
     with pytest.raises(DataError, match="draws is 0"):
         fit(grid, grid, draws=0)
-    with pytest.raises(DataError, match=r"quantile 1\.5"):
-        quantile(fit(grid, grid), 1.5)
