@@ -50,15 +50,15 @@ class _Figure:
     show: Callable[[float], str] = lambda value: f"{100 * value:.1f}"
 
 
-_OVER_PROMPTS = (
+_FIRST = (
     _Figure("mean", "mean", "accuracy, averaged over prompts"),
     _Figure("std", "std over prompts", "standard deviation of the accuracy over prompts"),
     _Figure("min", "worst", "accuracy under the worst prompt"),
     _Figure("p05", "5% quantile", "accuracy that all but 5% of the prompts reach"),
-    _Figure("max", "best", "accuracy under the best prompt"),
 )
 _TOP_MEANING = "share of the prompts with at least that accuracy"
 _FURTHER = (
+    _Figure("max", "best", "accuracy under the best prompt"),
     _Figure(
         "std_by_chance",
         "std by chance",
@@ -104,15 +104,12 @@ _FURTHER = (
 
 def results(summary: Mapping[str, Any]) -> Table:
     """The first table: what counts, with its intervals."""
-    shown = [figure for figure in _OVER_PROMPTS[:4] if _known(summary, figure)]
-    return _models(summary, shown, [], model_name)
+    return _models(summary, _FIRST, model_name, with_top=True)
 
 
-def all_figures(summary: Mapping[str, Any]) -> Table:
-    """Every figure that some model has."""
-    first = [figure for figure in _OVER_PROMPTS if _known(summary, figure)]
-    rest = [figure for figure in _FURTHER if _known(summary, figure)]
-    return _models(summary, first, rest, lambda _, label: display_name(label))
+def further_figures(summary: Mapping[str, Any]) -> Table:
+    """The second table: every other figure that some model has."""
+    return _models(summary, _FURTHER, lambda _, label: display_name(label))
 
 
 def differences(summary: Mapping[str, Any]) -> Table:
@@ -133,24 +130,23 @@ def differences(summary: Mapping[str, Any]) -> Table:
 
 def _models(
     summary: Mapping[str, Any],
-    first: list[_Figure],
-    rest: list[_Figure],
+    figures: Sequence[_Figure],
     name: Callable[[Mapping[str, Any], str], str],
+    with_top: bool = False,
 ) -> Table:
-    """First the figures over prompts, then Top@t, then the rest."""
-    tops = top_columns(summary)
+    """A row per model: the figures that some model has, then Top@t."""
+    shown = [figure for figure in figures if _known(summary, figure)]
+    tops = top_columns(summary) if with_top else ()
     rows = []
     for label, model in summary["models"].items():
         known = model.get("intervals", {})
-        cells = [_cell(figure, model, known) for figure in first]
-        cells += [_top(share, known.get("top", {}).get(t)) for t, share in model["top"].items()]
-        cells += [_cell(figure, model, known) for figure in rest]
+        cells = [_cell(figure, model, known) for figure in shown]
+        if with_top:
+            cells += [_top(share, known.get("top", {}).get(t)) for t, share in model["top"].items()]
         rows.append(Row(label, name(summary, label), tuple(cells)))
-    meanings = [(figure.heading, figure.meaning) for figure in first]
+    meanings = [(figure.heading, figure.meaning) for figure in shown]
     meanings += [(", ".join(tops), _TOP_MEANING)] * bool(tops)
-    meanings += [(figure.heading, figure.meaning) for figure in rest]
-    headings = [figure.heading for figure in first], [figure.heading for figure in rest]
-    return Table((*headings[0], *tops, *headings[1]), tuple(rows), tuple(meanings))
+    return Table((*(figure.heading for figure in shown), *tops), tuple(rows), tuple(meanings))
 
 
 def _known(summary: Mapping[str, Any], figure: _Figure) -> bool:

@@ -12,7 +12,7 @@ from paft_ray.artifacts import Storage
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.curves import curve_plot, shares_plot
 from paft_ray.report.draws import draws_of
-from paft_ray.report.figures import all_figures, differences, results
+from paft_ray.report.figures import differences, further_figures, results
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.pictures import (
@@ -72,7 +72,7 @@ def render_page(run: RunFiles, title: str, colour: Mapping[str, str]) -> str:
         headline=headline(summary),
         cautions=[text.replace("`", "") for text in cautions(summary)],
         results=results(summary),
-        figures=all_figures(summary),
+        further=further_figures(summary),
         differences=differences(summary),
         summary=summary,
         partly=run.partly_scored,

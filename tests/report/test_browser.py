@@ -43,6 +43,8 @@ CONTRASTS = """(() => {
     })
     .sort((one, other) => one[0] - other[0]);
 })()"""
+CUT_TABLES = """[...document.querySelectorAll('.wide')]
+  .filter(box => box.scrollWidth > box.clientWidth).map(box => box.innerText)"""
 SORT_ALL = """[...document.querySelectorAll('table.sortable')].flatMap((table, t) =>
   [...table.tHead.rows[0].cells].flatMap((head, c) => {
     const shown = () => [...table.tBodies[0].rows].map(row => row.cells[c].dataset.v);
@@ -125,6 +127,7 @@ def test_page_fits_is_legible_and_fetches_nothing(
     tab.run(OPEN_ALL)
     assert tab.run("innerWidth") == width
     assert tab.run("document.documentElement.scrollWidth") <= width
+    assert tab.run(CUT_TABLES) == []
     ratio, tag, text = tab.run(CONTRASTS)[0]
     assert ratio >= 4.5, f"{text!r} in <{tag}> is hard to read"
     assert (background(tab) == "rgb(19, 20, 23)") is dark

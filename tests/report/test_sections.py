@@ -14,7 +14,7 @@ from paft_ray.report.answers import read_answers
 from paft_ray.report.coverage import run_coverage
 from paft_ray.report.curves import curves_of
 from paft_ray.report.draws import draws_of
-from paft_ray.report.figures import all_figures, differences, results
+from paft_ray.report.figures import differences, further_figures, results
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.strips import accuracy_strips, levels_without_overlap, prompt_lines
@@ -188,10 +188,11 @@ def test_tables_show_intervals_and_only_the_columns_that_some_model_has(six: Run
     mean = results(summary).rows[-1].cells[0]
     low, high = summary["models"]["paft_t1"]["intervals"]["mean"]
     assert mean.below == f"{100 * low:.1f} – {100 * high:.1f}"
-    columns = all_figures(summary).columns
-    assert "calibration error" in columns
+    columns = further_figures(summary).columns
+    assert {"best", "calibration error"} <= set(columns)
+    assert not {"mean", "Top>=75%"} & set(columns)
     assert "tokens per answer" not in columns
-    base = dict(zip(columns, all_figures(summary).rows[0].cells, strict=True))
+    base = dict(zip(columns, further_figures(summary).rows[0].cells, strict=True))
     assert base["trained tokens"].value is None
     entry = summary["differences"]["paft - single_prompt"]
     cells = differences(summary).rows[0].cells
