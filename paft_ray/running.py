@@ -30,8 +30,7 @@ from paft_ray.config import (
     Config,
 )
 from paft_ray.errors import ConfigError
-from paft_ray.evaluation.estimation import balanced_cells
-from paft_ray.evaluation.grid import GridModel, GridScores, score_grid
+from paft_ray.evaluation.grid import GridModel, GridScores, score_grid, score_part
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.lease import lease
 from paft_ray.loading import dump_config, result_fields
@@ -367,14 +366,13 @@ def evaluate_models(
         ),
     ]
     with session.screen.stage("evaluate") as stage:
-        cells_PE, part = None, ""
-        if (estimate := evaluation.estimate) is not None:
-            classes = None if session.task.choices is None else [e.answer for e in examples]
-            cells_PE = balanced_cells(
-                session.config.seed, len(prompts), len(examples), estimate.share, classes
-            )
-            part = f", {cells_PE.mean():.0%} of them scored"
-        scores = score_grid(session, models, prompts, examples, stage, cells_PE)
+        part = ""
+        if (estimate := evaluation.estimate) is None:
+            scores = score_grid(session, models, prompts, examples, stage)
+        else:
+            scores = score_part(session, models, prompts, examples, stage, estimate.share)
+            whole = len(models) * len(prompts) * len(examples)
+            part = f", {scores.table.num_rows / whole:.0%} of them scored"
         stage.finish(
             f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
             f"{part}"

@@ -150,6 +150,7 @@ def make_config(
     return make
 
 
+KEYS = ("variant", "seed", "prompt_id", "example_id")
 KEY_ENV, KEY = "PAFT_TEST_PLANTED_KEY", "sk-planted-7f3a9c5e1b2d4f60"
 
 
@@ -300,6 +301,23 @@ def test_run_called_again_only_reads_its_summary(
     assert finish(paft("run", str(storage.parent / "config.yaml"), "--json")) == summary
     assert endpoint.calls.total() == before
     assert files == {path: path.stat().st_mtime_ns for path in storage.rglob("*.safetensors")}
+
+
+def test_run_that_scores_a_part_reports_estimates(make_config: Callable[..., Path]) -> None:
+    config = make_config("part", steps=2)
+    changes = ("evaluation.estimate.share=0.5", "variants=[{type: paft}]")
+    summary = finish(paft("run", str(config), *changes, "--json"))
+    run = config.parent / "storage/runs/small"
+    scores = pq.read_table(run / "scores.parquet")
+    assert scores.num_rows == 2 * 15
+    assert len(set(zip(*(scores[c].to_pylist() for c in KEYS), strict=True))) == scores.num_rows
+    assert summary["scored_share"] == 0.5
+    assert (summary["prompts"], summary["examples"]) == (3, 10)
+    for model in summary["models"].values():
+        low, high = model["intervals"]["mean"]
+        assert low <= model["mean"] <= high
+        assert len(model["accuracies"]) == 3
+    assert "50% of the prompts x examples" in (run / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@
         --grid sst2 sst2 POOL.parquet 100 200 --grid trained sst2 written 72 200 ADAPTER
 
 A grid is scored once by the package's scorer and kept (`--cache`), a quarter of an hour on one
-thread for 100 prompts and 200 examples of SST-2. Then its cells are drawn again and again, and each
-time the figures are estimated from them in three ways: `by class`, the package's with one ability
-per prompt and right answer; `one ability`, the package's with one per prompt (the Rasch model);
-`cells`, the accuracy of each prompt on its own cells. The same cells serve all three.
+thread for 100 prompts and 200 examples of SST-2. Then a share of its cells is drawn again and
+again, and each time the figures are estimated from it in four ways: `looks`, the package's, of
+which each look scores more of the prompts that may be the weakest; `evenly`, the package's estimate
+from as many cells that are spread evenly; `one ability`, from the same cells with one ability per
+prompt instead of one per prompt and right answer (the Rasch model); `cells`, the accuracy of each
+prompt on its own of these cells.
 
 Per grid, share, way and statistic: the mean error and its root mean square over the drawings, how
 often it is at most 2 points, how often the 95% interval holds the full grid's value, and the
@@ -25,28 +27,41 @@ from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
 from records import print_record
 
-from paft_ray.evaluation.estimation import Figure, Posterior, balanced_cells, fit
+from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
+from paft_ray.evaluation.estimation import Estimate, Figure, Posterior, fit
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
 
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min")
-WAYS = ("by class", "one ability", "cells")
+OURS = "looks"
+WAYS = (OURS, "evenly", "one ability", "cells")
 CLOSE = 0.02
 """An error of 2 points, as a share."""
+
+
+def looked_at(grid: FullGrid, share: float, seed: int) -> Estimate:
+    """What the package does with a grid of which it may score a share."""
+    correct_PE, answers_E = grid.correct_PE, grid.answers_E
+    prompts, examples = correct_PE.shape
+    observed_PE = balanced_cells(seed, prompts, examples, FIRST_LOOK * share, answers_E)
+    for look in range(1, LOOKS):
+        observed_PE |= next_cells(seed, look, correct_PE, observed_PE, share, answers_E)
+    return fit(correct_PE, observed_PE, answers_E, seed=seed)
 
 
 def estimates(
     grid: FullGrid, share: float, seed: int
 ) -> tuple[dict[str, dict[str, Figure]], float]:
-    """Way to statistic to figure, for one drawing of cells, and CPU-seconds of `by class`."""
+    """Way to statistic to figure, for one drawing of cells, and CPU-seconds of the package's."""
     correct_PE, answers_E = grid.correct_PE, grid.answers_E
     prompts, examples = correct_PE.shape
     observed_PE = balanced_cells(seed, prompts, examples, share, answers_E)
     cells_P = (correct_PE & observed_PE).sum(axis=1) / observed_PE.sum(axis=1)
     started = time.process_time()
-    by_class = fit(correct_PE, observed_PE, answers_E, seed=seed)
+    looks = looked_at(grid, share, seed)
     seconds = time.process_time() - started
+    evenly = fit(correct_PE, observed_PE, answers_E, seed=seed)
     one_ability = fit(correct_PE, observed_PE, seed=seed)
-    found = Posterior({"by class": [by_class], "one ability": [one_ability]})
+    found = Posterior({OURS: [looks], "evenly": [evenly], "one ability": [one_ability]})
     naive = {name: float(OVER_PROMPTS[name](cells_P)) for name in STATISTICS}
     return {
         **{way: {name: found.figure(way, name) for name in STATISTICS} for way in found.draws},
@@ -62,8 +77,8 @@ def compare(grid: FullGrid, share: float, drawings: int) -> list[dict[str, Any]]
     rows = []
     for way in WAYS:
         row: dict[str, Any] = {"share": share, "way": way}
-        if way == "by class":
-            row["fit_cpu_seconds"] = round(float(np.median(seconds)), 2)
+        if way == OURS:
+            row["cpu_seconds"] = round(float(np.median(seconds)), 2)
         for name in STATISTICS:
             row[name] = _errors([each[way][name] for each in found], exact[name], way != "cells")
         rows.append(row)
@@ -143,8 +158,8 @@ def main() -> None:
         rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
         for share in options.shares:
             for other in WAYS[1:]:
-                key = f"{plan.name} at {share:g}: p05 error, by class / {other}"
-                ratios[key] = round(rms[share, "by class"] / rms[share, other], 3)
+                key = f"{plan.name} at {share:g}: p05 error, {OURS} / {other}"
+                ratios[key] = round(rms[share, OURS] / rms[share, other], 3)
     if options.json:
         print_record("estimate", options, ("numpy", "torch"), rows, ratios)
 

@@ -11,7 +11,8 @@ class EstimateConfig(Section):
     """Score a part of the prompts x examples, and estimate the figures of the whole grid."""
 
     share: float = Field(gt=0, lt=1)
-    """Part of the pairs that is scored, spread evenly over prompts and examples."""
+    """Part of the pairs that is scored of every model: first evenly over prompts and examples, then
+    more under the prompts that may be among its weakest."""
 
 
 class EvaluationConfig(Section):
@@ -22,7 +23,8 @@ class EvaluationConfig(Section):
     prompts: int | None = Field(default=None, ge=1)
     """Test prompts to use; all by default."""
     estimate: EstimateConfig | None = None
-    """Save most of the work on many prompts or examples; see `evaluation.estimation`."""
+    """Save most of the work on many prompts or examples; see `evaluation.estimation` and
+    `evaluation.cells`."""
     top_thresholds: tuple[float, ...] | None = Field(default=None, min_length=1)
     """Top@t is the share of prompts with at least accuracy t; by default the paper's t of the
     task."""

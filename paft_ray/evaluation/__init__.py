@@ -4,6 +4,7 @@ metrics.py     mean, std, worst, Top@t, consistency, flips, calibration; pure
 answers.py     one model's answers as arrays, out of the scores table; pure
 bootstrap.py   intervals, and paired differences of two models; pure
 estimation.py  the whole grid's figures from a part of it; pure
+cells.py       which part: evenly first, then more of the weakest prompts; pure
 summary.py     from the scores table to `summary.json`; pure
 scorer.py      one model, one prompt, some examples to scores; no Ray
 grid.py        Ray Data: the whole grid over actors that hold the model

@@ -3,6 +3,7 @@
 Shapes: P prompts, E examples, C choices.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ def grid_from_scores(
     variant: str,
     split: str,
     seed: int | None = None,
-    partly: bool = False,
+    whole: Collection[str] | None = None,
 ) -> Grid:
     """One model's grid from the scores table.
 
@@ -49,7 +50,7 @@ def grid_from_scores(
         variant: The model's label.
         split: Which prompts: normally `test`.
         seed: Which training; may be left out where there is only one.
-        partly: Pairs may lack a row.
+        whole: Ids of all examples, where pairs may lack a row.
 
     Raises:
         DataError: No such rows, a prompt and example without a row, or with more than one.
@@ -64,10 +65,12 @@ def grid_from_scores(
     if rows.num_rows == 0:
         raise DataError(f"{what}: no rows; evaluate that variant first")
     prompt_ids, prompt_of_row = np.unique(_text(rows, "prompt_id"), return_inverse=True)
-    example_ids, example_of_row = np.unique(_text(rows, "example_id"), return_inverse=True)
+    asked = _text(rows, "example_id")
+    example_ids = np.unique(asked if whole is None else [*whole, *asked])
+    example_of_row = np.searchsorted(example_ids, asked)
     count_PE = np.zeros((len(prompt_ids), len(example_ids)), int)
     np.add.at(count_PE, (prompt_of_row, example_of_row), 1)
-    wrong_PE = count_PE > 1 if partly else count_PE != 1
+    wrong_PE = count_PE != 1 if whole is None else count_PE > 1
     if wrong_PE.any():
         p, e = np.argwhere(wrong_PE)[0]
         raise DataError(
@@ -84,7 +87,7 @@ def grid_from_scores(
         _spread(_text(rows, "prediction"), place, count_PE.shape),
         None if confidence is None else _spread(confidence, place, count_PE.shape),
         None if tokens is None else _spread(tokens, place, count_PE.shape),
-        count_PE == 1 if partly else None,
+        None if whole is None else count_PE == 1,
     )
 
 

@@ -1,9 +1,9 @@
-"""Figures of the whole grid from a part of it: which cells to score, and what they say of the rest.
+"""Figures of the whole grid from a part of it: what the scored cells say of the others.
 
-Covered: choosing the cells (`balanced_cells`), the accuracy that every prompt would have on the
-whole grid (`fit`), and statistics over prompts with intervals (`Posterior`). Not covered: agreement
-between prompts (consistency), for which the answers themselves would have to be guessed; paired
-differences of two models.
+Covered: the accuracy that every prompt would have on the whole grid (`fit`), and statistics over
+prompts with intervals (`Posterior`). Not covered: which cells to score (`cells`); agreement between
+prompts (consistency), for which the answers themselves would have to be guessed; paired differences
+of two models.
 
 The model is PromptEval's (arXiv 2405.17202), a Rasch model of prompts and examples,
 
@@ -124,59 +124,6 @@ class Posterior:
         return Difference(value, around.low, around.high, None)
 
 
-def balanced_cells(
-    seed: int,
-    prompts: int,
-    examples: int,
-    share: float,
-    classes_E: Sequence[Any] | NDArray[Any] | None = None,
-) -> NDArray[np.bool_]:
-    """Which cells of a grid to score; the same ones for every model, so that models stay paired.
-
-    Every prompt gets equally many cells, give or take one, and at least one; every example too,
-    give or take one. Given classes, a prompt's cells hold them nearly in the proportions of all
-    examples (of two classes, give or take three).
-
-    Args:
-        seed: With the other arguments, determines the cells.
-        prompts: Rows of the grid.
-        examples: Columns of the grid.
-        share: Part of the cells to score.
-        classes_E: The right answers, or any other classes of the examples to spread evenly.
-
-    Returns:
-        A mask [P, E], true where a cell is to be scored.
-
-    Raises:
-        DataError: The grid is empty, `share` is not in (0, 1], or classes do not fit the examples.
-    """
-    if prompts < 1 or examples < 1:
-        raise DataError(
-            f"a grid of {prompts} prompts x {examples} examples has no cell to choose: "
-            "give at least one of both"
-        )
-    if not 0 < share <= 1:
-        raise DataError(f"share is {share}: give the part of the cells to score, over 0, up to 1")
-    class_E = _class_numbers(classes_E, examples)
-    rng = np.random.default_rng((seed, prompts, examples))
-    total = max(prompts, round(share * prompts * examples))
-    count_P = np.full(prompts, total // prompts)
-    count_P[rng.permutation(prompts)[: total % prompts]] += 1
-    mask_PE = np.zeros((prompts, examples), bool)
-    waiting = np.empty(0, int)
-    for p, count in enumerate(count_P):
-        taken = waiting[:count]
-        waiting = waiting[count:]
-        if len(taken) < count:
-            # a new deal of all examples, in which those that the prompt already has come later
-            deal = _mixed_order(rng, class_E)
-            fresh = deal[~np.isin(deal, taken)][: count - len(taken)]
-            taken = np.concatenate([taken, fresh])
-            waiting = deal[~np.isin(deal, fresh)]
-        mask_PE[p, taken] = True
-    return mask_PE
-
-
 def fit(
     correct_PE: NDArray[np.bool_],
     observed_PE: NDArray[np.bool_],
@@ -188,8 +135,8 @@ def fit(
 
     Args:
         correct_PE: Whether the answer is right; without meaning where it was not observed.
-        observed_PE: Which cells were scored, from `balanced_cells` or any other choice that does
-            not look at the answers.
+        observed_PE: Which cells were scored, by any choice that looks at no answers but those that
+            were scored before.
         classes_E: The right answers where they are one of a few choices; None for free text. The
             cost grows with the cube of their number.
         draws: How many draws to keep.
@@ -211,7 +158,7 @@ def fit(
     if draws < 1:
         raise DataError(f"draws is {draws}: ask for at least one")
     examples = correct_PE.shape[1]
-    class_E = _class_numbers(classes_E, examples)
+    class_E = class_numbers(classes_E, examples)
     right_P = (correct_PE & observed_PE).sum(axis=1)
     scored = int(observed_PE.sum())
     if scored == observed_PE.size:
@@ -350,16 +297,14 @@ def _shift(
     return rng.standard_normal(classes) / np.sqrt(precision_C) - sums_C / precision_C
 
 
-def _mixed_order(rng: np.random.Generator, class_E: NDArray[np.int_]) -> NDArray[np.int_]:
-    """A random order of all examples in which every stretch holds the classes in proportion."""
-    place_E = np.empty(len(class_E))
-    for label in np.unique(class_E):
-        members = rng.permutation(np.flatnonzero(class_E == label))
-        place_E[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.argsort(place_E, kind="stable")
+def class_numbers(
+    classes_E: Sequence[Any] | NDArray[Any] | None, examples: int
+) -> NDArray[np.int_]:
+    """Classes of any type as numbers from 0; one class where they are None.
 
-
-def _class_numbers(classes_E: Sequence[Any] | NDArray[Any] | None, examples: int) -> Any:
+    Raises:
+        DataError: They are not of so many examples.
+    """
     if classes_E is None:
         return np.zeros(examples, int)
     if len(classes_E) != examples:

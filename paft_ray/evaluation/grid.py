@@ -2,25 +2,27 @@
 
 The grid is cut into units (one model, one prompt, a few examples) before it is distributed, so
 that the worker count changes no result; a finished unit is kept as a part, so that a killed
-evaluation goes on where it was.
+evaluation goes on where it was. Where only a part of the grid is scored, each look at it is cut so.
 """
 
 import logging
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.artifacts import Parts, Storage, fingerprint
 from paft_ray.cluster import cpus_per_worker, own_errors
 from paft_ray.config import Config
+from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.loading import dump_config
 from paft_ray.modeling.base import BaseSource, locate_base
 from paft_ray.prompts.pool import Prompt
@@ -67,9 +69,8 @@ def score_grid(
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
-    cells_PE: NDArray[np.bool_] | None = None,
 ) -> GridScores:
-    """Score every model under every prompt on every example, or on a part of them.
+    """Score every model under every prompt on every example.
 
     Args:
         session: The run.
@@ -77,17 +78,65 @@ def score_grid(
         prompts: Which wordings.
         examples: Which questions.
         stage: Told how many prompt-example pairs are done.
-        cells_PE: Which pairs of prompt and example to score, the same for every model; all without.
 
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    units = _cut(session, models, prompts, examples, cells_PE)
+    stage.expect(len(models) * len(prompts) * len(examples))
+    whole_PE = np.ones((len(prompts), len(examples)), bool)
+    return _score(session, models, prompts, examples, stage, [[whole_PE]] * len(models))
+
+
+def score_part(
+    session: Session,
+    models: Sequence[GridModel],
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+    stage: Stage,
+    share: float,
+) -> GridScores:
+    """Score a part of the pairs, in several looks; see `cells`.
+
+    Args:
+        session: The run.
+        models: Base model and variants, each of which is looked at by its own answers.
+        prompts: Which wordings.
+        examples: Which questions.
+        stage: Told how many prompt-example pairs are done.
+        share: Part of the pairs.
+
+    Raises:
+        DataError: An example does not fit `task.max_length` under a prompt.
+    """
+    seed = session.config.seed
+    classes_E = None if session.task.choices is None else [e.answer for e in examples]
+    first_PE = balanced_cells(seed, len(prompts), len(examples), FIRST_LOOK * share, classes_E)
+    stage.expect(len(models) * max(int(first_PE.sum()), round(share * first_PE.size)))
+    looks = [[first_PE] for _ in models]
+    scores = _score(session, models, prompts, examples, stage, looks)
+    for look in range(1, LOOKS):
+        for model, seen in zip(models, looks, strict=True):
+            correct_PE = _correct(scores.table, model, prompts, examples)
+            observed_PE = np.any(seen, axis=0)
+            seen.append(next_cells(seed, look, correct_PE, observed_PE, share, classes_E))
+        scores = _score(session, models, prompts, examples, stage, looks)
+    return scores
+
+
+def _score(
+    session: Session,
+    models: Sequence[GridModel],
+    prompts: Sequence[Prompt],
+    examples: Sequence[Example],
+    stage: Stage,
+    looks: Sequence[Sequence[NDArray[np.bool_]]],
+) -> GridScores:
+    """What every model is asked in its looks, of shape [P, E] each; what is there is not scored."""
+    units = _cut(session, models, prompts, examples, looks)
     parts = Parts(session.run_folder.child("scores"))
-    stage.expect(sum(len(unit["examples"]) for unit in units))
     finished = parts.finished()
     todo = [unit for unit in units if unit["key"] not in finished]
-    stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
+    stage.reach(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
     if todo:
         weights = [model.weights for model in models]
         _run(session, todo, weights, parts, stage)
@@ -95,6 +144,20 @@ def score_grid(
     return GridScores(
         pa.concat_tables(map(_of_model, tables, owners)), _seconds_per_example(tables, owners)
     )
+
+
+def _correct(
+    scores: pa.Table, model: GridModel, prompts: Sequence[Prompt], examples: Sequence[Example]
+) -> NDArray[np.bool_]:
+    """Whether a model's answers are right: shape [P, E], False where there is none."""
+    rows = scores.filter((pc.field("variant") == model.label) & (pc.field("seed") == model.seed))
+    correct_PE = np.zeros((len(prompts), len(examples)), bool)
+    prompt_of = {prompt.id: p for p, prompt in enumerate(prompts)}
+    example_of = {example.id: e for e, example in enumerate(examples)}
+    right = rows.filter(pc.field("correct")).select(["prompt_id", "example_id"]).to_pylist()
+    for row in right:
+        correct_PE[prompt_of[row["prompt_id"]], example_of[row["example_id"]]] = True
+    return correct_PE
 
 
 def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
@@ -121,7 +184,7 @@ def _cut(
     models: Sequence[GridModel],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
-    cells_PE: NDArray[np.bool_] | None,
+    looks: Sequence[Sequence[NDArray[np.bool_]]],
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
     config = session.config
@@ -134,11 +197,6 @@ def _cut(
     ]
     if session.task.choices is None:
         fixed.append(config.evaluation.generation_tokens)
-    whole_E = np.ones(len(examples), bool)
-    chunks = [
-        [[examples[e].id for e in places] for places in _chunks(np.flatnonzero(asked_E))]
-        for asked_E in ([whole_E] * len(prompts) if cells_PE is None else cells_PE)
-    ]
     return [
         {
             "key": fingerprint("scores", fixed, model.identity, prompt.text, chunk),
@@ -147,14 +205,18 @@ def _cut(
             "text": prompt.text,
             "examples": chunk,
         }
-        for index, model in enumerate(models)
-        for prompt, own in zip(prompts, chunks, strict=True)
-        for chunk in own
+        for index, (model, own) in enumerate(zip(models, looks, strict=True))
+        for p, prompt in enumerate(prompts)
+        for asked_PE in own
+        for chunk in _chunks(examples, asked_PE[p])
     ]
 
 
-def _chunks(places_N: NDArray[np.int_]) -> list[NDArray[np.int_]]:
-    return [places_N[i : i + _UNIT_EXAMPLES] for i in range(0, len(places_N), _UNIT_EXAMPLES)]
+def _chunks(examples: Sequence[Example], asked_E: NDArray[np.bool_]) -> Iterator[list[str]]:
+    """Ids of the examples that are asked, a unit's at a time."""
+    ids = [example.id for example, asked in zip(examples, asked_E, strict=True) if asked]
+    for start in range(0, len(ids), _UNIT_EXAMPLES):
+        yield ids[start : start + _UNIT_EXAMPLES]
 
 
 def _run(

@@ -189,15 +189,21 @@ class AnswerFigures:
         return figures
 
 
-def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
+def calibration_error(
+    confidence: NDArray[np.float64],
+    correct: NDArray[np.bool_],
+    weight: NDArray[np.float64] | None = None,
+) -> float:
     """Mean distance of confidence and accuracy over bins of confidence, weighted by their sizes.
 
     Args:
         confidence: Of answers, in any shape.
         correct: Whether they are right, in the same shape.
+        weight: What each counts, in the same shape; all alike without.
     """
-    bins, gaps = _bins(confidence).ravel(), (confidence - correct).ravel()
-    return float(np.abs(np.bincount(bins, gaps)).sum() / confidence.size)
+    weight = np.ones(confidence.shape) if weight is None else weight
+    gaps = np.bincount(_bins(confidence).ravel(), ((confidence - correct) * weight).ravel())
+    return float(np.abs(gaps).sum() / weight.sum())
 
 
 def _top(accuracy: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 Shapes: P prompts, E examples.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,8 +78,8 @@ def summarise(
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
     """
-    partly = estimate is not None
-    grids = {label: _grids_by_seed(scores, label, split, partly) for label in variants}
+    whole = None if estimate is None else estimate.answers
+    grids = {label: _grids_by_seed(scores, label, split, whole) for label in variants}
     first = _require_same_pairs(grids)
     if estimate is None:
         found, figures = _measured(grids, thresholds)
@@ -101,7 +101,7 @@ def summarise(
         "examples": len(first.example_ids),
         "seeds": list(seeds),
         "seconds": dict(seconds),
-        **({"scored_share": float(np.mean(_scored(first)))} if partly else {}),
+        **({"scored_share": float(np.mean(_scored(first)))} if estimate is not None else {}),
     }
 
 
@@ -137,12 +137,14 @@ def _difference(
     return {**of.pop("mean"), **of, "top": tops}
 
 
-def _grids_by_seed(scores: pa.Table, label: str, split: str, partly: bool) -> dict[int, Grid]:
+def _grids_by_seed(
+    scores: pa.Table, label: str, split: str, whole: Collection[str] | None
+) -> dict[int, Grid]:
     of_label = scores.filter(pc.field("variant") == label)
     seeds = sorted(of_label["seed"].unique().to_pylist())
     if not seeds:
         raise DataError(f"variant {label!r} has no scores: evaluate it first")
-    return {seed: grid_from_scores(of_label, label, split, seed, partly) for seed in seeds}
+    return {seed: grid_from_scores(of_label, label, split, seed, whole) for seed in seeds}
 
 
 def _require_same_pairs(grids: Mapping[str, Mapping[int, Grid]]) -> Grid:
@@ -224,15 +226,16 @@ def _estimated(
 
 
 def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:
-    """The figures that need no whole grid, over the pairs that were scored."""
+    """The figures that need no whole grid: of the scored pairs, with all prompts alike."""
     figures: dict[str, list[float]] = {}
     for grid in grids:
+        scored_PE = _scored(grid)
+        weight_PE = scored_PE / scored_PE.sum(axis=1, keepdims=True)
         if grid.confidence_PE is not None:
-            there_PE = _scored(grid)
-            error = calibration_error(grid.confidence_PE[there_PE], grid.correct_PE[there_PE])
+            error = calibration_error(grid.confidence_PE, grid.correct_PE, weight_PE)
             figures.setdefault("calibration_error", []).append(error)
         if grid.tokens_PE is not None:
-            tokens = float(grid.tokens_PE[_scored(grid)].mean())
+            tokens = float((grid.tokens_PE * weight_PE).sum() / weight_PE.sum())
             figures.setdefault("generated_tokens", []).append(tokens)
     return {name: float(np.mean(values)) for name, values in figures.items()}
 

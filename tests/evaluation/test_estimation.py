@@ -1,4 +1,4 @@
-"""Figures of the whole grid from a part of it: the cells, the draws, and what they cover."""
+"""Figures of the whole grid from a part of it: the draws, and what they cover."""
 
 import numpy as np
 import pytest
@@ -8,18 +8,12 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
-from paft_ray.evaluation.estimation import (
-    Estimate,
-    Figure,
-    Posterior,
-    balanced_cells,
-    fit,
-)
+from paft_ray.evaluation.cells import balanced_cells
+from paft_ray.evaluation.estimation import Estimate, Figure, Posterior, fit
 from paft_ray.evaluation.metrics import OVER_PROMPTS, robustness, top_name
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)
-SHARES = st.floats(0.01, 1)
 SMALL_GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
     lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
 )
@@ -44,40 +38,6 @@ def biased_grid(seed: int, prompts: int, examples: int) -> tuple[NDArray[np.bool
     pull_P, hint_E = rng.normal(0, 3, prompts), rng.normal(1, 1, examples) * (2 * classes_E - 1)
     says_one_PE = rng.logistic(size=(prompts, examples)) < pull_P[:, None] + hint_E
     return says_one_PE == classes_E, np.array(["no", "yes"])[classes_E]
-
-
-@given(SEEDS, SIZES, SIZES, SHARES, st.integers(1, 3))
-def test_cells_are_balanced_over_prompts_and_over_examples(seed, prompts, examples, share, classes):
-    mask_PE = balanced_cells(seed, prompts, examples, share, np.arange(examples) % classes)
-    assert mask_PE.shape == (prompts, examples)
-    assert mask_PE.sum() == max(prompts, round(share * mask_PE.size))
-    assert mask_PE.sum(axis=1).min() >= 1
-    assert np.ptp(mask_PE.sum(axis=1)) <= 1
-    assert np.ptp(mask_PE.sum(axis=0)) <= 1
-
-
-@given(SEEDS, SIZES, SIZES, SHARES)
-def test_cells_are_a_function_of_the_arguments(seed, prompts, examples, share):
-    first, second = (balanced_cells(seed, prompts, examples, share) for _ in range(2))
-    assert (first == second).all()
-
-
-@given(SEEDS, SIZES, SIZES)
-def test_cells_of_share_one_are_all_cells(seed, prompts, examples):
-    assert balanced_cells(seed, prompts, examples, 1.0).all()
-
-
-@given(SEEDS, st.integers(1, 20), st.floats(0.02, 0.5))
-def test_cells_of_a_prompt_hold_the_classes_in_proportion(seed, prompts, share):
-    classes_E = np.repeat([0, 1], [90, 30])
-    mask_PE = balanced_cells(seed, prompts, 120, share, classes_E)
-    rare_P = mask_PE[:, classes_E == 1].sum(axis=1)
-    assert np.abs(rare_P - mask_PE.sum(axis=1) / 4).max() <= 3
-
-
-def test_cells_of_another_seed_are_other_cells():
-    first, second = (balanced_cells(seed, 20, 50, 0.1) for seed in (0, 1))
-    assert (first != second).any()
 
 
 @given(arrays(bool, st.tuples(SIZES, SIZES)), SEEDS)
@@ -218,18 +178,10 @@ def test_posterior_averages_over_seeds_and_has_quantiles_of_its_draws_and_no_p()
     assert difference.p is None
 
 
-@pytest.mark.parametrize("share", [0.0, -0.1, 1.1, float("nan")])
-def test_share_outside_its_range_is_refused_with_the_value(share):
-    with pytest.raises(DataError, match=f"share is {share}"):
-        balanced_cells(0, 2, 2, share)
-
-
 def test_bad_input_is_refused_with_a_remedy():
     grid = np.ones((2, 3), bool)
-    with pytest.raises(DataError, match="at least one of both"):
-        balanced_cells(0, 0, 3, 0.5)
     with pytest.raises(DataError, match="2 classes for 3 examples"):
-        balanced_cells(0, 2, 3, 0.5, ["a", "b"])
+        fit(grid, grid, ["a", "b"])
     with pytest.raises(DataError, match="prompts x examples"):
         fit(grid, grid[:1])
     with pytest.raises(DataError, match="prompts x examples"):

@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from paft_ray.api import open_session
 from paft_ray.artifacts import Storage, fingerprint
-from paft_ray.evaluation.estimation import balanced_cells
-from paft_ray.evaluation.grid import GridModel, GridScores, score_grid
+from paft_ray.evaluation.grid import GridModel, GridScores, score_grid, score_part
 from paft_ray.loading import load_config
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.screen import SilentScreen
@@ -53,7 +51,7 @@ def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callabl
     return make
 
 
-def score(session: Session, adapter: str, cells_PE: np.ndarray | None = None) -> GridScores:
+def score(session: Session, adapter: str, share: float | None = None) -> GridScores:
     prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
     models = [
         GridModel("base", 0, ""),
@@ -62,7 +60,11 @@ def score(session: Session, adapter: str, cells_PE: np.ndarray | None = None) ->
     ]
     examples = session.task.train[:70]
     with SilentScreen().stage("evaluate") as stage:
-        return score_grid(session, models, prompts, examples, stage, cells_PE)
+        if share is None:
+            return score_grid(session, models, prompts, examples, stage)
+        scores = score_part(session, models, prompts, examples, stage, share)
+        assert stage.done == stage.total == scores.table.num_rows
+        return scores
 
 
 def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
@@ -98,13 +100,25 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
 def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_session, save_adapter):
     adapter, session = save_adapter(LORA), make_session(1)
     whole = score(session, adapter).table.to_pylist()
-    examples = session.task.train[:70]
-    cells_PE = balanced_cells(0, len(TEMPLATES), len(examples), 0.3)
-    part = score(session, adapter, cells_PE).table.to_pylist()
-    assert len(part) == 3 * cells_PE.sum()
+    part = score(session, adapter, 0.3).table
+    pairs = 3 * min(70, len(session.task.train))
+    assert part.num_rows == pytest.approx(3 * 0.3 * pairs, abs=3 * 3)
     rows = {(r["variant"], r["seed"], r["prompt_id"], r["example_id"]): r for r in whole}
-    prompts, ids = [fingerprint(t) for t in TEMPLATES], [e.id for e in examples]
-    for row in part:
-        assert cells_PE[prompts.index(row["prompt_id"]), ids.index(row["example_id"])]
-        same = rows[row["variant"], row["seed"], row["prompt_id"], row["example_id"]]
-        assert row["choice_logprobs"] == pytest.approx(same["choice_logprobs"], abs=1e-4)
+    asked = [(r["variant"], r["seed"], r["prompt_id"], r["example_id"]) for r in part.to_pylist()]
+    assert len(set(asked)) == len(asked)
+    for key, row in zip(asked, part.to_pylist(), strict=True):
+        assert row["choice_logprobs"] == pytest.approx(rows[key]["choice_logprobs"], abs=1e-4)
+
+
+def test_part_of_a_grid_is_the_same_for_any_number_of_workers_and_after_a_kill(
+    make_session, save_adapter
+):
+    adapter, one, two = save_adapter(LORA), make_session(1), make_session(2)
+    found = score(one, adapter, 0.3).table
+    assert score(two, adapter, 0.3).table.equals(found, check_metadata=True)
+    parts = sorted(Path(one.run_folder.path(), "scores").glob("*.parquet"))
+    for path in parts[::2]:
+        path.unlink()
+    kept = {path: path.stat().st_mtime_ns for path in parts[1::2]}
+    assert score(one, adapter, 0.3).table.equals(found)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from paft_ray.errors import DataError
 from paft_ray.evaluation.answers import Grid, grid_from_scores
-from paft_ray.evaluation.estimation import balanced_cells
+from paft_ray.evaluation.cells import balanced_cells
 from paft_ray.evaluation.summary import Unscored, pairs, summarise
 
 
@@ -196,6 +196,17 @@ def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():
     assert difference["p"] is difference["std"]["p"] is None
     true = whole["paft"].mean() - whole["base"].mean()
     assert difference["low"] - 0.01 <= true <= difference["high"] + 0.01
+
+
+def test_figures_of_scored_pairs_count_every_prompt_alike():
+    table = scores({("paft", 0): random_grid(1)})
+    tokens = [10 if row["prompt_id"] == "p0" else 4 for row in table.to_pylist()]
+    table = table.append_column("generated_tokens", pa.array(tokens))
+    few = [r["prompt_id"] == "p0" or r["example_id"] < "e05" for r in table.to_pylist()]
+    answers = Unscored({f"e{e:02d}": "yes" for e in range(50)}, choices=False)
+    summary = summarise(table.filter(pa.array(few)), ("paft",), (), (0,), {}, estimate=answers)
+    assert summary["models"]["paft"]["generated_tokens"] == pytest.approx(5.0)
+    assert (summary["prompts"], summary["examples"]) == (6, 50)  # ten of which nobody was asked
 
 
 def test_summary_of_a_grid_with_holes_is_refused_unless_it_is_to_be_estimated():
