@@ -158,8 +158,9 @@ def main() -> None:
         rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
         for share in options.shares:
             for other in WAYS[1:]:
-                key = f"{plan.name} at {share:g}: p05 error, {OURS} / {other}"
-                ratios[key] = round(rms[share, OURS] / rms[share, other], 3)
+                if theirs := rms[share, other]:  # nobody errs where all weak prompts are alike
+                    key = f"{plan.name} at {share:g}: p05 error, {OURS} / {other}"
+                    ratios[key] = round(rms[share, OURS] / theirs, 3)
     if options.json:
         print_record("estimate", options, ("numpy", "torch"), rows, ratios)
 
