@@ -79,7 +79,7 @@ def describe_plan(session: Session) -> dict[str, Any]:
         "models": models,
         "prompts": test_prompts,
         "examples": test_examples,
-        "answers": round(models * test_prompts * test_examples * share),
+        "answers": models * max(test_prompts, round(test_prompts * test_examples * share)),
     }
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))

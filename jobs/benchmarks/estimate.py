@@ -5,11 +5,11 @@
 
 A grid is scored once by the package's scorer and kept (`--cache`), a quarter of an hour on one
 thread for 100 prompts and 200 examples of SST-2. Then a share of its cells is drawn again and
-again, and each time the figures are estimated from it in four ways: `looks`, the package's, of
-which each look scores more of the prompts that may be the weakest; `evenly`, the package's estimate
-from as many cells that are spread evenly; `one ability`, from the same cells with one ability per
-prompt instead of one per prompt and right answer (the Rasch model); `cells`, the accuracy of each
-prompt on its own of these cells.
+again, and each time the figures are estimated from it in four ways: `looks`, the package's, which
+scores half of them evenly and the rest under the prompts that may be the weakest; `evenly`, the
+package's estimate from as many cells that are spread evenly; `one ability`, from the same cells
+with one ability per prompt instead of one per prompt and right answer (the Rasch model); `cells`,
+the accuracy of each prompt on its own of these cells.
 
 Per grid, share, way and statistic: the mean error and its root mean square over the drawings, how
 often it is at most 2 points, how often the 95% interval holds the full grid's value, and the
@@ -31,7 +31,7 @@ from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_ce
 from paft_ray.evaluation.estimation import Estimate, Figure, Posterior, fit
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
 
-STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min")
+STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min", "max")
 OURS = "looks"
 WAYS = (OURS, "evenly", "one ability", "cells")
 CLOSE = 0.02
@@ -147,7 +147,8 @@ def main() -> None:
         GridPlan(name, task, file, int(prompts), int(examples), *adapter)
         for name, task, file, prompts, examples, *adapter in options.grid
     ]
-    rows, ratios = [], {}
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float | None] = {}
     for plan in plans:
         grid = full_grid(plan, options.model, options.dtype, Path(options.cache))
         of_grid = [row for s in options.shares for row in compare(grid, s, options.drawings)]
@@ -158,9 +159,9 @@ def main() -> None:
         rms = {(row["share"], row["way"]): row["p05"]["rms_error"] for row in of_grid}
         for share in options.shares:
             for other in WAYS[1:]:
-                if theirs := rms[share, other]:  # nobody errs where all weak prompts are alike
-                    key = f"{plan.name} at {share:g}: p05 error, {OURS} / {other}"
-                    ratios[key] = round(rms[share, OURS] / theirs, 3)
+                theirs = rms[share, other]  # none where all weak prompts say one class
+                key = f"{plan.name} at {share:g}: p05 error, {OURS} / {other}"
+                ratios[key] = round(rms[share, OURS] / theirs, 3) if theirs else None
     if options.json:
         print_record("estimate", options, ("numpy", "torch"), rows, ratios)
 

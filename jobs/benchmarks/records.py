@@ -17,7 +17,7 @@ def print_record(
     options: argparse.Namespace,
     packages: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
-    ratios: Mapping[str, float],
+    ratios: Mapping[str, float | None],
     **more: Any,
 ) -> None:
     """Print rows, ratios and what they were made with.

@@ -11,8 +11,8 @@ class EstimateConfig(Section):
     """Score a part of the prompts x examples, and estimate the figures of the whole grid."""
 
     share: float = Field(gt=0, lt=1)
-    """Part of the pairs that is scored of every model: first evenly over prompts and examples, then
-    more under the prompts that may be among its weakest."""
+    """Part of the pairs that is scored of every model: half of it evenly over prompts and examples,
+    the rest under the prompts that may be among its weakest."""
 
 
 class EvaluationConfig(Section):

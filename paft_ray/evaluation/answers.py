@@ -33,6 +33,8 @@ class Grid:
     """Tokens generated for the answer; None for choices."""
     scored_PE: NDArray[np.bool_] | None = None
     """Which pairs were scored; None for all."""
+    even_PE: NDArray[np.bool_] | None = None
+    """Which of them were not chosen by other answers; None for all."""
 
 
 def grid_from_scores(
@@ -46,7 +48,7 @@ def grid_from_scores(
 
     Args:
         scores: Columns `variant, seed, split, prompt_id, example_id, prediction, correct`, and
-            `choice_logprobs` or `generated_tokens` where there are any.
+            `choice_logprobs`, `generated_tokens` or `look` where there are any.
         variant: The model's label.
         split: Which prompts: normally `test`.
         seed: Which training; may be left out where there is only one.
@@ -80,6 +82,7 @@ def grid_from_scores(
         )
     place = (prompt_of_row, example_of_row)
     confidence, tokens = _confidence(rows), _numbers(rows, "generated_tokens")
+    look = _numbers(rows, "look")
     return Grid(
         tuple(prompt_ids.tolist()),
         tuple(example_ids.tolist()),
@@ -88,6 +91,7 @@ def grid_from_scores(
         None if confidence is None else _spread(confidence, place, count_PE.shape),
         None if tokens is None else _spread(tokens, place, count_PE.shape),
         None if whole is None else count_PE == 1,
+        None if look is None else _spread(look == 0, place, count_PE.shape),
     )
 
 

@@ -94,14 +94,14 @@ def resample(
             )
     rng = np.random.default_rng(seed)
     batches = [
-        _resampled(rng, min(_AT_ONCE, resamples - start), grids, thresholds, answers or {})
+        _resampled(rng, min(_AT_ONCE, resamples - start), grids, thresholds, answers)
         for start in range(0, resamples, _AT_ONCE)
     ]
     once = np.ones((1, prompts)), np.ones((1, examples))
     values, draws = {}, {}
     for label, grid_SPE in grids.items():
         by_seed = over_prompts(grid_SPE.mean(axis=2), thresholds)
-        by_seed |= _of_answers(answers or {}, label, *once)
+        by_seed |= _of_answers(answers, label, *once)
         values[label] = {name: float(values_S.mean()) for name, values_S in by_seed.items()}
         draws[label] = {name: np.concatenate([b[label][name] for b in batches]) for name in by_seed}
     return Resamples(values, draws)
@@ -112,7 +112,7 @@ def _resampled(
     count: int,
     grids: Mapping[str, NDArray[np.float64]],
     thresholds: Sequence[float],
-    answers: Mapping[str, Sequence[AnswerFigures]],
+    answers: Mapping[str, Sequence[AnswerFigures]] | None,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Label and statistic to its values on `count` resamples of grids [S, P, E]: shape [R]."""
     prompts, examples = next(iter(grids.values())).shape[1:]
@@ -136,15 +136,16 @@ def _resampled(
 
 
 def _of_answers(
-    answers: Mapping[str, Sequence[AnswerFigures]],
+    answers: Mapping[str, Sequence[AnswerFigures]] | None,
     label: str,
     times_RP: NDArray[np.float64],
     times_RE: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float64]]:
     """Statistics of one model's answers, each with shape [S, R]."""
-    by_seed = [figures(times_RP, times_RE) for figures in answers.get(label, ())]
-    names = by_seed[0] if by_seed else ()
-    return {name: np.stack([figures[name] for figures in by_seed]) for name in names}
+    if answers is None:
+        return {}
+    by_seed = [figures(times_RP, times_RE) for figures in answers[label]]
+    return {name: np.stack([figures[name] for figures in by_seed]) for name in by_seed[0]}
 
 
 def _most(statistic: str) -> float:

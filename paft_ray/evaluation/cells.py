@@ -19,7 +19,7 @@ from paft_ray.errors import DataError
 from paft_ray.evaluation.estimation import class_numbers, fit
 
 LOOKS = 3
-FIRST_LOOK = 0.3
+FIRST_LOOK = 0.5
 """Part of the cells to score that is spread evenly."""
 _WEAKEST = 0.1
 """Part of the prompts that the other looks are to tell from the rest."""

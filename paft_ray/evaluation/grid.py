@@ -7,16 +7,13 @@ evaluation goes on where it was. Where only a part of the grid is scored, each l
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.artifacts import Parts, Storage, fingerprint
@@ -24,7 +21,7 @@ from paft_ray.cluster import cpus_per_worker, own_errors
 from paft_ray.config import Config
 from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.loading import dump_config
-from paft_ray.modeling.base import BaseSource, locate_base
+from paft_ray.modeling.base import BaseSource, local_copy, locate_base
 from paft_ray.prompts.pool import Prompt
 from paft_ray.screen import Stage
 from paft_ray.session import Session
@@ -33,6 +30,8 @@ from paft_ray.tasks import Example, Task
 logger = logging.getLogger(__name__)
 
 _UNIT_EXAMPLES = 64
+LOOK = "look"
+"""Column of the number of the look at which a pair was scored, from 0."""
 _SECONDS = b"seconds"
 """Under which a part's metadata tells how long its scoring took."""
 
@@ -57,10 +56,10 @@ class GridScores:
 
     table: pa.Table
     """`variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model, prompt and
-    example as they were given."""
+    example as they were given; where a part was scored, by look before that, which is `LOOK`."""
     seconds_per_example: Mapping[str, float]
-    """By label: wall-clock seconds of one actor for an example under a prompt, loading the
-    base model left out."""
+    """By label: wall-clock seconds of one actor for an example under a prompt, loading
+    models left out."""
 
 
 def score_grid(
@@ -84,7 +83,8 @@ def score_grid(
     """
     stage.expect(len(models) * len(prompts) * len(examples))
     whole_PE = np.ones((len(prompts), len(examples)), bool)
-    return _score(session, models, prompts, examples, stage, [[whole_PE]] * len(models))
+    asked = [whole_PE] * len(models)
+    return _as_grid(models, _score(session, models, prompts, examples, stage, asked))
 
 
 def score_part(
@@ -108,19 +108,28 @@ def score_part(
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    seed = session.config.seed
+    seed, shape = session.config.seed, (len(prompts), len(examples))
     classes_E = None if session.task.choices is None else [e.answer for e in examples]
-    first_PE = balanced_cells(seed, len(prompts), len(examples), FIRST_LOOK * share, classes_E)
+    first_PE = balanced_cells(seed, *shape, FIRST_LOOK * share, classes_E)
     stage.expect(len(models) * max(int(first_PE.sum()), round(share * first_PE.size)))
-    looks = [[first_PE] for _ in models]
-    scores = _score(session, models, prompts, examples, stage, looks)
-    for look in range(1, LOOKS):
-        for model, seen in zip(models, looks, strict=True):
-            correct_PE = _correct(scores.table, model, prompts, examples)
-            observed_PE = np.any(seen, axis=0)
-            seen.append(next_cells(seed, look, correct_PE, observed_PE, share, classes_E))
-        scores = _score(session, models, prompts, examples, stage, looks)
-    return scores
+    asked, scored = [first_PE] * len(models), []
+    observed, correct = ([np.zeros(shape, bool) for _ in models] for _ in range(2))
+    for look in range(LOOKS):
+        if look:
+            asked = [
+                next_cells(seed, look, correct_PE, observed_PE, share, classes_E)
+                for correct_PE, observed_PE in zip(correct, observed, strict=True)
+            ]
+        for index, table in _score(session, models, prompts, examples, stage, asked):
+            correct[index] |= _correct(table, prompts, examples)
+            number = pa.array([look] * table.num_rows, pa.int8())
+            scored.append((index, table.append_column(LOOK, number)))
+        observed = [seen_PE | more_PE for seen_PE, more_PE in zip(observed, asked, strict=True)]
+    return _as_grid(models, scored)
+
+
+_Scored = list[tuple[int, pa.Table]]
+"""Of every unit which model it is of, and its part."""
 
 
 def _score(
@@ -129,35 +138,35 @@ def _score(
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
-    looks: Sequence[Sequence[NDArray[np.bool_]]],
-) -> GridScores:
-    """What every model is asked in its looks, of shape [P, E] each; what is there is not scored."""
-    units = _cut(session, models, prompts, examples, looks)
+    asked: Sequence[NDArray[np.bool_]],
+) -> _Scored:
+    """What every model is asked [P, E]; what is there already is not scored again."""
+    units = _cut(session, models, prompts, examples, asked)
     parts = Parts(session.run_folder.child("scores"))
     finished = parts.finished()
     todo = [unit for unit in units if unit["key"] not in finished]
-    stage.reach(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
+    stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
     if todo:
-        weights = [model.weights for model in models]
-        _run(session, todo, weights, parts, stage)
-    tables, owners = list(parts.read(u["key"] for u in units)), [models[u["model"]] for u in units]
-    return GridScores(
-        pa.concat_tables(map(_of_model, tables, owners)), _seconds_per_example(tables, owners)
-    )
+        _run(session, todo, models, parts, stage)
+    tables = parts.read(unit["key"] for unit in units)
+    return [(unit["model"], table) for unit, table in zip(units, tables, strict=True)]
 
 
 def _correct(
-    scores: pa.Table, model: GridModel, prompts: Sequence[Prompt], examples: Sequence[Example]
+    scores: pa.Table, prompts: Sequence[Prompt], examples: Sequence[Example]
 ) -> NDArray[np.bool_]:
-    """Whether a model's answers are right: shape [P, E], False where there is none."""
-    rows = scores.filter((pc.field("variant") == model.label) & (pc.field("seed") == model.seed))
-    correct_PE = np.zeros((len(prompts), len(examples)), bool)
+    """Whether one model's answers are right: shape [P, E], False where there is none."""
     prompt_of = {prompt.id: p for p, prompt in enumerate(prompts)}
     example_of = {example.id: e for e, example in enumerate(examples)}
-    right = rows.filter(pc.field("correct")).select(["prompt_id", "example_id"]).to_pylist()
-    for row in right:
-        correct_PE[prompt_of[row["prompt_id"]], example_of[row["example_id"]]] = True
+    correct_PE = np.zeros((len(prompts), len(examples)), bool)
+    for row in scores.select(["prompt_id", "example_id", "correct"]).to_pylist():
+        correct_PE[prompt_of[row["prompt_id"]], example_of[row["example_id"]]] = row["correct"]
     return correct_PE
+
+
+def _as_grid(models: Sequence[GridModel], scored: _Scored) -> GridScores:
+    tables = [_of_model(table, models[index]) for index, table in scored]
+    return GridScores(pa.concat_tables(tables), _seconds_per_example(models, scored))
 
 
 def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
@@ -167,15 +176,14 @@ def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
     return named.replace_schema_metadata(None)
 
 
-def _seconds_per_example(
-    tables: Sequence[pa.Table], owners: Sequence[GridModel]
-) -> dict[str, float]:
+def _seconds_per_example(models: Sequence[GridModel], scored: _Scored) -> dict[str, float]:
     """By label, over all of its units; the table itself holds no times, so that runs compare."""
     spent: dict[str, tuple[float, int]] = {}
-    for table, model in zip(tables, owners, strict=True):
-        seconds, rows = spent.get(model.label, (0.0, 0))
+    for index, table in scored:
+        label = models[index].label
+        seconds, rows = spent.get(label, (0.0, 0))
         own = float((table.schema.metadata or {}).get(_SECONDS, "nan"))
-        spent[model.label] = (seconds + own, rows + table.num_rows)
+        spent[label] = (seconds + own, rows + table.num_rows)
     return {label: s / rows for label, (s, rows) in spent.items() if not math.isnan(s)}
 
 
@@ -184,7 +192,7 @@ def _cut(
     models: Sequence[GridModel],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
-    looks: Sequence[Sequence[NDArray[np.bool_]]],
+    asked: Sequence[NDArray[np.bool_]],
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
     config = session.config
@@ -205,10 +213,9 @@ def _cut(
             "text": prompt.text,
             "examples": chunk,
         }
-        for index, (model, own) in enumerate(zip(models, looks, strict=True))
-        for p, prompt in enumerate(prompts)
-        for asked_PE in own
-        for chunk in _chunks(examples, asked_PE[p])
+        for index, (model, asked_PE) in enumerate(zip(models, asked, strict=True))
+        for prompt, asked_E in zip(prompts, asked_PE, strict=True)
+        for chunk in _chunks(examples, asked_E)
     ]
 
 
@@ -222,7 +229,7 @@ def _chunks(examples: Sequence[Example], asked_E: NDArray[np.bool_]) -> Iterator
 def _run(
     session: Session,
     units: list[dict[str, Any]],
-    weights: Sequence[Storage | None],
+    models: Sequence[GridModel],
     parts: Parts,
     stage: Stage,
 ) -> None:
@@ -245,7 +252,7 @@ def _run(
             base,
             session.scoring_dtype,
             max(1, int(cpus)),
-            weights,
+            models,
             parts,
         ),
     )
@@ -264,7 +271,7 @@ class _ScoreActor:
         base: BaseSource,
         dtype: str,
         threads: int,
-        weights: Sequence[Storage | None],
+        models: Sequence[GridModel],
         parts: Parts,
     ) -> None:
         from paft_ray.evaluation.scorer import Scorer, set_threads
@@ -278,8 +285,7 @@ class _ScoreActor:
             for split in (task.train, task.validation, task.test)
             for example in split
         }
-        self._weights = weights
-        self._local: dict[int, str] = {}
+        self._models = models
         self._parts = parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -288,21 +294,11 @@ class _ScoreActor:
         [key], [model] = batch["key"], batch["model"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
         examples = [self._examples[id] for id in ids]
-        weights = self._folder(model)
+        trained = self._models[model]
+        weights = trained.weights and local_copy(trained.weights, trained.identity)
+        self._scorer.load(weights)
         started = time.perf_counter()
         scores = self._scorer.score(weights, prompt_id, text, examples)
         seconds = str(time.perf_counter() - started)
         self._parts.write(key, scores_table(scores).replace_schema_metadata({_SECONDS: seconds}))
         return {"done": [len(examples)]}
-
-    def _folder(self, model: int) -> str | None:
-        folder = self._weights[model]
-        if folder is None:
-            return None
-        if model not in self._local:
-            self._local[model] = (
-                folder.path()
-                if folder.is_local
-                else str(folder.fetch(Path(tempfile.mkdtemp(prefix="paft-weights-"))))
-            )
-        return self._local[model]

@@ -189,21 +189,15 @@ class AnswerFigures:
         return figures
 
 
-def calibration_error(
-    confidence: NDArray[np.float64],
-    correct: NDArray[np.bool_],
-    weight: NDArray[np.float64] | None = None,
-) -> float:
+def calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.bool_]) -> float:
     """Mean distance of confidence and accuracy over bins of confidence, weighted by their sizes.
 
     Args:
         confidence: Of answers, in any shape.
         correct: Whether they are right, in the same shape.
-        weight: What each counts, in the same shape; all alike without.
     """
-    weight = np.ones(confidence.shape) if weight is None else weight
-    gaps = np.bincount(_bins(confidence).ravel(), ((confidence - correct) * weight).ravel())
-    return float(np.abs(gaps).sum() / weight.sum())
+    gaps = np.bincount(_bins(confidence).ravel(), (confidence - correct).ravel())
+    return float(np.abs(gaps).sum() / confidence.size)
 
 
 def _top(accuracy: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:

@@ -262,9 +262,17 @@ class Scorer:
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
-        whole = self._config.model.peft is None
-        with self._using_whole(weights) if whole else self._using(weights):
+        with self._use(weights):
             return self._asker.ask(self._model, prompt_id, text, examples, weights is not None)
+
+    def load(self, weights: str | None) -> None:
+        """Load weights ahead of the `score` that is to use them."""
+        if weights is not None:
+            self._use(weights)
+
+    def _use(self, weights: str | None) -> AbstractContextManager[None]:
+        whole = self._config.model.peft is None
+        return self._using_whole(weights) if whole else self._using(weights)
 
     def _using_whole(self, folder: str | None) -> AbstractContextManager[None]:
         if folder is None:

@@ -226,16 +226,19 @@ def _estimated(
 
 
 def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:
-    """The figures that need no whole grid: of the scored pairs, with all prompts alike."""
+    """The figures that need no whole grid, of the pairs that were spread evenly over it.
+
+    The others were chosen by what was answered before: where a prompt's first answers were wrong by
+    chance it is asked again, and where they were right by chance it is not.
+    """
     figures: dict[str, list[float]] = {}
     for grid in grids:
-        scored_PE = _scored(grid)
-        weight_PE = scored_PE / scored_PE.sum(axis=1, keepdims=True)
+        even_PE = _scored(grid) if grid.even_PE is None else grid.even_PE
         if grid.confidence_PE is not None:
-            error = calibration_error(grid.confidence_PE, grid.correct_PE, weight_PE)
+            error = calibration_error(grid.confidence_PE[even_PE], grid.correct_PE[even_PE])
             figures.setdefault("calibration_error", []).append(error)
         if grid.tokens_PE is not None:
-            tokens = float((grid.tokens_PE * weight_PE).sum() / weight_PE.sum())
+            tokens = float(grid.tokens_PE[even_PE].mean())
             figures.setdefault("generated_tokens", []).append(tokens)
     return {name: float(np.mean(values)) for name, values in figures.items()}
 

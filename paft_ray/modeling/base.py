@@ -41,7 +41,7 @@ class BaseSource:
             ConfigError: This node does not have the folder.
         """
         if self.converted is not None:
-            location = _local_copy(self.converted, self.identity)
+            location = local_copy(self.converted, self.identity)
         elif (found := resolve_path(self.path)) is not None:
             location = str(found)
         else:
@@ -110,7 +110,13 @@ def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
     writer.commit(identity, {"converted_from": source.name})
 
 
-def _local_copy(folder: Storage, identity: str) -> str:
+def local_copy(folder: Storage, identity: str) -> str:
+    """The folder itself, or its copy on this node, fetched once where storage is elsewhere.
+
+    Args:
+        folder: Of a model or adapter.
+        identity: Fingerprint of its content.
+    """
     if folder.is_local:
         return folder.path()
     models = user_cache() / "models"

@@ -169,9 +169,9 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _spread_by_chance(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
-            f"{share:.0%} of the prompts x examples were scored; the figures of all are estimated "
-            "from them, and the intervals say only what the rest leaves open; those of differences "
-            "are not paired."
+            f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "
+            "figures of all are estimated from them, and the intervals say only what the rest "
+            "leaves open; those of differences are not paired."
         )
     if len(summary["seeds"]) == 1:
         sentences.append(f"{ILLUSTRATION}.")

@@ -198,15 +198,33 @@ def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():
     assert difference["low"] - 0.01 <= true <= difference["high"] + 0.01
 
 
-def test_figures_of_scored_pairs_count_every_prompt_alike():
+def test_calibration_and_tokens_are_of_the_pairs_that_no_answer_chose():
+    """Prompts whose first answers are wrong are asked again: a mean over all pairs is too high."""
+    rng = np.random.default_rng(0)
+    correct_PE = rng.random((60, 100)) < 0.6
+    table = scores({("paft", 0): correct_PE})
+    rows = table.to_pylist()
+    table = table.append_column("generated_tokens", pa.array([4 + 6 * r["correct"] for r in rows]))
+    first_PE = balanced_cells(0, 60, 100, 0.05)
+    unlucky_P = (correct_PE & first_PE).sum(axis=1) <= 2
+    look = [
+        0 if first_PE[p, e] else 1 if unlucky_P[p] and e < 40 else None
+        for p, e in ((int(r["prompt_id"][1:]), int(r["example_id"][1:])) for r in rows)
+    ]
+    part = table.append_column("look", pa.array(look, pa.int8()))
+    part = part.filter(pa.array([number is not None for number in look]))
+    answers = Unscored({f"e{e:02d}": "yes" for e in range(100)}, choices=False)
+    summary = summarise(part, ("paft",), (), (0,), {}, estimate=answers)
+    expected = 4 + 6 * correct_PE[first_PE].mean()
+    assert summary["models"]["paft"]["generated_tokens"] == pytest.approx(expected)
+
+
+def test_examples_that_nobody_was_asked_belong_to_the_grid():
     table = scores({("paft", 0): random_grid(1)})
-    tokens = [10 if row["prompt_id"] == "p0" else 4 for row in table.to_pylist()]
-    table = table.append_column("generated_tokens", pa.array(tokens))
-    few = [r["prompt_id"] == "p0" or r["example_id"] < "e05" for r in table.to_pylist()]
     answers = Unscored({f"e{e:02d}": "yes" for e in range(50)}, choices=False)
-    summary = summarise(table.filter(pa.array(few)), ("paft",), (), (0,), {}, estimate=answers)
-    assert summary["models"]["paft"]["generated_tokens"] == pytest.approx(5.0)
-    assert (summary["prompts"], summary["examples"]) == (6, 50)  # ten of which nobody was asked
+    summary = summarise(table, ("paft",), (), (0,), {}, estimate=answers)
+    assert (summary["prompts"], summary["examples"]) == (6, 50)
+    assert summary["scored_share"] == 0.8
 
 
 def test_summary_of_a_grid_with_holes_is_refused_unless_it_is_to_be_estimated():
