@@ -1,10 +1,15 @@
 """Which cells of a grid to score when only a part is to be; pure.
 
 Few prompts make a quantile over prompts, and cells that are spread evenly tell little of each: a
-tenth of 200 examples tells an accuracy to 11 points. Therefore only a part of the cells is scored
-evenly (`balanced_cells`), and the others, in `LOOKS` - 1 more looks, under the prompts that may be
-among the weakest by what is known so far (`next_cells`). What directs a look are answers that were
-scored, so that a likelihood of them needs no correction (Rubin, Biometrika 63, 1976).
+tenth of 200 examples tells an accuracy to 11 points. Therefore only half of the cells is spread
+evenly (`balanced_cells`), and the rest is scored, in `LOOKS` - 1 more looks, under the prompts that
+may be among the weakest by what is known so far (`next_cells`). What directs a look are answers
+that were scored, so that a likelihood of them needs no correction (Rubin, Biometrika 63, 1976); a
+plain mean over them would be biased.
+
+Compared with as many evenly spread cells, the error of the 5% quantile is up to 2.4 times smaller
+and that of the worst prompt up to 3.7 times, where there are weak prompts to be told apart; that of
+the mean is up to 1.7 times larger (`jobs/benchmarks/results/estimate.json`).
 
 Shapes: P prompts, E examples.
 """
