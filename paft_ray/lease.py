@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LEASE = "lease.json"
 _SECONDS = 60.0
 _SETTLE_S = 2.0
+_LOST = signal.SIGUSR2
+"""Stops the block of a lease that is lost. SIGINT would not in a job that a script began with `&`:
+there it is ignored."""
 _held: set[str] = set()
 """Tokens of the leases that this process holds."""
 
@@ -60,21 +63,26 @@ def lease(
         raise
     stop, lost = threading.Event(), threading.Event()
 
-    def renew() -> None:
+    def renew(stopping: int) -> None:
         while not stop.wait(_SECONDS / 4):
             try:
                 if _read(folder).get("token") not in (None, token):
                     lost.set()
-                    os.kill(os.getpid(), signal.SIGINT)
+                    os.kill(os.getpid(), stopping)
                     return
                 folder.write_json(LEASE, {**mine, "renewed": time.time()})
             except OSError as error:
                 logger.warning("lease of %s not renewed: %s", what, error)
 
-    thread = threading.Thread(target=renew, name="lease", daemon=True)
-    thread.start()
     try:
-        yield
+        with _stopping_signal() as stopping:
+            thread = threading.Thread(target=renew, args=[stopping], name="lease", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
     except KeyboardInterrupt:
         if not lost.is_set():
             raise
@@ -83,11 +91,22 @@ def lease(
             f"{_SECONDS:.0f} s: let that one finish, and run the same command again"
         ) from None
     finally:
-        stop.set()
-        thread.join()
         _held.discard(token)
         if _read(folder).get("token") == token:
             folder.delete(LEASE)
+
+
+@contextmanager
+def _stopping_signal() -> Iterator[int]:
+    """The signal that raises KeyboardInterrupt in the main thread as long as the block runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield signal.SIGINT  # only the main thread may say what another signal does
+        return
+    before = signal.signal(_LOST, signal.default_int_handler)
+    try:
+        yield _LOST
+    finally:
+        signal.signal(_LOST, before)
 
 
 def _acquire(

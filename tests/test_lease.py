@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -160,11 +161,17 @@ def test_a_torn_lease_is_taken_over(storage, torn):
     assert not storage.exists("lease.json")
 
 
-def test_who_loses_the_lease_is_stopped(storage, monkeypatch):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_who_loses_the_lease_is_stopped_also_in_the_background(storage, monkeypatch, handler):
+    """A shell that begins a job with `&` in a script makes it ignore SIGINT."""
     monkeypatch.setattr(module, "_SECONDS", 0.4)
-    with pytest.raises(ArtifactError, match="run x was taken over"), lease(storage, "run x"):
-        other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
-        for _ in range(50):  # a renewal that was under way may overwrite the first
-            storage.write_json("lease.json", other)
-            time.sleep(0.1)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(ArtifactError, match="run x was taken over"), lease(storage, "run x"):
+            other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
+            for _ in range(50):  # a renewal that was under way may overwrite the first
+                storage.write_json("lease.json", other)
+                time.sleep(0.1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert storage.read_json("lease.json")["token"] == "theirs"
