@@ -361,7 +361,7 @@ def evaluate_models(
     models = [
         GridModel(BASE, session.config.seed, ""),
         *(
-            GridModel(t.training.label, t.training.seed, t.fingerprint, t.folder.child(weights))
+            GridModel(t.training.label, t.training.seed, t.content, t.folder.child(weights))
             for t in trained
         ),
     ]

@@ -45,7 +45,7 @@ class GridModel:
     seed: int
     """Of its training; the run's own for the base model."""
     identity: str
-    """Fingerprint of the training, empty for the base model."""
+    """Fingerprint of its weights, empty for the base model."""
     weights: Storage | None = None
     """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
 

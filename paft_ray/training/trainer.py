@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from paft_ray.artifacts import Storage, fingerprint, load_manifest
+from paft_ray.artifacts import Manifest, Storage, fingerprint, load_manifest
 from paft_ray.cluster import BoardHandle, cpus_per_worker, follow, own_errors, spare_workers
 from paft_ray.config import Config, Training, total_steps
 from paft_ray.errors import ArtifactError, WorkersLostError, one_line
@@ -39,6 +39,9 @@ class TrainedAdapter:
 
     training: Training
     fingerprint: str
+    """Of what it was made from."""
+    content: str
+    """Fingerprint of the weights themselves: the same training again may end a bit off."""
     folder: Storage
     """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
     about: Mapping[str, Any]
@@ -147,7 +150,7 @@ def train_until(
     with session.screen.stage(title) as stage:
         manifest = load_manifest(folder)
         if manifest is not None and manifest.fingerprint == identity:
-            adapter = TrainedAdapter(training, identity, folder, manifest.about, True)
+            adapter = _finished(training, manifest, folder, True)
             stage.finish(_outcome(adapter))
             return adapter
         _claim(folder, identity)
@@ -160,7 +163,7 @@ def train_until(
         )
         if manifest is None:
             raise ArtifactError(f"{folder.path()}: the adapter is not complete; run again")
-        adapter = TrainedAdapter(training, identity, folder, manifest.about, False)
+        adapter = _finished(training, manifest, folder, False)
         stage.finish(_outcome(adapter))
         return adapter
 
@@ -171,7 +174,15 @@ def find_trained(session: Session, training: Training) -> TrainedAdapter | None:
     manifest = load_manifest(folder)
     if manifest is None:
         return None
-    return TrainedAdapter(training, manifest.fingerprint, folder, manifest.about, True)
+    return _finished(training, manifest, folder, True)
+
+
+def _finished(
+    training: Training, manifest: Manifest, folder: Storage, reused: bool
+) -> TrainedAdapter:
+    content = fingerprint("weights", manifest.files)
+    about = manifest.about
+    return TrainedAdapter(training, manifest.fingerprint, content, folder, about, reused)
 
 
 def _outcome(adapter: TrainedAdapter) -> str:

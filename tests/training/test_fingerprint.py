@@ -3,16 +3,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from paft_ray.artifacts import Storage
+from paft_ray.artifacts import ArtifactWriter, Storage
+from paft_ray.config.variants import PaftVariant, Training
 from paft_ray.loading import load_config
 from paft_ray.session import Session
 from paft_ray.tasks import load_task
-from paft_ray.training.trainer import training_fingerprint
+from paft_ray.training.trainer import find_trained, training_fingerprint, training_folder
 
 
 @pytest.fixture
@@ -65,3 +68,20 @@ def test_warm_start_counts_by_its_content_and_not_by_its_place(name_of, tmp_path
     names = [name_of(f"train.warm_start={folder}") for folder in (one, same, other)]
     assert names[0] == names[1] != names[2]
     assert name_of() not in names
+
+
+def test_trained_again_is_the_same_training_with_weights_of_its_own(tmp_path: Path) -> None:
+    """What is kept of the first weights, scores and a node's copy, is not for the second."""
+    training = Training(PaftVariant(type="paft"), seed=0)
+    session: Any = SimpleNamespace(run_folder=Storage.open(str(tmp_path)))
+    found = []
+    for weights in (b"once", b"again"):
+        writer = ArtifactWriter(training_folder(session, training))
+        writer.add("adapter/adapter_model.safetensors", weights)
+        writer.commit("same", {})
+        found.append(find_trained(session, training))
+    first, second = found
+    assert first is not None
+    assert second is not None
+    assert first.fingerprint == second.fingerprint == "same"
+    assert first.content != second.content
