@@ -2,9 +2,9 @@
 
 import sys
 
-from paft_ray.artifacts import Storage
-from paft_ray.loading import load_config
-from paft_ray.modeling.base import prepare_base
+from paft_ray.config.loading import load_config
+from paft_ray.models.base_model import prepare_base
+from paft_ray.storage.paths import Storage
 
 if __name__ == "__main__":
     config = load_config(sys.argv[1], sys.argv[2:])

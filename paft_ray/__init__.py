@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paft_ray.api import build_prompt_pool, evaluate, run, train
-    from paft_ray.loading import load_config
+    from paft_ray.config.loading import load_config
+    from paft_ray.pipeline.verbs import build_prompt_pool, evaluate, run, train
 
 __all__ = ["build_prompt_pool", "evaluate", "load_config", "run", "train"]
 
@@ -19,5 +19,5 @@ __all__ = ["build_prompt_pool", "evaluate", "load_config", "run", "train"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'paft_ray' has no attribute {name!r}")
-    module = "paft_ray.loading" if name == "load_config" else "paft_ray.api"
+    module = "paft_ray.config.loading" if name == "load_config" else "paft_ray.pipeline.verbs"
     return getattr(import_module(module), name)

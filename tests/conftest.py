@@ -87,7 +87,7 @@ def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray on this machine for all tests that need it; no test starts its own."""
-    from paft_ray.cluster import ray_session
+    from paft_ray.cluster.session import ray_session
 
     with ray_session():
         yield

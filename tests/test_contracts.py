@@ -12,8 +12,8 @@ import pytest
 from paft_ray.cli.grammar import SUBMIT, parse
 from paft_ray.cli.verbs import VERBS
 from paft_ray.config import BuiltinTaskConfig
-from paft_ray.loading import load_config
-from paft_ray.tasks.load import load_task
+from paft_ray.config.loading import load_config
+from paft_ray.tasks.loading import load_task
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))

@@ -29,9 +29,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from records import print_record
 
-from paft_ray.artifacts import fingerprint
-from paft_ray.cluster import ray_session
+from paft_ray.cluster.session import ray_session
 from paft_ray.prompts.dedup import deduplicate, shingles, similarity
+from paft_ray.storage.fingerprint import fingerprint
 
 THRESHOLD = 0.8
 PLANTED_EVERY = 5
@@ -54,7 +54,7 @@ _VERBS = (
 _LINKS = ("and", "and then", "so that you can", "in order to", "until you can", "and finally")
 _TASKS = (
     "decide", "judge", "say", "determine", "work out", "tell us", "report", "classify", "predict",
-    "infer", "conclude", "explain in one word", "label", "rate", "estimate", "choose", "identify",
+    "infer", "write_results", "explain in one word", "label", "rate", "estimate", "choose", "identify",
     "settle", "state plainly", "point out",
 )  # fmt: skip
 _ADJECTIVES = (

@@ -27,8 +27,8 @@ from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
 from records import print_record
 
-from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
-from paft_ray.evaluation.estimation import Estimate, Figure, Posterior, fit
+from paft_ray.evaluation.estimate import Estimate, Figure, Posterior, fit
+from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
 
 STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min", "max")

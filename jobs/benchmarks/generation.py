@@ -22,8 +22,8 @@ from typing import Any
 from records import print_record
 
 from paft_ray.config import OpenAILLM
-from paft_ray.prompts.endpoint import EndpointLLM
-from paft_ray.prompts.generation import Request
+from paft_ray.prompts.generate.endpoint import EndpointLLM
+from paft_ray.prompts.generate.requests import Request
 
 THREADS = 64
 ANSWER = json.dumps(

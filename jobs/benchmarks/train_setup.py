@@ -10,12 +10,12 @@ import psutil
 import torch
 
 from paft_ray.config import BuiltinTaskConfig
-from paft_ray.modeling.model import load_tokenizer
-from paft_ray.modeling.tokenization import TextEncoder
+from paft_ray.models.load import load_tokenizer
+from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import load_task
-from paft_ray.training.plan import Planner
+from paft_ray.training.batch_plan import Planner
 from paft_ray.training.sampler import PromptSampler
 
 PEFT = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}

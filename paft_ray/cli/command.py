@@ -13,16 +13,16 @@ from typing import Any
 
 import yaml
 
-from paft_ray.admission import admit
 from paft_ray.cli.grammar import SUBMIT, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, say, write
 from paft_ray.cli.submit import submit
 from paft_ray.cli.verbs import VERBS, Result, Verb
+from paft_ray.cluster.access import check_access
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError, PaftError, one_line
-from paft_ray.loading import dump_config, load_config
-from paft_ray.screen import RichScreen
-from paft_ray.session import Session
+from paft_ray.config.errors import ConfigError, PaftError, one_line
+from paft_ray.config.loading import dump_config, load_config
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import RichScreen
 
 logger = logging.getLogger(__name__)
 
@@ -57,23 +57,23 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
-    from paft_ray.api import open_session
+    from paft_ray.pipeline.verbs import open_context
 
     screen = RichScreen(streams.console)
     try:
-        session = open_session(
+        context = open_context(
             config, options.overwrite, screen, not verb.needs_ray, verb.reads_test
         )
-        checked = None if verb.check is None else verb.check(session, options)
+        checked = None if verb.check is None else verb.check(context, options)
     except PaftError as error:
         return say(streams.stderr, error, 2)
-    for warning in session.warnings:
+    for warning in context.warnings:
         screen.line(f"note: {warning}")
-    new = not session.run_folder.exists()
-    with log_file(session) if verb.logged else nullcontext(None) as log:
+    new = not context.run_folder.exists()
+    with log_file(context) if verb.logged else nullcontext(None) as log:
         try:
             with _interruptible():
-                result = _run(verb, session, options, checked)
+                result = _run(verb, context, options, checked)
         except ConfigError as error:
             if log is not None and new:
                 log.discard()
@@ -103,29 +103,30 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
     return 2 if result.missing else 0
 
 
-def _run(verb: Verb, session: Session, options: argparse.Namespace, checked: Any) -> Result:
+def _run(verb: Verb, context: RunContext, options: argparse.Namespace, checked: Any) -> Result:
     if not verb.needs_ray:
-        return verb.run(session, options)
-    if verb.finished and not options.overwrite and (result := verb.finished(session)) is not None:
+        return verb.run(context, options)
+    if verb.finished and not options.overwrite and (result := verb.finished(context)) is not None:
         return result
-    from paft_ray.api import begin_trial, finish_trial
-    from paft_ray.cluster import check_cluster, import_ray, node_resources, ray_session
-    from paft_ray.survey import require_nodes, survey
+    from paft_ray.cluster.resources import check_cluster, node_resources
+    from paft_ray.cluster.session import import_ray, ray_session
+    from paft_ray.pipeline.nodes import require_nodes, survey
+    from paft_ray.pipeline.verbs import begin_model_check, finish_model_check
     from paft_ray.tracking import import_early
 
-    admit(options.insist)
-    import_early(session.config)
+    check_access(options.insist)
+    import_early(context.config)
     if verb.trains:
-        begin_trial(session, options.overwrite, checked or ())
+        begin_model_check(context, options.overwrite, checked or ())
         import_ray()  # while the model is tried
-        finish_trial(session)
+        finish_model_check(context)
     with ray_session(options.insist):
-        check_cluster(session.config)
+        check_cluster(context.config)
         if len(node_resources()) > 1:
-            require_nodes(survey(session.config, session.storage))
+            require_nodes(survey(context.config, context.storage))
         # Ray's own handler ends the raylet first, and then this process aborts
         signal.signal(signal.SIGTERM, _terminate)
-        return verb.run(session, options)
+        return verb.run(context, options)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from paft_ray.admission import INSIST
 from paft_ray.cli.verbs import VERBS
-from paft_ray.submission import DASHBOARD, JOBS
+from paft_ray.cluster.access import INSIST
+from paft_ray.cluster.jobs import DASHBOARD, JOBS
 
 SUBMIT = "submit"
 

@@ -12,8 +12,8 @@ from typing import TextIO
 
 from rich.console import Console
 
-from paft_ray.errors import PaftError
-from paft_ray.session import Session
+from paft_ray.config.errors import PaftError
+from paft_ray.runs.context import RunContext
 
 LOG = "log.txt"
 
@@ -54,10 +54,10 @@ class Log:
 
 
 @contextmanager
-def log_file(session: Session) -> Iterator[Log]:
+def log_file(context: RunContext) -> Iterator[Log]:
     """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
-    log = Log(session.run_folder.path(LOG))
-    folder = session.run_folder
+    log = Log(context.run_folder.path(LOG))
+    folder = context.run_folder
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     made = [parent for parent in local.parents if not parent.exists()]
     local.parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paft_ray.admission import INSIST, admit_dashboard
 from paft_ray.cli.streams import Streams, say, write
 from paft_ray.cli.verbs import VERBS
+from paft_ray.cluster.access import INSIST, check_dashboard_access
+from paft_ray.cluster.jobs import follow, plan_job, send
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError, PaftError
-from paft_ray.submission import follow, plan_job, send
+from paft_ray.config.errors import ConfigError, PaftError
 
 
 def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int:
@@ -21,7 +21,7 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     words = [*options.overrides, *options.for_job, *insisting]
     job = plan_job(config, options.job, options.config, words, home)
     by_hand = f"--address {options.address} {job.id}"
-    admit_dashboard(options.address, options.insist)
+    check_dashboard_access(options.address, options.insist)
     try:
         client = send(job, options.address)
     except ConfigError:
@@ -44,7 +44,7 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
         data |= {"status": ended.status, "result": ended.result}
         text, code = f"job {job.id}: {ended.status.lower()}", ended.code
         if options.job == "plan" and ended.result:
-            from paft_ray.plan import plan_lines
+            from paft_ray.pipeline.plan import plan_lines
 
             text = "\n".join([*plan_lines(ended.result), "", text])
         if code:

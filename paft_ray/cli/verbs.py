@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paft_ray.admission import admit, named_cluster
 from paft_ray.cli.streams import LOG, redirected
+from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError
-from paft_ray.session import Session
+from paft_ray.config.errors import ConfigError
+from paft_ray.runs.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verb:
     """One command."""
 
     help: str
-    run: Callable[[Session, argparse.Namespace], Result]
+    run: Callable[[RunContext, argparse.Namespace], Result]
     needs_ray: bool = True
     may_join: bool = False
     """Whether it looks at a cluster where one is named, and does without where none is."""
@@ -40,11 +40,11 @@ class Verb:
     """Whether what libraries print goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether model and adapter are tried first."""
-    finished: Callable[[Session], Result | None] | None = None
+    finished: Callable[[RunContext], Result | None] | None = None
     """The result where everything is done, found without Ray."""
     reads_test: bool = True
     """Whether test examples are read from the beginning."""
-    check: Callable[[Session, argparse.Namespace], Any] | None = None
+    check: Callable[[RunContext, argparse.Namespace], Any] | None = None
     """Refuses what it can before anything is written, the log included; of a verb that trains it
     returns configurations whose adapters are tried as well."""
 
@@ -54,13 +54,13 @@ class Verb:
         return self.needs_ray or self.may_join
 
 
-def _prompts(session: Session, options: argparse.Namespace) -> Result:
+def _prompts(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.pipeline.run import prepare_pool
     from paft_ray.prompts.build import pool_fingerprint, pool_record
     from paft_ray.report import funnel_lines, write_pool_page
-    from paft_ray.running import prepare_pool
 
-    pool = prepare_pool(session)
-    folder = session.storage.child("pools", pool_fingerprint(session))
+    pool = prepare_pool(context)
+    folder = context.storage.child("pools", pool_fingerprint(context))
     about = pool_record(folder) or {}
     page = write_pool_page(folder)
     text = [*funnel_lines(about), "", f"pool: {_near(folder.path())}", f"page: {_near(page)}"]
@@ -68,17 +68,17 @@ def _prompts(session: Session, options: argparse.Namespace) -> Result:
     return Result(data, "\n".join(text))
 
 
-def _train(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray import running
-    from paft_ray.modeling.model import result_folder
+def _train(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.models.load import result_folder
+    from paft_ray.pipeline import run as running
 
-    with running.claimed(session, options.overwrite):
-        pool = running.prepare_pool(session)
-        running.check_lengths(session, pool)
-        trained = running.train_all(session, pool)
-    kind = result_folder(session.config.model.peft)
+    with running.open_run(context, options.overwrite):
+        pool = running.prepare_pool(context)
+        running.check_lengths(context, pool)
+        trained = running.train_all(context, pool)
+    kind = result_folder(context.config.model.peft)
     data = {
-        session.config.called(t.training): {
+        context.config.called(t.training): {
             kind: t.folder.path(kind),
             "fingerprint": t.fingerprint,
             **t.about,
@@ -89,61 +89,61 @@ def _train(session: Session, options: argparse.Namespace) -> Result:
     return Result(data, "\n".join(lines))
 
 
-def _check_evaluate(session: Session, options: argparse.Namespace) -> None:
-    from paft_ray import running
+def _check_evaluate(context: RunContext, options: argparse.Namespace) -> None:
+    from paft_ray.pipeline import run as running
 
-    running.find_all_trained(session)
-
-
-def _evaluate(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray import running
-
-    return _results(session, running.evaluate(session))
+    running.find_all_trained(context)
 
 
-def _run_all(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray import running
+def _evaluate(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.pipeline import run as running
 
-    return _results(session, running.run(session, options.overwrite))
-
-
-def _finished_run(session: Session) -> Result | None:
-    from paft_ray import running
-
-    summary = running.finished_summary(session)
-    return None if summary is None else _results(session, summary)
+    return _results(context, running.evaluate(context))
 
 
-def _tune(session: Session, options: argparse.Namespace) -> Result:
+def _run_all(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.pipeline import run as running
+
+    return _results(context, running.run(context, options.overwrite))
+
+
+def _finished_run(context: RunContext) -> Result | None:
+    from paft_ray.pipeline import run as running
+
+    summary = running.finished_summary(context)
+    return None if summary is None else _results(context, summary)
+
+
+def _tune(context: RunContext, options: argparse.Namespace) -> Result:
     from paft_ray.tuning.search import search
 
-    return _search_results(session, search(session, options.overwrite))
+    return _search_results(context, search(context, options.overwrite))
 
 
-def _finished_search(session: Session) -> Result | None:
+def _finished_search(context: RunContext) -> Result | None:
     from paft_ray.tuning.search import finished_search
 
-    found = finished_search(session)
-    return None if found is None else _search_results(session, found)
+    found = finished_search(context)
+    return None if found is None else _search_results(context, found)
 
 
-def _check_search(session: Session, options: argparse.Namespace) -> Sequence[Config]:
+def _check_search(context: RunContext, options: argparse.Namespace) -> Sequence[Config]:
     from paft_ray.tuning.check import check_search
 
-    return check_search(session)
+    return check_search(context)
 
 
-def _search_results(session: Session, found: Mapping[str, Any]) -> Result:
+def _search_results(context: RunContext, found: Mapping[str, Any]) -> Result:
     from paft_ray.report import search_table
 
-    results = _results(session, found["summary"])
+    results = _results(context, found["summary"])
     return Result(found, "\n".join([search_table(found), "", results.text]))
 
 
-def _report(session: Session, options: argparse.Namespace) -> Result:
+def _report(context: RunContext, options: argparse.Namespace) -> Result:
     from paft_ray.report import write_report
 
-    folder = session.run_folder
+    folder = context.run_folder
     if not folder.exists("summary.json"):
         raise ConfigError(
             f"name: there is no finished evaluation in {folder.path()}: run `paft run` or `paft "
@@ -153,33 +153,33 @@ def _report(session: Session, options: argparse.Namespace) -> Result:
     return Result({"report": path}, f"report: {path}")
 
 
-def _plan_export(session: Session, options: argparse.Namespace) -> Any:
-    from paft_ray.exporting import plan_export
-    from paft_ray.lm_eval_export import plan_lm_eval
+def _plan_export(context: RunContext, options: argparse.Namespace) -> Any:
+    from paft_ray.export.adapter import plan_export
+    from paft_ray.export.lm_eval import plan_lm_eval
     from paft_ray.tuning.search import holds_search, of_finalists
 
-    if holds_search(session):
+    if holds_search(context):
         label = None if options.lm_eval else options.variant or ""
-        session = of_finalists(session, label)
+        context = of_finalists(context, label)
     if options.lm_eval:
         if options.variant or options.seed is not None or options.merge or options.pyfunc:
             raise ConfigError(
                 "--lm-eval writes prompts and examples, no model: leave out --variant, --seed, "
                 "--merge and --pyfunc, and export the model by another command"
             )
-        return plan_lm_eval(session, options.out)
+        return plan_lm_eval(context, options.out)
     return plan_export(
-        session, options.variant, options.seed, options.merge, options.pyfunc, options.out
+        context, options.variant, options.seed, options.merge, options.pyfunc, options.out
     )
 
 
-def _export(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray.cluster import prepare_environment
-    from paft_ray.exporting import export
-    from paft_ray.lm_eval_export import export_lm_eval
+def _export(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.cluster.session import prepare_environment
+    from paft_ray.export.adapter import export
+    from paft_ray.export.lm_eval import export_lm_eval
 
     prepare_environment()
-    plan = _plan_export(session, options)
+    plan = _plan_export(context, options)
     if options.lm_eval:
         tasks = export_lm_eval(plan)
         base, *others = tasks.commands.items()
@@ -191,17 +191,17 @@ def _export(session: Session, options: argparse.Namespace) -> Result:
     return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
 
 
-def _results(session: Session, summary: Mapping[str, Any]) -> Result:
+def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
     from paft_ray.report import results_table
 
     lines = [
         results_table(summary),
         "",
-        f"report:  {_near(session.run_folder.path('report.html'))}",
+        f"report:  {_near(context.run_folder.path('report.html'))}",
     ]
-    if session.tracking is not None:
+    if context.tracking is not None:
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
-        uri = session.tracking.uri
+        uri = context.tracking.uri
         lines.append(
             f"MLflow:  {mlflow} ui --backend-store-uri {uri}"
             if uri.startswith("sqlite:")
@@ -216,29 +216,31 @@ def _near(path: str) -> str:
     return str(Path(path).relative_to(Path.cwd())) if below else path
 
 
-def _plan(session: Session, options: argparse.Namespace) -> Result:
-    from paft_ray.cluster import prepare_environment
-    from paft_ray.plan import describe_plan, describe_sizes, plan_lines
+def _plan(context: RunContext, options: argparse.Namespace) -> Result:
+    from paft_ray.cluster.session import prepare_environment
+    from paft_ray.pipeline.plan import describe_plan, describe_sizes, plan_lines
 
     prepare_environment()
     if named_cluster() is not None:
-        admit(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
-    plan = describe_plan(session)
+        check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
+    plan = describe_plan(context)
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
-        plan["sizes"] = describe_sizes(session)
+        plan["sizes"] = describe_sizes(context)
         if named_cluster() is not None:
-            plan |= _look_at_cluster(session, options.insist, plan["sizes"])
+            plan |= _look_at_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))
 
 
-def _look_at_cluster(session: Session, insist: bool, sizes: Mapping[str, Any]) -> Mapping[str, Any]:
-    from paft_ray.cluster import ray_session
-    from paft_ray.plan import describe_cluster
-    from paft_ray.survey import survey
+def _look_at_cluster(
+    context: RunContext, insist: bool, sizes: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    from paft_ray.cluster.session import ray_session
+    from paft_ray.pipeline.nodes import survey
+    from paft_ray.pipeline.plan import describe_cluster
 
     with ray_session(insist):
-        nodes = survey(session.config, session.storage)
-        return describe_cluster(session, nodes, sizes)
+        nodes = survey(context.config, context.storage)
+        return describe_cluster(context, nodes, sizes)
 
 
 VERBS: Mapping[str, Verb] = {

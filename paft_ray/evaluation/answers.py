@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

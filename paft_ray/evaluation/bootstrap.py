@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.evaluation.metrics import AnswerFigures, over_prompts, require_grid
 
 _AT_ONCE = 250

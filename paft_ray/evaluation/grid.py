@@ -16,15 +16,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paft_ray.artifacts import Parts, Storage, fingerprint
-from paft_ray.cluster import cpus_per_worker, own_errors
+from paft_ray.cluster.remote import own_errors
+from paft_ray.cluster.resources import cpus_per_worker
 from paft_ray.config import Config
-from paft_ray.evaluation.cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
-from paft_ray.loading import dump_config
-from paft_ray.modeling.base import BaseSource, local_copy, locate_base
+from paft_ray.config.loading import dump_config
+from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
+from paft_ray.models.base_model import BaseSource, local_copy, locate_base
 from paft_ray.prompts.pool import Prompt
-from paft_ray.screen import Stage
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import Stage
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.parts import Parts
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ _SECONDS = b"seconds"
 
 
 @dataclass(frozen=True, slots=True)
-class GridModel:
+class Subject:
     """One model of the grid."""
 
     label: str
@@ -63,8 +66,8 @@ class GridScores:
 
 
 def score_grid(
-    session: Session,
-    models: Sequence[GridModel],
+    context: RunContext,
+    models: Sequence[Subject],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
@@ -72,7 +75,7 @@ def score_grid(
     """Score every model under every prompt on every example.
 
     Args:
-        session: The run.
+        context: The run.
         models: Base model and variants.
         prompts: Which wordings.
         examples: Which questions.
@@ -84,12 +87,12 @@ def score_grid(
     stage.expect(len(models) * len(prompts) * len(examples))
     whole_PE = np.ones((len(prompts), len(examples)), bool)
     asked = [whole_PE] * len(models)
-    return _as_grid(models, _score(session, models, prompts, examples, stage, asked))
+    return _as_grid(models, _score(context, models, prompts, examples, stage, asked))
 
 
 def score_part(
-    session: Session,
-    models: Sequence[GridModel],
+    context: RunContext,
+    models: Sequence[Subject],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
@@ -98,7 +101,7 @@ def score_part(
     """Score a part of the pairs, in several looks; see `cells`.
 
     Args:
-        session: The run.
+        context: The run.
         models: Base model and variants, each of which is looked at by its own answers.
         prompts: Which wordings.
         examples: Which questions.
@@ -108,8 +111,8 @@ def score_part(
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    seed, shape = session.config.seed, (len(prompts), len(examples))
-    classes_E = None if session.task.choices is None else [e.answer for e in examples]
+    seed, shape = context.config.seed, (len(prompts), len(examples))
+    classes_E = None if context.task.choices is None else [e.answer for e in examples]
     first_PE = balanced_cells(seed, *shape, FIRST_LOOK * share, classes_E)
     stage.expect(len(models) * max(int(first_PE.sum()), round(share * first_PE.size)))
     asked, scored = [first_PE] * len(models), []
@@ -120,7 +123,7 @@ def score_part(
                 next_cells(seed, look, correct_PE, observed_PE, share, classes_E)
                 for correct_PE, observed_PE in zip(correct, observed, strict=True)
             ]
-        for index, table in _score(session, models, prompts, examples, stage, asked):
+        for index, table in _score(context, models, prompts, examples, stage, asked):
             correct[index] |= _correct(table, prompts, examples)
             number = pa.array([look] * table.num_rows, pa.int8())
             scored.append((index, table.append_column(LOOK, number)))
@@ -133,21 +136,21 @@ _Scored = list[tuple[int, pa.Table]]
 
 
 def _score(
-    session: Session,
-    models: Sequence[GridModel],
+    context: RunContext,
+    models: Sequence[Subject],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     stage: Stage,
     asked: Sequence[NDArray[np.bool_]],
 ) -> _Scored:
     """What every model is asked [P, E]; what is there already is not scored again."""
-    units = _cut(session, models, prompts, examples, asked)
-    parts = Parts(session.run_folder.child("scores"))
+    units = _cut(context, models, prompts, examples, asked)
+    parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
     todo = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
     if todo:
-        _run(session, todo, models, parts, stage)
+        _run(context, todo, models, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["model"], table) for unit, table in zip(units, tables, strict=True)]
 
@@ -164,19 +167,19 @@ def _correct(
     return correct_PE
 
 
-def _as_grid(models: Sequence[GridModel], scored: _Scored) -> GridScores:
+def _as_grid(models: Sequence[Subject], scored: _Scored) -> GridScores:
     tables = [_of_model(table, models[index]) for index, table in scored]
     return GridScores(pa.concat_tables(tables), _seconds_per_example(models, scored))
 
 
-def _of_model(scores: pa.Table, model: GridModel) -> pa.Table:
+def _of_model(scores: pa.Table, model: Subject) -> pa.Table:
     rows = scores.num_rows
     named = scores.append_column("variant", pa.array([model.label] * rows, pa.string()))
     named = named.append_column("seed", pa.array([model.seed] * rows, pa.int64()))
     return named.replace_schema_metadata(None)
 
 
-def _seconds_per_example(models: Sequence[GridModel], scored: _Scored) -> dict[str, float]:
+def _seconds_per_example(models: Sequence[Subject], scored: _Scored) -> dict[str, float]:
     """By label, over all of its units; the table itself holds no times, so that runs compare."""
     spent: dict[str, tuple[float, int]] = {}
     for index, table in scored:
@@ -188,22 +191,22 @@ def _seconds_per_example(models: Sequence[GridModel], scored: _Scored) -> dict[s
 
 
 def _cut(
-    session: Session,
-    models: Sequence[GridModel],
+    context: RunContext,
+    models: Sequence[Subject],
     prompts: Sequence[Prompt],
     examples: Sequence[Example],
     asked: Sequence[NDArray[np.bool_]],
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
-    config = session.config
+    config = context.config
     fixed = [
-        session.model_identity,
-        session.scoring_dtype,
+        context.model_identity,
+        context.scoring_dtype,
         config.model.chat_template,
-        [config.task.max_length, config.task.overlong, list(session.task.choices or ())],
+        [config.task.max_length, config.task.overlong, list(context.task.choices or ())],
         [config.evaluation.row_tokens, config.train.packing, config.evaluation.max_new_tokens],
     ]
-    if session.task.choices is None:
+    if context.task.choices is None:
         fixed.append(config.evaluation.generation_tokens)
     return [
         {
@@ -227,18 +230,18 @@ def _chunks(examples: Sequence[Example], asked_E: NDArray[np.bool_]) -> Iterator
 
 
 def _run(
-    session: Session,
+    context: RunContext,
     units: list[dict[str, Any]],
-    models: Sequence[GridModel],
+    models: Sequence[Subject],
     parts: Parts,
     stage: Stage,
 ) -> None:
     import ray.data
 
-    config = session.config
+    config = context.config
     workers = config.evaluation.workers
     cpus = cpus_per_worker(workers, "evaluation.workers")
-    base = locate_base(config.model.path, config.model.revision, session.storage)
+    base = locate_base(config.model.path, config.model.revision, context.storage)
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _ScoreActor,
         batch_size=1,
@@ -248,9 +251,9 @@ def _run(
         num_gpus=workers.gpus or None,
         fn_constructor_args=(
             dump_config(config),
-            session.task,
+            context.task,
             base,
-            session.scoring_dtype,
+            context.scoring_dtype,
             max(1, int(cpus)),
             models,
             parts,
@@ -271,15 +274,15 @@ class _ScoreActor:
         base: BaseSource,
         dtype: str,
         threads: int,
-        models: Sequence[GridModel],
+        models: Sequence[Subject],
         parts: Parts,
     ) -> None:
-        from paft_ray.evaluation.scorer import Scorer, set_threads
+        from paft_ray.evaluation.predictors import ModelPredictor, set_threads
 
         set_threads(threads)
         tree = Config.model_validate(config)
         device = "cuda" if tree.evaluation.workers.gpus > 0 else "cpu"
-        self._scorer = Scorer(tree, task, base.local(), dtype, device)
+        self._scorer = ModelPredictor(tree, task, base.local(), dtype, device)
         self._examples = {
             example.id: example
             for split in (task.train, task.validation, task.test)
@@ -289,7 +292,7 @@ class _ScoreActor:
         self._parts = parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        from paft_ray.evaluation.scorer import scores_table
+        from paft_ray.evaluation.predictors import scores_table
 
         [key], [model] = batch["key"], batch["model"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 
 Statistic = Literal["mean", "std", "min", "p05", "max"]
 OVER_PROMPTS: Mapping[Statistic, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {

@@ -7,19 +7,19 @@ higher log-likelihood of the right answers where accuracies are equal.
 import pyarrow as pa
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import GridModel, score_grid
+from paft_ray.evaluation.grid import Subject, score_grid
 from paft_ray.prompts.pool import Prompt, PromptPool
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
 
 
-def choose_single_prompt(session: Session, pool: PromptPool) -> Prompt:
+def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     """The training prompt under which the base model does best on validation examples."""
-    evaluation, task = session.config.evaluation, session.task
+    evaluation, task = context.config.evaluation, context.task
     prompts = pool.train[: evaluation.selection_prompts]
     examples = task.validation[: evaluation.selection_examples]
-    with session.screen.stage("choose single prompt") as stage:
+    with context.screen.stage("choose single prompt") as stage:
         scores = score_grid(
-            session, [GridModel(BASE, session.config.seed, "")], prompts, examples, stage
+            context, [Subject(BASE, context.config.seed, "")], prompts, examples, stage
         )
         quality = prompt_quality(scores.table, {e.id: e.answer for e in examples}, task.choices)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config import BASE
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.evaluation.answers import Grid, grid_from_scores
 from paft_ray.evaluation.bootstrap import Resamples, resample
-from paft_ray.evaluation.estimation import Posterior, fit
+from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.metrics import (
     OF_ANSWERS,
     OVER_PROMPTS,

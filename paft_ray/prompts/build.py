@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest
-from paft_ray.cluster import own_errors, resolve_dtype
+from paft_ray.cluster.remote import own_errors
 from paft_ray.config import Config, ProbeConfig
-from paft_ray.errors import PoolError
-from paft_ray.lease import lease
-from paft_ray.loading import result_fields, without
-from paft_ray.modeling.base import BaseSource, locate_base
-from paft_ray.prompts.asking import ask, costs, parse_unit
+from paft_ray.config.errors import PoolError
+from paft_ray.config.loading import result_fields, without
+from paft_ray.models.base_model import BaseSource, locate_base
+from paft_ray.models.dtype import resolve_dtype
 from paft_ray.prompts.bulk import TableFile, build_in_bulk
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.generation import RequestBook
-from paft_ray.prompts.llm import llm_key, llm_label
+from paft_ray.prompts.generate.llm import llm_key, llm_label
+from paft_ray.prompts.generate.requests import RequestBook
+from paft_ray.prompts.generate.runner import ask, costs, parse_unit
 from paft_ray.prompts.pool import (
     CANDIDATES_SCHEMA,
     REJECTS_SCHEMA,
@@ -36,9 +35,13 @@ from paft_ray.prompts.pool import (
     rejects_to_table,
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
-from paft_ray.screen import Stage
-from paft_ray.session import Session
-from paft_ray.tasks.base import SPLITS, Task
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import Stage
+from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.lock import lock
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks.example import SPLITS, Task
 
 logger = logging.getLogger(__name__)
 
@@ -48,56 +51,56 @@ _PROBED_TOGETHER = 16
 """Prompts that are probed in one call."""
 
 
-def pool_fingerprint(session: Session) -> str:
+def pool_fingerprint(context: RunContext) -> str:
     """Fingerprint of everything that a pool depends on; `pool_size` only says how much is used."""
-    prompts = without(result_fields(session.config)["prompts"], ["pool_size"])
-    task, generation = session.task, session.config.prompts.generation
+    prompts = without(result_fields(context.config)["prompts"], ["pool_size"])
+    task, generation = context.task, context.config.prompts.generation
     return fingerprint(
         "pool",
-        session.config.seed,
+        context.config.seed,
         [task.description, list(task.slots), list(task.choices or ()), dict(task.option_slots)],
         [prompts, list(task.instructions)],
-        [read_prompt_files(path) for path in session.config.prompts.files],
+        [read_prompt_files(path) for path in context.config.prompts.files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
-        _probe_identity(session),
+        _probe_identity(context),
     )
 
 
-def _probe_identity(session: Session) -> list[str]:
-    if session.config.prompts.probe is None:
+def _probe_identity(context: RunContext) -> list[str]:
+    if context.config.prompts.probe is None:
         return []
-    packing = "packed" if session.config.train.packing else "alone"
+    packing = "packed" if context.config.train.packing else "alone"
     return [
-        session.model_identity, session.task_identity, session.config.model.chat_template, packing
+        context.model_identity, context.task_identity, context.config.model.chat_template, packing
     ]  # fmt: skip
 
 
-def request_book(session: Session) -> RequestBook | None:
+def request_book(context: RunContext) -> RequestBook | None:
     """Every request that the configuration could send; None where prompts come from files only."""
-    generation = session.config.prompts.generation
+    generation = context.config.prompts.generation
     if generation is None:
         return None
     keys = tuple(llm_key(llm) for llm in generation.llms)
-    task = replace(session.task, train=(), validation=(), test=())
-    return RequestBook(task, generation, session.config.seed, keys)
+    task = replace(context.task, train=(), validation=(), test=())
+    return RequestBook(task, generation, context.config.seed, keys)
 
 
-def build_prompt_pool(session: Session) -> PromptPool:
+def build_prompt_pool(context: RunContext) -> PromptPool:
     """Build the pool that the configuration describes, or find it built.
 
     Raises:
         LLMError: Too large a share of the requests failed.
         PoolError: Too few prompts survived.
     """
-    identity = pool_fingerprint(session)
-    folder = session.storage.child("pools", identity)
-    with session.screen.stage("prompt pool") as stage:
+    identity = pool_fingerprint(context)
+    folder = context.storage.child("pools", identity)
+    with context.screen.stage("prompt pool") as stage:
         about, found = pool_record(folder), ", found complete"
         if about is None:
-            with lease(folder, f"prompt pool {identity}", wait=True):
+            with lock(folder, f"prompt pool {identity}", wait=True):
                 about = pool_record(folder)  # another run may just have built it
                 if about is None:
-                    about, found = _build(session, folder, identity, stage), ""
+                    about, found = _build(context, folder, identity, stage), ""
         pool = load_pool(folder)
         stage.finish(
             f"{about['candidates']} candidates, {len(pool.train)} training, "
@@ -112,15 +115,15 @@ def pool_record(folder: Storage) -> dict[str, Any] | None:
     return None if manifest is None else dict(manifest.about)
 
 
-def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
-    config, task, seed = session.config.prompts, session.task, session.config.seed
+def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
+    config, task, seed = context.config.prompts, context.task, context.config.seed
     files = [
         Candidate(text=text, kind="template", origin=Origin(file=path))
         for path in config.files
         for text in read_prompt_files(path)
     ]
-    book = request_book(session)
-    asked = None if book is None else ask(book, session.storage, stage)
+    book = request_book(context)
+    asked = None if book is None else ask(book, context.storage, stage)
     requested = 0 if asked is None else sum(t.requests for t in asked.tallies.values())
     with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
         if len(files) + requested <= _IN_DRIVER:
@@ -135,7 +138,7 @@ def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> di
             built = build_pool(good, task, config, seed)
         else:
             built = build_in_bulk(files, asked, task, config, seed, candidates, rejects)
-        pool, dropped = _probe(session, built.pool)
+        pool, dropped = _probe(context, built.pool)
         rejects.add(rejects_to_table([*built.rejected, *dropped]))
         writer = ArtifactWriter(folder)
         writer.add("candidates.parquet", candidates.content())
@@ -158,17 +161,17 @@ def _build(session: Session, folder: Storage, identity: str, stage: Stage) -> di
     return about
 
 
-def _probe(session: Session, pool: PromptPool) -> tuple[PromptPool, list[Rejected]]:
+def _probe(context: RunContext, pool: PromptPool) -> tuple[PromptPool, list[Rejected]]:
     """The pool with the base model's scores, and the training prompts that they drop.
 
     Raises:
         PoolError: The configured least mass or accuracy leaves nothing to train on.
     """
-    config = session.config.prompts.probe
+    config = context.config.prompts.probe
     if config is None:
         return pool, []
     prompts = [prompt for split in SPLITS for prompt in pool.prompts(split)]
-    scores = _probe_scores(session, config, prompts)
+    scores = _probe_scores(context, config, prompts)
     splits: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
     dropped = []
     for prompt in prompts:
@@ -191,11 +194,11 @@ def _probe(session: Session, pool: PromptPool) -> tuple[PromptPool, list[Rejecte
 
 
 def _probe_scores(
-    session: Session, config: ProbeConfig, prompts: Sequence[Prompt]
+    context: RunContext, config: ProbeConfig, prompts: Sequence[Prompt]
 ) -> dict[str, dict[str, float]]:
     import ray.data
 
-    whole, task = session.config, session.task
+    whole, task = context.config, context.task
     shown = replace(task, train=task.train[: config.examples], validation=(), test=())
     rows = [
         {"ids": [p.id for p in group], "texts": [p.text for p in group]}
@@ -212,7 +215,7 @@ def _probe_scores(
         fn_constructor_args=(
             whole,
             shown,
-            locate_base(whole.model.path, whole.model.revision, session.storage),
+            locate_base(whole.model.path, whole.model.revision, context.storage),
             resolve_dtype(whole.model.dtype, config.gpus),
         ),
     )
@@ -231,8 +234,8 @@ class _ProbeActor:
     def __init__(self, config: Config, task: Task, source: BaseSource, dtype: str) -> None:
         import torch
 
-        from paft_ray.modeling.model import load_base, load_tokenizer, store_frozen_in_bf16
-        from paft_ray.modeling.tokenization import TextEncoder
+        from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.models.tokenization import TextEncoder
 
         probe, revision = config.prompts.probe, config.model.revision
         assert probe is not None

@@ -16,11 +16,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paft_ray.artifacts import fingerprint
-from paft_ray.cluster import own_errors
+from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PromptsConfig
-from paft_ray.prompts.asking import Asked, parse_unit
-from paft_ray.prompts.generation import Unit
+from paft_ray.prompts.generate.requests import Unit
+from paft_ray.prompts.generate.runner import Asked, parse_unit
 from paft_ray.prompts.pool import (
     ORIGIN,
     Candidate,
@@ -32,7 +31,8 @@ from paft_ray.prompts.pool import (
     piece_of,
     rejects_to_table,
 )
-from paft_ray.tasks.base import Task
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.tasks.example import Task
 
 _ROWS = pa.schema(
     [

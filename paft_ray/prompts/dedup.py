@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
-from paft_ray.artifacts import fingerprint
+from paft_ray.storage.fingerprint import fingerprint
 
 _SHINGLE = 5
 _PERMUTATIONS = 128

@@ -12,8 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paft_ray.errors import DataError
-from paft_ray.loading import resolve_path
+from paft_ray.config.errors import DataError
+from paft_ray.config.loading import resolve_path
 
 _FIELD = "text"
 

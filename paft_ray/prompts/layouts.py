@@ -15,9 +15,9 @@ from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from paft_ray.artifacts import fingerprint
 from paft_ray.prompts.template import clean, count_words, parse
-from paft_ray.tasks.base import Task
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.tasks.example import Task
 
 INSTRUCTION = "{instruction}"
 """Where the wording stands, in a skeleton and in a key."""

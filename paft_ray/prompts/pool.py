@@ -13,12 +13,12 @@ from typing import Literal
 
 import pyarrow as pa
 
-from paft_ray.artifacts import ArtifactWriter, Storage, fingerprint, load_manifest, to_parquet
 from paft_ray.config import LintConfig, PromptsConfig
-from paft_ray.errors import ArtifactError, PoolError
+from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts.coverage import covering_order
 from paft_ray.prompts.dedup import deduplicate
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
+from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
 from paft_ray.prompts.split import (
     NO_LAYOUT,
     Piece,
@@ -26,15 +26,11 @@ from paft_ray.prompts.split import (
     place_instructions,
     split_pieces,
 )
-from paft_ray.prompts.template import (
-    TOO_SHORT,
-    LintResult,
-    count_words,
-    lint,
-    lint_instruction,
-    other_work,
-)
-from paft_ray.tasks.base import SPLITS, SplitName, Task
+from paft_ray.prompts.template import TOO_SHORT, count_words
+from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage, to_parquet
+from paft_ray.tasks.example import SPLITS, SplitName, Task
 
 POOL_FILE = "pool.parquet"
 

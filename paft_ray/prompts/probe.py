@@ -13,8 +13,8 @@ from paft_ray.prompts.template import parse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from paft_ray.modeling.tokenization import TextEncoder
-    from paft_ray.tasks.base import Example, Task
+    from paft_ray.models.tokenization import TextEncoder
+    from paft_ray.tasks.example import Example, Task
 
 MASS, ACCURACY, LIKELIHOOD = "probe_mass", "probe_accuracy", "probe_log_likelihood"
 
@@ -49,8 +49,8 @@ def probe_prompts(
     Raises:
         DataError: An example does not fit under a prompt.
     """
-    from paft_ray.modeling.scoring import score_sequences
-    from paft_ray.modeling.tokenization import choice_sequences
+    from paft_ray.models.logprobs import score_sequences
+    from paft_ray.models.tokenization import choice_sequences
 
     per_pair = []
     for number, text in enumerate(texts):

@@ -28,9 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from paft_ray.artifacts import fingerprint
-from paft_ray.cluster import own_errors
-from paft_ray.errors import DataError
+from paft_ray.cluster.remote import own_errors
+from paft_ray.config.errors import DataError
 from paft_ray.prompts.dedup import (
     FEW,
     Choice,
@@ -45,6 +44,7 @@ from paft_ray.prompts.dedup import (
     sketch,
     sketch_type,
 )
+from paft_ray.storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     import ray

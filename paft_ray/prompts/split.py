@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 
-from paft_ray.artifacts import fingerprint
 from paft_ray.config import PoolSplitConfig, PromptsConfig
 from paft_ray.prompts.dedup import components, jaccard, shingles, similar_pairs
 from paft_ray.prompts.layouts import Layout, compose, layout_of
-from paft_ray.tasks.base import SPLITS, SplitName
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.tasks.example import SPLITS, SplitName
 
 BESIDE_HELD_OUT = "beside_held_out"
 """In one group with a held-out prompt, so that it can be in no split."""

@@ -8,7 +8,7 @@ from typing import Any
 from paft_ray.prompts.coverage import flat_map
 from paft_ray.prompts.dedup import jaccard, shingles
 from paft_ray.report.files import RunFiles
-from paft_ray.tasks.base import SPLITS
+from paft_ray.tasks.example import SPLITS
 
 COLOURS = {"train": "#2563eb", "validation": "#0f9d76", "test": "#d97706"}
 _DRAWN = 800

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paft_ray.artifacts import MANIFEST, Storage
-from paft_ray.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError
 from paft_ray.report.answers import COLUMNS, Answers, read_answers
+from paft_ray.storage.artifacts import MANIFEST
+from paft_ray.storage.paths import Storage
 
 SEARCH_FILE = "search.json"
 """What came of a search, beside the summary of its finalists."""

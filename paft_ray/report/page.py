@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from paft_ray.artifacts import Storage
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.curves import curve_plot, shares_plot
 from paft_ray.report.draws import draws_of
@@ -26,6 +25,7 @@ from paft_ray.report.rendering import render
 from paft_ray.report.search import dimension_plots, search_axis, trial_rows
 from paft_ray.report.strips import accuracy_strips, prompt_lines
 from paft_ray.report.table import cautions, display_name, headline, main_label, top_columns
+from paft_ray.storage.paths import Storage
 
 
 def write_report(folder: Storage) -> str:

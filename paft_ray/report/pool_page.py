@@ -7,13 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from paft_ray.artifacts import Storage, load_manifest
-from paft_ray.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError
 from paft_ray.prompts.coverage import discrepancy
 from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
 from paft_ray.report.coverage import COLOURS, map_points
 from paft_ray.report.rendering import render
-from paft_ray.tasks.base import SPLITS
+from paft_ray.storage.artifacts import load_manifest
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks.example import SPLITS
 
 POOL_PAGE = "pool.html"
 _EXAMPLES = 5

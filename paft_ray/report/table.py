@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paft_ray.card import Evaluation
 from paft_ray.config import BASE
 from paft_ray.evaluation.summary import PAFT, SINGLE_PROMPT
+from paft_ray.serving.card import Evaluation
 
 NAMES = {BASE: "base model"}
 """Labels whose name is not made of their words."""

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from paft_ray.artifacts import Storage, user_cache
-from paft_ray.cluster import resolve_dtype
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
+from paft_ray.models.dtype import resolve_dtype
 from paft_ray.prompts.template import parse
 from paft_ray.serving.folder import input_columns
+from paft_ray.storage.fingerprint import user_cache
+from paft_ray.storage.paths import Storage
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PythonModelContext
     from peft import PeftModel
 
-    from paft_ray.modeling.tokenization import Encoded
+    from paft_ray.models.tokenization import Encoded
 
 _BATCH = 16
 """Texts that are generated together."""
@@ -50,14 +51,14 @@ class AnswerModel(PythonModel):
         """Load base model and adapter."""
         import torch
 
-        from paft_ray.modeling.base import prepare_base
-        from paft_ray.modeling.model import (
+        from paft_ray.models.base_model import prepare_base
+        from paft_ray.models.load import (
             load_adapter,
             load_base,
             load_tokenizer,
             store_frozen_in_bf16,
         )
-        from paft_ray.modeling.tokenization import TextEncoder
+        from paft_ray.models.tokenization import TextEncoder
 
         settings = self._settings = dict(context.model_config or {})
         base = prepare_base(settings["base"], settings["revision"], Storage.open(str(user_cache())))
@@ -126,9 +127,9 @@ class AnswerModel(PythonModel):
         ]
 
     def _rank_choices(self, questions: Sequence[_Question]) -> list[str]:
-        from paft_ray.modeling.model import reads_positions, virtual_tokens
-        from paft_ray.modeling.scoring import score_sequences
-        from paft_ray.modeling.tokenization import choice_sequences
+        from paft_ray.models.load import reads_positions, virtual_tokens
+        from paft_ray.models.logprobs import score_sequences
+        from paft_ray.models.tokenization import choice_sequences
 
         choices: list[str] = self._settings["choices"]
         encoded = self._encode(questions, choices, end=False)
@@ -150,12 +151,14 @@ class AnswerModel(PythonModel):
         return answers
 
     def _generate(self, questions: Sequence[_Question]) -> list[str]:
-        from paft_ray.modeling.model import virtual_tokens
-        from paft_ray.modeling.scoring import generate, inference
+        from paft_ray.models.load import virtual_tokens
+        from paft_ray.models.logprobs import generate, inference
 
         # a short answer stands for the real one, which nobody knows, where lengths are checked
         contexts = [e[0].context_ids for e in self._encode(questions, ["a"], end=True)]
-        size = 1 if virtual_tokens(self._model) else _BATCH  # see Scorer: virtual tokens go alone
+        size = (
+            1 if virtual_tokens(self._model) else _BATCH
+        )  # see ModelPredictor: virtual tokens go alone
         write = partial(
             generate,
             self._model,  # pyright: ignore[reportArgumentType]

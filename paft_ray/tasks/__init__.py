@@ -6,7 +6,7 @@ sources.py   files, saved data sets and the hub to rows
 load.py      rows to `Task`: mapping, ids, splits
 """
 
-from paft_ray.tasks.base import Example, Task
-from paft_ray.tasks.load import load_task
+from paft_ray.tasks.example import Example, Task
+from paft_ray.tasks.loading import load_task
 
 __all__ = ["Example", "Task", "load_task"]

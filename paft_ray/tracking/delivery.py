@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paft_ray.artifacts import Storage
-from paft_ray.errors import ConfigError, one_line
+from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.storage.paths import Storage
 from paft_ray.tracking.spool import (
     Batch,
     RunRef,

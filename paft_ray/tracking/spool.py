@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from paft_ray.artifacts import Storage, fingerprint
-from paft_ray.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from paft_ray.artifacts import Storage
 from paft_ray.config import Config
-from paft_ray.errors import ConfigError
+from paft_ray.config.errors import ConfigError
+from paft_ray.storage.paths import Storage
 from paft_ray.tracking.delivery import Sender, deliver, import_client, remote_errors, replay_folder
 from paft_ray.tracking.spool import (
     Batch,

@@ -20,5 +20,5 @@ heartbeat.py    who is stuck, judged by the driver; pure but for a thread that s
 growth.py       when an elastic training begins anew as more ranks
 ranks.py        Ray Train's workers into one process group; notice of SIGTERM and of drains
 worker.py       what one rank does
-trainer.py      Ray Train: `train(session, prompts, training, pool)`
+trainer.py      Ray Train: `train(context, prompts, training, pool)`
 """

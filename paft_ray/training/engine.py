@@ -14,14 +14,14 @@ import torch
 import torch.distributed as dist
 
 from paft_ray.config import TrainConfig
-from paft_ray.errors import ArtifactError
-from paft_ray.modeling.model import virtual_tokens
-from paft_ray.modeling.scoring import answer_logprobs
-from paft_ray.modeling.switches import checkpoint_activations, compile_layers
-from paft_ray.modeling.tokenization import Row
-from paft_ray.training.checkpoint import KINDS, Crew
+from paft_ray.config.errors import ArtifactError
+from paft_ray.models.load import virtual_tokens
+from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.models.packing import Row
+from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.methods import Method, Tensors, method_of
-from paft_ray.training.shards import SMALL_STATE, deal_owners
+from paft_ray.training.state.checkpoint import KINDS, Crew
+from paft_ray.training.state.shards import SMALL_STATE, deal_owners
 from paft_ray.training.zero import WholeTensors, full_shape
 
 if TYPE_CHECKING:

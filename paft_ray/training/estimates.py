@@ -7,7 +7,7 @@ are right within a factor of about 1.5. What a process has without any model is 
 from dataclasses import dataclass
 
 from paft_ray.config import TrainConfig
-from paft_ray.training.shards import bytes_needed
+from paft_ray.training.state.shards import bytes_needed
 
 _FP32, _MOMENTS = 4, 8
 _NF4 = 0.57

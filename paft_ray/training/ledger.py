@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from paft_ray.artifacts import Storage, to_parquet
-from paft_ray.training.plan import StepPlan
-from paft_ray.training.weighting import UNIFORM, PromptWeights
+from paft_ray.storage.paths import Storage, to_parquet
+from paft_ray.training.batch_plan import StepPlan
+from paft_ray.training.prompt_weights import UNIFORM, PromptWeights
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Ledger:
     """Of every prompt, for the weights."""
     _rows: list[tuple[int, int, str, str, float, int]] = field(default_factory=list)
 
-    def sweep(self) -> None:
+    def prune(self) -> None:
         """Remove what a dead attempt wrote of steps that are to come; before the first of them.
 
         A part is written before its checkpoint, which may never have come.

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from paft_ray.config import ObjectiveConfig
-from paft_ray.errors import TrainingError
-from paft_ray.modeling.scoring import score_sequences
-from paft_ray.modeling.tokenization import Row, TokenSequence
+from paft_ray.config.errors import TrainingError
+from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.packing import Row, TokenSequence
 from paft_ray.tracking import Metric, Tracker
-from paft_ray.training.checkpoint import Checkpoints, Progress
+from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.objective import row_loss
-from paft_ray.training.plan import StepPlan
+from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import uniform
-from paft_ray.training.weighting import PromptWeights
+from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from paft_ray.config import Consistency, ObjectiveConfig
-from paft_ray.modeling.tokenization import Row
-from paft_ray.training.plan import StepPlan
+from paft_ray.models.packing import Row
+from paft_ray.training.batch_plan import StepPlan
 
 
 def views(objective: ObjectiveConfig) -> int:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.artifacts import Storage
-from paft_ray.errors import PaftError, TrainingError
+from paft_ray.config.errors import PaftError, TrainingError
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.tracking import Metric
-from paft_ray.training.patience import retry_storage
+from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
-    from paft_ray.evaluation.scorer import Asker
+    from paft_ray.evaluation.predictors import Predictor
     from paft_ray.training.engine import Engine
 
 FOLDER = "validation"
@@ -53,7 +53,7 @@ class Validation:
         self,
         plan: ValidationPlan,
         engine: "Engine",
-        asker: "Asker",
+        predictor: "Predictor",
         folder: Storage,
         tell: Callable[[int, NDArray[np.bool_]], None],
         at: Callable[..., None],
@@ -63,12 +63,12 @@ class Validation:
         Args:
             plan: What, and when.
             engine: What is trained.
-            asker: Knows how questions are put.
+            predictor: Knows how questions are put.
             folder: The training's.
             tell: Called by rank 0 with a step and its result, [P, E], which stands on storage then.
             at: Told on every rank where it is, see `loop.Outlets`.
         """
-        self._plan, self._engine, self._asker, self._tell = plan, engine, asker, tell
+        self._plan, self._engine, self._asker, self._tell = plan, engine, predictor, tell
         self._at = at
         self._folder = folder.child(FOLDER)
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from paft_ray.config import TuningConfig
-from paft_ray.loading import dump_config
-from paft_ray.session import RUN_KEY, Session
+from paft_ray.config.loading import dump_config
+from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
-from paft_ray.training.worker import Record
+from paft_ray.training.distributed.worker import Record
 from paft_ray.tuning.goal import (
     TrialRecord,
     reached,
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 class Bookkeeper:
     """Hears of trials; shows them and keeps their tracked runs in order."""
 
-    def __init__(self, session: Session, tuning: TuningConfig, view: TrialView) -> None:
+    def __init__(self, context: RunContext, tuning: TuningConfig, view: TrialView) -> None:
         """A bookkeeper; `keeping` begins and ends its work."""
-        self._session, self._tuning, self._view = session, tuning, view
+        self._session, self._tuning, self._view = context, tuning, view
         self._executor = ThreadPoolExecutor(1, "bookkeeping")
         self._work: list[Future[None]] = []
 
@@ -110,7 +110,7 @@ class Bookkeeper:
 
 
 @contextmanager
-def closing(session: Session, record: Record) -> Iterator[None]:
+def closing(context: RunContext, record: Record) -> Iterator[None]:
     """End the tracked run of a training that other processes feed, whatever becomes of them."""
     status: FinalStatus = "KILLED"
     try:
@@ -120,5 +120,5 @@ def closing(session: Session, record: Record) -> Iterator[None]:
         status = "FAILED"
         raise
     finally:
-        tracker = open_tracker(session.tracking, record.key, record.name, record.parent_key)
+        tracker = open_tracker(context.tracking, record.key, record.name, record.parent_key)
         tracker.finish(status)

@@ -4,12 +4,12 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from paft_ray.cluster import cpus_per_worker, node_resources, places
+from paft_ray.cluster.resources import cpus_per_worker, node_resources, places
 from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
-from paft_ray.errors import ConfigError, PaftError
-from paft_ray.modeling.files import inspect_model
-from paft_ray.preflight import check_settings
-from paft_ray.session import Session
+from paft_ray.config.errors import ConfigError, PaftError
+from paft_ray.models.files import inspect_model
+from paft_ray.pipeline.preflight import check_settings
+from paft_ray.runs.context import RunContext
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
 
 _TRIED = 64
@@ -27,7 +27,7 @@ def tuning_of(config: Config) -> TuningConfig:
     return config.tuning
 
 
-def check_search(session: Session) -> list[Config]:
+def check_search(context: RunContext) -> list[Config]:
     """Refuse what can be refused before Ray starts and without torch.
 
     Every edge of every dimension is checked as the configuration of a run is, and so is every
@@ -40,7 +40,7 @@ def check_search(session: Session) -> list[Config]:
         ConfigError: The space has an unknown field, or a value or combination that cannot be; or
             Optuna is missing.
     """
-    config = session.config
+    config = context.config
     tuning = tuning_of(config)
     by_optuna = isinstance(tuning.search, OptunaSearch)
     if by_optuna and importlib.util.find_spec("optuna") is None:
@@ -57,19 +57,19 @@ def check_search(session: Session) -> list[Config]:
     found += [(describe(s), apply(config, s)) for s in samples(drawn, config.seed)]
     for what, trial in found:
         try:
-            check_settings(trial, session.task, model)
-            _check_trial(trial, config, session)
+            check_settings(trial, context.task, model)
+            _check_trial(trial, config, context)
         except PaftError as error:
             raise ConfigError(f"tuning.space ({what}): {error}") from error
     return [trial for _, trial in found]
 
 
-def _check_trial(trial: Config, config: Config, session: Session) -> None:
+def _check_trial(trial: Config, config: Config, context: RunContext) -> None:
     if (trial.model.peft is None) != (config.model.peft is None):
         raise ConfigError(
             "model.peft: training all weights and training an adapter cannot be searched together"
         )
-    if trial.train.deepspeed.stage == 3 and session.task.choices is None:
+    if trial.train.deepspeed.stage == 3 and context.task.choices is None:
         raise ConfigError(
             "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
             "a trial trains: use stage 2, or offload"

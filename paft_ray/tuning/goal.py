@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.artifacts import Storage
 from paft_ray.config import GoalConfig, LowQuantile, MeanAccuracy, MeanMinusStd
 from paft_ray.evaluation.bootstrap import interval, resample
 from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.storage.paths import Storage
 
 State = Literal["begun", "finished", "stopped", "failed"]
 _FOLDER = "trials"

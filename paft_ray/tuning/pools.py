@@ -9,14 +9,14 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from paft_ray.artifacts import fingerprint
 from paft_ray.config import Choice, Config, RandInt, TuningConfig
-from paft_ray.errors import ConfigError, PoolError
+from paft_ray.config.errors import ConfigError, PoolError
+from paft_ray.pipeline.run import prepare_pool
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.dedup import jaccard, shingles
 from paft_ray.prompts.pool import Prompt, PromptPool
-from paft_ray.running import prepare_pool
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tuning.space import Sample, all_values, apply, describe, edges, sample_key
 
 POOL_SIZE = "prompts.pool_size"
@@ -72,17 +72,17 @@ def generation_samples(tuning: TuningConfig) -> list[Sample]:
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 
-def pools_fingerprint(session: Session, tuning: TuningConfig) -> str:
+def pools_fingerprint(context: RunContext, tuning: TuningConfig) -> str:
     """Fingerprint of everything that the pools depend on, known before they are built."""
     samples = generation_samples(tuning)
-    return fingerprint([pool_fingerprint(_generating(session, sample)) for sample in samples])
+    return fingerprint([pool_fingerprint(_generating(context, sample)) for sample in samples])
 
 
-def _generating(session: Session, sample: Sample) -> Session:
-    return session.of_config(apply(session.config, sample), session.screen)
+def _generating(context: RunContext, sample: Sample) -> RunContext:
+    return context.of_config(apply(context.config, sample), context.screen)
 
 
-def build_pools(session: Session, tuning: TuningConfig) -> SearchPools:
+def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
     """Build every pool, or find it built, and hold prompts out of all of them.
 
     Raises:
@@ -90,12 +90,12 @@ def build_pools(session: Session, tuning: TuningConfig) -> SearchPools:
             held out.
         PoolError: Too few prompts survive.
     """
-    config = session.config
+    config = context.config
     built: dict[str, PromptPool] = {}
     names: dict[str, str] = {}
     for sample in generation_samples(tuning):
         key = generation_key(sample)
-        built[key], names[key] = prepare_pool(_generating(session, sample)), describe(sample)
+        built[key], names[key] = prepare_pool(_generating(context, sample)), describe(sample)
     kept = hold_out(built, config.prompts.split.similarity, config.seed)
     pools = SearchPools(kept, {key: pool.fingerprint for key, pool in built.items()})
     if not pools.any.validation:
@@ -105,7 +105,7 @@ def build_pools(session: Session, tuning: TuningConfig) -> SearchPools:
         )
     if len(built) > 1:
         dropped = sum(len(pool.train) - len(kept[key].train) for key, pool in built.items())
-        session.screen.line(
+        context.screen.line(
             f"{len(built)} pools with the same {len(pools.any.validation)} validation and "
             f"{len(pools.any.test)} test prompts; {dropped} training prompts like them are left out"
         )

@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paft_ray.config import PaftVariant, TuningConfig
-from paft_ray.errors import TrainingError
+from paft_ray.config.errors import TrainingError
 from paft_ray.evaluation.answers import grid_from_scores
-from paft_ray.session import Session
-from paft_ray.training.trainer import training_folder
+from paft_ray.runs.context import RunContext
+from paft_ray.training.distributed.trainer import training_folder
 from paft_ray.training.validation import metrics, read_results
 from paft_ray.tuning.goal import TrialRecord, goal_intervals, goal_name, reached, read_records
 from paft_ray.tuning.space import describe
@@ -38,12 +38,12 @@ class Finalist:
         return self.variant.label
 
 
-def results_of(session: Session, record: TrialRecord) -> dict[int, NDArray[np.bool_]]:
+def results_of(context: RunContext, record: TrialRecord) -> dict[int, NDArray[np.bool_]]:
     """What a trial found on its way: steps to [P, E], whether each answer is right."""
-    return read_results(training_folder(session, trial_training(session, record.number)))
+    return read_results(training_folder(context, trial_training(context, record.number)))
 
 
-def choose_finalists(session: Session, tuning: TuningConfig) -> list[Finalist]:
+def choose_finalists(context: RunContext, tuning: TuningConfig) -> list[Finalist]:
     """The best of the trials that came to their end, the best first.
 
     Where two are equal, the higher mean accuracy comes first, then the earlier trial.
@@ -52,9 +52,9 @@ def choose_finalists(session: Session, tuning: TuningConfig) -> list[Finalist]:
         TrainingError: None came to its end.
     """
     ranked = []
-    records = read_records(session.run_folder)
+    records = read_records(context.run_folder)
     for record in records:
-        results = results_of(session, record)
+        results = results_of(context, record)
         if record.state == "finished" and results:
             last_PE = results[max(results)]
             finalist = Finalist(record, reached(tuning.goal, last_PE))
@@ -71,7 +71,7 @@ def choose_finalists(session: Session, tuning: TuningConfig) -> list[Finalist]:
 
 
 def search_result(
-    session: Session,
+    context: RunContext,
     tuning: TuningConfig,
     finalists: Sequence[Finalist],
     seeds: Sequence[int],
@@ -85,14 +85,14 @@ def search_result(
     gap`), the best first.
 
     Args:
-        session: The search.
+        context: The search.
         tuning: What was searched.
         finalists: The best first.
         seeds: Of their trainings.
         scores: Of the finalists on test prompts: see `evaluation.grid`, with `split`.
     """
-    records = read_records(session.run_folder)
-    results = {record.number: results_of(session, record) for record in records}
+    records = read_records(context.run_folder)
+    results = {record.number: results_of(context, record) for record in records}
     last = {str(number): found[max(found)] for number, found in results.items() if found}
     intervals = goal_intervals(tuning.goal, last) if last else {}
     prompts, examples = next(iter(last.values())).shape if last else (0, 0)

@@ -11,18 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from paft_ray.artifacts import fingerprint, load_manifest
-from paft_ray.cluster import BoardHandle
+from paft_ray.cluster.control import BoardHandle
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
-from paft_ray.errors import ConfigError, TrainingError
-from paft_ray.loading import dump_config, from_anywhere, without
+from paft_ray.config.errors import ConfigError, TrainingError
+from paft_ray.config.loading import dump_config, from_anywhere, without
+from paft_ray.evaluation.subjects import evaluate_models
 from paft_ray.report import SEARCH_FILE
-from paft_ray.running import StageClock, check_lengths, claimed, conclude, evaluate_models
-from paft_ray.session import Session
+from paft_ray.report.results import write_results
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.opening import StageClock, open_run
+from paft_ray.storage.artifacts import load_manifest
+from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import load_task
 from paft_ray.tracking import replay
-from paft_ray.training.trainer import Orders, TrainedAdapter, train_until
-from paft_ray.training.worker import Record
+from paft_ray.training.distributed.trainer import Orders, TrainedAdapter, train_until
+from paft_ray.training.distributed.worker import Record
+from paft_ray.training.lengths import check_lengths
 from paft_ray.tuning.bookkeeping import Bookkeeper, closing
 from paft_ray.tuning.check import room, tuning_of
 from paft_ray.tuning.goal import goal_name, read_records
@@ -39,11 +43,11 @@ _HOW_MUCH = ("trials", "concurrency", "finalists", "seeds")
 """Fields of `tuning` that say how much work is done, not what is searched."""
 
 
-def search(session: Session, overwrite: bool = False) -> dict[str, Any]:
+def search(context: RunContext, overwrite: bool = False) -> dict[str, Any]:
     """Search, or read the result of a search that is complete.
 
     Args:
-        session: Opened without test examples.
+        context: Opened without test examples.
         overwrite: Delete what another configuration left under this name.
 
     Returns:
@@ -54,8 +58,8 @@ def search(session: Session, overwrite: bool = False) -> dict[str, Any]:
             search is complete, with fewer trials.
         TrainingError: No trial came to its end.
     """
-    tuning, config = tuning_of(session.config), session.config
-    if not overwrite and (found := finished_search(session)) is not None:
+    tuning, config = tuning_of(context.config), context.config
+    if not overwrite and (found := finished_search(context)) is not None:
         return found
     trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
     trials += [trial for _, trial in edge_configs(config, tuning)]
@@ -64,21 +68,21 @@ def search(session: Session, overwrite: bool = False) -> dict[str, Any]:
     made_from = {
         "work": "search",
         "search space": fingerprint(searched),
-        "set of prompts": pools_fingerprint(session, tuning),
+        "set of prompts": pools_fingerprint(context, tuning),
     }
-    with claimed(session, overwrite, made_from) as tracker:
-        clock = StageClock(session.run_folder)
+    with open_run(context, overwrite, made_from) as tracker:
+        clock = StageClock(context.run_folder)
         with clock.stage("prompt_pools"):
-            pools = build_pools(session, tuning)
+            pools = build_pools(context, tuning)
             check_lengths(
-                session,
+                context,
                 replace(pools.any, train=pools.trained),
-                (pools.any.validation[: tuning.prompts], validation_examples(session, tuning)),
+                (pools.any.validation[: tuning.prompts], validation_examples(context, tuning)),
             )
         with clock.stage("trials"):
-            _run_trials(session, tuning, pools.without_test(), cpus, concurrency)
-        finalists, seeds = choose_finalists(session, tuning), tuning.final_seeds(config.seed)
-        final = _final_session(session, finalists, seeds)
+            _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
+        finalists, seeds = choose_finalists(context, tuning), tuning.final_seeds(config.seed)
+        final = _final_session(context, finalists, seeds)
         check_lengths(final, replace(pools.any, train=()))
         with clock.stage("finalists"):
             trained = [
@@ -90,58 +94,58 @@ def search(session: Session, overwrite: bool = False) -> dict[str, Any]:
             scores = evaluate_models(final, pools.any, trained)
         split = pa.array(["test"] * scores.table.num_rows, pa.string())
         tested = scores.table.append_column("split", split)
-        result = search_result(session, tuning, finalists, seeds, tested)
-        result["made_from"] = _identity(session)
-        session.run_folder.write_json(SEARCH_FILE, result)
-        tracker.log_artifact(SEARCH_FILE, session.run_folder.path(SEARCH_FILE))
+        result = search_result(context, tuning, finalists, seeds, tested)
+        result["made_from"] = _identity(context)
+        context.run_folder.write_json(SEARCH_FILE, result)
+        tracker.log_artifact(SEARCH_FILE, context.run_folder.path(SEARCH_FILE))
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
-        summary = conclude(final, pools.any, trained, scores, clock.seconds, tracker, configs)
+        summary = write_results(final, pools.any, trained, scores, clock.seconds, tracker, configs)
         return {**result, "summary": summary}
 
 
-def finished_search(session: Session) -> dict[str, Any] | None:
+def finished_search(context: RunContext) -> dict[str, Any] | None:
     """The result of a search that is complete under this configuration; needs no Ray.
 
     Raises:
         ConfigError: It is complete under another number of trials or finalists: these would now be
             chosen after the figures on test prompts are known.
     """
-    if not holds_search(session):
+    if not holds_search(context):
         return None
-    folder, name = session.run_folder, session.config.name
+    folder, name = context.run_folder, context.config.name
     result = folder.read_json(SEARCH_FILE)
-    if result["made_from"] != _identity(session):
+    if result["made_from"] != _identity(context):
         raise ConfigError(
             f"name: search {name!r} is complete with other settings or data, and its figures on "
             "test prompts are known: choose another name, or pass --overwrite"
         )
-    session.screen.line(f"search {name} is complete, nothing to do")
-    replay(session.tracking)
+    context.screen.line(f"search {name} is complete, nothing to do")
+    replay(context.tracking)
     return {**result, "summary": folder.read_json("summary.json")}
 
 
-def holds_search(session: Session) -> bool:
+def holds_search(context: RunContext) -> bool:
     """Whether the run's folder holds a search that is complete."""
-    folder = session.run_folder
+    folder = context.run_folder
     return (
-        session.config.tuning is not None
+        context.config.tuning is not None
         and load_manifest(folder) is not None
         and folder.exists(SEARCH_FILE)
     )
 
 
-def of_finalists(session: Session, label: str | None = None) -> Session:
-    """A complete search's session as that of a run whose variants are the finalists.
+def of_finalists(context: RunContext, label: str | None = None) -> RunContext:
+    """A complete search's context as that of a run whose variants are the finalists.
 
     Args:
-        session: The search.
+        context: The search.
         label: Only this finalist, with its settings; the empty text is the best one.
 
     Raises:
         ConfigError: The search has no such finalist.
     """
-    config = session.config
-    found = session.run_folder.read_json(SEARCH_FILE)["finalists"]
+    config = context.config
+    found = context.run_folder.read_json(SEARCH_FILE)["finalists"]
     chosen = [entry for entry in found if label in (None, entry["label"])]
     if label == "":
         chosen = found[:1]
@@ -151,36 +155,36 @@ def of_finalists(session: Session, label: str | None = None) -> Session:
     settings = config if label is None else apply(config, chosen[0]["sample"])
     variants = tuple(PaftVariant(type="paft", name=entry["label"]) for entry in chosen)
     seeds = tuple(chosen[0]["seeds"])
-    return session.of_config(
-        settings.model_copy(update={"variants": variants, "seeds": seeds}), session.screen
+    return context.of_config(
+        settings.model_copy(update={"variants": variants, "seeds": seeds}), context.screen
     )
 
 
-def _identity(session: Session) -> str:
-    tuning = tuning_of(session.config)
-    tree = without(dump_config(session.config), ["storage", "tracking", "tuning.concurrency"])
-    prompts = pools_fingerprint(session, tuning)
-    return fingerprint("search", tree, prompts, session.task_identity, session.model_identity)
+def _identity(context: RunContext) -> str:
+    tuning = tuning_of(context.config)
+    tree = without(dump_config(context.config), ["storage", "tracking", "tuning.concurrency"])
+    prompts = pools_fingerprint(context, tuning)
+    return fingerprint("search", tree, prompts, context.task_identity, context.model_identity)
 
 
 def _run_trials(
-    session: Session, tuning: TuningConfig, pools: SearchPools, cpus: float, concurrency: int
+    context: RunContext, tuning: TuningConfig, pools: SearchPools, cpus: float, concurrency: int
 ) -> None:
     """All trials, shown and tracked."""
-    run, config = session.run_folder, session.config
+    run, config = context.run_folder, context.config
     begun = {record.number: record for record in read_records(run)}
     suggester = Suggester(tuning, config, begun)
     concurrency = min(concurrency, suggester.total)
-    travelling = session.of_config(_absolute(config))
+    travelling = context.of_config(_absolute(config))
     setup = TrialSetup(travelling, tuning, pools, BoardHandle(), cpus, TRIAL_CPUS)
     goal = goal_name(tuning.goal)
-    view = TrialView(session.screen, suggester.total, tuning.reports, goal, concurrency)
-    with session.screen.stage("search") as stage:
-        session.screen.line(
+    view = TrialView(context.screen, suggester.total, tuning.reports, goal, concurrency)
+    with context.screen.stage("search") as stage:
+        context.screen.line(
             f"search: {suggester.total} trials, {concurrency} at a time, {cpus:g} CPUs per worker"
         )
-        books = Bookkeeper(session, tuning, view)
-        with session.screen.live(view.draw), books.keeping():
+        books = Bookkeeper(context, tuning, view)
+        with context.screen.live(view.draw), books.keeping():
             problems = run_trials(setup, suggester, concurrency, books)
         states = [record.state for record in read_records(run)]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
@@ -204,18 +208,18 @@ def _absolute(config: Config) -> Config:
 
 
 def _final_session(
-    session: Session, finalists: Sequence[Finalist], seeds: tuple[int, ...]
-) -> Session:
+    context: RunContext, finalists: Sequence[Finalist], seeds: tuple[int, ...]
+) -> RunContext:
     """The search as a run that compares its finalists, with test examples."""
-    config = session.config
+    config = context.config
     variants = tuple(finalist.variant for finalist in finalists)
     final = config.model_copy(update={"variants": variants, "seeds": seeds})
     task = load_task(config.task, config.seed)
-    return replace(session, task=task).of_config(final, session.screen)
+    return replace(context, task=task).of_config(final, context.screen)
 
 
 def _train_finalist(
-    final: Session, finalist: Finalist, seeds: Sequence[int], pools: SearchPools
+    final: RunContext, finalist: Finalist, seeds: Sequence[int], pools: SearchPools
 ) -> list[TrainedAdapter]:
     """One finalist with every seed, each recorded below its trial."""
     sample = finalist.trial.sample

@@ -22,8 +22,8 @@ from paft_ray.config import (
     RandInt,
     TuningConfig,
 )
-from paft_ray.errors import ConfigError
-from paft_ray.loading import dump_config, load_config
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import dump_config, load_config
 
 Sample = Mapping[str, Any]
 """Dotted path of a field to its value."""

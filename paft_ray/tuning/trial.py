@@ -12,16 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from paft_ray.artifacts import load_manifest
-from paft_ray.cluster import BoardHandle, own_errors
+from paft_ray.cluster.control import BoardHandle
+from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
-from paft_ray.errors import PaftError, WorkersLostError
-from paft_ray.session import RUN_KEY, Session
+from paft_ray.config.errors import PaftError, WorkersLostError
+from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.storage.artifacts import load_manifest
 from paft_ray.tasks import Example
-from paft_ray.training.patience import retry_storage
-from paft_ray.training.trainer import Orders, train_until, training_folder
+from paft_ray.training.distributed.trainer import Orders, train_until, training_folder
+from paft_ray.training.distributed.worker import Record
+from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
-from paft_ray.training.worker import Record
 from paft_ray.tuning.goal import TrialRecord, reached, read_record, trial_label, write_record
 from paft_ray.tuning.pools import SearchPools, generation_key
 from paft_ray.tuning.space import Sample, apply
@@ -38,7 +39,7 @@ REPORT = "report"
 class TrialSetup:
     """What all trials of a search have in common; travels to them."""
 
-    session: Session
+    context: RunContext
     """The search's, with a task and pools that have no test split."""
     tuning: TuningConfig
     pools: SearchPools
@@ -60,19 +61,19 @@ def stop_key(number: int) -> str:
     return f"stop/{number}"
 
 
-def trial_session(session: Session, sample: Sample) -> Session:
-    """A search's session as one trial sees it."""
-    return session.of_config(apply(session.config, sample))
+def trial_session(context: RunContext, sample: Sample) -> RunContext:
+    """A search's context as one trial sees it."""
+    return context.of_config(apply(context.config, sample))
 
 
-def trial_training(session: Session, number: int) -> Training:
+def trial_training(context: RunContext, number: int) -> Training:
     """The training of a trial."""
-    return Training(PaftVariant(type="paft", name=trial_label(number)), session.config.seed)
+    return Training(PaftVariant(type="paft", name=trial_label(number)), context.config.seed)
 
 
-def validation_examples(session: Session, tuning: TuningConfig) -> tuple[Example, ...]:
+def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Example, ...]:
     """The examples that trials are scored on."""
-    return session.task.validation[: tuning.examples]
+    return context.task.validation[: tuning.examples]
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
@@ -80,13 +81,13 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     from ray import tune
 
     number, sample = int(config["number"]), config["sample"]
-    session = trial_session(setup.session, sample)
-    training = trial_training(session, number)
-    folder = training_folder(session, training)
-    run = setup.session.run_folder
+    context = trial_session(setup.context, sample)
+    training = trial_training(context, number)
+    folder = training_folder(context, training)
+    run = setup.context.run_folder
     record = read_record(run, number) or TrialRecord(number, sample)
     steps = report_steps(
-        total_steps(session.config.train, len(session.task.train)), setup.tuning.reports
+        total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
     )
     told: set[int] = set()
 
@@ -104,7 +105,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
         return
     started = time.perf_counter()
     try:
-        finished = _train(session, training, steps, record, setup, report)
+        finished = _train(context, training, steps, record, setup, report)
         manifest = load_manifest(folder) if finished else None
         about = {} if manifest is None else manifest.about
         record = replace(record, state="finished" if finished else "stopped", about=about)
@@ -118,7 +119,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
 
 
 def _train(
-    session: Session,
+    context: RunContext,
     training: Training,
     steps: tuple[int, ...],
     record: TrialRecord,
@@ -126,24 +127,24 @@ def _train(
     report: Callable[[], None],
 ) -> bool:
     """Train in a thread, and report from this one, which Tune knows; whether it came to its end."""
-    pool = setup.pools.of(record.sample, session.config.prompts.pool_size)
+    pool = setup.pools.of(record.sample, context.config.prompts.pool_size)
     prompts = pool.validation[: setup.tuning.prompts]
     news = threading.Event()
     orders = Orders(
         validation=ValidationPlan(
             tuple((prompt.id, prompt.text) for prompt in prompts),
-            validation_examples(session, setup.tuning),
+            validation_examples(context, setup.tuning),
             frozenset(steps),
         ),
         validated=news.set,
         stopped=lambda: bool(setup.board.held(stop_key(record.number))),
-        cpus=session.config.train.workers.cpus or setup.cpus,
+        cpus=context.config.train.workers.cpus or setup.cpus,
         set_aside=setup.set_aside,
         record=Record(trial_key(record.number), record.label, RUN_KEY),
         pool=setup.pools.registered[generation_key(record.sample)],
     )
     with ThreadPoolExecutor(1, "train") as executor, own_errors():
-        training_over = executor.submit(train_until, session, pool.train, training, pool, orders)
+        training_over = executor.submit(train_until, context, pool.train, training, pool, orders)
         training_over.add_done_callback(lambda _: news.set())
         while not training_over.done():
             news.wait()

@@ -12,8 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from paft_ray.artifacts import Storage, fingerprint
-from paft_ray.cluster import BoardHandle
+from paft_ray.cluster.control import BoardHandle
 from paft_ray.config import (
     ASHA,
     Choice,
@@ -26,7 +25,9 @@ from paft_ray.config import (
     RandInt,
     TuningConfig,
 )
-from paft_ray.errors import ConfigError
+from paft_ray.config.errors import ConfigError
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
 from paft_ray.tuning.goal import State, TrialRecord, read_record, write_record
 from paft_ray.tuning.space import DEFAULT_TRIALS, Sample, apply, draws, sample_key, samples
 from paft_ray.tuning.trial import GOAL, REPORT, TrialSetup, run_trial, stop_key
@@ -92,7 +93,7 @@ def run_trials(
             tune_config=tune.TuneConfig(
                 metric=GOAL,
                 mode="max",
-                search_alg=searcher(suggester, setup.session.run_folder),
+                search_alg=searcher(suggester, setup.context.run_folder),
                 scheduler=cooperative(scheduler(setup.tuning), setup.board, setup.tuning.reports),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
-from paft_ray.screen import Screen
+from paft_ray.runs.progress import Screen
 from paft_ray.tuning.goal import State
 from paft_ray.tuning.space import Sample, describe
 

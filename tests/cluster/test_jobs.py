@@ -15,7 +15,7 @@ from heads import BIN, ROOT, Head, clean_environment, write_config
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 
-from paft_ray.submission import JOBS, Job, follow
+from paft_ray.cluster.jobs import JOBS, Job, follow
 
 pytestmark = pytest.mark.ray
 
@@ -122,7 +122,7 @@ class Broken:
 
 
 def test_log_is_shown_once_over_connections_that_break(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("paft_ray.submission.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("paft_ray.cluster.jobs.time.sleep", lambda seconds: None)
     pieces = ["one\n", "two\n", "three", " and a half\n", '{"ended": true}\n', "\n"]
     shown: list[str] = []
     ended = follow(Broken(pieces), Job("python x", tmp_path, "paft-x", {}), shown.append)

@@ -193,8 +193,8 @@ def serve(cluster: Lan, world: Path) -> list[subprocess.Popen[str]]:
 
 def served_model(world: Path) -> str:
     """A small instruct model, converted; the folder as nodes name it."""
-    from paft_ray.artifacts import Storage
-    from paft_ray.modeling.base import prepare_base
+    from paft_ray.models.base_model import prepare_base
+    from paft_ray.storage.paths import Storage
 
     made = Path(prepare_base(MODEL, None, Storage.open(str(world / "models"))))
     return f"/models/{made.relative_to(world / 'models')}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paft_ray.modeling.model import adapter_files, add_adapter, load_base
+from paft_ray.models.load import adapter_files, add_adapter, load_base
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from paft_ray.api import open_session
-from paft_ray.artifacts import Storage, fingerprint
-from paft_ray.evaluation.grid import GridModel, GridScores, score_grid, score_part
-from paft_ray.loading import load_config
+from paft_ray.config.loading import load_config
+from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
+from paft_ray.pipeline.verbs import open_context
 from paft_ray.prompts.pool import Origin, Prompt
-from paft_ray.screen import SilentScreen
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import SilentScreen
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -24,8 +25,8 @@ TEMPLATES = (
 
 
 @pytest.fixture
-def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., Session]:
-    def make(workers: int) -> Session:
+def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., RunContext]:
+    def make(workers: int) -> RunContext:
         templates = tmp_path / "prompts.txt"
         templates.write_text("\n".join("Judge it: {review} =>" for _ in range(2)), encoding="utf-8")
         config = {
@@ -46,23 +47,23 @@ def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callabl
             "evaluation": {"row_tokens": 600, "workers": {"num": workers, "cpus": 1}},
             "tracking": {"type": "none"},
         }
-        return open_session(load_config(config))
+        return open_context(load_config(config))
 
     return make
 
 
-def score(session: Session, adapter: str, share: float | None = None) -> GridScores:
+def score(context: RunContext, adapter: str, share: float | None = None) -> GridScores:
     prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
     models = [
-        GridModel("base", 0, ""),
-        GridModel("paft", 0, "trained", Storage.open(adapter)),
-        GridModel("paft", 1, "trained", Storage.open(adapter)),  # alike, but another training
+        Subject("base", 0, ""),
+        Subject("paft", 0, "trained", Storage.open(adapter)),
+        Subject("paft", 1, "trained", Storage.open(adapter)),  # alike, but another training
     ]
-    examples = session.task.train[:70]
+    examples = context.task.train[:70]
     with SilentScreen().stage("evaluate") as stage:
         if share is None:
-            return score_grid(session, models, prompts, examples, stage)
-        scores = score_part(session, models, prompts, examples, stage, share)
+            return score_grid(context, models, prompts, examples, stage)
+        scores = score_part(context, models, prompts, examples, stage, share)
         assert stage.done == stage.total == scores.table.num_rows
         return scores
 
@@ -98,10 +99,10 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
 
 
 def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_session, save_adapter):
-    adapter, session = save_adapter(LORA), make_session(1)
-    whole = score(session, adapter).table.to_pylist()
-    part = score(session, adapter, 0.3).table
-    pairs = 3 * min(70, len(session.task.train))
+    adapter, context = save_adapter(LORA), make_session(1)
+    whole = score(context, adapter).table.to_pylist()
+    part = score(context, adapter, 0.3).table
+    pairs = 3 * min(70, len(context.task.train))
     assert part.num_rows == pytest.approx(3 * 0.3 * pairs, abs=3 * 3)
     rows = {(r["variant"], r["seed"], r["prompt_id"], r["example_id"]): r for r in whole}
     asked = [(r["variant"], r["seed"], r["prompt_id"], r["example_id"]) for r in part.to_pylist()]

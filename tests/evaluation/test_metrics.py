@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.evaluation.metrics import (
     OF_ANSWERS,
     OVER_PROMPTS,

@@ -10,7 +10,7 @@ import pytest
 from paft_ray.evaluation import selection
 from paft_ray.evaluation.selection import choose_single_prompt, prompt_quality
 from paft_ray.prompts.pool import Origin, Prompt
-from paft_ray.screen import SilentScreen
+from paft_ray.runs.progress import SilentScreen
 from paft_ray.tasks import Example
 
 ANSWERS = {"e0": "yes", "e1": "no"}
@@ -33,20 +33,20 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str
     def run(table: pa.Table, ids: list[str], **evaluation: Any) -> tuple[str, list[str], int]:
         asked: list[Any] = []
 
-        def score_grid(session, models, prompts, examples, stage):
+        def score_grid(context, models, prompts, examples, stage):
             asked.extend([[p.id for p in prompts], len(examples)])
             return SimpleNamespace(table=table)
 
         monkeypatch.setattr(selection, "score_grid", score_grid)
         examples = tuple(Example(id, {}, answer) for id, answer in ANSWERS.items())
         settings = {"selection_prompts": None, "selection_examples": 100, **evaluation}
-        session: Any = SimpleNamespace(
+        context: Any = SimpleNamespace(
             config=SimpleNamespace(evaluation=SimpleNamespace(**settings), seed=0),
             task=SimpleNamespace(validation=examples, choices=("yes", "no")),
             screen=SilentScreen(),
         )
         pool: Any = SimpleNamespace(train=tuple(map(prompt, ids)))
-        best = choose_single_prompt(session, pool)
+        best = choose_single_prompt(context, pool)
         return best.id, *asked
 
     return run

@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.evaluation.answers import Grid, grid_from_scores
-from paft_ray.evaluation.cells import balanced_cells
+from paft_ray.evaluation.estimate_cells import balanced_cells
 from paft_ray.evaluation.summary import Unscored, pairs, summarise
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from manifests import K8S
 
-from paft_ray.cluster import _ENVIRONMENT
+from paft_ray.cluster.session import _ENVIRONMENT
 
 TEXT = (K8S / "Dockerfile").read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ def complaints(text: str) -> Iterator[str]:
     )
     for name, value in _ENVIRONMENT.items():
         if environment.get(name) != value:
-            yield f"{name} is {environment.get(name)}, and {value} in paft_ray.cluster"
+            yield f"{name} is {environment.get(name)}, and {value} in paft_ray.cluster.session"
     if environment.get("RAY_AUTH_MODE") != "token":
         yield "Ray would start without a token"
 

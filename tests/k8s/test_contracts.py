@@ -9,7 +9,7 @@ from manifests import K8S, OVERLAYS, ROOT, build, find, of_kind
 from security import SECRETS
 
 from paft_ray.cli.grammar import build_parser
-from paft_ray.loading import dump_config, load_config
+from paft_ray.config.loading import dump_config, load_config
 
 README = (K8S / "README.md").read_text(encoding="utf-8")
 

@@ -16,7 +16,7 @@ def test_dockerfile_passes() -> None:
         ("-c constraints.txt -r", "-r", "not held to constraints.txt"),
         ("USER 1000:1000", "USER root", "does not run as 1000:1000"),
         ("USER 1000:1000", "RUN apt-get update\nUSER 1000:1000", "into the stage that is shipped"),
-        ("GOMP_SPINCOUNT=50000", "GOMP_SPINCOUNT=0", "50000 in paft_ray.cluster"),
+        ("GOMP_SPINCOUNT=50000", "GOMP_SPINCOUNT=0", "50000 in paft_ray.cluster.session"),
         ("    TQDM_DISABLE=1\n", "    OTHER=1\n", "TQDM_DISABLE is None"),
         ("RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled", "without a token"),
         ("WORKDIR /src\n", "WORKDIR src\n", "DL3000"),

@@ -11,16 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, settings
 
-from paft_ray.api import open_session
-from paft_ray.artifacts import Storage, load_manifest
 from paft_ray.config import Config
-from paft_ray.errors import LLMError
-from paft_ray.prompts.answers import Answers
-from paft_ray.prompts.asking import answers_of, unit_size
+from paft_ray.config.errors import LLMError
+from paft_ray.pipeline.verbs import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
-from paft_ray.prompts.generation import Completion, Request
+from paft_ray.prompts.generate.kept_answers import Answers
+from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.runner import answers_of, unit_size
 from paft_ray.prompts.pool import PromptPool
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.artifacts import load_manifest
+from paft_ray.storage.paths import Storage
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
 PER_LLM = 20
 
 
-OpenSession = Callable[..., Session]
+OpenSession = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenSessi
         fail_every: int = 7,
         max_error_rate: float = 0.5,
         **changes,
-    ) -> Session:
+    ) -> RunContext:
         generation = {
             "llms": [{"type": "fake", "fail_every": fail_every}], "form": form,
             "per_llm": PER_LLM, "max_error_rate": max_error_rate,
@@ -75,15 +76,15 @@ def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenSessi
             "train": {"steps": 1},
             "tracking": {"type": "none"},
         }  # fmt: skip
-        return open_session(Config.model_validate({**config, **changes}))
+        return open_context(Config.model_validate({**config, **changes}))
 
     return open_session_at
 
 
 def test_pool_fingerprint_changes_with_what_moves_the_pool_only(open_at, tmp_path, prompt_file):
-    session = open_at(tmp_path / "one")
-    first = pool_fingerprint(session)
-    prompts = session.config.prompts
+    context = open_at(tmp_path / "one")
+    first = pool_fingerprint(context)
+    prompts = context.config.prompts
     assert pool_fingerprint(open_at(tmp_path / "two", name="other", train={"steps": 9})) == first
     for change, same in [
         ({"prompts": {**prompts.model_dump(), "pool_size": 3}}, True),
@@ -94,7 +95,7 @@ def test_pool_fingerprint_changes_with_what_moves_the_pool_only(open_at, tmp_pat
     before = prompt_file.read_text(encoding="utf-8")
     try:
         prompt_file.write_text(before + "\nIs this {review} kind?", encoding="utf-8")
-        assert pool_fingerprint(session) != first
+        assert pool_fingerprint(context) != first
     finally:
         prompt_file.write_text(before, encoding="utf-8")
 
@@ -104,37 +105,37 @@ class Built:
     """A pool that was built once for several tests."""
 
     storage: Path
-    session: Session
+    context: RunContext
     pool: PromptPool
 
     @property
     def folder(self) -> Path:
-        return self.storage / "pools" / pool_fingerprint(self.session)
+        return self.storage / "pools" / pool_fingerprint(self.context)
 
     def rows(self, name: str) -> list[dict]:
         return pq.read_table(self.folder / name).to_pylist()
 
 
-def requests_of(session: Session) -> list[Request]:
-    book = request_book(session)
+def requests_of(context: RunContext) -> list[Request]:
+    book = request_book(context)
     assert book is not None
     return [r for unit in book.units(0, PER_LLM) for r in book.requests(unit)]
 
 
-def failing(session: Session, every: int) -> set[str]:
+def failing(context: RunContext, every: int) -> set[str]:
     """The requests that the fake fails."""
-    return {request.id for request in requests_of(session) if int(request.id, 16) % every == 0}
+    return {request.id for request in requests_of(context) if int(request.id, 16) % every == 0}
 
 
-def stores_of(session: Session) -> list[Answers]:
-    book = request_book(session)
+def stores_of(context: RunContext) -> list[Answers]:
+    book = request_book(context)
     assert book is not None
     units = book.units(0, unit_size(book.config.llms[0]))
-    return [answers_of(book, unit, session.storage) for unit in units]
+    return [answers_of(book, unit, context.storage) for unit in units]
 
 
-def answers_in(session: Session) -> dict[str, Completion]:
-    return {id: answer for store in stores_of(session) for id, answer in store.read().items()}
+def answers_in(context: RunContext) -> dict[str, Completion]:
+    return {id: answer for store in stores_of(context) for id, answer in store.read().items()}
 
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
@@ -154,8 +155,8 @@ def built(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Built:
     storage = tmp_path_factory.mktemp("storage")
-    session = open_at(storage, form=request.param)
-    return Built(storage, session, build_prompt_pool(session))
+    context = open_at(storage, form=request.param)
+    return Built(storage, context, build_prompt_pool(context))
 
 
 @pytest.mark.ray
@@ -163,7 +164,7 @@ def test_pool_that_was_built_is_complete_and_counted(built):
     manifest = load_manifest(Storage.open(str(built.folder)), check=True)
     assert manifest is not None
     assert sorted(manifest.files) == ["candidates.parquet", "pool.parquet", "rejected.parquet"]
-    about, failed = manifest.about, failing(built.session, 7)
+    about, failed = manifest.about, failing(built.context, 7)
     assert about["requests"] == 2 * PER_LLM
     assert 0 < len(failed) < PER_LLM
     assert about["answered"] == 2 * PER_LLM - len(failed)
@@ -199,12 +200,12 @@ def test_every_candidate_is_in_the_pool_or_rejected_for_a_reason(built):
     reasons = {(row["stage"], row["reason"]) for row in late if row["origin"]["file"]}
     assert reasons == {("lint", "missing_slot"), ("dedup", "duplicate")}
     assert Counter((row["reason"], row["detail"], row["text"]) for row in early) == {
-        ("request_failed", "HTTP 500", ""): len(failing(built.session, 7))
+        ("request_failed", "HTTP 500", ""): len(failing(built.context, 7))
     }
-    asked = {request.seed for request in requests_of(built.session)}
+    asked = {request.seed for request in requests_of(built.context)}
     seen = [row["origin"]["seed"] for row in [*candidates, *early] if not row["origin"]["file"]]
     assert sorted(seen) == sorted(asked)
-    generation = built.session.config.prompts.generation
+    generation = built.context.config.prompts.generation
     name = "text" if generation and generation.form == "template" else "instruction"
     by_llm = [row for row in pool if not row["origin"]["file"]]
     given = texts(candidates)
@@ -217,7 +218,7 @@ def test_pool_that_is_complete_is_found_and_not_built_again(built):
     away = built.storage / "generations"
     kept = away.rename(built.storage / "away")
     try:
-        assert build_prompt_pool(built.session) == built.pool
+        assert build_prompt_pool(built.context) == built.pool
         assert not away.exists()
     finally:
         kept.rename(away)
@@ -262,9 +263,9 @@ def test_many_candidates_become_the_same_pool_as_few(
     form, ray_cluster, open_at, tmp_path, monkeypatch
 ):
     """The way of a million candidates, walked by a few."""
-    session = open_at(tmp_path, form=form)
-    pool = build_prompt_pool(session)
-    folder = tmp_path / "pools" / pool_fingerprint(session)
+    context = open_at(tmp_path, form=form)
+    pool = build_prompt_pool(context)
+    folder = tmp_path / "pools" / pool_fingerprint(context)
 
     def tables() -> tuple[list[str], Counter[tuple[str, ...]]]:
         candidates = pq.read_table(folder / "candidates.parquet").to_pylist()
@@ -278,6 +279,6 @@ def test_many_candidates_become_the_same_pool_as_few(
     assert ("dedup", "duplicate") in {key[:2] for key in few[1]}
     shutil.rmtree(tmp_path / "pools")
     monkeypatch.setattr("paft_ray.prompts.build._IN_DRIVER", 5)
-    assert build_prompt_pool(session) == pool
+    assert build_prompt_pool(context) == pool
     assert tables() == few
     assert load_manifest(Storage.open(str(folder))).about == about  # pyright: ignore

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.prompts.files import read_prompt_files
 
 TEXTS = ["Is it kind? {x}\nAnswer:", 'A "quoted", one {x}', "Größe {x} 好"]

@@ -15,8 +15,8 @@ from paft_ray.prompts.layouts import (
     instruction_of,
     layout_of,
 )
-from paft_ray.prompts.template import lint
-from paft_ray.tasks.base import Task
+from paft_ray.prompts.lint import lint
+from paft_ray.tasks.example import Task
 
 
 def make_task(slots, options=None, choices=None):

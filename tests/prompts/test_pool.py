@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paft_ray.artifacts import ArtifactWriter, Storage
 from paft_ray.config import PoolSplitConfig, PromptsConfig
-from paft_ray.errors import ArtifactError, PoolError
+from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts import split as sp
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import compose, enumerate_layouts, layout_of
+from paft_ray.prompts.lint import lint
 from paft_ray.prompts.pool import (
     Candidate,
     Origin,
@@ -26,8 +26,10 @@ from paft_ray.prompts.pool import (
     load_pool,
     rejects_to_table,
 )
-from paft_ray.prompts.template import clean, lint
-from paft_ray.tasks.base import SPLITS, Task
+from paft_ray.prompts.template import clean
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks.example import SPLITS, Task
 
 
 def make_task(slots, options=None, choices=None):

@@ -6,8 +6,8 @@ import random
 import pytest
 import torch
 
-from paft_ray.modeling.model import load_base, load_tokenizer
-from paft_ray.modeling.tokenization import TextEncoder
+from paft_ray.models.load import load_base, load_tokenizer
+from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.probe import ACCURACY, LIKELIHOOD, MASS, probe_prompts
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task

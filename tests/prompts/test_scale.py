@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from paft_ray.errors import DataError
+from paft_ray.config.errors import DataError
 from paft_ray.prompts.dedup import (
     Choice,
     choose,

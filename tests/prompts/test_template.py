@@ -11,10 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paft_ray.config import LintConfig
-from paft_ray.errors import TemplateError
+from paft_ray.config.errors import TemplateError
 from paft_ray.prompts import template as t
-from paft_ray.prompts.template import clean, count_words, lint, lint_instruction, parse
-from paft_ray.tasks.base import Task
+from paft_ray.prompts.lint import lint, lint_instruction
+from paft_ray.prompts.template import clean, count_words, parse
+from paft_ray.tasks.example import Task
 
 LINT = LintConfig()
 

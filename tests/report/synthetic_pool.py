@@ -1,8 +1,9 @@
 """A complete prompt pool with rejects, whose author's name is hostile."""
 
-from paft_ray.artifacts import ArtifactWriter, Storage, to_parquet
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool, Rejected, rejects_to_table
-from paft_ray.tasks.base import SplitName
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage, to_parquet
+from paft_ray.tasks.example import SplitName
 
 ABOUT = {
     "candidates": 38, "linted": 30, "unique": 25, "from_files": 10, "requests": 30,

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from paft_ray.artifacts import Storage, to_parquet
 from paft_ray.evaluation.summary import summarise
+from paft_ray.storage.paths import Storage, to_parquet
 
 INSTRUCTIONS = (
     "Is the sentiment of this review positive or negative?",

@@ -9,8 +9,8 @@ from browser import PROGRAM, Browser, Tab, open_browser, open_tab
 from synthetic_pool import make_pool
 from synthetic_run import HOSTILE, SIX, add_shares, make_run, make_search
 
-from paft_ray.artifacts import Storage
 from paft_ray.report import SEARCH_FILE, write_pool_page, write_report
+from paft_ray.storage.paths import Storage
 
 WIDE, MIDDLE, PHONE = 1366, 900, 390
 OPEN_ALL = "document.querySelectorAll('details').forEach(each => each.open = true)"

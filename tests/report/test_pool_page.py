@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from synthetic_pool import ABOUT, make_pool
 
-from paft_ray.artifacts import Storage
-from paft_ray.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError
 from paft_ray.report import funnel_lines, write_pool_page
+from paft_ray.storage.paths import Storage
 
 
 @pytest.fixture

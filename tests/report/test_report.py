@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from synthetic_run import add_shares, make_run
 
-from paft_ray.artifacts import Storage
-from paft_ray.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError
 from paft_ray.report import results_table, write_report
 from paft_ray.report.table import display_name
+from paft_ray.storage.paths import Storage
 
 
 class Page(HTMLParser):

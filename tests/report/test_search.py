@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from synthetic_run import make_run, make_search
 
-from paft_ray.artifacts import Storage
 from paft_ray.report import SEARCH_FILE, search_table, write_report
 from paft_ray.report.search import dimension_plots, importances, search_axis, trial_rows
+from paft_ray.storage.paths import Storage
 
 
 def search_of(samples: list[dict[str, Any]], goals: list[float], **changes: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from synthetic_run import SIX, make_run, scores
 
-from paft_ray.artifacts import Storage, to_parquet
 from paft_ray.prompts.dedup import similarity
 from paft_ray.report.answers import read_answers
 from paft_ray.report.coverage import run_coverage
@@ -18,6 +17,7 @@ from paft_ray.report.figures import differences, further_figures, results
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.strips import accuracy_strips, levels_without_overlap, prompt_lines
+from paft_ray.storage.paths import Storage, to_parquet
 
 WORDINGS = {"p0": "Say it: {x}", "p1": "Tell how it is: {x}", "p2": "Tell how it was: {x}"}
 RIGHT = {

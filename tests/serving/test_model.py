@@ -8,18 +8,12 @@ import pandas as pd
 import pytest
 from mlflow.pyfunc import PythonModelContext
 
-from paft_ray.errors import DataError
-from paft_ray.modeling.model import (
-    adapter_files,
-    add_adapter,
-    load_adapter,
-    load_base,
-    load_tokenizer,
-)
-from paft_ray.modeling.scoring import generate
+from paft_ray.config.errors import DataError
+from paft_ray.models.load import adapter_files, add_adapter, load_adapter, load_base, load_tokenizer
+from paft_ray.models.logprobs import generate
 from paft_ray.serving.folder import input_columns
 from paft_ray.serving.model import AnswerModel
-from paft_ray.training.handover import trainable_copy
+from paft_ray.training.output.save import trainable_copy
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "init_lora_weights": False}
 TUNED = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 3}

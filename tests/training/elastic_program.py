@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from small_training import TellingScreen, small_config, train_small
 
-from paft_ray.training import growth
+from paft_ray.training.distributed import elastic_size as growth
 
 
 def main(what: str, model: str, data: str, storage: str, steps: int, answer: str) -> None:

@@ -14,11 +14,10 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from paft_ray.artifacts import ArtifactWriter, Storage
 from paft_ray.config import Config, ScheduleConfig, TrainConfig
-from paft_ray.evaluation.scorer import Asker
-from paft_ray.loading import load_config
-from paft_ray.modeling.model import (
+from paft_ray.config.loading import load_config
+from paft_ray.evaluation.predictors import Predictor
+from paft_ray.models.load import (
     adapter_files,
     load_base,
     load_tokenizer,
@@ -26,25 +25,27 @@ from paft_ray.modeling.model import (
     reads_positions,
     virtual_tokens,
 )
-from paft_ray.modeling.peft_check import complete_peft
-from paft_ray.modeling.scoring import score_sequences
-from paft_ray.modeling.tokenization import TextEncoder
+from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.peft_check import complete_peft
+from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import NullTracker
-from paft_ray.training.checkpoint import Checkpoints, Progress
+from paft_ray.training.batch_plan import Planner, plans
 from paft_ray.training.engine import Engine, prepare_process
-from paft_ray.training.handover import first_batch, hand_over, trainable_copy
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import Outlets, Recipe, fit
 from paft_ray.training.objective import views
-from paft_ray.training.plan import Planner, plans
+from paft_ray.training.output.save import first_batch, hand_over, trainable_copy
+from paft_ray.training.output.verify import Base
+from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
-from paft_ray.training.shards import SHARD_BYTES, SMALL_STATE
+from paft_ray.training.state.checkpoint import Checkpoints, Progress
+from paft_ray.training.state.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.validation import Validation, ValidationPlan
-from paft_ray.training.verification import Base
-from paft_ray.training.weighting import PromptWeights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,12 +135,12 @@ def validation(
     config, task = questions(model_folder)
     prompts = tuple((str(i), text) for i, text in enumerate(ASKED))
     plan = ValidationPlan(prompts, task.validation, frozenset({10, 20}))
-    asker = Asker(config, task, planner.encoder, "float32")
+    predictor = Predictor(config, task, planner.encoder, "float32")
 
     def quiet(*said: object, **more: object) -> None:
         pass
 
-    return Validation(plan, engine, asker, folder, quiet, quiet).after
+    return Validation(plan, engine, predictor, folder, quiet, quiet).after
 
 
 def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, steps: int) -> None:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from paft_ray.api import open_session
-from paft_ray.artifacts import fingerprint
 from paft_ray.config import Config
-from paft_ray.loading import load_config
+from paft_ray.config.loading import load_config
+from paft_ray.pipeline.verbs import open_context
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
-from paft_ray.screen import Stage
-from paft_ray.training.trainer import TrainedAdapter, train
+from paft_ray.runs.progress import Stage
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.training.distributed.trainer import TrainedAdapter, train
 
 TEMPLATES = ("Review: {review}\nLabel:", "Read this: {review}\nHow does it feel?")
 
@@ -80,8 +80,8 @@ def small_config(model: str, data: str, storage: str, steps: int, **workers) -> 
 
 
 def train_small(config: Config, screen: TellingScreen) -> TrainedAdapter:
-    session = open_session(config, screen=screen)
-    slots = session.task.slots
+    context = open_context(config, screen=screen)
+    slots = context.task.slots
     prompts = tuple(
         Prompt(
             id=fingerprint(text),
@@ -94,4 +94,4 @@ def train_small(config: Config, screen: TellingScreen) -> TrainedAdapter:
         )
         for text in TEMPLATES
     )
-    return train(session, prompts, config.trainings[0], PromptPool(prompts, (), ()))
+    return train(context, prompts, config.trainings[0], PromptPool(prompts, (), ()))

@@ -14,8 +14,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from rank_program import ASKED, questions
 from transformers import AutoModelForCausalLM
 
-from paft_ray.artifacts import Storage
-from paft_ray.evaluation.scorer import Scorer
+from paft_ray.evaluation.predictors import ModelPredictor
+from paft_ray.storage.paths import Storage
 from paft_ray.training.validation import read_results
 
 STAGES = [0, 1, 2, 3]
@@ -235,7 +235,7 @@ def test_model_is_scored_on_its_way_as_evaluation_does_and_is_not_moved_by_it(
     results = read_results(Storage.open(str(launched / name)))
     assert list(results) == [10, 20]
     config, task = questions(str(tiny_model))
-    scorer = Scorer(config, task, str(tiny_model), "float32", "cpu")
+    scorer = ModelPredictor(config, task, str(tiny_model), "float32", "cpu")
     adapter = str(launched / name / "adapter")
     expected_PE = [
         [s.correct for s in scorer.score(adapter, "", text, task.validation)] for text in ASKED

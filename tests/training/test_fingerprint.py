@@ -10,12 +10,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from paft_ray.artifacts import ArtifactWriter, Storage
+from paft_ray.config.loading import load_config
 from paft_ray.config.variants import PaftVariant, Training
-from paft_ray.loading import load_config
-from paft_ray.session import Session
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import load_task
-from paft_ray.training.trainer import find_trained, training_fingerprint, training_folder
+from paft_ray.training.distributed.trainer import (
+    find_trained,
+    training_fingerprint,
+    training_folder,
+)
 
 
 @pytest.fixture
@@ -34,8 +39,8 @@ def name_of(tiny_model: Path, review_file: Path, tmp_path: Path) -> Callable[...
 
     def fingerprint(*overrides: str) -> str:
         config = load_config(tree, overrides)
-        session = Session(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
-        return training_fingerprint(session, session.config, ())
+        context = RunContext(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
+        return training_fingerprint(context, context.config, ())
 
     return fingerprint
 
@@ -73,13 +78,13 @@ def test_warm_start_counts_by_its_content_and_not_by_its_place(name_of, tmp_path
 def test_trained_again_is_the_same_training_with_weights_of_its_own(tmp_path: Path) -> None:
     """What is kept of the first weights, scores and a node's copy, is not for the second."""
     training = Training(PaftVariant(type="paft"), seed=0)
-    session: Any = SimpleNamespace(run_folder=Storage.open(str(tmp_path)))
+    context: Any = SimpleNamespace(run_folder=Storage.open(str(tmp_path)))
     found = []
     for weights in (b"once", b"again"):
-        writer = ArtifactWriter(training_folder(session, training))
+        writer = ArtifactWriter(training_folder(context, training))
         writer.add("adapter/adapter_model.safetensors", weights)
         writer.commit("same", {})
-        found.append(find_trained(session, training))
+        found.append(find_trained(context, training))
     first, second = found
     assert first is not None
     assert second is not None

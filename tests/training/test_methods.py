@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from paft_ray.errors import ConfigError
-from paft_ray.modeling.peft_check import complete_peft
+from paft_ray.config.errors import ConfigError
+from paft_ray.models.peft_check import complete_peft
 
 Weights = dict[str, torch.Tensor]
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from paft_ray.config import Consistency, CrossEntropy
-from paft_ray.modeling.tokenization import Row, TokenSequence, build_row
+from paft_ray.models.packing import Row, TokenSequence, build_row
+from paft_ray.training.batch_plan import Draw, StepPlan
 from paft_ray.training.objective import row_loss
-from paft_ray.training.plan import Draw, StepPlan
 
 CHOICES = TokenSequence((5, 6, 7), (2, 2, 2), (10, 11, 12), (0, 1, 2))
 CONSISTENCY = Consistency(type="consistency", weight=0.3)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from paft_ray.artifacts import Storage
 from paft_ray.config import GoalConfig
 from paft_ray.evaluation.bootstrap import resample
+from paft_ray.storage.paths import Storage
 from paft_ray.tuning.goal import (
     TrialRecord,
     goal_intervals,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from paft_ray.config import TuningConfig
-from paft_ray.errors import PoolError
+from paft_ray.config.errors import PoolError
 from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
 from paft_ray.tuning.pools import generation_samples, hold_out, is_like

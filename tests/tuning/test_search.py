@@ -10,10 +10,10 @@ import mlflow
 import pytest
 from small_search import left_of, paft
 
-from paft_ray.artifacts import Storage
 from paft_ray.config import TuningConfig
-from paft_ray.errors import ConfigError
-from paft_ray.loading import load_config
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
+from paft_ray.storage.paths import Storage
 from paft_ray.tuning.check import room
 from paft_ray.tuning.goal import read_records
 

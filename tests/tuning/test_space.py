@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paft_ray.config import Config, TuningConfig
-from paft_ray.errors import ConfigError
-from paft_ray.loading import dump_config, load_config
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import dump_config, load_config
 from paft_ray.tuning.space import apply, describe, edge_configs, sample_key, samples
 
 SPACE = {

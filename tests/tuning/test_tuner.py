@@ -10,7 +10,7 @@ import pytest
 from ray.tune.schedulers import TrialScheduler
 
 from paft_ray.config import Config, TuningConfig
-from paft_ray.loading import load_config
+from paft_ray.config.loading import load_config
 from paft_ray.tuning.goal import TrialRecord
 from paft_ray.tuning.space import sample_key
 from paft_ray.tuning.trial import GOAL, REPORT, stop_key

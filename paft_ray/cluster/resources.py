@@ -1,0 +1,72 @@
+"""How many workers of which size a cluster has room for."""
+
+import math
+from collections.abc import Mapping
+
+from paft_ray.config import Config, TrainWorkersConfig, WorkersConfig
+from paft_ray.config.errors import ConfigError
+
+
+def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -> float:
+    """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
+
+    Args:
+        workers: The stage's workers.
+        section: Their place in the configuration, for the error.
+
+    Raises:
+        ConfigError: The cluster that we joined has no room for the fewest workers.
+    """
+    nodes, fewest = node_resources(), workers.fewest
+    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    share = workers.cpus or max(1.0, math.floor(largest / workers.most))
+    room = sum(places(node, share, workers.gpus) for node in nodes)
+    if room < fewest and not _may_grow_to(fewest * share, fewest * workers.gpus):
+        gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
+        raise ConfigError(
+            f"{section}: {fewest} workers with {share:g} CPUs{gpus} each need more than this "
+            f"cluster has: its nodes have room for {room}; lower {section}.num, {section}.cpus"
+            + (f" or {section}.gpus" if workers.gpus else "")
+        )
+    return share
+
+
+def _may_grow_to(cpus: float, gpus: float) -> bool:
+    """Whether something scales the cluster, and so far."""
+    from ray._private.state import state
+
+    most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
+    return bool(most) and most.get("CPU", 0) >= cpus and most.get("GPU", 0) >= gpus
+
+
+def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
+    """The nodes that are alive, and how many more workers fit into what is free on them."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
+    return alive, sum(places(free.get(node, {}), cpus, gpus) for node in alive)
+
+
+def node_resources() -> list[dict[str, float]]:
+    """What every node that is alive has in all."""
+    import ray
+
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many workers a node holds."""
+    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
+    return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
+
+
+def check_cluster(config: Config) -> None:
+    """Refuse stages that could never be placed on the cluster that we joined.
+
+    Raises:
+        ConfigError: A stage asks for more CPUs or GPUs than there are.
+    """
+    cpus_per_worker(config.train.workers, "train.workers")
+    cpus_per_worker(config.evaluation.workers, "evaluation.workers")

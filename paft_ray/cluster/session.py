@@ -1,0 +1,115 @@
+"""What the machine or cluster offers, and how we join it.
+
+Covered: which arithmetic `auto` stands for, starting or joining Ray with token authentication, how
+many CPUs a worker gets, how far remote work has come, one rate limit for all actors that ask the
+same endpoint.
+"""
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from paft_ray.cluster.access import check_access, named_cluster
+
+logger = logging.getLogger(__name__)
+
+# set before the first import of ray anywhere in the process: ray reads them at import or start
+_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray Train counts a lost node for 20 s more, and would wait for its place for 60 s
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
+    # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
+    # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
+    "GOMP_SPINCOUNT": "50000",
+    # torch and oneDNN each keep kernels for 1,024 shapes, and rows differ in length at every step:
+    # 360 of a tiny model's 951 MiB after 1,000 steps; what one step uses again is far fewer
+    "LRU_CACHE_CAPACITY": "128",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
+"""Names the dashboard of the cluster that this process belongs to, for Ray; unset without one."""
+
+
+def prepare_environment() -> None:
+    """Set what Ray, OpenMP and the Hugging Face libraries read when they are first imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def import_ray() -> None:
+    """Import Ray with the environment that it is to read; seconds, in which others may work."""
+    prepare_environment()
+    if named_cluster() is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # a process of Ray Train's that looks for nodes to go, of which there are none here
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    import ray.data  # noqa: F401
+
+
+@contextmanager
+def ray_session(insist: bool = False) -> Iterator[None]:
+    """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
+
+    A cluster that we start asks for a token, made here and known to this process and its children
+    only. To one that we join go the settings that its processes read, and no secret.
+
+    Args:
+        insist: Join a cluster that asks for no token.
+
+    Raises:
+        ConfigError: See `check_access`.
+    """
+    address = check_access(insist)
+    import_ray()
+    import ray
+    import ray.data
+
+    os.environ.pop(DASHBOARD_VARIABLE, None)
+    where: dict[str, Any] = {"address": "local", "include_dashboard": False}
+    if address is not None:
+        if (dashboard := _find_dashboard(address)) is not None:
+            os.environ[DASHBOARD_VARIABLE] = dashboard
+        names = {*_ENVIRONMENT, DASHBOARD_VARIABLE} - _variables_of_job()
+        known = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+        where = {"address": address, "runtime_env": {"env_vars": known}}
+    ray.init(logging_level=logging.WARNING, configure_logging=False, **where)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else errors of ours arrive as text only
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _variables_of_job() -> set[str]:
+    """What the job that this process is has in its environment by its user's wish: Ray takes no
+    variable from two sides."""
+    try:
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+        return set(job["runtime_env"]["env_vars"])
+    except (ValueError, KeyError, TypeError):
+        return set()
+
+
+def _find_dashboard(address: str) -> str | None:
+    """URL of a cluster's dashboard, which parts of Ray ask; None where it has none."""
+    from ray._private import ray_constants
+    from ray._raylet import GcsClient
+
+    found = GcsClient(address=address).internal_kv_get(
+        ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD, timeout=10
+    )
+    return f"http://{found.decode()}" if found else None

@@ -1,0 +1,349 @@
+"""From a YAML file and overrides to one validated `Config`, with errors that name the remedy.
+
+Order: YAML, then `section.field=value` overrides, then a look for secrets, then one validation;
+unknown keys are refused with their path and the nearest known key.
+"""
+
+import difflib
+import importlib.util
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from paft_ray.config import Config
+from paft_ray.config.errors import ConfigError, one_line
+
+_SECRET = re.compile(
+    r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{30,})"
+)
+_FILE_ENDINGS = (".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
+_URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
+NEUTRAL_FIELDS = (
+    "name",
+    "storage",
+    "tracking",
+    "task.path",
+    "task.test_path",
+    "model.path",
+    "prompts.files",
+    "prompts.generation.max_error_rate",
+    "prompts.generation.llms.*.path",
+    "prompts.generation.llms.*.api_key_env",
+    "prompts.generation.llms.*.actors",
+    "prompts.generation.llms.*.concurrency",
+    "prompts.generation.llms.*.timeout_s",
+    "prompts.generation.llms.*.max_attempts",
+    "prompts.generation.llms.*.requests_per_minute",
+    "prompts.generation.llms.*.tokens_per_minute",
+    "prompts.generation.llms.*.price",
+    "prompts.probe.actors",
+    "prompts.probe.gpus",
+    "model.attention",
+    "train.activation_checkpointing",
+    "train.warm_start",
+    "train.workers",
+    "train.checkpoint",
+    "train.max_failures",
+    "evaluation.workers",
+    "tuning",
+)
+"""Names, places, and how work is spread: content behind a place counts, by its own fingerprint."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML 1.1, but for 1e-4, which is a number as in YAML 1.2, and keys given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration, apply overrides, validate once.
+
+    Args:
+        source: Path of a YAML file, or the tree itself.
+        overrides: `section.field=value`; the value is YAML, a number selects a list's entry.
+
+    Raises:
+        ConfigError: Unreadable file, malformed override, unknown key, wrong type, impossible
+            combination, or a value that looks like a secret.
+    """
+    tree = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    for override in overrides:
+        tree = _override(tree, override)
+    _refuse_secrets(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def from_anywhere(location: str) -> str:
+    """A `path` field that means the same in every working directory of this machine."""
+    path = None if location.startswith("pkg:") else resolve_path(location)
+    return location if path is None else str(path.absolute())
+
+
+def resolve_path(location: str) -> Path | None:
+    """The local path that a `path` field names, or None where it is not local (a hub name, a URI).
+
+    `pkg:NAME/inner/path` lies inside an installed Python package, which is not imported.
+
+    Raises:
+        ConfigError: `pkg:` names a package that is not installed.
+    """
+    if location.startswith("pkg:"):
+        package, _, inner = location.removeprefix("pkg:").partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"{location}: package {package!r} is not installed; install it")
+        return Path(next(iter(spec.submodule_search_locations))) / inner
+    if "://" in location:
+        return None
+    path = local_path(location)
+    in_a_folder = location.count("/") == 1 and Path(location).parent.is_dir()
+    looks_local = (
+        path.exists()
+        or location.startswith((".", "/", "~"))
+        or location.count("/") > 1
+        or in_a_folder
+    )
+    is_file_name = path.suffix.lower() in _FILE_ENDINGS  # a hub name may hold a point: Qwen2.5-7B
+    return path if looks_local or is_file_name else None
+
+
+def local_path(location: str) -> Path:
+    """A path as this machine takes it, `~` expanded.
+
+    Raises:
+        ConfigError: No file could have this name here.
+    """
+    try:
+        path = Path(location).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            path.lstat()  # unlike exists(), it says when a name is impossible
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{_short(location)} is no usable path ({one_line(error)}); name another"
+        ) from error
+    return path
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The tree as plain YAML- and JSON-ready values, defaults included."""
+    return json.loads(config.model_dump_json())
+
+
+def result_fields(config: Config) -> dict[str, Any]:
+    """The part of a configuration that moves results, as a plain tree.
+
+    Left out are names and places, tracking, and how the work is spread and kept safe.
+    """
+    return without(dump_config(config), NEUTRAL_FIELDS)
+
+
+def without(tree: Any, paths: Iterable[str]) -> Any:
+    """A tree less the fields of these dotted paths, in which `*` is every entry of a list."""
+    kept = dict(tree)
+    for path in paths:
+        key, _, rest = path.partition(".")
+        child = kept.get(key)
+        if not rest:
+            kept.pop(key, None)
+        elif rest.startswith("*.") and isinstance(child, list):
+            kept[key] = [without(entry, [rest[2:]]) for entry in child]
+        elif isinstance(child, Mapping):
+            kept[key] = without(child, [rest])
+    return kept
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted paths at which two trees differ, as `path (old -> new)`, sorted."""
+    changes: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key), new.get(key)
+        where = f"{path}.{key}" if path else key
+        if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            before, after = _numbered(before), _numbered(after)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes += changed_fields(before, after, where)
+        elif before != after:
+            changes.append(f"{where} ({_short(before)} -> {_short(after)})")
+    return changes
+
+
+def _numbered(values: Sequence[Any]) -> dict[str, Any]:
+    return {str(index): value for index, value in enumerate(values)}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; name an existing YAML configuration") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); name a YAML text file") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {one_line(error, 400)}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping of sections")
+    try:
+        json.dumps(tree, default=str)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: {one_line(error)}; anchors may not contain themselves, and keys are words"
+        ) from error
+    return tree
+
+
+def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
+    path, equals, text = override.partition("=")
+    if not equals or not all(path.split(".")):
+        raise ConfigError(f"override {override!r} is not of the form section.field=value")
+    try:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(
+            f"override {override!r}: the value is not valid YAML; quote it"
+        ) from error
+    return _assign(tree, path.split("."), value, override)
+
+
+def _assign(node: Any, keys: list[str], value: Any, override: str) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(node, list):
+        if not key.isdigit() or int(key) >= len(node):
+            raise ConfigError(
+                f"override {override!r}: {key!r} is no index of a list of {len(node)}"
+            )
+        index = int(key)
+        return [*node[:index], _assign(node[index], rest, value, override), *node[index + 1 :]]
+    if node is None:
+        node = {}
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {override!r}: there is no field {key!r} inside {node!r}")
+    return {**node, key: _assign(node.get(key), rest, value, override)}
+
+
+def _refuse_secrets(tree: Any, path: str = "") -> None:
+    for where, text in _texts(tree, path):
+        if _SECRET.search(text) or _URL_PASSWORD.search(text):
+            raise ConfigError(
+                f"{where}: the value looks like a secret and is not shown; put it into an "
+                "environment variable and name that variable (api_key_env) instead"
+            )
+
+
+def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _texts(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for index, value in enumerate(node):
+            yield from _texts(value, f"{path}.{index}")
+    elif isinstance(node, str):
+        yield path, node
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line: path, value, rule, remedy; and how many more there are.
+
+    An unknown key comes before a missing one: it is mostly the same key, misspelt.
+    """
+    problems = [p for p in error.errors() if not _is_consequence(p, error)]
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    keys, _ = _locate(first["loc"])
+    path = ".".join(keys) or "configuration"
+    value = first.get("input")
+    if first["type"] == "extra_forbidden":
+        _, section = _locate(first["loc"][:-1])
+        known = list(section.get("properties", {}))
+        text = f"{path}: unknown key; {_suggest(keys[-1], known)}"
+    elif first["type"] == "missing":
+        text = f"{path}: missing, and it has no default"
+    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        _, section = _locate(first["loc"])
+        tags = ", ".join(section["discriminator"]["mapping"])
+        tag = first.get("ctx", {}).get("tag")
+        given = f"{tag!r} is none of them" if tag else "missing"
+        text = f"{path}.type: {given}; use one of: {tags}"
+    else:
+        rule = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+        rule = re.sub(r"valid dictionary or instance of \w+", "section with keys of its own", rule)
+        rule = rule[0].lower() + rule[1:]
+        if first["type"] == "string_type" and isinstance(value, bool | int | float):
+            rule += "; put it in quotes"
+        hidden = isinstance(value, Mapping) or path == "configuration"
+        text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"
+    if len(problems) > 1:
+        text += f" (and {len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})"
+    return " ".join(text.split())
+
+
+def _is_consequence(problem: Any, error: ValidationError) -> bool:
+    """Whether a list is only too short because an entry of it is wrong."""
+    place = problem["loc"]
+    return problem["type"] == "too_short" and any(
+        len(other["loc"]) > len(place) and other["loc"][: len(place)] == place
+        for other in error.errors()
+    )
+
+
+def _suggest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
+    """The path that a user would write, and the schema of what lies there.
+
+    pydantic puts the tag of a union into its locations; a user's path does not have it.
+    """
+    schema = Config.model_json_schema()
+    keys: list[str] = []
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _resolve(schema, node)
+        variants = node.get("discriminator", {}).get("mapping", {})
+        if part in variants:
+            node = {"$ref": variants[part]}
+            continue
+        if part == "[key]":  # pydantic's word for a key of a mapping, which stands before it
+            continue
+        keys.append(str(part))
+        child = node.get("properties", {}).get(part, node.get("additionalProperties"))
+        node = child if isinstance(child, dict) else node.get("items") or {}
+    return keys, _resolve(schema, node)
+
+
+def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """Follow references, and take what a field is when it is not null."""
+    if "$ref" in node:
+        return _resolve(schema, schema["$defs"][node["$ref"].rsplit("/", 1)[1]])
+    options = [option for option in node.get("anyOf", ()) if option.get("type") != "null"]
+    return _resolve(schema, options[0]) if len(options) == 1 else node

@@ -1,0 +1,328 @@
+"""Scores of one prompt on some examples, by a base model with or without an adapter; no Ray.
+
+Choices are ranked by log-likelihood, the first one where two are equal; free text is generated
+greedily and its answer extracted.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import torch
+
+from paft_ray.config import Config
+from paft_ray.config.errors import DataError
+from paft_ray.models.load import (
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    reads_positions,
+    store_frozen_in_bf16,
+    virtual_tokens,
+)
+from paft_ray.models.logprobs import generate, inference, score_sequences
+from paft_ray.models.tokenization import Question, TextEncoder, choice_sequences
+from paft_ray.prompts.template import Template, parse
+from paft_ray.tasks import Example, Task
+from paft_ray.tasks.grading import extract_answer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+SCORES_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("example_id", pa.string()),
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+        ("choice_logprobs", pa.list_(pa.float64())),
+        ("normalised_correct", pa.bool_()),
+        ("generated_text", pa.string()),
+        ("generated_tokens", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one model answered to one example under one prompt."""
+
+    prompt_id: str
+    example_id: str
+    prediction: str
+    correct: bool
+    choice_logprobs: tuple[float, ...] | None = None
+    """Log-likelihood of every choice, in the task's order, in nats."""
+    normalised_correct: bool | None = None
+    """Whether the choice with the best log-likelihood per character is right (lm-eval's
+    acc_norm)."""
+    generated_text: str | None = None
+    generated_tokens: int | None = None
+
+
+def scores_table(scores: Sequence[Score]) -> pa.Table:
+    """Scores as a table with `SCORES_SCHEMA`."""
+    return pa.Table.from_pylist([asdict(score) for score in scores], SCORES_SCHEMA)
+
+
+class Predictor:
+    """Puts questions to a model that is in memory already."""
+
+    def __init__(self, config: Config, task: Task, encoder: TextEncoder, dtype: str) -> None:
+        """Keep what all questions have in common.
+
+        Args:
+            config: The run's configuration.
+            task: For slots, choices and the pattern of a free-text answer.
+            encoder: Of the model's tokenizer.
+            dtype: Arithmetic: `float32` or `bfloat16`.
+        """
+        self._config, self._task, self._encoder, self._dtype = config, task, encoder, dtype
+
+    def ask(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        text: str,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        """Score one prompt on some examples.
+
+        Args:
+            model: In evaluation mode.
+            prompt_id: For the result.
+            text: The prompt's template.
+            examples: What to ask.
+            adapted: Whether an adapter of the model is in use.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under this prompt.
+        """
+        template = parse(text, self._task.slots)
+        ask = self._generate if self._task.choices is None else self._rank_choices
+        return ask(model, prompt_id, template, examples, adapted)
+
+    def _rank_choices(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        template: Template,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        choices = self._task.choices
+        assert choices is not None
+        questions = [
+            Question(
+                template.render,
+                example.fields,
+                choices,
+                f"example {example.id} under prompt {prompt_id}",
+            )
+            for example in examples
+        ]
+        per_example = [choice_sequences(own) for own in self._encoder.encode_all(questions)]
+        sums = iter(
+            score_sequences(
+                model,
+                [sequence for sequences in per_example for sequence in sequences],
+                self._dtype,
+                self._config.evaluation.row_tokens,
+                packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
+                virtual_tokens=virtual_tokens(model) if adapted else 0,
+            )
+        )
+        scores = []
+        for example, sequences in zip(examples, per_example, strict=True):
+            owned = {k: v for _ in sequences for k, v in next(sums).items()}
+            logprobs = tuple(owned[index] for index in range(len(choices)))
+            if not all(map(math.isfinite, logprobs)):
+                raise DataError(
+                    f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
+                    f"are {list(logprobs)}; look at the adapter and at model.dtype"
+                )
+            best = _argmax(logprobs)
+            normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    choices[best],
+                    choices[best] == example.answer,
+                    logprobs,
+                    choices[normalised] == example.answer,
+                )
+            )
+        return scores
+
+    def _generate(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        prompt_id: str,
+        template: Template,
+        examples: Sequence[Example],
+        adapted: bool,
+    ) -> list[Score]:
+        contexts = [
+            self._encoder.encode(
+                template.render,
+                example.fields,
+                [example.answer],
+                end=True,
+                what=f"example {example.id} under prompt {prompt_id}",
+            )[0].context_ids
+            for example in examples
+        ]
+        # peft puts virtual tokens before the padding of a batch and drops the positions that would
+        # tell the model so: a text would depend on which others are generated with it
+        alone = adapted and virtual_tokens(model) > 0
+        evaluation = self._config.evaluation
+        most = 0 if alone else evaluation.generation_tokens
+        lengths = [len(context) for context in contexts]
+        answers: list[tuple[str, int]] = [("", 0)] * len(contexts)
+        with inference(model, self._dtype):
+            for batch in batches_by_length(lengths, evaluation.max_new_tokens, most):
+                generated = generate(
+                    model,  # pyright: ignore[reportArgumentType]
+                    self._encoder.tokenizer,
+                    [contexts[place] for place in batch],
+                    evaluation.max_new_tokens,
+                )
+                for place, answer in zip(batch, generated, strict=True):
+                    answers[place] = answer
+        pattern = self._task.answer_pattern
+        scores = []
+        for example, (text, tokens) in zip(examples, answers, strict=True):
+            prediction = extract_answer(text, pattern)
+            right = bool(prediction) and prediction == extract_answer(example.answer, pattern)
+            scores.append(
+                Score(
+                    prompt_id,
+                    example.id,
+                    prediction,
+                    right,
+                    generated_text=text,
+                    generated_tokens=tokens,
+                )
+            )
+        return scores
+
+
+class ModelPredictor:
+    """A base model in memory, and the adapters that were asked for so far.
+
+    Where all weights are trained (`model.peft: null`), one trained model is in memory beside it.
+    """
+
+    def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
+        """Load the base model.
+
+        Args:
+            config: The run's configuration.
+            task: For slots, choices and the pattern of a free-text answer.
+            base: Location of the prepared base model.
+            dtype: Arithmetic: `float32` or `bfloat16`.
+            device: torch device.
+        """
+        self._config, self._dtype = config, dtype
+        tokenizer = load_tokenizer(base, config.model.revision)
+        encoder = TextEncoder(
+            tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+        )
+        self._asker = Predictor(config, task, encoder, dtype)
+        self._device = torch.device(device)
+        self._base = self._model = self._load(base, config.model.revision)
+        self._adapters: set[str] = set()
+        self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
+
+    def _load(self, location: str, revision: str | None) -> "PreTrainedModel | PeftModel":
+        model = load_base(location, revision)
+        model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if self._dtype == "bfloat16":
+            store_frozen_in_bf16(model)
+        return model
+
+    def score(
+        self, weights: str | None, prompt_id: str, text: str, examples: Sequence[Example]
+    ) -> list[Score]:
+        """Score one prompt on some examples.
+
+        Args:
+            weights: Local folder of an adapter, or of a model whose weights were all trained, or
+                None for the base model.
+            prompt_id: For the result.
+            text: The prompt's template.
+            examples: What to ask.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under this prompt.
+        """
+        with self._use(weights):
+            return self._asker.ask(self._model, prompt_id, text, examples, weights is not None)
+
+    def load(self, weights: str | None) -> None:
+        """Load weights ahead of the `score` that is to use them."""
+        if weights is not None:
+            self._use(weights)
+
+    def _use(self, weights: str | None) -> AbstractContextManager[None]:
+        whole = self._config.model.peft is None
+        return self._using_whole(weights) if whole else self._using(weights)
+
+    def _using_whole(self, folder: str | None) -> AbstractContextManager[None]:
+        if folder is None:
+            self._model = self._base
+            return nullcontext()
+        if self._whole is None or self._whole[0] != folder:
+            self._model, self._whole = self._base, None  # first makes room for the next
+            self._whole = (folder, self._load(folder, None))
+        self._model = self._whole[1]
+        return nullcontext()
+
+    def _using(self, adapter: str | None) -> AbstractContextManager[None]:
+        if adapter is None:
+            return self._model.disable_adapter() if self._adapters else nullcontext()  # pyright: ignore
+        if adapter not in self._adapters:
+            self._model = load_adapter(self._model, adapter, _adapter_name(adapter))
+            self._adapters.add(adapter)
+        self._model.set_adapter(_adapter_name(adapter))
+        return nullcontext()
+
+
+def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list[int]]:
+    """Places of texts of like length, the longest first, in batches of padded size at most `most`.
+
+    Args:
+        lengths: Of the texts, in tokens.
+        more: Tokens that each may get.
+        most: Of a batch: its texts times the longest of them with its own; a text that needs more
+            is a batch of its own.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        last = batches[-1] if batches else None
+        if last is None or (len(last) + 1) * (lengths[last[0]] + more) > most:
+            batches.append([place])
+        else:
+            last.append(place)
+    return batches
+
+
+def _adapter_name(folder: str) -> str:
+    return re.sub(r"\W", "_", folder)  # peft makes module names of it
+
+
+def _argmax(values: Iterable[float]) -> int:
+    values = list(values)
+    return max(range(len(values)), key=lambda index: (values[index], -index))
+
+
+def set_threads(threads: int) -> None:
+    """Let this process compute with so many threads; the results depend on it bit by bit."""
+    torch.set_num_threads(threads)

@@ -1,0 +1,340 @@
+"""What leaves the house: an adapter, a merged model, or an MLflow pyfunc, in a folder of its own.
+
+Everything that can be refused is refused by `plan_export`, before anything is written; what
+`export` writes is an artifact, so that calling it again finds it. No Ray.
+"""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.config import Training
+from paft_ray.config.errors import ArtifactError, ConfigError, one_line
+from paft_ray.models.load import ADAPTER_FOLDER, MODEL_FOLDER
+from paft_ray.models.peft_check import puts_tokens_before
+from paft_ray.report import card_figures
+from paft_ray.runs.context import RunContext
+from paft_ray.serving.card import CARD, Form, render_card
+from paft_ray.serving.folder import model_config, pyfunc_files
+from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+from paft_ray.training.distributed.trainer import TrainedAdapter, find_trained
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from paft_ray.models.packing import TokenSequence
+
+logger = logging.getLogger(__name__)
+
+_SHARD = "2GB"
+_PROBES = 4
+MERGE_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest difference of the mean answer loss between base and adapter in fp32 and the merged
+model as stored, by the type it is stored in, as a share of the loss or, below 1, in nats."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What will be written, and where; everything that could be refused was."""
+
+    context: RunContext
+    trained: TrainedAdapter
+    kind: Form
+    out: Storage
+    identity: str
+    reused: bool
+    """Whether it lies there complete."""
+    default: bool
+    """Whether the folder is the run's own, in which nothing else can lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What lies in the folder."""
+
+    variant: str
+    seed: int
+    kind: Form
+    folder: str
+    fingerprint: str
+    files: tuple[str, ...]
+    reused: bool
+    verified: dict[str, float] | None
+    """Of a merged model: mean answer loss of `base and adapter`, and of the `merged` model."""
+
+
+def plan_export(
+    context: RunContext,
+    variant: str | None = None,
+    seed: int | None = None,
+    merge: bool = False,
+    pyfunc: bool = False,
+    out: str | None = None,
+) -> ExportPlan:
+    """Decide what is exported and where, and refuse what cannot be.
+
+    Args:
+        context: The run.
+        variant: Label of a variant; by default `paft`, or the only one.
+        seed: Of the training; by default the first of the configuration's.
+        merge: A whole model, with the adapter in its weights.
+        pyfunc: An MLflow pyfunc.
+        out: Folder or URI; by default `runs/<name>/export/<training>/<kind>/`.
+
+    Raises:
+        ConfigError: The variant is not trained, cannot be merged, or `out` holds something else.
+        ArtifactError: The training's files are damaged.
+    """
+    if merge and pyfunc:
+        raise ConfigError(
+            "--merge and --pyfunc are two kinds of folder: export one, then the other"
+        )
+    trained = _find(context, variant, seed)
+    whole = context.config.model.peft is None
+    if whole and (merge or pyfunc):
+        raise ConfigError(
+            f"model.peft: null trained all weights, so there is no adapter to "
+            f"{'merge' if merge else 'serve beside a base'}: export without --"
+            f"{'merge' if merge else 'pyfunc'}"
+        )
+    kind: Form = "merged" if merge else "pyfunc" if pyfunc else "model" if whole else "adapter"
+    if kind == "merged":
+        _refuse_what_cannot_merge(context)
+    default = context.run_folder.child("export", context.config.called(trained.training), kind)
+    identity = fingerprint("export", kind, trained.fingerprint)
+    folder, reused = choose_folder(default, out, identity)
+    return ExportPlan(context, trained, kind, folder, identity, reused, out is None)
+
+
+def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Storage, bool]:
+    """Where an export goes, and whether it lies there complete.
+
+    Args:
+        default: The run's own folder for it.
+        out: Folder or URI in place of it.
+        identity: Fingerprint of what will be written.
+
+    Raises:
+        ConfigError: `out` holds something else.
+    """
+    folder = default if out is None else Storage.open(out)
+    manifest = load_manifest(folder, check=True)
+    reused = manifest is not None and manifest.fingerprint == identity
+    if not reused and out is not None and folder.exists() and folder.names():
+        holds = "another export" if manifest is not None else "files that are no complete export"
+        raise ConfigError(
+            f"--out: {folder.path()} holds {holds} ({', '.join(folder.names()[:3])}, ...): name "
+            "an empty or a new folder"
+        )
+    return folder, reused
+
+
+def export(plan: ExportPlan) -> Exported:
+    """Write what was planned; the card is written anew also where the rest is complete.
+
+    Raises:
+        ArtifactError: The merged model does not have the loss of base and adapter.
+    """
+    verified = None
+    writer = ArtifactWriter(plan.out)
+    with plan.context.screen.stage(
+        f"export {plan.context.config.called(plan.trained.training)}"
+    ) as stage:
+        if not plan.reused:
+            if plan.default:
+                plan.out.delete()  # what an earlier attempt left
+            if plan.kind == "merged":
+                verified = _write_merged(plan, writer)
+            else:
+                _write_files(plan, writer)
+            writer.commit(plan.identity, {"verified": verified} if verified else {})
+        manifest = load_manifest(plan.out)
+        if manifest is None:
+            raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
+        plan.out.write_bytes(CARD, _card(plan).encode())
+        size = sum(int(entry["size"]) for entry in manifest.files.values())
+        found = ", found complete" if plan.reused else ""
+        stage.finish(f"{plan.kind}, {len(manifest.files)} files, {size / 1e6:,.1f} MB{found}")
+    return Exported(
+        plan.trained.training.label,
+        plan.trained.training.seed,
+        plan.kind,
+        plan.out.path(),
+        plan.identity,
+        (*manifest.files, CARD),
+        plan.reused,
+        verified or manifest.about.get("verified"),
+    )
+
+
+def _find(context: RunContext, variant: str | None, seed: int | None) -> TrainedAdapter:
+    config = context.config
+    labels = [v.label for v in config.variants]
+    label = variant or ("paft" if "paft" in labels else labels[0])
+    if label not in labels:
+        raise ConfigError(f"--variant: {label!r} is none of this run's: {', '.join(labels)}")
+    seeds = config.training_seeds
+    if seed is not None and seed not in seeds:
+        raise ConfigError(f"--seed: {seed} is none of this run's: {', '.join(map(str, seeds))}")
+    chosen = Training(config.variants[labels.index(label)], seeds[0] if seed is None else seed)
+    trained = find_trained(context, chosen)
+    if trained is None:
+        raise ConfigError(
+            f"--variant: {config.called(chosen)} of run {config.name!r} is not trained in "
+            f"{context.storage.path()}: run `paft train` with this configuration first"
+        )
+    if load_manifest(trained.folder, check=True) is None:
+        raise ArtifactError(
+            f"{trained.folder.path()}: its files are not those that were trained (a checksum "
+            "differs): restore them, or train again under another name"
+        )
+    made_from = trained.about.get("made_from", {})
+    now = {"task": context.task_identity, "model": context.model_identity}
+    if changed := [part for part, identity in now.items() if made_from.get(part) != identity]:
+        raise ConfigError(
+            f"{trained.folder.path()} was trained on another {' and another '.join(changed)} than "
+            "the configuration names now: files behind the same path differ"
+        )
+    if "prompt" not in trained.about:
+        raise ConfigError(
+            f"{trained.folder.path()} was written by an older paft_ray, which kept too little for "
+            "an export: train again under another name"
+        )
+    return trained
+
+
+def _refuse_what_cannot_merge(context: RunContext) -> None:
+    """By the method's arguments alone; what peft has no merge for is refused when it is tried."""
+    method = str((context.config.model.peft or {})["peft_type"])
+    if puts_tokens_before(method):
+        raise ConfigError(
+            f"--merge: {method} puts virtual tokens before the text and changes no weight of the "
+            "model: export the adapter, without --merge"
+        )
+
+
+def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
+    """The training's own files, or the pyfunc around them."""
+    folder = plan.trained.folder
+    prefix = f"{MODEL_FOLDER if plan.kind == 'model' else ADAPTER_FOLDER}/"
+    manifest = load_manifest(folder)
+    assert manifest is not None  # by _find
+    names = [name for name in manifest.files if name.startswith(prefix)]
+    if plan.kind != "pyfunc":
+        for name in names:
+            writer.add(name.removeprefix(prefix), folder.read_bytes(name))
+        return
+    about = plan.trained.about
+    settings = model_config(plan.context.config, plan.context.task, about["prompt"]["text"])
+    adapter = {name.removeprefix(prefix): folder.read_bytes(name) for name in names}
+    for name, data in pyfunc_files(settings, adapter, about["versions"]).items():
+        writer.add(name, data)
+
+
+def _write_merged(plan: ExportPlan, writer: ArtifactWriter) -> dict[str, float]:
+    """Merge in fp32, store in the base's type, load that again, compare; only then write it."""
+    import torch
+    from transformers import AutoConfig
+
+    from paft_ray.models.base_model import prepare_base
+    from paft_ray.models.load import load_tokenizer
+
+    config = plan.context.config
+    base = prepare_base(config.model.path, config.model.revision, plan.context.storage)
+    stored = getattr(
+        AutoConfig.from_pretrained(base, revision=config.model.revision), "dtype", None
+    )
+    dtype = stored if isinstance(stored, torch.dtype) else torch.float32
+    sequences = _probe(plan, base)
+    with tempfile.TemporaryDirectory(prefix="paft-export-") as temporary:
+        losses = {"base and adapter": _merge_into(Path(temporary), plan, base, dtype, sequences)}
+        load_tokenizer(base, config.model.revision).save_pretrained(temporary)
+        losses["merged"] = _mean_loss(_load(temporary, None), sequences)
+        before, after = losses.values()
+        name = str(dtype).removeprefix("torch.")
+        allowed = MERGE_TOLERANCE.get(name, max(MERGE_TOLERANCE.values())) * max(1.0, before)
+        if not abs(after - before) <= allowed:
+            raise ArtifactError(
+                f"--merge: the merged model has a loss of {after:.6f}, base and adapter "
+                f"{before:.6f}, further apart than {allowed:.1e} in {name}: nothing was written; "
+                "export the adapter instead"
+            )
+        writer.add_folder(Path(temporary))
+    return losses
+
+
+def _merge_into(
+    folder: Path,
+    plan: ExportPlan,
+    base: str,
+    dtype: "torch.dtype",
+    sequences: "list[TokenSequence]",
+) -> float:
+    """Write the merged model, and return the loss of base and adapter."""
+    from peft import PeftModel
+
+    config = plan.context.config
+    with plan.trained.folder.child(ADAPTER_FOLDER).local() as adapter:
+        model = PeftModel.from_pretrained(_load(base, config.model.revision), adapter).eval()
+    loss = _mean_loss(model, sequences)
+    try:
+        merged: Any = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
+    except (NotImplementedError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+        method = (config.model.peft or {})["peft_type"]
+        raise ConfigError(
+            f"--merge: peft cannot merge {method}: {one_line(error)}; export the adapter instead"
+        ) from error
+    merged.to(dtype).save_pretrained(folder, max_shard_size=_SHARD)
+    return loss
+
+
+def _load(location: str, revision: str | None) -> "PreTrainedModel":
+    """A model in fp32, as its users load it: its own output head and generation settings."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=torch.float32)
+    return model.requires_grad_(False).eval()
+
+
+def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
+    """Training examples under the first prompt trained on."""
+    from paft_ray.models.load import load_tokenizer
+    from paft_ray.models.tokenization import TextEncoder
+    from paft_ray.prompts.template import parse
+
+    config, task = plan.context.config, plan.context.task
+    template = parse(plan.trained.about["prompt"]["text"], task.slots)
+    tokenizer = load_tokenizer(base, config.model.revision)
+    encoder = TextEncoder(
+        tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+    )
+    return [
+        encoder.encode(template.render, e.fields, [e.answer], task.choices is None)[0].sequence()
+        for e in task.train[:_PROBES]
+    ]
+
+
+def _mean_loss(model: "PreTrainedModel | PeftModel", sequences: "list[TokenSequence]") -> float:
+    from paft_ray.models.logprobs import score_sequences
+
+    longest = max(len(sequence.input_ids) for sequence in sequences)
+    scores = score_sequences(model, sequences, "float32", longest, packing=False)
+    return -sum(s[0] for s in scores) / sum(len(sequence.targets) for sequence in sequences)
+
+
+def _card(plan: ExportPlan) -> str:
+    context, trained = plan.context, plan.trained
+    evaluation = None
+    if context.run_folder.exists("summary.json"):
+        summary = context.run_folder.read_json("summary.json")
+        evaluation = card_figures(summary) if trained.training.label in summary["models"] else None
+    return render_card(
+        context.config, context.task, trained.fingerprint, trained.about, evaluation, plan.kind
+    )

@@ -1,0 +1,229 @@
+"""`paft export --lm-eval`: what a run measures, as tasks that lm-evaluation-harness can measure.
+
+Reads the pool, the test examples and the model's tokenizer; needs no training, and no Ray.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paft_ray.config.errors import ArtifactError, ConfigError, DataError
+from paft_ray.export.adapter import choose_folder
+from paft_ray.export.lm_eval_tasks import LmEvalTasks
+from paft_ray.models.base_model import prepare_base
+from paft_ray.models.load import result_folder
+from paft_ray.prompts.build import pool_fingerprint
+from paft_ray.prompts.pool import Prompt, load_pool
+from paft_ray.prompts.template import parse
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Example
+from paft_ray.training.distributed.trainer import find_trained
+
+if TYPE_CHECKING:
+    from paft_ray.models.tokenization import TextEncoder
+
+_FORMAT = 1
+"""Part of an export's identity: raise it when other files are written for the same content."""
+
+
+@dataclass(frozen=True)
+class LmEvalPlan:
+    """What will be written, and where; everything that could be refused without a tokenizer was."""
+
+    context: RunContext
+    prompts: Sequence[Prompt]
+    """The held-out prompts that the run evaluates."""
+    examples: Sequence[Example]
+    """The test examples that it evaluates them on."""
+    out: Storage
+    identity: str
+    reused: bool
+    default: bool
+    """Whether the folder is the run's own, in which nothing else can lie."""
+
+    @property
+    def name(self) -> str:
+        """What `--tasks` is given."""
+        return f"paft_{self.context.config.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class LmEvalExported:
+    """What lies in the folder, and how it is used."""
+
+    kind: str
+    folder: str
+    fingerprint: str
+    files: tuple[str, ...]
+    reused: bool
+    group: str
+    """What `--tasks` is given."""
+    tasks: int
+    examples: int
+    """Of each task."""
+    commands: Mapping[str, str]
+    """For the base model and every trained variant what measures it."""
+
+
+def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
+    """Decide what is exported and where, and refuse what cannot be.
+
+    Args:
+        context: The run.
+        out: Folder or URI; by default `runs/<name>/lm_eval/`.
+
+    Raises:
+        ConfigError: The pool is not built, or `out` holds something else.
+        ArtifactError: The pool's files are damaged.
+    """
+    config, task = context.config, context.task
+    pool_folder = context.storage.child("pools", pool_fingerprint(context))
+    if load_manifest(pool_folder) is None:
+        raise ConfigError(
+            f"--lm-eval: the prompt pool of run {config.name!r} is not built in "
+            f"{context.storage.path()}: run `paft prompts` with this configuration first"
+        )
+    evaluation = config.evaluation
+    prompts = load_pool(pool_folder).test[: evaluation.prompts]
+    examples = task.test[: evaluation.examples]
+    made_from = [
+        _FORMAT,
+        config.name,
+        [context.task_identity, context.model_identity, config.model.chat_template],
+        [list(task.choices or ()), task.answer_pattern, evaluation.max_new_tokens],
+        [prompt.id for prompt in prompts],
+        [example.id for example in examples],
+        context.scoring_dtype,
+    ]
+    identity = fingerprint("export", "lm_eval", made_from)
+    folder, reused = choose_folder(context.run_folder.child("lm_eval"), out, identity)
+    return LmEvalPlan(context, prompts, examples, folder, identity, reused, out is None)
+
+
+def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
+    """Write what was planned.
+
+    Raises:
+        ConfigError: An example is too long under a prompt; nothing was written.
+    """
+    from paft_ray.models.load import load_tokenizer
+    from paft_ray.models.tokenization import TextEncoder
+
+    context, config = plan.context, plan.context.config
+    base = prepare_base(config.model.path, config.model.revision, context.storage)
+    tokenizer = load_tokenizer(base, config.model.revision)
+    encoder = TextEncoder(
+        tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
+    )
+    commands = dict(_commands(plan, base, encoder.uses_chat_template))
+    with context.screen.stage("export for lm-eval") as stage:
+        if not plan.reused:
+            tasks = LmEvalTasks(
+                plan.name,
+                context.task,
+                plan.prompts,
+                plan.examples,
+                _cut_examples(plan, encoder),
+                config.evaluation.max_new_tokens,
+                _comment(plan, encoder.uses_chat_template),
+            )
+            _write(plan, tasks.files())
+        manifest = load_manifest(plan.out)
+        if manifest is None:
+            raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
+        found = ", found complete" if plan.reused else ""
+        stage.finish(f"{len(plan.prompts)} tasks of {len(plan.examples)} examples{found}")
+    return LmEvalExported(
+        "lm_eval",
+        plan.out.path(),
+        plan.identity,
+        tuple(manifest.files),
+        plan.reused,
+        plan.name,
+        len(plan.prompts),
+        len(plan.examples),
+        commands,
+    )
+
+
+def _write(plan: LmEvalPlan, files: Mapping[str, bytes]) -> None:
+    if plan.default:
+        plan.out.delete()  # what an earlier attempt left
+    writer = ArtifactWriter(plan.out)
+    for name, data in files.items():
+        writer.add(name, data)
+    writer.commit(plan.identity, {})
+
+
+def _cut_examples(plan: LmEvalPlan, encoder: "TextEncoder") -> dict[str, list[Example]]:
+    """By prompt the examples as they are read, where any of them has to be cut.
+
+    Raises:
+        ConfigError: One does not fit `task.max_length`, and may not be cut.
+    """
+    from paft_ray.models.tokenization import Question
+
+    task, cut = plan.context.task, {}
+    for prompt in plan.prompts:
+        render = parse(prompt.text, task.slots).render
+        questions = [
+            Question(
+                render,
+                example.fields,
+                task.choices or [example.answer],
+                f"example {example.id} under prompt {prompt.id}",
+            )
+            for example in plan.examples
+        ]
+        try:
+            encoded = encoder.encode_all(questions, end=task.choices is None)
+        except DataError as error:
+            raise ConfigError(f"--lm-eval: {error}") from error
+        if any(pair[0].trimmed for pair in encoded):
+            cut[prompt.id] = [
+                replace(example, fields=encoder.trimmed_fields(question, task.choices is None))
+                for example, question in zip(plan.examples, questions, strict=True)
+            ]
+    return cut
+
+
+def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, str]]:
+    """What measures each model of the run, the way the run does."""
+    context, peft = plan.context, plan.context.config.model.peft
+    revision = context.config.model.revision
+    at = f",revision={revision}" if revision else ""
+    yield "base", _command(f"pretrained={base}{at}", plan, plan.out.path(), chat)
+    for training in context.config.trainings:
+        if (trained := find_trained(context, training)) is None:
+            continue
+        weights = trained.folder.path(result_folder(peft))
+        model = f"{weights},tokenizer={base}" if peft is None else f"{base}{at},peft={weights}"
+        yield (
+            context.config.called(training),
+            _command(f"pretrained={model}", plan, plan.out.path(), chat),
+        )
+
+
+def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
+    # bf16 is autocast over fp32 weights with us
+    dtype = "dtype=float32"
+    if plan.context.scoring_dtype == "bfloat16":
+        dtype += ",mixed_precision_dtype=bfloat16"
+    words = ["lm_eval", "--model hf", f"--model_args {model},{dtype}"]
+    if chat:  # which brings its own first token
+        words[-1] += ",add_bos_token=False"
+        words.append("--apply_chat_template")
+    return " ".join([*words, f"--include_path {folder}", f"--tasks {plan.name}"])
+
+
+def _comment(plan: LmEvalPlan, chat: bool) -> str:
+    """What stands in the group's file: the folder may be used far from here."""
+    lines = [
+        f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.",
+        _command("pretrained=MODEL", plan, "FOLDER", chat),
+        "An adapter: --model_args pretrained=MODEL,peft=ADAPTER,...",
+    ]
+    return "\n".join(lines)

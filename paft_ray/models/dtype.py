@@ -1,0 +1,25 @@
+"""Which arithmetic `auto` stands for on this machine."""
+
+from pathlib import Path
+
+
+def resolve_dtype(dtype: str, gpus: float) -> str:
+    """The arithmetic that `auto` stands for on this machine; any other value is returned as given.
+
+    Args:
+        dtype: `auto`, `float32` or `bfloat16`.
+        gpus: GPUs per worker; with any, auto is bf16, without, it is where the CPU has bf16.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if gpus > 0 or cpu_has_bfloat16() else "float32"
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor multiplies bf16 in hardware; False where nothing tells."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)

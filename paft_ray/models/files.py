@@ -1,0 +1,299 @@
+"""What can be known of a model from its files, without torch.
+
+Covered: folders with safetensors (one file or shards), GGUF files, and a model's identity. Not
+covered: hub models, of which nothing is fetched here; pickled weights, which are refused; whether
+`model.peft` fits, which is `peft_check`.
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import resolve_path
+from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Tensors of an adapter, as peft names the file."""
+
+_INDEX = "model.safetensors.index.json"
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "vocab.txt")
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_EMBEDDINGS = re.compile(r"embed|wte$|wpe$|^shared$")
+_HEADS = ("lm_head", "embed_out")
+_USUAL = re.compile(  # names of the Llama family, which the gguf package lists among many others
+    r"model\.(embed_tokens|norm|layers\.\d+\.((self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
+    r"|self_attn\.[qk]_norm|(input|post_attention)_layernorm))|lm_head"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a model's files say; None where nobody has looked, which is so for hub models."""
+
+    location: str
+    """Local path, or hub name."""
+    kind: Literal["local", "gguf", "hub"]
+    config: Mapping[str, Any] | None = None
+    """Hugging Face `config.json`, or what a GGUF's metadata say in the same words."""
+    parameters: Mapping[str, tuple[int, ...]] | None = None
+    """Parameter name to shape."""
+    linear_modules: tuple[str, ...] | None = None
+    """Modules with a weight matrix, without embeddings and output head: peft's all-linear."""
+    has_tokenizer: bool | None = None
+    has_chat_template: bool | None = None
+    context_length: int | None = None
+    """Longest sequence, in tokens, that the model was made for."""
+
+    @property
+    def modules(self) -> tuple[str, ...] | None:
+        """Modules that own a parameter, and the output head where it is tied to the input."""
+        if self.parameters is None:
+            return None
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.parameters)
+        tied = any(map(_EMBEDDINGS.search, owners)) and not any(h in owners for h in _HEADS)
+        return (*owners, "lm_head") if tied else tuple(owners)
+
+
+def inspect_model(path: str, revision: str | None = None, field: str = "model.path") -> ModelFiles:
+    """Look at a model's files without loading it.
+
+    Args:
+        path: Model folder, GGUF file, `pkg:NAME/inner/path`, or hub name.
+        revision: Commit or tag of a hub model; of no account for local files.
+        field: The configuration's field, with which messages begin.
+
+    Raises:
+        ConfigError: Folder, configuration, weights or tokenizer are missing or broken.
+    """
+    location = _local(path, field)
+    if location is None:
+        return ModelFiles(location=path, kind="hub")
+    try:
+        if location.suffix.lower() == ".gguf":
+            return _inspect_gguf(location)
+        return _inspect_folder(location)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def model_identity(path: str, revision: str | None = None) -> str:
+    """Fingerprint of a local model's configuration, weights and tokenizer; `repo@revision` else.
+
+    Neither the folder's name nor files that only people read count.
+
+    Raises:
+        ConfigError: `path` names a Python package that is not installed.
+    """
+    location = _local(path, "model.path")
+    if location is None:
+        return f"{path}@{revision or 'main'}"
+    if location.is_file():
+        return fingerprint_files(location)
+    endings = (".safetensors", ".json", ".model", ".jinja", ".txt")
+    files = [p for p in sorted(location.iterdir()) if p.is_file() and p.suffix in endings]
+    return fingerprint([fingerprint_files(p) for p in files])
+
+
+def _local(path: str, field: str) -> Path | None:
+    try:
+        return resolve_path(path)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def _inspect_folder(folder: Path) -> ModelFiles:
+    if not folder.is_dir():
+        what = "is a file that is no .gguf" if folder.exists() else "does not exist"
+        raise ConfigError(
+            f"{folder} {what}; name a model folder, a .gguf file or a hub name (owner/model)"
+        )
+    config = _read_json(folder / "config.json", "a Hugging Face model folder has one")
+    if not isinstance(config.get("model_type"), str):
+        raise ConfigError(
+            f"{folder / 'config.json'} has no model_type, so that no model can be built from it; "
+            "save the model again with save_pretrained"
+        )
+    parameters = _read_parameters(folder)
+    if not _has_tokenizer(folder):
+        raise ConfigError(
+            f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}); save it there with "
+            "tokenizer.save_pretrained"
+        )
+    return ModelFiles(
+        location=str(folder),
+        kind="local",
+        config=config,
+        parameters=parameters,
+        linear_modules=_linear_modules(parameters, config.get("vocab_size")),
+        has_tokenizer=True,
+        has_chat_template=_has_chat_template(folder),
+        context_length=_context_length(config),
+    )
+
+
+def _read_json(path: Path, rule: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; {rule}: name such a folder")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); fetch or save it again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no JSON object; fetch or save it again")
+    return value
+
+
+def _read_parameters(folder: Path) -> dict[str, tuple[int, ...]]:
+    if (folder / _INDEX).is_file():
+        weight_map = _read_json(folder / _INDEX, "").get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ConfigError(f"{folder / _INDEX} has no weight_map; fetch or save it again")
+        shards = sorted({str(shard) for shard in weight_map.values()})
+        parameters = dict(p for shard in shards for p in _read_header(folder / shard))
+        missing = sorted(set(weight_map) - set(parameters))
+        if missing:
+            raise ConfigError(
+                f"{folder / weight_map[missing[0]]} lacks {missing[0]}, which {_INDEX} places "
+                "there; fetch or save the model again"
+            )
+        return parameters
+    if (folder / "model.safetensors").is_file():
+        return dict(_read_header(folder / "model.safetensors"))
+    others = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("adapter_model.*")))
+    has = f" (there is {others[0]})" if others else ""
+    raise ConfigError(
+        f"{folder} has no weights in model.safetensors{has}; save the whole base model with "
+        "save_pretrained"
+    )
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                yield name, tuple(file.get_slice(name).get_shape())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}); it is missing or cut off: fetch or save it again"
+        ) from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return pair or any((folder / name).is_file() for name in _TOKENIZERS)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(_read_json(path, "").get("chat_template"))
+
+
+def _context_length(config: Mapping[str, Any]) -> int | None:
+    for section in (config, config.get("text_config")):
+        found = section if isinstance(section, Mapping) else {}
+        for key in _CONTEXT_KEYS:
+            if isinstance(found.get(key), int):
+                return found[key]
+    return None
+
+
+def _linear_modules(
+    parameters: Mapping[str, tuple[int, ...]], vocabulary: int | None
+) -> tuple[str, ...]:
+    return tuple(
+        module
+        for name, shape in parameters.items()
+        for module, _, leaf in [name.rpartition(".")]
+        if leaf == "weight"
+        and len(shape) == 2
+        and shape[0] != vocabulary
+        and not _EMBEDDINGS.search(module)
+        and module not in _HEADS
+    )
+
+
+def _inspect_gguf(path: Path) -> ModelFiles:
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; name an existing .gguf file")
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            f"{path} is read with the package gguf, which is not installed: "
+            "pip install 'paft_ray[gguf]'"
+        )
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"{path} is no readable GGUF file ({error}); it is broken or cut off: fetch it again"
+        ) from error
+    metadata = partial(_gguf_value, reader.fields)
+    architecture = metadata("general.architecture")
+    names = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in names:
+        raise ConfigError(
+            f"{path} holds a model of architecture {architecture!r}, which the installed gguf does "
+            "not know; upgrade gguf, or name a model folder"
+        )
+    blocks = metadata(f"{architecture}.block_count") or 0
+    mapping = gguf.get_tensor_name_map(names[architecture], blocks).mapping
+    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
+    parameters = _hugging_face_names(shapes, {hf: own for hf, (_, own) in mapping.items()})
+    embedding = shapes.get("token_embd.weight", (0,))
+    if "tokenizer.ggml.tokens" not in reader.fields:
+        raise ConfigError(f"{path} has no tokenizer in it; use a GGUF of a language model")
+    context_length = metadata(f"{architecture}.context_length")
+    return ModelFiles(
+        location=str(path),
+        kind="gguf",
+        config={
+            "model_type": architecture,
+            "num_hidden_layers": blocks,
+            "hidden_size": metadata(f"{architecture}.embedding_length"),
+            "max_position_embeddings": context_length,
+            "vocab_size": embedding[0],
+        },
+        parameters=parameters,
+        linear_modules=_linear_modules(parameters, embedding[0]),
+        has_tokenizer=True,
+        has_chat_template="tokenizer.chat_template" in reader.fields,
+        context_length=context_length,
+    )
+
+
+def _gguf_value(fields: Mapping[str, Any], key: str) -> Any:
+    return fields[key].contents() if key in fields else None
+
+
+def _hugging_face_names(
+    shapes: Mapping[str, tuple[int, ...]], mapping: Mapping[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Hugging Face names of a GGUF's tensors.
+
+    The gguf package lists, for every tensor, the names it has in any model. Where attention and
+    MLP are in separate projections the Llama family's names are taken, else all of them, so that
+    no right name is missing.
+    """
+    separate = {"blk.0.attn_q.weight", "blk.0.ffn_gate.weight"} <= set(shapes)
+    aliases: dict[str, list[str]] = {}
+    for name, own in mapping.items():
+        if name != own:
+            aliases.setdefault(own, []).append(name)
+    parameters: dict[str, tuple[int, ...]] = {}
+    for tensor, shape in shapes.items():
+        own, _, leaf = tensor.rpartition(".")
+        names = aliases.get(own, [])
+        usual = [name for name in names if _USUAL.fullmatch(name)] if separate else []
+        parameters.update({f"{name}.{leaf}": shape for name in usual or names})
+    return parameters

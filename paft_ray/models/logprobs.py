@@ -1,0 +1,160 @@
+"""Answer log-likelihoods and generation for a batch: the kernel that evaluation, probing,
+training and trials share.
+
+Shapes: T tokens of a row, U positions whose logits are needed, A answer tokens, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from paft_ray.models.attention import attends_in_blocks, block_arguments
+from paft_ray.models.cpu.kernels import linear
+from paft_ray.models.packing import Row, TokenSequence, build_row, deal_rows
+from paft_ray.models.sharing import share_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class FullPrecisionLinear(torch.nn.Linear):
+    """A linear layer that computes in fp32 also where autocast is on."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`input` [..., in] to fp32 [..., out]."""
+        with torch.autocast(input.device.type, enabled=False):
+            return linear(input.float(), self.weight, self.bias)
+
+
+def answer_logprobs(
+    forward: Callable[..., Any], row: Row, device: torch.device, virtual_tokens: int = 0
+) -> torch.Tensor:
+    """Log-probability of every answer token of a row, in fp32: shape [A].
+
+    The output head runs on the positions that predict an answer token and on no other. The
+    sequences of a row do not see each other: `position_ids` restart, no attention mask is given,
+    and no cache is built (with one, transformers silently lets them).
+
+    Args:
+        forward: The model, or a DeepSpeed engine around it.
+        row: What to read and what to predict.
+        device: Where the model lives.
+        virtual_tokens: Logits that a prompt-learning adapter puts before those of the text; such
+            a row holds one sequence.
+    """
+    input_ids = torch.from_numpy(row.input_ids_T).to(device)[None]
+    keep_U = torch.from_numpy(row.keep_U).to(device)
+    if virtual_tokens:
+        positions: dict[str, Any] = {"attention_mask": torch.ones_like(input_ids)}
+    else:
+        positions = {"position_ids": torch.from_numpy(row.position_ids_T).to(device)[None]}
+        if attends_in_blocks(forward):
+            positions.update(block_arguments(row.position_ids_T, device, row.parts))
+    output = forward(
+        input_ids=input_ids, logits_to_keep=keep_U + virtual_tokens, use_cache=False, **positions
+    )
+    logits_AV = output.logits[0].float()[torch.from_numpy(row.gather_A).to(device)]
+    targets_A = torch.from_numpy(row.targets_A).to(device)
+    return -torch.nn.functional.cross_entropy(logits_AV, targets_A, reduction="none")
+
+
+@contextmanager
+def inference(model: torch.nn.Module, dtype: str) -> Iterator[None]:
+    """No gradients, and bf16 autocast where `dtype` asks for it."""
+    device = next(model.parameters()).device.type
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, dtype == "bfloat16"):
+        yield
+
+
+def score_sequences(
+    model: torch.nn.Module,
+    sequences: Sequence[TokenSequence],
+    dtype: str,
+    row_tokens: int,
+    packing: bool = True,
+    virtual_tokens: int = 0,
+) -> list[dict[int, float]]:
+    """Summed log-likelihood of every answer of every sequence.
+
+    Args:
+        model: Causal language model, with or without an adapter.
+        sequences: What to score.
+        dtype: `float32` or `bfloat16` (autocast).
+        row_tokens: Most tokens in one forward pass.
+        packing: Several sequences in one row, where they share what they begin with if the
+            model attends in blocks.
+        virtual_tokens: See `answer_logprobs`.
+
+    Returns:
+        For each sequence, owner (index of a choice) to the sum of its tokens' log-probabilities.
+    """
+    device = next(model.parameters()).device
+    rows = share_rows(sequences, row_tokens) if packing and attends_in_blocks(model) else None
+    if rows is None:
+        lengths = [len(s.input_ids) for s in sequences]
+        [dealt] = deal_rows(lengths, row_tokens, ranks=1, packing=packing)
+        rows = [build_row(sequences, members) for members in dealt if members]
+    scores: list[dict[int, float]] = [{} for _ in sequences]
+    with inference(model, dtype):
+        for row in rows:
+            logprobs_A = answer_logprobs(model, row, device, virtual_tokens).double().cpu().numpy()
+            for value, member, owner in zip(logprobs_A, row.members_A, row.owners_A, strict=True):
+                sums = scores[row.members[int(member)]]
+                sums[int(owner)] = sums.get(int(owner), 0.0) + float(value)
+    return scores
+
+
+def generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    contexts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[tuple[str, int]]:
+    """Continue a batch of texts; greedily, or by sampling from a generator seeded for the batch.
+
+    Args:
+        model: Causal language model, with or without an adapter.
+        tokenizer: Its tokenizer.
+        contexts: Token ids of the texts to continue.
+        max_new_tokens: Longest continuation, in tokens.
+        temperature: 0 is greedy.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        seed: With the composition of the batch, determines what is sampled.
+
+    Returns:
+        For each text its continuation, and the number of its tokens including the end token.
+    """
+    batch = tokenizer.pad(
+        {"input_ids": [list(context) for context in contexts]},
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device)
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if temperature > 0
+        else {"do_sample": False}
+    )
+    torch.manual_seed(seed)
+    with torch.inference_mode():
+        output: Any = model.generate(  # pyright: ignore[reportCallIssue]
+            **batch,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            **sampling,
+        )
+    new_BT = output[:, batch["input_ids"].shape[1] :].cpu().numpy()
+    end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+    end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
+    ends = np.asarray(end if isinstance(end, list) else [end])
+    results = []
+    for new_T in new_BT:
+        stops = np.flatnonzero(np.isin(new_T, ends))
+        length = int(stops[0]) + 1 if len(stops) else len(new_T)
+        results.append((tokenizer.decode(new_T[:length], skip_special_tokens=True), length))
+    return results

@@ -1,0 +1,243 @@
+"""Trying a model before any work: built without weights, adapted, and read to by long examples.
+
+Covered: what only transformers, peft and the tokenizer can say of a configuration, in a process
+beside the driver's, which imports neither. Not covered: weights, which nobody reads here; whether
+they fit into memory.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.config.errors import ConfigError, PaftError, one_line
+from paft_ray.config.loading import resolve_path
+from paft_ray.models.warm_start import StoredAdapter, check_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from paft_ray.models.tokenization import TextEncoder
+    from paft_ray.tasks import Example
+
+_LONGEST = 16
+
+
+class ModelCheckProcess:
+    """A process that imports torch, transformers and peft while the driver goes on without.
+
+    It starts when it is first asked, answers in the order of asking, and ends with the driver.
+    """
+
+    def __init__(self) -> None:
+        """No process yet."""
+        self._running: tuple[Connection, BaseProcess] | None = None
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Ask for a function of a module to be called."""
+        if self._running is None:
+            context = multiprocessing.get_context("spawn")
+            connection, other = context.Pipe()
+            process = context.Process(target=_serve, args=(other,), name="trial", daemon=True)
+            process.start()
+            other.close()  # so that each side sees the end of the other
+            self._running = connection, process
+        self._running[0].send((function, arguments))
+
+    def finish(self) -> Any:
+        """Wait for the oldest answer that nobody has waited for.
+
+        Raises:
+            PaftError: What the function raised, or that the process died.
+        """
+        assert self._running is not None
+        connection, process = self._running
+        try:
+            answer, error = connection.recv()
+        except EOFError as end:
+            process.join()
+            raise PaftError(
+                f"the process that tries the model died with code {process.exitcode}: look into "
+                "the log, and at the machine's free memory"
+            ) from end
+        if error is not None:
+            raise error
+        return answer
+
+    def close(self) -> None:
+        """End the process, which frees its memory; asking again starts another."""
+        if self._running is not None:
+            connection, process = self._running
+            self._running = None
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def warm_up() -> None:
+    """Import what reading a tokenizer needs, so that it is there when texts come."""
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:  # the driver is gone
+            return
+        try:
+            answer = function(*arguments), None
+        except Exception as error:  # noqa: BLE001 - handed to the driver, which raises it
+            answer = None, error
+        connection.send(answer)
+
+
+def check_adapters(
+    path: str,
+    revision: str | None,
+    pefts: Sequence[Mapping[str, Any] | None],
+    seed: int,
+    warm_start: StoredAdapter | None = None,
+) -> None:
+    """Build the model without weights and put every adapter on it that there is to be.
+
+    Raises:
+        ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
+            the adapter or cannot save it, or `warm_start` has another shape.
+    """
+    from paft_ray.models.load import load_tokenizer
+
+    local = resolve_path(path)
+    if local is None or local.is_dir():
+        try:
+            load_tokenizer(str(local or path), revision)
+        except Exception as error:
+            raise ConfigError(
+                f"model.path: the tokenizer of {path} cannot be read ({one_line(error)}); fetch "
+                "or save it again"
+            ) from error
+    for peft in pefts:
+        model = _without_weights(path, local, revision)
+        if peft is not None:
+            _check_adapter(model, peft, seed, warm_start)
+
+
+def count_weights(
+    path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
+) -> dict[str, int]:
+    """Build the model and its adapter without weights, and count what they will have.
+
+    Returns:
+        `parameters`, of these `trainable`; `linear`, frozen weights of linear layers inside blocks;
+        `layers` and `hidden`.
+
+    Raises:
+        ConfigError: See `check_adapters`.
+    """
+    from paft_ray.models.load import add_adapter
+
+    model = _without_weights(path, resolve_path(path), revision)
+    text = model.config.get_text_config()
+    heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    linear = sum(
+        weight.numel()
+        for module in model.modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and id(module) not in heads
+        for weight in module.parameters(recurse=False)
+    )
+    if peft is not None:
+        model = add_adapter(model, dict(peft), seed)
+    weights = list(model.parameters())
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "trainable": sum(weight.numel() for weight in weights if weight.requires_grad),
+        "linear": linear if peft is not None else 0,
+        "layers": int(text.num_hidden_layers),
+        "hidden": int(text.hidden_size),
+    }
+
+
+def _check_adapter(
+    model: Any, peft: Mapping[str, Any], seed: int, warm_start: StoredAdapter | None
+) -> None:
+    from peft import get_peft_model_state_dict
+
+    from paft_ray.models.load import add_adapter
+
+    try:
+        adapted = add_adapter(model, dict(peft), seed)
+        weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+        get_peft_model_state_dict(adapted, state_dict=weights, save_embedding_layers=False)
+        if warm_start is not None:
+            check_shape(warm_start, adapted)
+    except NotImplementedError:  # an initialisation that reads weights: only training can tell
+        return
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"model.peft: peft could not save it: {one_line(error)}") from error
+
+
+def _without_weights(path: str, local: Path | None, revision: str | None) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        if local is not None and local.suffix.lower() == ".gguf":
+            config = AutoConfig.from_pretrained(str(local.parent), gguf_file=local.name)
+        else:
+            config = AutoConfig.from_pretrained(str(local or path), revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise ConfigError(
+            f"model.path: no causal language model can be built from {path} ({one_line(error)}); "
+            "name a decoder model that the installed transformers knows"
+        ) from error
+
+
+def refuse_overlong(
+    encoder: "TextEncoder",
+    prompts: Sequence[tuple[str, str, Callable[[Mapping[str, str]], str]]],
+    examples: Sequence["Example"],
+    choices: Sequence[str] | None,
+) -> None:
+    """Read the longest examples through the longest prompts, before anything else is done.
+
+    Lengths nearly add up, so that the longest pair is among these.
+
+    Args:
+        encoder: The model's, which refuses what is too long.
+        prompts: Of each the id, the text, and what renders it.
+        examples: What will be rendered.
+        choices: The task's choices; without, each example's own answer is read.
+
+    Raises:
+        DataError: One does not fit `task.max_length`.
+    """
+    fields = [" ".join(example.fields.values()) for example in examples]
+    by_example, by_prompt = _lengths(encoder, fields), _lengths(encoder, [p[1] for p in prompts])
+    longest = sorted(range(len(examples)), key=lambda index: -by_example[index])[:_LONGEST]
+    for prompt in sorted(range(len(prompts)), key=lambda index: -by_prompt[index])[:_LONGEST]:
+        prompt_id, _, render = prompts[prompt]
+        for example in (examples[index] for index in longest):
+            encoder.encode(
+                render,
+                example.fields,
+                choices or [example.answer],
+                end=choices is None,
+                what=f"example {example.id} under prompt {prompt_id}",
+            )
+
+
+def _lengths(encoder: "TextEncoder", texts: Sequence[str]) -> list[int]:
+    """Tokens of every text; texts that are far from the longest in characters are not read."""
+    enough = max(map(len, texts), default=0) / 4
+    lengths = [0] * len(texts)
+    read = [index for index, text in enumerate(texts) if len(text) >= enough]
+    encoded: Any = encoder.tokenizer([texts[index] for index in read])["input_ids"] if read else []
+    for index, ids in zip(read, encoded, strict=True):
+        lengths[index] = len(ids)
+    return lengths

@@ -1,0 +1,185 @@
+"""An adapter that training begins with: read and checked before anything is started.
+
+Covered: that it is an adapter of the same method, base and shape that computes the same thing with
+these weights. Its files are read where the training is started, so that workers need no path.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.config.errors import ArtifactError, ConfigError, one_line
+from paft_ray.config.loading import resolve_path
+from paft_ray.models.files import ADAPTER_WEIGHTS, model_identity
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_CONFIG = "adapter_config.json"
+_OF_TRAINING_ONLY = ("dropout", "init_", "auto_mapping", "base_model_name", "inference_mode",
+                     "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
+                     "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
+"""In names of fields that say nothing of what stored weights compute."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapter:
+    """An adapter as it lies on storage."""
+
+    location: str
+    config: Mapping[str, Any]
+    weights: bytes
+    """Content of the safetensors file."""
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the weights; wherever the configuration matters it is ours."""
+        return fingerprint("adapter", hashlib.sha256(self.weights).hexdigest())
+
+
+def read_adapter(location: str) -> StoredAdapter:
+    """Read an adapter's files.
+
+    Args:
+        location: Folder, URI, or `pkg:NAME/inner/folder`.
+
+    Raises:
+        ConfigError: There is no adapter.
+    """
+    local = resolve_path(location)
+    if local is None and "://" not in location:
+        raise ConfigError(
+            f"train.warm_start: {location} is no folder; name the adapter/ folder of a training, "
+            "as a path, a URI or pkg:NAME/folder"
+        )
+    folder = Storage.open(location if local is None else str(local))
+    try:
+        config = json.loads(folder.read_bytes(_CONFIG))
+        weights = folder.read_bytes(ADAPTER_WEIGHTS)
+        json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
+    except (ArtifactError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"train.warm_start: {location} holds no adapter ({one_line(error)}); name a folder "
+            f"with {_CONFIG} and {ADAPTER_WEIGHTS}, as every training's adapter/ is"
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise ConfigError(
+            f"train.warm_start: {location}/{_CONFIG} names no peft_type; name another folder, or "
+            "save the adapter again"
+        )
+    return StoredAdapter(location, config, weights)
+
+
+def check_adapter(
+    adapter: StoredAdapter, peft: Mapping[str, Any], path: str, revision: str | None
+) -> Iterator[str]:
+    """Check method and base of an adapter against the configuration; yields warnings.
+
+    Raises:
+        ConfigError: It is of another method or base, or of a method that cannot begin warm.
+    """
+    where = f"train.warm_start: {adapter.location}"
+    method, wanted = adapter.config["peft_type"], peft["peft_type"]
+    if method != wanted:
+        raise ConfigError(
+            f"{where} is an adapter of {method}, but model.peft.peft_type is {wanted}; name an "
+            f"adapter of {wanted}, or set model.peft to the adapter's method"
+        )
+    lost = None
+    if method == "P_TUNING" or adapter.config.get("prefix_projection"):
+        lost = "peft stores what its encoder made, not the encoder that is trained"
+    elif method == "ADALORA":
+        lost = "the ranks that it pruned are gone, and its schedule begins with all of them"
+    if lost is not None:
+        raise ConfigError(f"{where} cannot begin another training: {lost}; leave it out")
+    yield from _check_base(where, adapter.config.get("base_model_name_or_path"), path, revision)
+
+
+def _check_base(where: str, base: Any, path: str, revision: str | None) -> Iterator[str]:
+    if base == path:
+        return
+    try:
+        local = resolve_path(str(base)) if base else None
+    except ConfigError:
+        local = None
+    ours = resolve_path(path)
+    if local is None and ours is None and base:
+        differs = True
+    elif local is not None and local.exists() and ours is not None:
+        differs = model_identity(str(base)) != model_identity(path, revision)
+    else:
+        yield (
+            f"{where} was made for {base}, which cannot be compared with {path} from here; their "
+            "shapes will be"
+        )
+        return
+    if differs:
+        raise ConfigError(
+            f"{where} was made for the base model {base}, not for model.path ({path}); name an "
+            "adapter of this model, or its model"
+        )
+
+
+def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
+    """Check an adapter's tensors and settings against a fresh one, whose weights are not read.
+
+    Raises:
+        ConfigError: Tensors differ in name or shape, or the same weights would compute another
+            thing.
+    """
+    import safetensors.torch
+    from peft import get_peft_model_state_dict
+
+    where = f"train.warm_start: {adapter.location}"
+    ours = _plain(model.active_peft_config.to_dict())
+    for name, value in _plain(dict(adapter.config)).items():
+        if any(part in name for part in _OF_TRAINING_ONLY) or name not in ours:
+            continue
+        if value != ours[name]:
+            raise ConfigError(
+                f"{where} has {name} {value}, but with model.peft it is {ours[name]}: set it to "
+                "the adapter's, or name another adapter"
+            )
+    weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    fresh = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
+    stored = safetensors.torch.load(adapter.weights)
+    for name in sorted(fresh.keys() | stored.keys()):
+        have, want = (list(s[name].shape) if name in s else "missing" for s in (stored, fresh))
+        if have != want:
+            raise ConfigError(
+                f"{where} does not fit: {name} is {have} there and {want} under model.peft on this "
+                "model; name an adapter of the same shape"
+            )
+
+
+def begin_with(model: "PeftModel", weights: bytes) -> None:
+    """Give a fresh adapter the weights of a stored one.
+
+    Raises:
+        ConfigError: They do not fit.
+    """
+    import safetensors.torch
+    from peft import set_peft_model_state_dict
+
+    result: Any = set_peft_model_state_dict(model, safetensors.torch.load(weights))
+    # what virtual tokens are stored as is no key of a model, and is loaded all the same
+    if unexpected := sorted(set(result.unexpected_keys) - {"prompt_embeddings"}):
+        raise ConfigError(
+            f"train.warm_start: the adapter has {unexpected[0]}, which model.peft does not; name "
+            "an adapter of the same shape"
+        )
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that can be compared: sets and enums as peft stores them."""
+    return json.loads(json.dumps(config, default=_stored, sort_keys=True))
+
+
+def _stored(value: Any) -> Any:
+    return (
+        sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
+    )

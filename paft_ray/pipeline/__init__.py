@@ -1,0 +1,1 @@
+"""Whole commands: variants, checks, plan, run, and one function per verb."""

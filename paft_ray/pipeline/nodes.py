@@ -1,0 +1,227 @@
+"""What the nodes of a joined cluster have and lack, asked of the nodes themselves before any work.
+
+Each node that can be given work, and the driver's, writes to storage, reads what the driver wrote,
+looks at the model, speaks to the tracking server with its own credentials, and compares its
+packages with the driver's. Covered: nodes that are there now. Not covered: nodes that come later,
+and whether rates of network or storage suffice.
+"""
+
+import importlib.metadata
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from paft_ray.config import Config, OpenAILLM
+from paft_ray.config.errors import ConfigError, PaftError, one_line
+from paft_ray.config.loading import from_anywhere
+from paft_ray.models.files import inspect_model
+from paft_ray.storage.paths import Storage
+from paft_ray.tracking import reach_server, tracking_server
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "tokenizers")
+"""Where nodes differ in these, results or messages do."""
+_SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
+_SECRETS += ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS")
+_PATIENCE_S = 90.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What is asked of a node; travels there."""
+
+    storage: Storage
+    probe: str
+    """Folder under `storage` where the driver wrote a file `driver`."""
+    model: str | None
+    """None where nodes find it in storage, converted."""
+    revision: str | None
+    tracking: str | None
+    """URI of a server, which a node speaks to with its own credentials."""
+    keys: tuple[str, ...]
+    """Environment variables that LLM actors read."""
+    packages: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, and what it found."""
+
+    name: str
+    address: str
+    cpus: float
+    gpus: float
+    memory_gb: float
+    """What Ray may give out, in 1e9 bytes."""
+    secrets: tuple[str, ...] = ()
+    """Names of the variables with secrets that are set there."""
+    missing: tuple[str, ...] = ()
+    """What stops work there, one line each."""
+    notes: tuple[str, ...] = ()
+    """What does not stop it but may not be meant."""
+    id: str = field(default="", repr=False)
+
+
+def survey(config: Config, storage: Storage) -> list[Node]:
+    """Ask every node that is alive; the cluster must have been joined.
+
+    What is written for it under the storage is gone afterwards.
+
+    Args:
+        config: What is to be run.
+        storage: Where.
+    """
+    probe = f".survey-{secrets.token_hex(4)}"
+    try:
+        storage.child(probe).write_bytes("driver", probe.encode())
+        needs = Needs(
+            storage,
+            probe,
+            None if config.model.path.endswith(".gguf") else from_anywhere(config.model.path),
+            config.model.revision,
+            tracking_server(config),
+            llm_keys(config),
+            packages(),
+        )
+        return _ask(needs)
+    finally:
+        storage.delete(probe)
+
+
+def require_nodes(nodes: Sequence[Node]) -> None:
+    """Refuse to begin where a node cannot do its part; a single node needs no survey.
+
+    Raises:
+        ConfigError: Something is missing.
+    """
+    for node in nodes:
+        for note in node.notes:
+            logger.warning("node %s (%s): %s", node.name, node.address, note)
+    missing = [f"node {n.name} ({n.address}): {text}" for n in nodes for text in n.missing]
+    if missing:
+        more = f" (and {len(missing) - 1} more: paft plan lists them)" if len(missing) > 1 else ""
+        raise ConfigError(f"{missing[0]}{more}")
+
+
+def llm_keys(config: Config) -> tuple[str, ...]:
+    """Environment variables from which LLM actors read their keys."""
+    llms = config.prompts.generation.llms if config.prompts.generation else ()
+    names = (llm.api_key_env for llm in llms if isinstance(llm, OpenAILLM))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def packages() -> dict[str, str]:
+    """Versions of what must be the same on all nodes, as far as they are installed here."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def look(needs: Needs) -> dict[str, tuple[str, ...]]:
+    """What one node finds; runs there."""
+    missing = [*_look_at_packages(needs), *_look_at_storage(needs), *_look_at_model(needs)]
+    notes = [f"{name} is not set" for name in needs.keys if not os.environ.get(name)]
+    if needs.tracking is not None and (reason := reach_server(needs.tracking)):
+        notes.append(reason)
+    named = tuple(dict.fromkeys((*_SECRETS, *needs.keys)))
+    return {
+        "missing": tuple(missing),
+        "notes": tuple(notes),
+        "secrets": tuple(name for name in named if os.environ.get(name)),
+    }
+
+
+def _look_at_packages(needs: Needs) -> Iterator[str]:
+    here = packages()
+    for name, version in needs.packages.items():
+        if here.get(name) != version:
+            yield (
+                f"{name} is {here.get(name) or 'missing'} here and {version} with the driver: "
+                "install the same on all nodes (constraints.txt)"
+            )
+
+
+def _look_at_storage(needs: Needs) -> Iterator[str]:
+    folder, mine = needs.storage.child(needs.probe), f"node-{secrets.token_hex(4)}"
+    try:
+        if not folder.exists("driver"):
+            yield (
+                f"storage: {needs.storage.path()} here is not what the driver sees: name a path "
+                "that all nodes share, or a URI"
+            )
+            return
+        folder.write_bytes(mine, mine.encode())
+    except OSError as error:
+        yield (
+            f"storage: {needs.storage.path()} cannot be written from here ({one_line(error)}): see "
+            "to permissions and credentials on every node"
+        )
+
+
+def _look_at_model(needs: Needs) -> Iterator[str]:
+    if needs.model is None:
+        return
+    try:
+        files = inspect_model(needs.model, needs.revision)
+        if files.kind == "hub":
+            _reach_hub(needs.model, needs.revision)
+    except PaftError as error:
+        yield str(error)
+    except OSError as error:
+        yield (
+            f"model.path: {needs.model} is neither in the cache here nor can it be fetched "
+            f"({one_line(error)}): see to HF_TOKEN, HF_HOME and the network, or fetch it first"
+        )
+
+
+def _reach_hub(name: str, revision: str | None) -> None:
+    """Find the model's configuration in the cache or at the hub; an OSError where there is none."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(name, "config.json", revision=revision)
+
+
+def _ask(needs: Needs) -> list[Node]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [_node(raw) for raw in ray.nodes() if raw["Alive"]]
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
+    asked: dict[Any, int] = {}
+    here = ray.get_runtime_context().get_node_id()
+    for place, node in enumerate(nodes):
+        if node.cpus or node.gpus or node.id == here:
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked[remote.options(scheduling_strategy=there).remote(needs)] = place
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
+    answers: dict[int, Mapping[str, tuple[str, ...]]] = {}
+    for reference in done:
+        try:
+            answers[asked[reference]] = ray.get(reference)
+        except Exception as error:  # noqa: BLE001 - whatever a node has instead of our package
+            answers[asked[reference]] = {"notes": (f"it could not look: {one_line(error)}",)}
+    for reference in late:
+        ray.cancel(reference, force=True)
+        text = f"it did not answer in {_PATIENCE_S:.0f} s: see to its network and storage"
+        answers[asked[reference]] = {"notes": (text,)}
+    return [replace(node, **answers.get(place, {})) for place, node in enumerate(nodes)]
+
+
+def _node(raw: Mapping[str, Any]) -> Node:
+    resources = raw["Resources"]
+    return Node(
+        name=raw["NodeManagerHostname"],
+        address=raw["NodeManagerAddress"],
+        cpus=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        memory_gb=round(resources.get("memory", 0.0) / 1e9, 1),
+        id=raw["NodeID"],
+    )

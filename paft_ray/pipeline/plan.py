@@ -1,0 +1,302 @@
+"""What a run would do, and what it needs; on a cluster also what its nodes have.
+
+The first is from the configuration and the files alone, and nothing is sent or written. What nodes
+have comes from `survey`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from paft_ray.cluster.resources import cpus_per_worker, places
+from paft_ray.config import (
+    Config,
+    FakeLLM,
+    LLMConfig,
+    OpenAILLM,
+    SinglePromptVariant,
+    TrainWorkersConfig,
+    TransformersLLM,
+    TuningConfig,
+    VLLMEngine,
+    WorkersConfig,
+    total_steps,
+)
+from paft_ray.config.errors import ConfigError, PaftError
+from paft_ray.models.meta import count_weights
+from paft_ray.models.peft_check import complete_peft
+from paft_ray.pipeline.nodes import Node
+from paft_ray.prompts.build import request_book
+from paft_ray.prompts.generate.llm import llm_label
+from paft_ray.prompts.generate.requests import RequestBook
+from paft_ray.prompts.generate.runner import cost, is_answered, unit_size
+from paft_ray.runs.context import RunContext
+from paft_ray.training.distributed.trainer import find_trained
+from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
+from paft_ray.tuning.pools import generation_samples
+from paft_ray.tuning.tuner import count_trials
+
+_ESTIMATE_FACTOR = 1.5
+"""Within which estimates of memory are right."""
+
+
+def describe_plan(context: RunContext) -> dict[str, Any]:
+    """Counts of everything that a run would do, in the order of its stages."""
+    config, task = context.config, context.task
+    prompts, evaluation, train = config.prompts, config.evaluation, config.train
+    steps = total_steps(train, len(task.train))
+    plan: dict[str, Any] = {
+        "run": config.name,
+        "storage": context.storage.path(),
+        "task": task.name,
+        "examples": {name: len(task.examples(name)) for name in ("train", "validation", "test")},
+        "model": config.model.path,
+        "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
+    }
+    if (book := request_book(context)) is not None:
+        plan["generation"] = _plan_generation(context, book)
+    selecting = any(
+        isinstance(variant, SinglePromptVariant) and variant.prompt is None
+        for variant in config.variants
+    )
+    if selecting:
+        plan["choose_single_prompt"] = {
+            "prompts_at_most": evaluation.selection_prompts or "all",
+            "examples": min(evaluation.selection_examples, len(task.validation)),
+        }
+    trainings = config.trainings
+    plan["training"] = {
+        config.called(t): "complete" if find_trained(context, t) else f"{steps} steps"
+        for t in trainings
+    }
+    plan["sequences_per_training"] = steps * train.batch_size
+    plan["workers"] = {"train": train.workers.num, "evaluate": evaluation.workers.num}
+    test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
+    test_examples = min(len(task.test), evaluation.examples or len(task.test))
+    models = 1 + len(trainings)
+    share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
+    plan["evaluation"] = {
+        "models": models,
+        "prompts": test_prompts,
+        "examples": test_examples,
+        "answers": models * max(test_prompts, round(test_prompts * test_examples * share)),
+    }
+    if config.tuning is not None:
+        plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
+    return plan
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """A plan as lines to read; what is missing on a cluster is left to the caller."""
+    lines = []
+    for key, value in plan.items():
+        if key == "missing":
+            continue
+        entries = value.items() if isinstance(value, dict) else [("", value)]
+        shown = [
+            f"{name} {_in_words(row)}".strip()
+            for name, entry in entries
+            for row in (entry if isinstance(entry, list | tuple) else [entry])
+        ]
+        lines += [f"{key if place == 0 else '':<22} {text}" for place, text in enumerate(shown)]
+    return lines
+
+
+def _in_words(value: Any) -> str:
+    """Mappings as `name value` pairs, less what is empty; lists by commas."""
+    if isinstance(value, Mapping):
+        full = {k: v for k, v in value.items() if v is not None and v != () and v != []}
+        return ", ".join(f"{k} {_in_words(v)}" for k, v in full.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def describe_sizes(context: RunContext) -> dict[str, Any]:
+    """What one worker needs of memory and all trainings of storage, in 1e9 bytes; by estimates.
+
+    Builds the model without its weights in another process, which takes some seconds. Where its
+    configuration cannot be read here, the answer is why.
+    """
+    config = context.config
+    steps = total_steps(config.train, len(context.task.train))
+    peft = complete_peft(config.model.peft, steps)
+    try:
+        context.model_check.begin(
+            count_weights, config.model.path, config.model.revision, peft, config.seed
+        )
+        sizes = ModelSizes(**context.model_check.finish())
+    except PaftError as error:
+        return {"unknown": str(error)}
+    finally:
+        context.model_check.close()
+    memory = worker_memory(
+        sizes,
+        config.train,
+        config.model.quantization,
+        context.training_dtype,
+        config.train.workers.most,
+    )
+    one = training_storage(sizes, config.train, steps)
+    return {
+        "parameters": sizes.parameters,
+        "trainable": sizes.trainable,
+        "worker_memory_gb": {
+            **{name: round(value / 1e9, 3) for name, value in memory.items()},
+            "all": round(sum(memory.values()) / 1e9, 2),
+        },
+        "storage_gb": round(one * len(config.trainings) / 1e9, 3),
+    }
+
+
+def describe_cluster(
+    context: RunContext, nodes: Sequence[Node], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the nodes of the joined cluster have, what the stages need, and what is missing.
+
+    Args:
+        context: The run.
+        nodes: From `survey`.
+        sizes: From `describe_sizes`.
+    """
+    config = context.config
+    missing = [f"node {n.name} ({n.address}): {t}" for n in nodes for t in (*n.missing, *n.notes)]
+    stages: dict[str, Any] = {}
+    for field, workers in (
+        ("train.workers", config.train.workers),
+        ("evaluation.workers", config.evaluation.workers),
+    ):
+        try:
+            stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
+        except ConfigError as error:
+            missing.append(str(error))
+    for field, actors, cpus, gpus in _own_actors(config):
+        room = sum(places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes)
+        stages[field] = {
+            "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
+        }  # fmt: skip
+        if room == 0:
+            missing.append(
+                f"{field}: no node has room for an actor of {cpus:g} CPUs and {gpus:g} GPUs: "
+                "give it less, or add a node"
+            )
+    if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
+        missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
+    hidden = ("id", "missing", "notes")
+    return {
+        "nodes": [{k: v for k, v in asdict(node).items() if k not in hidden} for node in nodes],
+        "stages": stages,
+        "missing": missing,
+    }
+
+
+def _own_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
+    """LLMs in actors of ours: place in the configuration, actors, CPUs and GPUs of each."""
+    generation = config.prompts.generation
+    for place, llm in enumerate(generation.llms if generation else ()):
+        field = f"prompts.generation.llms.{place}"
+        if isinstance(llm, TransformersLLM):
+            yield field, llm.actors, llm.cpus, llm.gpus
+        elif isinstance(llm, VLLMEngine):
+            yield field, llm.actors, 1.0, float(llm.gpus)
+
+
+def _plan_workers(
+    workers: TrainWorkersConfig | WorkersConfig, cpus: float, nodes: Sequence[Node]
+) -> dict[str, Any]:
+    """How many workers there are to be, and how many the nodes hold."""
+    fit = [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, workers.gpus) for node in nodes]
+    return {
+        "workers": workers.most,
+        "cpus_each": cpus,
+        "gpus_each": workers.gpus,
+        "places": sum(fit),
+        "on_one_node": min(workers.most, max(fit, default=0)),
+    }
+
+
+def _short_of_memory(
+    workers: TrainWorkersConfig, together: int, memory: Mapping[str, float], nodes: Sequence[Node]
+) -> list[str]:
+    """Nodes whose memory is too small even if the estimate is high; GPUs' memory is not known."""
+    if workers.gpus:
+        return []
+    surely = memory["all"] / _ESTIMATE_FACTOR
+    return [
+        f"node {node.name} ({node.address}): {together} workers of about {memory['all']:.1f} GB "
+        f"each need more than its {node.memory_gb:.1f} GB: fewer workers on a node (more "
+        "train.workers.cpus each), a smaller train.row_tokens, or a larger node"
+        for node in nodes
+        if node.cpus and node.memory_gb < surely * together
+    ]
+
+
+def _plan_search(
+    tuning: TuningConfig, config: Config, steps: int, validation: int
+) -> dict[str, Any]:
+    """What `paft tune` would do at most: schedulers stop trials early."""
+    prompts = min(config.prompts.split.validation, tuning.prompts or 10**9)
+    trials = count_trials(tuning, config.seed)
+    return {
+        "pools": len(generation_samples(tuning)),
+        "trials": trials,
+        "steps_at_most": trials * steps,
+        "answers_at_most": trials * tuning.reports * prompts * min(tuning.examples, validation),
+        "finalist_trainings": min(tuning.finalists, trials) * len(tuning.final_seeds(config.seed)),
+    }
+
+
+_CHARACTERS_PER_TOKEN = 4
+_TOKENS_PER_SECOND = {"transformers": 70.0, "vllm": 2000.0}
+"""What one CPU makes of a 135M model in batches, or one GPU of a model of some billions."""
+_SECONDS_PER_REQUEST = 2.0
+"""Of an endpoint, where nothing else is known."""
+
+
+def _plan_generation(context: RunContext, book: RequestBook) -> dict[str, Any]:
+    """What is not on storage yet: requests, tokens, cost and time, by LLM and in all."""
+    rows = [_plan_llm(context, book, llm) for llm in range(len(book.config.llms))]
+    costs = [row["cost_at_most"] for row in rows if row["cost_at_most"] is not None]
+    at_most = sum(row["completion_tokens_at_most"] for row in rows)
+    budget = book.config.budget_tokens
+    return {
+        "requests": sum(row["requests"] for row in rows),
+        "to_send": sum(row["to_send"] for row in rows),
+        "prompt_tokens_about": sum(row["prompt_tokens_about"] for row in rows),
+        "completion_tokens_at_most": at_most if budget is None else min(budget, at_most),
+        "cost_at_most": round(sum(costs), 4) if costs else None,
+        "minutes_about": max((row["minutes_about"] for row in rows), default=0.0),
+        "llms": rows,
+    }
+
+
+def _plan_llm(context: RunContext, book: RequestBook, llm: int) -> dict[str, Any]:
+    config = book.config.llms[llm]
+    units = book.units(llm, unit_size(config))
+    missing = [u for u in units if not is_answered(book, u, context.storage)]
+    count = sum(map(len, missing))
+    sample = [request for unit in missing[:2] for request in book.requests(unit)][:64]
+    characters = sum(len(text) for request in sample for _, text in request.messages)
+    prompt = count * characters / max(1, len(sample)) / _CHARACTERS_PER_TOKEN
+    completion = count * (sample[0].max_tokens if sample else 0)
+    return {
+        "llm": llm_label(config),
+        "requests": sum(map(len, units)),
+        "to_send": count,
+        "prompt_tokens_about": round(prompt),
+        "completion_tokens_at_most": completion,
+        "cost_at_most": config.price and round(cost(config.price, prompt, completion), 4),
+        "minutes_about": round(_minutes(config, count, prompt + completion), 1),
+    }
+
+
+def _minutes(config: LLMConfig, requests: int, tokens: float) -> float:
+    """By the limits that are given; else by a rule of thumb, which says no more than the order."""
+    if isinstance(config, OpenAILLM):
+        by_requests = requests / (config.requests_per_minute or float("inf"))
+        by_tokens = tokens / (config.tokens_per_minute or float("inf"))
+        by_flight = requests * _SECONDS_PER_REQUEST / config.concurrency / 60
+        return max(by_requests, by_tokens, by_flight)
+    if isinstance(config, FakeLLM):
+        return requests * config.seconds / 60
+    return tokens / _TOKENS_PER_SECOND[config.type] / config.actors / 60

@@ -1,0 +1,375 @@
+"""Every check that needs neither Ray nor torch, before the first write.
+
+Covered: storage, the run's identity, tracking, arithmetic, workers against this machine, model
+and peft, LLMs, task, prompts. Not covered: what only a later stage can know, such as how many
+prompts survive or whether an example is too long. Nothing is created or changed here.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paft_ray.cluster.access import named_cluster
+from paft_ray.config import (
+    Config,
+    HumanPromptVariant,
+    OpenAILLM,
+    SinglePromptVariant,
+    TransformersLLM,
+    total_steps,
+)
+from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
+from paft_ray.config.loading import (
+    NEUTRAL_FIELDS,
+    changed_fields,
+    load_config,
+    local_path,
+    result_fields,
+    without,
+)
+from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
+from paft_ray.models.files import ModelFiles, inspect_model
+from paft_ray.models.peft_check import check_peft, complete_peft
+from paft_ray.models.switch_check import check_switches
+from paft_ray.models.warm_start import check_adapter, read_adapter
+from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.generate.llm import llm_label
+from paft_ray.prompts.lint import LintResult, lint
+from paft_ray.storage.paths import Storage, refuse_relative
+from paft_ray.tasks import Task, load_task
+
+RUN_RECORD = "config.json"
+"""File of a run's folder that holds its configuration, under the key `config`."""
+_DATABASES = ("postgresql", "mysql", "mssql")
+_SHOWN_CHANGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What the checks found out on their way."""
+
+    task: Task
+    model: ModelFiles
+    warnings: tuple[str, ...]
+    """What is allowed but may not be meant; one line each."""
+
+
+def preflight(
+    config: Config, overwrite: bool = False, planning: bool = False, test: bool = True
+) -> Checked:
+    """Check a configuration against the files, the environment and this machine.
+
+    Args:
+        config: What is to be run.
+        overwrite: The run's name may belong to a run with another configuration.
+        planning: No worker will run here, so that what this machine lacks is a warning.
+        test: Read test examples, see `load_task`.
+
+    Raises:
+        ConfigError: The configuration cannot work here; the message names the remedy.
+        DataError: The task's rows cannot be used.
+        TemplateError: A prompt file or template cannot be used.
+    """
+    storage = _check_storage(config.storage)
+    if not overwrite:
+        _check_identity(config, storage)
+    _check_tracking(config)
+    warnings = _check_workers(config, planning)
+    model = inspect_model(config.model.path, config.model.revision)
+    warnings += _check_model(config, model)
+    warnings += _check_llms(config, model)
+    task = load_task(config.task, config.seed, test)
+    warnings += check_settings(config, task, model)
+    warnings += _check_prompts(config, task)
+    return Checked(task, model, tuple(warnings))
+
+
+def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
+    """Check the settings that a search may change, against model and task; returns warnings.
+
+    Raises:
+        ConfigError: They cannot work together, or here.
+    """
+    warnings = [*_check_dtype(config)]
+    if config.model.peft is not None:
+        check_peft(config.model.peft, model)
+    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
+    warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
+    if (adapter := config.train.warm_start) is not None:
+        warnings += check_adapter(
+            read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
+        )
+    if config.model.peft is not None:
+        complete_peft(config.model.peft, total_steps(config.train, len(task.train)))
+    warnings += _check_task(config, task)
+    return warnings
+
+
+def _check_storage(location: str) -> Storage:
+    storage = Storage.open(location)
+    if "runtime_resources" in Path.cwd().parts:  # where Ray unpacks a job's working directory
+        refuse_relative(location)
+    if storage.is_local:
+        _require_writable(Path(storage.root), "storage")
+    return storage
+
+
+def _require_writable(folder: Path, field: str) -> None:
+    """Check that a folder can be written, or created: nothing is."""
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"{field}: {existing} is a file, not a folder; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{field}: {existing} is not writable for this user; change its permissions, or name "
+            "another folder"
+        )
+
+
+def _check_identity(config: Config, storage: Storage) -> None:
+    run = storage.child("runs", config.name)
+    try:
+        if not run.exists(RUN_RECORD):
+            return
+        record = run.read_json(RUN_RECORD)
+        recorded = record["config"]
+        assert isinstance(recorded, dict)
+    except OSError as error:
+        raise ConfigError(
+            f"storage: {storage.root} cannot be read ({' '.join(str(error).split())}); check the "
+            "URI and the credentials"
+        ) from error
+    except (ArtifactError, KeyError, TypeError, AssertionError) as error:
+        raise ConfigError(
+            f"name: {run.path(RUN_RECORD)} is no record of a run; choose another name, or pass "
+            "--overwrite"
+        ) from error
+    try:
+        before = result_fields(load_config(recorded))  # fills in fields that are newer
+    except ConfigError:
+        before = without(recorded, NEUTRAL_FIELDS)
+    changes = changed_fields(before, result_fields(config))
+    if changes:
+        more = len(changes) - _SHOWN_CHANGES
+        text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
+        raise ConfigError(
+            f"name: run {config.name!r} in {storage.root} has another configuration: {text}; "
+            "choose another name, or pass --overwrite"
+        )
+
+
+def _check_tracking(config: Config) -> None:
+    uri = config.tracking.uri
+    if config.tracking.type == "none" or uri is None:
+        return
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
+    name = scheme[1].lower() if scheme else ""
+    if uri == "databricks" or name in ("http", "https", "databricks", *_DATABASES):
+        return
+    if name == "sqlite":
+        path = uri.removeprefix("sqlite:///")
+        if path in (uri, ""):
+            raise ConfigError(
+                f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db"
+            )
+        database = local_path(path).absolute()
+        if database.is_dir():
+            raise ConfigError(f"tracking.uri: {database} is a folder; name a file in it")
+        _require_writable(database.parent, "tracking.uri")
+        return
+    rule = (
+        "is a folder, which MLflow 3 no longer writes to"
+        if name in ("", "file")
+        else f"has the scheme {name!r}, which MLflow does not know"
+    )
+    raise ConfigError(
+        f"tracking.uri: {uri!r} {rule}; use sqlite:///file.db, a database, http(s):// or databricks"
+    )
+
+
+def _check_dtype(config: Config) -> Iterator[str]:
+    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
+    if dtype != "bfloat16":
+        return
+    if config.train.deepspeed.stage == 0:
+        raise ConfigError(
+            f"train.deepspeed.stage: 0 gives wrong losses in bfloat16, which model.dtype "
+            f"{config.model.dtype!r} is here; use stage 1, or model.dtype float32"
+        )
+    if config.train.workers.gpus == 0 and not cpu_has_bfloat16():
+        yield (
+            "model.dtype: this processor has no bfloat16 of its own, which makes it slow; "
+            "float32 may be faster"
+        )
+
+
+def _check_workers(config: Config, planning: bool) -> list[str]:
+    """Refuse what a cluster of this one machine could never place; a real cluster may grow."""
+    try:
+        if named_cluster() is None:
+            _require_places(config)
+    except ConfigError as error:
+        if not planning:
+            raise
+        return [f"this cannot run here: {error}"]
+    return []
+
+
+def _require_places(config: Config) -> None:
+    for field, workers in (
+        ("train.workers", config.train.workers),
+        ("evaluation.workers", config.evaluation.workers),
+    ):
+        _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
+    for field, llm in _llms(config):
+        if isinstance(llm, TransformersLLM):
+            _require_fit(field, "actors", llm.actors, llm.cpus, llm.gpus)
+
+
+def _require_fit(field: str, count: str, num: int, cpus: float | None, gpus: float) -> None:
+    have = os.cpu_count() or 1
+    wanted = num * (1 if cpus is None else cpus)
+    if wanted > have:
+        raise ConfigError(
+            f"{field}.{count}: {num} with {1 if cpus is None else cpus:g} CPUs each are more than "
+            f"this machine's {have}; lower it or {field}.cpus, or set RAY_ADDRESS to a cluster"
+        )
+    if gpus > 0 and not _sees_gpu():
+        raise ConfigError(
+            f"{field}.gpus: {gpus:g}, but no GPU is visible on this machine; set it to 0, see to "
+            "the driver and CUDA_VISIBLE_DEVICES, or set RAY_ADDRESS to a cluster"
+        )
+
+
+def _sees_gpu() -> bool:
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1", "NoDevFiles"):
+        return False
+    return any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
+
+
+def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
+    if model.context_length is not None and config.task.max_length > model.context_length:
+        raise ConfigError(
+            f"task.max_length: {config.task.max_length} is more than the {model.context_length} "
+            f"tokens that {config.model.path} was made for; lower it"
+        )
+    if model.kind == "hub" and config.model.revision is None:
+        yield (
+            f"model.revision: none is given for {config.model.path}, so that the run cannot be "
+            "repeated once the model changes; name a commit"
+        )
+    if config.model.chat_template == "auto" and model.has_chat_template is False:
+        yield f"model.chat_template: {config.model.path} has none, so prompts are used as they are"
+
+
+def _llms(config: Config) -> list[tuple[str, Any]]:
+    generation = config.prompts.generation
+    llms = generation.llms if generation else ()
+    return [(f"prompts.generation.llms.{i}", llm) for i, llm in enumerate(llms)]
+
+
+def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
+    author = config.prompts.split.held_out_llm
+    labels = [llm_label(llm) for _, llm in _llms(config)]
+    if author is not None and (author not in labels or len(set(labels)) < 2):
+        raise ConfigError(
+            f"prompts.split.held_out_llm: {author!r} writes nothing, or all there is (the LLMs are "
+            f"{', '.join(labels) or 'none'}): name one of several"
+        )
+    seen = {config.model.path: model}
+    for field, llm in _llms(config):
+        if isinstance(llm, TransformersLLM) and llm.path not in seen:
+            seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
+        elif isinstance(llm, OpenAILLM):
+            yield from _check_openai(field, llm)
+
+
+def _check_openai(field: str, llm: OpenAILLM) -> Iterator[str]:
+    if importlib.util.find_spec("openai") is None:
+        raise ConfigError(
+            f"{field}: type openai needs the package openai, which is not installed: "
+            "pip install 'paft_ray[openai]'"
+        )
+    if llm.api_key_env is None or os.environ.get(llm.api_key_env):
+        return
+    text = (
+        f"{field}.api_key_env: the environment variable {llm.api_key_env} is not set; set it to "
+        f"the key for {llm.base_url}"
+    )
+    if named_cluster() is None:
+        raise ConfigError(text)
+    yield f"{text} on every node"
+
+
+def _check_task(config: Config, task: Task) -> Iterator[str]:
+    if config.train.batch_size > len(task.train):
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
+            f"training examples of {task.name}; lower it, or add examples"
+        )
+    wanted = config.evaluation.examples
+    if wanted is not None and task.test and wanted > len(task.test):
+        yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
+    for index, variant in enumerate(config.variants):
+        if isinstance(variant, HumanPromptVariant) and not task.instructions:
+            raise ConfigError(
+                f"variants.{index}: human_prompt takes one of the task's instructions, and "
+                f"{task.name} has none: give task.instructions, or a single_prompt with its prompt"
+            )
+    chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
+    wanted = config.evaluation.selection_examples
+    asked_for = "selection_examples" in config.evaluation.model_fields_set
+    if chosen and asked_for and wanted > len(task.validation):
+        yield (
+            f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
+            "examples; all are used"
+        )
+
+
+def _check_prompts(config: Config, task: Task) -> Iterator[str]:
+    slots = ", ".join(f"{{{slot}}}" for slot in task.slots)
+    usable: set[str] = set()
+    for path in config.prompts.files:
+        results = [lint(text, task, config.prompts.lint) for text in _read_prompts(path)]
+        usable.update(result.text for result in results if result.problem is None)
+        if all(result.problem for result in results):
+            raise ConfigError(
+                f"prompts.files: none of the {len(results)} templates in {path} can be used"
+                f"{_first_problem(results)}; a template holds each of {slots} once"
+            )
+    split = config.prompts.split
+    wanted = (config.prompts.pool_size or 1) + split.validation + split.test
+    if config.prompts.generation is None and len(usable) < wanted:
+        raise ConfigError(
+            f"prompts.files: {len(usable)} usable templates are fewer than the {wanted} that "
+            "prompts.pool_size, split.validation and split.test ask for; add some, or lower these"
+        )
+    for index, variant in enumerate(config.variants):
+        if isinstance(variant, SinglePromptVariant) and variant.prompt is not None:
+            result = lint(variant.prompt, task, config.prompts.lint)
+            if result.problem is not None:
+                raise ConfigError(
+                    f"variants.{index}.prompt: cannot be used{_first_problem([result])}; "
+                    f"a template holds each of {slots} once"
+                )
+    wanted = config.evaluation.prompts
+    if wanted is not None and wanted > split.test:
+        yield f"evaluation.prompts: {wanted}, of {split.test} test prompts; all are used"
+
+
+def _first_problem(results: Iterable[LintResult]) -> str:
+    for result in results:
+        return f" ({' '.join(f'{result.problem}: {result.detail}'.split())})"
+    return ""
+
+
+def _read_prompts(path: str) -> list[str]:
+    try:
+        return read_prompt_files(path)
+    except PaftError as error:
+        raise ConfigError(f"prompts.files: {error}") from error

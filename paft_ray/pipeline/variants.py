@@ -1,0 +1,104 @@
+"""The prompts that each variant of a run trains on: what is compared, at equal steps.
+
+Covered: PAFT's pool, the small pool of bound prompts, and the three ways to come by a single
+prompt: written by hand, named by the user, or the best one for the base model.
+"""
+
+import itertools
+from collections.abc import Sequence
+
+from paft_ray.config import (
+    BoundPromptsVariant,
+    HumanPromptVariant,
+    PaftVariant,
+    VariantConfig,
+)
+from paft_ray.config.errors import ConfigError, PoolError
+from paft_ray.evaluation.selection import choose_single_prompt
+from paft_ray.prompts.dedup import similarity
+from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
+from paft_ray.prompts.pool import Origin, Prompt, PromptPool
+from paft_ray.prompts.template import clean
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.fingerprint import fingerprint
+
+
+def prompts_by_variant(context: RunContext, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts of every variant, the same for all seeds."""
+    return {v.label: variant_prompts(context, pool, v) for v in context.config.variants}
+
+
+def variant_prompts(
+    context: RunContext, pool: PromptPool, variant: VariantConfig
+) -> tuple[Prompt, ...]:
+    """The prompts that a variant's sampler draws from.
+
+    Raises:
+        PoolError: `prompts.pool_size` is more than the pool's training prompts.
+    """
+    size = context.config.prompts.pool_size
+    pool = pool if size is None else pool.take(size)
+    if isinstance(variant, PaftVariant):
+        return pool.train
+    if isinstance(variant, BoundPromptsVariant):
+        return pool.take(variant.prompts).train
+    if isinstance(variant, HumanPromptVariant):
+        return (human_prompt(context, pool),)
+    if variant.prompt is not None:
+        return (user_prompt(variant.prompt, context, pool),)
+    return (choose_single_prompt(context, pool),)
+
+
+def human_prompt(context: RunContext, pool: PromptPool) -> Prompt:
+    """The first of the task's own instructions, in the first layout, that is not held out.
+
+    Raises:
+        PoolError: The held-out prompts leave none.
+    """
+    task = context.task
+    for instruction, layout in itertools.product(task.instructions, enumerate_layouts(task)):
+        prompt = _as_prompt(compose(instruction, layout), "instructions of the task", task.slots)
+        if _held_out_like(prompt, context, pool) is None:
+            return prompt
+    raise PoolError(
+        f"variants: none of the {len(task.instructions)} instructions of task {task.name} is "
+        "unlike all held-out prompts in any layout: name a single_prompt's prompt instead"
+    )
+
+
+def user_prompt(text: str, context: RunContext, pool: PromptPool) -> Prompt:
+    """A prompt that the configuration names, as the pool would hold it.
+
+    Raises:
+        ConfigError: It is too much like a held-out prompt, which would then not be held out.
+    """
+    prompt = _as_prompt(clean(text), "configuration", context.task.slots)
+    if (held_out := _held_out_like(prompt, context, pool)) is not None:
+        raise ConfigError(
+            f"variants: prompt {prompt.text!r} has the layout or the wording of held-out prompt "
+            f"{held_out.id}: choose another one, or change seed"
+        )
+    return prompt
+
+
+def _as_prompt(template: str, source: str, slots: Sequence[str]) -> Prompt:
+    return Prompt(
+        id=fingerprint(template),
+        text=template,
+        instruction=instruction_of(template, slots),
+        layout=layout_of(template, slots),
+        split="train",
+        cluster="",
+        origin=Origin(file=source),
+    )
+
+
+def _held_out_like(prompt: Prompt, context: RunContext, pool: PromptPool) -> Prompt | None:
+    """The held-out prompt whose layout or wording a training prompt has."""
+    limit = context.config.prompts.split.similarity
+    for held_out in (*pool.test, *pool.validation):
+        if prompt.layout == held_out.layout:
+            return held_out
+        if similarity(prompt.instruction, held_out.instruction) >= limit:
+            return held_out
+    return None

@@ -1,0 +1,1 @@
+"""Candidate prompts written by LLMs: requests, clients, the runner, kept answers."""

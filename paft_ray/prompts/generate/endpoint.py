@@ -1,0 +1,329 @@
+"""Any endpoint of the OpenAI chat protocol: many requests in flight, retried until answered.
+
+Covered: retries by status and exception, Retry-After, time limits, what servers send instead of an
+answer, the key, which is written nowhere. Not covered: who shares a rate limit, which is the
+caller's part (`cluster.RateLimitHandle`).
+"""
+
+import asyncio
+import concurrent.futures
+import logging
+import math
+import os
+import random
+import ssl
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Protocol
+
+from paft_ray.config import OpenAILLM
+from paft_ray.config.errors import LLMError, package_missing
+from paft_ray.prompts.generate.requests import Completion, Request
+
+if TYPE_CHECKING:
+    import openai
+
+logger = logging.getLogger(__name__)
+
+_RETRYABLE = frozenset({408, 409, 425, 429, *range(500, 600)}) - {501, 505}
+"""Statuses that another attempt may mend; proxies have made up many of the 500s."""
+_CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
+class Limit(Protocol):
+    """Paces the attempts of everybody who shares it."""
+
+    async def wait(self, tokens: float) -> None:
+        """Return when an attempt may start that will cost about so many tokens."""
+        ...
+
+    async def correct(self, tokens: float) -> None:
+        """An attempt cost so many tokens more than was said before it; less, where negative."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one attempt brought."""
+
+    text: str | None
+    error: str | None = None
+    status: int | None = None
+    retry: bool = True
+    """Whether another attempt may mend it."""
+    retry_after_s: float = 0.0
+    """How long the endpoint asks to be left alone."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class EndpointLLM:
+    """An endpoint of the OpenAI chat protocol; retries are ours, by status and exception type."""
+
+    _pause_s = 1.0
+    """Longest pause before the second attempt; it doubles with every further one, up to 30 s."""
+    _connections = 64
+    """Most connections of one HTTP client, which looks at all of them for every request: with 1000
+    in one client a request took 3.5 times the CPU."""
+
+    def __init__(self, config: OpenAILLM, limit: Limit | None = None, share: int = 1) -> None:
+        """Find the key, which is never logged, shown or kept in an answer.
+
+        Args:
+            config: Where the endpoint is, and what it is asked.
+            limit: Paces the attempts of all processes together.
+            share: How many processes share the configured concurrency.
+
+        Raises:
+            LLMError: The package openai is missing, the environment variable that should hold the
+                key is not set on this node, or no header can carry it.
+        """
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise package_missing("openai", "openai") from error
+        # they write a line or more for every request, with its address
+        for name in _CLIENT_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._config = config
+        self._limit = limit
+        self._in_flight = math.ceil(config.concurrency / share)
+        env = config.api_key_env
+        self._key = os.environ.get(env, "").strip() if env else "none"
+        if not self._key:
+            raise LLMError(
+                f"{env} is not set on node {os.uname().nodename}: set it in every "
+                "node's environment (a Kubernetes Secret, a shell)"
+            )
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise LLMError(
+                f"{env} on node {os.uname().nodename} holds characters that an HTTP header cannot "
+                "carry: set it to the key alone"
+            )
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Answer with this process's share of the requests in flight.
+
+        Requests are taken in the reader's thread, as many again as may be in flight, so that some
+        are left while the reader is busy. Answers come in groups of all that are there.
+        """
+        source = iter(requests)
+        most = 2 * self._in_flight
+        waiting: asyncio.Queue[Request] = asyncio.Queue()
+        answers: asyncio.Queue[Completion | None] = asyncio.Queue()
+        with _background_loop() as loop:
+            work = asyncio.run_coroutine_threadsafe(self._answer(waiting, answers), loop)
+            taken, exhausted = 0, False  # taken and not handed out
+            while True:
+                while taken < most and not exhausted:
+                    request = next(source, None)
+                    exhausted = request is None
+                    if request is not None:
+                        taken += 1
+                        loop.call_soon_threadsafe(waiting.put_nowait, request)
+                if not taken:
+                    return
+                group = asyncio.run_coroutine_threadsafe(_take(answers), loop).result()
+                ready = [answer for answer in group if answer is not None]
+                taken -= len(ready)
+                if ready:
+                    yield ready
+                if None in group:
+                    work.result()  # raises
+
+    async def _answer(
+        self, waiting: asyncio.Queue[Request], answers: asyncio.Queue[Completion | None]
+    ) -> None:
+        """Answer what waits until cancelled; put None where an error ends it."""
+        import httpx2
+
+        async def work(client: "openai.AsyncOpenAI") -> None:
+            while True:
+                answers.put_nowait(await self._ask(client, await waiting.get()))
+
+        try:
+            async with AsyncExitStack() as opened:
+                trusted = httpx2.create_ssl_context()
+                clients = [
+                    await opened.enter_async_context(self._open_client(trusted))
+                    for _ in range(math.ceil(self._in_flight / self._connections))
+                ]
+                workers = [
+                    asyncio.create_task(work(clients[number % len(clients)]))
+                    for number in range(self._in_flight)
+                ]
+                try:
+                    await asyncio.gather(*workers)
+                finally:
+                    for worker in workers:
+                        worker.cancel()
+                    await asyncio.gather(*workers, return_exceptions=True)
+        finally:
+            answers.put_nowait(None)
+
+    def _open_client(self, trusted: ssl.SSLContext) -> "openai.AsyncOpenAI":
+        import httpx2
+        import openai
+
+        # openai's own limits hold 1000 connections and keep 100; how many there are is our part
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+        client = openai.AsyncOpenAI(
+            base_url=self._config.base_url,
+            api_key=self._key,
+            max_retries=0,
+            timeout=None,  # it would hold for each read, ours holds for the whole request
+            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None, verify=trusted),
+        )
+        _ = client.chat.completions  # imported at first use, which takes a while
+        return client
+
+    async def _ask(self, client: "openai.AsyncOpenAI", request: Request) -> Completion:
+        started = time.perf_counter()
+        estimate = sum(len(text) for _, text in request.messages) / 4 + request.max_tokens
+        attempt = 0
+        while True:
+            attempt += 1
+            if self._limit is not None:
+                await self._limit.wait(estimate)
+            outcome = await self._attempt(client, request)
+            used = outcome.prompt_tokens + outcome.completion_tokens
+            if self._limit is not None and used:
+                await self._limit.correct(used - estimate)
+            if (
+                outcome.text is not None
+                or not outcome.retry
+                or attempt == self._config.max_attempts
+            ):
+                return Completion(
+                    request_id=request.id,
+                    text=outcome.text,
+                    error=outcome.error,
+                    status=outcome.status,
+                    attempts=attempt,
+                    seconds=time.perf_counter() - started,
+                    prompt_tokens=outcome.prompt_tokens,
+                    completion_tokens=outcome.completion_tokens,
+                )
+            await asyncio.sleep(self._pause(attempt, outcome.retry_after_s))
+
+    def _pause(self, attempt: int, retry_after_s: float) -> float:
+        """Seconds before the next attempt, drawn at random so that not all come back at once."""
+        own = random.uniform(0.5, 1.0) * min(30.0, self._pause_s * 2.0 ** (attempt - 1))
+        return max(own, retry_after_s * random.uniform(1.0, 1.1))
+
+    async def _attempt(self, client: "openai.AsyncOpenAI", request: Request) -> _Outcome:
+        import openai
+
+        messages: Any = [{"role": role, "content": text} for role, text in request.messages]
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                answer = await client.chat.completions.create(
+                    model=self._config.model,
+                    messages=messages,
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=request.max_tokens,
+                    seed=request.seed,
+                )
+        # no text of these errors is kept: an endpoint may repeat the key in its message
+        except openai.APIStatusError as failure:
+            status = failure.status_code
+            after = _retry_after(failure.response.headers) if status in _RETRYABLE else 0.0
+            return _Outcome(None, f"HTTP {status}", status, status in _RETRYABLE, after)
+        except (TimeoutError, openai.APITimeoutError):
+            return _Outcome(None, f"no answer within {self._config.timeout_s:g} s")
+        except openai.OpenAIError as failure:  # no connection, or one that was dropped
+            return _Outcome(None, type(failure).__name__)
+        except (ValueError, RecursionError):  # a body that is no JSON, or a bomb of brackets
+            return _Outcome(None, "the endpoint's answer is not JSON", 200)
+        usage = getattr(answer, "usage", None)
+        text = _text_of(answer)
+        return _Outcome(
+            text or None,
+            None if text else "the endpoint answered without a text",
+            200,
+            prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
+            completion_tokens=_count(getattr(usage, "completion_tokens", None)),
+        )
+
+
+@contextmanager
+def _background_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop in a thread of its own; what still runs in it at the end is cancelled.
+
+    Requests stay in flight while the reader of the answers is busy with something else.
+    """
+    started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
+    started = concurrent.futures.Future()
+
+    async def stay() -> None:
+        stop = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(stay()), name="endpoint", daemon=True)
+    thread.start()
+    loop, stop = started.result()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+async def _take(answers: asyncio.Queue[Completion | None]) -> list[Completion | None]:
+    """All answers that are there, at least one."""
+    group = [await answers.get()]
+    while not answers.empty():
+        group.append(answers.get_nowait())
+    return group
+
+
+def _text_of(answer: Any) -> str | None:
+    """The text in an answer, None where there is none.
+
+    openai checks no shapes: a proxy's login page arrives as a str, JSON as whatever it holds. Half
+    a surrogate pair, which JSON can say and no file can hold, becomes a question mark.
+    """
+    choices = getattr(answer, "choices", None)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    content = getattr(getattr(first, "message", None), "content", None)
+    if not isinstance(content, str):
+        return None
+    return content.encode("utf-8", "replace").decode("utf-8")
+
+
+def _count(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < 2**31 else 0
+
+
+def _retry_after(headers: Any) -> float:
+    """Seconds that an answer's headers ask us to wait, two minutes at most; 0 where they do not.
+
+    RFC 9110, section 10.2.3: a number of seconds, or a date, which is read by the endpoint's own
+    clock where it tells the time. OpenAI and Azure also say it in milliseconds.
+    """
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name) or "") * unit
+        except ValueError:
+            continue
+        return min(120.0, seconds) if seconds > 0 else 0.0
+    until = _date(headers.get("retry-after"))
+    if until is None:
+        return 0.0
+    now = _date(headers.get("date")) or datetime.now(UTC)
+    return min(120.0, max(0.0, (until - now).total_seconds()))
+
+
+def _date(header: str | None) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(header or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,0 +1,215 @@
+"""LLMs that write candidate prompts, behind one protocol.
+
+Covered: who answers for a configuration, and models inside our own process (transformers in
+batches, vLLM). Endpoints are in `endpoint`, the fake of tests and dry runs in `pretending`.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from paft_ray.config import LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
+from paft_ray.config.errors import package_missing
+from paft_ray.models.dtype import resolve_dtype
+from paft_ray.models.files import model_identity
+from paft_ray.prompts.generate.endpoint import EndpointLLM, Limit
+from paft_ray.prompts.generate.fake import FakeClient
+from paft_ray.prompts.generate.requests import Completion, Request, failed_completion
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+
+logger = logging.getLogger(__name__)
+
+
+class LLM(Protocol):
+    """Answers requests."""
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Answer every request once, in groups as they are ready; a failed one has an error.
+
+        An endpoint takes requests from the iterable as it needs them, a model of our own takes all
+        of them first.
+        """
+        ...
+
+
+def llm_key(config: LLMConfig) -> str:
+    """Which author wrote an answer: whatever of the configuration moves the text."""
+    if isinstance(config, TransformersLLM):
+        dtype = resolve_dtype(config.dtype, config.gpus)
+        return f"{model_identity(config.path)}-{dtype}-b{config.batch_size}-c{config.cpus:g}"
+    if isinstance(config, VLLMEngine):
+        return f"{model_identity(config.path)}-{resolve_dtype(config.dtype, config.gpus)}-vllm"
+    if isinstance(config, OpenAILLM):
+        return fingerprint("openai", config.base_url, config.model)
+    return fingerprint("fake", config.fail_every)
+
+
+def llm_label(config: LLMConfig) -> str:
+    """How an author is named in a pool and on the screen."""
+    if isinstance(config, TransformersLLM | VLLMEngine):
+        return config.path.rsplit("/", 1)[-1]
+    return config.model if isinstance(config, OpenAILLM) else "fake"
+
+
+def open_llm(
+    config: LLMConfig, storage: Storage, limit: Limit | None = None, share: int = 1
+) -> LLM:
+    """Get an LLM ready in this process.
+
+    Args:
+        config: Which one.
+        storage: Where converted models are kept.
+        limit: Paces an endpoint's attempts; models of our own need none.
+        share: How many processes share an endpoint's `concurrency`.
+
+    Raises:
+        LLMError: A package or the key is missing on this node.
+    """
+    if isinstance(config, TransformersLLM):
+        return InProcessLLM(config, storage)
+    if isinstance(config, VLLMEngine):
+        return VLLMInProcess(config, storage)
+    if isinstance(config, OpenAILLM):
+        return EndpointLLM(config, limit, share)
+    return FakeClient(config)
+
+
+class InProcessLLM:
+    """A transformers model in this process; a batch is generated in one go."""
+
+    def __init__(self, config: TransformersLLM, storage: Storage) -> None:
+        """Load the model, converting a GGUF file first if nobody has."""
+        import torch
+
+        from paft_ray.models.base_model import prepare_base
+        from paft_ray.models.load import load_base, load_tokenizer
+
+        dtype = resolve_dtype(config.dtype, config.gpus)
+        torch.set_num_threads(max(1, int(config.cpus)))
+        location = prepare_base(config.path, None, storage)
+        self._tokenizer = load_tokenizer(location)
+        self._model = load_base(location, dtype=getattr(torch, dtype))
+        if config.gpus:
+            self._model.to(torch.device("cuda"))  # pyright: ignore
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Answer the batch; its first request's seed and temperature hold for all of it."""
+        from paft_ray.models.logprobs import generate
+
+        batch = list(requests)
+        if not batch:
+            return
+        started = time.perf_counter()
+        contexts = [_context(self._tokenizer, request) for request in batch]
+        answers = generate(
+            self._model,
+            self._tokenizer,
+            contexts,
+            max_new_tokens=max(request.max_tokens for request in batch),
+            temperature=batch[0].temperature,
+            top_p=batch[0].top_p,
+            seed=batch[0].seed,
+        )
+        seconds = (time.perf_counter() - started) / len(batch)
+        yield [
+            _written(request, text, seconds, len(context), tokens)
+            for request, context, (text, tokens) in zip(batch, contexts, answers, strict=True)
+        ]
+
+
+class VLLMInProcess:
+    """vLLM in this process, over all GPUs that this process was given."""
+
+    def __init__(self, config: VLLMEngine, storage: Storage) -> None:
+        """Load the model, converting a GGUF file first if nobody has.
+
+        Raises:
+            LLMError: vLLM is not installed on this node.
+        """
+        try:
+            import vllm  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise package_missing("vllm", "vllm") from error
+        from paft_ray.models.base_model import prepare_base
+        from paft_ray.models.load import load_tokenizer
+
+        location = prepare_base(config.path, None, storage)
+        self._tokenizer = load_tokenizer(location)
+        # its workers as processes of this one: the GPUs are those that Ray gave to this actor
+        split = {"distributed_executor_backend": "mp"} if config.gpus > 1 else {}
+        self._model: Any = vllm.LLM(
+            model=location,
+            dtype=resolve_dtype(config.dtype, config.gpus),
+            tensor_parallel_size=config.gpus,
+            **split,
+        )
+        self._sampling: Any = vllm.SamplingParams
+        self._longest: int = self._model.llm_engine.model_config.max_model_len
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Answer all requests in one call, each with its own seed, temperature and length."""
+        batch = [(request, _context(self._tokenizer, request)) for request in requests]
+        fitting = [(r, context) for r, context in batch if len(context) < self._longest]
+        failed = [
+            failed_completion(
+                r,
+                f"the prompt's {len(context)} tokens are more than the model's {self._longest}",
+                None,
+                0,
+                0.0,
+            )
+            for r, context in batch
+            if len(context) >= self._longest
+        ]
+        if failed:
+            yield failed
+        if not fitting:
+            return
+        started = time.perf_counter()
+        outputs = self._model.generate(
+            [{"prompt_token_ids": context} for _, context in fitting],
+            sampling_params=[
+                self._sampling(
+                    temperature=request.temperature,
+                    top_p=request.top_p,
+                    max_tokens=request.max_tokens,
+                    seed=request.seed,
+                )
+                for request, _ in fitting
+            ],
+            use_tqdm=False,
+        )
+        seconds = (time.perf_counter() - started) / len(fitting)
+        yield [
+            _written(request, answer.text, seconds, len(context), len(answer.token_ids))
+            for (request, context), answer in zip(
+                fitting, (output.outputs[0] for output in outputs), strict=True
+            )
+        ]
+
+
+def _context(tokenizer: Any, request: Request) -> list[int]:
+    """The tokens that a model of our own continues, prefill included."""
+    if tokenizer.chat_template is None:
+        asked = "\n\n".join(content for _, content in request.messages)
+        text = f"{asked}\n\n{request.prefill}"
+        return tokenizer(text, add_special_tokens=True)["input_ids"]
+    messages = [{"role": role, "content": content} for role, content in request.messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    # a template writes its own special tokens
+    return tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"]
+
+
+def _written(request: Request, text: str, seconds: float, read: int, written: int) -> Completion:
+    return Completion(
+        request_id=request.id,
+        text=request.prefill.rpartition("\n")[2] + text,
+        error=None,
+        status=None,
+        attempts=1,
+        seconds=seconds,
+        prompt_tokens=read,
+        completion_tokens=written,
+    )

@@ -1,0 +1,158 @@
+"""The results of a run: scores, summary, report and cards, written and tracked."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from paft_ray.config import (
+    BASE,
+    Config,
+)
+from paft_ray.evaluation.grid import GridScores
+from paft_ray.evaluation.summary import Unscored, summarise
+from paft_ray.models.load import result_folder
+from paft_ray.pipeline.run import _identity
+from paft_ray.prompts.pool import PromptPool
+from paft_ray.report import card_figures, write_report
+from paft_ray.runs.context import RunContext
+from paft_ray.serving.card import CARD, Form, render_card
+from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
+from paft_ray.storage.paths import to_json, to_parquet
+from paft_ray.tracking import (
+    Metric,
+    Tracker,
+    top_metric,
+)
+from paft_ray.training.distributed.trainer import TrainedAdapter
+
+
+def write_results(
+    context: RunContext,
+    pool: PromptPool,
+    trained: Sequence[TrainedAdapter],
+    scores: GridScores,
+    seconds: Mapping[str, float],
+    tracker: Tracker,
+    configs: Mapping[str, Config] | None = None,
+) -> dict[str, Any]:
+    """Write scores, summary and report, and track them; returns the summary.
+
+    The run is complete, and has a manifest, when all its variants are in the summary.
+
+    Args:
+        context: The run.
+        pool: Whose held-out prompts were asked.
+        trained: What was compared with the base model.
+        scores: Of all of them.
+        seconds: Stage to wall-clock time.
+        tracker: The run's.
+        configs: By label the configuration of a variant, where it is not the run's own.
+    """
+    folder, evaluation = context.run_folder, context.config.evaluation
+    folder.delete(MANIFEST)  # what it vouched for is about to change
+    labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
+    seeds = list(dict.fromkeys(t.training.seed for t in trained))
+    examples = context.task.test[: evaluation.examples]
+    split = pa.array(["test"] * scores.table.num_rows, pa.string())
+    table = scores.table.append_column("split", split)
+    summary = summarise(
+        table,
+        labels,
+        evaluation.top_thresholds or (context.task.top_threshold,),
+        seeds,
+        seconds,
+        estimate=None
+        if evaluation.estimate is None
+        else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
+    )
+    for label, seconds_each in scores.seconds_per_example.items():
+        summary["models"][label]["seconds_per_example"] = seconds_each
+    for label in labels[1:]:
+        summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
+    folder.write_bytes("scores.parquet", to_parquet(table))
+    folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
+    folder.write_bytes("examples.parquet", to_parquet(_examples_table(context)))
+    folder.write_bytes("summary.json", to_json(summary))
+    with context.screen.stage("report") as stage:
+        path = write_report(folder)
+        stage.finish(path)
+    _write_cards(context, trained, summary, tracker, configs or {})
+    _track(context, summary, tracker)
+    if len(trained) == len(context.config.trainings):
+        writer = ArtifactWriter(folder)
+        for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
+            writer.note(name)
+        writer.commit(_identity(context), {"pool": pool.fingerprint})
+    return summary
+
+
+def _examples_table(context: RunContext) -> pa.Table:
+    """The test examples that were asked, for whoever reads the scores."""
+    examples = context.task.test[: context.config.evaluation.examples]
+    return pa.table(
+        {
+            "example_id": [e.id for e in examples],
+            "fields": [json.dumps(dict(e.fields), ensure_ascii=False) for e in examples],
+            "answer": [e.answer for e in examples],
+        }
+    )
+
+
+def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
+    """What one variant's trainings took, on average: the same steps, about as many tokens."""
+    mean = {
+        kind: statistics.fmean(t.about[kind] for t in trained)
+        for kind in ("tokens", "answer_tokens", "seconds")
+        if all(kind in t.about for t in trained)
+    }
+    return {"steps": trained[0].about["steps"], **{f"trained_{k}": v for k, v in mean.items()}}
+
+
+def _write_cards(
+    context: RunContext,
+    trained: Sequence[TrainedAdapter],
+    summary: Mapping[str, Any],
+    tracker: Tracker,
+    configs: Mapping[str, Config],
+) -> None:
+    """The models' cards again, now that there are figures."""
+    figures = card_figures(summary)
+    form: Form = "model" if context.config.model.peft is None else "adapter"
+    folder = result_folder(context.config.model.peft)
+    for model in trained:
+        if "prompt" not in model.about:  # trained before there were cards
+            continue
+        config = configs.get(model.training.label, context.config)
+        text = render_card(
+            config, context.task, model.fingerprint, model.about, figures, form
+        ).encode()
+        model.folder.write_bytes(f"{folder}/{CARD}", text)
+        tracker.log_artifact(f"adapters/{context.config.called(model.training)}/{CARD}", text)
+
+
+def _track(context: RunContext, summary: Mapping[str, Any], tracker: Tracker) -> None:
+    folder = context.run_folder
+    for label, figures in summary["models"].items():
+        metrics = {
+            Metric.EVAL_ACCURACY_MEAN: figures["mean"],
+            Metric.EVAL_ACCURACY_STD: figures["std"],
+            Metric.EVAL_ACCURACY_STD_BY_CHANCE: figures["std_by_chance"],
+            Metric.EVAL_ACCURACY_WORST_PROMPT: figures["min"],
+            Metric.EVAL_ACCURACY_P05: figures["p05"],
+            Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
+            Metric.EVAL_CONSISTENCY: figures["consistency"],
+            Metric.EVAL_PAIRWISE_AGREEMENT: figures["pairwise_agreement"],
+            Metric.EVAL_FLIP_RATE: figures["flip_rate"],
+            Metric.EVAL_CALIBRATION_ERROR: figures["calibration_error"],
+            Metric.EVAL_GENERATED_TOKENS: figures["generated_tokens"],
+            Metric.EVAL_SECONDS_PER_EXAMPLE: figures.get("seconds_per_example"),
+            **{top_metric(float(t)): share for t, share in figures["top"].items()},
+        }
+        known = {f"{label}/{k}": value for k, value in metrics.items() if value is not None}
+        tracker.log_metrics(known, 0)
+    for name in folder.names():
+        if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":
+            tracker.log_artifact(name, folder.path(name))

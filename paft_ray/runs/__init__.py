@@ -1,0 +1,1 @@
+"""What the stages of one command share: the context, opening a run, progress."""

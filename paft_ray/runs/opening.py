@@ -1,0 +1,132 @@
+"""Opening a run: its lock, its record, its tracking, the seconds of its stages."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import dump_config, result_fields
+from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.storage.lock import lock
+from paft_ray.storage.paths import Storage
+from paft_ray.tracking import (
+    Tracker,
+    end_open_runs,
+    open_tracker,
+    prepare_tracking,
+    replay,
+)
+
+
+class StageClock:
+    """Seconds per stage, added up over the attempts of a run that was interrupted.
+
+    What a process was at when it was killed outright is not in them.
+    """
+
+    _file = "seconds.json"
+
+    def __init__(self, folder: Storage) -> None:
+        self._folder = folder
+        self.seconds: dict[str, float] = (
+            folder.read_json(self._file) if folder.exists(self._file) else {}
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):  # what stopped the stage is what the user has to read
+                self._keep(name, started)
+            raise
+        self._keep(name, started)
+
+    def _keep(self, name: str, started: float) -> None:
+        spent = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        self.seconds[name] = round(spent, 3)
+        self._folder.write_json(self._file, self.seconds)
+
+
+@contextmanager
+def open_run(
+    context: RunContext, overwrite: bool = False, made_from: Mapping[str, str] | None = None
+) -> Iterator[Tracker]:
+    """Hold the run's name, record its configuration, and track it until the block ends.
+
+    Args:
+        context: The run.
+        overwrite: Delete what another configuration left under this name.
+        made_from: What else must stay the same under this name, as fingerprints; `work` says what
+            kind of thing it is.
+
+    Raises:
+        ConfigError: Another live process holds the name, or what lies under it was made from other
+            data or weights.
+    """
+    folder = context.run_folder
+    content = {
+        "work": "run",
+        "task": context.task_identity,
+        "model": context.model_identity,
+        **(made_from or {}),
+    }
+    if not overwrite:
+        _refuse_other_content(folder, content)
+    with lock(folder, f"run {context.config.name!r}", tell=context.screen.line):
+        if folder.exists("config.json"):
+            _end_earlier(context, overwrite)
+        if overwrite:
+            for name in set(folder.names()) - {"lease.json", "log.txt"}:
+                folder.delete(name)
+        record = {
+            "config": dump_config(context.config),
+            "results_from": result_fields(context.config),
+            "content": content,
+        }
+        folder.write_json("config.json", record)
+        tracker = open_tracker(context.tracking, RUN_KEY, context.config.name)
+        tracker.log_params(record["config"])
+        tracker.log_artifact("config.json", folder.path("config.json"))
+        status = "FAILED"
+        try:
+            yield tracker
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            tracker.finish(status)
+            if waiting := replay(context.tracking):
+                context.screen.line(
+                    f"tracking: {waiting} batches wait in {folder.path('spool')}; they are sent "
+                    "when the same command runs again"
+                )
+            else:
+                end_open_runs(context.tracking)
+
+
+def _end_earlier(context: RunContext, overwrite: bool) -> None:
+    """Close the books of the process that had this name before and may have died."""
+    # a run that is overwritten is another one in tracking than what begins now
+    target = prepare_tracking(context.config, context.storage) if overwrite else context.tracking
+    if not replay(target):
+        end_open_runs(target)
+
+
+def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
+    """Places are no part of a configuration's identity, but what lies there is."""
+    if not folder.exists("config.json"):
+        return
+    recorded = {"work": "run", **folder.read_json("config.json").get("content", content)}
+    if recorded["work"] != content["work"]:
+        raise ConfigError(
+            f"name: {folder.path()} holds a {recorded['work']}, this is a {content['work']}: "
+            "choose another name, or pass --overwrite"
+        )
+    if changed := [part for part in content if recorded.get(part) != content[part]]:
+        raise ConfigError(
+            f"name: {folder.path()} was made from another {' and another '.join(changed)}: files "
+            "behind the same or another path differ; choose another name, or pass --overwrite"
+        )

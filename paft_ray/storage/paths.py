@@ -1,0 +1,206 @@
+"""Storage that is a local path or a URI, through pyarrow's file systems."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from paft_ray.config.errors import ArtifactError, ConfigError, one_line
+from paft_ray.config.loading import local_path
+
+_CHUNK = 1 << 24  # bytes of a file that are in memory while its digest is made
+
+
+def refuse_relative(location: str) -> None:
+    """Refuse a storage that would lie in a job's working directory.
+
+    Raises:
+        ConfigError: It is a relative path.
+    """
+    if "://" not in location and not Path(location).expanduser().is_absolute():
+        raise ConfigError(
+            f"storage: {location!r} would lie in the job's working directory, which is deleted "
+            "with the cluster: name a path that all nodes share, or a URI, such as storage=/storage"
+        )
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder on a pyarrow file system; picklable, so that Ray workers can use it."""
+
+    filesystem: pafs.FileSystem
+    root: str
+
+    @classmethod
+    def open(cls, location: str) -> "Storage":
+        """Storage for a path or URI; nothing is created.
+
+        Raises:
+            ConfigError: The scheme is unknown or the URI malformed.
+        """
+        if "://" not in location:
+            return cls(pafs.LocalFileSystem(), str(local_path(location).absolute()))
+        try:
+            filesystem, root = pafs.FileSystem.from_uri(location)
+            if not root.strip("/"):
+                raise ValueError("it names no bucket and folder")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ConfigError(
+                f"storage: {location!r} is no usable path or URI ({one_line(error)}); "
+                "use a local path, s3://bucket/folder or gs://bucket/folder"
+            ) from error
+        return cls(filesystem, root.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the files lie in this machine's file system."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def child(self, *names: str) -> "Storage":
+        """The storage of a folder below."""
+        return replace(self, root="/".join([self.root, *names]))
+
+    def path(self, name: str = "") -> str:
+        """The full path of a file, as the file system names it."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def exists(self, name: str = "") -> bool:
+        """Whether a file or folder of that name is there."""
+        info = self.filesystem.get_file_info(self.path(name))
+        return info.type != pafs.FileType.NotFound
+
+    def names(self) -> list[str]:
+        """Names of the entries directly in this folder, sorted; none where it does not exist.
+
+        What begins with a point is ours and passing: files being written, locks.
+        """
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        names = (info.base_name for info in self.filesystem.get_file_info(selector))
+        return sorted(name for name in names if not name.startswith("."))
+
+    def read_bytes(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            ArtifactError: There is no such file.
+        """
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                return stream.read()
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file, of which a part at a time is in memory.
+
+        Raises:
+            ArtifactError: There is no such file.
+        """
+        digest = hashlib.sha256()
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                while chunk := stream.read(_CHUNK):
+                    digest.update(chunk)
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        return digest.hexdigest()
+
+    def sizes(self, names: Iterable[str]) -> list[int | None]:
+        """Bytes of files, asked for at once; None for what is no file."""
+        paths = [self.path(name) for name in names]
+        return [info.size for info in self.filesystem.get_file_info(paths)]
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file so that no reader ever sees a part of it."""
+        target = self.path(name)
+        if not self.is_local:  # an object appears when its upload is complete
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        path = Path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = path.with_name(f".writing-{uuid.uuid4().hex[:8]}-{path.name}")
+        try:
+            with writing.open("wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            writing.replace(path)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file's content.
+
+        Raises:
+            ArtifactError: There is no such file, or it is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise ArtifactError(
+                f"{self.path(name)}: not valid JSON; delete it and rerun"
+            ) from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a value as indented JSON."""
+        self.write_bytes(name, to_json(value))
+
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A Parquet file's content, or only some of its columns."""
+        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file, or a folder with all that is in it; fine if it is not there."""
+        info = self.filesystem.get_file_info(self.path(name))
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif info.type == pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+
+    def prune(self, keep: Collection[str]) -> None:
+        """Remove all files of this folder but these, and what was left half-written."""
+        selector = pafs.FileSelector(self.root, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File and info.base_name not in keep:
+                self.filesystem.delete_file(info.path)
+
+    @contextmanager
+    def local(self) -> Iterator[str]:
+        """A local folder with these files: this one, or a copy that lasts as long as the block."""
+        if self.is_local:
+            yield self.path()
+            return
+        with tempfile.TemporaryDirectory(prefix="paft-files-") as temporary:
+            yield str(self.fetch(Path(temporary)))
+
+    def fetch(self, into: Path) -> Path:
+        """Copy the files of this folder into a local one and return it."""
+        into.mkdir(parents=True, exist_ok=True)
+        for name in self.names():
+            (into / name).write_bytes(self.read_bytes(name))
+        return into
+
+
+def to_json(value: Any) -> bytes:
+    """A value as indented UTF-8 JSON, the way all our files hold it."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()

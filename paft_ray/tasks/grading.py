@@ -1,0 +1,22 @@
+"""What an answer is worth."""
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+def extract_answer(text: str, pattern: str | None) -> str:
+    """The answer in a generated text: the last match of `pattern`, a number in its shortest form.
+
+    `1,250.00` and `1250` are the same answer. Without a pattern it is the text's first line, lower
+    case, without surrounding punctuation; without a match it is empty.
+    """
+    if pattern is None:
+        lines = text.strip().splitlines()
+        return lines[0].strip(" \t.!?\"'`*").lower() if lines else ""
+    found = [match.group(match.lastindex or 0) for match in re.finditer(pattern, text)]
+    answer = re.sub(r"(?<=\d),(?=\d{3})", "", found[-1]).strip().rstrip(".,") if found else ""
+    is_decimal = re.fullmatch(r"-?\d+\.\d+", answer)
+    return answer.rstrip("0").rstrip(".") if is_decimal else answer

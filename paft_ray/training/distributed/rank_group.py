@@ -1,0 +1,185 @@
+"""How Ray Train's workers become ranks of one process group, without torch in the driver.
+
+Covered: NCCL and gloo over the interface that the configuration names, a name for every group of
+workers, a notice of SIGTERM that the training loop can ask for. Not covered: the work itself.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from ray.train.backend import Backend, BackendConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from paft_ray.cluster.control import BoardHandle
+from paft_ray.cluster.session import DASHBOARD_VARIABLE
+from paft_ray.config.errors import ConfigError
+from paft_ray.training.distributed.heartbeat import ATTEMPT, OVER, Pulse
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from ray.train._internal.base_worker_group import BaseWorkerGroup
+
+_INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+
+
+@dataclass
+class Ranks(BackendConfig):
+    """What Ray Train is told of the process group; ray.train.torch's would import torch here."""
+
+    board: BoardHandle
+    """Where it is said that a group of workers is over."""
+    backend: str
+    """`nccl` or `gloo`."""
+    interface: str | None = None
+    """Network interface of collectives; chosen by gloo and NCCL where None."""
+    timeout_s: float = 1800
+    """Of a collective; the heartbeat is what notices earlier."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What starts the group."""
+        return _ProcessGroup
+
+
+class RanksTrainer(DataParallelTrainer):
+    """Ray Train's trainer without its process for data sets: our ranks plan their own batches.
+
+    And without its cleaner of placement groups where the cluster's dashboard is not known: in Ray
+    2.60 the cleaner then asks the dashboard of whichever cluster it finds on the machine whether
+    the training lives, hears that it is unknown, and takes its workers away.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unwanted: tuple[type, ...] = (DatasetsCallback,)
+        if DASHBOARD_VARIABLE not in os.environ:
+            unwanted += (PlacementGroupCleanerCallback,)
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, unwanted)]
+
+
+class _ProcessGroup(Backend):
+    share_cuda_visible_devices = True
+
+    def on_start(self, worker_group: "BaseWorkerGroup", backend_config: BackendConfig) -> None:
+        import ray
+        from ray.train._internal.utils import get_address_and_port
+
+        assert isinstance(backend_config, Ranks)
+        self.attempt = time.time_ns()
+        worker_group.execute(_prepare_worker, backend_config.interface, self.attempt)
+        address, port = worker_group.execute_single(0, get_address_and_port)
+        joining: list[Any] = [
+            worker_group.execute_single_async(
+                rank,
+                _join,
+                backend_config.backend,
+                address,
+                port,
+                rank,
+                len(worker_group),
+                backend_config.timeout_s,
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: "BaseWorkerGroup", backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, Ranks)
+        backend_config.board.post(OVER, self.attempt)
+
+
+def _prepare_worker(interface: str | None, attempt: int) -> None:
+    """Before anything joins; imports torch, so that the port of the group is used at once."""
+    import ray.train
+    import torch.distributed  # noqa: F401
+
+    os.environ[ATTEMPT] = str(attempt)
+    if interface is not None:
+        check_interface(interface)
+        os.environ.update(dict.fromkeys(_INTERFACE_VARIABLES, interface))
+    context = ray.train.get_context()
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    os.environ["LOCAL_WORLD_SIZE"] = str(context.get_local_world_size())
+    os.environ["RANK"] = str(context.get_world_rank())
+    os.environ["WORLD_SIZE"] = str(context.get_world_size())
+    TerminationNotice.install()
+
+
+def _join(backend: str, address: str, port: int, rank: int, ranks: int, timeout_s: float) -> None:
+    import torch
+    import torch.distributed as dist
+
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    if backend == "nccl":
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+    dist.init_process_group(
+        backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def check_interface(interface: str) -> None:
+    """Refuse a network interface that this node does not have.
+
+    Raises:
+        ConfigError: It is not there; the message names those that are.
+    """
+    there = [name for _, name in socket.if_nameindex()]
+    if interface not in there:
+        raise ConfigError(
+            f"train.workers.interface: node {os.uname().nodename} has no interface {interface!r}, "
+            f"only {', '.join(there)}: name one that every node has"
+        )
+
+
+class TerminationNotice:
+    """A handler of SIGTERM that takes note of the first one and hands on the second."""
+
+    def __init__(self, before: Any) -> None:
+        """A handler in front of another one."""
+        self.received = False
+        self._before = before
+
+    def __call__(self, number: int, frame: "FrameType | None") -> None:
+        """Take note; a process that is told again ends as it would have."""
+        if self.received and callable(self._before):
+            self._before(number, frame)
+        self.received = True
+
+    @classmethod
+    def install(cls) -> None:
+        """Begin to take note; must be called in the main thread."""
+        before = signal.getsignal(signal.SIGTERM)
+        if not isinstance(before, cls):
+            signal.signal(signal.SIGTERM, cls(before))
+
+
+def notice_of_leaving(pulse: Pulse) -> Callable[[], bool]:
+    """What a rank asks once per step: whether its process or its node goes, or it is asked to.
+
+    Ray Train's `get_preemption_info` is a barrier of all ranks; the loop sums the answers anyway,
+    so that each rank looks at its own notice, which costs nothing.
+    """
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    preemption = get_train_context().preemption_context
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def leave() -> bool:
+        terminated = isinstance(handler, TerminationNotice) and handler.received
+        return terminated or preemption.preemption_info is not None or pulse.asked_to_leave
+
+    return leave

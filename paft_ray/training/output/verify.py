@@ -1,0 +1,238 @@
+"""Whether what was written is what was trained: loaded again, and compared.
+
+What is verified: training moved the weights from where they began; every tensor of the files is the
+one that was trained, and finite; a fresh base model with the written adapter, or the written model
+where all weights were trained, has the loss of the model in memory. The fresh one is loaded on the
+CPU of rank 0, wherever training ran: it needs no room beside an engine that lets its memory go
+late, and under stage 3 no one GPU may hold a whole model. It takes no more of the host than each
+rank took when it began.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+import safetensors.torch
+import torch
+
+from paft_ray.config.errors import TrainingError, one_line
+from paft_ray.models.files import ADAPTER_WEIGHTS
+from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
+from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.packing import TokenSequence, build_row, deal_rows
+from paft_ray.storage.paths import Storage
+from paft_ray.training.engine import Engine
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+logger = logging.getLogger(__name__)
+
+LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
+"""Largest difference between the loss in memory and after loading, by arithmetic, as a share of
+the loss or, where that is below 1, in nats. bf16 has room for another device's order of sums."""
+SMALLEST_CHANGE = 1e-7
+"""Of all tensors together, as a share of their norm at the beginning: what fp32 rounds away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model that can be loaded afresh, and the arithmetic it is used with."""
+
+    location: str
+    """What `load_base` takes."""
+    revision: str | None
+    path: str
+    """As the configuration names it, and so the adapter."""
+    dtype: str
+    """`float32` or `bfloat16`."""
+    quantization: str = "none"
+    """How it was stored in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A few sequences whose loss tells whether two models are the same."""
+
+    sequences: tuple[TokenSequence, ...]
+    row_tokens: int
+    packing: bool
+
+    def mean_loss(self, model: torch.nn.Module, dtype: str) -> float:
+        """Mean negative log-likelihood of the answer tokens, in nats."""
+        sums = score_sequences(
+            model,
+            self.sequences,
+            dtype,
+            self.row_tokens,
+            self.packing,
+            virtual_tokens(model),  # pyright: ignore[reportArgumentType]
+        )
+        return -sum(sum(scores.values()) for scores in sums) / self._tokens
+
+    def mean_loss_in(self, engine: Engine) -> float:
+        """The same of the model in an engine; collective under stage 3."""
+        lengths = [len(sequence.input_ids) for sequence in self.sequences]
+        [rows] = deal_rows(lengths, self.row_tokens, ranks=1, packing=self.packing)
+        return engine.mean_loss([build_row(self.sequences, row) for row in rows if row])
+
+    @property
+    def _tokens(self) -> int:
+        return sum(len(sequence.targets) for sequence in self.sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What is known of weights that were written and loaded again."""
+
+    tensors: int
+    change: float
+    """Norm of what training added, as a share of the norm at the beginning."""
+    loss: float
+    """Of the model in memory, over the probe, in nats per answer token."""
+    loss_reloaded: float
+
+
+def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
+    """How far the tensors of `before` together moved, as a share of their norm at the beginning.
+
+    Raises:
+        TrainingError: A tensor is not finite or missing, or nothing moved.
+    """
+    if missing := sorted(before.keys() - after.keys()):
+        raise TrainingError(_among("tensors were lost in training", missing))
+    if wrong := [name for name, t in after.items() if not torch.isfinite(t).all()]:
+        raise TrainingError(
+            _among("trained tensors are not finite", wrong) + ": lower train.learning_rate"
+        )
+    moved = math.sqrt(sum(float((after[n] - t).double().square().sum()) for n, t in before.items()))
+    norm = math.sqrt(sum(float(t.double().square().sum()) for t in before.values()))
+    change = moved / norm if norm else moved
+    if change <= SMALLEST_CHANGE:
+        raise TrainingError(
+            f"training moved the weights by {change:.0e} of their norm, no more than fp32's own "
+            "rounding: raise train.learning_rate or the number of steps"
+        )
+    return change
+
+
+def verify_adapter(
+    folder: Storage,
+    base: Base,
+    probe: Probe,
+    expected: Mapping[str, torch.Tensor],
+    change: float,
+    loss: float,
+) -> Verified:
+    """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
+
+    Args:
+        folder: Holds the files.
+        base: What they belong to.
+        probe: What `loss` was measured on.
+        expected: The tensors that the files should hold.
+        change: For the result.
+        loss: Of the model that was saved.
+
+    Raises:
+        TrainingError: The files cannot be loaded, or tensors or loss differ.
+    """
+    _compare_tensors(_stored_tensors(folder), expected, folder.path(ADAPTER_WEIGHTS))
+    model = _reload(folder, base)
+    _compare_tensors(_loaded_tensors(model), expected, f"{folder.path()}, loaded by peft")
+    return _compare_losses(folder, base, probe, model, Verified(len(expected), change, loss, loss))
+
+
+def verify_model(
+    folder: Storage,
+    base: Base,
+    probe: Probe,
+    expected: Mapping[str, torch.Tensor],
+    change: float,
+    loss: float,
+) -> Verified:
+    """The same for a model whose weights were all trained; see `verify_adapter`."""
+    with folder.local() as files:
+        try:
+            model = load_base(files)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise TrainingError(
+                f"{folder.path()}: transformers cannot load the model: {one_line(error)}"
+            ) from error
+    found = {name: p.detach() for name, p in model.named_parameters()}
+    _compare_tensors(found, expected, f"{folder.path()}, loaded by transformers")
+    return _compare_losses(folder, base, probe, model, Verified(len(expected), change, loss, loss))
+
+
+def _compare_losses(
+    folder: Storage, base: Base, probe: Probe, model: torch.nn.Module, trained: Verified
+) -> Verified:
+    loss, reloaded = trained.loss, probe.mean_loss(model, base.dtype)
+    allowed = LOSS_TOLERANCE[base.dtype] * max(1.0, abs(loss))
+    if not abs(reloaded - loss) <= allowed:
+        raise TrainingError(
+            f"{folder.path()}: loaded on a fresh base its loss is {reloaded:.6f}, in training "
+            f"{loss:.6f}, further apart than {allowed:.1e}: the files do not hold what was "
+            "trained; try another model.peft, or train without packing"
+        )
+    verified = replace(trained, loss_reloaded=reloaded)
+    logger.info("verified after writing: %s", asdict(verified))
+    return verified
+
+
+def _reload(folder: Storage, base: Base) -> "PeftModel":
+    """As a user loads it, with the storage of frozen weights that training had."""
+    from peft import PeftConfig, PeftModel
+
+    fresh = load_base(base.location, base.revision, quantization=base.quantization)
+    with folder.local() as files:
+        try:
+            # frozen adapters would be taken for weights of the base, and stored in bf16 below;
+            # what a prompt encoder was trained from is not stored, so it can only be read
+            trainable = not PeftConfig.from_pretrained(files).is_prompt_learning
+            model = PeftModel.from_pretrained(fresh, files, is_trainable=trainable)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise TrainingError(f"{files}: peft cannot load the adapter: {error}") from error
+    if base.dtype == "bfloat16":
+        store_frozen_in_bf16(model)
+    return model.eval()
+
+
+def _stored_tensors(folder: Storage) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load(folder.read_bytes(ADAPTER_WEIGHTS))
+    except safetensors.SafetensorError as error:
+        raise TrainingError(
+            f"{folder.path(ADAPTER_WEIGHTS)}: cannot be read ({error}): storage may be damaged; "
+            "delete the folder and run again"
+        ) from error
+
+
+def _loaded_tensors(model: "PeftModel") -> dict[str, torch.Tensor]:
+    """The adapter's tensors as peft names them in files."""
+    from peft import get_peft_model_state_dict
+
+    if not reads_positions(model):
+        return get_peft_model_state_dict(model, save_embedding_layers=False)
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return get_peft_model_state_dict(model, state_dict=trainable, save_embedding_layers=False)
+
+
+def _compare_tensors(
+    found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], where: str
+) -> None:
+    if missing := sorted(found.keys() ^ expected.keys()):
+        raise TrainingError(_among(f"{where}: tensors are missing or foreign", missing))
+    same = {name: torch.equal(found[name].float(), t.float()) for name, t in expected.items()}
+    if differing := [name for name, equal in same.items() if not equal]:
+        raise TrainingError(
+            _among(f"{where}: tensors differ from those trained", differing)
+            + ": storage may be damaged; delete the folder and run again"
+        )
+
+
+def _among(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what} ({', '.join(names[:3])}{more})"

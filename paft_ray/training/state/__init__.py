@@ -1,0 +1,1 @@
+"""What a training keeps on storage to continue: checkpoints, shards, pruning, retries."""

@@ -1,0 +1,331 @@
+"""Training state to and from storage, in a form that no number of ranks is part of.
+
+A checkpoint is an artifact `checkpoints/step-000000050/`: `state-<attempt>-00002-of-00008`, each
+written by the rank that keeps these weights and moments (`training.shards`), `other-<attempt>` with
+what belongs to no parameter, `progress.json`, and the manifest last, by rank 0, once every rank has
+left a record of its files. The newest valid one wins; a torn one is passed over. Never a pickle.
+"""
+
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from paft_ray.config.errors import ArtifactError, PaftError, TrainingError
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage, to_json
+from paft_ray.training.state.pruning import checkpoint_name, count_complete, find_newest, retire
+from paft_ray.training.state.retries import PAUSES_S, retry_storage
+from paft_ray.training.state.shards import (
+    SHARD_BYTES,
+    bytes_needed,
+    cut_files,
+    file_names,
+    refuse_small_disk,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+"""What there is of each parameter; with its name, the key of a tensor: `exp_avg/<name>`."""
+
+_PROGRESS = "progress.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training has come; with the configuration, all that resuming needs to know."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    tokens: int = 0
+    """Tokens read in them."""
+    answer_tokens: int = 0
+    """Answer tokens trained on in them."""
+    trimmed: int = 0
+    """Examples that had a field cut."""
+    seconds: float = 0.0
+    """Time spent in the loop, over all attempts."""
+    loss: float = float("nan")
+    """Mean loss per answer token of the last step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """The ranks that write a checkpoint together, seen from one of them; by default it is alone."""
+
+    rank: int = 0
+    ranks: int = 1
+    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Token that these ranks share and no earlier attempt had: a file that was left behind is
+    never taken for one of theirs."""
+    exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
+    """What every rank says, by rank; collective, on the main thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint that is being read."""
+
+    progress: Progress
+    other: "dict[str, torch.Tensor]"
+    """What belongs to no parameter, in the dtypes it was saved in."""
+    state: "Iterator[tuple[str, torch.Tensor]]"
+    """Weights and moments by key, read as they are asked for, one file in memory; collective:
+    every rank reads to the end."""
+
+
+class Checkpoints:
+    """The checkpoints of one training; writing happens in a thread, with bounded retries.
+
+    `load`, `save`, `wait` and `require_space` are collective: all ranks call them at the same
+    points, and what one of them cannot do, all raise.
+    """
+
+    def __init__(
+        self,
+        folder: Storage,
+        identity: str,
+        keep: int,
+        crew: Crew | None = None,
+        pauses_s: Sequence[float] = PAUSES_S,
+        shard_bytes: int = SHARD_BYTES,
+        peers_s: float = 600.0,
+    ) -> None:
+        """Checkpoints below `folder`, for the training with this fingerprint.
+
+        Args:
+            folder: Where they lie.
+            identity: The training's fingerprint; checkpoints of another one are passed over.
+            keep: How many of the newest stay.
+            crew: Who writes them together.
+            pauses_s: Longest pauses before further attempts where storage fails.
+            shard_bytes: Most bytes in one file.
+            peers_s: How long rank 0 waits for the others' files once its own are written.
+        """
+        self._folder = folder
+        self._identity = identity
+        self._keep = keep
+        self._crew = crew or Crew()
+        self._pauses_s = pauses_s
+        self._shard_bytes = shard_bytes
+        self._peers_s = peers_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def load(self) -> Restored | None:
+        """The newest valid checkpoint, or None where there is none; collective.
+
+        Rank 0 looks for it, so that all take the same, and removes what attempts that died in the
+        middle of writing left behind.
+
+        Raises:
+            TrainingError: Storage cannot be read.
+        """
+        is_first = self._crew.rank == 0
+        found = self._together(
+            lambda: find_newest(self._folder, self._identity) if is_first else None
+        )
+        found = self._crew.exchange(found)[0]
+        if found is None:
+            return None
+        name, files = found
+        folder = self._folder.child(name)
+        progress = self._together(lambda: Progress(**folder.read_json(_PROGRESS)))
+        other: dict[str, torch.Tensor] = {}
+        for file in files:
+            if file.startswith("other-"):
+                other |= self._together(partial(_read_tensors, folder, file, files[file]))
+        shards = {file: entry for file, entry in files.items() if file.startswith("state")}
+        return Restored(progress, other, self._read_shards(folder, shards))
+
+    def save(
+        self,
+        progress: Progress,
+        state: "Mapping[str, torch.Tensor]",
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin to write a checkpoint; waits for the one before, and raises what went wrong there.
+
+        Args:
+            progress: Where training is.
+            state: The tensors that this rank keeps, by keys whose first part is one of `KINDS`;
+                none must change any more. Under other keys stands what belongs to no parameter and
+                is the same on every rank.
+            before: Called in rank 0's thread first: what must be on storage before the checkpoint.
+
+        Raises:
+            TrainingError: A rank could not write its part of the one before.
+        """
+        self.wait()
+        own = {key: t for key, t in state.items() if key.partition("/")[0] in KINDS}
+        cut = cut_files({key: t.nbytes for key, t in own.items()}, self._shard_bytes)
+        counts: list[int] = self._crew.exchange(len(cut))
+        names = file_names(self._crew.attempt, counts, self._crew.rank)
+        files = {
+            name: {key: own[key] for key in keys} for name, keys in zip(names, cut, strict=True)
+        }
+        other = {key: t for key, t in state.items() if key not in own}
+        if other and self._crew.rank == 0:
+            files[f"other-{self._crew.attempt}.safetensors"] = other
+        if self._crew.rank:
+            self._pending = self._thread.submit(self._write_part, progress.step, files)
+            return
+        peers = [rank for rank, count in enumerate(counts) if rank and count]
+        self._pending = self._thread.submit(self._write_all, progress, files, peers, before)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint is on storage; collective.
+
+        Raises:
+            TrainingError: A rank could not write its part, however often it tried.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        self._agree(pending.result)
+
+    def require_space(self, state: int, result: int) -> None:
+        """Refuse to begin where local storage cannot hold what training will write; collective.
+
+        Args:
+            state: Bytes of one checkpoint.
+            result: Bytes of what is written at the end.
+
+        Raises:
+            TrainingError: It is too small. An object store cannot be asked.
+        """
+
+        def look() -> None:
+            if self._crew.rank == 0 and self._folder.is_local:
+                there = count_complete(self._folder)
+                path = Path(self._folder.root)
+                existing = next(p for p in (path, *path.parents) if p.exists())
+                needed = bytes_needed(state, result, self._keep, there)
+                refuse_small_disk(needed, shutil.disk_usage(existing).free, str(path))
+
+        self._together(look)
+
+    def _retry(self, work: Callable[[], T], doing: str) -> T:
+        return retry_storage(work, doing, self._folder.path(), self._pauses_s)
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """What reading storage gives on this rank, if every rank was able to."""
+        return self._agree(lambda: self._retry(work, "reading checkpoints"))
+
+    def _agree(self, work: Callable[[], T]) -> T:
+        result, problem, cause = None, "", None
+        try:
+            result = work()
+        except PaftError as error:
+            problem, cause = str(error), error
+        problems = [text for text in self._crew.exchange(problem) if text]
+        if problems:  # the last one: rank 0 may know no more than that it waited in vain
+            raise TrainingError(problems[-1]) from cause
+        return result  # pyright: ignore[reportReturnType]
+
+    def _read_shards(
+        self, folder: Storage, files: Mapping[str, Mapping[str, Any]]
+    ) -> "Iterator[tuple[str, torch.Tensor]]":
+        for name in sorted(files):
+            tensors = self._together(partial(_read_tensors, folder, name, files[name]))
+            for key in sorted(tensors):  # safetensors gives them in an order of each process's own
+                yield key, tensors.pop(key)
+
+    def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
+        """What a rank other than 0 does in its thread: its files, then the record of them."""
+        folder, record = self._folder.child(checkpoint_name(step)), self._record(self._crew.rank)
+        try:
+            if written := self._write_files(folder, files, step):
+                content = {"files": written}
+                self._retry(lambda: folder.write_json(record, content), _writing(step))
+        except TrainingError as error:
+            with suppress(OSError):  # then rank 0 need not wait
+                folder.write_json(record, {"failed": str(error)})
+            raise
+
+    def _write_all(
+        self,
+        progress: Progress,
+        files: "dict[str, dict[str, torch.Tensor]]",
+        peers: Sequence[int],
+        before: Callable[[], None],
+    ) -> None:
+        """What rank 0 does in its thread: its files, the others' records, manifest, retention."""
+        doing, name = _writing(progress.step), checkpoint_name(progress.step)
+        folder = self._folder.child(name)
+        self._retry(before, doing)
+        writer = ArtifactWriter(folder, self._write_files(folder, files, progress.step))
+        writer.files |= self._read_records(folder, peers, progress.step)
+        self._retry(lambda: writer.add(_PROGRESS, to_json(asdict(progress))), doing)
+        self._retry(lambda: writer.commit(self._identity, {"step": progress.step}), doing)
+        self._retry(
+            lambda: retire(self._folder, self._identity, name, writer.files, self._keep),
+            "removing old checkpoints",
+        )
+
+    def _write_files(
+        self, folder: Storage, files: "dict[str, dict[str, torch.Tensor]]", step: int
+    ) -> dict[str, dict[str, Any]]:
+        import safetensors.torch
+
+        written = {}
+        for name in list(files):
+            data = safetensors.torch.save(files.pop(name))  # its tensors are free from here on
+            self._retry(partial(folder.write_bytes, name, data), _writing(step))
+            written[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        return written
+
+    def _record(self, rank: int) -> str:
+        return f"record-{self._crew.attempt}-{rank:05d}.json"
+
+    def _read_records(
+        self, folder: Storage, peers: Sequence[int], step: int
+    ) -> dict[str, dict[str, Any]]:
+        """The records of the other ranks' files, waited for."""
+        written: dict[str, dict[str, Any]] = {}
+        missing = {self._record(rank): rank for rank in peers}
+        deadline, pause_s = time.monotonic() + self._peers_s, 0.05
+        while missing:
+            for name in set(self._retry(folder.names, _writing(step))) & set(missing):
+                record = self._retry(partial(folder.read_json, name), _writing(step))
+                if "failed" in record:
+                    raise TrainingError(record["failed"])
+                written |= record["files"]
+                del missing[name]
+            if missing and time.monotonic() >= deadline:
+                raise TrainingError(
+                    f"storage: {folder.path()} holds no files of rank {min(missing.values())} "
+                    f"after {self._peers_s:.0f} s: see to its node, or name a storage that all "
+                    "nodes share; the same command goes on from the checkpoint before"
+                )
+            if missing:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, 2.0)
+        return written
+
+
+def _writing(step: int) -> str:
+    return f"writing the checkpoint of step {step}"
+
+
+def _read_tensors(
+    folder: Storage, name: str, entry: Mapping[str, Any]
+) -> "dict[str, torch.Tensor]":
+    import safetensors.torch
+
+    data = folder.read_bytes(name)
+    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        raise ArtifactError(
+            f"{folder.path(name)} changed while it was read: run the same command again"
+        )
+    return safetensors.torch.load(data)

@@ -1,0 +1,75 @@
+"""Which checkpoints lie in a folder, which one counts, and which nobody needs any more."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from paft_ray.storage.artifacts import MANIFEST, load_manifest
+from paft_ray.storage.paths import Storage
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint after so many steps; names sort by step."""
+    return f"step-{step:09d}"
+
+
+def checkpoint_names(folder: Storage) -> list[str]:
+    """Folders of checkpoints, complete or not, oldest first."""
+    return [name for name in folder.names() if name.startswith("step-")]
+
+
+def count_complete(folder: Storage) -> int:
+    """How many checkpoints were finished."""
+    return sum(folder.child(name).exists(MANIFEST) for name in checkpoint_names(folder))
+
+
+def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, Mapping[str, Any]]] | None:
+    """Name and files of the newest checkpoint that is whole, checked byte by byte.
+
+    What attempts left behind that died while they wrote is removed: nobody writes when a training
+    begins, and it would take the room that the next checkpoint needs.
+
+    Args:
+        folder: Where the checkpoints of one training lie.
+        identity: Its fingerprint; checkpoints of another one are passed over.
+    """
+    found = None
+    for name in reversed(checkpoint_names(folder)):
+        checkpoint = folder.child(name)
+        if not checkpoint.exists(MANIFEST):
+            logger.warning("checkpoint %s was never finished, removed", name)
+            folder.delete(name)
+            continue
+        manifest = None if found else load_manifest(checkpoint, check=True)
+        if manifest is not None and manifest.fingerprint == identity:
+            checkpoint.prune({MANIFEST, *manifest.files})
+            found = (name, dict(manifest.files))
+        elif not found:
+            logger.warning("checkpoint %s is torn or another training's, passed over", name)
+    return found
+
+
+def retire(
+    folder: Storage, identity: str, newest: str, files: Mapping[str, Any], keep: int
+) -> None:
+    """Remove what no one needs once `newest` is complete; what is later than it stays.
+
+    Args:
+        folder: Where the checkpoints of one training lie.
+        identity: Its fingerprint; checkpoints of another one stay.
+        newest: The one just written.
+        files: What belongs to it.
+        keep: How many whole ones stay, `newest` among them; torn ones go.
+    """
+    folder.child(newest).prune({MANIFEST, *files})
+    kept = 1
+    for name in reversed([name for name in checkpoint_names(folder) if name < newest]):
+        manifest = load_manifest(folder.child(name))
+        if manifest is None:
+            folder.delete(name)
+        elif manifest.fingerprint == identity:
+            kept += 1
+            if kept > keep:
+                folder.delete(name)

@@ -1,0 +1,497 @@
+"""The typed tree: defaults, ranges and combinations, one wrong value per section and variant."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from paft_ray.config import Config, FakeLLM, Section, TrainConfig, total_steps
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import dump_config, load_config
+
+BASE = {
+    "name": "try",
+    "task": {"type": "builtin", "name": "sst2"},
+    "prompts": {"files": ["prompts.txt"]},
+    "model": {"path": "owner/model"},
+    "train": {"steps": 10},
+}
+CUSTOM = {
+    "type": "custom",
+    "name": "mine",
+    "description": "Say which colour it is.",
+    "path": "rows.jsonl",
+    "fields": {"thing": "col"},
+    "answer": "colour",
+    "choices": ["red", "blue"],
+}
+
+
+PAIRS = {"type": "consistency"}
+
+
+def load(**changes) -> Config:
+    return load_config({**BASE, **changes})
+
+
+def llms(*entries) -> dict:
+    return {"generation": {"llms": list(entries)}}
+
+
+def sections() -> Iterator[type[BaseModel]]:
+    waiting = [Section]
+    while waiting:
+        found = [s for s in waiting.pop().__subclasses__() if s.__module__.startswith("paft_ray.")]
+        waiting += found
+        yield from found
+
+
+def test_smallest_configuration_has_the_paper_defaults():
+    config = load()
+    assert config.train.sampling.unit == "example"
+    assert config.train.sampling.steps_per_prompt == 1
+    assert [variant.type for variant in config.variants] == ["paft"]
+    assert config.model.peft["peft_type"] == "LORA"
+    assert config.tracking.type == "mlflow"
+
+
+@pytest.mark.parametrize("section", list(sections()), ids=lambda section: section.__name__)
+def test_every_field_of_every_section_says_what_it_means(section):
+    plain = {"type"}  # the tag of a union
+    for name, field in section.model_fields.items():
+        nested = isinstance(field.default, Section) or name in ("task", "prompts", "model", "train")
+        assert field.description or name in plain or nested, f"{section.__name__}.{name}"
+
+
+SPACE = {"train.steps": {"type": "choice", "values": [1, 2]}}
+WRONG = [
+    # section or variant, changes, what the message says: path, value, rule
+    ("config", {"name": "Has Spaces"}, ["name: 'Has Spaces'", "a-z"]),
+    ("config", {"name": "x" * 64}, ["name: 'xxx", "63"]),
+    ("config", {"name": "../up"}, ["name: '../up'", "starts and ends"]),
+    ("config", {"seed": -1}, ["seed: -1", "greater than or equal to 0"]),
+    ("config", {"variants": []}, ["variants: []", "at least 1"]),
+    (
+        "config",
+        {"variants": [{"type": "paft"}, {"type": "paft"}]},
+        ["variants", "named twice", "remove one"],
+    ),
+    ("task", {"task": "sst2"}, ["task: 'sst2'"]),
+    ("builtin", {"task": {"type": "builtin", "name": "mnli"}}, ["task.name: 'mnli'", "'sst2'"]),
+    ("custom", {"task": {**CUSTOM, "name": "My Task"}}, ["task.name: 'My Task'", "pattern"]),
+    ("custom", {"task": {**CUSTOM, "description": "short"}}, ["task.description: 'short'", "10"]),
+    ("custom", {"task": {**CUSTOM, "fields": {}}}, ["task.fields", "at least 1"]),
+    ("custom", {"task": {**CUSTOM, "fields": {"a b": "c"}}}, ["task.fields", "'a b'", "letters"]),
+    ("custom", {"task": {**CUSTOM, "choices": ["red"]}}, ["task.choices: ['red']", "at least 2"]),
+    ("custom", {"task": {**CUSTOM, "choices": [True, False]}}, ["choices.0: True", "quotes"]),
+    ("custom", {"task": {**CUSTOM, "labels": {"0": "pink"}}}, ["labels.0", "'pink'", "choices"]),
+    (
+        "task options",
+        {"task": {**CUSTOM, "validation_share": 0.5, "test_share": 0.5}},
+        ["validation_share + test_share", "lower them"],
+    ),
+    ("task options", {"task": {**CUSTOM, "max_length": 8}}, ["task.max_length: 8", "16"]),
+    ("task options", {"task": {**CUSTOM, "overlong": "drop"}}, ["'drop'", "'refuse' or 'trim'"]),
+    ("prompts", {"prompts": {}}, ["prompts", "no source", "prompts.generation"]),
+    ("prompts", {"prompts": {"files": ["a"], "pool_size": 0}}, ["prompts.pool_size: 0"]),
+    ("generation", {"prompts": llms()}, ["prompts.generation.llms: []", "at least 1"]),
+    (
+        "generation",
+        {"prompts": llms({"type": "fake"}, {"type": "fake"})},
+        ["prompts.generation", "same entry twice", "per_llm"],
+    ),
+    (
+        "generation",
+        {"prompts": {"generation": {"llms": [{"type": "fake"}], "max_error_rate": 2}}},
+        ["prompts.generation.max_error_rate: 2", "less than or equal to 1"],
+    ),
+    (
+        "transformers",
+        {"prompts": llms({"type": "transformers"})},
+        ["prompts.generation.llms.0.path: missing"],
+    ),
+    (
+        "transformers",
+        {"prompts": llms({"type": "transformers", "path": "m", "batch_size": 0})},
+        ["prompts.generation.llms.0.batch_size: 0"],
+    ),
+    (
+        "author",
+        {"prompts": llms({"type": "fake", "temperatures": []})},
+        ["prompts.generation.llms.0.temperatures: []"],
+    ),
+    (
+        "tokenprice",
+        {"prompts": llms({"type": "fake", "price": {"prompt": -1}})},
+        ["prompts.generation.llms.0.price.prompt: -1"],
+    ),
+    (
+        "vllmengine",
+        {"prompts": llms({"type": "vllm", "path": "m", "gpus": 0})},
+        ["prompts.generation.llms.0.gpus: 0"],
+    ),
+    (
+        "stop",
+        {"prompts": {"generation": {"llms": [{"type": "fake"}], "stop": {"new_share": 0}}}},
+        ["prompts.generation.stop.new_share: 0"],
+    ),
+    (
+        "generation",
+        {"prompts": {"generation": {"llms": [{"type": "fake"}], "strategies": ["few_shot"] * 2}}},
+        ["prompts.generation.strategies", "named twice"],
+    ),
+    (
+        "coverage",
+        {"prompts": {"files": ["a"], "coverage": {"type": "embeddings"}}},
+        ["prompts.coverage", "need path"],
+    ),
+    (
+        "probe",
+        {"prompts": {"files": ["a"], "probe": {"min_mass": 2}}},
+        ["prompts.probe.min_mass: 2"],
+    ),
+    (
+        "openai",
+        {"prompts": llms({"type": "openai", "base_url": "localhost", "model": "m"})},
+        ["prompts.generation.llms.0.base_url: 'localhost'", "https?://"],
+    ),
+    (
+        "openai",
+        {
+            "prompts": llms(
+                {"type": "openai", "base_url": "http://x", "model": "m", "api_key_env": "a-b"}
+            )
+        },
+        ["prompts.generation.llms.0.api_key_env: 'a-b'", "pattern"],
+    ),
+    (
+        "fake",
+        {"prompts": llms({"type": "fake", "fail_every": -1})},
+        ["prompts.generation.llms.0.fail_every: -1"],
+    ),
+    (
+        "lint",
+        {"prompts": {"files": ["a"], "lint": {"max_characters": 1}}},
+        ["prompts.lint.max_characters: 1"],
+    ),
+    (
+        "dedup",
+        {"prompts": {"files": ["a"], "dedup": {"similarity": 0}}},
+        ["prompts.dedup.similarity: 0", "greater than 0"],
+    ),
+    (
+        "split",
+        {"prompts": {"files": ["a"], "split": {"test": 0}}},
+        ["prompts.split.test: 0", "greater than or equal to 1"],
+    ),
+    ("model", {"model": {"path": "m", "dtype": "float16"}}, ["model.dtype: 'float16'"]),
+    ("model", {"model": {"path": "m", "peft": {"r": 8}}}, ["model.peft", "peft_type", "LORA"]),
+    ("train", {"train": {}}, ["train", "neither is given", "one of steps and epochs"]),
+    (
+        "train",
+        {"train": {"steps": 1, "epochs": 1}},
+        ["train", "both are given", "the other one to null"],
+    ),
+    ("train", {"train": {"steps": 1, "betas": [0.9, 1.0]}}, ["train.betas", "[0, 1)"]),
+    ("train", {"train": {"steps": 1, "learning_rate": 0}}, ["train.learning_rate: 0"]),
+    (
+        "train",
+        {"train": {"steps": 1, "learning_rate": float("nan")}},
+        ["train.learning_rate: nan"],
+    ),
+    (
+        "schedule",
+        {"train": {"steps": 1, "schedule": {"type": "step"}}},
+        ["train.schedule.type: 'step'", "'cosine'"],
+    ),
+    (
+        "sampling",
+        {"train": {"steps": 1, "sampling": {"unit": "batch"}}},
+        ["train.sampling.unit: 'batch'", "'example', 'step' or 'bound'"],
+    ),
+    (
+        "deepspeed",
+        {"train": {"steps": 1, "deepspeed": {"stage": 4}}},
+        ["train.deepspeed.stage: 4"],
+    ),
+    (
+        "checkpoint",
+        {"train": {"steps": 1, "checkpoint": {"keep": 0}}},
+        ["train.checkpoint.keep: 0"],
+    ),
+    ("workers", {"train": {"steps": 1, "workers": {"num": 0}}}, ["train.workers.num: 0"]),
+    ("workers", {"evaluation": {"workers": {"cpus": 0}}}, ["evaluation.workers.cpus: 0"]),
+    (
+        "paft",
+        {"variants": [{"type": "paft", "prompt": "x"}]},
+        ["variants.0.prompt: unknown key"],
+    ),
+    (
+        "single_prompt",
+        {"variants": [{"type": "single_prompt", "prompt": 3}]},
+        ["variants.0.prompt: 3", "string"],
+    ),
+    (
+        "bound_prompts",
+        {"variants": [{"type": "bound_prompts", "prompts": 0}]},
+        ["variants.0.prompts: 0"],
+    ),
+    (
+        "human_prompt",
+        {"variants": [{"type": "human_prompt", "prompt": "x"}]},
+        ["variants.0.prompt: unknown key"],
+    ),
+    (
+        "variant options",
+        {"variants": [{"type": "paft", "name": "base"}]},
+        ["variants.0.name: 'base'", "not 'base'"],
+    ),
+    (
+        "variant options",
+        {"variants": [{"type": "paft"}, {"type": "single_prompt", "name": "paft"}]},
+        ["variants", "named twice"],
+    ),
+    (
+        "sampling",
+        {"train": {"steps": 1, "sampling": {"unit": "bound", "temperature": 2}}},
+        ["temperature 2", "unit: bound cannot", "leave it out"],
+    ),
+    ("seeds", {"seeds": [1, 1]}, ["seeds", "named twice", "remove one"]),
+    ("seeds", {"seeds": []}, ["seeds", "at least 1 item"]),
+    ("evaluation", {"evaluation": {"top_thresholds": [2]}}, ["evaluation.top_thresholds", "0 and"]),
+    ("evaluation", {"evaluation": {"prompts": 0}}, ["evaluation.prompts: 0"]),
+    *(
+        (section, {"tuning": {"space": SPACE, **tuning}}, says)
+        for section, tuning, says in (
+            ("tuning", {"reports": 0}, ["tuning.reports: 0"]),
+            ("tuning", {"seeds": [1, 1]}, ["tuning.seeds", "named twice"]),
+            ("randomsearch", {"search": {"type": "random", "x": 1}}, ["tuning.search.x: unknown"]),
+            ("gridsearch", {"search": {"type": "grid", "x": 1}}, ["tuning.search.x: unknown"]),
+            (
+                "optunasearch",
+                {"search": {"type": "optuna", "startup_trials": 0}},
+                ["tuning.search.startup_trials: 0"],
+            ),
+            ("noscheduler", {"scheduler": {"type": "none", "x": 1}}, ["tuning.scheduler.x"]),
+            (
+                "asha",
+                {"scheduler": {"type": "asha", "reduction_factor": 1}},
+                ["tuning.scheduler.reduction_factor: 1"],
+            ),
+            (
+                "medianstopping",
+                {"scheduler": {"type": "median", "min_trials": 0}},
+                ["tuning.scheduler.min_trials: 0"],
+            ),
+            ("meanaccuracy", {"goal": {"type": "mean", "x": 1}}, ["tuning.goal.x: unknown key"]),
+            ("lowquantile", {"goal": {"type": "p05", "q": 1}}, ["tuning.goal.q: unknown key"]),
+            ("worstprompt", {"goal": {"type": "worst", "x": 1}}, ["tuning.goal.x: unknown key"]),
+            (
+                "meanminusstd",
+                {"goal": {"type": "mean_minus_std", "weight": -1}},
+                ["tuning.goal.weight: -1"],
+            ),
+        )
+    ),
+    *(
+        (section, {"tuning": {"space": {"train.steps": dimension}}}, says)
+        for section, dimension, says in (
+            ("choice", {"type": "choice", "values": []}, ["values", "at least 1"]),
+            (
+                "uniform",
+                {"type": "uniform", "low": 1, "high": 1},
+                ["low (1) is not below high (1)"],
+            ),
+            (
+                "randint",
+                {"type": "randint", "low": 2, "high": 1},
+                ["low (2) is not below high (1)"],
+            ),
+            ("loguniform", {"type": "loguniform", "low": 0, "high": 1}, ["has no logarithm"]),
+            ("lograndint", {"type": "lograndint", "low": 0, "high": 1}, ["has no logarithm"]),
+        )
+    ),
+    ("estimate", {"evaluation": {"estimate": {"share": 1}}}, ["evaluation.estimate.share: 1"]),
+    ("tracking", {"tracking": {"type": "wandb"}}, ["tracking.type: 'wandb'", "'mlflow'"]),
+    (
+        "combination",
+        {
+            "train": {"steps": 1, "deepspeed": {"stage": 0}},
+            "model": {"path": "m", "dtype": "bfloat16"},
+        },
+        ["stage 0", "bfloat16", "use stage 1"],
+    ),
+    ("sampling", {"train": {"steps": 1, "sampling": {"temperature": 0}}}, ["temperature: 0"]),
+    (
+        "deepspeed",
+        {"train": {"steps": 1, "deepspeed": {"stage": 2, "offload": "parameters"}}},
+        ["train.deepspeed", "needs stage 3"],
+    ),
+    ("workershare", {"evaluation": {"workers": {"gpus": -1}}}, ["evaluation.workers.gpus: -1"]),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 2}}},
+        ["train.workers", "give both"],
+    ),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 2, "max": 4, "num": 3}}},
+        ["train.workers", "give one of them"],
+    ),
+    (
+        "trainworkers",
+        {"train": {"steps": 1, "workers": {"min": 4, "max": 2}}},
+        ["train.workers", "swap them"],
+    ),
+    (
+        "crossentropy",
+        {"train": {"steps": 1, "objective": {"type": "hinge"}}},
+        ["train.objective.type: 'hinge'", "cross_entropy"],
+    ),
+    (
+        "consistency",
+        {"train": {"steps": 1, "objective": {"type": "consistency", "weight": 0}}},
+        ["train.objective.weight: 0"],
+    ),
+    (
+        "groupdro",
+        {"train": {"steps": 1, "objective": {"type": "group_dro", "step_size": -1}}},
+        ["train.objective.step_size: -1"],
+    ),
+    (
+        "cvar",
+        {"train": {"steps": 1, "objective": {"type": "cvar", "share": 2}}},
+        ["train.objective.share: 2"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "warm_start": "adapter"}, "model": {"path": "m", "peft": None}},
+        ["model.peft: null", "train.warm_start"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "packing": False}},
+        ["train.objective", "train.packing: false"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "response_prefix_tokens": 2}},
+        ["train.objective", "response_prefix_tokens", "choose one"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "objective": PAIRS, "row_tokens": 600}},
+        ["train.row_tokens (600)", "twice task.max_length (512)", "raise it"],
+    ),
+    (
+        "combination",
+        {"train": {"steps": 1, "row_tokens": 256}},
+        ["train.row_tokens (256)", "task.max_length (512)", "raise it"],
+    ),
+    (
+        "combination",
+        {"evaluation": {"row_tokens": 256}},
+        ["evaluation.row_tokens (256)", "task.max_length (512)", "raise it"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "changes", "says"), WRONG)
+def test_wrong_value_is_refused_with_path_value_and_rule(section, changes, says):
+    with pytest.raises(ConfigError) as caught:
+        load(**changes)
+    message = str(caught.value)
+    assert all(part in message for part in says), f"{section}: {message}"
+    assert "\n" not in message
+
+
+def test_all_sections_are_in_the_table_of_wrong_values():
+    covered = {section for section, _, _ in WRONG}
+    public = [s for s in sections() if not s.__name__.startswith("_")]
+    names = {s.__name__.removesuffix("Config").removesuffix("Variant").lower() for s in public}
+    aliases = {
+        "builtintask": "builtin",
+        "customtask": "custom",
+        "taskoptions": "task options",
+        "transformersllm": "transformers",
+        "openaillm": "openai",
+        "fakellm": "fake",
+        "poolsplit": "split",
+        "singleprompt": "single_prompt",
+        "boundprompts": "bound_prompts",
+        "humanprompt": "human_prompt",
+        "variantoptions": "variant options",
+        "": "config",
+    }
+    assert {aliases.get(name, name) for name in names} <= covered
+
+
+def test_every_variant_is_trained_with_every_seed_under_its_own_sampling():
+    config = load(
+        seeds=[3, 5],
+        variants=[
+            {"type": "paft", "name": "paft_t1", "sampling": {"temperature": 1}},
+            {"type": "bound_prompts"},
+            {"type": "paft"},
+        ],
+    )
+    assert [t.name for t in config.trainings] == [
+        *("paft_t1-s3", "bound_prompts-s3", "paft-s3"),
+        *("paft_t1-s5", "bound_prompts-s5", "paft-s5"),
+    ]
+    seen = [config.of_training(t) for t in config.trainings]
+    assert [c.seed for c in seen] == [3, 3, 3, 5, 5, 5]
+    assert [c.train.sampling.temperature for c in seen[:3]] == [1, math.inf, math.inf]
+    assert [c.train.sampling.unit for c in seen[:3]] == ["example", "bound", "example"]
+    assert all(load_config(dump_config(c)) == c for c in seen)  # a worker reads it again
+
+
+def test_one_seed_is_the_default_and_is_left_out_of_names():
+    config = load(seed=7)
+    assert [t.name for t in config.trainings] == ["paft-s7"]
+    assert [config.called(t) for t in config.trainings] == ["paft"]
+    several = load(seeds=[0, 1])
+    assert [several.called(t) for t in several.trainings] == ["paft-s0", "paft-s1"]
+
+
+def test_method_name_is_read_in_any_case():
+    assert load(model={"path": "m", "peft": {"peft_type": "ia3"}}).model.peft["peft_type"] == "IA3"
+
+
+def test_sections_are_frozen_and_keep_tuples():
+    config = load(prompts={"files": ["a", "b"]})
+    assert config.prompts.files == ("a", "b")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.prompts.pool_size = 3  # type: ignore[misc]
+
+
+def test_entries_that_differ_in_one_value_are_two_llms():
+    config = load(prompts=llms({"type": "fake"}, {"type": "fake", "fail_every": 2}))
+    assert config.prompts.generation is not None
+    assert [type(llm) for llm in config.prompts.generation.llms] == [FakeLLM, FakeLLM]
+
+
+def test_total_steps_from_steps_do_not_look_at_the_examples():
+    assert total_steps(TrainConfig(steps=7), train_examples=10**6) == 7
+
+
+@given(st.floats(0.01, 20), st.integers(1, 10**5), st.integers(1, 512))
+def test_total_steps_from_epochs_cover_the_passes_and_no_step_more(epochs, examples, batch):
+    steps = total_steps(TrainConfig(epochs=epochs, batch_size=batch), examples)
+    assert steps >= 1
+    assert steps * batch >= epochs * examples * (1 - 1e-9)
+    assert (steps - 1) * batch <= epochs * examples
+
+
+def test_importing_the_configuration_imports_no_machine_learning():
+    code = (
+        "import sys, paft_ray.config\n"
+        "heavy = {'torch', 'ray', 'transformers', 'peft', 'datasets', 'mlflow', 'numpy', 'pyarrow'}"
+        "\nassert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,295 @@
+"""Held-out prompts as lm-eval tasks: what lm-eval reads there and finds is what we do."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jinja2 import Environment, StrictUndefined
+from transformers import PreTrainedTokenizerFast
+
+from paft_ray.cli import call
+from paft_ray.config.loading import load_config
+from paft_ray.evaluation.predictors import ModelPredictor, Score
+from paft_ray.export.lm_eval_tasks import LmEvalTasks, jinja
+from paft_ray.models.load import load_tokenizer
+from paft_ray.models.tokenization import TextEncoder
+from paft_ray.pipeline.verbs import open_context
+from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
+from paft_ray.prompts.pool import load_pool
+from paft_ray.prompts.template import parse
+from paft_ray.tasks import Example, Task
+from paft_ray.tasks.builtin import PUBLISHED
+from paft_ray.tasks.grading import extract_answer
+
+CHAT = "{{ messages[0]['content'] | trim }}<asked>{% if add_generation_prompt %}<answer>{% endif %}"
+FIELDS = [
+    "the film was good", "  bad {{ review }} {% raw %} plot  ", "{review} and {{ 1 / 0 }}",
+    "a \u201cfine\u201d story\u2028of\u2028lines \U0001f600", "2024-05-01", "not # good {# all #}",
+    "very\tbad\\n 'film' \"was\"", "12", "{% endset %} great", "awful } }} %} movie\nand\nplot",
+]  # fmt: skip
+WORDINGS = [
+    "Decide how the review feels", "Say whether the writer liked it", "{{ Judge }} the mood",
+    "Is {% if %} this praise", "Name the opinion # here", "What does {# the #} critic think",
+    "Tell the sentiment \u2014 \U0001f914 please", "Classify \\{{the text}}",
+]  # fmt: skip
+LAYOUTS = ["{0}:\n{{review}}\n\nAnswer:", "{{review}}\n- {0} ->", "{0}. Text: {{review}}"]
+
+
+def write_run(
+    folder: Path, model: Path, task: Mapping[str, Any], chat_template: str = "none"
+) -> Path:
+    """A configuration whose pool is built, with odd prompts and odd examples."""
+    rows = [
+        {"review": f"{text} {number}" if number % 3 else text, **answer_of(number)}
+        for number, text in enumerate(FIELDS * 6)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    texts = [layout.format(wording) for wording in WORDINGS for layout in LAYOUTS]
+    prompts = "\n".join(json.dumps({"text": text}) for text in texts)
+    (folder / "prompts.jsonl").write_text(prompts, encoding="utf-8")
+    config = {
+        "name": "odd",
+        "storage": str(folder / "storage"),
+        "task": {
+            "type": "custom", "name": "reviews", "path": str(folder / "rows.jsonl"),
+            "description": "Say whether a short film review is positive or negative.",
+            "fields": {"review": "review"}, "test_share": 0.5, **task,
+        },
+        "prompts": {
+            "files": [str(folder / "prompts.jsonl")],
+            "split": {"validation": 1, "test": 3},
+        },
+        "model": {"path": str(model), "dtype": "float32", "chat_template": chat_template},
+        "train": {"steps": 1},
+        "evaluation": {"prompts": 3, "examples": 12, "max_new_tokens": 8},
+    }  # fmt: skip
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    build_prompt_pool(open_context(load_config(path)))
+    return path
+
+
+def answer_of(number: int) -> dict[str, str]:
+    return {"label": ("positive", "negative", "so-so film")[number % 3], "number": f"= {number}"}
+
+
+CHOICES = {"answer": "label", "choices": ["positive", "negative", "so-so film"]}
+SINGLE_TOKENS = {"answer": "label", "choices": ["a", "b"], "labels": {
+    "positive": "a", "negative": "b", "so-so film": "a"}}  # fmt: skip
+FREE_TEXT = {"answer": "label"}
+
+
+def exported(capfd: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert call(["export", *arguments, "--lm-eval", "--json"]) == 0, capfd.readouterr().err
+    return json.loads(capfd.readouterr().out)
+
+
+def our_scores(run: Path) -> tuple[dict[tuple[str, str], Score], dict[tuple[str, str], str]]:
+    """By prompt and example what we find, and the context that we read."""
+    context = open_context(load_config(run))
+    config, task = context.config, context.task
+    pool = load_pool(context.storage.child("pools", pool_fingerprint(context)))
+    scorer = ModelPredictor(config, task, config.model.path, "float32", "cpu")
+    encoder = TextEncoder(load_tokenizer(config.model.path), config.model.chat_template)
+    scores, contexts = {}, {}
+    for prompt in pool.test[: config.evaluation.prompts]:
+        examples = task.test[: config.evaluation.examples]
+        render = parse(prompt.text, task.slots).render
+        for score in scorer.score(None, prompt.id, prompt.text, examples):
+            scores[prompt.id, score.example_id] = score
+        for example in examples:
+            text = encoder.context(render(example.fields))[0]
+            contexts[prompt.id, example.id] = text
+    return scores, contexts
+
+
+def lm_eval_samples(result: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """By prompt and example what lm-eval recorded."""
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    command = result["commands"]["base"].split()
+    chat = "--apply_chat_template" in command
+    found = simple_evaluate(
+        model="hf",
+        model_args=command[command.index("--model_args") + 1],
+        tasks=[result["group"]],
+        task_manager=TaskManager(include_path=result["folder"], include_defaults=False),
+        batch_size=4,
+        device="cpu",
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+    )
+    assert found is not None
+    assert found["n-samples"].keys() == found["samples"].keys()
+    return {
+        (name.removeprefix(f"{result['group']}_"), sample["doc"]["id"]): sample
+        for name, samples in found["samples"].items()
+        for sample in samples
+    }
+
+
+@pytest.mark.parametrize("task", [CHOICES, SINGLE_TOKENS], ids=["several_tokens", "one_token"])
+def test_lm_eval_reads_and_chooses_what_we_do(
+    task: dict[str, Any], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run = write_run(tmp_path, tiny_model, task)
+    result = exported(capfd, str(run))
+    moved = tmp_path / "elsewhere"
+    Path(result["folder"]).rename(moved)
+    monkeypatch.chdir(tmp_path)
+    samples = lm_eval_samples({**result, "folder": str(moved)})
+    scores, contexts = our_scores(run)
+    assert samples.keys() == scores.keys()
+    assert len(samples) == 3 * 12
+    choices = task["choices"]
+    for key, sample in samples.items():
+        score = scores[key]
+        assert [pair[0] for pair in sample["arguments"]] == [contexts[key]] * len(choices)
+        theirs = [likelihood for likelihood, _ in sample["filtered_resps"]]
+        assert score.choice_logprobs == pytest.approx(theirs, abs=1e-3)
+        assert score.correct == sample["acc"]
+        assert score.normalised_correct == sample["acc_norm"]
+
+
+@pytest.mark.slow
+def test_lm_eval_writes_and_extracts_what_we_do(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, tiny_model, FREE_TEXT)
+    result = exported(capfd, str(run))
+    samples = lm_eval_samples(result)
+    scores, contexts = our_scores(run)
+    assert samples.keys() == scores.keys()
+    for key, sample in samples.items():
+        [(context, settings)] = sample["arguments"]
+        assert context == contexts[key]
+        assert settings["max_gen_toks"] == 8
+        assert sample["resps"] == [[scores[key].generated_text]]
+        assert sample["filtered_resps"] == [scores[key].prediction or "[no answer]"]
+        assert scores[key].correct == sample["exact_match"]
+
+
+@pytest.mark.slow
+def test_lm_eval_reads_what_is_left_of_a_trimmed_example(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = {**CHOICES, "max_length": 48, "overlong": "trim"}
+    run = write_run(tmp_path, tiny_model, task)
+    result = exported(capfd, str(run))
+    assert any(name.startswith("examples_") for name in result["files"])
+    samples = lm_eval_samples(result)
+    scores, contexts = our_scores(run)
+    assert any(sample["arguments"][0][0] != contexts[key] for key, sample in samples.items())
+    for key, sample in samples.items():
+        theirs = [likelihood for likelihood, _ in sample["filtered_resps"]]
+        assert scores[key].choice_logprobs == pytest.approx(theirs, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_lm_eval_with_the_chat_template_chooses_what_we_do(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "chatty"
+    shutil.copytree(tiny_model, model)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    run = write_run(tmp_path, model, CHOICES, chat_template="auto")
+    result = exported(capfd, str(run))
+    samples = lm_eval_samples(result)
+    scores, contexts = our_scores(run)
+    for key, sample in samples.items():
+        assert sample["arguments"][0][0] == contexts[key]
+        assert contexts[key].endswith("<asked><answer>")
+        theirs = [likelihood for likelihood, _ in sample["filtered_resps"]]
+        assert scores[key].choice_logprobs == pytest.approx(theirs, abs=1e-3)
+
+
+ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+"""As lm-eval's."""
+PIECES = st.sampled_from([*"{}%#-\"'\\ \n\r\tax\u2028", "{{", "{%", "%}", "}}", "{#", "endset"])
+TEXT = st.lists(PIECES, max_size=8).map("".join)
+
+
+class _Plain(TextEncoder):
+    """Reads texts as they are, and needs no tokenizer for that."""
+
+    uses_chat_template = False
+
+
+@given(before=TEXT, between=TEXT, after=TEXT, first=TEXT, second=TEXT)
+def test_jinja_renders_the_context_byte_for_byte(
+    before: str, between: str, after: str, first: str, second: str
+) -> None:
+    fields = {"if": first, "text": second}
+    template = parse(f"{before}{{if}}{between}{{text}}{after}", ("if", "text"))
+    source, delimiter = jinja(template)
+    context, expected = _Plain(None).context(template.render(fields))  # pyright: ignore
+    assert ENVIRONMENT.from_string(source).render(fields=fields) == context
+    if template.parts[-1].strip(" "):
+        assert delimiter == expected
+
+
+@pytest.mark.parametrize("pattern", [None, PUBLISHED["gsm8k"].answer_pattern])
+def test_written_code_finds_the_answers_that_the_scorer_finds(pattern: str | None) -> None:
+    answers = ("#### 1,250.50", "Yes.", "it is 12, so #### 7", "'no'\nmore")
+    examples = [Example(str(n), {"q": "x"}, answer) for n, answer in enumerate(answers)]
+    task = Task("t", "Say it.", ("q",), {}, None, (), (), (), answer_pattern=pattern)
+    files = LmEvalTasks("paft_t", task, [], examples, {}, 8, "").files()
+    code: dict[str, Any] = {}
+    exec(files["paft_examples.py"], code)
+    expected = [extract_answer(answer, pattern) for answer in answers]
+    found = code["find_answers"]([[answer] for answer in answers], [{}] * 4)
+    assert found == [[answer or "[no answer]"] for answer in expected]
+    rows = [json.loads(line) for line in files["examples.jsonl"].decode().splitlines()]
+    assert [row["target"] for row in rows] == expected
+    assert code["find_answers"]([[""]], [{}]) == [["[no answer]"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--merge",), "leave out --variant, --seed"),
+        (("seed=5",), "run `paft prompts`"),
+        (("task.max_length=16",), "more than task.max_length (16): raise it"),
+        (("--out", "{folder}"), "holds files that are no complete export"),
+    ],
+)
+def test_export_that_cannot_be_exits_2_and_writes_nothing(
+    arguments: tuple[str, ...], said: str, tiny_model: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = write_run(tmp_path, tiny_model, CHOICES)
+    before = files_in(tmp_path)
+    given = [word.replace("{folder}", str(tmp_path)) for word in arguments]
+    assert call(["export", str(run), "--lm-eval", *given]) == 2
+    out, err = capfd.readouterr()
+    assert said in err
+    assert out == ""
+    assert len(err.strip().splitlines()) <= 2
+    assert files_in(tmp_path) == before
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_export_again_reuses_it_and_says_what_to_run(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path, tiny_model, CHOICES)
+    assert not exported(capfd, str(run))["reused"]
+    assert exported(capfd, str(run))["reused"]
+    assert call(["export", str(run), "--lm-eval"]) == 0
+    last = capfd.readouterr().out.strip().splitlines()[-1]
+    assert "3 tasks of 12 examples" in last
+    assert f"--model_args pretrained={tiny_model},dtype=float32" in last
+    assert last.endswith("--tasks paft_odd")

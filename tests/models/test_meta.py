@@ -1,0 +1,122 @@
+"""Trying a model before any work."""
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from paft_ray.config.errors import ConfigError, DataError, PaftError
+from paft_ray.models.load import load_tokenizer
+from paft_ray.models.meta import ModelCheckProcess, check_adapters, refuse_overlong
+from paft_ray.models.tokenization import TextEncoder
+from paft_ray.prompts.template import parse
+from paft_ray.tasks import Example
+
+SHORT = [Example(f"{i:016x}", {"review": "a good film"}, "positive") for i in range(50)]
+PROMPTS = [(f"p{i}", parse(f"{'Please ' * i}Judge: {{review}}", ("review",))) for i in range(40)]
+
+
+def check(tiny_model, examples, max_length: int) -> None:
+    encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", max_length)
+    rendered = [(id, template.text, template.render) for id, template in PROMPTS]
+    refuse_overlong(encoder, rendered, examples, ("positive", "negative"))
+
+
+def longest(tiny_model, examples) -> int:
+    encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", 10**6)
+    return max(
+        encoded.length
+        for _, template in PROMPTS
+        for example in examples
+        for encoded in encoder.encode(template.render, example.fields, ("positive", "negative"))
+    )
+
+
+def test_the_longest_example_under_the_longest_prompt_decides(tiny_model):
+    examples = [*SHORT, Example("f" * 16, {"review": "good film and " * 9}, "negative"), *SHORT]
+    limit = longest(tiny_model, examples)
+    check(tiny_model, examples, limit)
+    with pytest.raises(DataError, match=r"example f{16} under prompt p39 has \d+ tokens"):
+        check(tiny_model, examples, limit - 1)
+
+
+def test_nothing_to_read_is_no_error(tiny_model):
+    check(tiny_model, [], 16)
+
+
+@pytest.mark.parametrize("method", ["LORA", "IA3", "HRA"])
+def test_adapter_that_can_be_saved_is_accepted_without_reading_weights(
+    method, tiny_model, monkeypatch
+):
+    more = {"IA3": {"feedforward_modules": []}}
+    monkeypatch.setattr("safetensors.safe_open", None)
+    peft = {"peft_type": method, "target_modules": ["q_proj"], **more.get(method, {})}
+    assert check_adapters(str(tiny_model), None, [peft], 0) is None
+
+
+def test_adapter_without_targets_is_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"model\.peft"):
+        check_adapters(str(tiny_model), None, [{"peft_type": "LORA", "target_modules": []}], 0)
+
+
+@pytest.fixture
+def trial() -> Iterator[ModelCheckProcess]:
+    process = ModelCheckProcess()
+    yield process
+    process.close()
+
+
+def test_trial_process_answers_in_order_and_raises_what_was_raised_there(tiny_model, trial):
+    trial.begin(check_adapters, str(tiny_model), None, [{"peft_type": "LORA"}], 0)
+    trial.begin(
+        check_adapters, str(tiny_model), None, [{"peft_type": "LORA", "target_modules": []}], 0
+    )
+    trial.begin(os.getpid)
+    assert trial.finish() is None
+    with pytest.raises(ConfigError, match=r"model\.peft"):
+        trial.finish()
+    pid = trial.finish()
+    assert pid != os.getpid()
+    trial.close()
+    trial.begin(os.getpid)
+    assert trial.finish() not in (pid, os.getpid())
+
+
+def test_trial_process_that_dies_is_an_error_with_its_code(trial):
+    trial.begin(os._exit, 7)
+    with pytest.raises(PaftError, match="code 7"):
+        trial.finish()
+
+
+LORA = {"peft_type": "LORA", "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("peft", "says"),
+    [
+        ({**LORA, "r": "eight"}, "peft refuses it"),
+        ({**LORA, "lora_dropout": 7}, "peft refuses it"),
+        ({**LORA, "peft_type": "VERA"}, "save_projection"),
+    ],
+)
+def test_what_peft_refuses_is_refused_with_its_reason(peft, says, tiny_model):
+    with pytest.raises(ConfigError, match=says):
+        check_adapters(str(tiny_model), None, [peft], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("tokenizer.json", "{}", "the tokenizer of"),
+        ("config.json", '{"model_type": "nonsense"}', "no causal language model"),
+    ],
+)
+def test_model_folder_that_transformers_cannot_read_is_refused(
+    name, content, says, tiny_model, tmp_path
+):
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model, broken)
+    (broken / name).write_text(content)
+    with pytest.raises(ConfigError, match=says):
+        check_adapters(str(broken), None, [LORA], 0)

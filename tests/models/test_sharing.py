@@ -1,0 +1,149 @@
+"""Rows in which sequences share what they begin with: complete, and scored as if none did."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from paft_ray.models import attention
+from paft_ray.models.attention import BLOCK_ATTENTION
+from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.packing import Row, TokenSequence
+from paft_ray.models.sharing import share_rows
+from paft_ray.models.tokenization import Encoded, choice_sequences
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "grouped queries": (LlamaForCausalLM, LlamaConfig, {}),
+    "sliding window": (MistralForCausalLM, MistralConfig, {"sliding_window": 7}),
+    "window in some layers": (Gemma3ForCausalLM, Gemma3TextConfig, {"sliding_window": 9}),
+}
+
+
+def make_sequences(common: int, answers: int, count: int = 9) -> list[TokenSequence]:
+    """Examples that begin with so many equal tokens, with answers of one to so many tokens."""
+    rng = random.Random(common + answers)
+
+    def draw(length: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(1, 100) for _ in range(length))
+
+    start, sequences = draw(common), []
+    for _ in range(count):
+        context = start + draw(rng.randint(1, 30))
+        choices = {draw(1 + n % answers): None for n in range(3)}
+        sequences += choice_sequences([Encoded(context, choice) for choice in choices])
+    return sequences
+
+
+def paths(row: Row) -> list[list[int]]:
+    """For each part the places of the tokens from the beginning of its sequences to its end."""
+    found: list[list[int]] = []
+    for part in row.parts:
+        before = found[part.parent] if part.parent >= 0 else []
+        found.append([*before, *range(part.start, part.stop)])
+    return found
+
+
+@given(
+    common=st.integers(0, 12),
+    answers=st.integers(1, 5),
+    row_tokens=st.sampled_from([60, 100, 400]),
+)
+def test_shared_rows_read_and_ask_what_each_sequence_does(
+    common: int, answers: int, row_tokens: int
+) -> None:
+    sequences = make_sequences(common, answers)
+    rows = share_rows(sequences, row_tokens)
+    if rows is None:
+        return
+    assert sorted(i for row in rows for i in row.members) == list(range(len(sequences)))
+    for row in rows:
+        assert 0 < row.tokens <= row_tokens
+        assert [t for part in row.parts for t in range(part.start, part.stop)] == list(
+            range(row.tokens)
+        )
+        path_to: dict[int, list[int]] = {}
+        for path in paths(row):
+            path_to.update({place: path[: n + 1] for n, place in enumerate(path)})
+            assert row.position_ids_T[path].tolist() == list(range(len(path)))
+        found = Counter()
+        for gather, target, member, owner in zip(
+            row.gather_A, row.targets_A, row.members_A, row.owners_A, strict=True
+        ):
+            read = tuple(row.input_ids_T[path_to[int(row.keep_U[gather])]].tolist())
+            found[row.members[member], read, int(target), int(owner)] += 1
+        expected = Counter(
+            (index, s.input_ids[: position + 1], target, owner)
+            for index in row.members
+            for s in [sequences[index]]
+            for position, target, owner in zip(s.positions, s.targets, s.owners, strict=True)
+        )
+        assert found == expected
+
+
+def test_shared_rows_read_a_common_beginning_once_a_row_and_a_context_once() -> None:
+    start = (9, 8, 7, 6, 5)
+    examples = [
+        [Encoded((*start, n), (1, 2, n)), Encoded((*start, n), (3,))] for n in range(20, 30)
+    ]
+    sequences = [s for encoded in examples for s in choice_sequences(encoded)]
+    [row] = share_rows(sequences, 100) or []
+    assert row.tokens == 5 + 10 * (1 + 2)  # the last token of an answer is only predicted
+    rows = share_rows(sequences, 20) or []
+    assert [row.tokens for row in rows] == [5 + 5 * 3, 5 + 5 * 3]
+
+
+@pytest.mark.parametrize(
+    ("contexts", "row_tokens"),
+    [
+        ([(1, 2, 3, 4, 5), (2, 3, 4, 5, 6)], 64),
+        ([(1, 2, 3, 4, 5), (1, 2, 3, 5, 6)], 64),
+        ([(1, 2, 3, 4, 5), (1, 2, 3, 4, 5)], 5),
+    ],
+    ids=["nothing in common", "too little in common", "a row too short for what shares"],
+)
+def test_rows_are_not_shared_where(contexts: list[tuple[int, ...]], row_tokens: int) -> None:
+    sequences = [Encoded(c, (7, n)).sequence() for n, c in enumerate(contexts)]
+    assert share_rows(sequences, row_tokens) is None
+
+
+@pytest.mark.parametrize("longest_plain", [512, 20, 0])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("common", "answers"), [(11, 1), (11, 4), (0, 4)])
+def test_scores_with_shared_parts_are_those_of_sequences_alone(
+    name: str, longest_plain: int, common: int, answers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_PLAIN_LENGTH", longest_plain)
+    model_class, config_class, more = MODELS[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**SMALL, **more, initializer_range=0.2)).eval()
+    sequences = make_sequences(common, answers)
+    alone = score_sequences(model, sequences, "float32", 200, packing=False)
+    model.set_attn_implementation(BLOCK_ATTENTION)
+    assert share_rows(sequences, 200) is not None
+    shared = score_sequences(model, sequences, "float32", 200)
+    assert [own.keys() for own in shared] == [own.keys() for own in alone]
+    expected, found = ([v for own in scores for v in own.values()] for scores in (alone, shared))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert np.std(expected) > 0.1  # scores that are all alike would prove nothing

@@ -1,0 +1,695 @@
+"""LLMs behind one protocol: a real endpoint that misbehaves, a real tiny model, and the fake."""
+
+import json
+import re
+import sys
+import threading
+import time
+import types
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from paft_ray.config import (
+    FakeLLM,
+    GenerationConfig,
+    LintConfig,
+    OpenAILLM,
+    TransformersLLM,
+    VLLMEngine,
+)
+from paft_ray.config.errors import LLMError
+from paft_ray.models.load import load_base, load_tokenizer
+from paft_ray.models.logprobs import generate
+from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
+from paft_ray.prompts.generate.fake import FakeClient
+from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, llm_label, open_llm
+from paft_ray.prompts.generate.requests import Completion, Request, build_requests, parse_completion
+from paft_ray.prompts.lint import lint, lint_instruction
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Task
+
+KEY = "sk-do-not-show-this-to-anybody"
+KEY_ENV = "PAFT_TEST_LLM_KEY"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the endpoint sends for one call."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str = "application/json"
+    missing_bytes: int = 0
+    """How much of what Content-Length promises never comes."""
+
+
+def as_json(value: Any, status: int = 200, **headers: str) -> Reply:
+    return Reply(status, json.dumps(value).encode(), headers)
+
+
+def good(text: str) -> Reply:
+    return as_json(
+        {
+            "id": "x", "object": "chat.completion", "created": 0, "model": "m",
+            "choices": [
+                {
+                    "index": 0, "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": text},
+                }
+            ],
+            "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+        }
+    )  # fmt: skip
+
+
+def with_choices(*choices: Any) -> Reply:
+    return as_json({"id": "x", "object": "chat.completion", "model": "m", "choices": choices})
+
+
+WHOLE = good("never read").body
+FAULTS: dict[str, tuple[Reply, str, int | None]] = {
+    "429": (as_json({"error": "slow down"}, 429, **{"Retry-After": "0"}), "HTTP 429", 429),
+    "429-odd-header": (as_json({}, 429, **{"Retry-After": "soon"}), "HTTP 429", 429),
+    "500-text": (Reply(500, b"oh no", content_type="text/plain"), "HTTP 500", 500),
+    "500-json": (as_json({"error": {"message": "oh no", "type": "x"}}, 500), "HTTP 500", 500),
+    "503-empty": (Reply(503, b""), "HTTP 503", 503),
+    "truncated": (Reply(200, WHOLE[:-20]), "the endpoint's answer is not JSON", 200),
+    "cut-off": (Reply(200, WHOLE[:-20], missing_bytes=20), "APIConnectionError", None),
+    "no-choices": (with_choices(), "the endpoint answered without a text", 200),
+    "null-choices": (as_json({"choices": None}), "the endpoint answered without a text", 200),
+    "empty-text": (good(""), "the endpoint answered without a text", 200),
+    "no-text": (with_choices({"index": 0, "message": {"role": "assistant", "content": None}}),
+                "the endpoint answered without a text", 200),
+    "no-message": (with_choices({"index": 0}), "the endpoint answered without a text", 200),
+    "error-as-200": (as_json({"error": "overloaded"}), "the endpoint answered without a text", 200),
+    "a-list": (as_json([]), "the endpoint answered without a text", 200),
+    "null": (as_json(None), "the endpoint answered without a text", 200),
+    "numbers-for-choices": (with_choices(1, None), "the endpoint answered without a text", 200),
+    "a-bomb": (Reply(200, b"[" * 200_000), "the endpoint's answer is not JSON", 200),
+    "not-utf-8": (Reply(200, b'{"id": "\xff\xfe"}'), "the endpoint's answer is not JSON", 200),
+    "not-gzip": (Reply(200, b"plain", {"Content-Encoding": "gzip"}), "APIConnectionError", None),
+    "a-page": (Reply(200, b"<html>Please log in</html>", content_type="text/html"),
+               "the endpoint answered without a text", 200),
+}  # fmt: skip
+
+each_fault = pytest.mark.parametrize("fault", list(FAULTS))
+
+
+class Endpoint:
+    """A real server of the OpenAI chat protocol; a call's decoding seed picks its script."""
+
+    def __init__(self) -> None:
+        self.script: dict[int, list[Reply]] = {}
+        self.last: dict[int, Reply] = {}
+        """What is sent when a script is over; a good answer by default."""
+        self.asked: dict[int, list[tuple[dict[str, Any], Message]]] = defaultdict(list)
+        self.times: dict[int, list[float]] = defaultdict(list)
+        self.before: Callable[[int], object] = lambda seed: None
+        self.drip: Callable[[], object] | None = None
+        """What is done before every single byte of a body."""
+        self.in_flight = self.peak = 0
+        self.changed = threading.Condition()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with endpoint.changed:
+                    endpoint.in_flight += 1
+                    endpoint.peak = max(endpoint.peak, endpoint.in_flight)
+                    endpoint.changed.notify_all()
+                try:
+                    self.reply(endpoint.answer(self.path, body, self.headers))
+                finally:
+                    with endpoint.changed:
+                        endpoint.in_flight -= 1
+                        endpoint.changed.notify_all()
+
+            def reply(self, reply: Reply) -> None:
+                self.send_response(reply.status)
+                self.send_header("Content-Type", reply.content_type)
+                self.send_header("Content-Length", str(len(reply.body) + reply.missing_bytes))
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                with suppress(ConnectionError):  # a client that did not wait for the answer
+                    self.end_headers()
+                    if endpoint.drip is None:
+                        self.wfile.write(reply.body)
+                        return
+                    for byte in reply.body:
+                        endpoint.drip()
+                        self.wfile.write(bytes([byte]))
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def answer(self, path: str, body: dict[str, Any], headers: Message) -> Reply:
+        seed = body["seed"]
+        with self.changed:
+            self.asked[seed].append((body, headers))
+            self.times[seed].append(time.monotonic())
+            self.changed.notify_all()
+            waiting = self.script.get(seed, [])
+            default = good(f"answer {seed}")
+            reply = waiting.pop(0) if waiting else self.last.get(seed, default)
+        self.before(seed)
+        return reply if path == "/v1/chat/completions" else Reply(404, b"")
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+    @property
+    def calls(self) -> dict[int, int]:
+        return {seed: len(asked) for seed, asked in self.asked.items()}
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    endpoint = Endpoint()
+    yield endpoint
+    endpoint.close()
+
+
+@pytest.fixture
+def make_llm(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EndpointLLM]:
+    monkeypatch.setenv(KEY_ENV, KEY)
+    monkeypatch.setattr(EndpointLLM, "_pause_s", 0.001)
+
+    def make(limit=None, share=1, **changes) -> EndpointLLM:
+        config = {
+            "type": "openai", "base_url": endpoint.url, "model": "m", "api_key_env": KEY_ENV,
+            "max_attempts": 3, "timeout_s": 30,
+        }  # fmt: skip
+        return EndpointLLM(OpenAILLM.model_validate({**config, **changes}), limit, share)
+
+    return make
+
+
+def make_requests(count: int, **changes) -> list[Request]:
+    return [
+        replace(
+            Request(
+                id=f"{seed:016x}",
+                llm=0,
+                strategy="zero_shot",
+                messages=(("user", f"Write prompt {seed}."),),
+                temperature=0.7,
+                top_p=0.9,
+                seed=seed,
+                max_tokens=12,
+            ),
+            **changes,
+        )
+        for seed in range(count)
+    ]
+
+
+def complete(llm, requests: list[Request]) -> dict[str, Completion]:
+    """All answers by request, after making sure that each request has exactly one."""
+    answers = [completion for group in llm.complete(requests) for completion in group]
+    assert Counter(a.request_id for a in answers) == Counter(r.id for r in requests)
+    assert all((a.text is None) != (a.error is None) for a in answers)
+    return {a.request_id: a for a in answers}
+
+
+def test_endpoint_asks_what_the_request_says_with_the_key_and_counts_tokens(endpoint, make_llm):
+    messages = (("system", "You write prompts."), ("user", "Write one."))
+    [request] = make_requests(1, messages=messages)
+    [answer] = complete(make_llm(), [request]).values()
+    assert (answer.text, answer.status, answer.attempts) == ("answer 0", 200, 1)
+    assert (answer.prompt_tokens, answer.completion_tokens) == (11, 7)
+    assert answer.seconds > 0
+    [(body, headers)] = endpoint.asked[0]
+    assert body == {
+        "model": "m", "temperature": 0.7, "top_p": 0.9, "max_tokens": 12, "seed": 0,
+        "messages": [
+            {"role": "system", "content": "You write prompts."},
+            {"role": "user", "content": "Write one."},
+        ],
+    }  # fmt: skip
+    assert headers["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"total_tokens": 3}, "unknown"])
+def test_endpoint_that_does_not_say_how_many_tokens_it_used_counts_none(usage, endpoint, make_llm):
+    body = {**json.loads(good("an answer").body), "usage": usage}
+    endpoint.script = {0: [as_json(body)]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("an answer", 0, 0)
+
+
+@each_fault
+def test_endpoint_after_one_fault_is_asked_again_and_answers(fault, endpoint, make_llm):
+    endpoint.script = {seed: [FAULTS[fault][0]] for seed in (0, 2)}
+    answers = complete(make_llm(), make_requests(3))
+    assert [a.text for _, a in sorted(answers.items())] == ["answer 0", "answer 1", "answer 2"]
+    assert [a.attempts for _, a in sorted(answers.items())] == [2, 1, 2]
+    assert endpoint.calls == {0: 2, 1: 1, 2: 2}
+
+
+@each_fault
+def test_endpoint_with_a_lasting_fault_is_given_up_after_max_attempts(fault, endpoint, make_llm):
+    reply, error, status = FAULTS[fault]
+    endpoint.last = {0: reply}
+    answers = complete(make_llm(max_attempts=4), make_requests(2))
+    failed = answers[f"{0:016x}"]
+    assert (failed.text, failed.error, failed.status) == (None, error, status)
+    assert failed.attempts == 4
+    assert endpoint.calls == {0: 4, 1: 1}
+    assert answers[f"{1:016x}"].text == "answer 1"
+
+
+def test_endpoint_with_every_fault_at_once_answers_every_request(endpoint, make_llm):
+    faults = [reply for reply, _, _ in FAULTS.values()]
+    requests = make_requests(2 * len(faults))
+    endpoint.script = {seed: faults[seed : seed + 2] for seed in range(len(faults))}
+    answers = complete(make_llm(concurrency=5), requests)
+    assert {a.text for a in answers.values()} == {f"answer {r.seed}" for r in requests}
+    assert sum(a.attempts for a in answers.values()) == sum(endpoint.calls.values())
+    assert sum(endpoint.calls.values()) == len(requests) + 2 * len(faults) - 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+def test_endpoint_that_refuses_a_request_is_not_asked_again(status, endpoint, make_llm):
+    message = f"Incorrect API key provided: {KEY}"
+    endpoint.last = {0: as_json({"error": {"message": message, "code": "invalid"}}, status)}
+    answers = complete(make_llm(), make_requests(2))
+    failed = answers[f"{0:016x}"]
+    assert (failed.error, failed.status, failed.attempts) == (f"HTTP {status}", status, 1)
+    assert endpoint.calls == {0: 1, 1: 1}
+    assert KEY not in repr(answers)
+
+
+def test_endpoint_that_names_a_time_to_wait_is_left_alone_that_long(endpoint, make_llm):
+    endpoint.script = {0: [as_json({}, 429, **{"Retry-After": "0.4"})]}
+    complete(make_llm(), make_requests(1))
+    first, second = endpoint.times[0]
+    assert second - first >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "odd", "retry-after": "3"}, 3),
+        ({"retry-after": "86400"}, 120),
+        ({"retry-after": "inf"}, 120),
+        ({"retry-after": "nan"}, 0),
+        ({"retry-after": "-5"}, 0),
+        ({"retry-after": "soon"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 GMT",
+          "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:30 -0000",
+          "date": "Wed, 21 Oct 2015 07:28:00 GMT"}, 30),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2199 07:28:00 GMT"}, 120),
+        ({"retry-after": "Wed, 99 Oct 2015 07:28:00 GMT"}, 0),
+    ],
+)  # fmt: skip
+def test_time_to_wait_is_read_from_seconds_milliseconds_and_dates(headers, seconds):
+    assert _retry_after(headers) == seconds
+
+
+def test_endpoint_has_as_many_requests_in_flight_as_it_may_and_never_more(endpoint, make_llm):
+    def hold(seed: int) -> None:
+        """Keep a call until all that may come are there, and for a while in case more do."""
+        with endpoint.changed:
+            endpoint.changed.wait_for(lambda: endpoint.peak >= 4, timeout=20)
+            endpoint.changed.wait_for(lambda: endpoint.peak > 4, timeout=0.25)
+
+    endpoint.before = hold
+    complete(make_llm(concurrency=4), make_requests(12))
+    assert endpoint.peak == 4
+
+
+def test_endpoint_shared_by_three_processes_leaves_each_a_third_of_what_is_in_flight(
+    endpoint, make_llm
+):
+    def hold(seed: int) -> None:
+        with endpoint.changed:
+            endpoint.changed.wait_for(lambda: endpoint.peak >= 3, timeout=20)
+            endpoint.changed.wait_for(lambda: endpoint.peak > 3, timeout=0.25)
+
+    endpoint.before = hold
+    complete(make_llm(concurrency=8, share=3), make_requests(9))
+    assert endpoint.peak == 3
+
+
+def test_endpoint_takes_requests_as_it_needs_them_however_many_there_are(endpoint, make_llm):
+    taken = 0
+
+    def many() -> Iterator[Request]:
+        nonlocal taken
+        assert threading.current_thread() is threading.main_thread()
+        [request] = make_requests(1)
+        for number in range(1_000_000):
+            taken += 1
+            yield replace(request, id=f"{number:016x}", seed=number)
+
+    answers = make_llm(concurrency=3).complete(many())
+    read = sum(len(next(answers)) for _ in range(5))
+    answers.close()
+    assert 5 <= read <= taken <= read + 6
+
+
+def test_endpoint_asked_nothing_answers_nothing(make_llm):
+    assert list(make_llm().complete(iter(()))) == []
+
+
+def test_endpoint_passes_on_what_goes_wrong_where_requests_come_from(endpoint, make_llm):
+    def broken() -> Iterator[Request]:
+        yield from make_requests(5)
+        raise OSError("the disk is gone")
+
+    answers = make_llm(concurrency=2).complete(broken())
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(answers)
+    assert len(endpoint.asked) <= 5
+
+
+def test_endpoint_whose_client_cannot_be_opened_says_so(make_llm, monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(OSError, match="No such file"):
+        list(make_llm().complete(make_requests(1)))
+
+
+def test_endpoint_has_one_time_limit_for_the_whole_of_an_answer(endpoint, make_llm):
+    """A server that sends a byte now and then never keeps a single read waiting for long."""
+    drops = threading.Event()
+    endpoint.drip = lambda: drops.wait(0.05)
+    [answer] = complete(make_llm(timeout_s=0.4, max_attempts=1), make_requests(1)).values()
+    assert (answer.error, answer.attempts) == ("no answer within 0.4 s", 1)
+    drops.set()
+
+
+def test_endpoint_waits_for_its_limit_before_every_attempt_and_says_what_it_took(
+    endpoint, make_llm
+):
+    class Recorder:
+        def __init__(self) -> None:
+            self.waited: list[float] = []
+            self.corrected: list[float] = []
+
+        async def wait(self, tokens: float) -> None:
+            self.waited.append(tokens)
+
+        async def correct(self, tokens: float) -> None:
+            self.corrected.append(tokens)
+
+    limit = Recorder()
+    endpoint.script = {1: [FAULTS["429"][0], FAULTS["500-text"][0]], 2: [Reply(400, b"")]}
+    complete(make_llm(limit=limit), make_requests(3))
+    estimate = len("Write prompt 0.") / 4 + 12
+    assert limit.waited == [estimate] * 5
+    assert limit.corrected == [11 + 7 - estimate] * 2
+
+
+def test_endpoint_whose_limit_breaks_passes_that_on_after_what_was_answered(endpoint, make_llm):
+    class Breaking:
+        def __init__(self) -> None:
+            self.left = 3
+
+        async def wait(self, tokens: float) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError("the limit's node is gone")
+
+        async def correct(self, tokens: float) -> None:
+            pass
+
+    answers = make_llm(limit=Breaking(), concurrency=1).complete(make_requests(9))
+    read = []
+    with pytest.raises(OSError, match="the limit's node is gone"):
+        for group in answers:
+            read += [answer.text for answer in group]
+    assert read == ["answer 0", "answer 1", "answer 2"]
+
+
+@pytest.mark.parametrize("half", [r"\ud800", r"\udfff"])
+def test_endpoint_whose_text_no_file_can_hold_is_mended(half, endpoint, make_llm):
+    body = good("HALF a pair").body.replace(b"HALF", half.encode())
+    endpoint.script = {0: [Reply(200, body)]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert answer.text == "? a pair"
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": "11"}, {"prompt_tokens": -1}, [1], 10**30])
+def test_endpoint_that_counts_in_an_odd_way_counts_none(usage, endpoint, make_llm):
+    endpoint.script = {0: [as_json({**json.loads(WHOLE), "usage": usage})]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("never read", 0, 0)
+
+
+def test_endpoint_hands_out_an_answer_when_it_is_there(endpoint, make_llm):
+    release = threading.Event()
+
+    def hold(seed: int) -> None:
+        if seed == 0:
+            release.wait(30)
+
+    endpoint.before = hold
+    answers = make_llm(concurrency=2).complete(make_requests(2))
+    assert [a.text for a in next(answers)] == ["answer 1"]
+    release.set()
+    assert [a.text for a in next(answers)] == ["answer 0"]
+    assert list(answers) == []
+
+
+def test_endpoint_given_up_by_its_reader_is_asked_no_more(endpoint, make_llm):
+    answers = make_llm(concurrency=2).complete(make_requests(30))
+    next(answers)
+    answers.close()
+    with endpoint.changed:
+        assert endpoint.changed.wait_for(lambda: endpoint.in_flight == 0, timeout=30)
+        asked = endpoint.calls
+    assert len(asked) < 30
+    [late] = make_requests(31)[30:]
+    complete(make_llm(), [late])
+    on_the_way = set(endpoint.calls) - set(asked) - {30}  # sent, and read by the server only now
+    assert len(on_the_way) <= 2
+    assert len(asked) + len(on_the_way) < 30
+
+
+def test_endpoint_that_answers_too_late_is_a_timeout(endpoint, make_llm):
+    release = threading.Event()
+    endpoint.before = lambda seed: release.wait(30)
+    [answer] = complete(make_llm(timeout_s=0.2, max_attempts=2), make_requests(1)).values()
+    assert (answer.error, answer.status, answer.attempts) == ("no answer within 0.2 s", None, 2)
+    with endpoint.changed:
+        assert endpoint.changed.wait_for(lambda: endpoint.calls == {0: 2}, timeout=30)
+    release.set()
+
+
+def test_endpoint_that_is_not_there_is_a_connection_error(endpoint, make_llm):
+    llm = make_llm()
+    endpoint.server.server_close()
+    [answer] = complete(llm, make_requests(1)).values()
+    assert (answer.error, answer.status, answer.attempts) == ("APIConnectionError", None, 3)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_endpoint_without_its_key_is_refused_by_the_name_of_the_variable(value, monkeypatch):
+    monkeypatch.delenv(KEY_ENV, raising=False)
+    if value is not None:
+        monkeypatch.setenv(KEY_ENV, value)
+    config = OpenAILLM(type="openai", base_url="http://x", model="m", api_key_env=KEY_ENV)
+    with pytest.raises(LLMError, match=f"{KEY_ENV} is not set on node"):
+        EndpointLLM(config)
+
+
+@pytest.mark.parametrize("key", ["sk-with-an-\u00e9", "sk-two\nlines"])
+def test_endpoint_whose_key_no_header_can_carry_is_refused_without_showing_it(key, monkeypatch):
+    monkeypatch.setenv(KEY_ENV, key)
+    config = OpenAILLM(type="openai", base_url="http://x", model="m", api_key_env=KEY_ENV)
+    with pytest.raises(LLMError, match=f"{KEY_ENV} on node") as caught:
+        EndpointLLM(config)
+    assert key not in repr(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("package", "config"),
+    [
+        ("openai", {"type": "openai", "base_url": "http://x", "model": "m"}),
+        ("vllm", {"type": "vllm", "path": "some/model"}),
+    ],
+)
+def test_llm_whose_package_is_missing_names_the_extra(package, config, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    [llm] = GenerationConfig.model_validate({"llms": [config]}).llms
+    with pytest.raises(LLMError, match=re.escape(f"pip install 'paft_ray[{package}]'")):
+        open_llm(llm, Storage.open(str(tmp_path)))
+
+
+@dataclass
+class FakeSampling:
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+
+
+class FakeEngine:
+    """The part of `vllm.LLM` that is used: takes at most 30 tokens, says what it was asked."""
+
+    made: ClassVar[list["FakeEngine"]] = []
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        config = types.SimpleNamespace(max_model_len=30)
+        self.llm_engine = types.SimpleNamespace(model_config=config)
+        self.calls: list[tuple[list[dict[str, list[int]]], list[FakeSampling]]] = []
+        self.made.append(self)
+
+    def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> list[Any]:
+        self.calls.append((prompts, sampling_params))
+        answers = [
+            types.SimpleNamespace(text=f" text {sampling.seed}", token_ids=(1, 2, 3))
+            for _, sampling in zip(prompts, sampling_params, strict=True)
+        ]
+        return [types.SimpleNamespace(outputs=[answer]) for answer in answers]
+
+
+def test_vllm_is_asked_all_at_once_each_request_with_its_own_settings(
+    tiny_model, tmp_path, monkeypatch
+):
+    fake = types.ModuleType("vllm")
+    vars(fake).update(LLM=FakeEngine, SamplingParams=FakeSampling)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    config = VLLMEngine(type="vllm", path=str(tiny_model), gpus=2)
+    assert llm_label(config) == tiny_model.name
+    assert llm_key(config) != llm_key(config.model_copy(update={"dtype": "float32"}))
+    assert llm_key(config) == llm_key(config.model_copy(update={"gpus": 1, "actors": 3}))
+
+    llm = open_llm(config, Storage.open(str(tmp_path)))
+    [engine] = FakeEngine.made
+    assert engine.options == {
+        "model": str(tiny_model), "dtype": "bfloat16", "tensor_parallel_size": 2,
+        "distributed_executor_backend": "mp",
+    }  # fmt: skip
+    requests = [replace(r, temperature=r.seed / 10) for r in make_requests(3)]
+    requests[1] = replace(requests[1], prefill="- Decide")
+    too_long = replace(make_requests(4)[3], messages=(("user", "film " * 40),))
+    answers = complete(llm, [*requests, too_long])
+    assert [answers[r.id].text for r in requests] == [" text 0", "- Decide text 1", " text 2"]
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokens = len(tokenizer("film " * 40 + "\n\n")["input_ids"])
+    refused = answers[too_long.id].error
+    assert refused == f"the prompt's {tokens} tokens are more than the model's 30"
+    [(prompts, sampling)] = engine.calls
+    assert [tokenizer.decode(p["prompt_token_ids"]) for p in prompts] == [
+        "Write prompt 0.\n\n", "Write prompt 1.\n\n- Decide", "Write prompt 2.\n\n",
+    ]  # fmt: skip
+    assert sampling == [FakeSampling(seed / 10, 0.9, 12, seed) for seed in range(3)]
+    assert list(llm.complete([])) == []
+
+
+@pytest.fixture(scope="module")
+def in_process(
+    tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[InProcessLLM]:
+    threads = torch.get_num_threads()
+    config = TransformersLLM(type="transformers", path=str(tiny_model), dtype="float32")
+    yield InProcessLLM(config, Storage.open(str(tmp_path_factory.mktemp("storage"))))
+    torch.set_num_threads(threads)
+
+
+def texts(llm, requests: list[Request]) -> list[str]:
+    answers = complete(llm, requests)
+    return [answers[request.id].text for request in requests]
+
+
+def test_model_in_process_writes_the_same_for_the_same_batch(in_process):
+    requests = make_requests(4)
+    first = texts(in_process, requests)
+    torch.rand(5)  # randomness that somebody else used
+    assert texts(in_process, requests) == first
+    assert len(set(first)) > 1
+    other_seed = [replace(request, seed=request.seed + 1) for request in requests]
+    assert texts(in_process, other_seed) != first
+
+
+def test_model_in_process_greedily_writes_what_the_text_alone_makes_it(in_process):
+    requests = [replace(request, temperature=0.0) for request in make_requests(3)]
+    assert texts(in_process, requests) == [texts(in_process, [r])[0] for r in requests]
+
+
+def test_model_in_process_continues_the_prefill_whose_last_line_is_part_of_the_answer(
+    in_process, tiny_model
+):
+    prefill = "- one example\n- Decide"
+    [answer] = texts(in_process, make_requests(1, temperature=0.0, prefill=prefill))
+    model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
+    [(text, _)] = generate(
+        model, tokenizer, [tokenizer(f"Write prompt 0.\n\n{prefill}")["input_ids"]], 12
+    )
+    assert text
+    assert answer == "- Decide" + text
+
+
+def test_model_in_process_counts_tokens_and_stops_at_the_limit(in_process):
+    answers = complete(in_process, make_requests(3, max_tokens=5))
+    assert {a.completion_tokens <= 5 for a in answers.values()} == {True}
+    assert max(a.completion_tokens for a in answers.values()) == 5
+    assert all(a.prompt_tokens > 3 and a.attempts == 1 for a in answers.values())
+
+
+TASK = Task("tone", "Say how rude a mail is.", ("mail", "sender"), {}, ("rude", "kind"), (), (), ())
+
+
+def requests_for(form: str, count: int = 40) -> list[Request]:
+    config = GenerationConfig.model_validate(
+        {"llms": [{"type": "fake"}], "form": form, "per_llm": count}
+    )
+    return list(build_requests(TASK, config, 0, ["fake"]))
+
+
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_fake_writes_the_same_usable_prompts_every_time(form):
+    requests = requests_for(form)
+    llm = open_llm(FakeLLM(type="fake"), Storage.open("/nowhere"))
+    written = texts(llm, requests)
+    assert texts(llm, requests[::-1]) == written[::-1]
+    assert len(set(written)) > len(written) / 2
+    check = lint if form == "template" else lint_instruction
+    for text in written:
+        parsed = parse_completion(text, form)
+        assert parsed is not None
+        assert check(parsed, TASK, LintConfig()).problem is None, parsed
+        assert ("{mail}" in parsed and "{sender}" in parsed) == (form == "template")
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_fake_fails_every_nth_request_and_always_the_same_ones(every):
+    requests = requests_for("template")
+    answers = complete(FakeClient(FakeLLM(type="fake", fail_every=every)), requests)
+    failed = {id for id, answer in answers.items() if answer.text is None}
+    assert failed == {r.id for r in requests if int(r.id, 16) % every == 0}
+    assert 0 < len(failed) <= len(requests)
+    assert {(answers[id].error, answers[id].status) for id in failed} == {("HTTP 500", 500)}
+    unfailing = complete(FakeClient(FakeLLM(type="fake")), requests)
+    assert all(answer.text for answer in unfailing.values())
+    kept = {id: a.text for id, a in answers.items() if id not in failed}
+    assert kept == {id: unfailing[id].text for id in kept}

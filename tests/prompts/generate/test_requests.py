@@ -1,0 +1,185 @@
+"""Generation: requests are functions of position, answers are stripped to the candidate."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from paft_ray.config import GenerationConfig, LintConfig
+from paft_ray.prompts.generate.requests import RequestBook, build_requests, parse_completion
+from paft_ray.prompts.lint import lint
+from paft_ray.tasks.example import Task
+
+PIQA = Task(
+    name="physical",
+    description="Given a goal and two solutions, say which one works.",
+    slots=("goal", "sol1", "sol2"),
+    option_slots={"sol1": "A", "sol2": "B"},
+    choices=("A", "B"),
+    train=(),
+    validation=(),
+    test=(),
+)
+TONE = Task("tone", "Say how rude {a} mail is.", ("mail",), {}, ("rude", "polite"), (), (), ())
+MATHS = Task("sums", "Solve the sum.", ("problem",), {}, None, (), (), ())
+
+
+def make_config(**changes):
+    llms = [{"type": "fake"}, {"type": "openai", "base_url": "http://x", "model": "m"}]
+    return GenerationConfig.model_validate({"llms": llms, "per_llm": 25, **changes})
+
+
+def contents(requests):
+    """All that the LLM is given, the beginning of its answer included."""
+    return ["\n".join([*(text for _, text in r.messages), r.prefill]) for r in requests]
+
+
+def test_requests_are_per_llm_and_strategy_with_ids_of_their_own():
+    requests = build_requests(TONE, make_config(), 0, ["one", "two"])
+    assert len(requests) == 2 * 2 * 25
+    assert len({request.id for request in requests}) == len(requests)
+    assert [r.llm for r in requests] == [0] * 50 + [1] * 50
+    assert {r.max_tokens for r in requests if r.llm == 0} == {96}
+    assert {r.max_tokens for r in requests if r.llm == 1} == {256}
+    assert all(0 <= request.seed < 2**31 for request in requests)
+
+
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_requests_more_or_other_llms_leave_the_first_ones_as_they_are(form):
+    few = build_requests(TONE, make_config(per_llm=5, form=form), 0, ["one", "two"])
+    many = build_requests(TONE, make_config(per_llm=9, form=form), 0, ["one", "other"])
+    mine = {(r.strategy, r.id) for r in few if r.llm == 0}
+    assert mine <= {(r.strategy, r.id) for r in many if r.llm == 0}
+    assert {r.id for r in few if r.llm == 1}.isdisjoint(r.id for r in many if r.llm == 1)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"key": "new"}, {"temperature": 0.5}])
+def test_requests_seed_key_and_temperature_change_every_id(change):
+    def ids(seed=0, key="one", temperature=1.0):
+        config = make_config(llms=[{"type": "fake"}], temperature=temperature)
+        return {request.id for request in build_requests(TONE, config, seed, [key])}
+
+    assert ids().isdisjoint(ids(**change))
+
+
+def test_requests_as_many_keys_as_llms_are_needed():
+    with pytest.raises(ValueError, match="1 keys for 2 LLMs"):
+        build_requests(TONE, make_config(), 0, ["one"])
+
+
+def test_temperatures_share_what_is_asked_and_more_of_them_or_of_requests_change_no_id():
+    def book(per_llm, *temperatures):
+        llms = [{"type": "fake", "temperatures": temperatures}]
+        config = GenerationConfig.model_validate({"llms": llms, "per_llm": per_llm})
+        return RequestBook(TONE, config, 0, ("key",))
+
+    def asked(book, size=4):
+        units = book.units(0, size)
+        assert all(unit.start % size == 0 and 1 <= len(unit) <= size for unit in units)
+        return {r.id: r.temperature for unit in units for r in book.requests(unit)}
+
+    two = asked(book(9, 0.5, 1.0))
+    assert Counter(two.values()) == {0.5: 10, 1.0: 8}
+    assert asked(book(9, 0.5, 1.0), size=3) == two
+    assert two.items() <= asked(book(30, 0.5, 1.0)).items()
+    assert two.items() <= asked(book(15, 0.5, 1.0, 1.5)).items()
+
+
+def test_template_requests_name_every_slot_in_braces_and_the_letters():
+    for text in contents(build_requests(PIQA, make_config(form="template"), 0, ["1", "2"])):
+        assert PIQA.description in text
+        assert all("{" + slot + "}" in text for slot in PIQA.slots)
+        assert "{sol1} is option A" in text
+
+
+def test_template_requests_few_shot_examples_are_good_templates():
+    config = make_config(form="template", strategies=["few_shot"], llms=[{"type": "fake"}])
+    for text in contents(build_requests(PIQA, config, 0, ["1"])):
+        _, *examples = text.split("\n\nExample ")
+        assert len(examples) == 3
+        for example in examples:
+            shown = example.split(":\n", 1)[1].split("\n\nYours is")[0]
+            verdict = lint(shown, PIQA, LintConfig())
+            assert verdict.problem is None, (shown, verdict)
+
+
+@pytest.mark.parametrize("task", [PIQA, MATHS])
+def test_instruction_requests_describe_the_task_and_hold_no_slot(task):
+    requests = build_requests(task, make_config(form="instruction"), 0, ["1", "2"])
+    for text in contents(requests):
+        assert "{" not in text
+        assert task.description in text
+
+
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_requests_vary_in_style_within_one_llm_and_strategy(form):
+    requests = build_requests(PIQA, make_config(form=form), 0, ["1", "2"])
+    for strategy in ("zero_shot", "few_shot"):
+        texts = contents(r for r in requests if r.llm == 0 and r.strategy == strategy)
+        assert len(set(texts)) >= 20
+
+
+def test_few_shot_examples_name_the_choices_of_any_task():
+    config = make_config(form="instruction", strategies=["few_shot"])
+    text = "\n".join(contents(build_requests(TONE, config, 0, ["1", "2"])))
+    assert "rude or polite" in text
+    assert "CHOICES" not in text
+    assert "Say how rude {a} mail is." in text
+
+
+def test_few_shot_examples_are_the_task_s_own_where_it_has_some():
+    own = tuple(f"Rate mail number {i}." for i in range(5))
+    config = make_config(form="instruction", strategies=["few_shot"])
+    for text in contents(build_requests(replace(TONE, instructions=own), config, 0, ["1", "2"])):
+        assert sum(example in text for example in own) == 4
+        assert "rude or polite" not in text
+
+
+@pytest.mark.parametrize(
+    ("answer", "instruction"),
+    [
+        ("Decide which is right.", "Decide which is right."),
+        ('  "Decide which is right."\n\nIt is short.', "Decide which is right."),
+        ("Sure! Here is the instruction:\n\nDecide which is right.", "Decide which is right."),
+        ("Here's one: Decide which is right.", "Decide which is right."),
+        ("1. Decide which is right.\n2. Tell me more.", "Decide which is right."),
+        ("**Instruction:** Decide which is right", "Decide which is right"),
+        ("## Instruction\n- Decide which is right!", "Decide which is right!"),
+        ("```text\nDecide which is right?\n```", "Decide which is right?"),
+        ("<think>Hm. I could</think>\nDecide which is right.", "Decide which is right."),
+        ("Read what is given here. Then decide. Thank you.", "Read what is given here."),
+        ("Read it. Then decide which is right. Thanks.", "Read it. Then decide which is right."),
+        ("Answer, e.g. with A, what is right. More.", "Answer, e.g. with A, what is right."),
+        ("“Which of ‘A’ and ‘B’ is right?”", "Which of ‘A’ and ‘B’ is right?"),
+        ('Say "yes" or "no" to this.', 'Say "yes" or "no" to this.'),
+        ("<think>never ends", None),
+        ("Sure!\n\n", None),
+        ("```\n```", None),
+        ("", None),
+    ],
+)
+def test_parse_instruction_keeps_the_first_sentence_only(answer, instruction):
+    assert parse_completion(answer, "instruction") == instruction
+
+
+TEMPLATE = "Question: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("answer", "template"),
+    [
+        (TEMPLATE, TEMPLATE),
+        (f"Here is the template:\n\n{TEMPLATE}", TEMPLATE),
+        (f"Sure, here's a prompt template you could use:\n```\n{TEMPLATE}\n```\nEnjoy!", TEMPLATE),
+        (f"**Prompt Template:**\n\n{TEMPLATE}\n\nThis template asks for a letter.", TEMPLATE),
+        (f'Template 1:\n"{TEMPLATE}"', TEMPLATE),
+        ("1. Is {goal} done by {sol1}?\n2. Is {goal} fine?", "Is {goal} done by {sol1}?"),
+        ("1. Is {goal} done by {sol1}?", "Is {goal} done by {sol1}?"),
+        ("1. {sol1}\n2. {sol2}\nWhich for {goal}?", "1. {sol1}\n2. {sol2}\nWhich for {goal}?"),
+        ("{goal}\r\n{sol1}", "{goal}\n{sol1}"),
+        ("Note: {goal}\n\nNote that A is {sol1}", "Note: {goal}\n\nNote that A is {sol1}"),
+        (" \n", None),
+    ],
+)  # fmt: skip
+def test_parse_template_keeps_the_template_only(answer, template):
+    assert parse_completion(answer, "template") == template

