@@ -54,7 +54,7 @@ _VERBS = (
 _LINKS = ("and", "and then", "so that you can", "in order to", "until you can", "and finally")
 _TASKS = (
     "decide", "judge", "say", "determine", "work out", "tell us", "report", "classify", "predict",
-    "infer", "write_results", "explain in one word", "label", "rate", "estimate", "choose", "identify",
+    "infer", "conclude", "explain in one word", "label", "rate", "estimate", "choose", "identify",
     "settle", "state plainly", "point out",
 )  # fmt: skip
 _ADJECTIVES = (

@@ -8,20 +8,18 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import yaml
 
-from paft_ray.cli.grammar import SUBMIT, parse
+from paft_ray.cli.grammar import SUBMIT, options_of, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, say, write
 from paft_ray.cli.submit import submit
-from paft_ray.cli.verbs import VERBS, Result, Verb
-from paft_ray.cluster.access import check_access
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import dump_config, load_config
-from paft_ray.runs.context import RunContext
+from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
+from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
 
 logger = logging.getLogger(__name__)
@@ -57,23 +55,33 @@ def call(arguments: Sequence[str]) -> int:
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
-    from paft_ray.pipeline.verbs import open_context
-
     screen = RichScreen(streams.console)
-    try:
-        context = open_context(
-            config, options.overwrite, screen, not verb.needs_ray, verb.reads_test
+    with ExitStack() as stack:
+        try:
+            work = stack.enter_context(prepare(verb, config, options_of(options), screen))
+        except PaftError as error:
+            return say(streams.stderr, error, 2)
+        for warning in work.context.warnings:
+            screen.line(f"note: {warning}")
+        result = _perform(work, streams)
+    if isinstance(result, int):
+        return result
+    for line in result.missing:
+        streams.console.print(
+            f"missing: {line}", style="red", soft_wrap=True, highlight=False, markup=False
         )
-        checked = None if verb.check is None else verb.check(context, options)
-    except PaftError as error:
-        return say(streams.stderr, error, 2)
-    for warning in context.warnings:
-        screen.line(f"note: {warning}")
-    new = not context.run_folder.exists()
-    with log_file(context) if verb.logged else nullcontext(None) as log:
+    text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
+    write(streams.stdout, text + "\n")
+    return 2 if result.missing else 0
+
+
+def _perform(work: Work, streams: Streams) -> Result | int:
+    """The result, or the exit code of work that did not end well."""
+    screen, new = work.context.screen, not work.context.run_folder.exists()
+    with log_file(work.context) if work.verb.logged else nullcontext(None) as log:
         try:
             with _interruptible():
-                result = _run(verb, context, options, checked)
+                return perform(work, _handle_termination)
         except ConfigError as error:
             if log is not None and new:
                 log.discard()
@@ -94,39 +102,11 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
             place = "above" if log is None else f"in {log.place}"
             message = f"{type(error).__name__}: {one_line(error)}\nthe traceback is {place}"
             return say(streams.stderr, message, 1)
-    for line in result.missing:
-        streams.console.print(
-            f"missing: {line}", style="red", soft_wrap=True, highlight=False, markup=False
-        )
-    text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
-    write(streams.stdout, text + "\n")
-    return 2 if result.missing else 0
 
 
-def _run(verb: Verb, context: RunContext, options: argparse.Namespace, checked: Any) -> Result:
-    if not verb.needs_ray:
-        return verb.run(context, options)
-    if verb.finished and not options.overwrite and (result := verb.finished(context)) is not None:
-        return result
-    from paft_ray.cluster.resources import check_cluster, node_resources
-    from paft_ray.cluster.session import import_ray, ray_session
-    from paft_ray.pipeline.nodes import require_nodes, survey
-    from paft_ray.pipeline.verbs import begin_model_check, finish_model_check
-    from paft_ray.tracking import import_early
-
-    check_access(options.insist)
-    import_early(context.config)
-    if verb.trains:
-        begin_model_check(context, options.overwrite, checked or ())
-        import_ray()  # while the model is tried
-        finish_model_check(context)
-    with ray_session(options.insist):
-        check_cluster(context.config)
-        if len(node_resources()) > 1:
-            require_nodes(survey(context.config, context.storage))
-        # Ray's own handler ends the raylet first, and then this process aborts
-        signal.signal(signal.SIGTERM, _terminate)
-        return verb.run(context, options)
+def _handle_termination() -> None:
+    """Take SIGTERM back from Ray, whose own handler ends the raylet first and aborts us then."""
+    signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -3,11 +3,13 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
-from paft_ray.cli.verbs import VERBS
 from paft_ray.cluster.access import INSIST
 from paft_ray.cluster.jobs import DASHBOARD, JOBS
+from paft_ray.pipeline.perform import Options
+from paft_ray.pipeline.verbs import VERBS
 
 SUBMIT = "submit"
 
@@ -28,6 +30,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest  # overrides that stand behind an option
     return options
+
+
+def options_of(words: argparse.Namespace) -> Options:
+    """The options of a verb, from the words of its command."""
+    known = {field.name: getattr(words, field.name, None) for field in fields(Options)}
+    return Options(**{name: value for name, value in known.items() if value is not None})
 
 
 def build_parser() -> argparse.ArgumentParser:

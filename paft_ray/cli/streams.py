@@ -14,8 +14,7 @@ from rich.console import Console
 
 from paft_ray.config.errors import PaftError
 from paft_ray.runs.context import RunContext
-
-LOG = "log.txt"
+from paft_ray.runs.log import LOG, redirected
 
 
 @dataclass(frozen=True)
@@ -82,24 +81,6 @@ def log_file(context: RunContext) -> Iterator[Log]:
                     parent.rmdir()
     elif log.kept:
         folder.write_bytes(LOG, local.read_bytes())
-
-
-@contextmanager
-def redirected(file: Path) -> Iterator[None]:
-    """While the block runs, what this process and its children print goes to a file."""
-    real = os.dup(1), os.dup(2)
-    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(real[0], 1)
-        os.dup2(real[1], 2)
-        for descriptor in (*real, log):
-            os.close(descriptor)
 
 
 def write(stream: TextIO, text: str) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from paft_ray.cli.streams import Streams, say, write
-from paft_ray.cli.verbs import VERBS
 from paft_ray.cluster.access import INSIST, check_dashboard_access
 from paft_ray.cluster.jobs import follow, plan_job, send
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError
+from paft_ray.pipeline.verbs import VERBS
 
 
 def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +60,8 @@ def import_ray() -> None:
 
 @contextmanager
 def ray_session(insist: bool = False) -> Iterator[None]:
-    """Ray for one command: joined where RAY_ADDRESS names a cluster, else started on this machine.
+    """Ray for one command: the one that this process runs on already, else the cluster that
+    RAY_ADDRESS names, else one that is started on this machine.
 
     A cluster that we start asks for a token, made here and known to this process and its children
     only. To one that we join go the settings that its processes read, and no secret.
@@ -70,6 +72,9 @@ def ray_session(insist: bool = False) -> Iterator[None]:
     Raises:
         ConfigError: See `check_access`.
     """
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        yield
+        return
     address = check_access(insist)
     import_ray()
     import ray

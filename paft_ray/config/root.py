@@ -13,12 +13,7 @@ from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
-from paft_ray.config.variants import (
-    BoundPromptsVariant,
-    PaftVariant,
-    Training,
-    VariantConfig,
-)
+from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, Training, VariantConfig
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 

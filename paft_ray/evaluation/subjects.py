@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from paft_ray.config import (
-    BASE,
-)
+from paft_ray.config import BASE
 from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.pool import PromptPool

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import resolve_path
@@ -35,12 +35,20 @@ class ModelCheckProcess:
         """No process yet."""
         self._running: tuple[Connection, BaseProcess] | None = None
 
+    def __enter__(self) -> Self:
+        """Nothing is started yet."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the process."""
+        self.close()
+
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Ask for a function of a module to be called."""
         if self._running is None:
             context = multiprocessing.get_context("spawn")
             connection, other = context.Pipe()
-            process = context.Process(target=_serve, args=(other,), name="trial", daemon=True)
+            process = context.Process(target=_serve, args=(other,), name="model check", daemon=True)
             process.start()
             other.close()  # so that each side sees the end of the other
             self._running = connection, process

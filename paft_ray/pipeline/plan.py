@@ -23,7 +23,7 @@ from paft_ray.config import (
     total_steps,
 )
 from paft_ray.config.errors import ConfigError, PaftError
-from paft_ray.models.meta import count_weights
+from paft_ray.models.meta import ModelCheckProcess, count_weights
 from paft_ray.models.peft_check import complete_peft
 from paft_ray.pipeline.nodes import Node
 from paft_ray.prompts.build import request_book
@@ -122,14 +122,11 @@ def describe_sizes(context: RunContext) -> dict[str, Any]:
     steps = total_steps(config.train, len(context.task.train))
     peft = complete_peft(config.model.peft, steps)
     try:
-        context.model_check.begin(
-            count_weights, config.model.path, config.model.revision, peft, config.seed
-        )
-        sizes = ModelSizes(**context.model_check.finish())
+        with ModelCheckProcess() as checks:
+            checks.begin(count_weights, config.model.path, config.model.revision, peft, config.seed)
+            sizes = ModelSizes(**checks.finish())
     except PaftError as error:
         return {"unknown": str(error)}
-    finally:
-        context.model_check.close()
     memory = worker_memory(
         sizes,
         config.train,

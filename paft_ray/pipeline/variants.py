@@ -7,12 +7,7 @@ prompt: written by hand, named by the user, or the best one for the base model.
 import itertools
 from collections.abc import Sequence
 
-from paft_ray.config import (
-    BoundPromptsVariant,
-    HumanPromptVariant,
-    PaftVariant,
-    VariantConfig,
-)
+from paft_ray.config import BoundPromptsVariant, HumanPromptVariant, PaftVariant, VariantConfig
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.evaluation.selection import choose_single_prompt
 from paft_ray.prompts.dedup import similarity

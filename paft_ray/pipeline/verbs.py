@@ -1,140 +1,304 @@
-"""The public functions: each takes a whole configuration, checks it, and does one thing.
+"""What each verb does, and what a person sees of its result: the Python API.
 
-They need a Ray to run on: one that `ray.init` joined before, or `paft_ray.cluster.session.ray_session`.
+Every function takes a configuration and options, checks them, does one thing and returns a
+`Result`; the command line and `jobs/*.py` call the same verbs by name. They run on the Ray that
+this process has joined, or start one of their own.
 """
 
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from paft_ray.config import Config, Training, VariantConfig, total_steps
-from paft_ray.models.meta import check_adapters, warm_up
-from paft_ray.models.peft_check import complete_peft
-from paft_ray.models.warm_start import read_adapter
-from paft_ray.pipeline import run as running
-from paft_ray.pipeline.preflight import RUN_RECORD, preflight
-from paft_ray.pipeline.variants import variant_prompts
-from paft_ray.prompts import build
-from paft_ray.prompts.pool import PromptPool
+from paft_ray.cluster.access import check_access, named_cluster
+from paft_ray.config import Config
+from paft_ray.config.errors import ConfigError
+from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.progress import Screen, SilentScreen
-from paft_ray.storage.paths import Storage
-from paft_ray.training.distributed import trainer
-from paft_ray.training.distributed.trainer import TrainedAdapter
+from paft_ray.runs.log import LOG, redirected
+from paft_ray.runs.progress import Screen
 
 
-def open_context(
-    config: Config,
-    overwrite: bool = False,
-    screen: Screen | None = None,
-    planning: bool = False,
-    test: bool = True,
-) -> RunContext:
-    """Check everything that can be checked before work, and open the context.
+def _prompts(work: Work) -> Result:
+    from paft_ray.prompts.build import pool_fingerprint, pool_record
+    from paft_ray.report import funnel_lines, write_pool_page
+    from paft_ray.report.pool import build_published_pool
 
-    Args:
-        config: What is to be done.
-        overwrite: The run's name may belong to another configuration.
-        screen: Where a person follows the work; silent by default.
-        planning: No worker will run here.
-        test: Read test examples; a search opens its context without.
-
-    Raises:
-        PaftError: See `preflight`; nothing was written.
-    """
-    checked = preflight(config, overwrite, planning, test)
-    storage = Storage.open(config.storage)
-    return RunContext(config, checked.task, storage, screen or SilentScreen(), checked.warnings)
+    context = work.context.tracked()
+    pool = build_published_pool(context)
+    folder = context.storage.child("pools", pool_fingerprint(context))
+    about = pool_record(folder) or {}
+    page = write_pool_page(folder)
+    text = [*funnel_lines(about), "", f"pool: {_near(folder.path())}", f"page: {_near(page)}"]
+    data = {"pool": folder.path(), "page": page, "fingerprint": pool.fingerprint, **about}
+    return Result(data, "\n".join(text))
 
 
-def begin_model_check(
-    context: RunContext, overwrite: bool = False, others: Sequence[Config] = ()
-) -> None:
-    """Begin to check what only transformers and peft can, in a process of its own.
+def _train(work: Work) -> Result:
+    from paft_ray.models.load import result_folder
+    from paft_ray.pipeline.run import train_all
 
-    That is whether the model and its adapter can be built; passed over where the run has begun,
-    and so was accepted before. `finish_model_check` waits for it.
+    context = work.context
+    trained = train_all(context, work.checks, work.options.overwrite)
+    kind = result_folder(context.config.model.peft)
+    data = {
+        context.config.called(t.training): {
+            kind: t.folder.path(kind),
+            "fingerprint": t.fingerprint,
+            **t.about,
+        }
+        for t in trained
+    }
+    lines = [f"{kind}: {entry[kind]}" for entry in data.values()]
+    return Result(data, "\n".join(lines))
 
-    Args:
-        context: The run.
-        overwrite: The run begins anew.
-        others: Configurations whose adapters are tried as well.
-    """
-    if context.run_folder.exists(RUN_RECORD) and not overwrite:
-        context.model_check.begin(warm_up)
-        return
-    config, warm_start = context.config, context.config.train.warm_start
-    pefts: list[Mapping[str, Any] | None] = []
-    for each in (config, *others):
-        steps = total_steps(each.train, len(context.task.train))
-        if (peft := complete_peft(each.model.peft, steps)) not in pefts:
-            pefts.append(peft)
-    context.model_check.begin(
-        check_adapters,
-        config.model.path,
-        config.model.revision,
-        pefts,
-        config.seed,
-        None if warm_start is None else read_adapter(warm_start),
+
+def _check_evaluate(context: RunContext, options: Options) -> None:
+    from paft_ray.pipeline.run import find_all_trained
+
+    find_all_trained(context)
+
+
+def _evaluate(work: Work) -> Result:
+    from paft_ray.pipeline.run import evaluate
+
+    return _results(work.context, evaluate(work.context))
+
+
+def _run_all(work: Work) -> Result:
+    from paft_ray.pipeline.run import run
+
+    summary = run(work.context, work.checks, work.options.overwrite)
+    return _results(work.context, summary)
+
+
+def _finished_run(context: RunContext) -> Result | None:
+    from paft_ray.pipeline.run import finished_summary
+
+    summary = finished_summary(context)
+    return None if summary is None else _results(context, summary)
+
+
+def _tune(work: Work) -> Result:
+    from paft_ray.tuning.search import search
+
+    found = search(work.context, work.checks, work.options.overwrite)
+    return _search_results(work.context, found)
+
+
+def _finished_search(context: RunContext) -> Result | None:
+    from paft_ray.tuning.search import finished_search
+
+    found = finished_search(context)
+    return None if found is None else _search_results(context, found)
+
+
+def _check_search(context: RunContext, options: Options) -> Sequence[Config]:
+    from paft_ray.tuning.check import check_search
+
+    return check_search(context)
+
+
+def _search_results(context: RunContext, found: Mapping[str, Any]) -> Result:
+    from paft_ray.report import search_table
+
+    results = _results(context, found["summary"])
+    return Result(found, "\n".join([search_table(found), "", results.text]))
+
+
+def _report(work: Work) -> Result:
+    from paft_ray.report import write_report
+
+    folder = work.context.run_folder
+    if not folder.exists("summary.json"):
+        raise ConfigError(
+            f"name: there is no finished evaluation in {folder.path()}: run `paft run` or `paft "
+            "evaluate` with this configuration first"
+        )
+    path = write_report(folder)
+    return Result({"report": path}, f"report: {path}")
+
+
+def _plan_export(context: RunContext, options: Options) -> Any:
+    from paft_ray.export.adapter import plan_export
+    from paft_ray.export.lm_eval import plan_lm_eval
+    from paft_ray.tuning.search import holds_search, of_finalists
+
+    if holds_search(context):
+        label = None if options.lm_eval else options.variant or ""
+        context = of_finalists(context, label)
+    if options.lm_eval:
+        if options.variant or options.seed is not None or options.merge or options.pyfunc:
+            raise ConfigError(
+                "--lm-eval writes prompts and examples, no model: leave out --variant, --seed, "
+                "--merge and --pyfunc, and export the model by another command"
+            )
+        return plan_lm_eval(context, options.out)
+    return plan_export(
+        context, options.variant, options.seed, options.merge, options.pyfunc, options.out
     )
 
 
-def finish_model_check(context: RunContext) -> None:
-    """Wait for what `begin_model_check` began.
+def _export(work: Work) -> Result:
+    from paft_ray.cluster.session import prepare_environment
+    from paft_ray.export.adapter import export
+    from paft_ray.export.lm_eval import export_lm_eval
+
+    prepare_environment()
+    if work.options.lm_eval:
+        tasks = export_lm_eval(work.checked)
+        base, *others = tasks.commands.items()
+        lines = [f"{model}: {command}" for model, command in others]
+        wrote = f"lm_eval: {tasks.tasks} tasks of {tasks.examples} examples"
+        last = f"{wrote}: {_near(tasks.folder)}; run: {base[1]}"
+        return Result(asdict(tasks), "\n".join([*lines, last]))
+    exported = export(work.checked)
+    return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
+
+
+def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
+    from paft_ray.report import results_table
+
+    lines = [
+        results_table(summary),
+        "",
+        f"report:  {_near(context.run_folder.path('report.html'))}",
+    ]
+    if (target := context.tracked().tracking) is not None:
+        mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
+        uri = target.uri
+        lines.append(
+            f"MLflow:  {mlflow} ui --backend-store-uri {uri}"
+            if uri.startswith("sqlite:")
+            else f"MLflow:  {uri}"
+        )
+    return Result(summary, "\n".join(lines))
+
+
+def _near(path: str) -> str:
+    """A path relative to the working directory, where it lies below."""
+    below = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if below else path
+
+
+def _plan(work: Work) -> Result:
+    from paft_ray.cluster.session import prepare_environment
+    from paft_ray.pipeline.plan import describe_plan, describe_sizes, plan_lines
+
+    context, options = work.context, work.options
+    prepare_environment()
+    if named_cluster() is not None:
+        check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
+    plan = describe_plan(context)
+    with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
+        plan["sizes"] = describe_sizes(context)
+        if named_cluster() is not None:
+            plan |= _look_at_cluster(context, options.insist, plan["sizes"])
+    return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))
+
+
+def _look_at_cluster(
+    context: RunContext, insist: bool, sizes: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    from paft_ray.cluster.session import ray_session
+    from paft_ray.pipeline.nodes import survey
+    from paft_ray.pipeline.plan import describe_cluster
+
+    with ray_session(insist):
+        nodes = survey(context.config, context.storage)
+        return describe_cluster(context, nodes, sizes)
+
+
+VERBS: Mapping[str, Verb] = {
+    "prompts": Verb("build the prompt pool", _prompts),
+    "train": Verb("train the variants of the configuration", _train, trains=True),
+    "evaluate": Verb(
+        "evaluate trained variants on held-out prompts", _evaluate, check=_check_evaluate
+    ),
+    "run": Verb(
+        "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
+    ),
+    "tune": Verb(
+        "search pool size, sampling temperature and other settings for the most robust model",
+        _tune,
+        trains=True,
+        finished=_finished_search,
+        reads_test=False,
+        check=_check_search,
+    ),
+    "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
+    "export": Verb(
+        "write an adapter, a merged model, an MLflow pyfunc or lm-eval tasks to a folder",
+        _export,
+        needs_ray=False,
+        check=_plan_export,
+    ),
+    "plan": Verb(
+        "check everything and say what would be done",
+        _plan,
+        needs_ray=False,
+        may_join=True,
+        logged=False,
+    ),
+}
+
+
+def call(
+    name: str, config: Config, options: Options | None = None, screen: Screen | None = None
+) -> Result:
+    """Call a verb by its name.
+
+    Args:
+        name: One of `VERBS`.
+        config: What is to be done.
+        options: See `Options`.
+        screen: Where a person follows the work; silent by default.
 
     Raises:
-        ConfigError: Model or adapter cannot be built; nothing was written.
+        ConfigError: The configuration or the options cannot work; nothing was written.
+        PaftError: The work failed; what is done is kept, and the same call continues.
     """
-    context.model_check.finish()
+    with prepare(VERBS[name], config, options or Options(), screen) as work:
+        return perform(work)
 
 
-def check_model(
-    context: RunContext, overwrite: bool = False, others: Sequence[Config] = ()
-) -> None:
-    """Check that the model and its adapter can be built, see `begin_model_check`.
-
-    Raises:
-        ConfigError: They cannot; nothing was started or written.
-    """
-    try:
-        begin_model_check(context, overwrite, others)
-        finish_model_check(context)
-    finally:
-        context.model_check.close()
+def build_prompt_pool(config: Config, options: Options | None = None) -> Result:
+    """Build the prompt pool and its page, or find them built."""
+    return call("prompts", config, options)
 
 
-def build_prompt_pool(config: Config) -> PromptPool:
-    """Build the prompt pool that the configuration describes, or find it built."""
-    return build.build_prompt_pool(open_context(config))
+def train(config: Config, options: Options | None = None) -> Result:
+    """Train all variants with all seeds, or find them trained."""
+    return call("train", config, options)
 
 
-def train(
-    config: Config, pool: PromptPool, variant: VariantConfig, seed: int | None = None
-) -> TrainedAdapter:
-    """Train one variant on a pool, or find it trained; `seed` is the configuration's first."""
-    context = open_context(config)
-    check_model(context)
-    with running.open_run(context):
-        training = Training(variant, config.training_seeds[0] if seed is None else seed)
-        return trainer.train(context, variant_prompts(context, pool, variant), training, pool)
+def evaluate(config: Config, options: Options | None = None) -> Result:
+    """Evaluate the base model and all trained variants; `data` is the content of `summary.json`."""
+    return call("evaluate", config, options)
 
 
-def evaluate(config: Config) -> dict[str, Any]:
-    """Evaluate the base model and all trained variants; returns the content of `summary.json`."""
-    return running.evaluate(open_context(config))
+def run(config: Config, options: Options | None = None) -> Result:
+    """Pool, variants, evaluation, report; `data` is the content of `summary.json`."""
+    return call("run", config, options)
 
 
-def run(config: Config) -> dict[str, Any]:
-    """Pool, variants, evaluation, report; returns the content of `summary.json`."""
-    context = open_context(config)
-    check_model(context)
-    return running.run(context)
+def tune(config: Config, options: Options | None = None) -> Result:
+    """Search the space of `tuning`; `data` is the content of `search.json`, with `summary`."""
+    return call("tune", config, options)
 
 
-def tune(config: Config) -> dict[str, Any]:
-    """Search the space of `tuning`; returns the content of `search.json`, and `summary`."""
-    from paft_ray.tuning.check import check_search
-    from paft_ray.tuning.search import search
+def report(config: Config, options: Options | None = None) -> Result:
+    """Write the report of a run again."""
+    return call("report", config, options)
 
-    context = open_context(config, test=False)
-    check_model(context, others=check_search(context))
-    return search(context)
+
+def export(config: Config, options: Options | None = None) -> Result:
+    """Write an adapter, a merged model, a pyfunc or lm-eval tasks to a folder."""
+    return call("export", config, options)
+
+
+def plan(config: Config, options: Options | None = None) -> Result:
+    """Check everything and say what would be done."""
+    return call("plan", config, options)

@@ -19,13 +19,7 @@ from paft_ray.prompts.coverage import covering_order
 from paft_ray.prompts.dedup import deduplicate
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
 from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
-from paft_ray.prompts.split import (
-    NO_LAYOUT,
-    Piece,
-    TooFewError,
-    place_instructions,
-    split_pieces,
-)
+from paft_ray.prompts.split import NO_LAYOUT, Piece, TooFewError, place_instructions, split_pieces
 from paft_ray.prompts.template import TOO_SHORT, count_words
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint

@@ -3,54 +3,56 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from paft_ray.config import (
-    BASE,
-    Config,
-)
+from paft_ray.config import BASE, Config
+from paft_ray.config.loading import result_fields
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
-from paft_ray.pipeline.run import _identity
+from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
+from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import to_json, to_parquet
-from paft_ray.tracking import (
-    Metric,
-    Tracker,
-    top_metric,
-)
+from paft_ray.tracking import Metric, Tracker, top_metric
 from paft_ray.training.distributed.trainer import TrainedAdapter
 
 
-def write_results(
-    context: RunContext,
-    pool: PromptPool,
-    trained: Sequence[TrainedAdapter],
-    scores: GridScores,
-    seconds: Mapping[str, float],
-    tracker: Tracker,
-    configs: Mapping[str, Config] | None = None,
-) -> dict[str, Any]:
-    """Write scores, summary and report, and track them; returns the summary.
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What a run has found out when all is scored."""
+
+    pool: PromptPool
+    """Its held-out prompts were asked."""
+    trained: Sequence[TrainedAdapter]
+    """What was compared with the base model."""
+    scores: GridScores
+    """Of all of them."""
+    seconds: Mapping[str, float]
+    """Stage to wall-clock time."""
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    """By label the configuration of a variant, where it is not the run's own."""
+
+
+def run_identity(context: RunContext) -> str:
+    """Fingerprint of a run: configuration and content, since files behind a path may change."""
+    content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
+    return fingerprint("run", result_fields(context.config), content)
+
+
+def write_results(context: RunContext, results: Results, tracker: Tracker) -> dict[str, Any]:
+    """Write scores, summary and report, and track them; returns the content of `summary.json`.
 
     The run is complete, and has a manifest, when all its variants are in the summary.
-
-    Args:
-        context: The run.
-        pool: Whose held-out prompts were asked.
-        trained: What was compared with the base model.
-        scores: Of all of them.
-        seconds: Stage to wall-clock time.
-        tracker: The run's.
-        configs: By label the configuration of a variant, where it is not the run's own.
     """
+    pool, trained, scores = results.pool, results.trained, results.scores
     folder, evaluation = context.run_folder, context.config.evaluation
     folder.delete(MANIFEST)  # what it vouched for is about to change
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
@@ -63,7 +65,7 @@ def write_results(
         labels,
         evaluation.top_thresholds or (context.task.top_threshold,),
         seeds,
-        seconds,
+        results.seconds,
         estimate=None
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
@@ -79,13 +81,13 @@ def write_results(
     with context.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
-    _write_cards(context, trained, summary, tracker, configs or {})
+    _write_cards(context, results, summary, tracker)
     _track(context, summary, tracker)
     if len(trained) == len(context.config.trainings):
         writer = ArtifactWriter(folder)
         for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
             writer.note(name)
-        writer.commit(_identity(context), {"pool": pool.fingerprint})
+        writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
 
 
@@ -112,20 +114,16 @@ def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
 
 
 def _write_cards(
-    context: RunContext,
-    trained: Sequence[TrainedAdapter],
-    summary: Mapping[str, Any],
-    tracker: Tracker,
-    configs: Mapping[str, Config],
+    context: RunContext, results: Results, summary: Mapping[str, Any], tracker: Tracker
 ) -> None:
     """The models' cards again, now that there are figures."""
     figures = card_figures(summary)
     form: Form = "model" if context.config.model.peft is None else "adapter"
     folder = result_folder(context.config.model.peft)
-    for model in trained:
+    for model in results.trained:
         if "prompt" not in model.about:  # trained before there were cards
             continue
-        config = configs.get(model.training.label, context.config)
+        config = results.configs.get(model.training.label, context.config)
         text = render_card(
             config, context.task, model.fingerprint, model.about, figures, form
         ).encode()

@@ -1,13 +1,12 @@
-"""What the stages of one command share: configuration, task, storage, tracking, screen."""
+"""What the stages of one command share: configuration, task, storage, identities, tracking."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
 from paft_ray.config import Config
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
-from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.runs.progress import Screen, SilentScreen
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
@@ -18,45 +17,86 @@ RUN_KEY = "run"
 """Key of a run's own record in tracking; its trainings are nested below."""
 
 
+class Identities:
+    """Fingerprints of what lies behind a configuration's paths, each computed once, when needed."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        """Identities of a task and of the base model of `config`; nothing is read yet."""
+        self._config, self._task = config, task
+
+    @cached_property
+    def model(self) -> str:
+        """Fingerprint of the base model's files."""
+        return model_identity(self._config.model.path, self._config.model.revision)
+
+    @cached_property
+    def task(self) -> str:
+        """Fingerprint of everything about the task that can move weights or scores."""
+        task, options = self._task, self._config.task
+        return fingerprint(
+            task.name,
+            list(task.slots),
+            list(task.choices or ()),
+            [examples_identity(split) for split in (task.train, task.validation, task.test)],
+            [options.max_length, options.overlong],
+        )
+
+
 @dataclass(frozen=True)
 class RunContext:
-    """One command's view of its run."""
+    """One command's view of its run: data only, so that it can travel to other processes."""
 
     config: Config
     task: Task
     storage: Storage
-    screen: Screen = field(default_factory=SilentScreen)
+    identities: Identities
+    screen: Screen
     warnings: tuple[str, ...] = ()
+    tracking: TrackingTarget | None = None
+    """Where to record; set by `tracked`."""
+
+    @classmethod
+    def create(
+        cls,
+        config: Config,
+        task: Task,
+        storage: Storage,
+        screen: Screen | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> Self:
+        """The context of a configuration whose task is loaded; silent without a screen."""
+        identities = Identities(config, task)
+        return cls(config, task, storage, identities, screen or SilentScreen(), warnings)
 
     @property
     def run_folder(self) -> Storage:
         """`runs/<name>/` under the storage."""
         return self.storage.child("runs", self.config.name)
 
-    @cached_property
-    def tracking(self) -> TrackingTarget | None:
-        """Where to record; prepared (and a sqlite database made) at first use."""
-        return prepare_tracking(self.config, self.storage)
+    def tracked(self) -> Self:
+        """This context with tracking prepared, for which a sqlite database may be made."""
+        return replace(self, tracking=prepare_tracking(self.config, self.storage))
 
     def of_config(self, config: Config, screen: Screen | None = None) -> Self:
         """The same command's view of another configuration of the same task and base model.
 
-        Without a screen nobody watches, and it travels to other processes.
+        Without a screen it is silent, and can be pickled.
         """
-        other = replace(self, config=config, screen=screen or SilentScreen())
-        known = ("tracking", "model_identity", "task_identity")  # found out once
-        other.__dict__.update({k: v for k, v in self.__dict__.items() if k in known})
-        return other
+        return replace(self, config=config, screen=screen or SilentScreen())
 
-    @cached_property
-    def model_check(self) -> ModelCheckProcess:
-        """Where the model and its tokenizer are tried, so that this process imports no torch."""
-        return ModelCheckProcess()
+    def of_task(self, task: Task) -> Self:
+        """The same command's view of other examples of its task."""
+        return replace(self, task=task, identities=Identities(self.config, task))
 
-    @cached_property
+    @property
     def model_identity(self) -> str:
         """Fingerprint of the base model's files."""
-        return model_identity(self.config.model.path, self.config.model.revision)
+        return self.identities.model
+
+    @property
+    def task_identity(self) -> str:
+        """Fingerprint of everything about the task that can move weights or scores."""
+        return self.identities.task
 
     @property
     def training_dtype(self) -> str:
@@ -67,18 +107,6 @@ class RunContext:
     def scoring_dtype(self) -> str:
         """Arithmetic of evaluation, with `auto` resolved."""
         return resolve_dtype(self.config.model.dtype, self.config.evaluation.workers.gpus)
-
-    @cached_property
-    def task_identity(self) -> str:
-        """Fingerprint of everything about the task that can move weights or scores."""
-        task, options = self.task, self.config.task
-        return fingerprint(
-            task.name,
-            list(task.slots),
-            list(task.choices or ()),
-            [examples_identity(split) for split in (task.train, task.validation, task.test)],
-            [options.max_length, options.overlong],
-        )
 
 
 def examples_identity(examples: tuple[Example, ...]) -> str:

@@ -3,19 +3,14 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, result_fields
 from paft_ray.runs.context import RUN_KEY, RunContext
-from paft_ray.storage.lock import lock
+from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import (
-    Tracker,
-    end_open_runs,
-    open_tracker,
-    prepare_tracking,
-    replay,
-)
+from paft_ray.tracking import Tracker, TrackingTarget, end_open_runs, open_tracker, replay
 
 
 class StageClock:
@@ -52,8 +47,10 @@ class StageClock:
 @contextmanager
 def open_run(
     context: RunContext, overwrite: bool = False, made_from: Mapping[str, str] | None = None
-) -> Iterator[Tracker]:
-    """Hold the run's name, record its configuration, and track it until the block ends.
+) -> Iterator[tuple[RunContext, Tracker]]:
+    """Lock the run's name, record its configuration, and track it until the block ends.
+
+    The block gets the context with its tracking prepared, and the run's tracker.
 
     Args:
         context: The run.
@@ -76,10 +73,14 @@ def open_run(
         _refuse_other_content(folder, content)
     with lock(folder, f"run {context.config.name!r}", tell=context.screen.line):
         if folder.exists("config.json"):
-            _end_earlier(context, overwrite)
+            context = context.tracked()
+            _end_earlier(context.tracking)
         if overwrite:
-            for name in set(folder.names()) - {"lease.json", "log.txt"}:
+            for name in set(folder.names()) - {LOCK_FILE, "log.txt"}:
                 folder.delete(name)
+            context = replace(context, tracking=None)  # what begins now is another run there
+        if context.tracking is None:
+            context = context.tracked()
         record = {
             "config": dump_config(context.config),
             "results_from": result_fields(context.config),
@@ -91,7 +92,7 @@ def open_run(
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"
         try:
-            yield tracker
+            yield context, tracker
             status = "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
@@ -107,10 +108,8 @@ def open_run(
                 end_open_runs(context.tracking)
 
 
-def _end_earlier(context: RunContext, overwrite: bool) -> None:
-    """Close the books of the process that had this name before and may have died."""
-    # a run that is overwritten is another one in tracking than what begins now
-    target = prepare_tracking(context.config, context.storage) if overwrite else context.tracking
+def _end_earlier(target: TrackingTarget | None) -> None:
+    """Send and end what the process that had this name before left, which may have died."""
     if not replay(target):
         end_open_runs(target)
 

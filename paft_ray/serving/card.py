@@ -74,7 +74,7 @@ def render_card(
     path = config.model.path
     local = resolve_path(path)
     base = path if local is None else local.name
-    source = importlib.resources.files("paft_ray").joinpath("card.md.j2").read_text("utf-8")
+    source = importlib.resources.files("paft_ray.serving").joinpath("card.md.j2").read_text("utf-8")
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -97,7 +97,7 @@ _HELLASWAG = TaskOutline(
     field_rewrites=((r"\s*\[title\]", ". "), (r"\[[^\]]*\]", ""), (r" {2,}", " ")),
     top_threshold=0.9,
     relevance_words=_words(
-        "ending continue continuation complete completion next follow finish write_results "
+        "ending continue continuation complete completion next follow finish conclude "
         "conclusion outcome option choose select plausible likely story scenario context"
     ),
     test_split="validation",

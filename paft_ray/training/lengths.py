@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from paft_ray.config import (
-    Config,
-)
+from paft_ray.config import Config
 from paft_ray.models.base_model import BaseSource, locate_base
-from paft_ray.models.meta import refuse_overlong
+from paft_ray.models.meta import ModelCheckProcess, refuse_overlong
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
 from paft_ray.runs.context import RunContext
@@ -16,6 +14,7 @@ from paft_ray.tasks import Example
 def check_lengths(
     context: RunContext,
     pool: PromptPool,
+    checks: ModelCheckProcess,
     validation: tuple[Sequence[Prompt], Sequence[Example]] = ((), ()),
 ) -> None:
     """Refuse what does not fit `task.max_length`, in training and on held-out prompts, at once.
@@ -23,6 +22,7 @@ def check_lengths(
     Args:
         context: The run.
         pool: Its prompts.
+        checks: Where texts are tokenised; closed afterwards, which frees its memory.
         validation: Prompts and examples that models are scored on while they are trained.
 
     Raises:
@@ -43,10 +43,10 @@ def check_lengths(
             for prompts, examples in pairs
             if prompts and examples
         ]
-        context.model_check.begin(_read_longest, config, base, task.slots, task.choices, texts)
-        context.model_check.finish()
+        checks.begin(_read_longest, config, base, task.slots, task.choices, texts)
+        checks.finish()
     finally:
-        context.model_check.close()
+        checks.close()
 
 
 def _read_longest(

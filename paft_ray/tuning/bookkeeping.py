@@ -17,13 +17,7 @@ from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
 from paft_ray.training.distributed.worker import Record
-from paft_ray.tuning.goal import (
-    TrialRecord,
-    reached,
-    read_record,
-    read_records,
-    write_record,
-)
+from paft_ray.tuning.goal import TrialRecord, reached, read_record, read_records, write_record
 from paft_ray.tuning.result import results_of
 from paft_ray.tuning.space import apply
 from paft_ray.tuning.trial import trial_key

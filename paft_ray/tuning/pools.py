@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from paft_ray.config import Choice, Config, RandInt, TuningConfig
 from paft_ray.config.errors import ConfigError, PoolError
-from paft_ray.pipeline.run import prepare_pool
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.dedup import jaccard, shingles
 from paft_ray.prompts.pool import Prompt, PromptPool
+from paft_ray.report.pool import build_published_pool
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tuning.space import Sample, all_values, apply, describe, edges, sample_key
@@ -95,7 +95,10 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
     names: dict[str, str] = {}
     for sample in generation_samples(tuning):
         key = generation_key(sample)
-        built[key], names[key] = prepare_pool(_generating(context, sample)), describe(sample)
+        built[key], names[key] = (
+            build_published_pool(_generating(context, sample)),
+            describe(sample),
+        )
     kept = hold_out(built, config.prompts.split.similarity, config.seed)
     pools = SearchPools(kept, {key: pool.fingerprint for key, pool in built.items()})
     if not pools.any.validation:

@@ -16,8 +16,9 @@ from paft_ray.config import Config, PaftVariant, Training, TuningConfig
 from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.config.loading import dump_config, from_anywhere, without
 from paft_ray.evaluation.subjects import evaluate_models
+from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.report import SEARCH_FILE
-from paft_ray.report.results import write_results
+from paft_ray.report.results import Results, write_results
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.storage.artifacts import load_manifest
@@ -43,7 +44,9 @@ _HOW_MUCH = ("trials", "concurrency", "finalists", "seeds")
 """Fields of `tuning` that say how much work is done, not what is searched."""
 
 
-def search(context: RunContext, overwrite: bool = False) -> dict[str, Any]:
+def search(
+    context: RunContext, checks: ModelCheckProcess, overwrite: bool = False
+) -> dict[str, Any]:
     """Search, or read the result of a search that is complete.
 
     Args:
@@ -59,8 +62,6 @@ def search(context: RunContext, overwrite: bool = False) -> dict[str, Any]:
         TrainingError: No trial came to its end.
     """
     tuning, config = tuning_of(context.config), context.config
-    if not overwrite and (found := finished_search(context)) is not None:
-        return found
     trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
     trials += [trial for _, trial in edge_configs(config, tuning)]
     cpus, concurrency = room(config, tuning, trials)
@@ -70,20 +71,21 @@ def search(context: RunContext, overwrite: bool = False) -> dict[str, Any]:
         "search space": fingerprint(searched),
         "set of prompts": pools_fingerprint(context, tuning),
     }
-    with open_run(context, overwrite, made_from) as tracker:
+    with open_run(context, overwrite, made_from) as (context, tracker):
         clock = StageClock(context.run_folder)
         with clock.stage("prompt_pools"):
             pools = build_pools(context, tuning)
             check_lengths(
                 context,
                 replace(pools.any, train=pools.trained),
+                checks,
                 (pools.any.validation[: tuning.prompts], validation_examples(context, tuning)),
             )
         with clock.stage("trials"):
             _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
         finalists, seeds = choose_finalists(context, tuning), tuning.final_seeds(config.seed)
-        final = _final_session(context, finalists, seeds)
-        check_lengths(final, replace(pools.any, train=()))
+        final = _final_context(context, finalists, seeds)
+        check_lengths(final, replace(pools.any, train=()), checks)
         with clock.stage("finalists"):
             trained = [
                 training
@@ -99,7 +101,8 @@ def search(context: RunContext, overwrite: bool = False) -> dict[str, Any]:
         context.run_folder.write_json(SEARCH_FILE, result)
         tracker.log_artifact(SEARCH_FILE, context.run_folder.path(SEARCH_FILE))
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
-        summary = write_results(final, pools.any, trained, scores, clock.seconds, tracker, configs)
+        results = Results(pools.any, trained, scores, clock.seconds, configs)
+        summary = write_results(final, results, tracker)
         return {**result, "summary": summary}
 
 
@@ -120,7 +123,7 @@ def finished_search(context: RunContext) -> dict[str, Any] | None:
             "test prompts are known: choose another name, or pass --overwrite"
         )
     context.screen.line(f"search {name} is complete, nothing to do")
-    replay(context.tracking)
+    replay(context.tracked().tracking)
     return {**result, "summary": folder.read_json("summary.json")}
 
 
@@ -207,7 +210,7 @@ def _absolute(config: Config) -> Config:
     return config.model_copy(update={"model": model, "train": train})
 
 
-def _final_session(
+def _final_context(
     context: RunContext, finalists: Sequence[Finalist], seeds: tuple[int, ...]
 ) -> RunContext:
     """The search as a run that compares its finalists, with test examples."""
@@ -215,7 +218,7 @@ def _final_session(
     variants = tuple(finalist.variant for finalist in finalists)
     final = config.model_copy(update={"variants": variants, "seeds": seeds})
     task = load_task(config.task, config.seed)
-    return replace(context, task=task).of_config(final, context.screen)
+    return context.of_task(task).of_config(final, context.screen)
 
 
 def _train_finalist(

@@ -273,11 +273,7 @@ class _Optuna:
 
 
 def _distribution(dimension: DimensionConfig) -> Any:
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if isinstance(dimension, Choice):
         return CategoricalDistribution(range(len(dimension.values)))

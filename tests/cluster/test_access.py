@@ -17,8 +17,8 @@ pytestmark = pytest.mark.ray
 JOIN = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from paft_ray.admission import check_access
-from paft_ray.errors import ConfigError
+from paft_ray.cluster.access import check_access
+from paft_ray.config.errors import ConfigError
 try:
     check_access("insist" in sys.argv)
     print("admitted")

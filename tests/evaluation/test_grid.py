@@ -8,7 +8,7 @@ import pytest
 
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
-from paft_ray.pipeline.verbs import open_context
+from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen

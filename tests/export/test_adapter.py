@@ -28,7 +28,7 @@ from paft_ray.models.load import (
 )
 from paft_ray.models.logprobs import score_sequences
 from paft_ray.models.tokenization import TextEncoder
-from paft_ray.pipeline.verbs import open_context
+from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.tracking import NullTracker

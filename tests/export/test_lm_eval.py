@@ -19,7 +19,7 @@ from paft_ray.evaluation.predictors import ModelPredictor, Score
 from paft_ray.export.lm_eval_tasks import LmEvalTasks, jinja
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.tokenization import TextEncoder
-from paft_ray.pipeline.verbs import open_context
+from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.pool import load_pool
 from paft_ray.prompts.template import parse

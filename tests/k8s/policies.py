@@ -13,15 +13,7 @@ import crd
 import kuberay
 import kubernetes_validate
 from kuberay import each_container
-from manifests import (
-    ROOT,
-    Document,
-    find,
-    of_kind,
-    quantity,
-    ray_clusters,
-    title,
-)
+from manifests import ROOT, Document, find, of_kind, quantity, ray_clusters, title
 
 OLDEST, NEWEST = "1.32", "1.37"
 

@@ -245,8 +245,8 @@ def test_inspection_imports_no_torch(tmp_path):
     make_model(tmp_path)
     code = (
         "import sys\n"
-        "from paft_ray.modeling.files import inspect_model\n"
-        "from paft_ray.modeling.peft_check import check_peft\n"
+        "from paft_ray.models.files import inspect_model\n"
+        "from paft_ray.models.peft_check import check_peft\n"
         "files = inspect_model(sys.argv[1])\n"
         "check_peft({'peft_type': 'LORA', 'target_modules': ['q_proj']}, files)\n"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)\n"

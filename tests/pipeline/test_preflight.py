@@ -548,8 +548,8 @@ def test_arithmetic_auto_is_resolved_and_any_other_is_kept():
 def test_preflight_imports_neither_ray_nor_torch(world):
     code = (
         "import sys\n"
-        "from paft_ray.loading import load_config\n"
-        "from paft_ray.preflight import preflight\n"
+        "from paft_ray.config.loading import load_config\n"
+        "from paft_ray.pipeline.preflight import preflight\n"
         "preflight(load_config(sys.argv[1]))\n"
         "heavy = {'torch', 'ray', 'transformers', 'peft', 'deepspeed', 'mlflow', 'datasets'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from paft_ray.config import Config
 from paft_ray.config.errors import LLMError
-from paft_ray.pipeline.verbs import open_context
+from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.requests import Completion, Request

@@ -18,8 +18,8 @@ from paft_ray.storage.paths import Storage
 
 HOLD_A_LEASE = (
     "import sys\n"
-    "from paft_ray.artifacts import Storage\n"
-    "from paft_ray.lease import lock\n"
+    "from paft_ray.storage.paths import Storage\n"
+    "from paft_ray.storage.lock import lock\n"
     "with lock(Storage.open(sys.argv[1]), 'run x'):\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.read()\n"

@@ -148,7 +148,7 @@ def test_hub_when_offline_is_refused_with_a_remedy_and_without_torch():
     """In a process of its own, since the hub's libraries read the environment when imported."""
     code = (
         "import sys\n"
-        "from paft_ray.errors import DataError\n"
+        "from paft_ray.config.errors import DataError\n"
         "from paft_ray.tasks.sources import read_hub\n"
         "try:\n"
         "    read_hub('nobody/nothing', 'main')\n"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from paft_ray.config import Config
 from paft_ray.config.loading import load_config
-from paft_ray.pipeline.verbs import open_context
+from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
 from paft_ray.runs.progress import Stage

@@ -39,7 +39,7 @@ def name_of(tiny_model: Path, review_file: Path, tmp_path: Path) -> Callable[...
 
     def fingerprint(*overrides: str) -> str:
         config = load_config(tree, overrides)
-        context = RunContext(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
+        context = RunContext.create(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
         return training_fingerprint(context, context.config, ())
 
     return fingerprint

@@ -1,0 +1,202 @@
+"""A verb from its configuration to its result: checks first, then Ray, then the work.
+
+The command line, `jobs/*.py` and the Python API all come through `prepare` and `perform`, so that
+they refuse the same and leave the same files.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from paft_ray.cluster.access import check_access
+from paft_ray.config import Config, total_steps
+from paft_ray.models.meta import ModelCheckProcess, check_adapters, warm_up
+from paft_ray.models.peft_check import complete_peft
+from paft_ray.models.warm_start import read_adapter
+from paft_ray.pipeline.preflight import RUN_RECORD, preflight
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import Screen
+from paft_ray.storage.paths import Storage
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a verb is told beside its configuration; each reads only some of these."""
+
+    overwrite: bool = False
+    """Discard what another configuration left under the run's name."""
+    insist: bool = False
+    """Join a cluster that asks for no token."""
+    cluster: str | None = None
+    """`plan`: the cluster whose nodes are looked at; by default RAY_ADDRESS."""
+    variant: str | None = None
+    """`export`: which variant; by default PAFT."""
+    seed: int | None = None
+    """`export`: which training of it; by default the first of `seeds`."""
+    merge: bool = False
+    """`export`: the whole model with the adapter merged in."""
+    pyfunc: bool = False
+    """`export`: an MLflow pyfunc."""
+    lm_eval: bool = False
+    """`export`: prompts and examples as tasks of lm-evaluation-harness, no model."""
+    out: str | None = None
+    """`export`: folder or URI."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a verb returns."""
+
+    data: Mapping[str, Any]
+    """The JSON object of `--json`."""
+    text: str
+    """What a person sees at the end."""
+    missing: tuple[str, ...] = ()
+    """What stands in the way, shown first; with any, the exit code is 2."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A verb whose checks have passed."""
+
+    verb: "Verb"
+    context: RunContext
+    options: Options
+    checked: Any
+    """What the verb's own check returned."""
+    checks: ModelCheckProcess
+    """Where model and texts are checked, so that this process imports no torch."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command."""
+
+    help: str
+    run: Callable[[Work], Result]
+    needs_ray: bool = True
+    may_join: bool = False
+    """Whether it looks at a cluster where one is named, and does without where none is."""
+    logged: bool = True
+    """Whether what libraries print goes to the run's log, which may be the first file written."""
+    trains: bool = False
+    """Whether the model and its adapter are checked first."""
+    finished: Callable[[RunContext], Result | None] | None = None
+    """The result where everything is done, found without Ray."""
+    reads_test: bool = True
+    """Whether test examples are read from the beginning."""
+    check: Callable[[RunContext, Options], Any] | None = None
+    """Refuses what it can before anything is written, the log included; of a verb that trains it
+    returns configurations whose adapters are checked as well."""
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may join a cluster."""
+        return self.needs_ray or self.may_join
+
+
+def open_context(
+    config: Config,
+    overwrite: bool = False,
+    screen: Screen | None = None,
+    planning: bool = False,
+    test: bool = True,
+) -> RunContext:
+    """Check everything that can be checked before work, and create the context.
+
+    Args:
+        config: What is to be done.
+        overwrite: The run's name may belong to another configuration.
+        screen: Where a person follows the work; silent by default.
+        planning: No worker will run here.
+        test: Read test examples; a search opens its context without.
+
+    Raises:
+        PaftError: See `preflight`; nothing was written.
+    """
+    checked = preflight(config, overwrite, planning, test)
+    storage = Storage.open(config.storage)
+    return RunContext.create(config, checked.task, storage, screen, checked.warnings)
+
+
+@contextmanager
+def prepare(
+    verb: Verb, config: Config, options: Options, screen: Screen | None = None
+) -> Iterator[Work]:
+    """Check a verb's configuration and options; the work may be performed inside the block.
+
+    Raises:
+        PaftError: They cannot work; nothing was started or written.
+    """
+    context = open_context(config, options.overwrite, screen, not verb.needs_ray, verb.reads_test)
+    checked = None if verb.check is None else verb.check(context, options)
+    with ModelCheckProcess() as checks:
+        yield Work(verb, context, options, checked, checks)
+
+
+def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Result:
+    """Do what was prepared, on the Ray that this process has joined, or on one of its own.
+
+    Args:
+        work: From `prepare`.
+        ray_started: Called when Ray runs, before the work begins.
+
+    Raises:
+        ConfigError: The model, its adapter or the cluster cannot be used; nothing was written.
+        PaftError: The work failed; what is done is kept.
+    """
+    verb, context, options = work.verb, work.context, work.options
+    if not verb.needs_ray:
+        return verb.run(work)
+    if verb.finished and not options.overwrite and (done := verb.finished(context)) is not None:
+        return done
+    from paft_ray.cluster.resources import check_cluster, node_resources
+    from paft_ray.cluster.session import import_ray, ray_session
+    from paft_ray.pipeline.nodes import require_nodes, survey
+    from paft_ray.tracking import import_early
+
+    check_access(options.insist)
+    import_early(context.config)
+    if verb.trains:
+        begin_model_check(work.checks, context, options.overwrite, work.checked or ())
+        import_ray()  # while the model is checked
+        work.checks.finish()
+    with ray_session(options.insist):
+        check_cluster(context.config)
+        if len(node_resources()) > 1:
+            require_nodes(survey(context.config, context.storage))
+        ray_started()
+        return verb.run(work)
+
+
+def begin_model_check(
+    checks: ModelCheckProcess, context: RunContext, overwrite: bool, others: Sequence[Config] = ()
+) -> None:
+    """Begin to check what only transformers and peft can: whether model and adapter can be built.
+
+    It is passed over where the run has begun, and so was accepted before.
+
+    Args:
+        checks: The process to check in, which is waited for by its `finish`.
+        context: The run.
+        overwrite: The run begins anew.
+        others: Configurations whose adapters are checked as well.
+    """
+    if context.run_folder.exists(RUN_RECORD) and not overwrite:
+        checks.begin(warm_up)
+        return
+    config, warm_start = context.config, context.config.train.warm_start
+    pefts: list[Mapping[str, Any] | None] = []
+    for each in (config, *others):
+        steps = total_steps(each.train, len(context.task.train))
+        if (peft := complete_peft(each.model.peft, steps)) not in pefts:
+            pefts.append(peft)
+    checks.begin(
+        check_adapters,
+        config.model.path,
+        config.model.revision,
+        pefts,
+        config.seed,
+        None if warm_start is None else read_adapter(warm_start),
+    )

@@ -1,0 +1,42 @@
+"""A prompt pool with its page, tracked: what every command that needs a pool begins with."""
+
+import json
+
+from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
+from paft_ray.prompts.pool import POOL_FILE, PromptPool
+from paft_ray.report.pool_page import POOL_PAGE, write_pool_page
+from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.storage.paths import to_json
+from paft_ray.tasks.example import SPLITS
+from paft_ray.tracking import open_tracker, pool_version
+
+
+def build_published_pool(context: RunContext) -> PromptPool:
+    """Build the pool or find it built, write its page, and track both.
+
+    In MLflow the pool is a table of a run of its own, and a version in the registry, which the
+    trainings name.
+    """
+    pool = build_prompt_pool(context)
+    folder = context.storage.child("pools", pool_fingerprint(context))
+    if not folder.exists(POOL_PAGE):
+        write_pool_page(folder)
+    name, alias = pool_version(context.task.name, pool.fingerprint)
+    tags = {"paft.pool": f"models:/{name}@{alias}"}
+    tracker = open_tracker(
+        context.tracking, f"pool/{pool.fingerprint}", f"{context.config.name}/pool", RUN_KEY, tags
+    )
+    rows = [
+        [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]
+        for split in SPLITS
+        for prompt in pool.prompts(split)
+    ]
+    table = {"columns": ["prompt_id", "split", "text", "cluster", "llm"], "data": rows}
+    tracker.log_artifact("pool/pool.json", to_json(table))
+    for file in (POOL_FILE, POOL_PAGE):
+        tracker.log_artifact(f"pool/{file}", folder.path(file))
+    shown = [{"path": "pool/pool.json", "type": "table"}]
+    tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(shown)})
+    tracker.register(name, alias, "pool")
+    tracker.finish("FINISHED")
+    return pool

@@ -1,0 +1,27 @@
+"""The run's log file: where everything goes that is printed while a command runs."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOG = "log.txt"
+
+
+@contextmanager
+def redirected(file: Path) -> Iterator[None]:
+    """While the block runs, what this process and its children print goes to a file."""
+    real = os.dup(1), os.dup(2)
+    log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(real[0], 1)
+        os.dup2(real[1], 2)
+        for descriptor in (*real, log):
+            os.close(descriptor)
