@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from paft_ray.cli.grammar import SUBMIT, parse
-from paft_ray.pipeline.verbs import VERBS
 from paft_ray.config import BuiltinTaskConfig
 from paft_ray.config.loading import load_config
+from paft_ray.pipeline.verbs import VERBS
 from paft_ray.tasks.loading import load_task
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ greedily and its answer extracted.
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +24,8 @@ from paft_ray.models.load import (
     store_frozen_in_bf16,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import generate, inference, score_sequences
-from paft_ray.models.tokenization import Question, TextEncoder, choice_sequences
+from paft_ray.models.logprobs import best_choice, choice_logprobs, generate, inference
+from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import extract_answer
@@ -127,28 +127,23 @@ class Predictor:
             )
             for example in examples
         ]
-        per_example = [choice_sequences(own) for own in self._encoder.encode_all(questions)]
-        sums = iter(
-            score_sequences(
-                model,
-                [sequence for sequences in per_example for sequence in sequences],
-                self._dtype,
-                self._config.evaluation.row_tokens,
-                packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
-                virtual_tokens=virtual_tokens(model) if adapted else 0,
-            )
+        likelihoods = choice_logprobs(
+            model,
+            self._encoder.encode_all(questions),
+            self._dtype,
+            self._config.evaluation.row_tokens,
+            packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
+            virtual_tokens=virtual_tokens(model) if adapted else 0,
         )
         scores = []
-        for example, sequences in zip(examples, per_example, strict=True):
-            owned = {k: v for _ in sequences for k, v in next(sums).items()}
-            logprobs = tuple(owned[index] for index in range(len(choices)))
+        for example, logprobs in zip(examples, likelihoods, strict=True):
             if not all(map(math.isfinite, logprobs)):
                 raise DataError(
                     f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
                     f"are {list(logprobs)}; look at the adapter and at model.dtype"
                 )
-            best = _argmax(logprobs)
-            normalised = _argmax([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
+            best = best_choice(logprobs)
+            normalised = best_choice([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
             scores.append(
                 Score(
                     prompt_id,
@@ -232,10 +227,8 @@ class ModelPredictor:
         """
         self._config, self._dtype = config, dtype
         tokenizer = load_tokenizer(base, config.model.revision)
-        encoder = TextEncoder(
-            tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
-        )
-        self._asker = Predictor(config, task, encoder, dtype)
+        encoder = TextEncoder.from_config(tokenizer, config)
+        self._predictor = Predictor(config, task, encoder, dtype)
         self._device = torch.device(device)
         self._base = self._model = self._load(base, config.model.revision)
         self._adapters: set[str] = set()
@@ -264,7 +257,7 @@ class ModelPredictor:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
         with self._use(weights):
-            return self._asker.ask(self._model, prompt_id, text, examples, weights is not None)
+            return self._predictor.ask(self._model, prompt_id, text, examples, weights is not None)
 
     def load(self, weights: str | None) -> None:
         """Load weights ahead of the `score` that is to use them."""
@@ -316,11 +309,6 @@ def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list
 
 def _adapter_name(folder: str) -> str:
     return re.sub(r"\W", "_", folder)  # peft makes module names of it
-
-
-def _argmax(values: Iterable[float]) -> int:
-    values = list(values)
-    return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
 def set_threads(threads: int) -> None:

@@ -312,9 +312,7 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
     config, task = plan.context.config, plan.context.task
     template = parse(plan.trained.about["prompt"]["text"], task.slots)
     tokenizer = load_tokenizer(base, config.model.revision)
-    encoder = TextEncoder(
-        tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
-    )
+    encoder = TextEncoder.from_config(tokenizer, config)
     return [
         encoder.encode(template.render, e.fields, [e.answer], task.choices is None)[0].sequence()
         for e in task.train[:_PROBES]

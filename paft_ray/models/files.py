@@ -178,7 +178,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - not a dict
+            for name in file.keys():
                 yield name, tuple(file.get_slice(name).get_shape())
     except (OSError, SafetensorError) as error:
         raise ConfigError(

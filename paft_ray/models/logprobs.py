@@ -15,6 +15,7 @@ from paft_ray.models.attention import attends_in_blocks, block_arguments
 from paft_ray.models.cpu.kernels import linear
 from paft_ray.models.packing import Row, TokenSequence, build_row, deal_rows
 from paft_ray.models.sharing import share_rows
+from paft_ray.models.tokenization import Encoded, choice_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,6 +106,39 @@ def score_sequences(
                 sums = scores[row.members[int(member)]]
                 sums[int(owner)] = sums.get(int(owner), 0.0) + float(value)
     return scores
+
+
+def choice_logprobs(
+    model: torch.nn.Module,
+    encoded: Sequence[Sequence[Encoded]],
+    dtype: str,
+    row_tokens: int,
+    packing: bool = True,
+    virtual_tokens: int = 0,
+) -> list[tuple[float, ...]]:
+    """Log-likelihoods of several answers to each of several contexts, in nats.
+
+    Args:
+        model: Causal language model, with or without an adapter.
+        encoded: For each context its answers, all with the same context.
+        dtype: See `score_sequences`, as all that follows.
+        row_tokens: Most tokens in one forward pass.
+        packing: Several sequences in one row.
+        virtual_tokens: See `answer_logprobs`.
+    """
+    per_context = [choice_sequences(answers) for answers in encoded]
+    flat = [sequence for sequences in per_context for sequence in sequences]
+    sums = iter(score_sequences(model, flat, dtype, row_tokens, packing, virtual_tokens))
+    result = []
+    for answers, sequences in zip(encoded, per_context, strict=True):
+        owned = {owner: value for _ in sequences for owner, value in next(sums).items()}
+        result.append(tuple(owned[index] for index in range(len(answers))))
+    return result
+
+
+def best_choice(values: Sequence[float]) -> int:
+    """The index of the largest value, the first one where several are equal."""
+    return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
 def generate(

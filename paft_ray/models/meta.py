@@ -97,7 +97,7 @@ def _serve(connection: Connection) -> None:
             return
         try:
             answer = function(*arguments), None
-        except Exception as error:  # noqa: BLE001 - handed to the driver, which raises it
+        except Exception as error:
             answer = None, error
         connection.send(answer)
 

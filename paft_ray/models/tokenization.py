@@ -8,8 +8,9 @@ to the answer, both are encoded together, and what follows the encoded context i
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from paft_ray.config import Config
 from paft_ray.config.errors import DataError
 from paft_ray.models.packing import TokenSequence
 
@@ -65,6 +66,12 @@ class TextEncoder:
     chat_template: Literal["none", "auto"] = "none"
     max_length: int = 512
     overlong: Literal["refuse", "trim"] = "refuse"
+
+    @classmethod
+    def from_config(cls, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Self:
+        """The encoder of a run's task and model."""
+        task = config.task
+        return cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
 
     @property
     def uses_chat_template(self) -> bool:

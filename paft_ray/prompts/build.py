@@ -243,12 +243,7 @@ class _ProbeActor:
         torch.set_num_threads(max(1, int(probe.cpus)))
         self._task, self._dtype = task, dtype
         self._rows = probe.row_tokens, config.train.packing
-        self._encoder = TextEncoder(
-            load_tokenizer(base, revision),
-            config.model.chat_template,
-            config.task.max_length,
-            config.task.overlong,
-        )
+        self._encoder = TextEncoder.from_config(load_tokenizer(base, revision), config)
         self._model: Any = load_base(base, revision)
         if probe.gpus:
             self._model.to(torch.device("cuda"))

@@ -49,8 +49,7 @@ def probe_prompts(
     Raises:
         DataError: An example does not fit under a prompt.
     """
-    from paft_ray.models.logprobs import score_sequences
-    from paft_ray.models.tokenization import choice_sequences
+    from paft_ray.models.logprobs import choice_logprobs
 
     per_pair = []
     for number, text in enumerate(texts):
@@ -58,11 +57,8 @@ def probe_prompts(
         for example in examples:
             answers = task.choices or (example.answer,)
             what = f"example {example.id} under prompt {number}"
-            encoded = encoder.encode(template.render, example.fields, answers, what=what)
-            per_pair.append(choice_sequences(encoded))
-    flat = [sequence for sequences in per_pair for sequence in sequences]
-    sums = iter(score_sequences(model, flat, dtype, row_tokens, packing))
-    logprobs = [{k: v for _ in sequences for k, v in next(sums).items()} for sequences in per_pair]
+            per_pair.append(encoder.encode(template.render, example.fields, answers, what=what))
+    logprobs = choice_logprobs(model, per_pair, dtype, row_tokens, packing)
     count = len(examples)
     return [
         _summary(logprobs[start : start + count], task, examples)
@@ -71,16 +67,18 @@ def probe_prompts(
 
 
 def _summary(
-    logprobs: Sequence[Mapping[int, float]], task: "Task", examples: Sequence["Example"]
+    logprobs: Sequence[Sequence[float]], task: "Task", examples: Sequence["Example"]
 ) -> Mapping[str, float]:
+    from paft_ray.models.logprobs import best_choice
+
     choices = task.choices
     if not choices:
         return {LIKELIHOOD: sum(owned[0] for owned in logprobs) / len(examples)}
     mass = right = likelihood = 0.0
     for owned, example in zip(logprobs, examples, strict=True):
         answer = choices.index(example.answer)
-        mass += sum(math.exp(value) for value in owned.values())
-        right += max(owned, key=lambda index: (owned[index], -index)) == answer
+        mass += sum(map(math.exp, owned))
+        right += best_choice(owned) == answer
         likelihood += owned[answer]
     return {
         MASS: mass / len(examples),

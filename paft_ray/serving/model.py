@@ -128,27 +128,18 @@ class AnswerModel(PythonModel):
 
     def _rank_choices(self, questions: Sequence[_Question]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens
-        from paft_ray.models.logprobs import score_sequences
-        from paft_ray.models.tokenization import choice_sequences
+        from paft_ray.models.logprobs import best_choice, choice_logprobs
 
         choices: list[str] = self._settings["choices"]
-        encoded = self._encode(questions, choices, end=False)
-        owned = [choice_sequences(answers) for answers in encoded]
-        scores = iter(
-            score_sequences(
-                self._model,
-                [sequence for sequences in owned for sequence in sequences],
-                self._settings["dtype"],
-                self._settings["row_tokens"],
-                packing=self._settings["packing"] and reads_positions(self._model),
-                virtual_tokens=virtual_tokens(self._model),
-            )
+        likelihoods = choice_logprobs(
+            self._model,
+            self._encode(questions, choices, end=False),
+            self._settings["dtype"],
+            self._settings["row_tokens"],
+            packing=self._settings["packing"] and reads_positions(self._model),
+            virtual_tokens=virtual_tokens(self._model),
         )
-        answers = []
-        for sequences in owned:
-            sums = {owner: v for _ in sequences for owner, v in next(scores).items()}
-            answers.append(choices[max(sums, key=lambda owner: (sums[owner], -owner))])
-        return answers
+        return [choices[best_choice(logprobs)] for logprobs in likelihoods]
 
     def _generate(self, questions: Sequence[_Question]) -> list[str]:
         from paft_ray.models.load import virtual_tokens

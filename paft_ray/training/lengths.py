@@ -61,7 +61,7 @@ def _read_longest(
     from paft_ray.models.tokenization import TextEncoder
 
     tokenizer = load_tokenizer(base.local(), config.model.revision)
-    encoder = TextEncoder(tokenizer, config.model.chat_template, config.task.max_length)
+    encoder = TextEncoder.from_config(tokenizer, config)
     for prompts, examples in texts:
         rendered = [(id, text, parse(text, slots).render) for id, text in prompts]
         refuse_overlong(encoder, rendered, examples, choices)

@@ -7,8 +7,8 @@ import pytest
 
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.config.loading import load_config
-from paft_ray.pipeline.variants import human_prompt, prompts_by_variant, user_prompt
 from paft_ray.pipeline.perform import open_context
+from paft_ray.pipeline.variants import human_prompt, prompts_by_variant, user_prompt
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
 from paft_ray.runs.context import RunContext

@@ -231,7 +231,7 @@ def _ask_all(
     def work(llm: int, own: list[Unit]) -> None:
         try:
             _ask_one(book, storage, llm, own, board)
-        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
+        except BaseException as error:
             ended.put(error)
         else:
             ended.put(None)

@@ -329,9 +329,7 @@ def _build_planner(job: Job, config: Config, model: "PeftModel | PreTrainedModel
     return Planner(
         examples=task.train,
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
-        encoder=TextEncoder(
-            tokenizer, config.model.chat_template, config.task.max_length, config.task.overlong
-        ),
+        encoder=TextEncoder.from_config(tokenizer, config),
         sampler=PromptSampler(
             config.seed, len(job.prompts), train.sampling.unit, train.sampling.steps_per_prompt
         ),
