@@ -17,7 +17,7 @@ from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.config.loading import resolve_path
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
 from paft_ray.tasks.example import Example, SplitName, Task
-from paft_ray.tasks.tables import (
+from paft_ray.tasks.sources import (
     Row,
     column_value,
     declared_splits,

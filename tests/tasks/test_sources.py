@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paft_ray.config.errors import DataError
-from paft_ray.tasks.tables import Row, column_value, read_rows, text_of
+from paft_ray.tasks.sources import Row, column_value, read_rows, text_of
 
 VALUES = [
     {"text": 'a, "b"', "label": "1"},
@@ -149,7 +149,7 @@ def test_hub_when_offline_is_refused_with_a_remedy_and_without_torch():
     code = (
         "import sys\n"
         "from paft_ray.config.errors import DataError\n"
-        "from paft_ray.tasks.tables import read_hub\n"
+        "from paft_ray.tasks.sources import read_hub\n"
         "try:\n"
         "    read_hub('nobody/nothing', 'main')\n"
         "except DataError as error:\n"
