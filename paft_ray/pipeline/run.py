@@ -16,7 +16,7 @@ from paft_ray.report.results import Results, run_identity, write_results
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.storage.artifacts import load_manifest
-from paft_ray.tracking import replay
+from paft_ray.tracking import send_waiting
 from paft_ray.training.distributed.trainer import TrainedAdapter, find_trained, provenance, train
 from paft_ray.training.lengths import check_lengths
 
@@ -52,7 +52,7 @@ def finished_summary(context: RunContext) -> dict[str, Any] | None:
     if manifest is None or manifest.fingerprint != run_identity(context):
         return None
     context.screen.line(f"run {context.config.name} is complete, nothing to do")
-    replay(context.tracked().tracking)
+    send_waiting(context.tracked().tracking)
     return context.run_folder.read_json("summary.json")
 
 

@@ -10,7 +10,7 @@ from paft_ray.config.loading import dump_config, result_fields
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import Tracker, TrackingTarget, end_open_runs, open_tracker, replay
+from paft_ray.tracking import Tracker, TrackingTarget, end_open_runs, open_tracker, send_waiting
 
 
 class StageClock:
@@ -99,10 +99,10 @@ def open_run(
             raise
         finally:
             tracker.finish(status)
-            if waiting := replay(context.tracking):
+            if waiting := send_waiting(context.tracking):
                 context.screen.line(
-                    f"tracking: {waiting} batches wait in {folder.path('spool')}; they are sent "
-                    "when the same command runs again"
+                    f"tracking: {waiting} event logs wait in {folder.path('events')}; they are "
+                    "sent when the same command runs again"
                 )
             else:
                 end_open_runs(context.tracking)
@@ -110,7 +110,7 @@ def open_run(
 
 def _end_earlier(target: TrackingTarget | None) -> None:
     """Send and end what the process that had this name before left, which may have died."""
-    if not replay(target):
+    if not send_waiting(target):
         end_open_runs(target)
 
 

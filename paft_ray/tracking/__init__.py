@@ -1,28 +1,28 @@
-"""The record of a run: MLflow, and a spool on storage that outlives MLflow's absence.
+"""The record of a run: MLflow, and event logs on storage that outlive MLflow's absence.
 
-tracker.py    the `Tracker` protocol, its two implementations, names of metrics
-spool.py      batches of records, and their JSON files while MLflow is away
-delivery.py   batches to MLflow, safe to repeat; the one place that speaks to it
+tracker.py      what callers record with, and where; names of metrics
+event_log.py    what a process has to send, append-only on storage
+sender.py       ships logs from the offset behind what MLflow has
+mlflow_runs.py  events into MLflow, safe to repeat; the one place that speaks to it
+earlier.py      what versions before the event log left on storage
 
 Covered: parameters, metrics, tags, artifacts and the final state of runs; nesting; a resumed run
 that continues its MLflow run without logging a step twice. Not covered: what is logged, which is
 the callers' choice, and log files. Importing this imports no mlflow.
 """
 
-from paft_ray.tracking.delivery import reach_server
-from paft_ray.tracking.spool import TrackingTarget
+from paft_ray.tracking.event_log import TrackingTarget
+from paft_ray.tracking.mlflow_runs import reach_server
+from paft_ray.tracking.sender import end_open_runs, send_waiting
 from paft_ray.tracking.tracker import (
     FinalStatus,
     Metric,
-    MlflowTracker,
     NullTracker,
     Tracker,
-    end_open_runs,
     import_early,
     open_tracker,
     pool_version,
     prepare_tracking,
-    replay,
     top_metric,
     tracking_server,
 )
@@ -30,7 +30,6 @@ from paft_ray.tracking.tracker import (
 __all__ = [
     "FinalStatus",
     "Metric",
-    "MlflowTracker",
     "NullTracker",
     "Tracker",
     "TrackingTarget",
@@ -40,7 +39,7 @@ __all__ = [
     "pool_version",
     "prepare_tracking",
     "reach_server",
-    "replay",
+    "send_waiting",
     "top_metric",
     "tracking_server",
 ]

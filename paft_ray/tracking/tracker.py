@@ -1,44 +1,39 @@
 """`Tracker`, and one that records in MLflow without ever making its caller wait.
 
-A bounded queue and one thread do it, the import of mlflow (1.2 s) and the opening of the run
-included. What cannot be sent goes to the spool.
+One thread writes what is recorded into an event log on storage, another sends the log to MLflow,
+the import of mlflow (1.2 s) and the opening of the run included.
 """
 
 import json
 import logging
-import queue
 import re
 import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking.delivery import Sender, deliver, import_client, remote_errors, replay_folder
-from paft_ray.tracking.spool import (
-    Batch,
+from paft_ray.tracking.event_log import (
+    ARTIFACTS,
+    EventLog,
     RunRef,
     TrackingTarget,
-    artifacts_apart,
-    keep,
-    merge,
-    spool_folder,
-    waiting,
+    now_ms,
     without_password,
 )
+from paft_ray.tracking.mlflow_runs import MlflowRuns, import_client, remote_errors
+from paft_ray.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
 
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
-_QUEUE_RECORDS = 10_000
-_FLUSH_SECONDS = 1.0
+_IDENTITY = "identity.json"
+_FLUSH_SECONDS = 2.0
 _RETRY_SECONDS = 10.0
 _FINISH_SECONDS = 20.0
 _TEXT_CHARACTERS = 5000
@@ -83,61 +78,57 @@ def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
     return f"prompt-pool-{task}", f"pool-{fingerprint}"
 
 
-class Tracker(Protocol):
-    """Where a run is recorded; no method but `finish` waits for anything."""
+class Tracker:
+    """Where a run is recorded; only `flush`, `release` and `finish` wait for anything."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; nested mappings become dotted names."""
-        ...
+        """Record parameters; nested mappings become dotted names.
+
+        MLflow keeps a parameter's first value: where a resumed run has another (more workers,
+        say), it becomes the tag `resumed.<name>`.
+        """
+        self._record("params", _texts(params))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of one step; a step that the run already has is dropped."""
-        ...
+        values = {str(name): float(value) for name, value in metrics.items()}
+        self._record("metrics", {"step": step, "values": values})
 
     def log_artifact(self, name: str, source: str | Path | bytes) -> None:
-        """Record a file under `name` ("reports/report.html"), from a path or from its content."""
-        ...
+        """Record a file under `name`, from its content or a path, local or as storage names it.
+
+        A file on storage is read when it is sent.
+        """
+        given = {"content": source} if isinstance(source, bytes) else {"path": str(source)}
+        self._record("artifact", {"name": name, **given})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing values that are there."""
-        ...
+        self._record("tags", _texts(tags))
 
     def register(self, name: str, alias: str, artifact: str) -> None:
-        """Make one of the run's artifacts a version in the registry, `models:/<name>@<alias>`."""
-        ...
+        """Make one of the run's artifacts `models:/<name>@<alias>`, unless there is one already."""
+        self._record("version", {"name": name, "alias": alias, "artifact": artifact})
+
+    def flush(self) -> None:
+        """Return when all that was recorded is on storage.
+
+        Raises:
+            OSError: Storage does not take it; nothing is lost, and it may be tried again.
+        """
 
     def release(self) -> None:
-        """Deliver what is left and leave the run open, for another process to go on with."""
-        ...
+        """Send what is left and leave the run open, for another process to go on with."""
 
     def finish(self, status: FinalStatus) -> None:
-        """Deliver what is left and end the run in this state."""
-        ...
+        """Send what is left, for 20 s at most, and end the run; a second call does nothing."""
+
+    def _record(self, kind: str, payload: Mapping[str, Any]) -> None:
+        """Take an event."""
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Records nothing: `tracking.type: none`, and every rank but the first."""
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Do nothing."""
-
-    def log_artifact(self, name: str, source: str | Path | bytes) -> None:
-        """Do nothing."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Do nothing."""
-
-    def register(self, name: str, alias: str, artifact: str) -> None:
-        """Do nothing."""
-
-    def release(self) -> None:
-        """Do nothing."""
-
-    def finish(self, status: FinalStatus) -> None:
-        """Do nothing."""
 
 
 def import_early(config: Config) -> None:
@@ -149,7 +140,7 @@ def import_early(config: Config) -> None:
 def tracking_server(config: Config) -> str | None:
     """URI of the server that a configuration names; None for none, and for a sqlite file.
 
-    A sqlite file belongs to the driver's node: other nodes' records wait in the spool for it.
+    A sqlite file belongs to the driver's node: other nodes' events wait on storage for it.
     """
     uri = config.tracking.uri
     if config.tracking.type == "none" or uri is None or uri.startswith("sqlite:"):
@@ -166,24 +157,22 @@ def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
     """
     if config.tracking.type == "none":
         return None
-    spool = storage.child("runs", config.name, "spool")
-    if not spool.exists("identity.json"):
-        spool.write_json("identity.json", {"id": uuid.uuid4().hex})
+    folder = storage.child("runs", config.name)
     home = Path(storage.root) if storage.is_local else Path.cwd()
     target = TrackingTarget(
         uri=_absolute(config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}"),
         experiment=config.tracking.experiment,
-        spool=spool,
+        logs=folder.child("events"),
         storage=storage,
-        identity=str(spool.read_json("identity.json")["id"]),
+        identity=_identity(folder),
     )
     if target.database is not None:
         target.database.parent.mkdir(parents=True, exist_ok=True)
         try:
-            Sender(target).connect(create_database=True)
-        except (*remote_errors(), ConfigError) as error:
+            MlflowRuns(target).connect(create_database=True)
+        except remote_errors() as error:
             reason = without_password(str(error))
-            logger.warning("tracking: records wait in %s: %s", spool.path(), reason)
+            logger.warning("tracking: records wait in %s: %s", target.logs.path(), reason)
     return target
 
 
@@ -208,169 +197,74 @@ def open_tracker(
     if target is None or rank != 0:
         return NullTracker()
     parent = None if parent_key is None else f"{target.identity}/{parent_key}"
-    run = RunRef(f"{target.identity}/{key}", name, parent, _texts(tags or {}), _now_ms())
-    return MlflowTracker(target, run)
+    run = RunRef(f"{target.identity}/{key}", name, parent, _texts(tags or {}), now_ms())
+    return _MlflowTracker(target, run)
 
 
-def replay(target: TrackingTarget | None) -> int:
-    """Send what waits in the spool, for all runs of the target; the number of batches left.
-
-    The driver calls this after all trackers have finished, never beside a live one: both would
-    send the same file. (What an earlier process left for its own run, a tracker sends itself.)
-    It gives up at the first sign that MLflow is away.
-    """
-    if target is None:
-        return 0
-    folders = [target.spool.child(n) for n in target.spool.names() if n[-5:] != ".json"]
-    folders = [f for f in folders if waiting(f) and f.root != target.spool.path("refused")]
-    sender = Sender(target)
-    for folder in folders:
-        if replay_folder(sender, target, folder):
-            break
-    return sum(len(waiting(folder)) for folder in folders)
-
-
-def end_open_runs(target: TrackingTarget | None) -> None:
-    """End the runs that dead processes left open, as KILLED; what continues them opens them again.
-
-    The driver calls this while it holds the run's name and before or after all its trackers, so
-    that no run of the target is alive. Where MLflow is away the runs stay open until the next time.
-    """
-    if target is None:
-        return
-    try:
-        ended = Sender(target).end_open_runs()
-    except (*remote_errors(), ConfigError) as error:
-        reason = without_password(str(error))
-        logger.warning("tracking: runs that were left open stay so for now: %s", reason)
-        return
-    if ended:
-        logger.info("tracking: %s runs of processes that died are now KILLED", ended)
-
-
-class MlflowTracker:
-    """Records one run in MLflow, from a thread of its own; made by `open_tracker`."""
+class _MlflowTracker(Tracker):
+    """Records one run in MLflow, by way of event logs on storage."""
 
     def __init__(self, target: TrackingTarget, run: RunRef) -> None:
-        self._target = target
-        self._run = run
-        self._folder = spool_folder(target, run.key)
-        self._queue: queue.Queue[Batch] = queue.Queue(_QUEUE_RECORDS)
-        self._in_hand: list[Batch] = []
-        self._closing = threading.Event()
-        self._away = False
-        self._lost_records = 0
-        self._put(Batch(run, status="RUNNING"))
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
+        self._target, self._run_logs = target, target.run_logs(run.key)
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorted as logs were begun
+        self._records, self._artifacts = (
+            EventLog(target.storage, self._run_logs.child(name + kind), run)
+            for kind in ("", ARTIFACTS)
+        )
+        self._closing, self._written = threading.Event(), threading.Event()
+        self._unsent = threading.Event()
+        self._record("status", {"status": "RUNNING"})
+        self._threads = [threading.Thread(target=t, daemon=True) for t in (self._write, self._send)]
+        for thread in self._threads:
+            thread.start()
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record parameters; nested mappings become dotted names.
-
-        MLflow keeps a parameter's first value: where a resumed run has another (more workers,
-        say), it becomes the tag `resumed.<name>`.
-        """
-        self._put(Batch(self._run, params=_texts(params)))
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Record metrics of one step; a step that the run already has is dropped."""
-        now = _now_ms()
-        rows = [(str(name), float(value), now, step) for name, value in metrics.items()]
-        self._put(Batch(self._run, metrics=rows))
-
-    def log_artifact(self, name: str, source: str | Path | bytes) -> None:
-        """Record a file under `name`, from a path (local, or as storage names it) or content."""
-        content = source if isinstance(source, bytes) else str(source)
-        self._put(Batch(self._run, artifacts={name: content}))
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing values that are there."""
-        self._put(Batch(self._run, tags=_texts(tags)))
-
-    def register(self, name: str, alias: str, artifact: str) -> None:
-        """Make one of the run's artifacts a version in the registry; one with the alias stays."""
-        self._put(Batch(self._run, versions={name: (alias, artifact)}))
+    def flush(self) -> None:
+        if self._records.flush() | self._artifacts.flush():
+            self._unsent.set()
 
     def release(self) -> None:
-        """Deliver what is left and leave the run open; see `finish`."""
-        self._end(Batch(self._run))
+        if not self._closing.is_set():
+            self._records.close()
+            self._artifacts.close()
+            self._closing.set()
+            deadline = time.monotonic() + _FINISH_SECONDS
+            for thread in self._threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def finish(self, status: FinalStatus) -> None:
-        """Deliver what is left and end the run in this state; a second call does nothing.
+        if not self._closing.is_set():
+            self._record("status", {"status": status})
+            self.release()
 
-        It waits for the thread, 20 s at most; what is not delivered then is in the spool.
-        """
-        self._end(Batch(self._run, status=status, ended_ms=_now_ms()))
+    def _record(self, kind: str, payload: Mapping[str, Any]) -> None:
+        log = self._artifacts if kind in ("artifact", "version") else self._records
+        log.add(kind, payload)
 
-    def _end(self, last: Batch) -> None:
-        if self._closing.is_set():
-            return
-        lost = {"paft.lost_records": str(self._lost_records)} if self._lost_records else {}
-        last = replace(last, tags=lost)
-        self._closing.set()
-        queued = self._put(last)
-        self._thread.join(_FINISH_SECONDS)
-        left = [*self._in_hand, *_drain(self._queue), *([] if queued else [last])]
-        self._keep(left)
-        if self._lost_records:
-            logger.warning("tracking: %s records lost, the queue was full", self._lost_records)
+    def _write(self) -> None:
+        """Flush every few seconds, and at the end until storage takes it."""
+        while not self._closing.wait(_FLUSH_SECONDS):
+            self._try_flush()
+        if not any(self._try_flush() or time.sleep(pause) for pause in (1.0, 4.0, 0.0)):
+            logger.warning("tracking: the last records of %s are lost", self._run_logs.path())
+        self._written.set()
 
-    def _put(self, batch: Batch) -> bool:
+    def _try_flush(self) -> bool:
         try:
-            self._queue.put_nowait(batch)
-        except queue.Full:
-            self._lost_records += 1
+            self.flush()
+        except OSError as error:
+            logger.warning("tracking: %s cannot be written: %s", self._run_logs.path(), error)
             return False
         return True
 
-    def _work(self) -> None:
+    def _send(self) -> None:
+        """Send what earlier processes left of the run, and what this one writes."""
         sender = Sender(self._target)
-        spooled = True  # by an earlier process, perhaps
-        while batches := self._collect():
-            self._in_hand = batches
-            if self._away and self._closing.is_set():
-                self._keep(batches)
-            else:
-                if spooled:
-                    left = replay_folder(sender, self._target, self._folder, quiet=self._away)
-                    self._away = left > 0
-                self._deliver_or_keep(sender, batches)
-                spooled = self._away
-            self._in_hand = []
-
-    def _deliver_or_keep(self, sender: Sender, batches: list[Batch]) -> None:
-        for part in artifacts_apart(merge(batches)):
-            delivered = not self._away and deliver(sender, self._target, part)
-            if not delivered:
-                keep(self._target, self._folder, part)
-            self._away = self._away or not (delivered or part.artifacts)
-
-    def _keep(self, batches: list[Batch]) -> None:
-        if batches:
-            for part in artifacts_apart(merge(batches)):
-                keep(self._target, self._folder, part)
-
-    def _collect(self) -> list[Batch]:
-        """What comes in during a second, or longer while MLflow is away; nothing when done."""
-        if self._closing.is_set() and self._queue.empty():
-            return []
-        batches = [self._queue.get()]
-        deadline = time.monotonic() + (_RETRY_SECONDS if self._away else _FLUSH_SECONDS)
-        while batches[-1].ended_ms is None:
-            try:
-                batches.append(self._queue.get(timeout=max(0.0, deadline - time.monotonic())))
-            except queue.Empty:
-                break
-        return batches
-
-
-def _drain(records: queue.Queue[Batch]) -> list[Batch]:
-    batches: list[Batch] = []
-    while True:
-        try:
-            batches.append(records.get_nowait())
-        except queue.Empty:
-            return batches
+        while not self._written.wait(_RETRY_SECONDS if sender.away else _FLUSH_SECONDS):
+            if self._unsent.is_set() or sender.away:
+                self._unsent.clear()
+                sender.send(self._run_logs)
+        if not sender.away:
+            sender.send(self._run_logs)
 
 
 def _texts(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
@@ -394,5 +288,11 @@ def _absolute(uri: str) -> str:
     return f"{prefix}{Path(uri.removeprefix(prefix)).expanduser().absolute()}"
 
 
-def _now_ms() -> int:
-    return int(time.time() * 1000)
+def _identity(folder: Storage) -> str:
+    """What tells the run of this folder from others; earlier versions kept it in `spool/`."""
+    logs, earlier = folder.child("events"), folder.child("spool")
+    if not logs.exists(_IDENTITY):
+        known = earlier.exists(_IDENTITY)
+        made = earlier.read_json(_IDENTITY) if known else {"id": uuid.uuid4().hex}
+        logs.write_json(_IDENTITY, made)
+    return str(logs.read_json(_IDENTITY)["id"])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -135,13 +136,20 @@ def fit(
             outlets.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **weights.state()}
             write_ledger = outlets.ledger.take(progress.step, weights)
-            outlets.checkpoints.save(progress, state, before=write_ledger)
+            before = partial(_write_records, write_ledger, outlets.tracker)
+            outlets.checkpoints.save(progress, state, before)
         outlets.report({"step": float(progress.step), **result.metrics})
         if result.leaving:
             break
     outlets.at("checkpoint")
     outlets.checkpoints.wait()
     return progress
+
+
+def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
+    """What must be on storage before the checkpoint that covers it."""
+    write_ledger()
+    tracker.flush()
 
 
 def train_step(

@@ -24,7 +24,7 @@ from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import load_task
-from paft_ray.tracking import replay
+from paft_ray.tracking import send_waiting
 from paft_ray.training.distributed.trainer import Orders, TrainedAdapter, train_until
 from paft_ray.training.distributed.worker import Record
 from paft_ray.training.lengths import check_lengths
@@ -123,7 +123,7 @@ def finished_search(context: RunContext) -> dict[str, Any] | None:
             "test prompts are known: choose another name, or pass --overwrite"
         )
     context.screen.line(f"search {name} is complete, nothing to do")
-    replay(context.tracked().tracking)
+    send_waiting(context.tracked().tracking)
     return {**result, "summary": folder.read_json("summary.json")}
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,25 +18,6 @@ from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
 PART = 5 << 20
 """Bytes from which on S3 takes an object in parts."""
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """The address of moto's server, with a bucket `paft` and credentials in the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        server.start()
-        host, port = server.get_host_and_port()
-        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="paft")
-        yield f"{host}:{port}"
-        server.stop()
 
 
 @pytest.fixture

@@ -6,15 +6,18 @@ import pickle
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from pyarrow.fs import FileSelector, FSSpecHandler, PyFileSystem
 
 from paft_ray.config import Config
 from paft_ray.storage.paths import Storage
@@ -25,7 +28,7 @@ from paft_ray.tracking import (
     end_open_runs,
     open_tracker,
     prepare_tracking,
-    replay,
+    send_waiting,
     top_metric,
 )
 
@@ -56,14 +59,29 @@ def target(storage: Storage) -> TrackingTarget:
     return prepared
 
 
+@pytest.fixture(params=["disk", "s3"])
+def anywhere(request: pytest.FixtureRequest, target: TrackingTarget) -> TrackingTarget:
+    """The same run, with its storage on a local disk and on an object store."""
+    if request.param == "disk":
+        return target
+    options = f"endpoint_override={request.getfixturevalue('s3')}&scheme=http"
+    bucket = Storage.open(f"s3://paft/{uuid.uuid4().hex}?{options}")
+    return replace(target, storage=bucket, logs=bucket.child("runs", "x", "events"))
+
+
 @pytest.fixture
-def away(target: TrackingTarget, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingTarget]:
-    """The same run, but its server is a port that nobody listens on."""
+def closed_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URI, with a password, of a server that is not there."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        port = reserved.getsockname()[1]
-        yield replace(target, uri=f"http://someone:hunter2-secret@127.0.0.1:{port}")
+        yield f"http://someone:hunter2-secret@127.0.0.1:{reserved.getsockname()[1]}"
+
+
+@pytest.fixture
+def away(target: TrackingTarget, closed_port: str) -> TrackingTarget:
+    """The same run, but its server is a port that nobody listens on."""
+    return replace(target, uri=closed_port)
 
 
 def runs(target: TrackingTarget) -> dict[str, Run]:
@@ -84,12 +102,23 @@ def steps(target: TrackingTarget, key: str, metric: str = Metric.TRAIN_LOSS) -> 
     return sorted(entry.step for entry in history)
 
 
-def spooled(target: TrackingTarget) -> list[Path]:
-    return [
-        path
-        for path in sorted(Path(target.spool.root).rglob("*.json"))
-        if "identity" not in str(path)
-    ]
+def waiting(target: TrackingTarget) -> list[str]:
+    """Paths of event logs, copies of artifacts, and what MLflow refused."""
+    selector = FileSelector(target.logs.root, allow_not_found=True, recursive=True)
+    found = target.storage.filesystem.get_file_info(selector)
+    return sorted(f.path for f in found if f.is_file and f.base_name != "identity.json")
+
+
+def events(target: TrackingTarget, kind: str) -> list[dict]:
+    """Payloads of the events of a kind that are on storage, from the files themselves."""
+    found = []
+    for run in target.logs.names():
+        for log in sorted(target.logs.child(run).names()) if "." not in run else ():
+            folder = target.logs.child(run, log)
+            for name in (name for name in folder.names() if name.endswith(".jsonl")):
+                lines = folder.read_bytes(name).splitlines()
+                found += [json.loads(line) for line in lines]
+    return [event["payload"] for event in found if event["kind"] == kind]
 
 
 def test_import_of_tracking_brings_no_mlflow_and_no_torch():
@@ -108,7 +137,7 @@ def test_tracking_none_gives_null_trackers_and_writes_nothing(tmp_path: Path):
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step=1)
     tracker.finish("FINISHED")
     assert isinstance(tracker, NullTracker)
-    assert replay(target) == 0
+    assert send_waiting(target) == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,7 +181,7 @@ def test_run_with_everything_arrives_complete(target: TrackingTarget, tmp_path: 
     )
     assert [f.path for f in client.list_artifacts(run.info.run_id)] == ["figures", "report.html"]
     assert str(target.storage.root) in str(run.info.artifact_uri)
-    assert spooled(target) == []
+    assert waiting(target) == []
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
@@ -233,7 +262,7 @@ def record_while_away(away: TrackingTarget, tmp_path: Path) -> None:
     kept.unlink()
 
 
-def test_absent_server_delays_no_call_and_fills_the_spool(
+def test_absent_server_delays_no_call_and_leaves_all_in_the_log(
     away: TrackingTarget, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -245,26 +274,26 @@ def test_absent_server_delays_no_call_and_fills_the_spool(
     tracker.finish("FINISHED")
     assert called < 1.0
     assert time.perf_counter() - started < 15
-    batches = [json.loads(path.read_text()) for path in spooled(away)]
-    assert sum(len(batch["metrics"]) for batch in batches) == 2000
-    assert batches[-1]["status"] == "FINISHED"
+    assert [metrics["step"] for metrics in events(away, "metrics")] == list(range(2000))
+    assert events(away, "status") == [{"status": "RUNNING"}, {"status": "FINISHED"}]
 
 
-def test_absent_server_replayed_later_is_complete_and_has_nothing_twice(
+def test_log_sent_when_the_server_is_back_is_complete_and_has_nothing_twice(
     away: TrackingTarget, target: TrackingTarget, tmp_path: Path
 ):
     record_while_away(away, tmp_path)
     assert runs(target) == {}
-    waiting = spooled(away)
-    assert replay(away) == len(waiting) > 0
-    assert spooled(away) == waiting
+    left = waiting(away)
+    assert send_waiting(away) == 2  # the records, and the artifacts
+    assert waiting(away) == left
 
-    copies = {path: path.read_bytes() for path in waiting}
-    assert replay(target) == 0
-    assert spooled(target) == []
+    copies = {Path(path): Path(path).read_bytes() for path in left}
+    assert send_waiting(target) == 0
+    assert waiting(target) == []
     for path, content in copies.items():  # as if the answer had been lost after it arrived
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    assert replay(target) == 0
+    assert send_waiting(target) == 0
 
     run = runs(target)["run"]
     assert run.info.status == "FAILED"
@@ -288,15 +317,15 @@ def test_resumed_run_first_sends_what_the_last_process_left(
     resumed.finish("FINISHED")
     assert steps(target, "run") == list(range(1, 36))
     assert runs(target)["run"].info.status == "FINISHED"
-    assert spooled(target) == []
+    assert waiting(target) == []
 
 
-def test_spool_and_log_of_an_absent_server_hold_no_password(
+def test_events_and_messages_of_an_absent_server_hold_no_password(
     away: TrackingTarget, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     with caplog.at_level(logging.DEBUG):
         record_while_away(away, tmp_path)
-    assert all("hunter2" not in path.read_text() for path in spooled(away))
+    assert all("hunter2" not in Path(path).read_text() for path in waiting(away))
     assert all("hunter2" not in r.getMessage() for r in caplog.records if "paft" in r.name)
 
 
@@ -312,17 +341,20 @@ def test_artifact_store_that_fails_holds_up_no_records(target: TrackingTarget, t
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.finish("FINISHED")
     again = open_tracker(broken, "run", "name")
+    again.log_artifact("table.json", b"table")
     again.log_metrics({Metric.TRAIN_LOSS: 1.0}, 2)
     again.finish("FINISHED")
     assert steps(broken, "run") == [1, 2]
     assert runs(broken)["run"].info.status == "FINISHED"
-    assert replay(broken) == len(spooled(broken)) == 1
+    assert send_waiting(broken) == 2  # the artifacts of two processes
 
     store.unlink()
-    assert replay(broken) == 0
+    assert send_waiting(broken) == 0
     assert [f.path for f in client.list_artifacts(runs(broken)["run"].info.run_id)] == [
-        "report.html"
+        "report.html",
+        "table.json",
     ]
+    assert waiting(broken) == []
 
 
 def test_runs_that_a_dead_process_left_open_end_as_killed_at_their_last_word(
@@ -384,7 +416,7 @@ def test_prepare_with_an_absent_server_returns_at_once(away: TrackingTarget, tmp
     assert prepared.uri == away.uri
 
 
-def test_database_of_another_node_is_not_created_here_but_spooled(
+def test_database_of_another_node_is_not_created_here_and_its_events_wait(
     target: TrackingTarget, tmp_path: Path
 ):
     elsewhere = replace(target, uri=f"sqlite:///{tmp_path / 'not-here.db'}")
@@ -392,20 +424,250 @@ def test_database_of_another_node_is_not_created_here_but_spooled(
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.finish("FINISHED")
     assert not (tmp_path / "not-here.db").exists()
-    assert replay(target) == 0
+    assert send_waiting(target) == 0
     assert steps(target, "run") == [1]
 
 
 def test_records_that_mlflow_refuses_are_kept_and_stop_nothing(target: TrackingTarget):
     tracker = open_tracker(target, "run", "name")
     tracker.log_params({"seed": 0})
-    tracker.log_metrics({"no @ in names": 1.0}, 1)
+    for step in (1, 2, 3):
+        tracker.log_metrics({Metric.TRAIN_GRADIENT_NORM: 1.0}, step)
+        if step == 2:
+            tracker.log_metrics({"no @ in names": 1.0}, step)
     tracker.finish("FINISHED")
     assert runs(target)["run"].info.status == "FINISHED"
     assert runs(target)["run"].data.params == {"seed": "0"}
-    assert [path.parent.name for path in spooled(target)] == ["refused"]
+    assert steps(target, "run", Metric.TRAIN_GRADIENT_NORM) == [1, 2, 3]
+    assert [Path(path).parent.name for path in waiting(target)] == ["refused"]
     after = open_tracker(target, "run", "name")
     after.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     after.finish("FINISHED")
     assert steps(target, "run") == [1]
-    assert replay(target) == 0
+    assert send_waiting(target) == 0
+
+
+RECORDER = """
+import pickle, sys, time
+from paft_ray.tracking import open_tracker
+tracker = open_tracker(pickle.load(sys.stdin.buffer), "run", "name")
+tracker.log_params({"seed": 0})
+tracker.log_artifact("notes.txt", b"outside of storage")
+for step in range(1, 21):
+    tracker.log_metrics({"train/loss": 1 / step}, step)
+tracker.flush()
+print("flushed", flush=True)
+for step in range(21, 1_000_000):
+    tracker.log_metrics({"train/loss": 1 / step}, step)
+    time.sleep(0.01)
+"""
+
+
+def kill_one_that_records(target: TrackingTarget) -> None:
+    """SIGKILL a process that has flushed 20 steps, while it records more."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RECORDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    pickle.dump(target, process.stdin)
+    process.stdin.close()
+    assert process.stdout.readline() == b"flushed\n"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize("server", ["there", "away"])
+def test_process_killed_leaves_all_that_it_flushed_for_the_driver_to_send(
+    server: str, anywhere: TrackingTarget, closed_port: str
+):
+    uri = anywhere.uri if server == "there" else closed_port
+    kill_one_that_records(replace(anywhere, uri=uri))
+    assert send_waiting(anywhere) == 0
+    end_open_runs(anywhere)
+    run = runs(anywhere)["run"]
+    recorded = steps(anywhere, "run")
+    assert recorded == list(range(1, len(recorded) + 1))
+    assert len(recorded) >= 20
+    assert run.data.params == {"seed": "0"}
+    assert run.info.status == "KILLED"
+    notes = MlflowClient(tracking_uri=anywhere.uri).download_artifacts(run.info.run_id, "notes.txt")
+    assert Path(notes).read_text() == "outside of storage"
+    assert waiting(anywhere) == []
+
+
+def test_worker_killed_is_continued_by_its_successor_with_no_step_lost_or_twice(
+    anywhere: TrackingTarget,
+):
+    kill_one_that_records(anywhere)
+    resumed = open_tracker(anywhere, "run", "name")
+    for step in range(16, 31):  # it goes on from the checkpoint of step 15
+        resumed.log_metrics({Metric.TRAIN_LOSS: 1 / step}, step)
+    resumed.finish("FINISHED")
+    recorded = steps(anywhere, "run")
+    assert recorded == list(range(1, len(recorded) + 1))
+    assert len(recorded) >= 30
+    assert send_waiting(anywhere) == 0
+    assert steps(anywhere, "run") == recorded
+    assert runs(anywhere)["run"].info.status == "FINISHED"
+    end_open_runs(anywhere)
+    assert runs(anywhere)["run"].info.status == "FINISHED"
+    assert waiting(anywhere) == []
+
+
+def test_metric_is_on_storage_within_5_s_while_the_server_is_away(
+    anywhere: TrackingTarget, closed_port: str
+):
+    tracker = open_tracker(replace(anywhere, uri=closed_port), "run", "name")
+    began = time.monotonic()
+    tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
+    while not events(anywhere, "metrics"):
+        assert time.monotonic() - began < 5
+    tracker.finish("FINISHED")
+
+
+def test_log_of_a_live_process_on_an_object_store_keeps_only_what_is_not_sent(
+    anywhere: TrackingTarget,
+):
+    tracker = open_tracker(anywhere, "run", "name")
+    for step in range(1, 6):
+        tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
+        tracker.flush()
+    deadline = time.monotonic() + 30
+    while len(waiting(anywhere)) != 2:  # the last file, and the offset
+        assert time.monotonic() < deadline
+    assert steps(anywhere, "run") == [1, 2, 3, 4, 5]
+    tracker.finish("FINISHED")
+    assert waiting(anywhere) == []
+
+
+def test_large_log_is_many_files_of_which_all_arrive(away: TrackingTarget, target: TrackingTarget):
+    tracker = open_tracker(away, "run", "name")
+    for part in range(3):
+        tracker.set_tags({f"part-{part}-{tag}": 4900 * "x" for tag in range(300)})
+        tracker.flush()
+    tracker.finish("FINISHED")
+    assert len([path for path in waiting(away) if path.endswith(".jsonl")]) > 1
+    assert send_waiting(target) == 0
+    assert len([t for t in runs(target)["run"].data.tags if t.startswith("part-")]) == 900
+
+
+def test_line_cut_off_by_a_kill_is_left_out_and_what_stands_before_it_arrives(
+    away: TrackingTarget, target: TrackingTarget
+):
+    tracker = open_tracker(away, "run", "name")
+    tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
+    tracker.flush()
+    [log] = [Path(path) for path in waiting(away)]
+    log.write_bytes(log.read_bytes() + b'{"kind": "metrics", "payload": {"st')
+    assert send_waiting(target) == 0
+    assert steps(target, "run") == [1]
+
+
+def test_damaged_log_stays_where_it_is_and_stops_nothing(
+    away: TrackingTarget, target: TrackingTarget
+):
+    for key in ("one", "two"):
+        tracker = open_tracker(away, key, "name")
+        tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
+        tracker.finish("FINISHED")
+    first, second = (Path(path) for path in waiting(away))
+    first.write_bytes(first.read_bytes()[5:])
+    assert send_waiting(target) == 0
+    end_open_runs(target)
+    assert list(runs(target)) == ["two"]
+    assert waiting(target) == [str(first)]
+    assert second != first
+
+
+def test_storage_that_fails_loses_only_what_its_buffer_cannot_hold_and_says_how_much(
+    target: TrackingTarget,
+):
+    obstacle = Path(target.run_logs(f"{target.identity}/run").root)
+    obstacle.write_text("a file where a folder should be")
+    tracker = open_tracker(target, "run", "name")
+    for step in range(10_010):
+        tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
+    with pytest.raises(OSError):
+        tracker.flush()
+    obstacle.unlink()
+    tracker.finish("FINISHED")
+    assert send_waiting(target) == 0
+    assert steps(target, "run") == list(range(9_999))  # the first event was the state
+    assert runs(target)["run"].data.tags["paft.lost_records"] == "11"
+    assert runs(target)["run"].info.status == "FINISHED"
+
+
+class StuckStorage(FSSpecHandler):
+    """An object store whose writes hang until `gate` is open."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        super().__init__(fsspec.filesystem("memory"))
+        self.gate = gate
+
+    def open_output_stream(self, path, metadata):
+        assert self.gate.wait(60)
+        return super().open_output_stream(path, metadata)
+
+
+def test_storage_that_hangs_delays_no_step(target: TrackingTarget):
+    gate = threading.Event()
+    stuck = Storage(PyFileSystem(StuckStorage(gate)), f"/{uuid.uuid4().hex}")
+    hanging = replace(target, storage=stuck, logs=stuck.child("events"))
+    tracker = open_tracker(hanging, "run", "name")
+    flush = threading.Thread(target=tracker.flush)
+    flush.start()
+    began = time.monotonic()
+    for step in range(1000):
+        tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
+    assert time.monotonic() - began < 1
+    assert flush.is_alive()
+    gate.set()
+    flush.join()
+    tracker.finish("FINISHED")
+    assert send_waiting(hanging) == 0
+    assert steps(target, "run") == list(range(1000))
+
+
+def test_run_of_an_earlier_version_is_continued_and_its_spool_sent(storage: Storage):
+    name = f"run-{uuid.uuid4().hex[:8]}"
+    spool = storage.child("runs", name, "spool")
+    spool.write_json("identity.json", {"id": "0123456789abcdef"})
+    run = {
+        "key": "0123456789abcdef/training/paft-s0", "name": "paft", "parent_key": None,
+        "tags": {"paft.variant": "paft"}, "started_ms": 1_700_000_000_000,
+    }  # fmt: skip
+    nothing = {"params": {}, "metrics": [], "tags": {}, "artifacts": {}, "versions": {}}
+    folder = spool.child("training-paft-s0-8d2a1c0f")
+    rows = [["train/loss", 1 / step, 1_700_000_000_000 + step, step] for step in range(1, 21)]
+    spool.child("training-paft-s0-8d2a1c0f", "files").write_bytes("00-0", b"card")
+    folder.write_json(
+        "01700000000000000001.json",
+        {
+            "run": run, **nothing, "params": {"seed": "0"}, "metrics": rows,
+            "status": "KILLED", "ended_ms": 1_700_000_001_000,
+        },
+    )  # fmt: skip
+    artifacts = {"adapter/README.md": folder.path("files/00-0")}
+    folder.write_json(
+        "01700000000000000001.artifacts.json",
+        {"run": run, **nothing, "artifacts": artifacts, "status": None, "ended_ms": None},
+    )
+    target = prepare_tracking(config(name), storage)
+    assert target is not None
+    assert target.identity == "0123456789abcdef"
+    assert send_waiting(target) == 0
+    found = runs(target)["training/paft-s0"]
+    assert found.info.status == "KILLED"
+    assert found.info.end_time == 1_700_000_001_000
+    assert found.data.params == {"seed": "0"}
+    assert steps(target, "training/paft-s0") == list(range(1, 21))
+    card = MlflowClient(tracking_uri=target.uri).download_artifacts(
+        found.info.run_id, "adapter/README.md"
+    )
+    assert Path(card).read_text() == "card"
+    assert [n for n in folder.names() if n.endswith(".json")] == []
+    resumed = open_tracker(target, "training/paft-s0", "paft")
+    resumed.finish("FINISHED")
+    assert runs(target)["training/paft-s0"].info.status == "FINISHED"
+    storage.delete(f"runs/{name}")

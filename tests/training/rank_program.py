@@ -4,7 +4,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +54,25 @@ STEPS = 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 ASKED = ("{text}\nSo it is:", "Say how it feels: {text} ->", "{text} =")
 ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
+
+
+class FlushTracker(NullTracker):
+    """Leaves in `flushes.json` what was recorded when, and which checkpoints were whole then."""
+
+    def __init__(self, where: Storage) -> None:
+        self.where = where
+        self.steps: list[int] = []
+        self.flushes: list[dict[str, list]] = []
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        assert metrics
+        self.steps.append(step)
+
+    def flush(self) -> None:
+        folder = self.where.child("checkpoints")
+        whole = [name for name in folder.names() if folder.child(name).exists("manifest.json")]
+        self.flushes.append({"steps": list(self.steps), "checkpoints": whole})
+        self.where.write_json("flushes.json", self.flushes)
 
 
 def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
@@ -298,7 +317,7 @@ def train_on_engine(
             objective=train.objective,
         ),
         Outlets(
-            tracker=NullTracker(),
+            tracker=FlushTracker(where),
             checkpoints=checkpoints,
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             report=lambda metrics: None,

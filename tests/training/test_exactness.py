@@ -158,6 +158,17 @@ def test_interrupted_and_resumed_training_ends_with_the_same_bits(
         assert torch.equal(tensor, trained[resumed][name]), name
 
 
+@pytest.mark.parametrize("cut", ["cut1", "cut2"])
+def test_tracker_is_flushed_before_the_checkpoint_that_covers_what_it_recorded(
+    cut: str, launched: Path
+) -> None:
+    first, second = json.loads((launched / cut / "flushes.json").read_text())
+    assert first["steps"][:4] == [1, 2, 3, 4]
+    assert first["checkpoints"] == []
+    assert second["steps"][:8] == list(range(1, 9))
+    assert second["checkpoints"] == ["step-000000004"]
+
+
 def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
     trained: dict[str, Weights],
 ) -> None:

@@ -153,14 +153,14 @@ def test_no_metric_is_missing_after_a_minute_without_the_server(
 
 
 def test_wrong_password_is_said_and_the_search_goes_on(make_config, mark, tmp_path, server) -> None:
-    """What cannot be sent waits in the spool; the result does not depend on it."""
+    """What cannot be sent waits in event logs; the result does not depend on it."""
     path, _ = make_config(scheduler={"type": "none"}, trials=1)
     known = {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": "wrong"}
     process = paft(mark, tmp_path, "tune", str(path), f"tracking.uri={server.uri}", **known)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
-    assert "tracking" in out and "spool" in out, out
-    assert list((run_of(tmp_path) / "spool").rglob("*.json"))
+    assert "tracking" in out and "event logs wait" in out, out
+    assert list((run_of(tmp_path) / "events").rglob("*.jsonl"))
 
 
 @pytest.fixture

@@ -1,0 +1,132 @@
+"""Ships event logs to MLflow, each from the offset behind what MLflow has already.
+
+A tracker's sender ships the logs of its run: those of earlier processes first, then its own while
+it grows. What dead processes left of other runs is sent by the driver, with `send_waiting`. Two
+senders of one log do no harm, because recording an event again changes nothing.
+"""
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+
+from paft_ray.config.errors import ArtifactError
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+from paft_ray.tracking.earlier import convert_spool
+from paft_ray.tracking.event_log import (
+    ARTIFACTS,
+    Event,
+    RunRef,
+    TrackingTarget,
+    advance,
+    log_names,
+    read_unsent,
+    without_password,
+)
+from paft_ray.tracking.mlflow_runs import MlflowRuns, remote_errors
+
+logger = logging.getLogger(__name__)
+
+_REFUSED = "refused"
+_REFUSAL = "INVALID_PARAMETER_VALUE"
+_CAUSE_CHARACTERS = 200
+
+
+class Sender:
+    """Sends the logs of the target's runs."""
+
+    def __init__(self, target: TrackingTarget) -> None:
+        """A sender; it connects when there is something to send."""
+        self._target, self._runs = target, MlflowRuns(target)
+        self.away = False
+        """Whether MLflow, or storage, was away at the last attempt."""
+        self._artifacts_away = False
+
+    def send(self, run_logs: Storage) -> int:
+        """Send what the logs of one run hold, until something is away; the number of logs left.
+
+        Artifacts come last: those that their store does not take hold up nothing else, and wait
+        for another sender.
+        """
+        names: list[str] = []
+        try:
+            names = log_names(run_logs)
+            while names and not (self._artifacts_away and names[0].endswith(ARTIFACTS)):
+                self._send_log(run_logs.child(names[0]))
+                del names[0]
+            self.away = False
+        except remote_errors() as error:
+            if not self.away:  # said once for every absence
+                where, logs = without_password(self._target.uri), self._target.logs.path()
+                cause = without_password(str(error))[-_CAUSE_CHARACTERS:]  # urllib3 says it last
+                logger.warning("tracking: %s is away, records wait in %s: %s", where, logs, cause)
+            self._artifacts_away = bool(names) and names[0].endswith(ARTIFACTS)
+            self.away = not self._artifacts_away
+        return len(names) or int(self.away)
+
+    def _send_log(self, log: Storage) -> None:
+        try:
+            for run, events, offset in read_unsent(log):
+                self._record(run, events)
+                advance(log, events, offset)
+        except ArtifactError as error:
+            logger.warning("tracking: a log is left where it is: %s", error)
+
+    def _record(self, run: RunRef, events: Sequence[Event]) -> None:
+        """Record events; those that MLflow would refuse for ever are kept under `refused/`."""
+        try:
+            self._runs.record(run, events)
+        except remote_errors() as error:
+            if getattr(error, "error_code", "") != _REFUSAL:
+                raise
+            if half := len(events) // 2:  # what is right must not suffer
+                self._record(run, events[:half])
+                self._record(run, events[half:])
+                return
+            reason, folder = without_password(str(error)), self._target.logs.child(_REFUSED)
+            content = {"reason": reason, "run": asdict(run), "event": asdict(events[0])}
+            folder.write_json(f"{fingerprint(content)}.json", content)
+            logger.warning(
+                "tracking: MLflow refused a record, kept in %s: %s", folder.path(), reason
+            )
+
+
+def send_waiting(target: TrackingTarget | None) -> int:
+    """Send what all processes left for all runs of the target; the number of logs left.
+
+    It gives up at the first sign that MLflow is away.
+    """
+    if target is None:
+        return 0
+    convert_spool(target)
+    sender, left = Sender(target), 0
+    for folder in _run_folders(target):
+        left += len(log_names(folder)) if sender.away else sender.send(folder)
+    return left
+
+
+def end_open_runs(target: TrackingTarget | None) -> None:
+    """End the runs that dead processes left open, as KILLED; what continues them opens them again.
+
+    The driver calls this while it holds the run's name and before or after all its trackers, so
+    that no run of the target is alive; dead processes' logs that are sent go too. Where MLflow is
+    away the runs stay open until the next time.
+    """
+    if target is None:
+        return
+    try:
+        MlflowRuns(target).end_open_runs()
+        for folder in _run_folders(target):
+            for log in map(folder.child, log_names(folder)):
+                with suppress(ArtifactError):  # a damaged log stays
+                    if next(read_unsent(log), None) is None:
+                        log.delete()
+    except remote_errors() as error:
+        reason = without_password(str(error))
+        logger.warning("tracking: runs that were left open stay so for now: %s", reason)
+
+
+def _run_folders(target: TrackingTarget) -> list[Storage]:
+    names = [name for name in target.logs.names() if not name.endswith(".json")]
+    return [target.logs.child(name) for name in names if name != _REFUSED]
