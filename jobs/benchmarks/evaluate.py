@@ -33,9 +33,10 @@ from paft_ray.config import BuiltinTaskConfig, Config, CustomTaskConfig
 from paft_ray.evaluation.predictors import ModelPredictor
 from paft_ray.export.lm_eval_tasks import LmEvalTasks
 from paft_ray.models.base_model import prepare_base
+from paft_ray.models.load import load_tokenizer
+from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.pool import Origin, Prompt
-from paft_ray.prompts.template import clean
+from paft_ray.prompts.template import clean, parse
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task, load_task
@@ -98,11 +99,15 @@ class Setup:
 def make_tasks(setup: Setup, slices: int) -> LmEvalTasks:
     """The grid that all score."""
     task = load_task(TASKS[setup.task], seed=0)
-    prompts = [
-        Prompt(fingerprint(text), text, "", "", "test", "", Origin()) for text in setup.prompts
-    ]
     examples = task.test[: setup.examples * slices]
-    return LmEvalTasks("paft_bench", task, prompts, examples, {}, 8, "")
+    encoder = TextEncoder(load_tokenizer(setup.location))
+    contexts = {
+        fingerprint(text): [
+            encoder.context(parse(text, task.slots).render(example.fields)) for example in examples
+        ]
+        for text in setup.prompts
+    }
+    return LmEvalTasks("paft_bench", task, examples, contexts, 8, "")
 
 
 def score_slices(setup: Setup, tasks: LmEvalTasks) -> Callable[[int], Answers]:
@@ -123,9 +128,9 @@ def score_slices(setup: Setup, tasks: LmEvalTasks) -> Callable[[int], Answers]:
     def score(number: int) -> Answers:
         chunk = tasks.examples[number * setup.examples : (number + 1) * setup.examples]
         return {
-            (prompt.id, s.example_id): (s.correct, bool(s.normalised_correct))
-            for prompt in tasks.prompts
-            for s in scorer.score(None, prompt.id, prompt.text, chunk)
+            (s.prompt_id, s.example_id): (s.correct, bool(s.normalised_correct))
+            for text in setup.prompts
+            for s in scorer.score(None, fingerprint(text), text, chunk)
         }
 
     return score

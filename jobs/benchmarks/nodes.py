@@ -76,7 +76,7 @@ exec chroot . sh -c '"$@" & wait' sh "$@"
 but for the folders named in the fourth argument, as "/there=/here" with spaces between."""
 
 
-class NodesUnavailable(RuntimeError):
+class NodesUnavailable(RuntimeError):  # noqa: N818
     """This machine cannot make network namespaces; the message says why."""
 
 

@@ -25,7 +25,7 @@ from paft_ray.training.distributed.trainer import find_trained
 if TYPE_CHECKING:
     from paft_ray.models.tokenization import TextEncoder
 
-_FORMAT = 1
+_FORMAT = 2
 """Part of an export's identity: raise it when other files are written for the same content."""
 
 
@@ -122,13 +122,17 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
             tasks = LmEvalTasks(
                 plan.name,
                 context.task,
-                plan.prompts,
                 plan.examples,
-                _cut_examples(plan, encoder),
+                dict(_contexts(plan, encoder)),
                 config.evaluation.max_new_tokens,
                 _comment(plan, encoder.uses_chat_template),
             )
-            _write(plan, tasks.files())
+            if plan.default:
+                plan.out.delete()  # what an earlier attempt left
+            writer = ArtifactWriter(plan.out)
+            for name, data in tasks.files().items():
+                writer.add(name, data)
+            writer.commit(plan.identity, {})
         manifest = load_manifest(plan.out)
         if manifest is None:
             raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
@@ -147,24 +151,18 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
     )
 
 
-def _write(plan: LmEvalPlan, files: Mapping[str, bytes]) -> None:
-    if plan.default:
-        plan.out.delete()  # what an earlier attempt left
-    writer = ArtifactWriter(plan.out)
-    for name, data in files.items():
-        writer.add(name, data)
-    writer.commit(plan.identity, {})
-
-
-def _cut_examples(plan: LmEvalPlan, encoder: "TextEncoder") -> dict[str, list[Example]]:
-    """By prompt the examples as they are read, where any of them has to be cut.
+def _contexts(
+    plan: LmEvalPlan, encoder: "TextEncoder"
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Prompt ids and what is read of each example, cut to fit where it has to be.
 
     Raises:
         ConfigError: One does not fit `task.max_length`, and may not be cut.
     """
     from paft_ray.models.tokenization import Question
 
-    task, cut = plan.context.task, {}
+    task = plan.context.task
+    end, plain = task.choices is None, replace(encoder, chat_template="none")
     for prompt in plan.prompts:
         render = parse(prompt.text, task.slots).render
         questions = [
@@ -177,15 +175,14 @@ def _cut_examples(plan: LmEvalPlan, encoder: "TextEncoder") -> dict[str, list[Ex
             for example in plan.examples
         ]
         try:
-            encoded = encoder.encode_all(questions, end=task.choices is None)
+            encoded = encoder.encode_all(questions, end)
         except DataError as error:
             raise ConfigError(f"--lm-eval: {error}") from error
-        if any(pair[0].trimmed for pair in encoded):
-            cut[prompt.id] = [
-                replace(example, fields=encoder.trimmed_fields(question, task.choices is None))
-                for example, question in zip(plan.examples, questions, strict=True)
-            ]
-    return cut
+        fields = [
+            encoder.trimmed_fields(question, end) if first.trimmed else question.fields
+            for question, (first, *_) in zip(questions, encoded, strict=True)
+        ]
+        yield prompt.id, [plain.context(render(each)) for each in fields]
 
 
 def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, str]]:
@@ -219,9 +216,8 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
 
 def _comment(plan: LmEvalPlan, chat: bool) -> str:
     """What stands in the group's file: the folder may be used far from here."""
-    lines = [
-        f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.",
-        _command("pretrained=MODEL", plan, "FOLDER", chat),
-        "An adapter: --model_args pretrained=MODEL,peft=ADAPTER,...",
-    ]
-    return "\n".join(lines)
+    return (
+        f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.\n"
+        f"{_command('pretrained=MODEL', plan, 'FOLDER', chat)}\n"
+        "An adapter: --model_args pretrained=MODEL,peft=ADAPTER,..."
+    )

@@ -2,13 +2,12 @@
 
 Covered: folders with safetensors (one file or shards), GGUF files, and a model's identity. Not
 covered: hub models, of which nothing is fetched here; pickled weights, which are refused; whether
-`model.peft` fits, which is `peft_check`.
+a model and its adapter can be built, which is `trial`.
 """
 
 import importlib.util
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "vocab.txt")
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-_EMBEDDINGS = re.compile(r"embed|wte$|wpe$|^shared$")
-_HEADS = ("lm_head", "embed_out")
-_USUAL = re.compile(  # names of the Llama family, which the gguf package lists among many others
-    r"model\.(embed_tokens|norm|layers\.\d+\.((self_attn\.[qkvo]|mlp\.(gate|up|down))_proj"
-    r"|self_attn\.[qk]_norm|(input|post_attention)_layernorm))|lm_head"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +32,10 @@ class ModelFiles:
     location: str
     """Local path, or hub name."""
     kind: Literal["local", "gguf", "hub"]
-    config: Mapping[str, Any] | None = None
-    """Hugging Face `config.json`, or what a GGUF's metadata say in the same words."""
-    parameters: Mapping[str, tuple[int, ...]] | None = None
-    """Parameter name to shape."""
-    linear_modules: tuple[str, ...] | None = None
-    """Modules with a weight matrix, without embeddings and output head: peft's all-linear."""
     has_tokenizer: bool | None = None
     has_chat_template: bool | None = None
     context_length: int | None = None
     """Longest sequence, in tokens, that the model was made for."""
-
-    @property
-    def modules(self) -> tuple[str, ...] | None:
-        """Modules that own a parameter, and the output head where it is tied to the input."""
-        if self.parameters is None:
-            return None
-        owners = dict.fromkeys(name.rpartition(".")[0] for name in self.parameters)
-        tied = any(map(_EMBEDDINGS.search, owners)) and not any(h in owners for h in _HEADS)
-        return (*owners, "lm_head") if tied else tuple(owners)
 
 
 def inspect_model(path: str, revision: str | None = None, field: str = "model.path") -> ModelFiles:
@@ -119,7 +97,7 @@ def _inspect_folder(folder: Path) -> ModelFiles:
             f"{folder / 'config.json'} has no model_type, so that no model can be built from it; "
             "save the model again with save_pretrained"
         )
-    parameters = _read_parameters(folder)
+    _check_weights(folder)
     if not _has_tokenizer(folder):
         raise ConfigError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}); save it there with "
@@ -128,9 +106,6 @@ def _inspect_folder(folder: Path) -> ModelFiles:
     return ModelFiles(
         location=str(folder),
         kind="local",
-        config=config,
-        parameters=parameters,
-        linear_modules=_linear_modules(parameters, config.get("vocab_size")),
         has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
         context_length=_context_length(config),
@@ -149,22 +124,22 @@ def _read_json(path: Path, rule: str) -> dict[str, Any]:
     return value
 
 
-def _read_parameters(folder: Path) -> dict[str, tuple[int, ...]]:
+def _check_weights(folder: Path) -> None:
     if (folder / _INDEX).is_file():
         weight_map = _read_json(folder / _INDEX, "").get("weight_map")
         if not isinstance(weight_map, dict):
             raise ConfigError(f"{folder / _INDEX} has no weight_map; fetch or save it again")
         shards = sorted({str(shard) for shard in weight_map.values()})
-        parameters = dict(p for shard in shards for p in _read_header(folder / shard))
-        missing = sorted(set(weight_map) - set(parameters))
+        missing = sorted(set(weight_map).difference(*(_tensors(folder / s) for s in shards)))
         if missing:
             raise ConfigError(
                 f"{folder / weight_map[missing[0]]} lacks {missing[0]}, which {_INDEX} places "
                 "there; fetch or save the model again"
             )
-        return parameters
+        return
     if (folder / "model.safetensors").is_file():
-        return dict(_read_header(folder / "model.safetensors"))
+        _tensors(folder / "model.safetensors")
+        return
     others = sorted(p.name for p in (*folder.glob("*.bin"), *folder.glob("adapter_model.*")))
     has = f" (there is {others[0]})" if others else ""
     raise ConfigError(
@@ -173,13 +148,13 @@ def _read_parameters(folder: Path) -> dict[str, tuple[int, ...]]:
     )
 
 
-def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _tensors(path: Path) -> list[str]:
+    """Names of a file's tensors, of which none is read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            for name in file.keys():
-                yield name, tuple(file.get_slice(name).get_shape())
+            return list(file.keys())
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}); it is missing or cut off: fetch or save it again"
@@ -207,21 +182,6 @@ def _context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _linear_modules(
-    parameters: Mapping[str, tuple[int, ...]], vocabulary: int | None
-) -> tuple[str, ...]:
-    return tuple(
-        module
-        for name, shape in parameters.items()
-        for module, _, leaf in [name.rpartition(".")]
-        if leaf == "weight"
-        and len(shape) == 2
-        and shape[0] != vocabulary
-        and not _EMBEDDINGS.search(module)
-        and module not in _HEADS
-    )
-
-
 def _inspect_gguf(path: Path) -> ModelFiles:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; name an existing .gguf file")
@@ -240,60 +200,21 @@ def _inspect_gguf(path: Path) -> ModelFiles:
         ) from error
     metadata = partial(_gguf_value, reader.fields)
     architecture = metadata("general.architecture")
-    names = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    if architecture not in names:
+    if architecture not in gguf.MODEL_ARCH_NAMES.values():
         raise ConfigError(
             f"{path} holds a model of architecture {architecture!r}, which the installed gguf does "
             "not know; upgrade gguf, or name a model folder"
         )
-    blocks = metadata(f"{architecture}.block_count") or 0
-    mapping = gguf.get_tensor_name_map(names[architecture], blocks).mapping
-    shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
-    parameters = _hugging_face_names(shapes, {hf: own for hf, (_, own) in mapping.items()})
-    embedding = shapes.get("token_embd.weight", (0,))
     if "tokenizer.ggml.tokens" not in reader.fields:
         raise ConfigError(f"{path} has no tokenizer in it; use a GGUF of a language model")
-    context_length = metadata(f"{architecture}.context_length")
     return ModelFiles(
         location=str(path),
         kind="gguf",
-        config={
-            "model_type": architecture,
-            "num_hidden_layers": blocks,
-            "hidden_size": metadata(f"{architecture}.embedding_length"),
-            "max_position_embeddings": context_length,
-            "vocab_size": embedding[0],
-        },
-        parameters=parameters,
-        linear_modules=_linear_modules(parameters, embedding[0]),
         has_tokenizer=True,
         has_chat_template="tokenizer.chat_template" in reader.fields,
-        context_length=context_length,
+        context_length=metadata(f"{architecture}.context_length"),
     )
 
 
 def _gguf_value(fields: Mapping[str, Any], key: str) -> Any:
     return fields[key].contents() if key in fields else None
-
-
-def _hugging_face_names(
-    shapes: Mapping[str, tuple[int, ...]], mapping: Mapping[str, str]
-) -> dict[str, tuple[int, ...]]:
-    """Hugging Face names of a GGUF's tensors.
-
-    The gguf package lists, for every tensor, the names it has in any model. Where attention and
-    MLP are in separate projections the Llama family's names are taken, else all of them, so that
-    no right name is missing.
-    """
-    separate = {"blk.0.attn_q.weight", "blk.0.ffn_gate.weight"} <= set(shapes)
-    aliases: dict[str, list[str]] = {}
-    for name, own in mapping.items():
-        if name != own:
-            aliases.setdefault(own, []).append(name)
-    parameters: dict[str, tuple[int, ...]] = {}
-    for tensor, shape in shapes.items():
-        own, _, leaf = tensor.rpartition(".")
-        names = aliases.get(own, [])
-        usual = [name for name in names if _USUAL.fullmatch(name)] if separate else []
-        parameters.update({f"{name}.{leaf}": shape for name in usual or names})
-    return parameters

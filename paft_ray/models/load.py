@@ -6,6 +6,7 @@ of them at every use; embeddings, norms, the output head and the adapter stay in
 """
 
 import logging
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +131,14 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     import torch
     from peft import get_peft_config, get_peft_model
 
+    refused = (ValueError, TypeError, KeyError, AttributeError, AssertionError, re.error)
     try:
         torch.manual_seed(seed)
         adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
-    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
-        raise ConfigError(f"model.peft: peft refuses it: {one_line(error)}") from error
+    except refused as error:
+        raise ConfigError(
+            f"model.peft: peft refuses it: {one_line(error)}; see its {peft['peft_type']}"
+        ) from error
     if not any(p.requires_grad for p in adapted.parameters()):
         raise ConfigError(f"model.peft: {peft['peft_type']} leaves nothing trainable")
     return adapted

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import resolve_path
+from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _serve(connection: Connection) -> None:
             return
         try:
             answer = function(*arguments), None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
             answer = None, error
         connection.send(answer)
 
@@ -127,6 +128,8 @@ def check_adapters(
                 "or save it again"
             ) from error
     for peft in pefts:
+        if peft is not None:
+            check_arguments(peft)
         model = _without_weights(path, local, revision)
         if peft is not None:
             _check_adapter(model, peft, seed, warm_start)
@@ -142,11 +145,15 @@ def count_weights(
         `layers` and `hidden`.
 
     Raises:
-        ConfigError: See `check_adapters`.
+        PaftError: The model cannot be built here, or nothing says how large its adapter is.
+        ConfigError: peft refuses the adapter.
     """
-    from paft_ray.models.load import add_adapter
-
-    model = _without_weights(path, resolve_path(path), revision)
+    if peft is not None:
+        check_arguments(peft)
+    try:
+        model = _without_weights(path, resolve_path(path), revision)
+    except ConfigError as error:
+        raise PaftError(str(error)) from error
     text = model.config.get_text_config()
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     linear = sum(
@@ -156,7 +163,12 @@ def count_weights(
         for weight in module.parameters(recurse=False)
     )
     if peft is not None:
-        model = add_adapter(model, dict(peft), seed)
+        try:
+            model = _adapted(model, peft, seed)
+        except RuntimeError as error:
+            raise PaftError(
+                f"model.peft: its size is known only with weights ({one_line(error)})"
+            ) from error
     weights = list(model.parameters())
     return {
         "parameters": sum(weight.numel() for weight in weights),
@@ -172,20 +184,25 @@ def _check_adapter(
 ) -> None:
     from peft import get_peft_model_state_dict
 
-    from paft_ray.models.load import add_adapter
-
     try:
-        adapted = add_adapter(model, dict(peft), seed)
+        adapted = _adapted(model, peft, seed)
         weights = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
         get_peft_model_state_dict(adapted, state_dict=weights, save_embedding_layers=False)
         if warm_start is not None:
             check_shape(warm_start, adapted)
-    except NotImplementedError:  # an initialisation that reads weights: only training can tell
+    except RuntimeError:  # torch's, of an initialisation that reads weights: training will tell
         return
     except (ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"model.peft: peft could not save it: {one_line(error)}") from error
+
+
+def _adapted(model: Any, peft: Mapping[str, Any], seed: int) -> Any:
+    from paft_ray.models.load import add_adapter
+
+    check_targets(peft, model)
+    return add_adapter(model, dict(peft), seed)
 
 
 def _without_weights(path: str, local: Path | None, revision: str | None) -> "PreTrainedModel":

@@ -74,11 +74,6 @@ def _check_method(config: Config) -> None:
             f"train.activation_checkpointing: true loses the cache that {method} puts its prefix "
             "into; set it to false"
         )
-    if config.train.deepspeed.offload != "none" and method == "ADALORA":
-        raise ConfigError(
-            f"train.deepspeed.offload: {config.train.deepspeed.offload} hides the gradients that "
-            "ADALORA reads its importance from; use none"
-        )
     if config.train.objective.type == "consistency" and puts_tokens_before(str(method)):
         raise ConfigError(
             f"train.objective: consistency compares two renderings in one row, and {method} takes "

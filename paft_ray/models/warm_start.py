@@ -89,13 +89,11 @@ def check_adapter(
             f"{where} is an adapter of {method}, but model.peft.peft_type is {wanted}; name an "
             f"adapter of {wanted}, or set model.peft to the adapter's method"
         )
-    lost = None
     if method == "P_TUNING" or adapter.config.get("prefix_projection"):
-        lost = "peft stores what its encoder made, not the encoder that is trained"
-    elif method == "ADALORA":
-        lost = "the ranks that it pruned are gone, and its schedule begins with all of them"
-    if lost is not None:
-        raise ConfigError(f"{where} cannot begin another training: {lost}; leave it out")
+        raise ConfigError(
+            f"{where} cannot begin another training: peft stores what its encoder made, not the "
+            "encoder that is trained; leave it out"
+        )
     yield from _check_base(where, adapter.config.get("base_model_name_or_path"), path, revision)
 
 

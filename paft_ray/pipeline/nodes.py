@@ -206,7 +206,7 @@ def _ask(needs: Needs) -> list[Node]:
     for reference in done:
         try:
             answers[asked[reference]] = ray.get(reference)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a node has instead of our package
             answers[asked[reference]] = {"notes": (f"it could not look: {one_line(error)}",)}
     for reference in late:
         ray.cancel(reference, force=True)

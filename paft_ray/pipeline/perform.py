@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.cluster.access import check_access
-from paft_ray.config import Config, total_steps
+from paft_ray.config import Config
 from paft_ray.models.meta import ModelCheckProcess, check_adapters, warm_up
-from paft_ray.models.peft_check import complete_peft
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
 from paft_ray.runs.context import RunContext
@@ -189,9 +188,8 @@ def begin_model_check(
     config, warm_start = context.config, context.config.train.warm_start
     pefts: list[Mapping[str, Any] | None] = []
     for each in (config, *others):
-        steps = total_steps(each.train, len(context.task.train))
-        if (peft := complete_peft(each.model.peft, steps)) not in pefts:
-            pefts.append(peft)
+        if each.model.peft not in pefts:
+            pefts.append(each.model.peft)
     checks.begin(
         check_adapters,
         config.model.path,

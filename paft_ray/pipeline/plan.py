@@ -24,7 +24,6 @@ from paft_ray.config import (
 )
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.meta import ModelCheckProcess, count_weights
-from paft_ray.models.peft_check import complete_peft
 from paft_ray.pipeline.nodes import Node
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.llm import llm_label
@@ -120,11 +119,13 @@ def describe_sizes(context: RunContext) -> dict[str, Any]:
     """
     config = context.config
     steps = total_steps(config.train, len(context.task.train))
-    peft = complete_peft(config.model.peft, steps)
+    peft = config.model.peft
     try:
         with ModelCheckProcess() as checks:
             checks.begin(count_weights, config.model.path, config.model.revision, peft, config.seed)
             sizes = ModelSizes(**checks.finish())
+    except ConfigError:
+        raise
     except PaftError as error:
         return {"unknown": str(error)}
     memory = worker_memory(

@@ -21,7 +21,6 @@ from paft_ray.config import (
     OpenAILLM,
     SinglePromptVariant,
     TransformersLLM,
-    total_steps,
 )
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import (
@@ -34,7 +33,7 @@ from paft_ray.config.loading import (
 )
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.files import ModelFiles, inspect_model
-from paft_ray.models.peft_check import check_peft, complete_peft
+from paft_ray.models.peft_check import check_peft
 from paft_ray.models.switch_check import check_switches
 from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.prompts.files import read_prompt_files
@@ -84,28 +83,26 @@ def preflight(
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)
-    warnings += check_settings(config, task, model)
+    warnings += check_settings(config, task)
     warnings += _check_prompts(config, task)
     return Checked(task, model, tuple(warnings))
 
 
-def check_settings(config: Config, task: Task, model: ModelFiles) -> list[str]:
-    """Check the settings that a search may change, against model and task; returns warnings.
+def check_settings(config: Config, task: Task) -> list[str]:
+    """Check the settings that a search may change, also against the task; returns warnings.
 
     Raises:
         ConfigError: They cannot work together, or here.
     """
     warnings = [*_check_dtype(config)]
     if config.model.peft is not None:
-        check_peft(config.model.peft, model)
+        check_peft(config.model.peft)
     dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
             read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
         )
-    if config.model.peft is not None:
-        complete_peft(config.model.peft, total_steps(config.train, len(task.train)))
     warnings += _check_task(config, task)
     return warnings
 

@@ -7,7 +7,6 @@ objective.py    what a step minimises
 schedule.py     learning rate of step t; pure
 engine.py       configuration to DeepSpeed engine
 zero.py         whole tensors of what ZeRO keeps in parts
-methods.py      what a peft method needs of a step besides a loss; pure
 shards.py       who keeps which part of the state, in which files; pure
 checkpoint.py   rank-free state to and from storage
 retention.py    which checkpoint counts, and which nobody needs any more

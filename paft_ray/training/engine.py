@@ -6,7 +6,7 @@ fp32 weights, one optimizer step per call, gathered state. Not covered: pipeline
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
 from paft_ray.models.packing import Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
-from paft_ray.training.methods import Method, Tensors, method_of
 from paft_ray.training.state.checkpoint import KINDS, Crew
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
 from paft_ray.training.zero import WholeTensors, full_shape
@@ -70,9 +69,6 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
 class Engine:
     """A DeepSpeed engine around what is trained, seen from one rank."""
 
-    method: Method | None
-    """The peft method's own part of an optimizer step."""
-
     def __init__(
         self,
         model: "PeftModel | PreTrainedModel",
@@ -98,9 +94,6 @@ class Engine:
         optimizer = torch.optim.AdamW(
             trainable, lr=train.learning_rate, betas=train.betas, weight_decay=train.weight_decay
         )
-        self.method = method_of(model)
-        self._clipping = train.gradient_clipping
-        self._steps_done = 0
         if train.activation_checkpointing:
             checkpoint_activations(model)
         if train.compile:
@@ -149,37 +142,9 @@ class Engine:
         """One optimizer step with what was accumulated; the norm before clipping, if known."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        gradients = self._put_gradients()
         self._engine.step()
-        self._steps_done += 1
-        self._put_weights(gradients)
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
-
-    def _put_gradients(self) -> Tensors:
-        """Let the method change the gradients; returns what the optimizer steps with, clipped."""
-        if self.method is None:
-            return {}
-        self._tensors.find_gradients()
-        parameters = self.trainable()
-        gradients = self.method.gradients(
-            {name: self._tensors.weight(parameter) for name, parameter in parameters.items()},
-            {name: self._tensors.mean_gradient(p) for name, p in parameters.items()},
-        )
-        for name, parameter in parameters.items():
-            self._tensors.set_gradient(parameter, gradients[name])
-        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()]))
-        factor = (self._clipping / (norm + 1e-6)).clamp(max=1) if self._clipping else 1.0
-        return {name: gradient * factor for name, gradient in gradients.items()}
-
-    def _put_weights(self, gradients: Tensors) -> None:
-        """Let the method change weights after the optimizer did."""
-        if self.method is None:
-            return
-        parameters = self.trainable()
-        weights = {name: self._tensors.weight(parameter) for name, parameter in parameters.items()}
-        for name, weight in self.method.weights(self._steps_done, weights, gradients).items():
-            self._tensors.set_weight(parameters[name], weight)
 
     @property
     def weight_bytes(self) -> int:
@@ -201,7 +166,7 @@ class Engine:
 
         Parameters are gathered one by one, and each tensor stays with one rank: with rank 0 where
         the state is small, else spread evenly. Keys are `weight/<name>`, `exp_avg/<name>` and
-        `exp_avg_sq/<name>`, and on every rank `method/...` where the peft method has state.
+        `exp_avg_sq/<name>`.
         """
         state: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
@@ -209,7 +174,7 @@ class Engine:
                 full = self._tensors.full(parameter, kind)
                 if self._owners[f"{kind}/{name}"] == self.rank:
                     state[f"{kind}/{name}"] = _own_copy(full)
-        return {**state, **(self.method.state() if self.method else {})}
+        return state
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
         """Trainable weights by name, in fp32 on rank 0's CPU, none on the others; collective."""
@@ -255,12 +220,7 @@ class Engine:
             ]
         return -float(torch.cat(logprobs).mean())
 
-    def restore(
-        self,
-        state: Iterable[tuple[str, torch.Tensor]],
-        step: int,
-        other: Mapping[str, torch.Tensor] | None = None,
-    ) -> None:
+    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
         """Put gathered state back, on any number of ranks; collective.
 
         Args:
@@ -271,9 +231,6 @@ class Engine:
             ArtifactError: A tensor is missing, or belongs to no parameter.
         """
         self._tensors.create_moments(step)
-        self._steps_done = step
-        if self.method is not None:
-            self.method.restore(other or {})
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
             kind, _, name = key.partition("/")

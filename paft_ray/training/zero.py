@@ -1,4 +1,4 @@
-"""Whole weights, gradients and moments of what DeepSpeed's ZeRO keeps in parts: read and set.
+"""Whole weights and moments of what DeepSpeed's ZeRO keeps in parts: read and set.
 
 All is in fp32; every method is collective from stage 2 on.
 """
@@ -6,7 +6,6 @@ All is in fp32; every method is collective from stage 2 on.
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 
 class WholeTensors:
@@ -28,41 +27,6 @@ class WholeTensors:
             full = deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
         assert full is not None
         return full.view(full_shape(parameter))
-
-    def weight(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """A copy of a full weight in fp32, where this rank computes."""
-        return self.full(parameter, "weight").detach().float().clone()
-
-    def find_gradients(self) -> None:
-        """Make stage 2's gradients readable; `step()` finds them again."""
-        if self._stage == 2:
-            optimizer = self._engine.optimizer
-            accumulated = dict(optimizer.all_grad_tensors)
-            optimizer.finalize_gradient_accumulation_boundary()
-            optimizer.all_grad_tensors.update(accumulated)
-
-    def mean_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The gradient of the global batch, which DeepSpeed averages early from stage 2 on."""
-        import deepspeed.utils
-
-        if self._stage >= 2:
-            gradient = deepspeed.utils.safe_get_full_grad(parameter)
-            assert gradient is not None
-            return gradient.detach().clone()
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        mean = parameter.grad.detach().clone()
-        dist.all_reduce(mean)
-        return mean / self._ranks
-
-    def set_gradient(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
-        """What the optimizer is to step with, in place of what was accumulated."""
-        import deepspeed.utils
-
-        if self._stage == 3:
-            deepspeed.utils.safe_set_local_grad(parameter, self._shard(parameter, gradient))
-        else:
-            deepspeed.utils.safe_set_full_grad(parameter, gradient)
 
     def create_moments(self, step: int) -> None:
         """AdamW makes its moments at the first step; state can be set only where they exist."""

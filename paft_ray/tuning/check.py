@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from paft_ray.cluster.resources import cpus_per_worker, node_resources, places
 from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
-from paft_ray.models.files import inspect_model
 from paft_ray.pipeline.preflight import check_settings
 from paft_ray.runs.context import RunContext
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
@@ -51,13 +50,12 @@ def check_search(context: RunContext) -> list[Config]:
         raise ConfigError(
             "evaluation.estimate: a search evaluates its few finalists in full: leave it out"
         )
-    model = inspect_model(config.model.path, config.model.revision)
     drawn = tuning.model_copy(update={"trials": _TRIED}) if by_optuna else tuning
     found = [(f"{path} at an edge", trial) for path, trial in edge_configs(config, tuning)]
     found += [(describe(s), apply(config, s)) for s in samples(drawn, config.seed)]
     for what, trial in found:
         try:
-            check_settings(trial, context.task, model)
+            check_settings(trial, context.task)
             _check_trial(trial, config, context)
         except PaftError as error:
             raise ConfigError(f"tuning.space ({what}): {error}") from error

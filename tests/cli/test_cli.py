@@ -117,22 +117,37 @@ def test_more_workers_than_the_machine_has_are_refused_where_they_would_run(
 PEFT = "model.peft={peft_type: LORA, target_modules: [q_proj], %s}"
 
 
+SPACE = "tuning={space: {model.peft.target_modules: {type: choice, values: [[q_proj], [qury]]}}}"
+
+
 @pytest.mark.parametrize(
-    ("override", "named"),
+    ("verb", "override", "named"),
     [
-        (PEFT % "r: 0", "model.peft: peft refuses it"),
-        (PEFT % "bias: some", "model.peft.bias: 'some'"),
-        (PEFT % "init_lora_weights: pissa", "model.peft.init_lora_weights: 'pissa'"),
-        (PEFT % "init_lora_weights: foo", "model.peft.init_lora_weights: 'foo'"),
-        ("model.peft={peft_type: POLY, target_modules: [q_proj]}", "POLY is not supported"),
+        ("run", PEFT % "r: 0", "model.peft: peft refuses it"),
+        ("plan", PEFT % "r: 0", "model.peft: peft refuses it"),
+        ("train", PEFT % "lora_alhpa: 3", "model.peft.lora_alhpa"),
+        ("plan", PEFT % "lora_alhpa: 3", "model.peft.lora_alhpa"),
+        ("run", "model.peft={peft_type: LORRA}", "model.peft.peft_type: the installed peft has no"),
+        ("tune", SPACE, "model.peft.target_modules: 'qury' matches none"),
+        ("run", PEFT % "bias: some", "model.peft.bias: 'some'"),
+        ("run", PEFT % "init_lora_weights: pissa", "model.peft.init_lora_weights: 'pissa'"),
+        ("run", PEFT % "init_lora_weights: foo", "model.peft.init_lora_weights: 'foo'"),
+        ("run", "model.peft={peft_type: POLY, target_modules: [q_proj]}", "POLY is not supported"),
     ],
 )
-def test_what_only_peft_can_refuse_exits_2_and_writes_nothing(
-    override: str, named: str, small: Path, capfd: pytest.CaptureFixture[str]
+def test_what_peft_cannot_do_exits_2_before_ray_starts_and_writes_nothing(
+    verb: str,
+    override: str,
+    named: str,
+    small: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert call(["run", str(small), override]) == 2
+    monkeypatch.setattr("paft_ray.cluster.session.ray_session", pytest.fail)
+    assert call([verb, str(small), override]) == 2
     _, err = capfd.readouterr()
     assert named in err
+    assert len(err.strip().splitlines()) <= 2
     assert "Traceback" not in err
     assert not (small.parent / "storage").exists()
 

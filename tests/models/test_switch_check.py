@@ -60,13 +60,6 @@ def test_switches_that_work_are_accepted_in_silence(overrides):
         ),
         (
             [
-                "train.deepspeed={stage: 2, offload: optimizer}",
-                "model.peft={peft_type: ADALORA, target_modules: [q_proj]}",
-            ],
-            "hides the gradients",
-        ),
-        (
-            [
                 "train.objective={type: consistency}",
                 "model.peft={peft_type: PROMPT_TUNING, num_virtual_tokens: 5}",
             ],

@@ -219,11 +219,6 @@ WRONG = {
         ["train.warm_start={}/model"],
         ["train.warm_start: {}/model", "holds no adapter", "name a folder"],
     ),
-    "AdaLoRA with a schedule longer than the training": (
-        nothing,
-        ["model.peft={{peft_type: ADALORA, target_modules: [q_proj], total_step: 3}}"],
-        ["model.peft.total_step: 3", "2 steps", "leave it out"],
-    ),
     "model folder is missing": (
         nothing,
         ["model.path={}/no-model"],
@@ -254,20 +249,10 @@ WRONG = {
         ["task.max_length=1024"],
         ["task.max_length: 1024", "512", "{}/model", "lower it"],
     ),
-    "unknown peft method": (
+    "peft method that is not supported": (
         nothing,
-        ["model.peft={{peft_type: LORRA}}"],
-        ["model.peft.peft_type", "'LORRA'", "LORA"],
-    ),
-    "unknown peft argument": (
-        nothing,
-        ["model.peft={{peft_type: LORA, lora_alhpa: 3}}"],
-        ["model.peft.lora_alhpa", "lora_alpha"],
-    ),
-    "peft target that the model lacks": (
-        nothing,
-        ["model.peft={{peft_type: LORA, target_modules: [query]}}"],
-        ["model.peft.target_modules: 'query'", "q_proj"],
+        ["model.peft={{peft_type: adalora, target_modules: [q_proj]}}"],
+        ["model.peft.peft_type: ADALORA is not supported", "use LORA"],
     ),
     "LLM folder is missing": (
         nothing,

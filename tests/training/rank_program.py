@@ -26,7 +26,6 @@ from paft_ray.models.load import (
     virtual_tokens,
 )
 from paft_ray.models.logprobs import score_sequences
-from paft_ray.models.peft_check import complete_peft
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.storage.artifacts import ArtifactWriter
@@ -187,8 +186,6 @@ def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, 
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train.learning_rate, train.schedule, step, steps)
         optimizer.step()
-        if getattr(model, "peft_type", "") == "ADALORA":
-            model.base_model.update_and_allocate(step + 1)
         optimizer.zero_grad()
 
 
@@ -251,7 +248,7 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     if options.get("full"):  # the harder case: one matrix, used at both ends
         base.get_output_embeddings().weight = base.get_input_embeddings().weight
         base.config.tie_word_embeddings = True
-    model = make_trainable(base, complete_peft(peft, train.steps or STEPS), seed=5)
+    model = make_trainable(base, peft, seed=5)
     planner = make_planner(model_folder, train, train.packing and reads_positions(model))
     before = mean_loss(model, planner) if options.get("judged") else None
     if options.get("plain"):
@@ -293,7 +290,7 @@ def train_on_engine(
     if (restored := checkpoints.load()) is not None:
         progress = restored.progress
         assert 0 < progress.step < steps
-        engine.restore(restored.state, progress.step, restored.other)
+        engine.restore(restored.state, progress.step)
         weights.restore(restored.other)
     else:
         assert "continues" not in options

@@ -231,7 +231,7 @@ def _ask_all(
     def work(llm: int, own: list[Unit]) -> None:
         try:
             _ask_one(book, storage, llm, own, board)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             ended.put(error)
         else:
             ended.put(None)

@@ -257,7 +257,7 @@ def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeig
     restored = checkpoints.load()
     if restored is None:
         return Progress()
-    engine.restore(restored.state, restored.progress.step, restored.other)
+    engine.restore(restored.state, restored.progress.step)
     weights.restore(restored.other)
     logger.info("rank %d continues after step %d", engine.rank, restored.progress.step)
     return restored.progress
@@ -300,7 +300,6 @@ def _build_model(job: Job, config: Config, device: "torch.device") -> "PeftModel
     from peft import PeftModel
 
     from paft_ray.models.load import load_base, make_trainable
-    from paft_ray.models.peft_check import complete_peft
     from paft_ray.models.warm_start import begin_with
 
     base = load_base(
@@ -309,7 +308,7 @@ def _build_model(job: Job, config: Config, device: "torch.device") -> "PeftModel
         attention=config.model.attention,
         quantization=config.model.quantization,
     )
-    model = make_trainable(base, complete_peft(config.model.peft, job.steps), config.seed)
+    model = make_trainable(base, config.model.peft, config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     if job.warm_start is not None and isinstance(model, PeftModel):
         begin_with(model, job.warm_start)
