@@ -30,7 +30,9 @@ import pyarrow.parquet as pq
 from records import print_record
 
 from paft_ray.cluster.session import ray_session
-from paft_ray.prompts.dedup import deduplicate, shingles, similarity
+from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
+from paft_ray.prompts.dedup.distributed import OnRay
+from paft_ray.prompts.dedup.similarity import shingles, similarity
 from paft_ray.storage.fingerprint import fingerprint
 
 THRESHOLD = 0.8
@@ -246,13 +248,13 @@ def check(folder: str) -> dict[str, Any]:
 
 
 def run_in_one_process(folder: str) -> dict[str, Any]:
-    """`dedup.deduplicate` on the same texts, and whether it keeps the same."""
-    rows = read_rows(folder, ["id", "instruction", "kept"])
+    """The same texts without Ray, and whether the same is kept."""
+    rows = pq.read_table(folder, columns=["id", "instruction", "kept"]).sort_by("id")
     started = time.process_time()
-    result = deduplicate(rows["instruction"], THRESHOLD)
+    texts = [rows.drop_columns(["kept"])]
+    result = pa.concat_tables(deduplicate(texts, THRESHOLD, InProcess(), Columns()))
     seconds = time.process_time() - started
-    kept = tuple(index for index, keeps in enumerate(rows["kept"]) if keeps)
-    return {"cpu_s": seconds, "same_kept": kept == result.kept}
+    return {"cpu_s": seconds, "same_kept": result["kept"] == rows["kept"]}
 
 
 def run_datasketch(folder: str) -> dict[str, Any]:
@@ -292,12 +294,11 @@ class Bench:
 
     def run(self, name: str, data: Any, partitions: int | None = None) -> dict[str, Any]:
         """Deduplicate and write the rows; what that took."""
-        from paft_ray.prompts.scale import deduplicate_dataset
-
         before, peak_before = self._usage.cpu(), driver_peak_mib()
         self._usage.peak_bytes = 0
         started = time.perf_counter()
-        deduplicate_dataset(data, THRESHOLD, partitions=partitions).write_parquet(self.path(name))
+        decided = deduplicate(data, THRESHOLD, OnRay(partitions), Columns())
+        decided.write_parquet(self.path(name))
         wall = time.perf_counter() - started
         after = self._usage.cpu()
         return {

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from paft_ray.config import BoundPromptsVariant, HumanPromptVariant, PaftVariant, VariantConfig
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.evaluation.selection import choose_single_prompt
-from paft_ray.prompts.dedup import similarity
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
+from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
 from paft_ray.prompts.template import clean
 from paft_ray.runs.context import RunContext
@@ -91,9 +91,4 @@ def _as_prompt(template: str, source: str, slots: Sequence[str]) -> Prompt:
 def _held_out_like(prompt: Prompt, context: RunContext, pool: PromptPool) -> Prompt | None:
     """The held-out prompt whose layout or wording a training prompt has."""
     limit = context.config.prompts.split.similarity
-    for held_out in (*pool.test, *pool.validation):
-        if prompt.layout == held_out.layout:
-            return held_out
-        if similarity(prompt.instruction, held_out.instruction) >= limit:
-            return held_out
-    return None
+    return first_like(prompt, (*pool.test, *pool.validation), limit)

@@ -1,7 +1,7 @@
 """Ray Data: from LLMs and files to the pool.
 
-Asking the LLMs is `asking`'s part. Up to some ten thousand candidates are linted and deduplicated
-by the driver; of more it sees only those that survive, see `bulk`: the same rules, the same result.
+Asking the LLMs is `asking`'s part, lint and deduplication that of `candidates`: in this process up
+to some ten thousand candidates, on Ray Data if there are more.
 A complete pool is found by the fingerprint of what would make it.
 """
 
@@ -16,11 +16,13 @@ from paft_ray.config.errors import PoolError
 from paft_ray.config.loading import result_fields, without
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.dtype import resolve_dtype
-from paft_ray.prompts.bulk import TableFile, build_in_bulk
+from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
+from paft_ray.prompts.dedup.deduplicate import InProcess
+from paft_ray.prompts.dedup.distributed import OnRay
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.generate.llm import llm_key, llm_label
 from paft_ray.prompts.generate.requests import RequestBook
-from paft_ray.prompts.generate.runner import ask, costs, parse_unit
+from paft_ray.prompts.generate.runner import ask, costs
 from paft_ray.prompts.pool import (
     CANDIDATES_SCHEMA,
     REJECTS_SCHEMA,
@@ -29,8 +31,7 @@ from paft_ray.prompts.pool import (
     Prompt,
     PromptPool,
     Rejected,
-    build_pool,
-    candidates_to_table,
+    assemble_pool,
     load_pool,
     rejects_to_table,
 )
@@ -126,18 +127,10 @@ def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) ->
     asked = None if book is None else ask(book, context.storage, stage)
     requested = 0 if asked is None else sum(t.requests for t in asked.tallies.values())
     with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
-        if len(files) + requested <= _IN_DRIVER:
-            parsed = (
-                [entry for unit in asked.tallies for entry in parse_unit(asked, unit)]
-                if asked
-                else []
-            )
-            good = [*files, *(entry for entry in parsed if isinstance(entry, Candidate))]
-            candidates.add(candidates_to_table(good))
-            rejects.add(rejects_to_table(e for e in parsed if isinstance(e, Rejected)))
-            built = build_pool(good, task, config, seed)
-        else:
-            built = build_in_bulk(files, asked, task, config, seed, candidates, rejects)
+        execution = InProcess() if len(files) + requested <= _IN_DRIVER else OnRay()
+        rows = lint_all(files, asked, task, config.lint, execution)
+        found = keep_unique(rows, config, execution, candidates, rejects)
+        built = assemble_pool(found, task, config, seed)
         pool, dropped = _probe(context, built.pool)
         rejects.add(rejects_to_table([*built.rejected, *dropped]))
         writer = ArtifactWriter(folder)
@@ -153,7 +146,10 @@ def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) ->
         "stopped": "" if asked is None else asked.stopped,
         "probed": 0 if config.probe is None else sum(built.counts[split] for split in SPLITS),
         **{split: len(pool.prompts(split)) for split in SPLITS},
-        "rejected": dict(sorted(rejects.reasons.items())),
+        "rejected": {
+            f"{stage}: {reason}": count
+            for (stage, reason), count in sorted(rejects.reasons.items())
+        },
         "llms": llms,
     }
     pool.save(writer)

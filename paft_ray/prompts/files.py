@@ -4,18 +4,23 @@ Covered: reading and checking that every row holds a text. Not covered: whether 
 usable template, which is `template.lint`'s part.
 """
 
-import csv
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from paft_ray.config.errors import DataError
 from paft_ray.config.loading import resolve_path
+from paft_ray.tasks.tables import Messages, Row, Table, read_csv, read_jsonl, read_parquet
 
 _FIELD = "text"
+_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
+_TEXT = ".txt"
+_MESSAGES = Messages(
+    json="{where}: not valid JSON ({error}); write one object a line",
+    row='{where}: {type}, not an object; write {{"text": ...}}',
+    csv="{name}, line {number}: not valid CSV ({error}); quote the field",
+    parquet="{name}: not a Parquet file ({error}); write it anew",
+    encoding="{name}: not UTF-8 ({reason}); save it as UTF-8",
+    column="{name}: no column {column!r} among {columns}; rename the one you mean",
+)
 
 
 def read_prompt_files(path: str) -> list[str]:
@@ -32,16 +37,16 @@ def read_prompt_files(path: str) -> list[str]:
     local = resolve_path(path)
     if local is None:
         raise DataError(f"{path}: not a local path; copy the file here and name it by its path")
-    read = _READERS.get(local.suffix.lower())
     if local.is_dir():
         raise DataError(f"{path}: a folder; name each file in it under prompts.files")
     if not local.exists():
         raise DataError(f"{path}: no such file; name an existing one under prompts.files")
-    if read is None:
-        known = ", ".join(_READERS)
+    kind = local.suffix.lower()
+    if kind not in (*_READERS, _TEXT):
+        known = ", ".join((*_READERS, _TEXT))
         raise DataError(f"{path}: the ending {local.suffix!r} is none of {known}; rename the file")
     try:
-        texts = read(local, path)
+        texts = _texts(local, path, kind)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason}); save it as UTF-8") from error
     except OSError as error:
@@ -51,77 +56,19 @@ def read_prompt_files(path: str) -> list[str]:
     return texts
 
 
-def _read_jsonl(local: Path, path: str) -> list[str]:
-    texts = []
-    with local.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{where}: not valid JSON ({error}); write one object a line"
-                ) from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'{where}: {type(row).__name__}, not an object; write {{"text": ...}}'
-                )
-            texts.append(_text_of(row, where))
-    return texts
+def _texts(local: Path, path: str, kind: str) -> list[str]:
+    with local.open(encoding="utf-8-sig") as stream:  # whatever it is, it has to be readable
+        if kind == _TEXT:
+            return [line.rstrip("\n") for line in stream if line.strip()]
+    rows = _READERS[kind](Table(local, path, _MESSAGES, _FIELD))
+    return [_text_of(row) for row in rows]
 
 
-def _read_csv(local: Path, path: str) -> list[str]:
-    with local.open(encoding="utf-8-sig", newline="") as stream:
-        rows = csv.DictReader(stream, strict=True)
-        try:
-            _require_column(rows.fieldnames or (), path)
-            return [_text_of(row, f"{path}, line {rows.line_num}") for row in rows]
-        except csv.Error as error:
-            raise DataError(
-                f"{path}, line {rows.line_num}: not valid CSV ({error}); quote the field"
-            ) from error
-
-
-def _read_parquet(local: Path, path: str) -> list[str]:
-    try:
-        names = pq.read_schema(local).names
-        _require_column(names, path)
-        column = pq.read_table(local, columns=[_FIELD])[_FIELD].to_pylist()
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({error}); write it anew") from error
-    return [
-        _text_of({_FIELD: text}, f"{path}, row {number}")
-        for number, text in enumerate(column, start=1)
-    ]
-
-
-def _read_text(local: Path, path: str) -> list[str]:
-    with local.open(encoding="utf-8-sig") as stream:
-        lines = (line.rstrip("\n") for line in stream)
-        return [line for line in lines if line.strip()]
-
-
-def _require_column(names: object, path: str) -> None:
-    columns = list(names) if isinstance(names, list | tuple) else []
-    if _FIELD not in columns:
-        raise DataError(f"{path}: no column {_FIELD!r} among {columns}; rename the one you mean")
-
-
-def _text_of(row: Mapping[str, object], where: str) -> str:
-    text = row.get(_FIELD)
+def _text_of(row: Row) -> str:
+    text = row.values.get(_FIELD)
     if not isinstance(text, str) or not text.strip():
         found = "empty" if isinstance(text, str) else f"of type {type(text).__name__}"
         if text is None:
             found = "missing"
-        raise DataError(f"{where}: {_FIELD!r} is {found}; every row needs a text, or delete it")
+        raise DataError(f"{row.where}: {_FIELD!r} is {found}; every row needs a text, or delete it")
     return text
-
-
-_READERS: Mapping[str, Callable[[Path, str], list[str]]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".txt": _read_text,
-}

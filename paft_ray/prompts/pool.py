@@ -1,9 +1,9 @@
 """The prompt pool: from candidates to training, validation and test prompts that share nothing.
 
-Covered: the records, `build_pool` (lint, deduplicate, split, compose; nothing is dropped without
-a `Rejected`), the immutable `PromptPool` with `take`, and its tables on storage. Not covered:
-where candidates come from (`prompts.files`, `prompts.build`) and the split itself
-(`prompts.split`).
+Covered: the records, `assemble_pool` (split and compose; nothing is dropped without a `Rejected`),
+the immutable `PromptPool` with `take`, and its tables on storage. Not covered: where candidates
+come from (`prompts.files`, `prompts.build`), which of them are used (`prompts.candidates`), and the
+split itself (`prompts.split`).
 """
 
 from collections import Counter
@@ -13,14 +13,11 @@ from typing import Literal
 
 import pyarrow as pa
 
-from paft_ray.config import LintConfig, PromptsConfig
+from paft_ray.config import PromptsConfig
 from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts.coverage import covering_order
-from paft_ray.prompts.dedup import deduplicate
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
-from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
 from paft_ray.prompts.split import NO_LAYOUT, Piece, TooFewError, place_instructions, split_pieces
-from paft_ray.prompts.template import TOO_SHORT, count_words
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_parquet
@@ -150,11 +147,23 @@ class PromptPool:
 
 
 @dataclass(frozen=True, slots=True)
+class Survivors:
+    """What lint and deduplication left of the candidates."""
+
+    candidates: tuple[Candidate, ...]
+    counts: Mapping[str, int]
+    """The funnel so far: `candidates`, `linted`, `unique`."""
+    reasons: Mapping[tuple[str, str], int]
+    """How many were rejected, by stage and reason."""
+
+
+@dataclass(frozen=True, slots=True)
 class PoolBuild:
-    """What `build_pool` made."""
+    """What `assemble_pool` made."""
 
     pool: PromptPool
     rejected: tuple[Rejected, ...]
+    """By the split."""
     counts: Mapping[str, int]
     """The funnel: `candidates`, `linted`, `unique` (both of candidates), and prompts by split."""
 
@@ -175,66 +184,21 @@ def rejects_to_table(rejected: Iterable[Rejected]) -> pa.Table:
     return pa.Table.from_pylist([asdict(reject) for reject in rejected], REJECTS_SCHEMA)
 
 
-def candidates_to_table(candidates: Iterable[Candidate]) -> pa.Table:
-    """One row per candidate."""
-    return pa.Table.from_pylist([asdict(candidate) for candidate in candidates], CANDIDATES_SCHEMA)
-
-
-def build_pool(
-    candidates: Sequence[Candidate], task: Task, config: PromptsConfig, seed: int
-) -> PoolBuild:
-    """Lint, deduplicate, split and compose; every candidate ends in the pool or is rejected.
-
-    The result does not depend on the order of the candidates.
-
-    Raises:
-        PoolError: Too few survive for the splits asked for.
-    """
-    ordered = sorted(candidates, key=lambda c: (c.text, c.kind, fingerprint(asdict(c.origin))))
-    linted: list[Candidate] = []
-    rejected: list[Rejected] = []
-    for candidate in ordered:
-        result = lint_candidate(candidate, task, config.lint)
-        (linted if isinstance(result, Candidate) else rejected).append(result)  # pyright: ignore
-    unique = _deduplicate(linted, task, config.dedup.similarity, rejected)
-    counts = {"candidates": len(candidates), "linted": len(linted), "unique": len(unique)}
-    return assemble_pool(unique, rejected, counts, task, config, seed)
-
-
-def assemble_pool(
-    unique: Sequence[Candidate],
-    rejected: Sequence[Rejected],
-    counts: Mapping[str, int],
-    task: Task,
-    config: PromptsConfig,
-    seed: int,
-) -> PoolBuild:
+def assemble_pool(found: Survivors, task: Task, config: PromptsConfig, seed: int) -> PoolBuild:
     """Split unique candidates and compose the pool's prompts.
 
-    Args:
-        unique: What lint and deduplication left.
-        rejected: What they did not, for the record and for the error.
-        counts: The funnel so far: `candidates`, `linted`, `unique`.
-        task: For slots and layouts.
-        config: How to split and compose.
-        seed: The run's seed.
+    Every candidate ends in the pool or is rejected.
 
     Raises:
         PoolError: Too few survive for the splits asked for.
     """
-    rejected = list(rejected)
-    unique, beyond = _first_by_hash(unique, config.max_unique)
-    rejected += [
-        Rejected(
-            c.text, "dedup", "beyond_max_unique", c.origin, f"prompts.max_unique {len(unique)}"
-        )
-        for c in beyond
-    ]
+    unique = found.candidates
+    rejected: list[Rejected] = []
     pieces = [piece_of(candidate, task) for candidate in unique]
     try:
         assignments = split_pieces(pieces, config.split, seed)
     except TooFewError as error:
-        raise _too_few(str(error), counts["candidates"], len(unique), rejected) from error
+        raise _too_few(str(error), found, rejected) from error
     layouts = enumerate_layouts(task) if any(piece.layout is None for piece in pieces) else ()
     placed = place_instructions(pieces, assignments, layouts, task.slots, config, seed)
     prompts: list[Prompt] = []
@@ -272,68 +236,9 @@ def assemble_pool(
         config.split.validation,
     ):
         reason = "no layout of the grammar suits some held-out instructions"
-        raise _too_few(reason, counts["candidates"], len(unique), rejected)
-    counts = {**counts, **{split: len(found) for split, found in by_split.items()}}
+        raise _too_few(reason, found, rejected)
+    counts = {**found.counts, **{split: len(found) for split, found in by_split.items()}}
     return PoolBuild(PromptPool(**by_split), tuple(rejected), counts)
-
-
-def _first_by_hash(
-    unique: Sequence[Candidate], most: int
-) -> tuple[Sequence[Candidate], Sequence[Candidate]]:
-    """At most so many candidates, chosen by the hashes of their texts, and the others."""
-    if len(unique) <= most:
-        return unique, ()
-    chosen = set(sorted(range(len(unique)), key=lambda i: fingerprint(unique[i].text))[:most])
-    kept = [candidate for index, candidate in enumerate(unique) if index in chosen]
-    return kept, [candidate for index, candidate in enumerate(unique) if index not in chosen]
-
-
-def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Candidate | Rejected:
-    """The candidate with its text cleaned, or why it cannot be used."""
-    if candidate.kind == "instruction":
-        result = lint_instruction(candidate.text, task, config)
-    else:
-        result = lint(candidate.text, task, config)
-        if result.problem is None and candidate.origin.llm is not None:
-            result = _lint_authored(result, task, config)
-    if result.problem is None:
-        return replace(candidate, text=result.text)
-    return Rejected(candidate.text, "lint", result.problem, candidate.origin, result.detail)
-
-
-def _lint_authored(result: LintResult, task: Task, config: LintConfig) -> LintResult:
-    """A template by an LLM says as much as an instruction by one, and asks for this task."""
-    instruction = instruction_of(result.text, task.slots)
-    if (count := count_words(instruction)) < config.min_instruction_words:
-        detail = f"{count} words of instruction; at least {config.min_instruction_words}"
-        return replace(result, problem=TOO_SHORT, detail=detail)
-    if config.relevance and (problem := other_work(instruction, task)):
-        return replace(result, problem=problem[0], detail=problem[1])
-    return result
-
-
-def _deduplicate(
-    candidates: Sequence[Candidate], task: Task, threshold: float, rejected: list[Rejected]
-) -> list[Candidate]:
-    """The candidates to keep; the others are added to `rejected`.
-
-    Duplicates are sought among candidates of one layout: the same instruction in another layout
-    is another prompt, because the layout matters as much as the wording.
-    """
-    pieces = [piece_of(candidate, task) for candidate in candidates]
-    groups: dict[str | None, list[int]] = {}
-    for index, piece in enumerate(pieces):
-        groups.setdefault(piece.layout, []).append(index)
-    kept: list[int] = []
-    for members in groups.values():
-        result = deduplicate([pieces[index].instruction for index in members], threshold)
-        kept += [members[position] for position in result.kept]
-        for position, (other, similar) in sorted(result.dropped.items()):
-            candidate = candidates[members[position]]
-            reason = "duplicate" if similar == 1 else "near_duplicate"
-            detail = f"similarity {similar:.2f} to {candidates[members[other]].text!r}"
-            rejected.append(Rejected(candidate.text, "dedup", reason, candidate.origin, detail))
-    return [candidates[index] for index in sorted(kept)]
 
 
 def _instruction(candidate: Candidate, task: Task) -> str:
@@ -349,13 +254,15 @@ def piece_of(candidate: Candidate, task: Task) -> Piece:
     return Piece(_instruction(candidate, task), layout, candidate.origin.llm)
 
 
-def _too_few(reason: str, candidates: int, unique: int, rejected: Sequence[Rejected]) -> PoolError:
-    top = Counter(f"{reject.stage} {reject.reason}" for reject in rejected).most_common(3)
-    why = ", ".join(f"{count} {name}" for name, count in top) or "none"
+def _too_few(reason: str, found: Survivors, rejected: Sequence[Rejected]) -> PoolError:
+    counts = Counter(found.reasons)
+    counts.update((reject.stage, reject.reason) for reject in rejected)
+    top = [f"{count} {stage} {name}" for (stage, name), count in counts.most_common(3)]
+    why = ", ".join(top) or "none"
     return PoolError(
-        f"{unique} of {candidates} candidate prompts survived (rejected: {why}); {reason}: raise "
-        "prompts.generation.per_llm, add prompts.files, or lower prompts.split.test and "
-        "prompts.split.validation"
+        f"{len(found.candidates)} of {found.counts['candidates']} candidate prompts survived "
+        f"(rejected: {why}); {reason}: raise prompts.generation.per_llm, add prompts.files, or "
+        "lower prompts.split.test and prompts.split.validation"
     )
 
 

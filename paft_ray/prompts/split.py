@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 
 from paft_ray.config import PoolSplitConfig, PromptsConfig
-from paft_ray.prompts.dedup import components, jaccard, shingles, similar_pairs
+from paft_ray.prompts.dedup.similarity import components, shingles, similar_pairs
 from paft_ray.prompts.layouts import Layout, compose, layout_of
+from paft_ray.prompts.leakage import nearest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks.example import SPLITS, SplitName
 
@@ -326,23 +327,16 @@ def _pick(
     for split, groups in dealt.items():
         others = list(chosen)
         turns = (index for turn in zip_longest(*groups) for index in turn if index is not None)
-        fitting = (i for i in turns if _differs(i, others, sets, config.similarity))
+        fitting = (i for i in turns if not _nearest(i, others, sets, config.similarity))
         for index in islice(fitting, needs[split]):
             chosen[index] = split
     return chosen
-
-
-def _differs(
-    index: int, others: Iterable[int], sets: Sequence[frozenset[str]], threshold: float
-) -> bool:
-    return all(jaccard(sets[index], sets[other]) < threshold for other in others)
 
 
 def _nearest(
     index: int, others: Iterable[int], sets: Sequence[frozenset[str]], threshold: float
 ) -> tuple[int, float] | None:
     """The most similar of the others and its similarity, where that reaches the threshold."""
-    similar, other = max(
-        ((jaccard(sets[index], sets[other]), -other) for other in others), default=(0.0, 0)
-    )
-    return (-other, similar) if similar >= threshold else None
+    ascending = sorted(others)
+    place, similar = nearest(sets[index], (sets[other] for other in ascending))
+    return (ascending[place], similar) if similar >= threshold else None

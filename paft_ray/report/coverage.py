@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.prompts.coverage import flat_map
-from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.prompts.dedup.similarity import shingles
+from paft_ray.prompts.leakage import nearest
 from paft_ray.report.files import RunFiles
 from paft_ray.tasks.example import SPLITS
 
@@ -115,15 +116,15 @@ def _size(split: str, rows: Sequence[Mapping[str, Any]]) -> SplitSize:
 def _nearest(
     test: Sequence[Mapping[str, Any]], train: Sequence[Mapping[str, Any]]
 ) -> list[Nearest]:
-    """Wordings are compared as `prompts.dedup.similarity` does, each one's shingles made once."""
+    """Every test prompt with the training prompt of the most similar wording."""
     layouts = {row["layout"] for row in train} if "layout" in train[0] else None
-    known = [(shingles(text), text) for text in sorted({_wording(row) for row in train})]
+    known = sorted({_wording(row) for row in train}, reverse=True)
+    grams = [shingles(text) for text in known]
     lines = []
     for row in test:
-        own = shingles(_wording(row))
-        similar, text = max((jaccard(own, grams), text) for grams, text in known)
+        place, similar = nearest(shingles(_wording(row)), grams)
         new = None if layouts is None else row["layout"] not in layouts
-        lines.append(Nearest(row["text"], text, similar, new))
+        lines.append(Nearest(row["text"], known[place], similar, new))
     return lines
 
 

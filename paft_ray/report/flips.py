@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.evaluation.summary import SINGLE_PROMPT
-from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.prompts.dedup.similarity import shingles
+from paft_ray.prompts.leakage import nearest
 from paft_ray.report.answers import Answers
 from paft_ray.report.files import RunFiles
 from paft_ray.report.strips import ranked_prompts
@@ -165,8 +166,8 @@ def _two_wordings(
     right_P = answers.right_MPE[answers.models.index((about, seed)), :, example]
     right = [p for p in ranked if right_P[p] == 1][:_MOST_COMPARED]
     wrong = [p for p in ranked if right_P[p] == 0][:_MOST_COMPARED]
-    pairs = ((a, b) for a in right for b in wrong)
-    best = max(pairs, key=lambda pair: jaccard(grams[pair[0]], grams[pair[1]]))
+    found = [(a, *nearest(grams[a], (grams[b] for b in wrong))) for a in right]
+    own, place, _ = max(found, key=lambda alike: alike[2])
     beside = [about, *({SINGLE_PROMPT} & set(run.summary["models"]) - {about})]
     first, second = (
         Wording(
@@ -174,7 +175,7 @@ def _two_wordings(
             run.texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
             tuple(_said(answers, label, seed, p, example) for label in beside),
         )
-        for p in best
+        for p in (own, wrong[place])
     )
     return first, second
 

@@ -1,36 +1,42 @@
 """Rows of a task from where they lie: a file, a saved data set, the Hugging Face hub.
 
-Covered: JSONL, CSV and Parquet files; folders saved by Hugging Face `datasets`, whether `Dataset`,
-`DatasetDict` or a folder of such folders, one per split; data sets on the hub. Not covered: what
-a row means, which is `load`. Rows are read one at a time, and each knows its file and line.
+Covered: JSONL, CSV and Parquet files, which `tables` reads; folders saved by Hugging Face
+`datasets`, whether `Dataset`, `DatasetDict` or a folder of such folders, one per split; data sets
+on the hub. Not covered: what a row means, which is `load`.
 """
 
 import ast
-import csv
 import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paft_ray.config.errors import DataError
+from paft_ray.tasks.tables import (
+    READ_TOGETHER,
+    Messages,
+    Row,
+    Table,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+    shown,
+)
 
 logger = logging.getLogger(__name__)
 
 _INDEXED = re.compile(r"(?P<column>.+)\[(?P<index>\d+)\]")
-_READ_TOGETHER = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of a source."""
-
-    values: Mapping[str, Any]
-    """Column name to value, as the source holds it."""
-    where: str
-    """File and line, or data set and row counted from 1, for messages."""
+_MESSAGES = Messages(
+    json="{where}: not valid JSON ({error}): write one object per line, in UTF-8",
+    row="{where}: {value} is no JSON object: write one object per line",
+    csv="{name}, after line {number}: not valid CSV ({error}): write UTF-8, and double quotes "
+    "inside quoted cells",
+    parquet="{name}, after row {number}: not a readable Parquet file ({error}): write it again",
+)
 
 
 def read_rows(path: Path) -> dict[str, Iterator[Row]]:
@@ -47,11 +53,11 @@ def read_rows(path: Path) -> dict[str, Iterator[Row]]:
             "saved by Hugging Face datasets"
         )
     readers = {
-        ".jsonl": _jsonl_rows,
-        ".ndjson": _jsonl_rows,
-        ".json": _jsonl_rows,
+        ".jsonl": read_jsonl,
+        ".ndjson": read_jsonl,
+        ".json": read_jsonl,
         ".csv": _csv_rows,
-        ".parquet": _parquet_rows,
+        ".parquet": read_parquet,
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -59,7 +65,7 @@ def read_rows(path: Path) -> dict[str, Iterator[Row]]:
             f"{path}: {path.suffix or 'no ending'!r} is no kind of file that rows are read from; "
             f"use one of {', '.join(readers)}"
         )
-    return {"": reader(path)}
+    return {"": reader(Table(path, str(path), _MESSAGES))}
 
 
 def read_hub(name: str, config: str | None) -> dict[str, Iterator[Row]]:
@@ -113,12 +119,6 @@ def text_of(value: Any) -> str | None:
     return str(value) if isinstance(value, str | int | float) else None
 
 
-def shown(value: Any) -> str:
-    """A value for a message: on one line, and short."""
-    text = " ".join((str(value) if isinstance(value, Exception) else repr(value)).split())
-    return text if len(text) <= 120 else text[:117] + "..."
-
-
 def _names(values: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, values)) if len(values) <= 12 else f"{len(values)} columns"
 
@@ -141,59 +141,15 @@ def _entry(row: Row, column: str, index: int) -> Any:
     return value[index]
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                values = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{where}: not valid JSON ({shown(error)}): write one object per line, in UTF-8"
-                ) from error
-            if not isinstance(values, dict):
-                raise DataError(
-                    f"{where}: {shown(values)} is no JSON object: write one object per line"
-                )
-            yield Row(values, where)
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
-        try:
-            for values in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in values or None in values.values():
-                    raise DataError(
-                        f"{where}: the row has another number of cells than the header's "
-                        f"{len(reader.fieldnames or ())}: quote cells that hold commas or newlines"
-                    )
-                yield Row(values, where)
-        except (csv.Error, UnicodeDecodeError) as error:
+def _csv_rows(table: Table) -> Iterator[Row]:
+    for row in read_csv(table):
+        if None in row.values or None in row.values.values():
             raise DataError(
-                f"{path}, after line {reader.line_num}: not valid CSV ({shown(error)}): "
-                "write UTF-8, and double quotes inside quoted cells"
-            ) from error
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_READ_TOGETHER):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, f"{path}, row {number}")
-    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise DataError(
-            f"{path}, after row {number}: not a readable Parquet file ({shown(error)}): write it "
-            "again"
-        ) from error
+                f"{row.where}: the row has another number of cells than the header's "
+                f"{sum(column is not None for column in row.values)}: quote cells that hold commas "
+                "or newlines"
+            )
+        yield row
 
 
 def declared_splits(path: Path) -> tuple[str, ...]:
@@ -234,7 +190,7 @@ def _load_saved(folder: Path) -> Any:
 
 def _dataset_rows(dataset: Any, where: str) -> Iterator[Row]:
     number = 0
-    for batch in dataset.iter(batch_size=_READ_TOGETHER):
+    for batch in dataset.iter(batch_size=READ_TOGETHER):
         columns = list(batch)
         for cells in zip(*batch.values(), strict=True):
             number += 1

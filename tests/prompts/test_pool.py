@@ -1,12 +1,16 @@
 """The pool: nothing is lost silently, and nothing held out is known from training."""
 
+import io
 import json
 import os
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, permutations
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,15 +18,20 @@ from hypothesis import strategies as st
 from paft_ray.config import PoolSplitConfig, PromptsConfig
 from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts import split as sp
-from paft_ray.prompts.dedup import similarity
+from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
+from paft_ray.prompts.dedup.deduplicate import InProcess
+from paft_ray.prompts.dedup.similarity import similarity
 from paft_ray.prompts.layouts import compose, enumerate_layouts, layout_of
 from paft_ray.prompts.lint import lint
 from paft_ray.prompts.pool import (
+    CANDIDATES_SCHEMA,
+    REJECTS_SCHEMA,
     Candidate,
     Origin,
+    PoolBuild,
     PromptPool,
-    build_pool,
-    candidates_to_table,
+    Rejected,
+    assemble_pool,
     load_pool,
     rejects_to_table,
 )
@@ -45,6 +54,20 @@ VOCABULARY = [
     "".join(letters)
     for letters in random.Random(3).sample(list(permutations("aeioklmnrst", 5)), 80)
 ]
+
+
+def build_pool(
+    candidates: Sequence[Candidate], task: Task, config: PromptsConfig, seed: int
+) -> PoolBuild:
+    """A pool, and all that was rejected on the way, from candidates of this process."""
+    execution = InProcess()
+    with TableFile(CANDIDATES_SCHEMA) as linted, TableFile(REJECTS_SCHEMA) as rejects:
+        rows = lint_all(candidates, None, task, config.lint, execution)
+        found = keep_unique(rows, config, execution, linted, rejects)
+        build = assemble_pool(found, task, config, seed)
+        early = pq.read_table(io.BytesIO(rejects.content())).to_pylist()
+    rejected = [Rejected(**{**row, "origin": Origin(**row["origin"])}) for row in early]
+    return replace(build, rejected=(*rejected, *build.rejected))
 
 
 def make_config(**changes):
@@ -358,13 +381,12 @@ def test_pool_table_without_a_column_is_refused():
         PromptPool.from_table(table.drop_columns(["layout"]))
 
 
-def test_rejects_and_candidates_as_tables_keep_origin_and_reason():
+def test_rejects_as_table_keep_origin_and_reason():
     candidates = [*instructions(20), Candidate("No slot", "template", BY_FILE)]
     build = build_pool(candidates, MATHS, make_config(), 0)
     [row] = rejects_to_table(build.rejected).to_pylist()
     assert (row["text"], row["stage"], row["reason"]) == ("No slot", "lint", "missing_slot")
     assert row["origin"]["file"] == "prompts.txt"
-    assert candidates_to_table(candidates).num_rows == 21
     assert rejects_to_table([]).column_names[:4] == ["text", "stage", "reason", "origin"]
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from synthetic_run import SIX, make_run, scores
 
-from paft_ray.prompts.dedup import similarity
+from paft_ray.prompts.dedup.similarity import similarity
 from paft_ray.report.answers import read_answers
 from paft_ray.report.coverage import run_coverage
 from paft_ray.report.curves import curves_of

@@ -7,9 +7,10 @@ import pytest
 
 from paft_ray.config import TuningConfig
 from paft_ray.config.errors import PoolError
-from paft_ray.prompts.dedup import similarity
+from paft_ray.prompts.dedup.similarity import similarity
+from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
-from paft_ray.tuning.pools import generation_samples, hold_out, is_like
+from paft_ray.tuning.pools import generation_samples, hold_out
 
 WORDS = [
     "judge", "tell", "mood", "film", "review", "decide", "opinion", "sentence", "classify",
@@ -48,10 +49,10 @@ def test_held_out_prompts_are_the_same_and_like_nothing_that_is_trained_on(seed:
         for prompt in pool.train:
             assert all(prompt.layout != other.layout for other in held_out)
             assert all(similarity(prompt.instruction, o.instruction) < limit for o in held_out)
-        lost = {p.cluster for p in pools[key].train if is_like(p, held_out, limit)}
+        lost = {p.cluster for p in pools[key].train if first_like(p, held_out, limit)}
         kept = [p for p in pools[key].train if p.cluster not in lost]
         assert list(pool.train) == kept  # in their order, and none more than need be is lost
-    assert not any(is_like(prompt, first.test, limit) for prompt in first.validation)
+    assert not any(first_like(prompt, first.test, limit) for prompt in first.validation)
     assert {p.id[:2] for p in first.test} != {"0-"}  # from all pools together
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import numpy as np
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
 
-from paft_ray.prompts.dedup import jaccard, shingles
+from paft_ray.prompts.dedup.similarity import jaccard, shingles
 
 _PERMUTATIONS = 64
 _ROWS = 2

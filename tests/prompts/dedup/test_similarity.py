@@ -1,4 +1,4 @@
-"""Near-duplicates: what is dropped repeats something kept, whatever the order."""
+"""How similar texts are, and which pairs of many texts are similar."""
 
 import random
 
@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paft_ray.prompts.dedup import (
+from paft_ray.prompts.dedup.similarity import (
     components,
-    deduplicate,
-    normalised_hash,
+    normalise,
     shingles,
     similar_pairs,
     similarity,
@@ -24,8 +23,8 @@ thresholds = st.floats(0.05, 1)
 
 def test_similarity_case_punctuation_and_quotes_do_not_count():
     assert similarity("Don't stop — READ it!", "don’t stop read it") == 1
-    assert normalised_hash("Read it.") == normalised_hash("read  IT")
-    assert normalised_hash("Read it.") != normalised_hash("Read this.")
+    assert normalise("Read it.") == normalise("read  IT")
+    assert normalise("Read it.") != normalise("Read this.")
 
 
 def test_similarity_one_word_changed_among_eight_is_high_but_not_one():
@@ -74,39 +73,6 @@ def test_similar_pairs_many_texts_nearly_all_are_found_and_none_is_wrong(thresho
     for i, j, similar in found:
         assert i < j
         assert similar == similarity(many[i], many[j]) >= threshold
-
-
-@settings(deadline=None)
-@given(texts, thresholds, st.randoms(use_true_random=False))
-def test_deduplicate_shuffled_keeps_the_same_texts(some, threshold, rng):
-    shuffled = rng.sample(some, len(some))
-    kept = [sorted(t[i] for i in deduplicate(t, threshold).kept) for t in (some, shuffled)]
-    assert kept[0] == kept[1]
-
-
-@settings(deadline=None)
-@given(texts, thresholds)
-def test_deduplicate_dropped_is_similar_to_a_kept_text_and_kept_ones_are_not_alike(some, threshold):
-    result = deduplicate(some, threshold)
-    assert sorted([*result.kept, *result.dropped]) == list(range(len(some)))
-    for index, (representative, similar) in result.dropped.items():
-        assert representative in result.kept
-        assert similar == similarity(some[index], some[representative]) >= threshold
-    for i in result.kept:
-        assert all(i == j or similarity(some[i], some[j]) < threshold for j in result.kept)
-
-
-def test_deduplicate_chain_of_small_steps_keeps_both_ends():
-    words = [f"word{i}number" for i in range(12)]
-    chain = [" ".join([*words[k:], *(f"other{i}thing" for i in range(k))]) for k in range(9)]
-    assert similarity(chain[0], chain[8]) < 0.4
-    result = deduplicate(chain, 0.7)
-    assert 1 < len(result.kept) < len(chain)
-
-
-def test_deduplicate_thousands_of_copies_is_quick_and_keeps_one():
-    result = deduplicate(["Read it. ", "read it", "READ IT!"] * 2000, 0.8)
-    assert (len(result.kept), len(result.dropped)) == (1, 5999)
 
 
 def test_components_are_named_by_their_smallest_member():

@@ -1,4 +1,8 @@
-"""Deduplication over Ray Data decides as `deduplicate` does, however rows are dealt."""
+"""Which rows are kept: what is dropped repeats something kept, wherever and however it is computed.
+
+What is expected comes from all similar pairs, one text after another; the rows are decided in this
+process, and some of them on Ray, where blocks, partitions and order must not matter.
+"""
 
 import random
 from itertools import combinations
@@ -7,20 +11,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paft_ray.config.errors import DataError
-from paft_ray.prompts.dedup import (
-    Choice,
-    choose,
-    deduplicate,
+from paft_ray.prompts.dedup.decision import Choice, Turn, choose, propose_from_kept
+from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
+from paft_ray.prompts.dedup.distributed import OnRay
+from paft_ray.prompts.dedup.similarity import (
     in_columns,
     normalise,
+    similar_pairs,
     similarity,
     sketch,
 )
-from paft_ray.prompts.scale import Turn, deduplicate_dataset, propose_from_kept
+from paft_ray.storage.fingerprint import fingerprint
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+on_ray = pytest.mark.ray
+WORDS = ["read", "the", "review", "and", "choose", "which", "answer", "fits", "best", "option"]
+texts = st.lists(
+    st.lists(st.sampled_from(WORDS), max_size=7).map(" ".join) | st.text(max_size=8), max_size=14
+)
+thresholds = st.floats(0.05, 1)
+PLAIN = Columns()
 
 THRESHOLD = 0.8
 
@@ -45,41 +58,99 @@ def make_table(texts: list[str]) -> pa.Table:
 
 
 def decide(
-    table: pa.Table, blocks: int = 3, key: str = "id", **options: Any
+    table: pa.Table, threshold: float = THRESHOLD, columns: Columns = PLAIN
+) -> list[dict[str, Any]]:
+    """The rows as they are decided in this process, by id."""
+    tables = deduplicate([table], threshold, InProcess(), columns)
+    return sorted(pa.concat_tables(tables).to_pylist(), key=lambda row: row[columns.id])
+
+
+def decide_on_ray(
+    table: pa.Table, blocks: int = 3, partitions: int | None = None, columns: Columns = PLAIN
 ) -> list[dict[str, Any]]:
     import ray.data
 
     dataset = ray.data.from_arrow(table).repartition(blocks)
-    rows = deduplicate_dataset(dataset, THRESHOLD, **options).take_all()
-    return sorted(rows, key=lambda row: row[key])
+    rows = deduplicate(dataset, THRESHOLD, OnRay(partitions), columns).take_all()
+    return sorted(rows, key=lambda row: row[columns.id])
 
 
-def expect(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows as `deduplicate` would have them."""
+def expect(table: pa.Table, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
+    """The rows as all their similar pairs decide, one text after another by hash."""
     rows = table.to_pylist()
-    dropped = deduplicate([row["instruction"] for row in rows], THRESHOLD).dropped
-    for index, row in enumerate(rows):
-        repeats, similar = dropped.get(index, (None, None))
-        row["kept"] = repeats is None
-        row["repeats"] = None if repeats is None else rows[repeats]["id"]
+
+    def order(index: int) -> tuple[str, str, str]:
+        text = rows[index]["instruction"]
+        return fingerprint(normalise(text)), fingerprint(text), rows[index]["id"]
+
+    numbers = sorted(range(len(rows)), key=order)
+    wordings = [rows[number]["instruction"] for number in numbers]
+    before: dict[int, list[tuple[float, int]]] = {}
+    for i, j, similar in similar_pairs(wordings, threshold):
+        before.setdefault(j, []).append((similar, -i))
+    kept: set[int] = set()
+    for place, number in enumerate(numbers):
+        like = [(similar, i) for similar, i in before.get(place, ()) if -i in kept]
+        similar, i = max(like, default=(None, 0))
+        row = rows[number]
+        row["kept"] = not like
+        row["repeats"] = rows[numbers[-i]]["id"] if like else None
         row["similarity"] = similar
+        kept |= set() if like else {place}
     return rows
 
 
 @pytest.mark.parametrize("families", [30, 700], ids=["few", "many"])
-def test_dataset_is_decided_as_deduplicate_decides_its_texts(families):
+def test_rows_are_decided_as_all_similar_pairs_decide(families):
     table = make_table(make_texts(families))
     rows = decide(table)
     assert 4 < sum(not row["kept"] for row in rows) < len(rows) - families // 2
     assert rows == expect(table)
 
 
-def test_partitions_blocks_and_order_of_rows_do_not_matter():
-    table = make_table(make_texts(400))
+@on_ray
+@pytest.mark.parametrize("families", [30, 700], ids=["few", "many"])
+def test_rows_on_ray_are_decided_as_in_one_process_in_any_blocks_partitions_and_order(
+    families, ray_cluster
+):
+    table = make_table([*make_texts(families), *make_crowd(5 * families)])
     shuffled = table.take(random.Random(1).sample(range(len(table)), len(table)))
-    first = decide(table, blocks=1, partitions=1)
-    assert decide(table, blocks=7, partitions=4) == first
-    assert decide(shuffled, blocks=2, partitions=16) == first
+    rows = decide(table)
+    assert decide(shuffled) == rows
+    assert decide_on_ray(table, blocks=7, partitions=4) == rows
+    assert decide_on_ray(shuffled, blocks=2, partitions=1) == rows
+
+
+@settings(deadline=None)
+@given(texts, thresholds, st.randoms(use_true_random=False))
+def test_any_texts_are_decided_as_all_similar_pairs_decide_in_any_order(some, threshold, rng):
+    table = make_table(some)
+    rows = decide(table, threshold) if some else []
+    assert rows == expect(table, threshold)
+    for row in rows:
+        if not row["kept"]:
+            [repeated] = [other for other in rows if other["id"] == row["repeats"]]
+            assert repeated["kept"]
+            true = similarity(row["instruction"], repeated["instruction"])
+            assert row["similarity"] == true >= threshold
+    kept = [row["instruction"] for row in rows if row["kept"]]
+    assert all(similarity(a, b) < threshold for a, b in combinations(kept, 2))
+    if some:
+        shuffled = table.take(rng.sample(range(len(some)), len(some)))
+        assert decide(shuffled, threshold) == rows
+
+
+def test_chain_of_small_steps_keeps_both_ends():
+    words = [f"word{i}number" for i in range(12)]
+    chain = [" ".join([*words[k:], *(f"other{i}thing" for i in range(k))]) for k in range(9)]
+    assert similarity(chain[0], chain[8]) < 0.4
+    kept = [row["kept"] for row in decide(make_table(chain), 0.7)]
+    assert 1 < sum(kept) < len(chain)
+
+
+def test_thousands_of_copies_is_quick_and_keeps_one():
+    rows = decide(make_table(["Read it. ", "read it", "READ IT!"] * 2000))
+    assert sum(row["kept"] for row in rows) == 1
 
 
 def test_planted_near_copies_are_all_found_and_no_row_is_dropped_without_reason():
@@ -98,36 +169,39 @@ def test_planted_near_copies_are_all_found_and_no_row_is_dropped_without_reason(
     check_dropped(rows)
 
 
-def test_other_columns_pass_through_and_no_row_is_lost():
+@on_ray
+def test_other_columns_pass_through_and_no_row_is_lost(ray_cluster):
     texts = make_texts(150)
     rng = random.Random(2)
     table = make_table(texts)
     table = table.append_column("origin", pa.array([{"llm": t[:3], "seed": None} for t in texts]))
     table = table.append_column("scores", pa.array([[rng.random()] * (len(t) % 3) for t in texts]))
-    rows = decide(table)
+    rows = decide_on_ray(table)
+    assert rows == decide(table)
     assert [{name: row[name] for name in table.column_names} for row in rows] == table.to_pylist()
     assert list(rows[0]) == [*table.column_names, "kept", "repeats", "similarity"]
 
 
 def test_columns_may_be_called_otherwise():
     table = make_table(make_texts(20))
-    renamed = decide(
-        table.rename_columns(["name", "wording"]), key="name", column="wording", id_column="name"
-    )
+    renamed = decide(table.rename_columns(["name", "wording"]), columns=Columns("wording", "name"))
     assert [row["kept"] for row in renamed] == [row["kept"] for row in expect(table)]
     assert [row["repeats"] for row in renamed] == [row["repeats"] for row in expect(table)]
 
 
-def test_groups_are_decided_as_data_sets_of_their_own():
+@on_ray
+def test_groups_are_decided_as_tables_of_their_own(ray_cluster):
     texts = make_texts(300)
     layouts = [number % 3 // 2 for number in range(len(texts))]  # of about 780 texts and of 390
     table = make_table(texts).append_column("layout", pa.array(layouts))
     expected = []
     for layout in (0, 1):
         expected += expect(table.filter(pa.array([value == layout for value in layouts])))
-    rows = decide(table, group_column="layout")
-    assert rows == sorted(expected, key=lambda row: row["id"])
-    assert rows != decide(table)
+    expected.sort(key=lambda row: row["id"])
+    grouped = Columns(group="layout")
+    assert decide(table, columns=grouped) == expected
+    assert decide_on_ray(table, columns=grouped) == expected
+    assert decide(table) != expected
 
 
 def make_crowd(size: int) -> list[str]:
@@ -166,7 +240,7 @@ def test_crowd_of_nearly_identical_texts_is_decided_as_by_all_pairs():
 
 
 def test_crowd_of_ten_thousand_is_decided_though_all_its_pairs_were_too_many():
-    rows = decide(make_table(make_crowd(10_000)), partitions=2)
+    rows = decide(make_table(make_crowd(10_000)))
     kept = [row["instruction"] for row in rows if row["kept"]]
     assert len(kept) < 200
     assert all(similarity(a, b) < THRESHOLD for a, b in combinations(kept, 2))
@@ -188,7 +262,7 @@ def test_crowd_of_which_too_many_are_kept_is_proposed_by_neighbours_that_hold_cl
     turn = Turn(Choice(everyone, np.full(size, -1), np.zeros(size)), everyone, everyone)
     for band in range(len(sketches.bands)):
         proposed, found = 0, 0
-        for low, high in propose_from_kept(np.arange(size), turn, sketches, band):
+        for low, high in propose_from_kept(np.arange(size), turn, sketches, band, 512):
             assert (low < high).all()
             proposed += len(low)
             found += int(np.count_nonzero((high % 10 == 9) & (low == high - 1)))
@@ -210,18 +284,28 @@ def test_duplicate_ids_of_the_same_text_are_refused():
         decide(table)
 
 
-@pytest.mark.parametrize(
-    ("table", "message"),
-    [
-        (pa.table({"id": ["a"], "text": ["b"]}), r"not \['instruction'\]"),
-        (pa.table({"id": ["a"], "instruction": ["b"], "kept": [True]}), "already have"),
-        (pa.table({"id": ["a", "b"], "instruction": ["c", None]}), "1 rows have no instruction"),
-    ],
-)
+FAULTY = [
+    (pa.table({"id": ["a"], "text": ["b"]}), r"not \['instruction'\]"),
+    (pa.table({"id": ["a"], "instruction": ["b"], "kept": [True]}), "already have"),
+    (pa.table({"id": ["a", "b"], "instruction": ["c", None]}), "1 rows have no instruction"),
+]
+
+
+@pytest.mark.parametrize(("table", "message"), FAULTY)
 def test_columns_that_cannot_be_used_are_refused(table, message):
     with pytest.raises(DataError, match=message):
-        decide(table, blocks=1)
+        decide(table)
 
 
-def test_data_set_without_rows_stays_one():
-    assert decide(make_table(["a"]).slice(0, 0), blocks=1) == []
+@on_ray
+def test_rows_that_are_refused_on_ray_are_refused_with_the_same_error(ray_cluster):
+    twice = pa.table({"id": ["a", "b", "a"], "instruction": ["Read it.", "Say it.", "Read it."]})
+    for table, message in [FAULTY[0], (twice, "id a is there twice")]:
+        with pytest.raises(DataError, match=message):
+            decide_on_ray(table, blocks=1)
+
+
+@on_ray
+def test_no_rows_stay_none(ray_cluster):
+    empty = make_table(["a"]).slice(0, 0)
+    assert decide(empty) == decide_on_ray(empty) == []

@@ -1,26 +1,26 @@
-"""Near-duplicate texts: candidates from MinHash, every one of them verified by true similarity.
+"""How similar texts are, and which pairs of many are similar: proposed by MinHash, then verified.
 
 Texts are compared by the Jaccard similarity of their character 5-grams. Instructions are short
 (5 to 40 words): one word changed among eight breaks three of the six word trigrams but a third of
 the 5-grams, so that thresholds between 0 and 1 mean something; an inflection is a small change;
 and scripts without spaces need no case of their own. Covered: normalising, shingles, sketches,
-similar pairs, components, and which texts to keep, for as many as one process holds; for more,
-`prompts.scale` puts the same pieces together. Nothing depends on the order in which texts arrive.
+similar pairs and components. Not covered: which of similar texts to keep, see `decision`. Nothing
+depends on the order in which texts arrive.
 
 N texts, S shingles of the longest of a group, P pairs.
 """
 
 import re
 import unicodedata
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]  # a compiled module
-
-from paft_ray.storage.fingerprint import fingerprint
 
 _SHINGLE = 5
 _PERMUTATIONS = 128
@@ -45,26 +45,19 @@ _WEIGHTS = np.array(
 """One odd number per character of a shingle."""
 
 
-@dataclass(frozen=True, slots=True)
-class DedupResult:
-    """Which of the texts to keep, by index."""
-
-    kept: tuple[int, ...]
-    """In ascending order."""
-    dropped: Mapping[int, tuple[int, float]]
-    """Index to the kept text that it repeats, and how similar the two are."""
+Proposed = Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Arrays of first and of second texts of pairs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which of N texts are kept."""
+class Pairs(NamedTuple):
+    """Pairs of texts that are similar."""
 
-    kept: NDArray[np.bool_]
-    """[N]"""
-    repeats: NDArray[np.int64]
-    """[N] the kept text that a dropped one repeats; -1 at kept ones."""
+    low: NDArray[np.int64]
+    """[P]"""
+    high: NDArray[np.int64]
+    """[P] the text of the pair with the larger number."""
     similar: NDArray[np.float64]
-    """[N] how similar these two are; 0 at kept ones."""
+    """[P] between the threshold and 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +76,6 @@ def normalise(text: str) -> str:
     """A text without case, punctuation, accents' encodings and runs of white space."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     return " ".join(re.sub(r"[\W_]+", " ", text.replace("'", "")).split())
-
-
-def normalised_hash(text: str) -> str:
-    """Sixteen hex digits, equal for texts that differ in nothing but case and punctuation."""
-    return fingerprint(normalise(text))
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -117,84 +105,37 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int
     Beyond some hundred texts, only pairs that MinHash proposes are looked at: of those exactly at
     the threshold about 1 in 200 is missed, of more similar ones fewer. None is wrongly listed.
     """
-    columns = _similar([normalise(text) for text in texts], threshold)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-def deduplicate(texts: Sequence[str], threshold: float) -> DedupResult:
-    """Keep texts of which no two were found similar; what is dropped is similar to one kept.
-
-    Texts are looked at in the order of their hashes. One is dropped only if it is itself similar
-    to a text that is kept, never for being similar to another dropped one; of several, the most
-    similar counts as the one that it repeats.
-    """
-    alike: dict[str, list[int]] = defaultdict(list)  # one text a thousand times is one text here
-    for index in sorted(range(len(texts)), key=lambda i: (fingerprint(texts[i]), i)):
-        alike[normalised_hash(texts[index])].append(index)
-    groups = [alike[name] for name in sorted(alike)]
-    normal = [normalise(texts[first]) for first, *_ in groups]
-    choice = choose(len(groups), *_similar(normal, threshold))
-    dropped: dict[int, tuple[int, float]] = {}
-    for place, (first, *others) in enumerate(groups):
-        if choice.kept[place]:
-            dropped |= dict.fromkeys(others, (first, 1.0))
-        else:
-            repeated = groups[choice.repeats[place]][0], float(choice.similar[place])
-            dropped |= dict.fromkeys((first, *others), repeated)
-    kept = sorted(groups[place][0] for place in np.flatnonzero(choice.kept))
-    return DedupResult(tuple(kept), dropped)
-
-
-def _similar(
-    normal: Sequence[str], threshold: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The columns [P] of `similar_pairs`, of normalised texts."""
+    normal = [normalise(text) for text in texts]
     rows = sketch(normal, threshold)
     sketches = in_columns(propose_all(rows) if len(normal) <= FEW else rows)
-    found = [np.empty(0, np.int64)]  # i * n + j
-    for keys in sketches.bands:
-        order = np.argsort(keys, kind="stable")
-        for i, j in bucket_pairs(order, keys[order]):
-            close = likely(sketches, i, j, threshold)
-            found.append(i[close] * len(normal) + j[close])
-    i, j = np.divmod(np.unique(np.concatenate(found)), max(1, len(normal)))
-    similar = similarities(normal, i, j)
-    true = similar >= threshold
-    return i[true], j[true], similar[true]
+    orders = (np.argsort(keys, kind="stable") for keys in sketches.bands)
+    in_bands = zip(orders, sketches.bands, strict=True)
+    proposed = chain.from_iterable(bucket_pairs(order, keys[order]) for order, keys in in_bands)
+    pairs = verify(pa.array(normal, pa.large_string()), sketches, proposed, threshold)
+    return list(zip(*(column.tolist() for column in pairs), strict=True))
 
 
-def choose(
-    n: int, i: NDArray[np.int64], j: NDArray[np.int64], similar: NDArray[np.float64]
-) -> Choice:
-    """Go through texts 0 to n - 1 in order and drop each that is similar to one kept before it.
+def verify(
+    texts: pa.LargeStringArray, sketches: Sketches, proposed: Proposed, threshold: float
+) -> Pairs:
+    """Those of the proposed pairs that are truly similar, each once, in ascending order.
 
     Args:
-        n: Number of texts.
-        i: [P] first text of every similar pair, smaller than the second.
-        j: [P] second text.
-        similar: [P] how similar they are; a pair may be listed more than once.
+        texts: [N] normalised.
+        sketches: Of these texts.
+        proposed: Pairs of texts, the smaller number first; any of them may come again.
+        threshold: Least similarity.
     """
-    kept = np.ones(n, bool)
-    kept[j] = False
-    open_ = ~kept  # not decided yet
-    low, high = i, j
-    while len(low):
-        open_[high[kept[low]]] = False
-        waits = open_[low] & open_[high]
-        ready = open_.copy()
-        ready[high[waits]] = False
-        kept |= ready
-        open_ &= ~ready
-        left = open_[high]
-        low, high = low[left], high[left]
-    valid = kept[i] & ~kept[j]
-    i, j, similar = i[valid], j[valid], similar[valid]
-    order = np.lexsort((i, -similar, j))
-    dropped, first = np.unique(j[order], return_index=True)
-    best = order[first]
-    repeats, value = np.full(n, -1, np.int64), np.zeros(n)
-    repeats[dropped], value[dropped] = i[best], similar[best]
-    return Choice(kept, repeats, value)
+    n = len(texts)
+    found = [np.empty(0, np.int64)]  # low * n + high
+    for low, high in proposed:
+        close = likely(sketches, low, high, threshold)
+        found.append(low[close] * n + high[close])
+    low, high = np.divmod(np.unique(np.concatenate(found)), max(1, n))
+    used, at = np.unique(np.concatenate([low, high]), return_inverse=True)
+    similar = similarities(texts.take(pa.array(used)).to_pylist(), *np.split(at, 2))
+    true = similar >= threshold
+    return Pairs(low[true], high[true], similar[true])
 
 
 def components(n: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -259,9 +200,7 @@ def propose_all(sketches: NDArray[np.void]) -> NDArray[np.void]:
     return all_alike
 
 
-def bucket_pairs(
-    texts: NDArray[np.int64], keys: NDArray[np.uint64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def bucket_pairs(texts: NDArray[np.int64], keys: NDArray[np.uint64]) -> Proposed:
     """All pairs of texts with equal keys, in arrays no longer than the texts.
 
     Args:

@@ -1,0 +1,303 @@
+"""From answers and files to unique candidates: parsed, linted, deduplicated, counted.
+
+The same functions of tables run in this process or on Ray, see `dedup.deduplicate`; of many
+candidates this process sees one batch after another, and keeps the `max_unique` whose hashes come
+first.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from paft_ray.config import LintConfig, PromptsConfig
+from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
+from paft_ray.prompts.generate.requests import Unit
+from paft_ray.prompts.generate.runner import Asked, parse_unit
+from paft_ray.prompts.layouts import instruction_of
+from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
+from paft_ray.prompts.pool import (
+    ORIGIN,
+    Candidate,
+    Origin,
+    Rejected,
+    Survivors,
+    piece_of,
+    rejects_to_table,
+)
+from paft_ray.prompts.template import TOO_SHORT, count_words
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.tasks.example import Task
+
+_ROWS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("origin", ORIGIN),
+        ("instruction", pa.string()),
+        ("layout", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("given", pa.string()),
+    ]
+)
+"""A candidate or, with a stage, a reject; `given` is a candidate's text before lint cleaned it."""
+_EARLY = ("generation", "parse")
+"""Stages that reject answers before there is a candidate."""
+
+
+class TableFile:
+    """A Parquet file that grows by tables, so that no table has to be held whole."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        """No rows yet; used as a context, whose end deletes the file."""
+        self.schema = schema
+        self.rows = 0
+        self.reasons: Counter[tuple[str, str]] = Counter()
+        """How many rows of rejects there are of each stage and reason."""
+
+    def __enter__(self) -> "TableFile":
+        self._folder = tempfile.TemporaryDirectory(prefix="paft-pool-")
+        self._path = Path(self._folder.name) / "table.parquet"
+        self._writer = pq.ParquetWriter(self._path, self.schema, compression="zstd")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+        self._folder.cleanup()
+
+    def add(self, table: pa.Table) -> None:
+        """Write some rows behind those that are there."""
+        self.rows += table.num_rows
+        if "reason" in self.schema.names:
+            pairs = zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)
+            self.reasons.update(pairs)
+        self._writer.write_table(table.select(self.schema.names).cast(self.schema))
+
+    def content(self) -> bytes:
+        """The file, which takes no more rows."""
+        self._writer.close()
+        return self._path.read_bytes()
+
+
+def lint_all(
+    files: Sequence[Candidate],
+    asked: Asked | None,
+    task: Task,
+    config: LintConfig,
+    execution: InProcess,
+) -> Any:
+    """Parse answers and lint candidates.
+
+    Args:
+        files: Candidates from files.
+        asked: What LLMs were asked.
+        task: For slots and layouts.
+        config: Rules of lint.
+        execution: Where to compute.
+
+    Returns:
+        Rows for `keep_unique`.
+    """
+    items: list[dict[str, Any]] = [
+        {"files": [asdict(c) for c in files[start : start + 1000]], "start": start}
+        for start in range(0, len(files), 1000)
+    ]
+    items += [{"unit": asdict(unit)} for unit in (asked.tallies if asked else ())]
+    slim = replace(task, train=(), validation=(), test=())
+    source = replace(asked, tallies={}) if asked else None
+    rows = execution.rows([{"item": json.dumps(item)} for item in items])
+    return execution.hold(execution.map(partial(_lint_batch, source, slim, config), rows))
+
+
+def keep_unique(
+    rows: Any,
+    config: PromptsConfig,
+    execution: InProcess,
+    candidates: TableFile,
+    rejects: TableFile,
+) -> Survivors:
+    """Deduplicate what passed lint, among candidates of one layout.
+
+    The same instruction in another layout is another prompt, because the layout matters as much
+    as the wording.
+
+    Args:
+        rows: From `lint_all`.
+        config: Rules of deduplication.
+        execution: Where the rows are and where to compute.
+        candidates: Takes every candidate.
+        rejects: Takes what is not among the survivors.
+    """
+    for batch in execution.batches(rows):
+        shown = _where(batch, "stage", lambda stage: stage not in _EARLY)
+        candidates.add(shown.set_column(1, "text", shown["given"]))
+    names: Mapping[str, str] = {}
+    if in_order := type(execution) is InProcess:
+        rows = execution.map(_in_order, rows)
+        names = {
+            id: repr(text)
+            for batch in execution.batches(rows)
+            for id, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        }
+    linted = 0
+    for batch in execution.batches(rows):
+        bad = _where(batch, "stage", lambda stage: stage is not None)
+        rejects.add(bad)
+        linted += len(batch) - len(bad)
+    good = execution.map(partial(_where, column="stage", holds=_is_none), rows)
+    columns = Columns("instruction", "id", "layout")
+    best: list[tuple[str, Candidate]] = []
+    unique = 0
+    for batch in execution.batches(deduplicate(good, config.dedup.similarity, execution, columns)):
+        rejects.add(_duplicates(batch, names))
+        kept = batch.filter(batch["kept"]).to_pylist()
+        unique += len(kept)
+        best += [
+            (row["id"], Candidate(row["text"], row["kind"], Origin(**row["origin"])))
+            for row in kept
+        ]
+        best, beyond = _first_by_hash(sorted(best, key=lambda entry: entry[0]), config.max_unique)
+        detail = f"prompts.max_unique {config.max_unique}"
+        rejects.add(
+            rejects_to_table(
+                Rejected(c.text, "dedup", "beyond_max_unique", c.origin, detail) for _, c in beyond
+            )
+        )
+    found = [candidate for _, candidate in best]
+    if not in_order:
+        found.sort(key=lambda c: (c.text, c.kind, fingerprint(asdict(c.origin))))
+    reasons = {key: count for key, count in rejects.reasons.items() if key[0] not in _EARLY}
+    counts = {"candidates": candidates.rows, "linted": linted, "unique": unique}
+    return Survivors(tuple(found), counts, reasons)
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """Rejects and then candidates by layout, each by text, under their place as their id.
+
+    Where there are few, this decides which one stands for several of the same wording, and how
+    rejects are listed; where there are many, which no process sorts, ids and blocks do.
+    """
+    given, kinds, origins, stages, layouts = (
+        rows[name].to_pylist() for name in ("given", "kind", "origin", "stage", "layout")
+    )
+    order = sorted(
+        range(len(rows)),
+        key=lambda i: (
+            (False,) if stages[i] in _EARLY else (True, given[i], kinds[i], fingerprint(origins[i]))
+        ),
+    )
+    ids = {index: f"{place:010d}" for place, index in enumerate(order)}
+    groups = [
+        layout if stage is None else None for stage, layout in zip(stages, layouts, strict=True)
+    ]
+    first: dict[str | None, int] = {None: -1}
+    for index in order:
+        first.setdefault(groups[index], len(first))
+    order.sort(key=lambda i: first[groups[i]])
+    return rows.take(order).set_column(0, "id", pa.array([ids[i] for i in order]))
+
+
+def _where(batch: pa.Table, column: str, holds: Callable[[Any], bool]) -> pa.Table:
+    """The rows of which something holds for the value of a column."""
+    return batch.filter(pa.array([holds(value) for value in batch[column].to_pylist()], pa.bool_()))
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+def _duplicates(batch: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    return rejects_to_table(
+        Rejected(
+            row["text"],
+            "dedup",
+            "duplicate" if row["similarity"] == 1 else "near_duplicate",
+            Origin(**row["origin"]),
+            f"similarity {row['similarity']:.2f} to "
+            + names.get(row["repeats"], f"candidate {row['repeats']}"),
+        )
+        for row in _where(batch, "kept", lambda kept: not kept).to_pylist()
+    )
+
+
+def _first_by_hash(
+    best: list[tuple[str, Candidate]], most: int
+) -> tuple[list[tuple[str, Candidate]], list[tuple[str, Candidate]]]:
+    """At most so many candidates, chosen by the hashes of their texts, and the others."""
+    if len(best) <= most:
+        return best, []
+    chosen = {id for id, _ in sorted(best, key=lambda entry: fingerprint(entry[1].text))[:most]}
+    kept = [entry for entry in best if entry[0] in chosen]
+    return kept, [entry for entry in best if entry[0] not in chosen]
+
+
+def _lint_batch(asked: Asked | None, task: Task, config: LintConfig, items: pa.Table) -> pa.Table:
+    rows = [
+        row
+        for item in items["item"].to_pylist()
+        for row in _lint_item(asked, task, config, json.loads(item))
+    ]
+    return pa.Table.from_pylist(rows, _ROWS)
+
+
+def _lint_item(
+    asked: Asked | None, task: Task, config: LintConfig, item: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    entries: Iterable[Candidate | Rejected]
+    if "unit" in item:
+        assert asked is not None
+        entries, where = parse_unit(asked, Unit(**item["unit"])), [item["unit"]]
+    else:
+        files = [Candidate(c["text"], c["kind"], Origin(**c["origin"])) for c in item["files"]]
+        entries, where = files, ["files", item["start"]]
+    for number, entry in enumerate(entries):
+        given, kind = entry.text, getattr(entry, "kind", None)
+        if isinstance(entry, Candidate):
+            entry = lint_candidate(entry, task, config)
+        row: dict[str, Any] = {
+            "id": fingerprint("candidate", where, number),
+            "text": entry.text,
+            "given": given,
+            "kind": kind,
+            "origin": asdict(entry.origin),
+        }
+        if isinstance(entry, Rejected):
+            row |= {"stage": entry.stage, "reason": entry.reason, "detail": entry.detail}
+        else:
+            piece = piece_of(entry, task)
+            row |= {"instruction": piece.instruction, "layout": piece.layout or ""}
+        yield row
+
+
+def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Candidate | Rejected:
+    """The candidate with its text cleaned, or why it cannot be used."""
+    if candidate.kind == "instruction":
+        result = lint_instruction(candidate.text, task, config)
+    else:
+        result = lint(candidate.text, task, config)
+        if result.problem is None and candidate.origin.llm is not None:
+            result = _lint_authored(result, task, config)
+    if result.problem is None:
+        return replace(candidate, text=result.text)
+    return Rejected(candidate.text, "lint", result.problem, candidate.origin, result.detail)
+
+
+def _lint_authored(result: LintResult, task: Task, config: LintConfig) -> LintResult:
+    """A template by an LLM says as much as an instruction by one, and asks for this task."""
+    instruction = instruction_of(result.text, task.slots)
+    if (count := count_words(instruction)) < config.min_instruction_words:
+        detail = f"{count} words of instruction; at least {config.min_instruction_words}"
+        return replace(result, problem=TOO_SHORT, detail=detail)
+    if config.relevance and (problem := other_work(instruction, task)):
+        return replace(result, problem=problem[0], detail=problem[1])
+    return result
