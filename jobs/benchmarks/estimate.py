@@ -27,11 +27,11 @@ from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
 from records import print_record
 
-from paft_ray.evaluation.estimate import Estimate, Figure, Posterior, fit
+from paft_ray.evaluation.estimate import Estimate, Posterior, fit
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.evaluation.figures import BEST, LOW_QUANTILE, MEAN, STD, WORST, over_prompts
 
-STATISTICS: tuple[Statistic, ...] = ("mean", "std", "p05", "min", "max")
+STATISTICS = {figure.key: figure for figure in (MEAN, STD, LOW_QUANTILE, WORST, BEST)}
 OURS = "looks"
 WAYS = (OURS, "evenly", "one ability", "cells")
 CLOSE = 0.02
@@ -50,8 +50,11 @@ def looked_at(grid: FullGrid, share: float, seed: int) -> Estimate:
 
 def estimates(
     grid: FullGrid, share: float, seed: int
-) -> tuple[dict[str, dict[str, Figure]], float]:
-    """Way to statistic to figure, for one drawing of cells, and CPU-seconds of the package's."""
+) -> tuple[dict[str, dict[str, tuple[float, float, float]]], float]:
+    """Way to statistic to its value and the bounds of its interval, for one drawing of cells.
+
+    The second is the CPU-seconds of the package's way.
+    """
     correct_PE, answers_E = grid.correct_PE, grid.answers_E
     prompts, examples = correct_PE.shape
     observed_PE = balanced_cells(seed, prompts, examples, share, answers_E)
@@ -62,17 +65,23 @@ def estimates(
     evenly = fit(correct_PE, observed_PE, answers_E, seed=seed)
     one_ability = fit(correct_PE, observed_PE, seed=seed)
     found = Posterior({OURS: [looks], "evenly": [evenly], "one ability": [one_ability]})
-    naive = {name: float(OVER_PROMPTS[name](cells_P)) for name in STATISTICS}
+    naive = {name: float(value) for name, value in over_prompts(cells_P).items()}
     return {
-        **{way: {name: found.figure(way, name) for name in STATISTICS} for way in found.draws},
-        "cells": {name: Figure(value, value, value) for name, value in naive.items()},
+        **{
+            way: {
+                name: (found.values[way][name], *found.interval(way, figure))
+                for name, figure in STATISTICS.items()
+            }
+            for way in found.draws
+        },
+        "cells": {name: (value, value, value) for name, value in naive.items()},
     }, seconds
 
 
 def compare(grid: FullGrid, share: float, drawings: int) -> list[dict[str, Any]]:
     """One row per way: errors over many drawings of cells."""
     accuracy_P = grid.correct_PE.mean(axis=1)
-    exact = {name: float(OVER_PROMPTS[name](accuracy_P)) for name in STATISTICS}
+    exact = {name: float(value) for name, value in over_prompts(accuracy_P).items()}
     found, seconds = zip(*(estimates(grid, share, seed) for seed in range(drawings)), strict=True)
     rows = []
     for way in WAYS:
@@ -85,10 +94,10 @@ def compare(grid: FullGrid, share: float, drawings: int) -> list[dict[str, Any]]
     return rows
 
 
-def _errors(figures: Sequence[Figure], exact: float, with_interval: bool) -> dict[str, float]:
-    value_D, low_D, high_D = (
-        np.array([getattr(f, side) for f in figures]) for side in ("value", "low", "high")
-    )
+def _errors(
+    found: Sequence[tuple[float, float, float]], exact: float, with_interval: bool
+) -> dict[str, float]:
+    value_D, low_D, high_D = np.array(found).T
     error_D = value_D - exact
     row = {
         "full": exact,

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from records import commit, named
 
+from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, STD_BY_CHANCE, WORST
 from paft_ray.evaluation.summary import summarise
 from paft_ray.storage.fingerprint import fingerprint
 
@@ -83,17 +84,15 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
         f"examples, {len(summary['seeds'])} seeds, {sum(summary['seconds'].values()) / 3600:.1f} h"
     )
     yield ""
-    yield (
-        "| trained with | mean | std over prompts | std by chance | worst | 5% quantile "
-        "| PAFT - this, mean |"
-    )
+    figures = (MEAN, STD, STD_BY_CHANCE, WORST, LOW_QUANTILE)
+    yield f"| trained with | {' | '.join(f.heading for f in figures)} | PAFT - this, mean |"
     yield "|---|---|---|---|---|---|---|"
     for label, model in summary["models"].items():
-        cells = [
-            f"{100 * model[name]:.1f} ({_span(model['intervals'][name])})"
-            for name in ("mean", "std", "min", "p05")
-        ]
-        cells.insert(2, f"{100 * model['std_by_chance']:.1f}")
+        cells = []
+        for figure in figures:
+            interval = figure.read(model["intervals"])
+            bounds = f" ({_span(interval)})" if interval else ""
+            cells.append(f"{figure.show(figure.read(model))}{bounds}")
         difference = summary["differences"].get(f"paft - {label}")
         last = (
             f"{100 * difference['value']:+.1f} ({_span((difference['low'], difference['high']))})"

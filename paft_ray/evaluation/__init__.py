@@ -1,7 +1,8 @@
 """Evaluation: prompts x examples, and what is said about them.
 
-metrics.py     mean, std, worst, Top@t, consistency, flips, calibration; pure
-answers.py     one model's answers as arrays, out of the scores table; pure
+figures.py     the one list of figures: key, heading, meaning, format, name in MLflow; pure
+metrics.py     formulas of figures over a grid of answers; pure
+answers.py     the scores table as dense arrays; pure
 bootstrap.py   intervals, and paired differences of two models; pure
 estimation.py  the whole grid's figures from a part of it; pure
 cells.py       which part: evenly first, then more of the weakest prompts; pure

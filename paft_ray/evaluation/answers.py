@@ -1,9 +1,9 @@
-"""Answers of one model as arrays, read out of the scores table; pure.
+"""The scores table as dense arrays of answers, for the figures and for the report; pure.
 
-Shapes: P prompts, E examples, C choices.
+Shapes: M models (a training each, or the base model), S seeds of a label, P prompts, E examples.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,93 +13,167 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
+from paft_ray.evaluation.metrics import AnswerGrid
+
+COLUMNS = ("variant", "seed", "split", "prompt_id", "example_id", "prediction", "correct")
+"""What every scores table has."""
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Every prompt with every example, for one model; rows and columns are sorted by id.
+class Answers:
+    """Answers of some models on test prompts; prompts and examples are sorted by id."""
 
-    Where only a part was scored, the rest is False, empty or 0, and not in `scored_PE`.
-    """
-
+    models: tuple[tuple[str, int], ...]
+    """Label and seed of each model, sorted."""
     prompt_ids: tuple[str, ...]
     example_ids: tuple[str, ...]
-    correct_PE: NDArray[np.bool_]
-    predictions_PE: NDArray[np.str_]
-    """Answers; an answer that could not be read from the text is the empty one."""
-    confidence_PE: NDArray[np.float64] | None = None
+    right_MPE: NDArray[np.int8]
+    """1 where the answer is right, 0 where it is wrong, -1 where nothing was scored."""
+    said_MPE: NDArray[np.int32]
+    """Index into `said`, -1 where nothing was scored."""
+    said: tuple[str, ...]
+    """The different answers, sorted; one that could not be read is the empty one."""
+    confidence_MPE: NDArray[np.float64] | None
     """Probability of the answer among the choices; None for free text."""
-    tokens_PE: NDArray[np.float64] | None = None
+    tokens_MPE: NDArray[np.float64] | None
     """Tokens generated for the answer; None for choices."""
-    scored_PE: NDArray[np.bool_] | None = None
-    """Which pairs were scored; None for all."""
-    even_PE: NDArray[np.bool_] | None = None
-    """Which of them were not chosen by other answers; None for all."""
+    even_MPE: NDArray[np.bool_]
+    """Which were scored without having been chosen by other answers."""
+
+    def of(self, label: str) -> list[int]:
+        """Places of a label's models, by seed."""
+        return [place for place, (name, _) in enumerate(self.models) if name == label]
+
+    def accuracy(self, label: str) -> NDArray[np.float64]:
+        """Accuracy per seed and prompt: shape [S, P], nan where nothing was scored."""
+        right_SPE = self.right_MPE[self.of(label)]
+        asked_SP = (right_SPE >= 0).sum(axis=2)
+        right_SP = (right_SPE == 1).sum(axis=2)
+        return np.where(asked_SP > 0, right_SP / np.maximum(asked_SP, 1), np.nan)
+
+    def correct(self, label: str) -> NDArray[np.bool_]:
+        """Whether the answers of a label's models are right, by seed: shape [S, P, E]."""
+        return self.right_MPE[self.of(label)] == 1
+
+    def grid(self, model: int) -> AnswerGrid:
+        """The answers of one model that was scored as a whole."""
+        confidence, tokens = self.confidence_MPE, self.tokens_MPE
+        return AnswerGrid(
+            self.right_MPE[model] == 1,
+            self.said_MPE[model],
+            None if confidence is None else confidence[model],
+            None if tokens is None else tokens[model],
+        )
 
 
-def grid_from_scores(
-    scores: pa.Table,
-    variant: str,
-    split: str,
-    seed: int | None = None,
-    whole: Collection[str] | None = None,
-) -> Grid:
-    """One model's grid from the scores table.
+def read_answers(
+    scores: pa.Table, labels: Sequence[str], examples: Collection[str] = ()
+) -> Answers:
+    """The answers of some models on test prompts.
 
     Args:
-        scores: Columns `variant, seed, split, prompt_id, example_id, prediction, correct`, and
-            `choice_logprobs`, `generated_tokens` or `look` where there are any.
-        variant: The model's label.
-        split: Which prompts: normally `test`.
-        seed: Which training; may be left out where there is only one.
-        whole: Ids of all examples, where pairs may lack a row.
+        scores: With `COLUMNS`, one row per model, prompt and example, and `choice_logprobs`,
+            `generated_tokens` or `look` where there are any.
+        labels: Models of other labels are passed over.
+        examples: Ids of examples that belong to the grid even if none of them was scored.
 
     Raises:
-        DataError: No such rows, a prompt and example without a row, or with more than one.
+        DataError: Two rows are of the same model, prompt and example.
     """
-    chosen = (pc.field("variant") == variant) & (pc.field("split") == split)
-    if seed is not None:
-        chosen = chosen & (pc.field("seed") == seed)
-    rows = scores.filter(chosen)
-    what = f"scores of variant {variant!r}, split {split!r}" + (
-        "" if seed is None else f", seed {seed}"
-    )
-    if rows.num_rows == 0:
-        raise DataError(f"{what}: no rows; evaluate that variant first")
-    prompt_ids, prompt_of_row = np.unique(_text(rows, "prompt_id"), return_inverse=True)
-    asked = _text(rows, "example_id")
-    example_ids = np.unique(asked if whole is None else [*whole, *asked])
-    example_of_row = np.searchsorted(example_ids, asked)
-    count_PE = np.zeros((len(prompt_ids), len(example_ids)), int)
-    np.add.at(count_PE, (prompt_of_row, example_of_row), 1)
-    wrong_PE = count_PE != 1 if whole is None else count_PE > 1
-    if wrong_PE.any():
-        p, e = np.argwhere(wrong_PE)[0]
-        raise DataError(
-            f"{what}: prompt {prompt_ids[p]} with example {example_ids[e]} has {count_PE[p, e]} "
-            f"rows, and each of the {count_PE.size} pairs needs exactly one: "
-            "name the seed if there are several, or evaluate again"
-        )
-    place = (prompt_of_row, example_of_row)
-    confidence, tokens = _confidence(rows), _numbers(rows, "generated_tokens")
+    rows = scores.filter(pc.field("variant").isin(list(labels)) & (pc.field("split") == "test"))
+    variants, variant = _codes(rows["variant"])
+    seeds, seed = np.unique(rows["seed"].to_numpy().astype(np.int64), return_inverse=True)
+    width = max(len(seeds), 1)
+    pairs, model = np.unique(variant * width + seed, return_inverse=True)
+    models = tuple((variants[pair // width], int(seeds[pair % width])) for pair in pairs)
+    prompt_ids, prompt = _codes(rows["prompt_id"])
+    example_ids, example = _codes(rows["example_id"], examples)
+    said, words = _codes(rows["prediction"])
+    place = (model, prompt, example)
+    shape = (len(models), len(prompt_ids), len(example_ids))
+    count_MPE = np.zeros(shape, np.int32)
+    np.add.at(count_MPE, place, 1)
+    if (count_MPE > 1).any():
+        count_MPE = np.maximum(count_MPE, 1)
+        raise DataError(_not_one(count_MPE, models, prompt_ids, example_ids))
     look = _numbers(rows, "look")
-    return Grid(
-        tuple(prompt_ids.tolist()),
-        tuple(example_ids.tolist()),
-        _spread(rows["correct"].to_numpy(), place, count_PE.shape),
-        _spread(_text(rows, "prediction"), place, count_PE.shape),
-        None if confidence is None else _spread(confidence, place, count_PE.shape),
-        None if tokens is None else _spread(tokens, place, count_PE.shape),
-        None if whole is None else count_PE == 1,
-        None if look is None else _spread(look == 0, place, count_PE.shape),
+    return Answers(
+        models,
+        prompt_ids,
+        example_ids,
+        _spread(rows["correct"].to_numpy().astype(np.int8), place, shape, -1),
+        _spread(words.astype(np.int32), place, shape, -1),
+        said,
+        _spread_known(_confidence(rows), place, shape),
+        _spread_known(_numbers(rows, "generated_tokens"), place, shape),
+        _spread(np.ones(rows.num_rows, bool) if look is None else look == 0, place, shape, False),
     )
+
+
+def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) -> None:
+    """Refuse models that were not all scored on the same prompts and examples.
+
+    Args:
+        answers: Of these models.
+        labels: Theirs.
+        whole: Every model has an answer to every example under every prompt.
+
+    Raises:
+        DataError: A label has no scores, or a model lacks some that another one has.
+    """
+    for label in labels:
+        if not answers.of(label):
+            raise DataError(f"variant {label!r} has no scores: evaluate it first")
+    scored_MPE = answers.right_MPE >= 0
+    for (label, _), scored_PE in zip(answers.models, scored_MPE, strict=True):
+        if scored_PE.any(-1).all() and (scored_PE.any(0).all() or not whole):
+            continue
+        raise DataError(
+            f"variant {label!r} was not evaluated on the same prompts and examples as the others: "
+            "evaluate all variants again, together"
+        )
+    if whole and not scored_MPE.all():
+        ids = answers.models, answers.prompt_ids, answers.example_ids
+        raise DataError(_not_one(scored_MPE.astype(np.int32), *ids))
+
+
+def _not_one(
+    count_MPE: NDArray[np.int32],
+    models: Sequence[tuple[str, int]],
+    prompt_ids: Sequence[str],
+    example_ids: Sequence[str],
+) -> str:
+    m, p, e = np.argwhere(count_MPE != 1)[0].tolist()
+    label, seed = models[m]
+    return (
+        f"scores of variant {label!r}, seed {seed}: prompt {prompt_ids[p]} with example "
+        f"{example_ids[e]} has {count_MPE[m, p, e]} rows, and each of the {count_MPE[m].size} "
+        "pairs needs exactly one: evaluate again"
+    )
+
+
+def _codes(
+    column: pa.ChunkedArray, more: Collection[str] = ()
+) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The different texts and `more`, sorted, and the place of each row's among them."""
+    filled = pc.fill_null(column.cast(pa.string()), "")
+    encoded = filled.dictionary_encode().unify_dictionaries()
+    chunks = encoded.chunks
+    texts = chunks[0].dictionary.to_pylist() if chunks else []
+    every = sorted({*texts, *more})
+    places = {text: place for place, text in enumerate(every)}
+    rank = np.array([places[text] for text in texts], np.int64)
+    codes = [chunk.indices.to_numpy() for chunk in chunks]
+    return tuple(every), rank[np.concatenate(codes)] if codes else np.zeros(0, np.int64)
 
 
 def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
     """Softmax of the choices' log-likelihoods at its largest: shape [rows]."""
-    if "choice_logprobs" not in rows.column_names or rows["choice_logprobs"].null_count:
+    known = "choice_logprobs" in rows.column_names and not rows["choice_logprobs"].null_count
+    if not known or rows.num_rows == 0:
         return None
-    logprobs_C = np.asarray(rows["choice_logprobs"].to_pylist(), np.float64)
+    logprobs = rows["choice_logprobs"].combine_chunks().flatten().to_numpy()
+    logprobs_C = logprobs.astype(np.float64).reshape(rows.num_rows, -1)
     return 1 / np.exp(logprobs_C - logprobs_C.max(axis=1, keepdims=True)).sum(axis=1)
 
 
@@ -109,12 +183,16 @@ def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:
     return rows[column].to_numpy().astype(np.float64)
 
 
-def _spread(values: NDArray[Any], place: tuple[Any, Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """One value per row of the table to [P, E]."""
-    spread_PE = np.zeros(shape, values.dtype)
-    spread_PE[place] = values
-    return spread_PE
+def _spread(
+    values: NDArray[Any], place: tuple[Any, ...], shape: tuple[int, ...], rest: Any
+) -> NDArray[Any]:
+    """One value per row of the table to [M, P, E]."""
+    spread_MPE = np.full(shape, rest, values.dtype)
+    spread_MPE[place] = values
+    return spread_MPE
 
 
-def _text(rows: pa.Table, column: str) -> NDArray[np.str_]:
-    return np.asarray(pc.fill_null(rows[column].cast(pa.string()), "").to_pylist(), dtype=np.str_)
+def _spread_known(
+    values: NDArray[np.float64] | None, place: tuple[Any, ...], shape: tuple[int, ...]
+) -> NDArray[np.float64] | None:
+    return None if values is None else _spread(values, place, shape, 0)

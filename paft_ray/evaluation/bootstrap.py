@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.metrics import AnswerFigures, over_prompts, require_grid
+from paft_ray.evaluation.figures import Figure, of_answers, of_grid, over_prompts
+from paft_ray.evaluation.metrics import AnswerGrid, require_grid
 
 _AT_ONCE = 250
 
@@ -35,29 +36,26 @@ class Difference:
 
 @dataclass(frozen=True)
 class Resamples:
-    """Statistics of several models, on the grid itself and on the same R resamples of it.
-
-    A statistic is one of those of `metrics.over_prompts` or of `AnswerFigures`.
-    """
+    """Figures of several models, on the grid itself and on the same R resamples of it."""
 
     values: Mapping[str, Mapping[str, float]]
-    """Label and statistic to its value."""
+    """Label and key of a figure to its value."""
     draws: Mapping[str, Mapping[str, NDArray[np.float64]]]
-    """Label and statistic to its values on the resamples: shape [R]."""
+    """Label and key of a figure to its values on the resamples: shape [R]."""
 
-    def interval(self, label: str, statistic: str) -> tuple[float, float]:
-        """95% interval of one model's statistic; shares are between 0 and 1."""
-        most = _most(statistic)
-        return interval(self.draws[label][statistic], self.values[label][statistic], 0.0, most)
+    def interval(self, label: str, figure: Figure) -> tuple[float, float]:
+        """95% interval of one model's figure."""
+        value = self.values[label][figure.key]
+        return interval(self.draws[label][figure.key], value, 0.0, figure.most)
 
-    def difference(self, a: str, b: str, statistic: str) -> Difference:
-        """Statistic of `a` minus that of `b`; of shares between -1 and 1."""
-        value = self.values[a][statistic] - self.values[b][statistic]
-        draws_R = self.draws[a][statistic] - self.draws[b][statistic]
+    def difference(self, a: str, b: str, figure: Figure) -> Difference:
+        """Figure of `a` minus that of `b`."""
+        value = self.values[a][figure.key] - self.values[b][figure.key]
+        draws_R = self.draws[a][figure.key] - self.draws[b][figure.key]
         centred_R = draws_R - (draws_R.mean() - value)
         fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
         p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
-        low, high = interval(draws_R, value, -_most(statistic), _most(statistic))
+        low, high = interval(draws_R, value, -figure.most, figure.most)
         return Difference(value, low, high, float(p))
 
 
@@ -66,11 +64,11 @@ def resample(
     resamples: int = 2000,
     seed: int = 0,
     thresholds: Sequence[float] = (),
-    answers: Mapping[str, Sequence[AnswerFigures]] | None = None,
+    answers: Mapping[str, Sequence[AnswerGrid]] | None = None,
 ) -> Resamples:
-    """Bootstrap the statistics of several models over the same prompts, examples and seeds.
+    """Bootstrap the figures of several models over the same prompts, examples and seeds.
 
-    A statistic is taken per seed and averaged. Models of one seed, such as the base model, keep
+    A figure is taken per seed and averaged. Models of one seed, such as the base model, keep
     theirs in every resample. With few seeds the intervals are somewhat too narrow: a bootstrap
     over S values sees (S - 1) / S of their variance.
 
@@ -79,7 +77,7 @@ def resample(
         resamples: How many.
         seed: Of the resamples.
         thresholds: Accuracies for Top@t.
-        answers: Label to what the answers of each seed say, for the statistics of `OF_ANSWERS`.
+        answers: Label to the answers of each seed, for the figures of answers.
 
     Raises:
         DataError: A grid is empty, or two are not of the same prompts and examples.
@@ -102,8 +100,13 @@ def resample(
     for label, grid_SPE in grids.items():
         by_seed = over_prompts(grid_SPE.mean(axis=2), thresholds)
         by_seed |= _of_answers(answers, label, *once)
-        values[label] = {name: float(values_S.mean()) for name, values_S in by_seed.items()}
-        draws[label] = {name: np.concatenate([b[label][name] for b in batches]) for name in by_seed}
+        by_grid = [of_grid(grid_PE) for grid_PE in grid_SPE]
+        by_seed |= {key: np.array([each[key] for each in by_grid]) for key in by_grid[0]}
+        values[label] = {key: float(values_S.mean()) for key, values_S in by_seed.items()}
+        draws[label] = {
+            key: np.concatenate([batch[label][key] for batch in batches])
+            for key in batches[0][label]
+        }
     return Resamples(values, draws)
 
 
@@ -112,7 +115,7 @@ def _resampled(
     count: int,
     grids: Mapping[str, NDArray[np.float64]],
     thresholds: Sequence[float],
-    answers: Mapping[str, Sequence[AnswerFigures]] | None,
+    answers: Mapping[str, Sequence[AnswerGrid]] | None,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Label and statistic to its values on `count` resamples of grids [S, P, E]: shape [R]."""
     prompts, examples = next(iter(grids.values())).shape[1:]
@@ -136,20 +139,16 @@ def _resampled(
 
 
 def _of_answers(
-    answers: Mapping[str, Sequence[AnswerFigures]] | None,
+    answers: Mapping[str, Sequence[AnswerGrid]] | None,
     label: str,
     times_RP: NDArray[np.float64],
     times_RE: NDArray[np.float64],
 ) -> dict[str, NDArray[np.float64]]:
-    """Statistics of one model's answers, each with shape [S, R]."""
+    """Figures of one model's answers, each with shape [S, R]."""
     if answers is None:
         return {}
-    by_seed = [figures(times_RP, times_RE) for figures in answers[label]]
-    return {name: np.stack([figures[name] for figures in by_seed]) for name in by_seed[0]}
-
-
-def _most(statistic: str) -> float:
-    return float("inf") if statistic == "generated_tokens" else 1.0
+    by_seed = [of_answers(grid.weighted(times_RP, times_RE)) for grid in answers[label]]
+    return {key: np.stack([each[key] for each in by_seed]) for key in by_seed[0]}
 
 
 def interval(

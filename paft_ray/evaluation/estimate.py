@@ -43,7 +43,7 @@ from scipy.special import ndtr, ndtri
 
 from paft_ray.config.errors import DataError
 from paft_ray.evaluation.bootstrap import Difference
-from paft_ray.evaluation.metrics import over_prompts
+from paft_ray.evaluation.figures import Figure, over_prompts
 
 _Floats = NDArray[np.float64]
 
@@ -71,31 +71,21 @@ class Estimate:
     """Cells of the whole grid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A statistic over prompts, with a 95% interval for its value on the whole grid."""
-
-    value: float
-    """Median over draws."""
-    low: float
-    """2.5% quantile over draws."""
-    high: float
-    """97.5% quantile over draws."""
-
-
 class Posterior:
-    """Statistics of several models over prompts, each known from a part of its grid.
+    """Figures of several models over prompts, each known from a part of its grid.
 
     The draws are of each model's own, so that a difference of two is wider than a paired one.
     """
 
     draws: Mapping[str, Mapping[str, _Floats]]
-    """Label and statistic, one of those of `metrics.over_prompts`, to its draws: shape [R]."""
+    """Label and key of a figure over prompts to its draws: shape [R]."""
+    values: Mapping[str, Mapping[str, float]]
+    """Label and key to the median over draws."""
 
     def __init__(
         self, estimates: Mapping[str, Sequence[Estimate]], thresholds: Sequence[float] = ()
     ) -> None:
-        """Take the statistics of every draw, averaged over seeds.
+        """Take the figures of every draw, averaged over seeds.
 
         Args:
             estimates: Label to its estimates, one per seed, of equally many draws.
@@ -105,24 +95,23 @@ class Posterior:
         for label, of_label in estimates.items():
             by_seed = [over_prompts(estimate.accuracy_RP, thresholds) for estimate in of_label]
             draws[label] = {
-                name: np.mean([of_seed[name] for of_seed in by_seed], axis=0) for name in by_seed[0]
+                key: np.mean([of_seed[key] for of_seed in by_seed], axis=0) for key in by_seed[0]
             }
         self.draws = draws
+        self.values = {
+            label: {key: float(np.quantile(draws_R, 0.5)) for key, draws_R in of_label.items()}
+            for label, of_label in draws.items()
+        }
 
-    def figure(self, label: str, statistic: str) -> Figure:
-        """One model's statistic."""
-        return _figure(self.draws[label][statistic])
+    def interval(self, label: str, figure: Figure) -> tuple[float, float]:
+        """What holds 95% of the draws, for a figure's value on the whole grid."""
+        return _bounds(self.draws[label][figure.key])
 
-    def interval(self, label: str, statistic: str) -> tuple[float, float]:
-        """What holds 95% of the draws."""
-        found = self.figure(label, statistic)
-        return found.low, found.high
-
-    def difference(self, a: str, b: str, statistic: str) -> Difference:
-        """Statistic of `a` minus that of `b`, without a p-value."""
-        value = self.figure(a, statistic).value - self.figure(b, statistic).value
-        around = _figure(self.draws[a][statistic] - self.draws[b][statistic])
-        return Difference(value, around.low, around.high, None)
+    def difference(self, a: str, b: str, figure: Figure) -> Difference:
+        """Figure of `a` minus that of `b`, without a p-value."""
+        value = self.values[a][figure.key] - self.values[b][figure.key]
+        bounds = _bounds(self.draws[a][figure.key] - self.draws[b][figure.key])
+        return Difference(value, *bounds, None)
 
 
 def fit(
@@ -315,6 +304,6 @@ def class_numbers(
     return np.unique(np.asarray(classes_E), return_inverse=True)[1]
 
 
-def _figure(statistic_R: _Floats) -> Figure:
-    low, value, high = np.quantile(statistic_R, (0.025, 0.5, 0.975))
-    return Figure(float(value), float(low), float(high))
+def _bounds(figure_R: _Floats) -> tuple[float, float]:
+    low, high = np.quantile(figure_R, (0.025, 0.975))
+    return float(low), float(high)

@@ -3,29 +3,26 @@
 Shapes: P prompts, E examples.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from paft_ray.config import BASE
-from paft_ray.config.errors import DataError
-from paft_ray.evaluation.answers import Grid, grid_from_scores
+from paft_ray.evaluation.answers import Answers, read_answers, require_paired
 from paft_ray.evaluation.bootstrap import Resamples, resample
 from paft_ray.evaluation.estimate import Posterior, fit
-from paft_ray.evaluation.metrics import (
-    OF_ANSWERS,
-    OVER_PROMPTS,
-    AnswerFigures,
-    Robustness,
-    calibration_error,
-    robustness,
-    top_name,
+from paft_ray.evaluation.figures import (
+    CALIBRATION_ERROR,
+    GENERATED_TOKENS,
+    MEAN,
+    Figure,
+    all_figures,
+    as_tree,
 )
+from paft_ray.evaluation.metrics import calibration_error
 
 SINGLE_PROMPT = "single_prompt"
 """Label of the variant that every other variant is compared with."""
@@ -49,17 +46,16 @@ def summarise(
     thresholds: Sequence[float],
     seeds: Sequence[int],
     seconds: Mapping[str, float],
-    split: str = "test",
     estimate: Unscored | None = None,
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
-    `models` holds, per label, the fields of `Robustness` (averaged over seeds; the keys of `top`
-    are texts such as "0.75"), `intervals` (statistic to its 95% interval, `top` by threshold) and
-    the `seeds` they come from. `differences` compares each variant with the single prompt and with
-    the base model, PAFT with all others, and the single prompt with the base model:
-    `"paft - single_prompt": {"value", "low", "high", "p", "std": {...}, "min": {...}, ...}`, the
-    outer four for the mean over prompts, the inner ones for other statistics, `top` by threshold.
+    `models` holds, per label, those of `figures.FIGURES` that answers alone say (averaged over
+    seeds; the keys of `top` are texts such as "0.75"), `intervals` (figure to its 95% interval,
+    `top` by threshold) and the `seeds` they come from. `differences` compares each variant with the
+    single prompt and with the base model, PAFT with all others, and the single prompt with the base
+    model: `"paft - single_prompt": {"value", "low", "high", "p", "std": {...}, "min": {...}, ...}`,
+    the outer four for the mean over prompts, the inner ones for other figures, `top` by threshold.
     `prompts` and `examples` are counts, `seeds` and `seconds` are as given.
 
     Where the whole grid is estimated, `scored_share` is the part of it that was scored, each model
@@ -67,41 +63,47 @@ def summarise(
     between prompts are None, and differences are not paired and have no p.
 
     Args:
-        scores: See `grid_from_scores`.
+        scores: See `read_answers`.
         variants: Labels to report, the base model's among them if it was evaluated.
         thresholds: Accuracies for Top@t.
         seeds: Seeds of this comparison.
         seconds: Stage to wall-clock time.
-        split: Which prompts.
         estimate: Estimate the figures of the whole grid from the part that was scored.
 
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
     """
-    whole = None if estimate is None else estimate.answers
-    grids = {label: _grids_by_seed(scores, label, split, whole) for label in variants}
-    first = _require_same_pairs(grids)
+    answers = read_answers(scores, variants, () if estimate is None else estimate.answers)
+    require_paired(answers, variants, whole=estimate is None)
+    figures = all_figures(thresholds)
+    further: Mapping[str, Mapping[str, Any]] = {}
     if estimate is None:
-        found, figures = _measured(grids, thresholds)
+        found = _measured(answers, variants, thresholds)
+        known = found.values
     else:
-        found, figures = _estimated(grids, estimate, thresholds)
+        found, further = _estimated(answers, variants, estimate, thresholds)
+        known = {label: {**found.values[label], **_of_scored(answers, label)} for label in variants}
     models = {
         label: {
-            **figures[label],
-            "intervals": _intervals(found, label, thresholds),
-            "seeds": sorted(by_seed),
+            **as_tree({f: known[label].get(f.key) for f in figures if f.computed}),
+            **further.get(label, {}),
+            "intervals": as_tree(
+                {f: list(found.interval(label, f)) for f in figures if f.key in found.draws[label]}
+            ),
+            "seeds": [answers.models[model][1] for model in answers.of(label)],
         }
-        for label, by_seed in grids.items()
+        for label in variants
     }
-    differences = {f"{a} - {b}": _difference(found, a, b, thresholds) for a, b in pairs(variants)}
+    differences = {f"{a} - {b}": _difference(found, a, b, figures) for a, b in pairs(variants)}
+    scored_PE = answers.right_MPE[answers.of(variants[0])[0]] >= 0
     return {
         "models": models,
         "differences": differences,
-        "prompts": len(first.prompt_ids),
-        "examples": len(first.example_ids),
+        "prompts": len(answers.prompt_ids),
+        "examples": len(answers.example_ids),
         "seeds": list(seeds),
         "seconds": dict(seconds),
-        **({"scored_share": float(np.mean(_scored(first)))} if estimate is not None else {}),
+        **({"scored_share": float(np.mean(scored_PE))} if estimate is not None else {}),
     }
 
 
@@ -116,132 +118,65 @@ def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(there))
 
 
-def _intervals(
-    found: Resamples | Posterior, label: str, thresholds: Sequence[float]
-) -> dict[str, Any]:
-    known = found.draws[label]
-    plain = [name for name in (*OVER_PROMPTS, *OF_ANSWERS) if name in known]
-    return {
-        **{name: list(found.interval(label, name)) for name in plain},
-        "top": {str(t): list(found.interval(label, top_name(t))) for t in thresholds},
-    }
-
-
 def _difference(
-    found: Resamples | Posterior, a: str, b: str, thresholds: Sequence[float]
+    found: Resamples | Posterior, a: str, b: str, figures: Sequence[Figure]
 ) -> dict[str, Any]:
     both = found.draws[a].keys() & found.draws[b].keys()
-    plain = [name for name in (*OVER_PROMPTS, *OF_ANSWERS) if name in both]
-    of = {name: asdict(found.difference(a, b, name)) for name in plain}
-    tops = {str(t): asdict(found.difference(a, b, top_name(t))) for t in thresholds}
-    return {**of.pop("mean"), **of, "top": tops}
+    tree = as_tree({f: asdict(found.difference(a, b, f)) for f in figures if f.key in both})
+    return {**tree.pop(MEAN.key), **tree}
 
 
-def _grids_by_seed(
-    scores: pa.Table, label: str, split: str, whole: Collection[str] | None
-) -> dict[int, Grid]:
-    of_label = scores.filter(pc.field("variant") == label)
-    seeds = sorted(of_label["seed"].unique().to_pylist())
-    if not seeds:
-        raise DataError(f"variant {label!r} has no scores: evaluate it first")
-    return {seed: grid_from_scores(of_label, label, split, seed, whole) for seed in seeds}
-
-
-def _require_same_pairs(grids: Mapping[str, Mapping[int, Grid]]) -> Grid:
-    """The first of the grids, which all have its prompts and examples."""
-    (first_label, of_first), *_ = grids.items()
-    first = next(iter(of_first.values()))
-    for label, by_seed in grids.items():
-        for grid in by_seed.values():
-            if (grid.prompt_ids, grid.example_ids) != (first.prompt_ids, first.example_ids):
-                raise DataError(
-                    f"variant {label!r} was not evaluated on the same prompts and examples as "
-                    f"{first_label!r}: evaluate all variants again, together"
-                )
-    return first
-
-
-def _measured(
-    grids: Mapping[str, Mapping[int, Grid]], thresholds: Sequence[float]
-) -> tuple[Resamples, dict[str, dict[str, Any]]]:
+def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[float]) -> Resamples:
     """Figures of grids that were scored as a whole, averaged over seeds."""
-    found = resample(
-        {label: np.stack([g.correct_PE for g in by.values()]) for label, by in grids.items()},
+    return resample(
+        {label: answers.correct(label) for label in labels},
         thresholds=thresholds,
-        answers={label: list(map(_answers, by.values())) for label, by in grids.items()},
+        answers={label: list(map(answers.grid, answers.of(label))) for label in labels},
     )
-    return found, {label: _averaged(by.values(), thresholds) for label, by in grids.items()}
-
-
-def _averaged(grids: Iterable[Grid], thresholds: Sequence[float]) -> dict[str, Any]:
-    per_seed = [
-        robustness(g.correct_PE, g.predictions_PE, thresholds, g.confidence_PE, g.tokens_PE)
-        for g in grids
-    ]
-    figures: dict[str, Any] = {}
-    for name in Robustness.__dataclass_fields__:
-        if name != "top":
-            values = [getattr(figure, name) for figure in per_seed]
-            figures[name] = None if None in values else float(np.mean(values))
-    top = {str(t): float(np.mean([figure.top[t] for figure in per_seed])) for t in thresholds}
-    return {**figures, "top": top}
-
-
-def _answers(grid: Grid) -> AnswerFigures:
-    return AnswerFigures(grid.correct_PE, grid.predictions_PE, grid.confidence_PE, grid.tokens_PE)
 
 
 def _estimated(
-    grids: Mapping[str, Mapping[int, Grid]], estimate: Unscored, thresholds: Sequence[float]
+    answers: Answers, labels: Sequence[str], estimate: Unscored, thresholds: Sequence[float]
 ) -> tuple[Posterior, dict[str, dict[str, Any]]]:
-    """Figures of whole grids from their scored parts: medians over draws, averaged over seeds.
+    """Figures of whole grids from their scored parts, and every prompt's accuracy by label.
 
     The draws say what the unscored pairs leave open, for these prompts, examples and seeds.
     """
+    right = [estimate.answers[id] for id in answers.example_ids] if estimate.choices else None
     fits = {
         label: [
             fit(
-                grid.correct_PE,
-                _scored(grid),
-                [estimate.answers[id] for id in grid.example_ids] if estimate.choices else None,
+                answers.right_MPE[model] == 1,
+                answers.right_MPE[model] >= 0,
+                right,
                 seed=1000 * number + place,  # independent draws for every model
             )
-            for place, grid in enumerate(by_seed.values())
+            for place, model in enumerate(answers.of(label))
         ]
-        for number, (label, by_seed) in enumerate(grids.items())
+        for number, label in enumerate(labels)
     }
-    found = Posterior(fits, thresholds)
-    figures = {}
-    for label, by_seed in grids.items():
-        accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in fits[label]], axis=0)
-        prompt_ids = next(iter(by_seed.values())).prompt_ids
-        figures[label] = {
-            **dict.fromkeys(Robustness.__dataclass_fields__),
-            **{name: found.figure(label, name).value for name in OVER_PROMPTS},
-            **_of_scored(by_seed.values()),
-            "top": {str(t): found.figure(label, top_name(t)).value for t in thresholds},
-            "accuracies": dict(zip(prompt_ids, accuracy_P.tolist(), strict=True)),
-        }
-    return found, figures
+    accuracies = {}
+    for label, of_label in fits.items():
+        accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in of_label], axis=0)
+        by_prompt = dict(zip(answers.prompt_ids, accuracy_P.tolist(), strict=True))
+        accuracies[label] = {"accuracies": by_prompt}
+    return Posterior(fits, thresholds), accuracies
 
 
-def _of_scored(grids: Iterable[Grid]) -> dict[str, float]:
+def _of_scored(answers: Answers, label: str) -> dict[str, float]:
     """The figures that need no whole grid, of the pairs that were spread evenly over it.
 
     The others were chosen by what was answered before: where a prompt's first answers were wrong by
     chance it is asked again, and where they were right by chance it is not.
     """
-    figures: dict[str, list[float]] = {}
-    for grid in grids:
-        even_PE = _scored(grid) if grid.even_PE is None else grid.even_PE
-        if grid.confidence_PE is not None:
-            error = calibration_error(grid.confidence_PE[even_PE], grid.correct_PE[even_PE])
-            figures.setdefault("calibration_error", []).append(error)
-        if grid.tokens_PE is not None:
-            tokens = float(grid.tokens_PE[even_PE].mean())
-            figures.setdefault("generated_tokens", []).append(tokens)
-    return {name: float(np.mean(values)) for name, values in figures.items()}
-
-
-def _scored(grid: Grid) -> NDArray[np.bool_]:
-    return np.ones(grid.correct_PE.shape, bool) if grid.scored_PE is None else grid.scored_PE
+    values: dict[str, list[float]] = {}
+    for model in answers.of(label):
+        even_PE, correct_PE = answers.even_MPE[model], answers.right_MPE[model] == 1
+        if answers.confidence_MPE is not None:
+            confidence_PE = answers.confidence_MPE[model]
+            error = calibration_error(confidence_PE[even_PE], correct_PE[even_PE])
+            values.setdefault(CALIBRATION_ERROR.key, []).append(error)
+        if answers.tokens_MPE is not None:
+            tokens = float(answers.tokens_MPE[model][even_PE].mean())
+            values.setdefault(GENERATED_TOKENS.key, []).append(tokens)
+    return {key: float(np.mean(of_seeds)) for key, of_seeds in values.items()}

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.evaluation.answers import Answers
 from paft_ray.evaluation.summary import SINGLE_PROMPT
 from paft_ray.prompts.dedup.similarity import shingles
 from paft_ray.prompts.leakage import nearest
-from paft_ray.report.answers import Answers
+from paft_ray.report.accuracy import ranked_prompts
 from paft_ray.report.files import RunFiles
-from paft_ray.report.strips import ranked_prompts
-from paft_ray.report.table import display_name, main_label
+from paft_ray.report.tables import display_name, main_label
 
 _SHOWN = 12
 _MOST_BARS = 120

@@ -6,12 +6,12 @@ in dark mode. Texts come from outside, prompts above all: the template escapes e
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from paft_ray.evaluation.figures import figures_of
+from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
 from paft_ray.report.coverage import COLOURS, run_coverage
-from paft_ray.report.curves import curve_plot, shares_plot
-from paft_ray.report.draws import draws_of
-from paft_ray.report.figures import differences, further_figures, results
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.pictures import (
@@ -22,10 +22,23 @@ from paft_ray.report.pictures import (
     draw_shares,
 )
 from paft_ray.report.rendering import render
-from paft_ray.report.search import dimension_plots, search_axis, trial_rows
-from paft_ray.report.strips import accuracy_strips, prompt_lines
-from paft_ray.report.table import cautions, display_name, headline, main_label, top_columns
+from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
+from paft_ray.report.tables import differences, display_name, further_figures, main_label, results
+from paft_ray.report.text import cautions, headline
+from paft_ray.report.training import CurvePlot, SharesPlot, curve_plot, draws_of, shares_plot
 from paft_ray.storage.paths import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Plots:
+    """What the page and the pictures both draw."""
+
+    colours: Mapping[str, str]
+    """By label."""
+    accuracy: AccuracyPlot
+    curves: CurvePlot | None
+    shares: tuple[SharesPlot, ...]
+    search: tuple[DimensionPlot, ...]
 
 
 def write_report(folder: Storage) -> str:
@@ -43,25 +56,34 @@ def write_report(folder: Storage) -> str:
         ArtifactError: One of the three files is missing.
     """
     run = read_run(folder)
-    colour = colours([*run.summary["models"], *(training.label for training in run.trainings)])
-    folder.write_bytes("accuracy.png", draw_accuracy(run, colour))
-    if any(training.losses for training in run.trainings):
-        picture = draw_learning_curve(run.trainings, colour)
-        folder.write_bytes("learning_curve.png", picture)
-    for training in run.trainings:
-        if training.shares:
-            name = f"sampling_{training.label}-s{training.seed}.png"
-            folder.write_bytes(name, draw_shares(training, colour[training.label]))
+    plots = plots_of(run)
+    folder.write_bytes("accuracy.png", draw_accuracy(plots.accuracy, plots.colours))
+    if plots.curves:
+        folder.write_bytes("learning_curve.png", draw_learning_curve(plots.curves, plots.colours))
+    for shares in plots.shares:
+        picture = draw_shares(shares, plots.colours[shares.label])
+        folder.write_bytes(f"sampling_{shares.label}-s{shares.seed}.png", picture)
     if run.search:
-        folder.write_bytes("search.png", draw_search(run.search))
-    page = render_page(run, folder.path().rpartition("/")[2], colour)
+        folder.write_bytes("search.png", draw_search(plots.search, run.search["goal"]))
+    page = render_page(run, folder.path().rpartition("/")[2], plots)
     folder.write_bytes("report.html", page.encode("utf-8", "replace"))
     return folder.path("report.html")
 
 
-def render_page(run: RunFiles, title: str, colour: Mapping[str, str]) -> str:
+def plots_of(run: RunFiles) -> Plots:
+    """Everything that is drawn of a run."""
+    return Plots(
+        colours([*run.summary["models"], *(training.label for training in run.trainings)]),
+        accuracy_plot(run),
+        curve_plot(run.trainings),
+        tuple(shares_plot(training, run.texts) for training in run.trainings if training.shares),
+        tuple(dimension_plots(run.search)) if run.search else (),
+    )
+
+
+def render_page(run: RunFiles, title: str, plots: Plots) -> str:
     """The page as HTML."""
-    summary, texts = run.summary, run.texts
+    summary = run.summary
     labels = list(summary["models"])
     config = run.about.get("config", {})
     main = main_label(summary)
@@ -76,21 +98,21 @@ def render_page(run: RunFiles, title: str, colour: Mapping[str, str]) -> str:
         differences=differences(summary),
         summary=summary,
         partly=run.partly_scored,
-        tops=[heading.removeprefix("Top>=") for heading in top_columns(summary)],
+        tops=[f"{100 * float(f.threshold):g}%" for f in figures_of(summary) if f.threshold],
         names={label: display_name(label) for label in labels},
         main_place=labels.index(main),
         main_name=display_name(main),
-        colours=colour,
+        colours=plots.colours,
         search=run.search,
         search_rows=trial_rows(run.search) if run.search else [],
-        search_plots=dimension_plots(run.search) if run.search else [],
+        search_plots=plots.search,
         search_axis=search_axis(run.search) if run.search else None,
-        strips=accuracy_strips(run),
+        plot=plots.accuracy,
         lines=prompt_lines(run),
         flips=None if run.partly_scored else flipping_examples(run),
-        curves=curve_plot(run.trainings),
-        draws=draws_of(run.trainings, texts),
-        weighings=[shares_plot(training, texts) for training in run.trainings if training.shares],
+        curves=plots.curves,
+        draws=draws_of(run.trainings, run.texts),
+        weighings=plots.shares,
         coverage=run_coverage(run),
         split_colours=COLOURS,
         seconds={_stage(name): spent for name, spent in summary["seconds"].items()},

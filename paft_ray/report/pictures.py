@@ -1,19 +1,15 @@
-"""The pictures, for READMEs and slides; the page draws its own.
+"""The pictures, for READMEs and slides; the page draws the same plots its own way.
 
 matplotlib is imported when a picture is drawn (0.6 s) and used without a display.
 """
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from paft_ray.report.curves import LEADING_PROMPTS, curves_of, loss_limit
-from paft_ray.report.files import RunFiles, Training
-from paft_ray.report.search import dimension_plots
-from paft_ray.report.strips import levels_without_overlap, over_seeds
-from paft_ray.report.table import display_name
+from paft_ray.report.accuracy import AccuracyPlot, levels_without_overlap
+from paft_ray.report.search import DimensionPlot
+from paft_ray.report.training import LEADING_PROMPTS, CurvePlot, SharesPlot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,70 +30,61 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
     }
 
 
-def draw_accuracy(run: RunFiles, colour: Mapping[str, str]) -> bytes:
+def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
     """Accuracy under every held-out prompt, a line of dots per model, as PNG."""
-    labels = list(run.summary["models"])
-    figure, axes = _figure(8, 1.1 + 0.72 * len(labels))
-    for row, label in enumerate(labels):
-        accuracy_SP = 100 * run.accuracy(label)
-        mean_P = over_seeds(accuracy_SP)
-        points = sorted(mean_P[~np.isnan(mean_P)].tolist())
+    figure, axes = _figure(8, 1.1 + 0.72 * len(plot.strips))
+    for row, strip in enumerate(plot.strips):
+        points, shade = [dot.accuracy for dot in strip.dots], colour[strip.label]
         levels = levels_without_overlap(points, 1.0, _DOT_LEVELS)
         heights = [row - 0.11 * level for level in levels]
-        shade = colour[label]
         axes.scatter(points, heights, s=26, color=shade, alpha=0.75, linewidths=0, zorder=2)
-        model = run.summary["models"][label]
-        mean, std = 100 * model["mean"], 100 * model["std"]
-        axes.plot([mean, mean], [row - 0.4, row + 0.4], color=shade, linewidth=2.2, zorder=3)
-        if len(accuracy_SP) > 1:
-            seeds = np.nanmean(accuracy_SP, axis=1)
-            axes.scatter(seeds, [row + 0.4] * len(seeds), marker="^", s=22, color=shade, zorder=3)
+        axes.plot([strip.mean] * 2, [row - 0.4, row + 0.4], color=shade, linewidth=2.2, zorder=3)
+        if strip.seeds:
+            heights = [row + 0.4] * len(strip.seeds)
+            axes.scatter(strip.seeds, heights, marker="^", s=22, color=shade, zorder=3)
         axes.text(
             1.015,
             row,
-            f"{mean:.1f} ± {std:.1f}",
+            strip.figures,
             transform=axes.get_yaxis_transform(),
             va="center",
             color="#444b55",
         )
-    axes.set_yticks(range(len(labels)), [display_name(label) for label in labels])
-    axes.set_ylim(len(labels) - 0.42, -0.58)
-    seeds = "; triangles: the mean of each seed" if len(run.summary["seeds"]) > 1 else ""
+    axes.set_yticks(range(len(plot.strips)), [strip.name for strip in plot.strips])
+    axes.set_ylim(len(plot.strips) - 0.42, -0.58)
+    seeds = "; triangles: the mean of each seed" if plot.several_seeds else ""
     axes.set_xlabel(
-        f"accuracy under each of {run.summary['prompts']} held-out prompts, in percent\n"
-        f"bar: the mean{seeds}"
+        f"accuracy under each of {plot.prompts} held-out prompts, in percent\nbar: the mean{seeds}"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(left=False)
     return _png(figure)
 
 
-def draw_learning_curve(trainings: Sequence[Training], colour: Mapping[str, str]) -> bytes:
+def draw_learning_curve(plot: CurvePlot, colour: Mapping[str, str]) -> bytes:
     """Training loss over steps, smoothed, as PNG."""
-    curves = curves_of(trainings)
     figure, axes = _figure(8, 4.2)
-    for curve in curves:
+    for curve in plot.curves:
         shade = colour[curve.label]
         for losses in curve.thin:
             axes.plot(range(1, len(losses) + 1), losses, color=shade, alpha=0.25, linewidth=0.8)
         steps = range(1, len(curve.thick) + 1)
         axes.plot(steps, curve.thick, color=shade, linewidth=2, label=curve.name)
-    axes.set_ylim(0, 1.05 * loss_limit(curves) or 1.0)
+    axes.set_ylim(plot.axis.low, plot.axis.high)
     axes.set_xlabel("optimizer step")
-    several = any(len(curve.thin) > 1 for curve in curves)
-    axes.set_ylabel("answer loss, nats per token" + ("\nthin: seeds, thick: mean" * several))
+    several = "\nthin: seeds, thick: mean" if plot.several_seeds else ""
+    axes.set_ylabel(f"answer loss, nats per token{several}")
     axes.grid(alpha=0.3)
-    figure.legend(frameon=False, loc="outside upper center", ncols=min(4, len(curves)))
+    figure.legend(frameon=False, loc="outside upper center", ncols=min(4, len(plot.curves)))
     return _png(figure)
 
 
-def draw_shares(training: Training, shade: str) -> bytes:
+def draw_shares(plot: SharesPlot, shade: str) -> bytes:
     """What losses made of every training prompt over the steps, as PNG."""
     figure, axes = _figure(8, 3.6)
-    for place, prompt in enumerate(training.shares):
-        leading = place < LEADING_PROMPTS
-        width, alpha = (1.8, 1.0) if leading else (0.8, 0.25)
-        axes.plot(training.weighed_at, prompt.shares, color=shade, linewidth=width, alpha=alpha)
+    for place, line in enumerate(plot.lines):
+        width, alpha = (1.8, 1.0) if place < LEADING_PROMPTS else (0.8, 0.25)
+        axes.plot(plot.steps, line, color=shade, linewidth=width, alpha=alpha)
     axes.axhline(1.0, color="#7d8590", linewidth=1, linestyle="dotted")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("share of the loss, 1 = uniform")
@@ -105,23 +92,22 @@ def draw_shares(training: Training, shade: str) -> bytes:
     return _png(figure)
 
 
-def draw_search(search: Mapping[str, Any]) -> bytes:
+def draw_search(plots: Sequence[DimensionPlot], goal: str) -> bytes:
     """A search's goal over each dimension, a panel of dots with their intervals each, as PNG."""
-    plots = dimension_plots(search)
     figure, panels = _figures(8, 0.4 + 2.6 * len(plots), len(plots))
     for plot, axes in zip(plots, panels, strict=True):
         for point in plot.points:
-            shade, goal = COLOURS["paft"], 100 * point.goal
+            shade, reached = COLOURS["paft"], 100 * point.goal
             axes.plot(
                 [point.value] * 2, [100 * point.low, 100 * point.high], color=shade, alpha=0.45
             )
             filled = shade if point.finished else "white"
-            axes.scatter(point.value, goal, s=34, facecolor=filled, edgecolor=shade, zorder=3)
+            axes.scatter(point.value, reached, s=34, facecolor=filled, edgecolor=shade, zorder=3)
         axes.set_xticks([place for place, _ in plot.ticks], [label for _, label in plot.ticks])
         axes.set_xlim(-0.04, 1.04)
         explained = "" if plot.importance is None else f" (explains {plot.importance:.0%})"
         axes.set_xlabel(f"{plot.path}{explained}")
-        axes.set_ylabel(f"{search['goal']}, percent")
+        axes.set_ylabel(f"{goal}, percent")
         axes.grid(axis="y", alpha=0.3)
     return _png(figure)
 

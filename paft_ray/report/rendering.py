@@ -7,9 +7,8 @@ should a text from outside ever get through unescaped, it could still do nothing
 import base64
 import hashlib
 import importlib.resources
+import re
 from typing import Any
-
-from paft_ray.report.strips import pieces
 
 _SCRIPT = "script.js.j2"
 
@@ -32,7 +31,7 @@ def render(name: str, /, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": _duration, "count": _count, "pieces": pieces}
+    environment.filters |= {"duration": _duration, "count": _count, "pieces": _pieces}
     script = files.joinpath(_SCRIPT).read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(name).render(
@@ -51,3 +50,9 @@ def _duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _pieces(text: str) -> tuple[tuple[bool, str], ...]:
+    """A template cut at its slots: whether a piece is one, and the piece."""
+    parts = re.split(r"(\{[A-Za-z_][A-Za-z0-9_]*\})", text)
+    return tuple((bool(i % 2), part) for i, part in enumerate(parts) if part)

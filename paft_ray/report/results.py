@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config
 from paft_ray.config.loading import result_fields
+from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
@@ -21,7 +22,7 @@ from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import to_json, to_parquet
-from paft_ray.tracking import Metric, Tracker, top_metric
+from paft_ray.tracking import Tracker
 from paft_ray.training.distributed.trainer import TrainedAdapter
 
 
@@ -71,7 +72,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
     )
     for label, seconds_each in scores.seconds_per_example.items():
-        summary["models"][label]["seconds_per_example"] = seconds_each
+        summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label in labels[1:]:
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     folder.write_bytes("scores.parquet", to_parquet(table))
@@ -133,23 +134,8 @@ def _write_cards(
 
 def _track(context: RunContext, summary: Mapping[str, Any], tracker: Tracker) -> None:
     folder = context.run_folder
-    for label, figures in summary["models"].items():
-        metrics = {
-            Metric.EVAL_ACCURACY_MEAN: figures["mean"],
-            Metric.EVAL_ACCURACY_STD: figures["std"],
-            Metric.EVAL_ACCURACY_STD_BY_CHANCE: figures["std_by_chance"],
-            Metric.EVAL_ACCURACY_WORST_PROMPT: figures["min"],
-            Metric.EVAL_ACCURACY_P05: figures["p05"],
-            Metric.EVAL_ACCURACY_BEST_PROMPT: figures["max"],
-            Metric.EVAL_CONSISTENCY: figures["consistency"],
-            Metric.EVAL_PAIRWISE_AGREEMENT: figures["pairwise_agreement"],
-            Metric.EVAL_FLIP_RATE: figures["flip_rate"],
-            Metric.EVAL_CALIBRATION_ERROR: figures["calibration_error"],
-            Metric.EVAL_GENERATED_TOKENS: figures["generated_tokens"],
-            Metric.EVAL_SECONDS_PER_EXAMPLE: figures.get("seconds_per_example"),
-            **{top_metric(float(t)): share for t, share in figures["top"].items()},
-        }
-        known = {f"{label}/{k}": value for k, value in metrics.items() if value is not None}
+    for label in summary["models"]:
+        known = {f"{label}/{name}": v for name, v in eval_metrics(summary, label).items()}
         tracker.log_metrics(known, 0)
     for name in folder.names():
         if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":

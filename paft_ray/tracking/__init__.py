@@ -23,7 +23,6 @@ from paft_ray.tracking.tracker import (
     open_tracker,
     pool_version,
     prepare_tracking,
-    top_metric,
     tracking_server,
 )
 
@@ -40,6 +39,5 @@ __all__ = [
     "prepare_tracking",
     "reach_server",
     "send_waiting",
-    "top_metric",
     "tracking_server",
 ]

@@ -40,7 +40,7 @@ _TEXT_CHARACTERS = 5000
 
 
 class Metric(StrEnum):
-    """Names of all metrics, so that a chart made once fits every run."""
+    """Names of metrics; those of figures are in `evaluation.figures`."""
 
     TRAIN_LOSS = "train/loss"
     TRAIN_LEARNING_RATE = "train/learning_rate"
@@ -49,28 +49,7 @@ class Metric(StrEnum):
     TRAIN_INCONSISTENCY = "train/inconsistency"
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
-    VALIDATION_ACCURACY_MEAN = "validation/accuracy/mean"
-    VALIDATION_ACCURACY_STD = "validation/accuracy/std"
-    VALIDATION_ACCURACY_WORST_PROMPT = "validation/accuracy/worst_prompt"
-    VALIDATION_ACCURACY_P05 = "validation/accuracy/p05"
     VALIDATION_GOAL = "validation/goal"
-    EVAL_ACCURACY_MEAN = "eval/accuracy/mean"
-    EVAL_ACCURACY_STD = "eval/accuracy/std"
-    EVAL_ACCURACY_STD_BY_CHANCE = "eval/accuracy/std_by_chance"
-    EVAL_ACCURACY_WORST_PROMPT = "eval/accuracy/worst_prompt"
-    EVAL_ACCURACY_P05 = "eval/accuracy/p05"
-    EVAL_ACCURACY_BEST_PROMPT = "eval/accuracy/best_prompt"
-    EVAL_CONSISTENCY = "eval/consistency"
-    EVAL_PAIRWISE_AGREEMENT = "eval/pairwise_agreement"
-    EVAL_FLIP_RATE = "eval/flip_rate"
-    EVAL_CALIBRATION_ERROR = "eval/calibration_error"
-    EVAL_GENERATED_TOKENS = "eval/generated_tokens"
-    EVAL_SECONDS_PER_EXAMPLE = "eval/seconds_per_example"
-
-
-def top_metric(threshold: float) -> str:
-    """Name of Top@t, the share of prompts with at least that accuracy: "eval/accuracy/top_75"."""
-    return f"eval/accuracy/top_{100 * threshold:g}"
 
 
 def pool_version(task: str, fingerprint: str) -> tuple[str, str]:

@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import PaftError, TrainingError
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
-from paft_ray.tracking import Metric
 from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
@@ -123,18 +121,6 @@ class Validation:
 
 def _file(step: int) -> str:
     return f"step-{step:08d}.json"
-
-
-def metrics(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
-    """What is tracked of one result."""
-    accuracy_P = correct_PE.mean(axis=1)
-    names: Mapping[Metric, Statistic] = {
-        Metric.VALIDATION_ACCURACY_MEAN: "mean",
-        Metric.VALIDATION_ACCURACY_STD: "std",
-        Metric.VALIDATION_ACCURACY_WORST_PROMPT: "min",
-        Metric.VALIDATION_ACCURACY_P05: "p05",
-    }
-    return {name: float(OVER_PROMPTS[figure](accuracy_P)) for name, figure in names.items()}
 
 
 def read_results(training: Storage) -> dict[int, NDArray[np.bool_]]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from paft_ray.config import GoalConfig, LowQuantile, MeanAccuracy, MeanMinusStd
 from paft_ray.evaluation.bootstrap import interval, resample
-from paft_ray.evaluation.metrics import OVER_PROMPTS, Statistic
+from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, WORST, over_prompts
 from paft_ray.storage.paths import Storage
 
 State = Literal["begun", "finished", "stopped", "failed"]
@@ -22,8 +22,8 @@ _FOLDER = "trials"
 
 def reached(goal: GoalConfig, correct_PE: NDArray[np.bool_]) -> float:
     """The goal's figure, from whether each answer is right: shape [P, E]."""
-    accuracy_P = correct_PE.mean(axis=1)
-    return sum(w * float(OVER_PROMPTS[name](accuracy_P)) for name, w in _terms(goal).items())
+    found = over_prompts(correct_PE.mean(axis=1))
+    return sum(w * float(found[key]) for key, w in _terms(goal).items())
 
 
 def goal_intervals(
@@ -38,20 +38,20 @@ def goal_intervals(
     found = resample(correct)
     intervals: dict[str, tuple[float, float]] = {}
     for label, draws in found.draws.items():
-        draws_R = np.sum([w * draws[name] for name, w in _terms(goal).items()], axis=0)
-        value = sum(w * found.values[label][name] for name, w in _terms(goal).items())
+        draws_R = np.sum([w * draws[key] for key, w in _terms(goal).items()], axis=0)
+        value = sum(w * found.values[label][key] for key, w in _terms(goal).items())
         least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
         intervals[label] = interval(draws_R, value, least)
     return intervals
 
 
-def _terms(goal: GoalConfig) -> Mapping[Statistic, float]:
-    """The goal as a sum of statistics over prompts with weights."""
+def _terms(goal: GoalConfig) -> Mapping[str, float]:
+    """The goal as a sum of figures over prompts, by key, with weights."""
     if isinstance(goal, MeanAccuracy):
-        return {"mean": 1.0}
+        return {MEAN.key: 1.0}
     if isinstance(goal, MeanMinusStd):
-        return {"mean": 1.0, "std": -goal.weight}
-    return {"p05": 1.0} if isinstance(goal, LowQuantile) else {"min": 1.0}
+        return {MEAN.key: 1.0, STD.key: -goal.weight}
+    return {(LOW_QUANTILE if isinstance(goal, LowQuantile) else WORST).key: 1.0}
 
 
 def goal_name(goal: GoalConfig) -> str:

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from paft_ray.config import PaftVariant, TuningConfig
 from paft_ray.config.errors import TrainingError
-from paft_ray.evaluation.answers import grid_from_scores
+from paft_ray.evaluation.answers import read_answers, require_paired
+from paft_ray.evaluation.figures import validation_metrics
 from paft_ray.runs.context import RunContext
 from paft_ray.training.distributed.trainer import training_folder
-from paft_ray.training.validation import metrics, read_results
+from paft_ray.training.validation import read_results
 from paft_ray.tuning.goal import TrialRecord, goal_intervals, goal_name, reached, read_records
 from paft_ray.tuning.space import describe
 from paft_ray.tuning.trial import trial_training
@@ -130,15 +131,19 @@ def _trial(
 
 
 def _named(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
-    return {name.rpartition("/")[2]: value for name, value in metrics(correct_PE).items()}
+    known = validation_metrics(correct_PE)
+    return {name.rpartition("/")[2]: value for name, value in known.items()}
 
 
 def _tested(
     tuning: TuningConfig, finalists: Sequence[Finalist], seeds: Sequence[int], scores: pa.Table
 ) -> list[dict[str, Any]]:
+    labels = [finalist.label for finalist in finalists]
+    answers = read_answers(scores, labels)
+    require_paired(answers, labels)
     grids = {
-        f.label: np.stack([grid_from_scores(scores, f.label, "test", s).correct_PE for s in seeds])
-        for f in finalists
+        label: np.stack([answers.right_MPE[answers.models.index((label, s))] == 1 for s in seeds])
+        for label in labels
     }
     intervals = goal_intervals(tuning.goal, grids)
     entries = []

@@ -9,11 +9,22 @@ from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
 from paft_ray.evaluation.bootstrap import Difference, resample
-from paft_ray.evaluation.metrics import AnswerFigures, top_name
+from paft_ray.evaluation.figures import (
+    FIGURES,
+    GENERATED_TOKENS,
+    LOW_QUANTILE,
+    MEAN,
+    PAIRWISE_AGREEMENT,
+    STD,
+    Figure,
+    top,
+)
+from paft_ray.evaluation.metrics import AnswerGrid
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 PAIRS = SHAPES.flatmap(lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape)))
 SEEDS = st.integers(0, 2**32 - 1)
+OVER_PROMPTS = [figure for figure in FIGURES if figure.over_prompts]
 
 
 def random_grid(seed: int, accuracy: float = 0.7) -> NDArray[np.bool_]:
@@ -23,32 +34,32 @@ def random_grid(seed: int, accuracy: float = 0.7) -> NDArray[np.bool_]:
 def difference(
     a: NDArray[np.bool_],
     b: NDArray[np.bool_],
-    statistic="mean",
+    figure: Figure = MEAN,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Difference:
-    return resample({"a": a, "b": b}, resamples, seed).difference("a", "b", statistic)
+    return resample({"a": a, "b": b}, resamples, seed).difference("a", "b", figure)
 
 
-@pytest.mark.parametrize("statistic", ["mean", "std", "min", "p05", "max"])
-def test_difference_of_identical_models_is_exactly_zero(statistic: str):
+@pytest.mark.parametrize("figure", OVER_PROMPTS, ids=lambda figure: figure.key)
+def test_difference_of_identical_models_is_exactly_zero(figure: Figure):
     same = random_grid(1)
-    result = difference(same, same.copy(), statistic)
+    result = difference(same, same.copy(), figure)
     assert (result.value, result.low, result.high) == (0, 0, 0)
 
 
 def test_bounds_that_are_moved_beyond_what_can_be_are_brought_back():
     best, worse = np.ones((4, 2), bool), np.zeros((4, 2), bool)
     worse[0, 0] = True
-    found = difference(best, worse, "p05", resamples=50, seed=0)
+    found = difference(best, worse, LOW_QUANTILE, resamples=50, seed=0)
     assert (found.low, found.high) == (1.0, 1.0)
 
 
-@given(PAIRS, st.sampled_from(["mean", "std", "min", "p05", "max"]), SEEDS)
-def test_difference_swapped_changes_only_its_sign(pair, statistic, seed: int):
+@given(PAIRS, st.sampled_from(OVER_PROMPTS), SEEDS)
+def test_difference_swapped_changes_only_its_sign(pair, figure: Figure, seed: int):
     a, b = pair
-    one = difference(a, b, statistic, resamples=50, seed=seed)
-    other = difference(b, a, statistic, resamples=50, seed=seed)
+    one = difference(a, b, figure, resamples=50, seed=seed)
+    other = difference(b, a, figure, resamples=50, seed=seed)
     assert (one.value, one.low, one.high) == pytest.approx((-other.value, -other.high, -other.low))
     assert -1 <= one.low <= one.high <= 1
 
@@ -80,7 +91,7 @@ def test_difference_of_several_seeds_averages_the_statistic_per_seed():
     a = np.stack([random_grid(1), random_grid(2)])
     b = random_grid(3)
     expected = (a.mean(2).std(1)).mean() - b.mean(1).std()
-    assert difference(a, b, "std").value == pytest.approx(expected)
+    assert difference(a, b, STD).value == pytest.approx(expected)
 
 
 def test_difference_of_unequal_grids_is_refused():
@@ -98,9 +109,9 @@ def test_interval_of_one_model_covers_what_another_sample_would_give():
         chosen_P = rng.choice(quality_P, 40)
         grid = rng.random((40, 100)) < chosen_P[:, None]
         resamples = resample({"one": grid}, resamples=300, seed=trial)
-        for name, value in expected.items():
-            low, high = resamples.interval("one", name)  # pyright: ignore[reportArgumentType]
-            covered[name] += low <= value <= high
+        for figure in (MEAN, STD):
+            low, high = resamples.interval("one", figure)
+            covered[figure.key] += low <= expected[figure.key] <= high
     assert 88 <= covered["mean"] <= 100
     assert 85 <= covered["std"] <= 100
 
@@ -109,10 +120,10 @@ def test_interval_over_seeds_that_differ_is_wider_than_over_seeds_that_do_not():
     alike = np.stack([random_grid(1)] * 3)
     differing = np.stack([random_grid(seed, rate) for seed, rate in ((1, 0.5), (2, 0.7), (3, 0.9))])
     resamples = resample({"alike": alike, "differing": differing, "one": random_grid(1)})
-    low, high = resamples.interval("alike", "mean")
-    wide_low, wide_high = resamples.interval("differing", "mean")
+    low, high = resamples.interval("alike", MEAN)
+    wide_low, wide_high = resamples.interval("differing", MEAN)
     assert wide_high - wide_low > 1.5 * (high - low)
-    assert resamples.interval("one", "mean") == pytest.approx((low, high))
+    assert resamples.interval("one", MEAN) == pytest.approx((low, high))
 
 
 def test_p_value_of_a_clear_difference_is_small_and_of_no_difference_is_one():
@@ -124,17 +135,18 @@ def test_p_value_of_a_clear_difference_is_small_and_of_no_difference_is_one():
 def test_intervals_of_agreement_tokens_and_top_cover_what_another_sample_would_give():
     """40 prompts x 100 examples of answers whose true figures are known."""
     rng = np.random.default_rng(0)
-    covered = {"pairwise_agreement": 0, "generated_tokens": 0, top_name(0.7): 0}
-    expected = {"pairwise_agreement": 0.7**2 + 0.3**2, "generated_tokens": 20.0, top_name(0.7): 0.5}
+    figures = (PAIRWISE_AGREEMENT, GENERATED_TOKENS, top(0.7))
+    expected = (0.7**2 + 0.3**2, 20.0, 0.5)
+    covered = dict.fromkeys(figures, 0)
     for trial in range(60):
         correct_PE = rng.random((40, 100)) < np.where(rng.random(40) < 0.5, 0.3, 0.95)[:, None]
         said_PE = np.where(rng.random((40, 100)) < 0.7, "a", "b")
         tokens_PE = rng.poisson(rng.normal(20, 3, 40)[:, None], (40, 100)).astype(float)
-        figures = AnswerFigures(correct_PE, said_PE, None, tokens_PE)
-        found = resample({"one": correct_PE}, 300, trial, (0.7,), {"one": [figures]})
-        for name, value in expected.items():
-            low, high = found.interval("one", name)
-            covered[name] += low <= value <= high
+        grid = AnswerGrid(correct_PE, said_PE, None, tokens_PE)
+        found = resample({"one": correct_PE}, 300, trial, (0.7,), {"one": [grid]})
+        for figure, value in zip(figures, expected, strict=True):
+            low, high = found.interval("one", figure)
+            covered[figure] += low <= value <= high
     assert all(52 <= count <= 60 for count in covered.values()), covered
 
 
@@ -142,10 +154,10 @@ def test_difference_in_tokens_may_be_larger_than_one_and_is_paired():
     correct_PE = random_grid(1)
     tokens_PE = np.random.default_rng(0).integers(5, 50, correct_PE.shape).astype(float)
     longer, shorter = (
-        AnswerFigures(correct_PE, np.full(correct_PE.shape, "a"), None, tokens_PE + more)
+        AnswerGrid(correct_PE, np.full(correct_PE.shape, "a"), None, tokens_PE + more)
         for more in (3, 0)
     )
     grids = {"a": correct_PE, "b": correct_PE}
     found = resample(grids, answers={"a": [longer], "b": [shorter]})
-    result = found.difference("a", "b", "generated_tokens")
+    result = found.difference("a", "b", GENERATED_TOKENS)
     assert (result.value, result.low, result.high) == pytest.approx((3, 3, 3))

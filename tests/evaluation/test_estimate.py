@@ -8,9 +8,18 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.estimate import Estimate, Figure, Posterior, fit
+from paft_ray.evaluation.estimate import Estimate, Posterior, fit
 from paft_ray.evaluation.estimate_cells import balanced_cells
-from paft_ray.evaluation.metrics import OVER_PROMPTS, robustness, top_name
+from paft_ray.evaluation.figures import (
+    BEST,
+    LOW_QUANTILE,
+    MEAN,
+    STD,
+    WORST,
+    Figure,
+    over_prompts,
+    top,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 12)
@@ -19,8 +28,12 @@ SMALL_GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
 )
 
 
-def figure(estimate: Estimate, statistic: str) -> Figure:
-    return Posterior({"model": [estimate]}, thresholds=(0.5,)).figure("model", statistic)
+def value(estimate: Estimate, figure: Figure) -> float:
+    return Posterior({"model": [estimate]}, thresholds=(0.5,)).values["model"][figure.key]
+
+
+def interval(estimate: Estimate, figure: Figure) -> tuple[float, float]:
+    return Posterior({"model": [estimate]}, thresholds=(0.5,)).interval("model", figure)
 
 
 def rasch_grid(seed: int, prompts: int, examples: int) -> NDArray[np.bool_]:
@@ -43,11 +56,10 @@ def biased_grid(seed: int, prompts: int, examples: int) -> tuple[NDArray[np.bool
 @given(arrays(bool, st.tuples(SIZES, SIZES)), SEEDS)
 def test_estimate_from_all_cells_is_the_full_grid_without_width(correct_PE, seed):
     estimate = fit(correct_PE, np.ones_like(correct_PE), draws=3, seed=seed)
-    exact = robustness(correct_PE, correct_PE, thresholds=(0.5,))
-    for name in ("mean", "std", "min", "p05", "max"):
-        found = figure(estimate, name)
-        assert found.low == found.value == found.high == pytest.approx(getattr(exact, name))
-    assert figure(estimate, top_name(0.5)).value == exact.top[0.5]
+    exact = over_prompts(correct_PE.mean(axis=1), thresholds=(0.5,))
+    for figure in (MEAN, STD, WORST, LOW_QUANTILE, BEST, top(0.5)):
+        low, high = interval(estimate, figure)
+        assert low == value(estimate, figure) == high == pytest.approx(exact[figure.key])
     order = np.random.default_rng(seed).permutation(len(correct_PE))
     permuted = fit(correct_PE[order], np.ones_like(correct_PE), draws=3, seed=seed)
     assert (permuted.accuracy_RP == estimate.accuracy_RP[:, order]).all()
@@ -77,7 +89,7 @@ def test_estimate_of_rasch_data_is_close_where_means_of_cells_spread_too_widely(
         full_P = correct_PE.mean(axis=1)
         scored_P = (correct_PE & observed_PE).sum(axis=1) / observed_PE.sum(axis=1)
         exact = np.array([full_P.mean(), full_P.std(), np.quantile(full_P, 0.05)])
-        found = [figure(estimate, name).value for name in ("mean", "std", "p05")]
+        found = [value(estimate, figure) for figure in (MEAN, STD, LOW_QUANTILE)]
         estimated.append(
             [*np.abs(found - exact), np.abs(estimate.accuracy_RP.mean(axis=0) - full_P).mean()]
         )
@@ -100,9 +112,9 @@ def test_intervals_hold_the_full_grid_about_as_often_as_they_say(by_class):
         )
         observed_PE = balanced_cells(seed, 30, 60, 0.2, classes_E)
         estimate = fit(correct_PE, observed_PE, classes_E, draws=150, seed=seed)
-        exact = robustness(correct_PE, correct_PE)
-        figures = {name: figure(estimate, name) for name in ("mean", "std", "p05", "max")}
-        covered.append([f.low <= getattr(exact, name) <= f.high for name, f in figures.items()])
+        exact = over_prompts(correct_PE.mean(axis=1))
+        bounds = {f.key: interval(estimate, f) for f in (MEAN, STD, LOW_QUANTILE, BEST)}
+        covered.append([low <= exact[key] <= high for key, (low, high) in bounds.items()])
     # over 120 such grids: 90 to 96% without classes, 91 to 98% with them
     assert np.mean(covered, axis=0).min() >= 0.75
     assert np.mean(covered) >= 0.85
@@ -116,7 +128,7 @@ def test_estimate_by_class_is_closer_where_prompts_pull_towards_one_answer():
         full = correct_PE.mean(axis=1)
         errors.append(
             [
-                abs(figure(fit(correct_PE, observed_PE, known, 80), "std").value - full.std())
+                abs(value(fit(correct_PE, observed_PE, known, 80), STD) - full.std())
                 for known in (classes_E, None)
             ]
         )
@@ -137,8 +149,8 @@ def test_fit_twice_gives_the_same_draws():
 def test_estimate_of_a_grid_without_variation_is_near_its_one_value(right):
     correct_PE = np.full((20, 100), right)
     estimate = fit(correct_PE, balanced_cells(0, 20, 100, 0.1), np.arange(100) % 2, draws=100)
-    assert figure(estimate, "mean").value == pytest.approx(float(right), abs=0.02)
-    assert figure(estimate, "std").value < 0.02
+    assert value(estimate, MEAN) == pytest.approx(float(right), abs=0.02)
+    assert value(estimate, STD) < 0.02
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (40, 1), (1, 2), (2, 2)])
@@ -148,7 +160,8 @@ def test_estimate_of_a_grid_with_one_prompt_or_example_is_finite(shape):
     observed_PE[0, 0] = True
     estimate = fit(rng.random(shape) < 0.7, observed_PE, draws=20)
     assert np.isfinite(estimate.accuracy_RP).all()
-    assert figure(estimate, "mean").low <= figure(estimate, "mean").high
+    low, high = interval(estimate, MEAN)
+    assert low <= high
 
 
 def test_examples_classes_and_prompts_never_scored_are_drawn_from_the_others():
@@ -167,12 +180,13 @@ def test_posterior_averages_over_seeds_and_has_quantiles_of_its_draws_and_no_p()
     pair_RP = np.stack([steps_R, steps_R / 2], axis=1)
     first, second = (Estimate(share * pair_RP, scored=1, cells=2) for share in (1.0, 0.5))
     found = Posterior({"a": [first], "b": [first, second]}, thresholds=(0.6,))
-    assert found.draws["a"].keys() == {*OVER_PROMPTS, top_name(0.6)}
-    assert found.figure("a", "max") == Figure(0.5, pytest.approx(0.025), pytest.approx(0.975))
-    assert found.interval("a", "min") == pytest.approx((0.0125, 0.4875))
-    assert found.figure("b", "max").value == pytest.approx(0.375)
-    assert found.draws["a"][top_name(0.6)].max() == 0.5
-    difference = found.difference("a", "b", "max")
+    assert found.draws["a"].keys() == over_prompts(np.zeros(2), (0.6,)).keys()
+    assert found.values["a"]["max"] == 0.5
+    assert found.interval("a", BEST) == pytest.approx((0.025, 0.975))
+    assert found.interval("a", WORST) == pytest.approx((0.0125, 0.4875))
+    assert found.values["b"]["max"] == pytest.approx(0.375)
+    assert found.draws["a"][top(0.6).key].max() == 0.5
+    difference = found.difference("a", "b", BEST)
     assert difference.value == pytest.approx(0.125)
     assert (difference.low, difference.high) == pytest.approx((0.00625, 0.24375))
     assert difference.p is None

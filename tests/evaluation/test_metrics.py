@@ -8,84 +8,96 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.metrics import (
-    OF_ANSWERS,
-    OVER_PROMPTS,
-    AnswerFigures,
-    calibration_error,
-    robustness,
-)
+from paft_ray.evaluation.bootstrap import resample
+from paft_ray.evaluation.figures import FIGURES, of_answers
+from paft_ray.evaluation.metrics import AnswerGrid, calibration_error
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 GRIDS = SHAPES.flatmap(lambda shape: arrays(bool, shape))
 SEEDS = st.integers(0, 2**32 - 1)
 THRESHOLDS = (0.0, 0.5, 0.75)
+OF_ANSWERS = {figure.key for figure in FIGURES if figure.of_answers}
+
+
+def measured(
+    correct_PE: NDArray[np.bool_],
+    said_PE: NDArray,
+    thresholds: tuple[float, ...] = (),
+    confidence_PE: NDArray | None = None,
+    tokens_PE: NDArray | None = None,
+) -> dict[str, float]:
+    """All figures of one model by key."""
+    grid = AnswerGrid(correct_PE, said_PE, confidence_PE, tokens_PE)
+    found = resample({"one": correct_PE}, 1, thresholds=thresholds, answers={"one": [grid]})
+    return dict(found.values["one"])
 
 
 def answers(correct_PE: NDArray[np.bool_]) -> NDArray[np.str_]:
     return np.where(correct_PE, "yes", "no")
 
 
-def test_robustness_of_a_known_grid_has_the_figures_worked_out_by_hand():
+def test_figures_of_a_known_grid_are_those_worked_out_by_hand():
     correct_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
-    figures = robustness(correct_PE, answers(correct_PE), thresholds=(0.5, 0.75))
-    assert figures.mean == 0.5
-    assert figures.std == pytest.approx(np.sqrt(1 / 6))  # population, not sample
-    assert (figures.min, figures.max) == (0.0, 1.0)
-    assert figures.p05 == pytest.approx(0.05)
-    assert figures.consistency == 0.0
-    assert figures.pairwise_agreement == pytest.approx(1 / 3)
-    assert figures.flip_rate == pytest.approx(1 / 3)
-    assert (figures.calibration_error, figures.generated_tokens) == (None, None)
-    assert figures.top == {0.5: pytest.approx(2 / 3), 0.75: pytest.approx(1 / 3)}
+    assert measured(correct_PE, answers(correct_PE), (0.5, 0.75)) == pytest.approx(
+        {
+            "mean": 0.5,
+            "std": np.sqrt(1 / 6),  # population, not sample
+            "min": 0.0,
+            "p05": 0.05,
+            "max": 1.0,
+            "std_by_chance": np.sqrt(4 * 2 / 9) / 4,
+            "consistency": 0.0,
+            "pairwise_agreement": 1 / 3,
+            "flip_rate": 1 / 3,
+            "top@0.5": 2 / 3,
+            "top@0.75": 1 / 3,
+        }
+    )
 
 
-def test_robustness_of_wrong_answers_that_agree_is_consistent():
-    correct_PE = np.zeros((3, 5), bool)
-    figures = robustness(correct_PE, np.full((3, 5), "the same"))
-    assert (figures.mean, figures.consistency, figures.pairwise_agreement) == (0.0, 1.0, 1.0)
+def test_wrong_answers_that_agree_are_consistent():
+    found = measured(np.zeros((3, 5), bool), np.full((3, 5), "the same"))
+    assert (found["mean"], found["consistency"], found["pairwise_agreement"]) == (0.0, 1.0, 1.0)
 
 
-def test_robustness_of_one_prompt_has_no_spread_and_full_agreement():
+def test_one_prompt_has_no_spread_and_full_agreement():
     correct_PE = np.array([[True, False]])
-    figures = robustness(correct_PE, answers(correct_PE))
-    assert (figures.std, figures.pairwise_agreement) == (0.0, 1.0)
+    found = measured(correct_PE, answers(correct_PE))
+    assert (found["std"], found["pairwise_agreement"]) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,)])
-def test_robustness_of_an_empty_grid_is_refused(shape: tuple[int, ...]):
+def test_empty_grid_is_refused(shape: tuple[int, ...]):
     with pytest.raises(DataError, match="nothing to measure"):
-        robustness(np.zeros(shape, bool), np.zeros(shape, str))
+        AnswerGrid(np.zeros(shape, bool), np.zeros(shape, str))
+    with pytest.raises(DataError, match="nothing to measure"):
+        resample({"one": np.zeros(shape, bool)}, 1)
 
 
-def test_robustness_of_unequal_shapes_is_refused():
+def test_grid_of_unequal_shapes_is_refused():
     with pytest.raises(DataError, match="shape"):
-        robustness(np.ones((2, 3), bool), np.full((3, 2), "a"))
+        AnswerGrid(np.ones((2, 3), bool), np.full((3, 2), "a"))
 
 
 @given(GRIDS)
-def test_robustness_stays_within_its_bounds(correct_PE: NDArray[np.bool_]):
-    figures = robustness(correct_PE, answers(correct_PE), THRESHOLDS)
-    assert 0 <= figures.min <= figures.p05 <= figures.max <= 1
-    assert figures.min - 1e-9 <= figures.mean <= figures.max + 1e-9
-    assert 0 <= figures.std <= 0.5
-    assert 0 <= figures.flip_rate <= 1 - figures.consistency / len(correct_PE)
-    assert 0 <= figures.consistency <= figures.pairwise_agreement + 1e-9 <= 1 + 1e-9
-    assert figures.top[0.0] == 1.0
-    assert list(figures.top.values()) == sorted(figures.top.values(), reverse=True)
+def test_figures_stay_within_their_bounds(correct_PE: NDArray[np.bool_]):
+    found = measured(correct_PE, answers(correct_PE), THRESHOLDS)
+    assert 0 <= found["min"] <= found["p05"] <= found["max"] <= 1
+    assert found["min"] - 1e-9 <= found["mean"] <= found["max"] + 1e-9
+    assert 0 <= found["std"] <= 0.5
+    assert 0 <= found["flip_rate"] <= 1 - found["consistency"] / len(correct_PE)
+    assert 0 <= found["consistency"] <= found["pairwise_agreement"] + 1e-9 <= 1 + 1e-9
+    tops = [found[f"top@{threshold}"] for threshold in THRESHOLDS]
+    assert tops[0] == 1.0
+    assert tops == sorted(tops, reverse=True)
 
 
 @given(GRIDS, SEEDS)
-def test_robustness_ignores_the_order_of_prompts_and_examples(
-    correct_PE: NDArray[np.bool_], seed: int
-):
+def test_figures_ignore_the_order_of_prompts_and_examples(correct_PE: NDArray[np.bool_], seed: int):
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(rng.permutation(correct_PE, axis=0), axis=1)
-    one = robustness(correct_PE, answers(correct_PE), THRESHOLDS)
-    other = robustness(shuffled, answers(shuffled), THRESHOLDS)
-    for name in (*OVER_PROMPTS, "consistency", "pairwise_agreement", "flip_rate"):
-        assert getattr(one, name) == pytest.approx(getattr(other, name))
-    assert one.top == other.top
+    one = measured(correct_PE, answers(correct_PE), THRESHOLDS)
+    assert measured(shuffled, answers(shuffled), THRESHOLDS) == pytest.approx(one)
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy_in_each_bin():
@@ -111,13 +123,14 @@ def test_calibration_error_of_a_calibrated_model_shrinks_to_nothing(
 def test_tokens_of_answers_are_averaged_over_all():
     tokens_PE = np.array([[1.0, 3.0], [5.0, 7.0]])
     correct_PE = np.ones((2, 2), bool)
-    assert robustness(correct_PE, answers(correct_PE), tokens_PE=tokens_PE).generated_tokens == 4
+    found = measured(correct_PE, answers(correct_PE), tokens_PE=tokens_PE)
+    assert found["generated_tokens"] == 4
 
 
 def said_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
     return {
         "correct_PE": rng.random(shape) < 0.6,
-        "predictions_PE": rng.choice(["a", "b", "c"], shape),
+        "said_PE": rng.choice(["a", "b", "c"], shape),
         "confidence_PE": rng.random(shape),
         "tokens_PE": rng.integers(1, 9, shape).astype(float),
     }
@@ -128,11 +141,12 @@ def test_figures_of_weighted_examples_are_those_of_repeated_ones(shape: tuple[in
     rng = np.random.default_rng(seed)
     said = said_by_chance(rng, shape)
     times_E = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]))
-    weighted = AnswerFigures(**said)(np.ones((1, shape[0])), times_E[None].astype(float))
-    repeated = robustness(**{name: np.repeat(grid, times_E, axis=1) for name, grid in said.items()})
-    assert set(weighted) == set(OF_ANSWERS)
+    times_RP, times_RE = np.ones((1, shape[0])), times_E[None].astype(float)
+    weighted = of_answers(AnswerGrid(**said).weighted(times_RP, times_RE))
+    repeated = measured(**{name: np.repeat(grid, times_E, axis=1) for name, grid in said.items()})
+    assert set(weighted) == OF_ANSWERS
     for name, value in weighted.items():
-        assert value == pytest.approx([getattr(repeated, name)]), name
+        assert value == pytest.approx([repeated[name]]), name
 
 
 @given(SHAPES, SEEDS)
@@ -142,11 +156,12 @@ def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_
     rng = np.random.default_rng(seed)
     said = said_by_chance(rng, shape)
     times_P = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]))
-    weighted = AnswerFigures(**said)(times_P[None].astype(float), np.ones((1, shape[1])))
-    repeated = robustness(**{name: np.repeat(grid, times_P, axis=0) for name, grid in said.items()})
-    for name in set(OF_ANSWERS) - {"pairwise_agreement"}:
-        assert weighted[name] == pytest.approx([getattr(repeated, name)]), name
-    words_PE = said["predictions_PE"]
+    times_RP, times_RE = times_P[None].astype(float), np.ones((1, shape[1]))
+    weighted = of_answers(AnswerGrid(**said).weighted(times_RP, times_RE))
+    repeated = measured(**{name: np.repeat(grid, times_P, axis=0) for name, grid in said.items()})
+    for name in OF_ANSWERS - {"pairwise_agreement"}:
+        assert weighted[name] == pytest.approx([repeated[name]]), name
+    words_PE = said["said_PE"]
     meetings = [
         (times_P[a] * times_P[b], (words_PE[a] == words_PE[b]).mean())
         for a in range(shape[0])
@@ -161,7 +176,7 @@ def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_
 def test_std_by_chance_is_that_of_answers_dealt_to_the_prompts_anew():
     rng = np.random.default_rng(0)
     correct_PE = rng.random((8, 30)) < rng.random(30)
-    figures = robustness(correct_PE, answers(correct_PE))
+    found = measured(correct_PE, answers(correct_PE))
     dealt = [rng.permuted(correct_PE, axis=0).mean(axis=1).var() for _ in range(4000)]
-    assert figures.std_by_chance == pytest.approx(np.sqrt(np.mean(dealt)), rel=0.02)
-    assert robustness(correct_PE[:1], answers(correct_PE[:1])).std_by_chance == 0
+    assert found["std_by_chance"] == pytest.approx(np.sqrt(np.mean(dealt)), rel=0.02)
+    assert measured(correct_PE[:1], answers(correct_PE[:1]))["std_by_chance"] == 0

@@ -1,70 +1,16 @@
-"""The scores table, read into grids and made into a summary."""
+"""The scores table, made into a summary."""
 
 import json
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from numpy.typing import NDArray
+from synthetic_scores import random_grid, scores
 
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.answers import Grid, grid_from_scores
 from paft_ray.evaluation.estimate_cells import balanced_cells
+from paft_ray.evaluation.figures import FIGURES
 from paft_ray.evaluation.summary import Unscored, pairs, summarise
-
-
-def scores(grids: dict[tuple[str, int], NDArray[np.bool_]], split: str = "test") -> pa.Table:
-    """A scores table from correctness by variant and seed, in an order of no meaning."""
-    rows = [
-        {
-            "variant": variant,
-            "seed": seed,
-            "split": split,
-            "prompt_id": f"p{p}",
-            "example_id": f"e{e:02d}",
-            "prediction": "yes" if right else None,
-            "correct": bool(right),
-        }
-        for (variant, seed), correct_PE in grids.items()
-        for (p, e), right in np.ndenumerate(correct_PE)
-    ]
-    order = np.random.default_rng(0).permutation(len(rows))
-    return pa.Table.from_pylist([rows[i] for i in order])
-
-
-def random_grid(seed: int, accuracy: float = 0.7) -> NDArray[np.bool_]:
-    return np.random.default_rng(seed).random((6, 40)) < accuracy
-
-
-def test_grid_from_shuffled_scores_is_the_grid_that_made_them():
-    correct_PE = random_grid(1)
-    grid = grid_from_scores(scores({("paft", 0): correct_PE}), "paft", "test")
-    assert isinstance(grid, Grid)
-    assert grid.prompt_ids == tuple(f"p{p}" for p in range(6))
-    assert grid.example_ids == tuple(f"e{e:02d}" for e in range(40))
-    assert (grid.correct_PE == correct_PE).all()
-    assert (grid.predictions_PE == np.where(correct_PE, "yes", "")).all()
-
-
-@pytest.mark.parametrize("change", ["hole", "duplicate"])
-def test_grid_with_a_hole_or_a_duplicate_is_refused(change: str):
-    table = scores({("paft", 0): random_grid(1)})
-    changed = table.slice(1) if change == "hole" else pa.concat_tables([table, table.slice(0, 1)])
-    with pytest.raises(DataError, match="exactly one"):
-        grid_from_scores(changed, "paft", "test")
-
-
-def test_grid_of_two_seeds_asks_for_the_seed():
-    table = scores({("paft", 0): random_grid(1), ("paft", 1): random_grid(2)})
-    with pytest.raises(DataError, match="name the seed"):
-        grid_from_scores(table, "paft", "test")
-    assert (grid_from_scores(table, "paft", "test", 1).correct_PE == random_grid(2)).all()
-
-
-@pytest.mark.parametrize(("variant", "split"), [("paft", "train"), ("other", "test")])
-def test_grid_without_rows_is_refused(variant: str, split: str):
-    with pytest.raises(DataError, match="no rows"):
-        grid_from_scores(scores({("paft", 0): random_grid(1)}), variant, split)
 
 
 def test_summary_has_the_documented_shape_and_survives_json():
@@ -87,6 +33,8 @@ def test_summary_has_the_documented_shape_and_survives_json():
         *("mean", "std", "min", "p05", "max", "consistency", "pairwise_agreement", "flip_rate"),
         *("calibration_error", "generated_tokens", "std_by_chance", "top", "intervals", "seeds"),
     }
+    order = [key for key in summary["models"]["paft"] if key not in ("top", "intervals", "seeds")]
+    assert order == [figure.key for figure in FIGURES if figure.computed]
     assert summary["models"]["paft"]["mean"] == pytest.approx(
         (random_grid(4, 0.8).mean() + random_grid(5, 0.8).mean()) / 2
     )
@@ -144,18 +92,6 @@ def test_pairs_put_paft_first_and_name_each_comparison_once():
     assert len(set(named)) == len(named)
     assert ("human_prompt", "single_prompt") in named
     assert pairs(("base", "paft")) == [("paft", "base")]
-
-
-def test_confidence_is_the_probability_among_the_choices_and_tokens_are_those_generated():
-    table = scores({("paft", 0): random_grid(1)})
-    rows = table.num_rows
-    choices = table.append_column("choice_logprobs", pa.array([[-1.0, -1.0 - np.log(3)]] * rows))
-    assert grid_from_scores(choices, "paft", "test").confidence_PE == pytest.approx(0.75)
-    text = table.append_column("generated_tokens", pa.array(range(rows)))
-    grid = grid_from_scores(text, "paft", "test")
-    assert grid.confidence_PE is None
-    assert grid.tokens_PE is not None
-    assert sorted(grid.tokens_PE.ravel()) == list(range(rows))
 
 
 def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():

@@ -11,7 +11,7 @@ from synthetic_run import add_shares, make_run
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.report import results_table, write_report
-from paft_ray.report.table import display_name
+from paft_ray.report.tables import display_name
 from paft_ray.storage.paths import Storage
 
 

@@ -1,4 +1,4 @@
-"""What the report's sections are made of: answers, flips, draws, curves, coverage, figures."""
+"""What the report's sections are made of: accuracy, flips, draws, curves, coverage, tables."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -6,17 +6,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic_run import SIX, make_run, scores
+from synthetic_run import SIX, make_run
 
 from paft_ray.prompts.dedup.similarity import similarity
-from paft_ray.report.answers import read_answers
+from paft_ray.report.accuracy import accuracy_plot, levels_without_overlap, prompt_lines
 from paft_ray.report.coverage import run_coverage
-from paft_ray.report.curves import curves_of
-from paft_ray.report.draws import draws_of
-from paft_ray.report.figures import differences, further_figures, results
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
 from paft_ray.report.flips import flipping_examples
-from paft_ray.report.strips import accuracy_strips, levels_without_overlap, prompt_lines
+from paft_ray.report.tables import differences, further_figures, results
+from paft_ray.report.training import curve_plot, curves_of, draws_of
 from paft_ray.storage.paths import Storage, to_parquet
 
 WORDINGS = {"p0": "Say it: {x}", "p1": "Tell how it is: {x}", "p2": "Tell how it was: {x}"}
@@ -67,29 +65,6 @@ def known(tmp_path: Path) -> RunFiles:
     return read_run(folder)
 
 
-def test_answers_are_those_of_the_table_in_any_order():
-    table = scores(3, {"base": (0.5, 0.2), "paft": (0.7, 0.1)}, 9, seeds=(2, 10))
-    order = np.random.default_rng(0).permutation(table.num_rows)
-    answers = read_answers(table.take(order), ["base", "paft"])
-    assert answers.models == (("base", 2), ("paft", 2), ("paft", 10))
-    for row in table.to_pylist():
-        place = (
-            answers.models.index((row["variant"], row["seed"])),
-            answers.prompt_ids.index(row["prompt_id"]),
-            answers.example_ids.index(row["example_id"]),
-        )
-        assert answers.right_MPE[place] == row["correct"]
-        assert answers.said[answers.said_MPE[place]] == row["prediction"]
-
-
-def test_answers_nobody_asked_for_count_as_neither_right_nor_wrong():
-    table = scores(3, {"paft": (0.5, 0.2)}, 9)
-    keep = [row["prompt_id"] != "test01" or row["example_id"] < "e002" for row in table.to_pylist()]
-    answers = read_answers(table.filter(pa.array(keep)), ["paft"])
-    assert (answers.right_MPE[0, 1] >= 0).sum() == 2
-    assert answers.accuracy("paft")[0, 1] == (answers.right_MPE[0, 1] == 1).sum() / 2
-
-
 def test_examples_that_flip_within_a_seed_are_shown_and_others_are_not(known: RunFiles):
     flips = flipping_examples(known)
     assert [flip.example_id for flip in flips.examples] == ["e1", "e3"], "e2 differs by seed only"
@@ -124,11 +99,23 @@ def test_bars_of_a_flip_follow_the_ranking_of_prompts(known: RunFiles):
 
 
 def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):
-    strips = {strip.label: strip for strip in accuracy_strips(six).lines}
+    plot = accuracy_plot(six)
+    strips = {strip.label: strip for strip in plot.strips}
     assert strips["base"].seeds == ()
     assert len(strips["paft"].seeds) == 3
-    assert all(dot.low <= dot.x <= dot.high for dot in strips["paft"].dots)
+    assert all(dot.low <= dot.accuracy <= dot.high for dot in strips["paft"].dots)
     assert any(dot.low < dot.high for dot in strips["paft"].dots)
+
+
+def test_strips_show_the_accuracies_of_the_scores_on_a_scale_that_holds_them(six: RunFiles):
+    plot = accuracy_plot(six)
+    [paft] = [strip for strip in plot.strips if strip.label == "paft"]
+    mean_P = 100 * six.answers.accuracy("paft").mean(axis=0)
+    assert [dot.accuracy for dot in paft.dots] == pytest.approx(sorted(mean_P))
+    assert paft.mean == pytest.approx(mean_P.mean())
+    dots = [dot.accuracy for strip in plot.strips for dot in strip.dots]
+    assert plot.axis.low <= min(dots) <= max(dots) <= plot.axis.high
+    assert (plot.prompts, plot.several_seeds, plot.thresholds) == (12, True, (75.0,))
 
 
 def test_dots_of_one_level_never_overlap():
@@ -148,6 +135,15 @@ def test_curve_of_seeds_of_unequal_length_is_their_mean_as_far_as_they_go():
     [curve] = curves_of([training("0", (4.0, 2.0, 2.0), {}), training("1", (2.0, 2.0), {})])
     assert curve.thick == (3.0, 2.0, 2.0)
     assert len(curve.thin) == 2
+
+
+def test_scale_of_curves_holds_the_smoothed_ones_and_starts_at_zero():
+    plot = curve_plot([training("0", (0.4, 0.3, 0.2), {}), training("1", (0.5, 0.1), {})])
+    assert plot is not None
+    assert plot.axis.low == 0 and plot.axis.high >= max(plot.curves[0].thick)
+    assert (plot.last_step, plot.several_seeds) == (3, True)
+    assert plot.points((plot.axis.high, 0.0)) == "0.00,0.00 50.00,100.00"
+    assert curve_plot([training("0", (), {})]) is None
 
 
 def test_draws_of_seeds_are_summed_and_listed_by_seed():

@@ -29,7 +29,6 @@ from paft_ray.tracking import (
     open_tracker,
     prepare_tracking,
     send_waiting,
-    top_metric,
 )
 
 
@@ -156,7 +155,7 @@ def test_run_with_everything_arrives_complete(target: TrackingTarget, tmp_path: 
     tracker = open_tracker(target, "run", "the name", tags={"variant": "paft"})
     tracker.log_params({"train": {"steps": 10, "betas": [0.9, 0.999]}, "model.path": "some/model"})
     for step in range(1, 2501):
-        tracker.log_metrics({Metric.TRAIN_LOSS: 1 / step, top_metric(0.75): 0.5}, step)
+        tracker.log_metrics({Metric.TRAIN_LOSS: 1 / step, "eval/accuracy/top_75": 0.5}, step)
     tracker.set_tags({"commit": "abc"})
     tracker.log_artifact("figures/figure.png", figure)
     tracker.log_artifact("report.html", b"<p>report</p>")

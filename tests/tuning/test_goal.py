@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from paft_ray.config import GoalConfig
 from paft_ray.evaluation.bootstrap import resample
+from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, WORST
 from paft_ray.storage.paths import Storage
 from paft_ray.tuning.goal import (
     TrialRecord,
@@ -42,10 +43,10 @@ def test_intervals_are_those_of_the_evaluation() -> None:
     rng = np.random.default_rng(0)
     grids = {name: rng.random((8, 30)) < share for name, share in (("a", 0.6), ("b", 0.9))}
     expected = resample(grids)
-    for kind, name in (("mean", "mean"), ("p05", "p05"), ("worst", "min")):
+    for kind, figure in (("mean", MEAN), ("p05", LOW_QUANTILE), ("worst", WORST)):
         found = goal_intervals(goal_of(type=kind), grids)
         for label in grids:
-            low, high = expected.interval(label, name)
+            low, high = expected.interval(label, figure)
             assert found[label] == pytest.approx((low, min(1.0, high)), abs=0.03)
             assert found[label][0] < reached(goal_of(type=kind), grids[label]) < found[label][1]
 

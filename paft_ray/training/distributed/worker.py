@@ -236,14 +236,15 @@ def _validation(
     tracker: "Tracker",
 ) -> Callable[[int], None]:
     """Scores the model on its way, where that is asked for."""
+    from paft_ray.evaluation.figures import validation_metrics
     from paft_ray.evaluation.predictors import Predictor
-    from paft_ray.training.validation import Validation, metrics
+    from paft_ray.training.validation import Validation
 
     if job.validation is None:
         return lambda step: None
 
     def tell(step: int, correct_PE: "NDArray[np.bool_]") -> None:
-        tracker.log_metrics(metrics(correct_PE), step)
+        tracker.log_metrics(validation_metrics(correct_PE), step)
         job.board.post("validated", step)
 
     predictor = Predictor(config, job.task, planner.encoder, job.dtype)

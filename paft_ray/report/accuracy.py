@@ -3,63 +3,65 @@
 Shapes: S seeds, P prompts.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.evaluation.figures import MEAN, STD, figures_of
 from paft_ray.report.axes import Axis, accuracy_axis
 from paft_ray.report.files import RunFiles
-from paft_ray.report.table import display_name, main_label
-
-_DOT_PERCENT = 1.6
-"""Width that a dot of the strip plot takes up."""
-_DOT_LEVELS = 4
-"""Dots above and below the line; further ones overlap."""
+from paft_ray.report.tables import display_name, main_label
 
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """One prompt in a strip plot, its places in percent of the width."""
+    """One prompt in a strip plot; accuracies are in percent."""
 
     prompt_id: str
     title: str
-    x: float
+    accuracy: float
+    """Mean over seeds."""
     low: float
     """Under the seed that does worst."""
     high: float
-    level: int
-    """0 on the line, then 1, -1, 2, -2, ... where dots would overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """One model's line of dots, its places in percent of the width."""
+    """One model's line of dots; accuracies are in percent."""
 
     label: str
     name: str
-    figures: str
     mean: float
-    low: float
-    """Mean minus one standard deviation."""
-    high: float
+    std: float
     seeds: tuple[float, ...]
     """Mean of each seed, where there are several."""
     dots: tuple[Dot, ...]
-    deepest: int
-    """The largest level, without its sign."""
+    """From the worst prompt to the best."""
+
+    @property
+    def figures(self) -> str:
+        """What stands beside the line."""
+        return f"{self.mean:.1f} ± {self.std:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
-class Strips:
-    """The plot of all models on one scale."""
+class AccuracyPlot:
+    """The accuracy of all models under every prompt, on one scale in percent."""
 
-    lines: tuple[Strip, ...]
+    strips: tuple[Strip, ...]
     axis: Axis
     thresholds: tuple[float, ...]
-    """Of Top@t, in percent of the width."""
+    """Of Top@t."""
+    prompts: int
+    several_seeds: bool
+
+    def levels(self, strip: Strip, width: float, most: int) -> list[int]:
+        """See `levels_without_overlap`, for dots of a width in percent of the plot's."""
+        places = [self.axis.percent(dot.accuracy) for dot in strip.dots]
+        return levels_without_overlap(places, width, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,34 +87,33 @@ def ranked_prompts(run: RunFiles, label: str) -> list[int]:
     return sorted(range(len(accuracy_P)), key=lambda p: (_last(accuracy_P[p]), p))
 
 
-def accuracy_strips(run: RunFiles) -> Strips:
+def accuracy_plot(run: RunFiles) -> AccuracyPlot:
     """The strip plot."""
     models, texts = run.summary["models"], run.texts
     grids = {label: run.accuracy(label) for label in models}
     values = np.concatenate([over_seeds(grid_SP) for grid_SP in grids.values()])
     values = values[~np.isnan(values)]
-    axis = accuracy_axis(values.min(initial=1.0), values.max(initial=0.0))
     strips = []
     for label, model in models.items():
         accuracy_SP = grids[label]
-        mean, std = 100 * model["mean"], 100 * model["std"]
         seeds = np.nanmean(accuracy_SP, axis=1) if len(accuracy_SP) > 1 else []
-        dots = _dots(run.answers.prompt_ids, accuracy_SP, texts, axis)
         strips.append(
             Strip(
                 label,
                 display_name(label),
-                f"{mean:.1f} ± {std:.1f}",
-                axis.percent(mean),
-                axis.percent(mean - std),
-                axis.percent(mean + std),
-                tuple(axis.percent(100 * float(value)) for value in seeds),
-                dots,
-                max((abs(dot.level) for dot in dots), default=0),
+                100 * MEAN.read(model),
+                100 * STD.read(model),
+                tuple(100 * float(value) for value in seeds),
+                _dots(run.answers.prompt_ids, accuracy_SP, texts),
             )
         )
-    thresholds = next(iter(models.values()))["top"]
-    return Strips(tuple(strips), axis, tuple(axis.percent(100 * float(t)) for t in thresholds))
+    return AccuracyPlot(
+        tuple(strips),
+        accuracy_axis(values.min(initial=1.0), values.max(initial=0.0)),
+        tuple(100 * float(f.threshold) for f in figures_of(run.summary) if f.threshold),
+        len(run.answers.prompt_ids),
+        len(run.summary["seeds"]) > 1,
+    )
 
 
 def levels_without_overlap(places: Sequence[float], width: float, most: int) -> list[int]:
@@ -148,17 +149,8 @@ def prompt_lines(run: RunFiles) -> tuple[PromptLine, ...]:
     )
 
 
-def pieces(text: str) -> tuple[tuple[bool, str], ...]:
-    """A template cut at its slots: whether a piece is one, and the piece."""
-    parts = re.split(r"(\{[A-Za-z_][A-Za-z0-9_]*\})", text)
-    return tuple((bool(i % 2), part) for i, part in enumerate(parts) if part)
-
-
 def _dots(
-    prompt_ids: Iterable[str],
-    accuracy_SP: NDArray[np.float64],
-    texts: Mapping[str, str],
-    axis: Axis,
+    prompt_ids: Iterable[str], accuracy_SP: NDArray[np.float64], texts: Mapping[str, str]
 ) -> tuple[Dot, ...]:
     mean_P = over_seeds(accuracy_SP)
     asked = sorted(
@@ -166,15 +158,13 @@ def _dots(
         for p, prompt_id in enumerate(prompt_ids)
         if not np.isnan(mean_P[p])
     )
-    places = [axis.percent(100 * mean) for mean, _, _ in asked]
-    levels = levels_without_overlap(places, _DOT_PERCENT, _DOT_LEVELS)
     dots = []
-    for (mean, prompt_id, by_seed), x, level in zip(asked, places, levels, strict=True):
+    for mean, prompt_id, by_seed in asked:
         low, high = 100 * float(np.nanmin(by_seed)), 100 * float(np.nanmax(by_seed))
         seeds = "" if len(by_seed) == 1 else f" (seeds {low:.1f} to {high:.1f})"
         wording = " ".join(texts.get(prompt_id, prompt_id).split())
         title = f"{100 * mean:.1f}%{seeds}: {wording[:160]}"
-        dots.append(Dot(prompt_id, title, x, axis.percent(low), axis.percent(high), level))
+        dots.append(Dot(prompt_id, title, 100 * mean, low, high))
     return tuple(dots)
 
 

@@ -1,0 +1,314 @@
+"""The figures that are reported of a model: the one list of them.
+
+A figure that is added to `FIGURES` is computed, gets an interval, stands in `summary.json`, in the
+tables of the screen, the page and the model card, and is tracked in MLflow. Nothing else lists
+figures; code that is about one of them names it (`MEAN`, `STD`, ...).
+
+The figures over prompts are those of multi-prompt evaluation (arXiv 2401.00595, 2405.17202); shares
+are between 0 and 1 in files, and shown in percent.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_ray.evaluation.metrics import (
+    Floats,
+    WeightedAnswers,
+    consistency,
+    flip_rate,
+    mean_calibration_error,
+    mean_tokens,
+    pairwise_agreement,
+    std_by_chance,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure of a model: what it is called, what it says, how it is computed and shown.
+
+    One of `over_prompts`, `of_answers` and `of_grid` computes it; a figure with none of them is
+    known of the run, not of the answers, and whoever writes `summary.json` adds it.
+    """
+
+    key: str
+    """Its name in `summary.json`, and among statistics."""
+    heading: str
+    """Of its column."""
+    meaning: str
+    """What it says, in a line of the report."""
+    definition: str
+    """How it is computed, with the source, where the meaning leaves that open."""
+    metric: str | None = None
+    """Its name in MLflow behind `eval/`; None where it is not tracked."""
+    table: Literal["results", "wide", "further"] = "further"
+    """`results`: in the results table of the screen, the page and the model card. `wide`: the same
+    without the card, and on the screen only where the table stays narrow. `further`: in the page's
+    second table."""
+    compared: bool = False
+    """Whether the page's table of differences has it."""
+    better: Literal["higher", "lower"] | None = None
+    """Which of two values is better; None where neither is."""
+    most: float = 1.0
+    """What it cannot exceed; it is never negative."""
+    scale: int = 100
+    """What its value is multiplied by to be shown."""
+    format: str = ".1f"
+    """Of the value shown."""
+    unit: str = ""
+    """Behind the value shown, but not behind the bounds of its interval."""
+    short: str = ""
+    """Its heading on the screen, where that is another one."""
+    threshold: str = ""
+    """Of Top@t, whose values lie under `top` and the threshold in `summary.json`."""
+    over_prompts: Callable[[Floats], Floats] | None = None
+    """Computes it from accuracies under prompts, over the last axis."""
+    of_answers: Callable[[WeightedAnswers], Floats | None] | None = None
+    """Computes it from answers; None where they do not have what it needs."""
+    of_grid: Callable[[Floats], float] | None = None
+    """Computes it from whether each answer is right, [P, E]; such a figure has no interval."""
+
+    @property
+    def computed(self) -> bool:
+        """Whether the answers alone say it."""
+        return bool(self.over_prompts or self.of_answers or self.of_grid)
+
+    def read(self, tree: Mapping[str, Any]) -> Any:
+        """Its entry in one of the mappings of `summary.json`, or None."""
+        if self.threshold:
+            return tree.get("top", {}).get(self.threshold)
+        return tree.get(self.key)
+
+    def show(self, value: float) -> str:
+        """A value, or a bound of its interval, as people read it; without the unit."""
+        return format(self.scale * value, self.format)
+
+    def show_change(self, change: float) -> str:
+        """A difference of two values, with its sign."""
+        return format(self.scale * change, f"+{self.format}")
+
+
+MEAN = Figure(
+    key="mean",
+    heading="mean",
+    meaning="accuracy, averaged over prompts",
+    definition="Mean over prompts of the accuracy under a prompt (PAFT, arXiv 2502.12859, 4).",
+    metric="accuracy/mean",
+    table="results",
+    compared=True,
+    better="higher",
+    over_prompts=lambda accuracy: accuracy.mean(axis=-1),
+)
+STD = Figure(
+    key="std",
+    heading="std over prompts",
+    meaning="standard deviation of the accuracy over prompts",
+    definition="Of these prompts as a population, numpy's `ddof=0` (PAFT, arXiv 2502.12859, 4).",
+    metric="accuracy/std",
+    table="results",
+    compared=True,
+    better="lower",
+    over_prompts=lambda accuracy: accuracy.std(axis=-1),
+)
+WORST = Figure(
+    key="min",
+    heading="worst",
+    meaning="accuracy under the worst prompt",
+    definition="Minimum over prompts.",
+    metric="accuracy/worst_prompt",
+    table="results",
+    compared=True,
+    better="higher",
+    over_prompts=lambda accuracy: accuracy.min(axis=-1),
+)
+LOW_QUANTILE = Figure(
+    key="p05",
+    heading="5% quantile",
+    short="p05",
+    meaning="accuracy that all but 5% of the prompts reach",
+    definition="5% quantile over prompts, interpolated linearly.",
+    metric="accuracy/p05",
+    table="wide",
+    better="higher",
+    over_prompts=lambda accuracy: np.quantile(accuracy, 0.05, axis=-1),
+)
+BEST = Figure(
+    key="max",
+    heading="best",
+    meaning="accuracy under the best prompt",
+    definition="Maximum over prompts.",
+    metric="accuracy/best_prompt",
+    better="higher",
+    over_prompts=lambda accuracy: accuracy.max(axis=-1),
+)
+STD_BY_CHANCE = Figure(
+    key="std_by_chance",
+    heading="std by chance",
+    meaning="the standard deviation that so few examples give where wording means nothing",
+    definition="Expected std of grids in which every example's answers are dealt to the prompts "
+    "anew. What the std has beyond it is due to the prompts.",
+    metric="accuracy/std_by_chance",
+    of_grid=std_by_chance,
+)
+CONSISTENCY = Figure(
+    key="consistency",
+    heading="consistent",
+    meaning="examples that are answered alike under all prompts",
+    definition="Share of the examples that are answered alike, right or wrong.",
+    metric="consistency",
+    better="higher",
+    of_answers=consistency,
+)
+PAIRWISE_AGREEMENT = Figure(
+    key="pairwise_agreement",
+    heading="agreement",
+    meaning="how often two prompts get the same answer to an example",
+    definition="Observed agreement of Fleiss (Psychological Bulletin 76, 1971), with different "
+    "prompts as raters.",
+    metric="pairwise_agreement",
+    better="higher",
+    of_answers=pairwise_agreement,
+)
+FLIP_RATE = Figure(
+    key="flip_rate",
+    heading="flips",
+    meaning="prompts whose answer is not the one that most prompts get, over examples",
+    definition="Freeman's variation ratio (1965), averaged over examples.",
+    metric="flip_rate",
+    better="lower",
+    of_answers=flip_rate,
+)
+CALIBRATION_ERROR = Figure(
+    key="calibration_error",
+    heading="calibration error",
+    meaning="mean distance of the probability of the answer from how often it is right (15 bins)",
+    definition="Expected calibration error of the choice's probability among the choices, in bins "
+    "of equal width (Guo et al., arXiv 1706.04599, 2). Bins hold the answers under all prompts: "
+    "one that is too sure and one that is too unsure cancel out.",
+    metric="calibration_error",
+    better="lower",
+    of_answers=mean_calibration_error,
+)
+GENERATED_TOKENS = Figure(
+    key="generated_tokens",
+    heading="tokens per answer",
+    meaning="tokens generated for an answer, the end included",
+    definition="Mean over answers. The paper's claim about the speed of inference is this one: "
+    "shorter answers, not a faster model.",
+    metric="generated_tokens",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=",.1f",
+    of_answers=mean_tokens,
+)
+SECONDS_PER_EXAMPLE = Figure(
+    key="seconds_per_example",
+    heading="s per example",
+    meaning="seconds of scoring per example",
+    definition="Wall-clock seconds of one actor for an example under a prompt, without loading.",
+    metric="seconds_per_example",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=".3g",
+)
+TRAINED_TOKENS = Figure(
+    key="trained_tokens",
+    heading="trained tokens",
+    meaning="tokens read in training, averaged over seeds",
+    definition="Tokens of all sequences of a training.",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
+TRAINED_ANSWER_TOKENS = Figure(
+    key="trained_answer_tokens",
+    heading="answer tokens",
+    meaning="of these, tokens of answers, which alone have a loss",
+    definition="Tokens of the answers of a training.",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
+FIGURES = (
+    MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, CONSISTENCY, PAIRWISE_AGREEMENT, FLIP_RATE,
+    CALIBRATION_ERROR, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS,
+)  # fmt: skip
+"""In the order of files and tables; Top@t, of which a run chooses thresholds, stands behind."""
+
+
+def top(threshold: float | str) -> Figure:
+    """Top@t, the share of the prompts with an accuracy of at least t (PAFT, arXiv 2502.12859, 4).
+
+    Args:
+        threshold: As a number, or as `summary.json` has it.
+    """
+    least, percent = float(threshold), f"{100 * float(threshold):g}"
+    return Figure(
+        key=f"top@{threshold}",
+        heading=f"Top>={percent}%",
+        meaning="share of the prompts with at least that accuracy",
+        definition="Share of the prompts with an accuracy of at least t (PAFT, arXiv 2502.12859).",
+        metric=f"accuracy/top_{percent}",
+        table="results",
+        better="higher",
+        format=".0f",
+        unit="%",
+        threshold=str(threshold),
+        over_prompts=lambda accuracy: (accuracy >= least).mean(axis=-1),
+    )
+
+
+def all_figures(thresholds: Sequence[float | str] = ()) -> tuple[Figure, ...]:
+    """All figures, Top@t among them."""
+    return (*FIGURES, *map(top, thresholds))
+
+
+def figures_of(summary: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """All figures that a summary may have, with its own thresholds."""
+    return all_figures(tuple(next(iter(summary["models"].values()))["top"]))
+
+
+def over_prompts(accuracy: Floats, thresholds: Sequence[float] = ()) -> dict[str, Floats]:
+    """The figures of accuracies under prompts by key, over the last axis, which is prompts."""
+    return {f.key: f.over_prompts(accuracy) for f in all_figures(thresholds) if f.over_prompts}
+
+
+def of_answers(answers: WeightedAnswers) -> dict[str, Floats]:
+    """The figures of answers that there are by key, each with shape [R]."""
+    every = {f.key: f.of_answers(answers) for f in FIGURES if f.of_answers}
+    return {key: value_R for key, value_R in every.items() if value_R is not None}
+
+
+def of_grid(correct_PE: Floats) -> dict[str, float]:
+    """The figures of correctness by key."""
+    return {f.key: f.of_grid(correct_PE) for f in FIGURES if f.of_grid}
+
+
+def as_tree(entries: Mapping[Figure, Any]) -> dict[str, Any]:
+    """Entries by figure as `summary.json` has them: by key, those of Top@t under `top`."""
+    plain = {figure.key: entry for figure, entry in entries.items() if not figure.threshold}
+    tops = {figure.threshold: entry for figure, entry in entries.items() if figure.threshold}
+    return {**plain, "top": tops}
+
+
+def eval_metrics(summary: Mapping[str, Any], label: str) -> dict[str, float]:
+    """What MLflow gets of one model: name to value."""
+    model = summary["models"][label]
+    known = {f"eval/{f.metric}": f.read(model) for f in figures_of(summary) if f.metric}
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def validation_metrics(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
+    """What MLflow gets of a model that is scored while it is trained: the results over prompts."""
+    accuracy_P = correct_PE.mean(axis=1)
+    return {
+        f"validation/{f.metric}": float(f.over_prompts(accuracy_P))
+        for f in FIGURES
+        if f.over_prompts and f.metric and f.table != "further"
+    }

@@ -1,0 +1,168 @@
+"""The summary's figures as tables: rows of cells, each with what is shown and what sorts it.
+
+The page and the model card show these; `text` prints them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from paft_ray.config import BASE
+from paft_ray.evaluation.figures import MEAN, Figure, figures_of
+from paft_ray.evaluation.summary import PAFT
+from paft_ray.serving.card import Evaluation
+
+NAMES = {BASE: "base model"}
+"""Labels whose name is not made of their words."""
+_FINALIST = "finalist_"
+"""How labels of a search's finalists begin; the best comes first."""
+_UNKNOWN = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of numbers."""
+
+    text: str
+    value: float | None
+    """What a click on the heading sorts by; None sorts last."""
+    below: str = ""
+    """Its 95% interval."""
+    weak: bool = False
+    """The interval of a difference includes zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table."""
+
+    label: str
+    """Of the model whose colour it has; empty for none."""
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of numbers behind a first column of names."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    meanings: tuple[tuple[str, str], ...] = ()
+    """Heading and what it says."""
+
+
+def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
+    """What a variant is called before people: its words, with PAFT in capitals."""
+    known = {**NAMES, **(names or {})}
+    words = ["PAFT" if word == PAFT else word for word in label.split("_")]
+    return known.get(label, " ".join(words))
+
+
+def main_label(summary: Mapping[str, Any]) -> str:
+    """Label of the model that the run is about: PAFT, a search's best, or else the last one."""
+    labels = list(summary["models"])
+    if PAFT in labels:
+        return PAFT
+    return next((label for label in labels if label.startswith(_FINALIST)), labels[-1])
+
+
+def results(
+    summary: Mapping[str, Any], names: Mapping[str, str] | None = None, wide: bool = True
+) -> Table:
+    """The first table: what counts, with its intervals.
+
+    Args:
+        summary: Content of `summary.json`.
+        names: Label to the name shown, where it is not made of the label's words.
+        wide: With the figures that a narrow table leaves out.
+    """
+    tables = ("results", "wide") if wide else ("results",)
+    shown = [figure for figure in figures_of(summary) if figure.table in tables]
+
+    def name(label: str) -> str:
+        steps = summary["models"][label].get("steps")
+        return display_name(label, names) + (f", {steps} steps" if steps else "")
+
+    return _models(summary, shown, name)
+
+
+def further_figures(summary: Mapping[str, Any]) -> Table:
+    """The second table: every other figure that some model has."""
+    shown = [figure for figure in figures_of(summary) if figure.table == "further"]
+    return _models(summary, shown, display_name)
+
+
+def card_figures(summary: Mapping[str, Any]) -> Evaluation:
+    """The results for a model card."""
+    table = results(summary, wide=False)
+    rows = tuple((row.name, *(cell.text for cell in row.cells)) for row in table.rows)
+    return Evaluation(table.columns, rows, summary["prompts"], summary["examples"])
+
+
+def differences(summary: Mapping[str, Any]) -> Table:
+    """Paired differences in the figures that are compared."""
+    entries = summary["differences"]
+    shown = [
+        figure
+        for figure in figures_of(summary)
+        if figure.compared and any(of_figure(entry, figure) for entry in entries.values())
+    ]
+    has_p = any("p" in entry for entry in entries.values())
+    rows = []
+    for pair, entry in entries.items():
+        a, b = pair.split(" - ")
+        cells = [_difference(figure, of_figure(entry, figure)) for figure in shown]
+        cells += [_chance(entry.get("p"))] * has_p
+        rows.append(Row("", f"{display_name(a)} − {display_name(b)}", tuple(cells)))
+    columns = (*(figure.heading for figure in shown), *[f"p of the {MEAN.heading}"] * has_p)
+    return Table(columns, tuple(rows))
+
+
+def of_figure(entry: Mapping[str, Any], figure: Figure) -> Mapping[str, float] | None:
+    """What an entry of `differences` says of a figure: it is itself about the mean."""
+    return entry if figure is MEAN else figure.read(entry)
+
+
+def _models(
+    summary: Mapping[str, Any], figures: Sequence[Figure], name: Callable[[str], str]
+) -> Table:
+    """A row per model, with the figures that some model has."""
+    models = summary["models"]
+    shown = [f for f in figures if any(f.read(model) is not None for model in models.values())]
+    rows = [
+        Row(label, name(label), tuple(_cell(figure, model) for figure in shown))
+        for label, model in models.items()
+    ]
+    meanings = [
+        (", ".join(figure.heading for figure in alike), meaning)
+        for meaning, alike in groupby(shown, key=lambda figure: figure.meaning)
+    ]
+    return Table(tuple(figure.heading for figure in shown), tuple(rows), tuple(meanings))
+
+
+def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
+    value, interval = figure.read(model), figure.read(model.get("intervals", {}))
+    if value is None:
+        return Cell(_UNKNOWN, None)
+    below = " – ".join(map(figure.show, interval)) if interval else ""
+    return Cell(figure.show(value) + figure.unit, value, below)
+
+
+def _difference(figure: Figure, entry: Mapping[str, float] | None) -> Cell:
+    if entry is None:
+        return Cell(_UNKNOWN, None)
+    value, low, high = (figure.show_change(entry[key]) for key in ("value", "low", "high"))
+    weak = entry["low"] <= 0 <= entry["high"]
+    return Cell(_minus(value), entry["value"], _minus(f"{low} to {high}"), weak)
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def _chance(p: float | None) -> Cell:
+    if p is None:
+        return Cell(_UNKNOWN, None)
+    return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p, weak=p >= 0.05)

@@ -1,0 +1,192 @@
+"""The results as text: the table on the screen, and the sentences that keep it honest."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paft_ray.config import BASE
+from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
+from paft_ray.evaluation.summary import SINGLE_PROMPT
+from paft_ray.report.tables import display_name, main_label, of_figure, results
+
+ILLUSTRATION = (
+    "one seed is an illustration, not a measurement: give `seeds: [0, 1, 2]`, which trains every "
+    "variant with each on the same pool"
+)
+
+_WIDTH = 100
+"""Columns of a terminal that the table keeps to where it can do without one of its own."""
+_FEW_SEEDS = 10
+_UNDECIDED = {
+    (MEAN, STD): "both intervals include zero, so neither difference is shown",
+    (MEAN,): "the interval of the mean includes zero, so a difference in mean is not shown",
+    (STD,): "the interval of the std includes zero, so a difference in spread is not shown",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One line of the table of differences, ready to print."""
+
+    name: str
+    against: str
+    """Label of the model that is subtracted."""
+    mean: str
+    std: str
+    undecided: tuple[Figure, ...]
+    """Which of mean and std have an interval that includes zero."""
+
+
+def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+    """The results as aligned plain text, then what must be known to read them.
+
+    The 5% quantile over prompts stands behind the worst one where the table stays narrow with it.
+
+    Args:
+        summary: Content of `summary.json`.
+        names: Label to the name shown, where it is not made of the label's words.
+    """
+    wide = all(
+        figure.read(model) is not None
+        for figure in figures_of(summary)
+        if figure.table == "wide"
+        for model in summary["models"].values()
+    )
+    table = _lines(summary, names, wide)
+    if len(table[0]) > _WIDTH:
+        table = _lines(summary, names, wide=False)
+    paired = "" if "scored_share" in summary else "paired "
+    differences = [
+        f"{row.name}: {MEAN.heading} {row.mean}, {STD.heading} {row.std}; points, "
+        f"{paired}95% intervals."
+        for row in _main_contrasts(summary, names)
+    ]
+    return "\n".join([*table, "", *differences, *cautions(summary, names)])
+
+
+def _lines(summary: Mapping[str, Any], names: Mapping[str, str] | None, wide: bool) -> list[str]:
+    """The results as aligned lines."""
+    table = results(summary, names, wide)
+    short = {figure.heading: figure.short for figure in figures_of(summary) if figure.short}
+    heading = f"held-out prompts ({summary['prompts']} x {summary['examples']} examples)"
+    lines = [(heading, *(short.get(column, column) for column in table.columns))]
+    lines += [(row.name, *(cell.text for cell in row.cells)) for row in table.rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "    ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+
+
+def contrasts(
+    summary: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> tuple[Contrast, ...]:
+    """The paired differences, in percentage points, in the order of the summary."""
+    rows = []
+    for pair, entry in summary["differences"].items():
+        a, b = pair.split(" - ")
+        parts = {figure: of_figure(entry, figure) or {} for figure in (MEAN, STD)}
+        rows.append(
+            Contrast(
+                name=f"{display_name(a, names)} - {display_name(b, names)}",
+                against=b,
+                mean=_points(MEAN, parts[MEAN]),
+                std=_points(STD, parts[STD]),
+                undecided=tuple(f for f, part in parts.items() if part["low"] <= 0 <= part["high"]),
+            )
+        )
+    return tuple(rows)
+
+
+def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """What the results do not show, in sentences."""
+    sentences = [
+        f"{row.name}: {_UNDECIDED[row.undecided]}."
+        for row in _main_contrasts(summary, names)
+        if row.undecided
+    ]
+    sentences += _not_better(summary, names)
+    sentences += _spread_by_chance(summary, names)
+    if (share := summary.get("scored_share")) is not None:
+        sentences.append(
+            f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "
+            "figures of all are estimated from them, and the intervals say only what the rest "
+            "leaves open; those of differences are not paired."
+        )
+    if len(summary["seeds"]) == 1:
+        sentences.append(f"{ILLUSTRATION}.")
+    elif summary["differences"] and share is None:
+        sentences.append(_what_intervals_hold(summary))
+    return sentences
+
+
+def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
+    seeds = len(summary["seeds"])
+    if not any("intervals" in model for model in summary["models"].values()):  # summaries of old
+        return "the intervals resample prompts and examples, not seeds."
+    if seeds >= _FEW_SEEDS:
+        return f"the intervals resample prompts, examples and the {seeds} seeds."
+    return (
+        f"the intervals resample prompts, examples and the {seeds} seeds; {seeds} seeds are few, "
+        f"and show {100 * (seeds - 1) / seeds:.0f}% of the variance between seeds, so that the "
+        "intervals are somewhat too narrow."
+    )
+
+
+def _main_contrasts(
+    summary: Mapping[str, Any], names: Mapping[str, str] | None
+) -> tuple[Contrast, ...]:
+    rows = contrasts(summary, names)
+    return tuple(row for row in rows if row.against == SINGLE_PROMPT) or rows
+
+
+def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    single = summary["models"].get(SINGLE_PROMPT)
+    sentences = []
+    for label, model in summary["models"].items():
+        if single is None or label in (BASE, SINGLE_PROMPT):
+            continue
+        for figure, what in ((MEAN, "mean"), (STD, "spread over prompts")):
+            change = figure.read(model) - figure.read(single)
+            if change <= 0 if figure.better == "higher" else change >= 0:
+                side = "above" if figure.better == "higher" else "below"
+                name = display_name(label, names)
+                sentences.append(f"{name}'s {what} is not {side} that of the single prompt.")
+    return sentences
+
+
+def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Which spreads are no larger than those of answers that have nothing to do with wording."""
+    return [
+        f"{display_name(label, names)}'s spread over prompts, {STD.show(std)}, is no more "
+        f"than the {STD_BY_CHANCE.show(chance)} that {summary['examples']} examples give by chance."
+        for label, model in summary["models"].items()
+        if (chance := STD_BY_CHANCE.read(model)) and (std := STD.read(model)) <= chance
+    ]
+
+
+def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+    """One sentence about what the results say."""
+    best = main_label(summary)
+    other = next((label for label in (SINGLE_PROMPT, BASE) if label in summary["models"]), best)
+    model, against = summary["models"][best], summary["models"][other]
+    text = (
+        f"Asked in {summary['prompts']} ways that no training saw, {display_name(best, names)} "
+        f"answers {_percent(MEAN, model)} of {summary['examples']} examples right on average"
+    )
+    worst = f"{_percent(WORST, model)} under the worst prompt"
+    if best == other:
+        return f"{text} and {worst}."
+    return (
+        f"{text} and {worst}; {display_name(other, names)}: {_percent(MEAN, against)} "
+        f"and {_percent(WORST, against)}."
+    )
+
+
+def _percent(figure: Figure, model: Mapping[str, Any]) -> str:
+    return f"{figure.show(figure.read(model))}%"
+
+
+def _points(figure: Figure, entry: Mapping[str, float]) -> str:
+    value, low, high = (figure.show_change(entry[key]) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
