@@ -33,7 +33,7 @@ from paft_ray.runs.context import RunContext
 from paft_ray.training.distributed.trainer import find_trained
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.tuning.pools import generation_samples
-from paft_ray.tuning.tuner import count_trials
+from paft_ray.tuning.space import count_trials
 
 _ESTIMATE_FACTOR = 1.5
 """Within which estimates of memory are right."""

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import (
-    Config,
-    HumanPromptVariant,
-    OpenAILLM,
-    SinglePromptVariant,
-    TransformersLLM,
-)
+from paft_ray.config import Config, OpenAILLM, SinglePromptVariant, TransformersLLM
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import (
     NEUTRAL_FIELDS,
@@ -31,14 +25,11 @@ from paft_ray.config.loading import (
     result_fields,
     without,
 )
-from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.files import ModelFiles, inspect_model
-from paft_ray.models.peft_check import check_peft
-from paft_ray.models.switch_check import check_switches
-from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.lint import LintResult, lint
+from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative
 from paft_ray.tasks import Task, load_task
 
@@ -86,25 +77,6 @@ def preflight(
     warnings += check_settings(config, task)
     warnings += _check_prompts(config, task)
     return Checked(task, model, tuple(warnings))
-
-
-def check_settings(config: Config, task: Task) -> list[str]:
-    """Check the settings that a search may change, also against the task; returns warnings.
-
-    Raises:
-        ConfigError: They cannot work together, or here.
-    """
-    warnings = [*_check_dtype(config)]
-    if config.model.peft is not None:
-        check_peft(config.model.peft)
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
-    warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
-    if (adapter := config.train.warm_start) is not None:
-        warnings += check_adapter(
-            read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
-        )
-    warnings += _check_task(config, task)
-    return warnings
 
 
 def _check_storage(location: str) -> Storage:
@@ -187,22 +159,6 @@ def _check_tracking(config: Config) -> None:
     raise ConfigError(
         f"tracking.uri: {uri!r} {rule}; use sqlite:///file.db, a database, http(s):// or databricks"
     )
-
-
-def _check_dtype(config: Config) -> Iterator[str]:
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
-    if dtype != "bfloat16":
-        return
-    if config.train.deepspeed.stage == 0:
-        raise ConfigError(
-            f"train.deepspeed.stage: 0 gives wrong losses in bfloat16, which model.dtype "
-            f"{config.model.dtype!r} is here; use stage 1, or model.dtype float32"
-        )
-    if config.train.workers.gpus == 0 and not cpu_has_bfloat16():
-        yield (
-            "model.dtype: this processor has no bfloat16 of its own, which makes it slow; "
-            "float32 may be faster"
-        )
 
 
 def _check_workers(config: Config, planning: bool) -> list[str]:
@@ -301,31 +257,6 @@ def _check_openai(field: str, llm: OpenAILLM) -> Iterator[str]:
     if named_cluster() is None:
         raise ConfigError(text)
     yield f"{text} on every node"
-
-
-def _check_task(config: Config, task: Task) -> Iterator[str]:
-    if config.train.batch_size > len(task.train):
-        raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
-            f"training examples of {task.name}; lower it, or add examples"
-        )
-    wanted = config.evaluation.examples
-    if wanted is not None and task.test and wanted > len(task.test):
-        yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
-    for index, variant in enumerate(config.variants):
-        if isinstance(variant, HumanPromptVariant) and not task.instructions:
-            raise ConfigError(
-                f"variants.{index}: human_prompt takes one of the task's instructions, and "
-                f"{task.name} has none: give task.instructions, or a single_prompt with its prompt"
-            )
-    chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
-    wanted = config.evaluation.selection_examples
-    asked_for = "selection_examples" in config.evaluation.model_fields_set
-    if chosen and asked_for and wanted > len(task.validation):
-        yield (
-            f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
-            "examples; all are used"
-        )
 
 
 def _check_prompts(config: Config, task: Task) -> Iterator[str]:

@@ -96,7 +96,7 @@ def _finished_search(context: RunContext) -> Result | None:
 
 
 def _check_search(context: RunContext, options: Options) -> Sequence[Config]:
-    from paft_ray.tuning.check import check_search
+    from paft_ray.tuning.settings import check_search
 
     return check_search(context)
 

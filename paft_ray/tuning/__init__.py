@@ -1,10 +1,14 @@
 """The search for the settings of the most robust model, on **Ray Tune**.
 
-space.py    samples of the search space, and the configurations that they stand for; pure
-goal.py     the figure that is to be high, and the trials' records
-pools.py    a pool for every way to generate, the same held-out prompts for all
-trial.py    one trial: a Ray Train run inside a Tune function
-tuner.py    Ray Tune: which trial runs when, and which is asked to stop
-search.py   the whole: pools, trials, finalists, one evaluation on test prompts
-view.py     what a person sees while it runs
+space.py      samples of the search space, and the configurations that they stand for; pure
+suggest.py    which sample comes next: random, grid, Optuna
+goal.py       the figure that is to be high; pure
+settings.py   what is checked for each trial before Ray starts; how many trials fit
+pools.py      a pool for every way to generate, the same held-out prompts for all
+trial.py      one trial: its record, and a Ray Train run inside a Tune function
+tuner.py      Ray Tune: which trial runs when, and which is asked to stop
+monitor.py    the tracked runs of trials, kept by the driver
+view.py       what the screen shows while trials run
+finalists.py  the best trials, the run that compares them, the content of `search.json`
+search.py     the whole: pools, trials, finalists, one evaluation on test prompts
 """

@@ -24,16 +24,16 @@ POOL_SIZE = "prompts.pool_size"
 
 @dataclass(frozen=True)
 class SearchPools:
-    """Training prompts for every way to generate; held-out ones alike."""
+    """Training prompts for every way to generate, with the same held-out prompts."""
 
     by_generation: Mapping[str, PromptPool]
     """By what a sample says of the generation, see `generation_key`."""
     registered: Mapping[str, str]
-    """By the same key the fingerprint of the pool as it was built, which tracking knows."""
+    """By the same key the fingerprint of the pool as it was built, which is tracked."""
 
     @property
     def any(self) -> PromptPool:
-        """One of them, for its held-out prompts."""
+        """One of the pools, for its held-out prompts."""
         return next(iter(self.by_generation.values()))
 
     @property
@@ -54,7 +54,7 @@ class SearchPools:
 
 
 def generation_key(sample: Sample) -> str:
-    """What a sample says of the generation of prompts, as a text."""
+    """The part of a sample that concerns the generation of prompts, as a text."""
     return sample_key({path: v for path, v in sample.items() if _is_of_generation(path)})
 
 
@@ -63,7 +63,7 @@ def _is_of_generation(path: str) -> bool:
 
 
 def generation_samples(tuning: TuningConfig) -> list[Sample]:
-    """Every combination of what the space says of the generation of prompts; one at least."""
+    """Every combination of the space's values for the generation of prompts; one at least."""
     space = {
         path: all_values(dimension)
         for path, dimension in tuning.space.items()
@@ -138,9 +138,9 @@ def hold_out(pools: Mapping[str, PromptPool], limit: float, seed: int) -> Mappin
     pool alone stays as it is.
 
     Args:
-        pools: By any name.
+        pools: Pools by any key.
         limit: Least similarity of instructions that are alike.
-        seed: Of the drawing.
+        seed: Seed of the draw.
 
     Raises:
         PoolError: A pool has nothing left to train on.

@@ -1,12 +1,12 @@
 """A whole search: pools, trials, finalists with several seeds, one evaluation on test prompts.
 
-Neither test prompts nor test examples are read before the finalists are chosen. What is complete is
-found, so that a search that was killed is finished by calling it again.
+Neither test prompts nor test examples are read before the finalists are chosen. Complete parts are
+found again, so that calling it again finishes a search that was killed.
 """
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from paft_ray.cluster.control import BoardHandle
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
 from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.config.loading import dump_config, from_anywhere, without
+from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.subjects import evaluate_models
 from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.report import SEARCH_FILE
@@ -23,19 +24,29 @@ from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.tasks import load_task
-from paft_ray.tracking import send_waiting
+from paft_ray.tracking import Tracker, send_waiting
 from paft_ray.training.distributed.trainer import Orders, TrainedAdapter, train_until
 from paft_ray.training.distributed.worker import Record
 from paft_ray.training.lengths import check_lengths
-from paft_ray.tuning.bookkeeping import Bookkeeper, closing
-from paft_ray.tuning.check import room, tuning_of
-from paft_ray.tuning.goal import goal_name, read_records
+from paft_ray.tuning.finalists import (
+    Finalist,
+    FinalistResult,
+    choose_finalists,
+    final_context,
+    search_result,
+)
+from paft_ray.tuning.monitor import TrialMonitor, closing
 from paft_ray.tuning.pools import SearchPools, build_pools, generation_key, pools_fingerprint
-from paft_ray.tuning.result import Finalist, choose_finalists, search_result
+from paft_ray.tuning.settings import fit_trials, tuning_of
 from paft_ray.tuning.space import apply, edge_configs, samples
-from paft_ray.tuning.trial import TrialSetup, trial_key, validation_examples
-from paft_ray.tuning.tuner import TRIAL_CPUS, Suggester, run_trials
+from paft_ray.tuning.suggest import Suggester
+from paft_ray.tuning.trial import (
+    TRIAL_CPUS,
+    TrialSetup,
+    read_records,
+    trial_key,
+    validation_examples,
+)
 from paft_ray.tuning.view import TrialView
 
 logger = logging.getLogger(__name__)
@@ -47,10 +58,11 @@ _HOW_MUCH = ("trials", "concurrency", "finalists", "seeds")
 def search(
     context: RunContext, checks: ModelCheckProcess, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Search, or read the result of a search that is complete.
+    """Search, or go on with a search.
 
     Args:
         context: Opened without test examples.
+        checks: Where texts are tokenised.
         overwrite: Delete what another configuration left under this name.
 
     Returns:
@@ -64,7 +76,7 @@ def search(
     tuning, config = tuning_of(context.config), context.config
     trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
     trials += [trial for _, trial in edge_configs(config, tuning)]
-    cpus, concurrency = room(config, tuning, trials)
+    cpus, concurrency = fit_trials(config, tuning, trials)
     searched = without(tuning.model_dump(mode="json"), _HOW_MUCH)
     made_from = {
         "work": "search",
@@ -83,27 +95,36 @@ def search(
             )
         with clock.stage("trials"):
             _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
-        finalists, seeds = choose_finalists(context, tuning), tuning.final_seeds(config.seed)
-        final = _final_context(context, finalists, seeds)
+        finalists = choose_finalists(context, tuning)
+        final = final_context(context, finalists)
         check_lengths(final, replace(pools.any, train=()), checks)
         with clock.stage("finalists"):
             trained = [
                 training
                 for finalist in finalists
-                for training in _train_finalist(final, finalist, seeds, pools)
+                for training in _train_finalist(final, finalist, pools)
             ]
         with clock.stage("evaluation"):
             scores = evaluate_models(final, pools.any, trained)
-        split = pa.array(["test"] * scores.table.num_rows, pa.string())
-        tested = scores.table.append_column("split", split)
-        result = search_result(context, tuning, finalists, seeds, tested)
-        result["made_from"] = _identity(context)
-        context.run_folder.write_json(SEARCH_FILE, result)
-        tracker.log_artifact(SEARCH_FILE, context.run_folder.path(SEARCH_FILE))
+        result = _write_result(context, tuning, finalists, scores, tracker)
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
         results = Results(pools.any, trained, scores, clock.seconds, configs)
-        summary = write_results(final, results, tracker)
-        return {**result, "summary": summary}
+        return {**result, "summary": write_results(final, results, tracker)}
+
+
+def _write_result(
+    context: RunContext,
+    tuning: TuningConfig,
+    finalists: Sequence[Finalist],
+    scores: GridScores,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    split = pa.array(["test"] * scores.table.num_rows, pa.string())
+    tested = scores.table.append_column("split", split)
+    result = asdict(search_result(context, tuning, finalists, tested, _identity(context)))
+    context.run_folder.write_json(SEARCH_FILE, result)
+    tracker.log_artifact(SEARCH_FILE, context.run_folder.path(SEARCH_FILE))
+    return result
 
 
 def finished_search(context: RunContext) -> dict[str, Any] | None:
@@ -148,16 +169,15 @@ def of_finalists(context: RunContext, label: str | None = None) -> RunContext:
         ConfigError: The search has no such finalist.
     """
     config = context.config
-    found = context.run_folder.read_json(SEARCH_FILE)["finalists"]
-    chosen = [entry for entry in found if label in (None, entry["label"])]
-    if label == "":
-        chosen = found[:1]
+    entries = context.run_folder.read_json(SEARCH_FILE)["finalists"]
+    found = [FinalistResult(**entry) for entry in entries]
+    chosen = found[:1] if label == "" else [f for f in found if label in (None, f.label)]
     if not chosen:
-        labels = ", ".join(entry["label"] for entry in found)
+        labels = ", ".join(finalist.label for finalist in found)
         raise ConfigError(f"--variant: {label!r} is none of this search's: {labels}")
-    settings = config if label is None else apply(config, chosen[0]["sample"])
-    variants = tuple(PaftVariant(type="paft", name=entry["label"]) for entry in chosen)
-    seeds = tuple(chosen[0]["seeds"])
+    settings = config if label is None else apply(config, chosen[0].sample)
+    variants = tuple(PaftVariant(type="paft", name=finalist.label) for finalist in chosen)
+    seeds = tuple(chosen[0].seeds)
     return context.of_config(
         settings.model_copy(update={"variants": variants, "seeds": seeds}), context.screen
     )
@@ -174,21 +194,22 @@ def _run_trials(
     context: RunContext, tuning: TuningConfig, pools: SearchPools, cpus: float, concurrency: int
 ) -> None:
     """All trials, shown and tracked."""
+    from paft_ray.tuning.tuner import run_trials
+
     run, config = context.run_folder, context.config
-    begun = {record.number: record for record in read_records(run)}
+    begun = {record.number: record.sample for record in read_records(run)}
     suggester = Suggester(tuning, config, begun)
     concurrency = min(concurrency, suggester.total)
     travelling = context.of_config(_absolute(config))
     setup = TrialSetup(travelling, tuning, pools, BoardHandle(), cpus, TRIAL_CPUS)
-    goal = goal_name(tuning.goal)
-    view = TrialView(context.screen, suggester.total, tuning.reports, goal, concurrency)
+    view = TrialView(context.screen, tuning, suggester.total, concurrency)
     with context.screen.stage("search") as stage:
         context.screen.line(
             f"search: {suggester.total} trials, {concurrency} at a time, {cpus:g} CPUs per worker"
         )
-        books = Bookkeeper(context, tuning, view)
-        with context.screen.live(view.draw), books.keeping():
-            problems = run_trials(setup, suggester, concurrency, books)
+        monitor = TrialMonitor(context, tuning, view)
+        with context.screen.live(view.draw), monitor.tracking():
+            problems = run_trials(setup, suggester, concurrency, monitor)
         states = [record.state for record in read_records(run)]
         counts = {state: states.count(state) for state in dict.fromkeys(states)}
         stage.finish(", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -210,19 +231,8 @@ def _absolute(config: Config) -> Config:
     return config.model_copy(update={"model": model, "train": train})
 
 
-def _final_context(
-    context: RunContext, finalists: Sequence[Finalist], seeds: tuple[int, ...]
-) -> RunContext:
-    """The search as a run that compares its finalists, with test examples."""
-    config = context.config
-    variants = tuple(finalist.variant for finalist in finalists)
-    final = config.model_copy(update={"variants": variants, "seeds": seeds})
-    task = load_task(config.task, config.seed)
-    return context.of_task(task).of_config(final, context.screen)
-
-
 def _train_finalist(
-    final: RunContext, finalist: Finalist, seeds: Sequence[int], pools: SearchPools
+    final: RunContext, finalist: Finalist, pools: SearchPools
 ) -> list[TrainedAdapter]:
     """One finalist with every seed, each recorded below its trial."""
     sample = finalist.trial.sample
@@ -230,7 +240,7 @@ def _train_finalist(
     own = final.of_config(settings, final.screen)
     pool = pools.of(sample, settings.prompts.pool_size)
     trained = []
-    for seed in seeds:
+    for seed in finalist.seeds:
         training = Training(finalist.variant, seed)
         record = Record(
             f"training/{training.name}",

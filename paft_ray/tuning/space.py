@@ -19,6 +19,7 @@ from paft_ray.config import (
     GridSearch,
     LogRandInt,
     LogUniform,
+    OptunaSearch,
     RandInt,
     TuningConfig,
 )
@@ -30,7 +31,7 @@ Sample = Mapping[str, Any]
 
 DEFAULT_TRIALS = 16
 _DRAWS_PER_SAMPLE = 100
-"""Draws in search of a sample that there was not yet, before a space counts as used up."""
+"""Draws without a new sample after which a space counts as used up."""
 
 
 def apply(config: Config, sample: Sample) -> Config:
@@ -66,21 +67,24 @@ def edge_configs(config: Config, tuning: TuningConfig) -> list[tuple[str, Config
 
 
 def samples(tuning: TuningConfig, seed: int) -> list[Sample]:
-    """What a random search or a grid tries, in order, nothing twice.
+    """The samples of a random search or a grid, in order, none twice.
 
     Fewer than `tuning.trials` where the space has no more, or none was found in many draws.
     """
-    drawn = (
-        _grid(tuning.space) if isinstance(tuning.search, GridSearch) else draws(tuning.space, seed)
-    )
-    wanted = tuning.trials
-    if wanted is None and not isinstance(tuning.search, GridSearch):
-        wanted = DEFAULT_TRIALS
-    return list(itertools.islice(drawn, wanted))
+    if isinstance(tuning.search, GridSearch):
+        return list(itertools.islice(_grid(tuning.space), tuning.trials))
+    return list(itertools.islice(draws(tuning.space, seed), tuning.trials or DEFAULT_TRIALS))
+
+
+def count_trials(tuning: TuningConfig, seed: int) -> int:
+    """Trials at most."""
+    if isinstance(tuning.search, OptunaSearch):
+        return tuning.trials or DEFAULT_TRIALS
+    return len(samples(tuning, seed))
 
 
 def _grid(space: Mapping[str, DimensionConfig]) -> Iterator[Sample]:
-    values = {p: all_values(d) for p, d in _sorted(space) if isinstance(d, Choice | RandInt)}
+    values = {p: all_values(d) for p, d in sorted(space.items()) if isinstance(d, Choice | RandInt)}
     seen: set[str] = set()
     for combination in itertools.product(*values.values()):
         sample = dict(zip(values, combination, strict=True))
@@ -89,18 +93,14 @@ def _grid(space: Mapping[str, DimensionConfig]) -> Iterator[Sample]:
             yield sample
 
 
-def _sorted(space: Mapping[str, DimensionConfig]) -> list[tuple[str, DimensionConfig]]:
-    """In an order that does not depend on how the configuration was written."""
-    return sorted(space.items())
-
-
 def draws(space: Mapping[str, DimensionConfig], seed: int) -> Iterator[Sample]:
     """Random samples, none twice, as long as there are others."""
     rng = random.Random(f"tuning {seed}")
     seen: set[str] = set()
     missed = 0
     while missed < _DRAWS_PER_SAMPLE:
-        sample = {path: draw(dimension, rng) for path, dimension in _sorted(space)}
+        # sorted, so that it does not matter how the configuration was written
+        sample = {path: draw(dimension, rng) for path, dimension in sorted(space.items())}
         key = sample_key(sample)
         if key in seen:
             missed += 1
@@ -138,7 +138,7 @@ def draw(dimension: DimensionConfig, rng: random.Random) -> Any:
 
 
 def sample_key(sample: Sample) -> str:
-    """The same text for the same sample."""
+    """A text that equal samples share."""
     return json.dumps(dict(sample), sort_keys=True, default=str)
 
 

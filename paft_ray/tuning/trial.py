@@ -1,7 +1,8 @@
-"""One trial: a Ray Train run inside a Tune function, scored on its way, stopped when asked to.
+"""One trial: its record, and the Tune function that trains it, scores it and stops it early.
 
-Runs in an actor of Ray Tune. What it finds stands on storage before it is reported, and a trial
-that is over only reports what stands there: so a search is continued by running it again.
+The function runs in an actor of Ray Tune and starts a Ray Train run. Results are on storage before
+they are reported, and a trial that is over only reports what is there: so a search is continued by
+running it again.
 """
 
 import logging
@@ -9,8 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from paft_ray.cluster.control import BoardHandle
 from paft_ray.cluster.remote import own_errors
@@ -18,14 +22,15 @@ from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
 from paft_ray.config.errors import PaftError, WorkersLostError
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.artifacts import load_manifest
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.training.distributed.trainer import Orders, train_until, training_folder
 from paft_ray.training.distributed.worker import Record
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
-from paft_ray.tuning.goal import TrialRecord, reached, read_record, trial_label, write_record
+from paft_ray.tuning.goal import reached
 from paft_ray.tuning.pools import SearchPools, generation_key
-from paft_ray.tuning.space import Sample, apply
+from paft_ray.tuning.space import apply
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +38,66 @@ GOAL = "goal"
 """Name of the figure that Tune sees."""
 REPORT = "report"
 """Name of the time that Tune sees: how many reports there were."""
+TRIAL_CPUS = 0.01
+"""What a trial's own process, which only waits, takes from its workers' share."""
+State = Literal["begun", "finished", "stopped", "failed"]
+_FOLDER = "trials"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as it is stored; its results are in the folder of its training."""
+
+    number: int
+    """From 0."""
+    sample: Mapping[str, Any]
+    state: State = "begun"
+    """Finished with all steps, stopped early by the scheduler, or failed for `reason`."""
+    seconds: float = 0.0
+    """Wall-clock time of the attempt that ended it, loading included."""
+    reason: str = ""
+    tracked: bool = False
+    """Whether its tracked run has its final state."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What the training's manifest says of it: steps, tokens, seconds of its steps."""
+
+    @property
+    def label(self) -> str:
+        """The label of its variant, which names its folder."""
+        return trial_label(self.number)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.state != "begun"
+
+
+def trial_label(number: int) -> str:
+    """Label of a trial's variant."""
+    return f"trial_{number:03d}"
+
+
+def write_record(run: Storage, record: TrialRecord) -> None:
+    """Write a trial's record into a search's folder."""
+    run.child(_FOLDER).write_json(f"{record.number:03d}.json", asdict(record))
+
+
+def read_record(run: Storage, number: int) -> TrialRecord | None:
+    """One trial's record, if it has begun."""
+    name, folder = f"{number:03d}.json", run.child(_FOLDER)
+    return TrialRecord(**folder.read_json(name)) if folder.exists(name) else None
+
+
+def read_records(run: Storage) -> list[TrialRecord]:
+    """All trials that have begun, by number."""
+    folder = run.child(_FOLDER)
+    records = [TrialRecord(**folder.read_json(name)) for name in folder.names()]
+    return sorted(records, key=lambda record: record.number)
 
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """What all trials of a search have in common; travels to them."""
+    """What all trials of a search have in common; sent to their processes."""
 
     context: RunContext
     """The search's, with a task and pools that have no test split."""
@@ -61,14 +121,14 @@ def stop_key(number: int) -> str:
     return f"stop/{number}"
 
 
-def trial_session(context: RunContext, sample: Sample) -> RunContext:
-    """A search's context as one trial sees it."""
-    return context.of_config(apply(context.config, sample))
-
-
 def trial_training(context: RunContext, number: int) -> Training:
     """The training of a trial."""
     return Training(PaftVariant(type="paft", name=trial_label(number)), context.config.seed)
+
+
+def results_of(context: RunContext, number: int) -> dict[int, NDArray[np.bool_]]:
+    """A trial's results so far: step to whether each answer is right, [P prompts, E examples]."""
+    return read_results(training_folder(context, trial_training(context, number)))
 
 
 def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Example, ...]:
@@ -77,14 +137,13 @@ def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Exam
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
-    """What Tune calls: train, report, and leave the record of it."""
+    """The function that Tune runs: train, report, and write the record."""
     from ray import tune
 
     number, sample = int(config["number"]), config["sample"]
-    context = trial_session(setup.context, sample)
-    training = trial_training(context, number)
-    folder = training_folder(context, training)
     run = setup.context.run_folder
+    context = setup.context.of_config(apply(setup.context.config, sample))
+    folder = training_folder(context, trial_training(context, number))
     record = read_record(run, number) or TrialRecord(number, sample)
     steps = report_steps(
         total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
@@ -92,7 +151,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     told: set[int] = set()
 
     def report() -> None:
-        """Tell Tune of what is new on storage."""
+        """Report to Tune what is new on storage."""
         found = retry_storage(lambda: read_results(folder), "reading results", folder.path())
         for index, step in enumerate(steps):
             if step in found and step not in told:
@@ -105,12 +164,12 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
         return
     started = time.perf_counter()
     try:
-        finished = _train(context, training, steps, record, setup, report)
+        finished = _train(context, setup, record, steps, report)
         manifest = load_manifest(folder) if finished else None
         about = {} if manifest is None else manifest.about
         record = replace(record, state="finished" if finished else "stopped", about=about)
     except WorkersLostError:
-        raise  # no fault of the sample: Tune begins the trial anew, or the next command does
+        raise  # no fault of the sample: Tune starts the trial again, or the next command does
     except PaftError as error:
         logger.exception("trial %d failed", number)
         record = replace(record, state="failed", reason=str(error))
@@ -120,15 +179,19 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
 
 def _train(
     context: RunContext,
-    training: Training,
-    steps: tuple[int, ...],
-    record: TrialRecord,
     setup: TrialSetup,
+    record: TrialRecord,
+    steps: tuple[int, ...],
     report: Callable[[], None],
 ) -> bool:
-    """Train in a thread, and report from this one, which Tune knows; whether it came to its end."""
+    """Train in a thread, and report from this one, which Tune knows.
+
+    Returns:
+        Whether the training came to its end.
+    """
     pool = setup.pools.of(record.sample, context.config.prompts.pool_size)
     prompts = pool.validation[: setup.tuning.prompts]
+    training = trial_training(context, record.number)
     news = threading.Event()
     orders = Orders(
         validation=ValidationPlan(

@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a table where the output is a terminal, else lines."""
+"""What the screen shows while a search runs: a table on a terminal, else lines."""
 
 import threading
 import time
@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 
 from rich.table import Table
 
+from paft_ray.config import TuningConfig
 from paft_ray.runs.progress import Screen
-from paft_ray.tuning.goal import State
+from paft_ray.tuning.goal import goal_name
 from paft_ray.tuning.space import Sample, describe
+from paft_ray.tuning.trial import State
 
 _SHOWN = 12
 
@@ -24,25 +26,17 @@ class _Line:
 
 
 class TrialView:
-    """Trials as they come and go; safe to draw from another thread."""
+    """Keeps the state of every trial; may be drawn from another thread."""
 
-    def __init__(self, screen: Screen, total: int, reports: int, goal: str, concurrency: int):
-        """Nothing has begun.
-
-        Args:
-            screen: Where lines go.
-            total: Trials in all.
-            reports: Reports of a trial that runs to its end.
-            goal: What people call the figure.
-            concurrency: Trials at a time.
-        """
-        self._screen, self._total, self._reports = screen, total, reports
-        self._goal, self._concurrency = goal, concurrency
+    def __init__(self, screen: Screen, tuning: TuningConfig, total: int, concurrency: int) -> None:
+        """Start without trials; `total` in all are to come, `concurrency` at a time."""
+        self._screen, self._total, self._concurrency = screen, total, concurrency
+        self._reports, self._goal = tuning.reports, goal_name(tuning.goal)
         self._lines: dict[int, _Line] = {}
         self._lock = threading.Lock()
 
     def started(self, number: int, sample: Sample) -> None:
-        """A trial has begun, or goes on."""
+        """A trial has started, or started again."""
         with self._lock:
             self._lines[number] = _Line(sample)
 
@@ -53,7 +47,7 @@ class TrialView:
             line.reports, line.goal = report, goal
 
     def ended(self, number: int, state: State, reason: str = "") -> None:
-        """A trial is over; says so in a line."""
+        """A trial is over; shows a line about it."""
         with self._lock:
             line = self._lines[number]
             line.state, line.seconds = state, time.monotonic() - line.since
@@ -68,7 +62,7 @@ class TrialView:
         self._screen.line(text)
 
     def draw(self) -> Table:
-        """The table: those that run, and the best of the others."""
+        """Returns the table: the running trials, and the best of the others."""
         with self._lock:
             table = Table(title=f"{self._total} trials{self._best()}{self._left()}", box=None)
             for heading in ("trial", "settings", "state", "reports", self._goal, "time"):
@@ -97,7 +91,7 @@ class TrialView:
         return f", best so far trial {best} with {goals[best]:.1%}"
 
     def _left(self) -> str:
-        """Time left, from the trials that are over."""
+        """The time left, estimated from the trials that are over."""
         took = [line.seconds for line in self._lines.values() if line.seconds is not None]
         to_do = self._total - len(took)
         if not took or not to_do:

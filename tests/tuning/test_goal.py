@@ -1,7 +1,5 @@
 """The figure that a search wants to be high, by hand and against the bootstrap of evaluation."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
@@ -9,15 +7,7 @@ from pydantic import TypeAdapter
 from paft_ray.config import GoalConfig
 from paft_ray.evaluation.bootstrap import resample
 from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, WORST
-from paft_ray.storage.paths import Storage
-from paft_ray.tuning.goal import (
-    TrialRecord,
-    goal_intervals,
-    reached,
-    read_record,
-    read_records,
-    write_record,
-)
+from paft_ray.tuning.goal import goal_intervals, reached
 
 CORRECT_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], bool)
 
@@ -49,16 +39,3 @@ def test_intervals_are_those_of_the_evaluation() -> None:
             low, high = expected.interval(label, figure)
             assert found[label] == pytest.approx((low, min(1.0, high)), abs=0.03)
             assert found[label][0] < reached(goal_of(type=kind), grids[label]) < found[label][1]
-
-
-def test_records_of_trials_stand_on_storage(tmp_path: Path) -> None:
-    run = Storage.open(str(tmp_path))
-    assert read_records(run) == []
-    assert read_record(run, 0) is None
-    begun = TrialRecord(1, {"train.steps": 4})
-    over = TrialRecord(0, {"train.steps": 2}, "stopped", 3.5, about={"steps": 2})
-    write_record(run, begun)
-    write_record(run, over)
-    assert read_records(run) == [over, begun]
-    assert read_record(run, 1) == begun
-    assert over.over and not begun.over

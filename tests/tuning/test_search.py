@@ -14,8 +14,8 @@ from paft_ray.config import TuningConfig
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.storage.paths import Storage
-from paft_ray.tuning.check import room
-from paft_ray.tuning.goal import read_records
+from paft_ray.tuning.settings import fit_trials
+from paft_ray.tuning.trial import read_records
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_command_without_a_search_says_what_is_missing(make_config, mark, tmp_pa
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_room_for_trials_is_found_or_refused_up_front(make_config) -> None:
+def test_trials_that_do_not_fit_the_cluster_are_refused_up_front(make_config) -> None:
     import ray
 
     cpus = int(ray.cluster_resources()["CPU"])
@@ -72,7 +72,7 @@ def test_room_for_trials_is_found_or_refused_up_front(make_config) -> None:
         tree["train"]["workers"] = workers
         config = load_config(tree)
         tuning = TuningConfig.model_validate({**tree["tuning"], "concurrency": concurrency})
-        return room(config, tuning, [])
+        return fit_trials(config, tuning, [])
 
     assert found(None, num=1, cpus=1) == (1.0, cpus)
     assert found(1, num=1) == (float(cpus), 1)

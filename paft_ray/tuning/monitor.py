@@ -1,8 +1,8 @@
-"""What becomes of trials, shown and tracked by the driver: it has the first and the last word.
+"""Shows trials on the driver's screen, and opens and ends their tracked runs.
 
-A trial's run in tracking is opened by the driver with its parameters, fed by the trial's own
-workers, and ended by the driver. Speaking to a tracking server takes time when it is away, so that
-a thread does it: Tune's loop waits for nothing.
+The driver opens a trial's tracked run with its parameters, the trial's own workers add metrics, and
+the driver ends it. A tracking server may be slow or away, so that a thread talks to it: Tune's loop
+never waits.
 """
 
 import logging
@@ -17,30 +17,36 @@ from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
 from paft_ray.training.distributed.worker import Record
-from paft_ray.tuning.goal import TrialRecord, reached, read_record, read_records, write_record
-from paft_ray.tuning.result import results_of
+from paft_ray.tuning.goal import reached
 from paft_ray.tuning.space import apply
-from paft_ray.tuning.trial import trial_key
+from paft_ray.tuning.trial import (
+    read_record,
+    read_records,
+    results_of,
+    trial_key,
+    trial_label,
+    write_record,
+)
 from paft_ray.tuning.view import TrialView
 
 logger = logging.getLogger(__name__)
 
 
-class Bookkeeper:
-    """Hears of trials; shows them and keeps their tracked runs in order."""
+class TrialMonitor:
+    """Receives the events of trials from Tune."""
 
     def __init__(self, context: RunContext, tuning: TuningConfig, view: TrialView) -> None:
-        """A bookkeeper; `keeping` begins and ends its work."""
+        """Nothing is tracked outside of `tracking`."""
         self._session, self._tuning, self._view = context, tuning, view
-        self._executor = ThreadPoolExecutor(1, "bookkeeping")
+        self._executor = ThreadPoolExecutor(1, "trial-tracking")
         self._work: list[Future[None]] = []
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
-        """While the block runs, keep books; what an earlier process left is put in order first.
+    def tracking(self) -> Iterator[None]:
+        """Track trials while the block runs; what an earlier process left open is ended first.
 
         The run of a trial that is not over when the block ends stays open, until the search itself
-        ends what is.
+        ends it.
         """
         for record in read_records(self._session.run_folder):
             if record.over and not record.tracked:
@@ -53,7 +59,7 @@ class Bookkeeper:
                 work.result()
 
     def started(self, number: int, sample: Mapping[str, Any]) -> None:
-        """A trial begins, or begins anew."""
+        """A trial starts, or starts again."""
         self._view.started(number, sample)
         record = read_record(self._session.run_folder, number)
         if record is None or not record.over:
@@ -67,7 +73,7 @@ class Bookkeeper:
         """A trial's process is over."""
         record = read_record(self._session.run_folder, number)
         if record is None or not record.over:
-            return  # lost with its process: Tune begins it anew
+            return  # lost with its process: Tune starts it again
         self._view.ended(number, record.state, record.reason)
         if not record.tracked:
             self._later(self._close, number)
@@ -82,7 +88,7 @@ class Bookkeeper:
         tracker.release()
 
     def _close(self, number: int) -> None:
-        """The final state of a trial that is over, once."""
+        """Track the final state of a trial that is over, once."""
         run = self._session.run_folder
         record = read_record(run, number)
         assert record is not None
@@ -90,7 +96,7 @@ class Bookkeeper:
             return
         tracker = self._tracker(number)
         tracker.set_tags({"paft.state": record.state, "paft.reason": record.reason})
-        if results := results_of(self._session, record):
+        if results := results_of(self._session, number):
             step = max(results)
             figure = reached(self._tuning.goal, results[step])
             tracker.log_metrics({Metric.VALIDATION_GOAL: figure}, step)
@@ -98,14 +104,14 @@ class Bookkeeper:
         write_record(run, replace(record, tracked=True))
 
     def _tracker(self, number: int) -> Tracker:
-        name = f"{self._session.config.name}/{TrialRecord(number, {}).label}"
+        name = f"{self._session.config.name}/{trial_label(number)}"
         tags = {"paft.trial": str(number)}
         return open_tracker(self._session.tracking, trial_key(number), name, RUN_KEY, tags)
 
 
 @contextmanager
 def closing(context: RunContext, record: Record) -> Iterator[None]:
-    """End the tracked run of a training that other processes feed, whatever becomes of them."""
+    """End the tracked run that workers write to, also when the block raises."""
     status: FinalStatus = "KILLED"
     try:
         yield

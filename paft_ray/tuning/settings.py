@@ -1,4 +1,4 @@
-"""What a search asks for, against the space, the model, and the cluster; before any work."""
+"""What a search checks for each of its trials, and how many fit into the cluster."""
 
 import importlib.util
 import math
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from paft_ray.cluster.resources import cpus_per_worker, node_resources, places
 from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
-from paft_ray.pipeline.preflight import check_settings
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.settings import check_settings
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
 
-_TRIED = 64
-"""Samples of a search that learns which are tried before it: what it draws itself is not known."""
+_CHECKED = 64
+"""Random samples that are checked for Optuna, whose own samples are not known before."""
 
 
 def tuning_of(config: Config) -> TuningConfig:
@@ -27,10 +27,10 @@ def tuning_of(config: Config) -> TuningConfig:
 
 
 def check_search(context: RunContext) -> list[Config]:
-    """Refuse what can be refused before Ray starts and without torch.
+    """Check a search before Ray starts and without torch.
 
     Every edge of every dimension is checked as the configuration of a run is, and so is every
-    sample of a random search or a grid; of Optuna's, which depend on figures, as many random ones.
+    sample of a random search or a grid; Optuna's depend on figures, so random ones are checked.
 
     Returns:
         The configurations that were checked.
@@ -50,7 +50,7 @@ def check_search(context: RunContext) -> list[Config]:
         raise ConfigError(
             "evaluation.estimate: a search evaluates its few finalists in full: leave it out"
         )
-    drawn = tuning.model_copy(update={"trials": _TRIED}) if by_optuna else tuning
+    drawn = tuning.model_copy(update={"trials": _CHECKED}) if by_optuna else tuning
     found = [(f"{path} at an edge", trial) for path, trial in edge_configs(config, tuning)]
     found += [(describe(s), apply(config, s)) for s in samples(drawn, config.seed)]
     for what, trial in found:
@@ -74,21 +74,23 @@ def _check_trial(trial: Config, config: Config, context: RunContext) -> None:
         )
 
 
-def room(config: Config, tuning: TuningConfig, configs: Sequence[Config]) -> tuple[float, int]:
+def fit_trials(
+    config: Config, tuning: TuningConfig, configs: Sequence[Config]
+) -> tuple[float, int]:
     """CPUs of each worker of a trial where none are configured, and how many trials run at a time.
 
-    By what the cluster has in all: what is in use right now is about to be free.
+    Counts all that the cluster has: what is in use now will be free soon.
 
     Args:
         config: The search's.
         tuning: How.
-        configs: Those that its trials may have.
+        configs: Configurations that its trials may have.
 
     Raises:
-        ConfigError: There is no room for one trial, or not for as many as are asked for.
+        ConfigError: The cluster cannot hold one trial, or not as many as are asked for.
     """
     for each in (config, *configs):
-        cpus_per_worker(each.train.workers, "train.workers")  # room for one trial at least
+        cpus_per_worker(each.train.workers, "train.workers")  # one trial fits at least
     largest = max(
         (each.train.workers for each in (config, *configs)),
         key=lambda workers: (workers.fewest * (workers.cpus or 1.0), workers.fewest),
@@ -115,7 +117,7 @@ def room(config: Config, tuning: TuningConfig, configs: Sequence[Config]) -> tup
 
 
 def _share(workers: int, of: TrainWorkersConfig) -> float:
-    """The most whole CPUs, one at least, with which so many workers find a place."""
+    """The most whole CPUs, one at least, with which so many workers fit."""
     most = max((node.get("CPU", 0.0) for node in node_resources()), default=1.0)
     shares = range(max(1, math.floor(most)), 0, -1)
     return float(next((share for share in shares if _places(share, of) >= workers), 1))
