@@ -128,7 +128,7 @@ def train_engine(
     from paft_ray.tracking import NullTracker
     from paft_ray.training.engine import Engine
     from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import Outlets, Recipe, fit
+    from paft_ray.training.loop import LoopHooks, Recipe, fit
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
@@ -161,13 +161,13 @@ def train_engine(
             in_turns(),
             Progress(),
             Recipe(never, lambda step: LEARNING_RATE, never, seed=0, objective=train.objective),
-            Outlets(
+            LoopHooks(
                 NullTracker(),
                 Checkpoints(storage, "benchmark", keep=1),
                 Ledger(storage, 0),
+                PromptWeights(len(planner.prompts)),
                 note,
             ),
-            PromptWeights(len(planner.prompts)),
         )
     turns.finish()
 

@@ -1,88 +1,251 @@
-"""How far remote work has come."""
+"""Actors through which a driver and its workers talk while the work goes on.
+
+Covered: the control actor of a training or a search (heartbeats, progress, requests to stop, the
+handles by which workers are ended), a count that several processes add to, and a thread with which
+a driver reads either. Not covered: what the driver concludes from heartbeats.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
 
 from paft_ray.cluster.remote import actor_beside
+from paft_ray.config.errors import PaftError
+
+T = TypeVar("T")
+
+Phase = Literal["loading", "forward", "waiting", "validation", "checkpoint", "saving", "done"]
+_ORDER: Mapping[Phase, int] = {
+    "loading": 0,
+    "forward": 1,
+    "waiting": 2,
+    "validation": 3,
+    "checkpoint": 4,
+    "saving": 5,
+    "done": 6,
+}
 
 
-class Board:
-    """Where remote work says how far it is; a Ray actor without a CPU of its own."""
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What one rank reports about itself."""
+
+    attempt: int
+    """The group of workers; a group that is started later has a greater one."""
+    rank: int
+    ranks: int
+    node: str
+    """Address of the rank's node."""
+    pid: int
+    count: int = 0
+    """Grows as long as the process runs."""
+    moves: int = 0
+    """Grows with every change of position."""
+    phase: Phase = "loading"
+    step: int = 0
+    """The step being worked on, from 1; 0 before the first."""
+    row: int = 0
+    """Rows of it that are done."""
+    steps: int = 0
+    """Steps that this attempt has behind it."""
+    longest_step_s: float = 0.0
+    """Of this attempt, its first step apart, which compiles and allocates."""
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """Grows with progress, comparable between ranks."""
+        return self.step, _ORDER[self.phase], self.row
+
+    def __str__(self) -> str:
+        """For a person: rank, node and process."""
+        return f"rank {self.rank} on node {self.node} (pid {self.pid})"
+
+    @property
+    def place(self) -> str:
+        """For a person: where it stands."""
+        if self.phase == "loading":
+            return "while loading"
+        if self.phase == "forward":
+            return f"at step {self.step}, row {self.row + 1}"
+        doing = {
+            "waiting": "waiting for the others",
+            "validation": "scoring validation prompts",
+            "checkpoint": "in its checkpoint",
+        }
+        return f"at step {self.step}, {doing.get(self.phase, 'saving the adapter')}"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlState:
+    """What workers have reported so far, as the driver reads it."""
+
+    heartbeats: Mapping[int, Heartbeat] = field(default_factory=dict)
+    """By rank the latest, also of ranks that only an earlier attempt had."""
+    step: int = 0
+    """The last step that is done."""
+    validated: int = 0
+    """The last step after which the model was scored."""
+    ended_attempt: int = 0
+    """The latest attempt that Ray Train took down."""
+    refusal: PaftError | None = None
+    """Why the workers refused to go on; starting them again would end the same way."""
+
+
+class ControlActor:
+    """Keeps what workers report and what they are asked for; runs as a Ray actor."""
 
     def __init__(self) -> None:
-        self._values: dict[str, Any] = {}
-        self._held: dict[str, Any] = {}
+        self._state = ControlState()
+        self._stopping: set[int] = set()
+        self._workers: dict[tuple[int, int], Any] = {}
 
-    def hold(self, key: str, value: Any) -> None:
-        """Keep something that is asked for by its name, such as an actor's handle."""
-        self._held[key] = value
+    def state(self) -> ControlState:
+        """Return all that was reported."""
+        return self._state
 
-    def held(self, key: str) -> Any:
-        """What was given to hold, or None."""
-        return self._held.get(key)
+    def report_heartbeat(self, heartbeat: Heartbeat) -> bool:
+        """Keep a rank's heartbeat, and return whether its attempt is asked to stop."""
+        self._update(heartbeats={**self._state.heartbeats, heartbeat.rank: heartbeat})
+        return heartbeat.attempt in self._stopping
 
-    def post(self, key: str, value: Any) -> None:
-        """Say something."""
-        self._values[key] = value
+    def report_progress(self, step: int) -> None:
+        """Keep how many steps are done."""
+        self._update(step=step)
 
-    def exchange(self, key: str, value: Any, asked: str) -> Any:
-        """Say something, and hear what was given to hold under another name, or None."""
-        self.post(key, value)
-        return self.held(asked)
+    def report_validated(self, step: int) -> None:
+        """Keep after which step the model was scored."""
+        self._update(validated=step)
 
-    def read(self) -> dict[str, Any]:
-        """All that was said."""
-        return dict(self._values)
+    def report_ended(self, attempt: int) -> None:
+        """Keep which attempt was taken down."""
+        self._update(ended_attempt=attempt)
+
+    def refuse(self, error: PaftError) -> None:
+        """Keep why the workers refused to go on."""
+        self._update(refusal=error)
+
+    def request_stop(self, number: int) -> None:
+        """Ask an attempt of a training, or a trial of a search, to stop."""
+        self._stopping.add(number)
+
+    def stop_requested(self, number: int) -> bool:
+        """Return whether an attempt or a trial is asked to stop."""
+        return number in self._stopping
+
+    def keep_worker(self, attempt: int, rank: int, worker: Any) -> None:
+        """Keep the handle of a rank's actor."""
+        self._workers[attempt, rank] = worker
+
+    def worker(self, attempt: int, rank: int) -> Any:
+        """Return the handle of a rank's actor, or None where it never reported one."""
+        return self._workers.get((attempt, rank))
+
+    def _update(self, **changes: Any) -> None:
+        self._state = replace(self._state, **changes)
 
 
-class BoardHandle:
-    """The driver's and the workers' end of a `Board`; pickles."""
+class Control:
+    """A handle of a `ControlActor` for the driver and the workers; pickles.
+
+    What is reported or requested is sent without waiting, unless a method says otherwise.
+    """
 
     def __init__(self) -> None:
         """Start the actor, on this process's own node: it is lost only where the driver is too."""
-        self._actor = actor_beside(Board)
+        self._actor = actor_beside(ControlActor)
 
-    def post(self, key: str, value: Any) -> None:
-        """Say something, without waiting for it to arrive."""
-        self._actor.post.remote(key, value)
-
-    def post_now(self, key: str, value: Any) -> None:
-        """Say something, and return when it has arrived."""
+    def state(self) -> ControlState:
+        """Return all that was reported."""
         import ray
 
-        ray.get(self._actor.post.remote(key, value))
+        return ray.get(self._actor.state.remote())
 
-    def read(self) -> dict[str, Any]:
-        """All that was said."""
+    def report_heartbeat(self, heartbeat: Heartbeat) -> Any:
+        """Report a heartbeat; returns a reference to whether its attempt is asked to stop."""
+        return self._actor.report_heartbeat.remote(heartbeat)
+
+    def report_progress(self, step: int) -> None:
+        """Report how many steps are done."""
+        self._actor.report_progress.remote(step)
+
+    def report_validated(self, step: int) -> None:
+        """Report after which step the model was scored."""
+        self._actor.report_validated.remote(step)
+
+    def report_ended(self, attempt: int) -> None:
+        """Report which attempt was taken down."""
+        self._actor.report_ended.remote(attempt)
+
+    def refuse(self, error: PaftError) -> None:
+        """Report why the workers refuse to go on; returns when that has arrived."""
         import ray
 
-        return ray.get(self._actor.read.remote())
+        ray.get(self._actor.refuse.remote(error))
 
-    def hold(self, key: str, value: Any) -> None:
-        """Keep something that is asked for by its name, without waiting for it to arrive."""
-        self._actor.hold.remote(key, value)
+    def request_stop(self, number: int) -> None:
+        """Ask an attempt of a training, or a trial of a search, to stop."""
+        self._actor.request_stop.remote(number)
 
-    def held(self, key: str) -> Any:
-        """What was given to hold, or None."""
+    def stop_requested(self, number: int) -> bool:
+        """Return whether an attempt or a trial is asked to stop."""
         import ray
 
-        return ray.get(self._actor.held.remote(key))
+        return ray.get(self._actor.stop_requested.remote(number))
 
-    def exchange(self, key: str, value: Any, asked: str) -> Any:
-        """Say something, without waiting; a reference to what is held under another name."""
-        return self._actor.exchange.remote(key, value, asked)
+    def keep_worker(self, attempt: int, rank: int, worker: Any) -> None:
+        """Leave the handle of a rank's actor, by which the driver can end it."""
+        self._actor.keep_worker.remote(attempt, rank, worker)
+
+    def worker(self, attempt: int, rank: int) -> Any:
+        """Return the handle of a rank's actor, or None where it never reported one."""
+        import ray
+
+        return ray.get(self._actor.worker.remote(attempt, rank))
+
+
+class CountActor:
+    """Keeps a sum; runs as a Ray actor."""
+
+    def __init__(self) -> None:
+        self._total = 0
+
+    def add(self, number: int) -> None:
+        """Add to the sum."""
+        self._total += number
+
+    def total(self) -> int:
+        """Return the sum."""
+        return self._total
+
+
+class Count:
+    """A handle of a `CountActor`: a number that several processes add to; pickles."""
+
+    def __init__(self) -> None:
+        """Start the actor, on this process's own node."""
+        self._actor = actor_beside(CountActor)
+
+    def add(self, number: int) -> None:
+        """Add to the sum, without waiting."""
+        self._actor.add.remote(number)
+
+    def total(self) -> int:
+        """Return the sum, in which all is that this process has added."""
+        import ray
+
+        return ray.get(self._actor.total.remote())
 
 
 @contextmanager
-def follow(board: BoardHandle, show: Callable[[Mapping[str, Any]], None]) -> Iterator[None]:
-    """Show what remote work says on the board, twice a second and once at the end."""
+def follow(read: Callable[[], T], show: Callable[[T], None]) -> Iterator[None]:
+    """Show what `read` returns twice a second, in a thread, and once more at the end."""
     stop = threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.5):
-            show(board.read())
+            show(read())
 
     thread = threading.Thread(target=watch, name="follow", daemon=True)
     thread.start()
@@ -91,4 +254,4 @@ def follow(board: BoardHandle, show: Callable[[Mapping[str, Any]], None]) -> Ite
     finally:
         stop.set()
         thread.join()
-    show(board.read())
+    show(read())

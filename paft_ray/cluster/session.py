@@ -1,8 +1,8 @@
 """What the machine or cluster offers, and how we join it.
 
 Covered: which arithmetic `auto` stands for, starting or joining Ray with token authentication, how
-many CPUs a worker gets, how far remote work has come, one rate limit for all actors that ask the
-same endpoint.
+many CPUs a worker gets, actors beside the driver, one rate limit for all actors that ask the same
+endpoint.
 """
 
 import json

@@ -194,14 +194,14 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
             f"{trained.folder.path()}: its files are not those that were trained (a checksum "
             "differs): restore them, or train again under another name"
         )
-    made_from = trained.about.get("made_from", {})
+    made_from = trained.record.made_from
     now = {"task": context.task_identity, "model": context.model_identity}
-    if changed := [part for part, identity in now.items() if made_from.get(part) != identity]:
+    if changed := [part for part in now if getattr(made_from, part) != now[part]]:
         raise ConfigError(
             f"{trained.folder.path()} was trained on another {' and another '.join(changed)} than "
             "the configuration names now: files behind the same path differ"
         )
-    if "prompt" not in trained.about:
+    if trained.record.prompt is None:
         raise ConfigError(
             f"{trained.folder.path()} was written by an older paft_ray, which kept too little for "
             "an export: train again under another name"
@@ -230,10 +230,11 @@ def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
         for name in names:
             writer.add(name.removeprefix(prefix), folder.read_bytes(name))
         return
-    about = plan.trained.about
-    settings = model_config(plan.context.config, plan.context.task, about["prompt"]["text"])
+    record = plan.trained.record
+    assert record.prompt is not None  # by _find
+    settings = model_config(plan.context.config, plan.context.task, record.prompt.text)
     adapter = {name.removeprefix(prefix): folder.read_bytes(name) for name in names}
-    for name, data in pyfunc_files(settings, adapter, about["versions"]).items():
+    for name, data in pyfunc_files(settings, adapter, record.versions).items():
         writer.add(name, data)
 
 
@@ -310,7 +311,8 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
     from paft_ray.prompts.template import parse
 
     config, task = plan.context.config, plan.context.task
-    template = parse(plan.trained.about["prompt"]["text"], task.slots)
+    assert plan.trained.record.prompt is not None  # by _find
+    template = parse(plan.trained.record.prompt.text, task.slots)
     tokenizer = load_tokenizer(base, config.model.revision)
     encoder = TextEncoder.from_config(tokenizer, config)
     return [
@@ -334,5 +336,5 @@ def _card(plan: ExportPlan) -> str:
         summary = context.run_folder.read_json("summary.json")
         evaluation = card_figures(summary) if trained.training.label in summary["models"] else None
     return render_card(
-        context.config, context.task, trained.fingerprint, trained.about, evaluation, plan.kind
+        context.config, context.task, trained.fingerprint, trained.record, evaluation, plan.kind
     )

@@ -98,7 +98,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
         for adapter in trained:
-            if adapter.about.get("made_from") != provenance(context, pool):
+            if adapter.record.made_from != provenance(context, pool):
                 raise ConfigError(
                     f"{adapter.folder.path()} was trained on other data, prompts or weights than "
                     "the configuration names now: train again under another name"

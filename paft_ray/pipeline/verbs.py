@@ -47,7 +47,7 @@ def _train(work: Work) -> Result:
         context.config.called(t.training): {
             kind: t.folder.path(kind),
             "fingerprint": t.fingerprint,
-            **t.about,
+            **t.record.to_json(),
         }
         for t in trained
     }

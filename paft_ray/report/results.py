@@ -107,11 +107,10 @@ def _examples_table(context: RunContext) -> pa.Table:
 def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
     """What one variant's trainings took, on average: the same steps, about as many tokens."""
     mean = {
-        kind: statistics.fmean(t.about[kind] for t in trained)
+        kind: statistics.fmean(getattr(t.record, kind) for t in trained)
         for kind in ("tokens", "answer_tokens", "seconds")
-        if all(kind in t.about for t in trained)
     }
-    return {"steps": trained[0].about["steps"], **{f"trained_{k}": v for k, v in mean.items()}}
+    return {"steps": trained[0].record.steps, **{f"trained_{k}": v for k, v in mean.items()}}
 
 
 def _write_cards(
@@ -122,11 +121,11 @@ def _write_cards(
     form: Form = "model" if context.config.model.peft is None else "adapter"
     folder = result_folder(context.config.model.peft)
     for model in results.trained:
-        if "prompt" not in model.about:  # trained before there were cards
+        if model.record.prompt is None:  # trained before there were cards
             continue
         config = results.configs.get(model.training.label, context.config)
         text = render_card(
-            config, context.task, model.fingerprint, model.about, figures, form
+            config, context.task, model.fingerprint, model.record, figures, form
         ).encode()
         model.folder.write_bytes(f"{folder}/{CARD}", text)
         tracker.log_artifact(f"adapters/{context.config.called(model.training)}/{CARD}", text)

@@ -8,15 +8,15 @@ stand in it as they are, inside JSON where they are code.
 import importlib.metadata
 import importlib.resources
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
 from paft_ray.config import Config
 from paft_ray.config.loading import dump_config, resolve_path
 from paft_ray.serving.folder import input_columns
+from paft_ray.serving.record import TrainingRecord
 from paft_ray.tasks import Task
 
 CARD = "README.md"
@@ -54,7 +54,7 @@ def render_card(
     config: Config,
     task: Task,
     identity: str,
-    about: Mapping[str, Any],
+    record: TrainingRecord,
     evaluation: Evaluation | None = None,
     form: Form = "adapter",
 ) -> str:
@@ -64,7 +64,7 @@ def render_card(
         config: The run's.
         task: What was trained on.
         identity: The training's fingerprint.
-        about: From the training's manifest.
+        record: From the training's manifest.
         evaluation: Figures of the whole run, where it is evaluated.
         form: What lies beside the card.
     """
@@ -79,12 +79,12 @@ def render_card(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    versions = about.get("versions", {})
+    assert record.prompt is not None  # the caller has looked: older trainings have no card
     text_column, prompt_column = input_columns(task.slots)
     told = {key: value for key, value in tree.items() if key not in _UNTOLD}
     text = environment.from_string(source).render(
         header=_header(task, base, form),
-        title=f"{base} for {task.name}: {about['variant']}",
+        title=f"{base} for {task.name}: {record.variant}",
         form=form,
         base=base,
         path=path,
@@ -97,17 +97,17 @@ def render_card(
             "choices": task.choices,
             **{split: len(task.examples(split)) for split in ("train", "validation", "test")},
         },
-        prompt=about["prompt"]["text"],
+        prompt=record.prompt.text,
         fields={slot: f"(your {slot})" for slot in task.slots},
         text_column=text_column,
         prompt_column=prompt_column,
         new_tokens=16 if task.choices else config.evaluation.max_new_tokens,
         config=tree,
-        about=about,
+        record=record,
         identity=identity,
-        verified=about.get("verified"),
-        versions=versions,
-        shown_versions=", ".join(f"{name} {version}" for name, version in versions.items()),
+        verified=record.verified,
+        versions=record.versions,
+        shown_versions=", ".join(f"{name} {v}" for name, v in record.versions.items()),
         columns=("model", *evaluation.columns) if evaluation else (),
         rows=evaluation.rows if evaluation else (),
         evaluated=f"{evaluation.prompts} held-out prompts x {evaluation.examples} test examples"

@@ -13,11 +13,13 @@ retention.py    which checkpoint counts, and which nobody needs any more
 patience.py     how long storage that fails is waited for
 ledger.py       what was drawn and what it cost, on storage
 loop.py         the loop; no Ray
-handover.py     from a trained engine to a verified adapter, its card and pyfunc
+handover.py     a trained engine saved as a verified adapter, with its card and pyfunc
 verification.py whether what was written is what was trained
+job.py          what a training and each of its ranks is told; no Ray
 heartbeat.py    who is stuck, judged by the driver; pure but for a thread that sends
 growth.py       when an elastic training begins anew as more ranks
 ranks.py        Ray Train's workers into one process group; notice of SIGTERM and of drains
 worker.py       what one rank does
-trainer.py      Ray Train: `train(context, prompts, training, pool)`
+launch.py       Ray Train: starts ranks, looks after them, starts them again
+trainer.py      `train(context, prompts, training, pool)`
 """

@@ -19,7 +19,7 @@ from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
 from paft_ray.models.packing import Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
-from paft_ray.training.state.checkpoint import KINDS, Crew
+from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
 from paft_ray.training.zero import WholeTensors, full_shape
 
@@ -151,15 +151,16 @@ class Engine:
         """Bytes of the trainable weights in fp32, over all ranks; moments are twice as much."""
         return sum(self._sizes.values())
 
-    def crew(self) -> Crew:
+    def rank_group(self) -> RankGroup:
         """All ranks, for `Checkpoints`; collective."""
-        return Crew(self.rank, self.ranks, self.exchange(secrets.token_hex(4))[0], self.exchange)
+        attempt = self.exchange(secrets.token_hex(4))[0]
+        return RankGroup(self.rank, self.ranks, attempt, self.exchange)
 
     def exchange(self, mine: Any) -> list[Any]:
-        """What every rank says, by rank; small and picklable; collective."""
-        said: list[Any] = [None] * self.ranks
-        dist.all_gather_object(said, mine)
-        return said
+        """Return every rank's value, by rank; small and picklable; collective."""
+        values: list[Any] = [None] * self.ranks
+        dist.all_gather_object(values, mine)
+        return values
 
     def gather(self) -> dict[str, torch.Tensor]:
         """This rank's part of the state in rank-free form, whole tensors on the CPU; collective.

@@ -18,7 +18,7 @@ class Ledger:
 
     Where past losses change draws or weights, `sampling/` has these for every prompt as they stand
     at each checkpoint. A stretch that is trained again after a crash overwrites its part with the
-    same rows, or `sweep` has removed it.
+    same rows, or `prune` has removed it.
     """
 
     home: Storage

@@ -1,4 +1,4 @@
-"""The training loop, readable in one go: engine, plans, tracker and report are handed in; no Ray.
+"""The training loop, readable in one go: engine, plans, tracker and report are arguments; no Ray.
 
 A step: the rows of this rank forward and backward, one all-reduce of the per-slot losses, one read
 by the host, a refusal if that is not finite, one optimizer step. Every `every_steps` steps state
@@ -55,8 +55,8 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlets:
-    """Where the loop's results go."""
+class LoopHooks:
+    """What the loop calls: takers of its results, and what it asks."""
 
     tracker: Tracker
     """Takes metrics; one that logs on rank 0 only."""
@@ -64,12 +64,16 @@ class Outlets:
     """Take state; every rank writes its part."""
     ledger: Ledger
     """Takes draws and losses; rank 0 writes."""
+    weights: PromptWeights
+    """Learns from the losses; plans are made with it."""
     report: Callable[[Mapping[str, float]], None]
     """Called on every rank after every step, with metrics."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
     validate: Callable[[int], None] = lambda step: None
     """Called on every rank after every step, before that is saved; may score the model."""
+    must_stop: Callable[[], bool] = lambda: False
+    """Called on every rank in every step; where one returns true, all save that step and return."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,8 @@ class StepResult:
     """Negative log-likelihood of every slot's answer, in nats."""
     metrics: Mapping[str, float]
     seconds: float
-    leaving: bool
-    """Whether some rank must leave."""
+    stopping: bool
+    """Whether some rank must stop."""
 
 
 def fit(
@@ -89,32 +93,27 @@ def fit(
     plans: Iterable[StepPlan],
     progress: Progress,
     recipe: Recipe,
-    outlets: Outlets,
-    weights: PromptWeights,
-    leave: Callable[[], bool] = lambda: False,
+    hooks: LoopHooks,
 ) -> Progress:
-    """Train from `progress.step` to `recipe.steps`, or until a rank must leave.
+    """Train from `progress.step` to `recipe.steps`, or until a rank must stop.
 
     Args:
         engine: Model and optimizer, already at `progress`.
-        plans: The plan of every step from `progress.step` on, made with `weights`.
+        plans: The plan of every step from `progress.step` on, made with `hooks.weights`.
         progress: Where to start.
         recipe: What does not change.
-        outlets: Where results go.
-        weights: Learns from the losses.
-        leave: Asked on every rank in every step; where one says yes, all keep a checkpoint of that
-            step and return.
+        hooks: Where results go, and whether to stop.
 
     Returns:
-        The progress at the end, with fewer than `steps` steps where a rank had to leave.
+        The progress at the end, with fewer than `steps` steps where a rank had to stop.
 
     Raises:
         TrainingError: The loss of a step is not finite; the weights are those before the step. Or
             a checkpoint could not be written.
     """
     for plan in plans:
-        result = train_step(engine, plan, recipe, leave(), outlets.at)
-        weights.observe(
+        result = train_step(engine, plan, recipe, hooks)
+        hooks.weights.observe(
             [draw.prompt for draw in plan.draws],
             [nll / d.answer_tokens for nll, d in zip(result.nll_S, plan.draws, strict=True)],
         )
@@ -127,22 +126,22 @@ def fit(
             seconds=progress.seconds + result.seconds,
             loss=result.metrics[Metric.TRAIN_LOSS],
         )
-        outlets.tracker.log_metrics(result.metrics, progress.step)
-        outlets.ledger.add(plan, result.nll_S)
-        outlets.validate(progress.step)
+        hooks.tracker.log_metrics(result.metrics, progress.step)
+        hooks.ledger.add(plan, result.nll_S)
+        hooks.validate(progress.step)
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
-        if due or result.leaving:
-            outlets.at("checkpoint")
-            outlets.checkpoints.wait()  # else two states are in memory
-            state = {**engine.gather(), **weights.state()}
-            write_ledger = outlets.ledger.take(progress.step, weights)
-            before = partial(_write_records, write_ledger, outlets.tracker)
-            outlets.checkpoints.save(progress, state, before)
-        outlets.report({"step": float(progress.step), **result.metrics})
-        if result.leaving:
+        if due or result.stopping:
+            hooks.at("checkpoint")
+            hooks.checkpoints.wait()  # else two states are in memory
+            state = {**engine.gather(), **hooks.weights.state()}
+            write_ledger = hooks.ledger.take(progress.step, hooks.weights)
+            before = partial(_write_records, write_ledger, hooks.tracker)
+            hooks.checkpoints.save(progress, state, before)
+        hooks.report({"step": float(progress.step), **result.metrics})
+        if result.stopping:
             break
-    outlets.at("checkpoint")
-    outlets.checkpoints.wait()
+    hooks.at("checkpoint")
+    hooks.checkpoints.wait()
     return progress
 
 
@@ -152,31 +151,24 @@ def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
     tracker.flush()
 
 
-def train_step(
-    engine: Engine,
-    plan: StepPlan,
-    recipe: Recipe,
-    leave: bool = False,
-    at: Callable[..., None] = lambda phase, step=None, row=0: None,
-) -> StepResult:
+def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks) -> StepResult:
     """One optimizer step.
 
     Args:
         engine: Model and optimizer.
         plan: What to train on.
         recipe: What does not change.
-        leave: Whether this rank must leave after the step.
-        at: See `Outlets`.
+        hooks: Told where the loop is, and asked whether this rank must stop after the step.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.
     """
-    started = time.perf_counter()
+    started, must_stop = time.perf_counter(), hooks.must_stop()
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
     slots = len(plan.draws)
     sums = torch.zeros(slots + 2, dtype=torch.float64, device=engine.device)
     for done, row in enumerate(plan.rows[engine.rank]):
-        at("forward", plan.step + 1, done)
+        hooks.at("forward", plan.step + 1, done)
 
         def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
             loss, nll_S, penalty = row_loss(recipe.objective, logprobs_A, row, plan)
@@ -185,9 +177,9 @@ def train_step(
             return loss
 
         engine.accumulate(row, loss_of)
-    sums[slots + 1] = float(leave)
-    at("waiting")
-    *nll_S, penalty, leaving = engine.all_reduce(sums)
+    sums[slots + 1] = float(must_stop)
+    hooks.at("waiting")
+    *nll_S, penalty, stopping = engine.all_reduce(sums)
     loss = sum(nll_S) / plan.answer_tokens
     if not math.isfinite(loss + penalty):
         raise TrainingError(_describe_bad_step(plan, nll_S))
@@ -212,7 +204,7 @@ def train_step(
         metrics[Metric.TRAIN_EFFECTIVE_PROMPTS] = effective
     if plan.weights.weight_N is not None:
         metrics[Metric.TRAIN_LARGEST_PROMPT_WEIGHT] = float(plan.weights.weight_N.max())
-    return StepResult(nll_S, metrics, seconds, leaving > 0)
+    return StepResult(nll_S, metrics, seconds, stopping > 0)
 
 
 def packing_error(

@@ -53,7 +53,6 @@ class Validation:
         engine: "Engine",
         predictor: "Predictor",
         folder: Storage,
-        tell: Callable[[int, NDArray[np.bool_]], None],
         at: Callable[..., None],
     ) -> None:
         """Prepare for scoring.
@@ -63,27 +62,30 @@ class Validation:
             engine: What is trained.
             predictor: Knows how questions are put.
             folder: The training's.
-            tell: Called by rank 0 with a step and its result, [P, E], which stands on storage then.
-            at: Told on every rank where it is, see `loop.Outlets`.
+            at: Called on every rank with where it is, see `loop.LoopHooks`.
         """
-        self._plan, self._engine, self._asker, self._tell = plan, engine, predictor, tell
-        self._at = at
+        self._plan, self._engine, self._asker, self._at = plan, engine, predictor, at
         self._folder = folder.child(FOLDER)
 
-    def after(self, step: int) -> None:
-        """Score the model, if it is time to; collective."""
+    def after(self, step: int) -> NDArray[np.bool_] | None:
+        """Score the model, if it is time to; collective.
+
+        Returns:
+            On rank 0 the result, [P, E], which is on storage then; else None.
+        """
         if step not in self._plan.steps:
-            return
+            return None
         correct = self._score()
-        if self._engine.rank == 0:
-            correct_PE = np.asarray(correct, bool).reshape(-1, len(self._plan.examples))
-            record = {"step": step, "correct": correct_PE.astype(int).tolist()}
-            retry_storage(
-                lambda: self._folder.write_json(_file(step), record),
-                "writing validation results",
-                self._folder.path(),
-            )
-            self._tell(step, correct_PE)
+        if self._engine.rank != 0:
+            return None
+        correct_PE = np.asarray(correct, bool).reshape(-1, len(self._plan.examples))
+        record = {"step": step, "correct": correct_PE.astype(int).tolist()}
+        retry_storage(
+            lambda: self._folder.write_json(_file(step), record),
+            "writing validation results",
+            self._folder.path(),
+        )
+        return correct_PE
 
     def _score(self) -> Sequence[float]:
         """For every prompt and example 1 where the answer is right, on all ranks; flat.
@@ -108,7 +110,7 @@ class Validation:
                 try:
                     scores = self._asker.ask(model, id, text, plan.examples, engine.adapted)
                 except PaftError as error:
-                    failed = error  # the others wait for this rank: they must hear of it
+                    failed = error  # the others wait for this rank: they must know
                     break
                 if not together or engine.rank == 0:
                     right_PE[index] = torch.tensor([float(score.correct) for score in scores])

@@ -16,7 +16,7 @@ from paft_ray.config import TuningConfig
 from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
-from paft_ray.training.distributed.worker import Record
+from paft_ray.training.job import TrackedRun
 from paft_ray.tuning.goal import reached
 from paft_ray.tuning.space import apply
 from paft_ray.tuning.trial import (
@@ -110,8 +110,8 @@ class TrialMonitor:
 
 
 @contextmanager
-def closing(context: RunContext, record: Record) -> Iterator[None]:
-    """End the tracked run that workers write to, also when the block raises."""
+def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
+    """End the tracked run of a training that other processes feed, whatever becomes of them."""
     status: FinalStatus = "KILLED"
     try:
         yield
@@ -120,5 +120,5 @@ def closing(context: RunContext, record: Record) -> Iterator[None]:
         status = "FAILED"
         raise
     finally:
-        tracker = open_tracker(context.tracking, record.key, record.name, record.parent_key)
+        tracker = open_tracker(context.tracking, tracked.key, tracked.name, tracked.parent_key)
         tracker.finish(status)

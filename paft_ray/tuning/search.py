@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paft_ray.cluster.control import BoardHandle
+from paft_ray.cluster.control import Control
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
 from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.config.loading import dump_config, from_anywhere, without
@@ -25,8 +25,8 @@ from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tracking import Tracker, send_waiting
-from paft_ray.training.distributed.trainer import Orders, TrainedAdapter, train_until
-from paft_ray.training.distributed.worker import Record
+from paft_ray.training.distributed.trainer import TrainedAdapter, train_until
+from paft_ray.training.job import TrackedRun, TrainingHooks
 from paft_ray.training.lengths import check_lengths
 from paft_ray.tuning.finalists import (
     Finalist,
@@ -201,7 +201,7 @@ def _run_trials(
     suggester = Suggester(tuning, config, begun)
     concurrency = min(concurrency, suggester.total)
     travelling = context.of_config(_absolute(config))
-    setup = TrialSetup(travelling, tuning, pools, BoardHandle(), cpus, TRIAL_CPUS)
+    setup = TrialSetup(travelling, tuning, pools, Control(), cpus, TRIAL_CPUS)
     view = TrialView(context.screen, tuning, suggester.total, concurrency)
     with context.screen.stage("search") as stage:
         context.screen.line(
@@ -242,14 +242,14 @@ def _train_finalist(
     trained = []
     for seed in finalist.seeds:
         training = Training(finalist.variant, seed)
-        record = Record(
+        tracked = TrackedRun(
             f"training/{training.name}",
             f"{settings.name}/{training.name}",
             trial_key(finalist.trial.number),
         )
-        orders = Orders(record=record, pool=pools.registered[generation_key(sample)])
-        with closing(own, record):
-            adapter = train_until(own, pool.train, training, pool, orders)
+        hooks = TrainingHooks(tracked=tracked, pool=pools.registered[generation_key(sample)])
+        with closing(own, tracked):
+            adapter = train_until(own, pool.train, training, pool, hooks)
         assert adapter is not None  # nobody stops it
         trained.append(adapter)
     return trained

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.cluster.control import BoardHandle
+from paft_ray.cluster.control import Control
 from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
 from paft_ray.config.errors import PaftError, WorkersLostError
@@ -24,8 +24,8 @@ from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
-from paft_ray.training.distributed.trainer import Orders, train_until, training_folder
-from paft_ray.training.distributed.worker import Record
+from paft_ray.training.distributed.trainer import train_until, training_folder
+from paft_ray.training.job import TrackedRun, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
 from paft_ray.tuning.goal import reached
@@ -103,8 +103,8 @@ class TrialSetup:
     """The search's, with a task and pools that have no test split."""
     tuning: TuningConfig
     pools: SearchPools
-    board: BoardHandle
-    """Where a trial is told to stop."""
+    control: Control
+    """Where trials are asked to stop, by their numbers."""
     cpus: float
     """CPUs of each worker of a trial, where none are configured."""
     set_aside: float
@@ -114,11 +114,6 @@ class TrialSetup:
 def trial_key(number: int) -> str:
     """Key of a trial's tracked run."""
     return f"trial/{number:03d}"
-
-
-def stop_key(number: int) -> str:
-    """What the board holds for a trial that is to stop."""
-    return f"stop/{number}"
 
 
 def trial_training(context: RunContext, number: int) -> Training:
@@ -193,21 +188,21 @@ def _train(
     prompts = pool.validation[: setup.tuning.prompts]
     training = trial_training(context, record.number)
     news = threading.Event()
-    orders = Orders(
+    hooks = TrainingHooks(
         validation=ValidationPlan(
             tuple((prompt.id, prompt.text) for prompt in prompts),
             validation_examples(context, setup.tuning),
             frozenset(steps),
         ),
         validated=news.set,
-        stopped=lambda: bool(setup.board.held(stop_key(record.number))),
+        stopped=lambda: setup.control.stop_requested(record.number),
         cpus=context.config.train.workers.cpus or setup.cpus,
         set_aside=setup.set_aside,
-        record=Record(trial_key(record.number), record.label, RUN_KEY),
+        tracked=TrackedRun(trial_key(record.number), record.label, RUN_KEY),
         pool=setup.pools.registered[generation_key(record.sample)],
     )
     with ThreadPoolExecutor(1, "train") as executor, own_errors():
-        training_over = executor.submit(train_until, context, pool.train, training, pool, orders)
+        training_over = executor.submit(train_until, context, pool.train, training, pool, hooks)
         training_over.add_done_callback(lambda _: news.set())
         while not training_over.done():
             news.wait()

@@ -11,6 +11,7 @@ knows is in its records and in the results of its trainings.
 
 import os
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from ray import tune
@@ -19,7 +20,6 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
-from paft_ray.cluster.control import BoardHandle
 from paft_ray.config import ASHA, MedianStopping, TuningConfig
 from paft_ray.storage.paths import Storage
 from paft_ray.tuning.monitor import TrialMonitor
@@ -31,7 +31,6 @@ from paft_ray.tuning.trial import (
     TrialSetup,
     read_record,
     run_trial,
-    stop_key,
     write_record,
 )
 
@@ -64,7 +63,9 @@ def run_trials(
                 metric=GOAL,
                 mode="max",
                 search_alg=_Samples(suggester, setup.context.run_folder),
-                scheduler=cooperative(scheduler(setup.tuning), setup.board, setup.tuning.reports),
+                scheduler=cooperative(
+                    scheduler(setup.tuning), setup.control.request_stop, setup.tuning.reports
+                ),
                 num_samples=-1,
                 max_concurrent_trials=concurrency,
                 reuse_actors=False,
@@ -157,8 +158,10 @@ def scheduler(tuning: TuningConfig) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def cooperative(inner: TrialScheduler, board: BoardHandle, reports: int) -> TrialScheduler:
-    """A scheduler that asks a trial to stop, through the board, and lets it end by itself."""
+def cooperative(
+    inner: TrialScheduler, request_stop: Callable[[int], None], reports: int
+) -> TrialScheduler:
+    """A scheduler that asks a trial to stop, by its number, and lets it end by itself."""
 
     class Cooperative(_Unsaved, TrialScheduler):
         """The inner scheduler, but for what becomes of a stop."""
@@ -185,7 +188,7 @@ def cooperative(inner: TrialScheduler, board: BoardHandle, reports: int) -> Tria
             if decision == TrialScheduler.STOP:
                 self._asked.add(trial.trial_id)
             if decision == TrialScheduler.STOP and not at_the_end:
-                board.hold(stop_key(trial.config["number"]), True)
+                request_stop(trial.config["number"])
             return TrialScheduler.CONTINUE
 
         def on_trial_complete(

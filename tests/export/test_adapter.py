@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from paft_ray.cli import call
-from paft_ray.config.loading import dump_config, load_config
+from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import ModelPredictor
 from paft_ray.models.base_model import BaseSource
 from paft_ray.models.load import (
@@ -30,12 +30,12 @@ from paft_ray.models.logprobs import score_sequences
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
+from paft_ray.serving.record import MadeFrom, Verified
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.tracking import NullTracker
 from paft_ray.training.distributed.trainer import training_folder
-from paft_ray.training.distributed.worker import Job, Record
-from paft_ray.training.output.save import complete_training, trainable_copy
-from paft_ray.training.output.verify import Verified
+from paft_ray.training.job import Job, TrackedRun
+from paft_ray.training.output.save import complete_training, trainable_copy, training_record
 from paft_ray.training.state.checkpoint import Progress
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
@@ -80,7 +80,7 @@ def leave_training(context: RunContext, noise: float) -> None:
     for name, data in files.items():
         writer.add(f"adapter/{name}", data)
     job = Job(
-        config=dump_config(config),
+        config=config,
         task=context.task,
         prompts=(("p0", PROMPT),),
         source=BaseSource(config.model.path),
@@ -88,19 +88,16 @@ def leave_training(context: RunContext, noise: float) -> None:
         folder=writer.folder,
         identity="0123456789abcdef",
         label=training.label,
-        record=Record(f"training/{training.name}", "run"),
+        tracked=TrackedRun(f"training/{training.name}", "run"),
         steps=5,
-        threads=1,
+        cpus=1,
         tracking=None,
-        board=None,  # pyright: ignore[reportArgumentType]
-        made_from={
-            "task": context.task_identity,
-            "model": context.model_identity,
-            "pool": "0" * 16,
-        },
+        control=None,  # pyright: ignore[reportArgumentType]
+        made_from=MadeFrom(context.task_identity, context.model_identity, "0" * 16),
     )
     verified = Verified(len(files), 1.0, 1.0, 1.0)
-    complete_training(job, config, writer, verified, Progress(5, loss=1.0), 1, NullTracker())
+    record = training_record(job, Progress(5, loss=1.0), 1, verified)
+    complete_training(job, writer, record, NullTracker())
 
 
 @pytest.fixture(scope="module")

@@ -209,7 +209,7 @@ def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
     run = storage / "runs" / "small"
     for name in ("config.json", "manifest.json", "log.txt", "summary.json", "scores.parquet"):
         assert (run / name).stat().st_size > 0, name
-    # Ray Train's own cleaner would ask another cluster's dashboard, see RanksTrainer
+    # Ray Train's own cleaner would ask another cluster's dashboard, see RankGroupTrainer
     assert "PlacementGroupCleaner" not in (run / "log.txt").read_text(encoding="utf-8")
     assert "<table" in (run / "report.html").read_text(encoding="utf-8")
     card = (run / "training/paft-s1/adapter/README.md").read_text(encoding="utf-8")

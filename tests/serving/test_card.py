@@ -9,6 +9,7 @@ import yaml
 
 from paft_ray.config import Config
 from paft_ray.serving.card import Evaluation, Form, render_card
+from paft_ray.serving.record import TrainingRecord
 from paft_ray.tasks import Example, Task
 
 EXAMPLE = Example("0" * 16, {"review": "a secret review"}, "positive")
@@ -47,7 +48,9 @@ def card(
             "train": {"steps": 150},
         }
     )  # fmt: skip
-    return render_card(config, task, "dddd", {**ABOUT, **about}, evaluation, form)
+    return render_card(
+        config, task, "dddd", TrainingRecord.from_json({**ABOUT, **about}), evaluation, form
+    )
 
 
 def header(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from paft_ray.storage import lock as lease_module
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter, load_manifest
 from paft_ray.storage.lock import lock
 from paft_ray.storage.paths import Storage
-from paft_ray.training.state.checkpoint import Checkpoints, Progress
+from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 
 PART = 5 << 20
 """Bytes from which on S3 takes an object in parts."""
@@ -94,7 +94,7 @@ def test_checkpoints_on_s3_are_saved_loaded_retained_and_passed_over_where_torn(
         }
 
     def assert_newest_is(step: int) -> None:
-        restored = Checkpoints(folder, "x", 2, pauses_s=()).load()
+        restored = Checkpoints(folder, "x", 2, limits=WriteLimits(())).load()
         assert restored is not None
         assert restored.progress.step == step
         found = {**dict(restored.state), **restored.other}
@@ -102,7 +102,7 @@ def test_checkpoints_on_s3_are_saved_loaded_retained_and_passed_over_where_torn(
         assert all(torch.equal(found[key], tensor) for key, tensor in state(step).items())
 
     folder = storage.child("checkpoints")
-    checkpoints = Checkpoints(folder, "x", 2, pauses_s=(), shard_bytes=PART)
+    checkpoints = Checkpoints(folder, "x", 2, limits=WriteLimits((), PART))
     assert checkpoints.load() is None
     for step in (2, 4, 6):
         checkpoints.save(Progress(step=step), state(step))
@@ -122,7 +122,7 @@ def test_checkpoints_on_s3_are_saved_loaded_retained_and_passed_over_where_torn(
 @pytest.mark.slow  # pyarrow itself tries for six seconds
 def test_server_that_is_gone_is_named_after_the_last_attempt(s3, tmp_path):
     away = f"s3://paft/{tmp_path.name}?endpoint_override=127.0.0.1:9&scheme=http"
-    checkpoints = Checkpoints(Storage.open(away), "x", 2, pauses_s=())
+    checkpoints = Checkpoints(Storage.open(away), "x", 2, limits=WriteLimits(()))
     with pytest.raises(TrainingError, match=f"reading checkpoints failed in paft/{tmp_path.name}"):
         checkpoints.load()
 

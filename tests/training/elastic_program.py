@@ -13,12 +13,12 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from small_training import TellingScreen, small_config, train_small
 
-from paft_ray.training.distributed import elastic_size as growth
+from paft_ray.training.distributed.elastic_size import ElasticSize
 
 
 def main(what: str, model: str, data: str, storage: str, steps: int, answer: str) -> None:
     """Lose a node after ten steps, or get one; tell what became of it in the file `answer`."""
-    growth.Growth._settled_s = 22.0  # Ray Train looks at the nodes every 20 s
+    ElasticSize._settled_s = 22.0  # Ray Train looks at the nodes every 20 s
     # a node that is added in a thread cannot set handlers of signals, so that none does
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1}, shutdown_at_exit=False)
     second = cluster.add_node(num_cpus=1) if what != "grow" else None
@@ -42,7 +42,7 @@ def main(what: str, model: str, data: str, storage: str, steps: int, answer: str
     screen = TellingScreen(change)
     try:
         adapter = train_small(config, screen)
-        found = {"workers": adapter.about["workers"], "lines": screen.lines, "changed": done}
+        found = {"workers": adapter.record.workers, "lines": screen.lines, "changed": done}
         Path(answer).write_text(json.dumps(found))
     finally:
         ray.shutdown()

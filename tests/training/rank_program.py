@@ -35,14 +35,14 @@ from paft_ray.tracking import NullTracker
 from paft_ray.training.batch_plan import Planner, plans
 from paft_ray.training.engine import Engine, prepare_process
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.loop import Outlets, Recipe, fit
+from paft_ray.training.loop import LoopHooks, Recipe, fit
 from paft_ray.training.objective import views
-from paft_ray.training.output.save import first_batch, hand_over, trainable_copy
+from paft_ray.training.output.save import first_batch, save_and_verify, trainable_copy
 from paft_ray.training.output.verify import Base
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
-from paft_ray.training.state.checkpoint import Checkpoints, Progress
+from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 from paft_ray.training.state.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.validation import Validation, ValidationPlan
 
@@ -158,7 +158,7 @@ def validation(
     def quiet(*said: object, **more: object) -> None:
         pass
 
-    return Validation(plan, engine, predictor, folder, quiet, quiet).after
+    return Validation(plan, engine, predictor, folder, quiet).after
 
 
 def train_plainly(model: torch.nn.Module, planner: Planner, train: TrainConfig, steps: int) -> None:
@@ -282,8 +282,8 @@ def train_on_engine(
         where.child("checkpoints"),
         "test",
         keep=10,
-        crew=engine.crew(),
-        shard_bytes=options.get("shard_bytes", SHARD_BYTES),
+        group=engine.rank_group(),
+        limits=WriteLimits(shard_bytes=options.get("shard_bytes", SHARD_BYTES)),
     )
     progress, steps = Progress(), train.steps or STEPS
     weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
@@ -313,10 +313,11 @@ def train_on_engine(
             seed=3,
             objective=train.objective,
         ),
-        Outlets(
+        LoopHooks(
             tracker=FlushTracker(where),
             checkpoints=checkpoints,
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
+            weights=weights,
             report=lambda metrics: None,
             **(
                 {"validate": validation(engine, planner, where, model_folder)}
@@ -324,13 +325,12 @@ def train_on_engine(
                 else {}
             ),
         ),
-        weights,
     )
-    if progress.step < steps:  # cut off: nothing is handed over
+    if progress.step < steps:  # cut off: nothing is saved
         return engine.gather_weights()
     quantization = options.get("quantization", "none")
     base = Base(model_folder, None, model_folder, "float32", quantization)
-    verified = hand_over(engine, base, first_batch(planner), beginning, ArtifactWriter(where))
+    verified = save_and_verify(engine, base, first_batch(planner), beginning, ArtifactWriter(where))
     assert (verified is None) == (engine.rank != 0)
     if verified is not None:
         where.write_json("verified.json", asdict(verified))

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import TrialScheduler
 
+from paft_ray.cluster.control import ControlActor
 from paft_ray.config import TuningConfig
-from paft_ray.tuning.trial import GOAL, REPORT, stop_key
+from paft_ray.tuning.trial import GOAL, REPORT
 from paft_ray.tuning.tuner import cooperative, scheduler
 
 
@@ -18,8 +19,8 @@ def tuning_of(**tree: Any) -> TuningConfig:
 
 @pytest.mark.parametrize("kind", ["asha", "median", "none"])
 def test_trial_that_fails_before_its_first_report_disturbs_no_other(kind: str) -> None:
-    tuning, board = tuning_of(scheduler={"type": kind}, reports=3), Board()
-    judge = cooperative(scheduler(tuning), board, tuning.reports)
+    tuning, control = tuning_of(scheduler={"type": kind}, reports=3), ControlActor()
+    judge = cooperative(scheduler(tuning), control.request_stop, tuning.reports)
     judge.set_search_properties(GOAL, "max")
     for number in range(3):
         judge.on_trial_add(CONTROLLER, trial(number))
@@ -28,17 +29,9 @@ def test_trial_that_fails_before_its_first_report_disturbs_no_other(kind: str) -
         for number in (1, 2):
             result = {GOAL: 0.5, REPORT: report, "training_iteration": report}
             judge.on_trial_result(CONTROLLER, trial(number), result)
-    assert board.kept == {}  # two equal trials: neither is worse than the other
-
-
-class Board:
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Any] = {}
-
-    def hold(self, key: str, value: Any) -> None:
-        self.kept[key] = value
+    assert not any(
+        map(control.stop_requested, range(3))
+    )  # two equal trials: neither is worse than the other
 
 
 CONTROLLER: Any = SimpleNamespace(get_live_trials=list)
@@ -65,8 +58,8 @@ def trial(number: int) -> Any:
     ],
 )
 def test_bad_trials_are_asked_to_stop_and_stop_by_themselves(kind: dict[str, Any]) -> None:
-    tuning, board = tuning_of(scheduler=kind, reports=4), Board()
-    judge = cooperative(scheduler(tuning), board, tuning.reports)  # pyright: ignore[reportArgumentType]
+    tuning, control = tuning_of(scheduler=kind, reports=4), ControlActor()
+    judge = cooperative(scheduler(tuning), control.request_stop, tuning.reports)
     judge.set_search_properties(GOAL, "max")
     trials = [trial(number) for number in range(6)]
     for each in trials:
@@ -77,7 +70,7 @@ def test_bad_trials_are_asked_to_stop_and_stop_by_themselves(kind: dict[str, Any
             result = {GOAL: goal, REPORT: report, "training_iteration": report}
             decision = judge.on_trial_result(CONTROLLER, each, result)
             assert decision == TrialScheduler.CONTINUE  # Tune itself ends nobody
-    asked = {number for number in range(6) if stop_key(number) in board.kept}
+    asked = {number for number in range(6) if control.stop_requested(number)}
     assert 0 not in asked
     assert 5 in asked
     for each in trials:
@@ -85,19 +78,19 @@ def test_bad_trials_are_asked_to_stop_and_stop_by_themselves(kind: dict[str, Any
 
 
 def test_trial_at_its_end_is_not_asked_to_stop() -> None:
-    tuning, board = tuning_of(scheduler={"type": "asha"}, reports=2), Board()
-    judge = cooperative(scheduler(tuning), board, tuning.reports)  # pyright: ignore[reportArgumentType]
+    tuning, control = tuning_of(scheduler={"type": "asha"}, reports=2), ControlActor()
+    judge = cooperative(scheduler(tuning), control.request_stop, tuning.reports)
     judge.set_search_properties(GOAL, "max")
     judge.on_trial_add(CONTROLLER, trial(0))
     for report in (1, 2):
         judge.on_trial_result(CONTROLLER, trial(0), {GOAL: 0.1, REPORT: report})
-    assert board.kept == {}
+    assert not any(map(control.stop_requested, range(4)))
 
 
 def test_without_a_scheduler_nobody_is_stopped() -> None:
-    tuning, board = tuning_of(scheduler={"type": "none"}), Board()
-    judge = cooperative(scheduler(tuning), board, tuning.reports)  # pyright: ignore[reportArgumentType]
+    tuning, control = tuning_of(scheduler={"type": "none"}), ControlActor()
+    judge = cooperative(scheduler(tuning), control.request_stop, tuning.reports)
     judge.set_search_properties(GOAL, "max")
     for number in range(4):
         judge.on_trial_result(CONTROLLER, trial(number), {GOAL: -number, REPORT: 1})
-    assert board.kept == {}
+    assert not any(map(control.stop_requested, range(4)))

@@ -8,14 +8,13 @@ Covered: rounds, the token budget, stopping when nothing new is said, stopping w
 import logging
 import queue
 import threading
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.cluster.control import BoardHandle, follow
+from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
 from paft_ray.config import LLMConfig, OpenAILLM, TokenPrice, TransformersLLM, VLLMEngine
 from paft_ray.config.errors import LLMError
@@ -88,14 +87,14 @@ def ask(book: RequestBook, storage: Storage, stage: Stage) -> Asked:
     known = _NoveltyActor.start(config) if config.stop else None
     tallies: dict[Unit, Tally] = {}
     stopped = ""
-    board = BoardHandle()
-    with follow(board, lambda said: stage.reach(sum(n for n, _ in said.values()))):
+    done = Count()
+    with follow(done.total, stage.reach):
         for units in _rounds(by_llm, config):
             left = units
             while left and not stopped:
                 spent = sum(t.completion_tokens for t in tallies.values())
                 affordable = _affordable(book, storage, left, config.budget_tokens, spent)
-                _ask_all(book, storage, affordable, board)
+                _ask_all(book, storage, affordable, done)
                 tallies |= {unit: _tally(book, unit, storage) for unit in affordable}
                 left = _rest(left, affordable)
                 stopped = "" if affordable else "budget"
@@ -215,22 +214,20 @@ def _rest(units: Sequence[Unit], asked: Sequence[Unit]) -> list[Unit]:
     return rest
 
 
-def _ask_all(
-    book: RequestBook, storage: Storage, units: Sequence[Unit], board: BoardHandle
-) -> None:
+def _ask_all(book: RequestBook, storage: Storage, units: Sequence[Unit], done: Count) -> None:
     """Ask every LLM for its units, all LLMs at once."""
     by_llm: dict[int, list[Unit]] = {}
     for unit in units:
         by_llm.setdefault(unit.llm, []).append(unit)
     if len(by_llm) == 1:
         [(llm, own)] = by_llm.items()
-        _ask_one(book, storage, llm, own, board)
+        _ask_one(book, storage, llm, own, done)
         return
     ended: queue.Queue[BaseException | None] = queue.Queue()
 
     def work(llm: int, own: list[Unit]) -> None:
         try:
-            _ask_one(book, storage, llm, own, board)
+            _ask_one(book, storage, llm, own, done)
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             ended.put(error)
         else:
@@ -244,9 +241,7 @@ def _ask_all(
         raise errors[0]
 
 
-def _ask_one(
-    book: RequestBook, storage: Storage, llm: int, units: list[Unit], board: BoardHandle
-) -> None:
+def _ask_one(book: RequestBook, storage: Storage, llm: int, units: list[Unit], done: Count) -> None:
     import ray.data
 
     config = book.config.llms[llm]
@@ -260,8 +255,7 @@ def _ask_one(
     else:
         # starting a model takes long: not for what is there already
         rows = [[unit] for unit in units if not is_answered(book, unit, storage)]
-        found = sum(map(len, units)) - sum(len(unit) for row in rows for unit in row)
-        board.post(f"found-{uuid.uuid4().hex}", (found, 0))
+        done.add(sum(map(len, units)) - sum(len(unit) for row in rows for unit in row))
         if not rows:
             return
         if isinstance(config, TransformersLLM | VLLMEngine):
@@ -278,7 +272,7 @@ def _ask_one(
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus,
         num_gpus=gpus or None,
-        fn_constructor_args=(book, llm, storage, limit, actors, board),
+        fn_constructor_args=(book, llm, storage, limit, actors, done),
     )
     with own_errors():
         for _ in dataset.iter_batches(batch_size=1, batch_format="pandas", prefetch_batches=0):
@@ -300,16 +294,16 @@ class _WriterActor:
         storage: Storage,
         limit: RateLimitHandle | None,
         share: int,
-        board: BoardHandle,
+        done: Count,
     ) -> None:
-        self._book, self._storage, self._board = book, storage, board
+        self._book, self._storage, self._all_done = book, storage, done
         self._config = book.config.llms[llm]
         self._llm = open_llm(self._config, storage, limit, share)
         self._stores: dict[str, Answers] = {}
 
     def __call__(self, batch: Any) -> Any:
         units = [Unit(**unit) for unit in batch["units"].iloc[0]]
-        self._key, self._done, self._failed = uuid.uuid4().hex, 0, 0
+        self._done = self._failed = 0
         if isinstance(self._config, OpenAILLM):
             for group in self._llm.complete(self._missing(units)):
                 self._keep(group)
@@ -317,7 +311,7 @@ class _WriterActor:
             for unit in units:
                 for group in self._llm.complete(list(self._missing([unit]))):
                     self._keep(group)
-        self._board.post_now(self._key, (self._done, self._failed))
+        self._all_done.total()  # what was added has arrived
         return batch
 
     def _missing(self, units: Iterable[Unit]) -> Iterator[Request]:
@@ -349,7 +343,7 @@ class _WriterActor:
     def _count(self, done: int, failed: int) -> None:
         self._done += done
         self._failed += failed
-        self._board.post(self._key, (self._done, self._failed))
+        self._all_done.add(done)
 
 
 class _NoveltyActor:

@@ -18,10 +18,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from paft_ray.cluster.control import BoardHandle
+from paft_ray.cluster.control import Control
 from paft_ray.cluster.session import DASHBOARD_VARIABLE
 from paft_ray.config.errors import ConfigError
-from paft_ray.training.distributed.heartbeat import ATTEMPT, OVER, Pulse
+from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,11 +32,11 @@ _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 @dataclass
-class Ranks(BackendConfig):
+class RankGroupConfig(BackendConfig):
     """What Ray Train is told of the process group; ray.train.torch's would import torch here."""
 
-    board: BoardHandle
-    """Where it is said that a group of workers is over."""
+    control: Control
+    """Where it is reported that a group of workers has ended."""
     backend: str
     """`nccl` or `gloo`."""
     interface: str | None = None
@@ -50,12 +50,12 @@ class Ranks(BackendConfig):
         return _ProcessGroup
 
 
-class RanksTrainer(DataParallelTrainer):
+class RankGroupTrainer(DataParallelTrainer):
     """Ray Train's trainer without its process for data sets: our ranks plan their own batches.
 
     And without its cleaner of placement groups where the cluster's dashboard is not known: in Ray
     2.60 the cleaner then asks the dashboard of whichever cluster it finds on the machine whether
-    the training lives, hears that it is unknown, and takes its workers away.
+    the training lives, gets the answer that it is unknown, and takes its workers away.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -66,6 +66,17 @@ class RanksTrainer(DataParallelTrainer):
         return [each for each in callbacks if not isinstance(each, unwanted)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What a rank needs to know to join; see `RankGroupConfig`."""
+
+    backend: str
+    address: str
+    port: int
+    ranks: int
+    timeout_s: float
+
+
 class _ProcessGroup(Backend):
     share_cuda_visible_devices = True
 
@@ -73,28 +84,22 @@ class _ProcessGroup(Backend):
         import ray
         from ray.train._internal.utils import get_address_and_port
 
-        assert isinstance(backend_config, Ranks)
+        assert isinstance(backend_config, RankGroupConfig)
         self.attempt = time.time_ns()
         worker_group.execute(_prepare_worker, backend_config.interface, self.attempt)
         address, port = worker_group.execute_single(0, get_address_and_port)
+        group = _Group(
+            backend_config.backend, address, port, len(worker_group), backend_config.timeout_s
+        )
         joining: list[Any] = [
-            worker_group.execute_single_async(
-                rank,
-                _join,
-                backend_config.backend,
-                address,
-                port,
-                rank,
-                len(worker_group),
-                backend_config.timeout_s,
-            )
+            worker_group.execute_single_async(rank, _join, group, rank)
             for rank in range(len(worker_group))
         ]
         ray.get(joining)
 
     def on_shutdown(self, worker_group: "BaseWorkerGroup", backend_config: BackendConfig) -> None:
-        assert isinstance(backend_config, Ranks)
-        backend_config.board.post(OVER, self.attempt)
+        assert isinstance(backend_config, RankGroupConfig)
+        backend_config.control.report_ended(self.attempt)
 
 
 def _prepare_worker(interface: str | None, attempt: int) -> None:
@@ -114,18 +119,21 @@ def _prepare_worker(interface: str | None, attempt: int) -> None:
     TerminationNotice.install()
 
 
-def _join(backend: str, address: str, port: int, rank: int, ranks: int, timeout_s: float) -> None:
+def _join(group: _Group, rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    if backend == "nccl":
+    os.environ.update(MASTER_ADDR=group.address, MASTER_PORT=str(group.port))
+    if group.backend == "nccl":
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
     dist.init_process_group(
-        backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout_s)
+        group.backend,
+        rank=rank,
+        world_size=group.ranks,
+        timeout=timedelta(seconds=group.timeout_s),
     )
 
 
@@ -144,7 +152,7 @@ def check_interface(interface: str) -> None:
 
 
 class TerminationNotice:
-    """A handler of SIGTERM that takes note of the first one and hands on the second."""
+    """A handler of SIGTERM that notes the first one and passes the second to the one before."""
 
     def __init__(self, before: Any) -> None:
         """A handler in front of another one."""
@@ -165,8 +173,8 @@ class TerminationNotice:
             signal.signal(signal.SIGTERM, cls(before))
 
 
-def notice_of_leaving(pulse: Pulse) -> Callable[[], bool]:
-    """What a rank asks once per step: whether its process or its node goes, or it is asked to.
+def stop_notice(heartbeat: HeartbeatSender) -> Callable[[], bool]:
+    """Return what a rank asks once per step: whether its process or node goes, or it is to stop.
 
     Ray Train's `get_preemption_info` is a barrier of all ranks; the loop sums the answers anyway,
     so that each rank looks at its own notice, which costs nothing.
@@ -176,8 +184,8 @@ def notice_of_leaving(pulse: Pulse) -> Callable[[], bool]:
     preemption = get_train_context().preemption_context
     handler = signal.getsignal(signal.SIGTERM)
 
-    def leave() -> bool:
+    def must_stop() -> bool:
         terminated = isinstance(handler, TerminationNotice) and handler.received
-        return terminated or preemption.preemption_info is not None or pulse.asked_to_leave
+        return terminated or preemption.preemption_info is not None or heartbeat.asked_to_stop
 
-    return leave
+    return must_stop

@@ -1,37 +1,28 @@
 """One rank of one training: what a Ray Train worker does.
 
-Builds planner, model, engine and checkpoints, hands them to `loop.fit`, and what comes of it to
-`handover`. Imports that need torch stay inside functions, because the driver imports this module.
+Builds planner, model, engine and checkpoints, trains with `loop.fit`, and lets `handover` save and
+verify the result. Imports that need torch stay inside functions, because the driver imports this
+module.
 """
 
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.cluster.control import BoardHandle
-from paft_ray.config import Config
+from paft_ray.cluster.control import Control, Heartbeat
 from paft_ray.config.errors import PaftError, TrainingError
-from paft_ray.runs.context import RUN_KEY
 from paft_ray.storage.artifacts import ArtifactWriter
-from paft_ray.storage.paths import Storage
-from paft_ray.tracking import TrackingTarget, pool_version
-from paft_ray.training.distributed.elastic_size import LEAVE
-from paft_ray.training.distributed.heartbeat import ATTEMPT, Beat, Pulse
+from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
+from paft_ray.training.job import Job
 from paft_ray.training.state.retries import retry_storage
-from paft_ray.training.validation import ValidationPlan
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from paft_ray.models.base_model import BaseSource
-    from paft_ray.tasks import Task
     from paft_ray.tracking import Tracker
     from paft_ray.training.batch_plan import Planner
     from paft_ray.training.engine import Engine
@@ -41,115 +32,61 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A training's place among the tracked runs."""
-
-    key: str
-    name: str
-    parent_key: str = RUN_KEY
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told; travels to it by pickle."""
-
-    config: dict[str, Any]
-    task: "Task"
-    prompts: tuple[tuple[str, str], ...]
-    """Ids and texts."""
-    source: "BaseSource"
-    """The prepared base model, for every node to find."""
-    dtype: str
-    folder: Storage
-    identity: str
-    label: str
-    """Of the variant."""
-    record: Record
-    steps: int
-    threads: int
-    tracking: TrackingTarget | None
-    board: BoardHandle
-    made_from: dict[str, str]
-    """Fingerprints of data, weights and pool, for the manifest."""
-    warm_start: bytes | None = None
-    """Weights of the adapter that training begins with."""
-    validation: ValidationPlan | None = None
-    """What the model is scored on while it is trained."""
-
-    @property
-    def base(self) -> str:
-        """Location of the prepared base model on this node, fetched first where it must be."""
-        return self.source.local()
-
-    @property
-    def pool(self) -> str:
-        """The pool's version in MLflow's registry."""
-        name, alias = pool_version(self.task.name, self.made_from["pool"])
-        return f"models:/{name}@{alias}"
-
-
 def run_rank(payload: dict[str, Any]) -> int | None:
-    """One rank of one training; runs in a Ray Train worker.
+    """Run one rank of one training, in a Ray Train worker.
 
     Returns:
-        How many steps are done: all, or fewer where a notice made the ranks leave; None where the
-        training was refused, which the board says.
+        How many steps are done: all, or fewer where a notice made the ranks stop; None where the
+        training was refused, for a reason that the control actor has.
     """
     import ray
 
     job: Job = ray.get(payload["job"])
-    pulse = _pulse(job.board)
+    heartbeat = _heartbeat_sender(job.control)
     try:
-        with pulse.beating():
-            return _train_rank(job, pulse)
+        with heartbeat.sending():
+            return _train_tracked(job, heartbeat)
     except PaftError as error:
         # trying again would end the same way: say why, and end without a failure
         logger.exception("training refused")
-        job.board.post_now("refused", error)
+        job.control.refuse(error)
         return None
 
 
-def _pulse(board: BoardHandle) -> Pulse:
-    """This rank's pulse; its actor is left on the board, for the driver to end it by."""
+def _heartbeat_sender(control: Control) -> HeartbeatSender:
+    """This rank's heartbeat; its actor is left with the control, for the driver to end it by."""
     import ray
     import ray.train
 
     context, runtime = ray.train.get_context(), ray.get_runtime_context()
     rank, attempt = context.get_world_rank(), int(os.environ[ATTEMPT])
-    board.hold(actor_key(attempt, rank), runtime.current_actor)
+    control.keep_worker(attempt, rank, runtime.current_actor)
     node = ray.util.get_node_ip_address()
-    first = Beat(attempt, rank, context.get_world_size(), node, os.getpid())
+    first = Heartbeat(attempt, rank, context.get_world_size(), node, os.getpid())
     answers: list[Any] = []
 
-    def send(beat: Beat) -> bool:
+    def send(heartbeat: Heartbeat) -> bool:
         if answers and not ray.wait(answers, timeout=0)[0]:
-            board.post(f"beat/{rank}", beat)  # the board is slow, but beats go on
+            control.report_heartbeat(heartbeat)  # the actor is slow, but heartbeats go on
             return False
-        asked = ray.get(answers.pop()) if answers else None
-        answers.append(board.exchange(f"beat/{rank}", beat, LEAVE))
-        return asked == attempt
+        asked_to_stop = bool(ray.get(answers.pop())) if answers else False
+        answers.append(control.report_heartbeat(heartbeat))
+        return asked_to_stop
 
-    return Pulse(first, send)
-
-
-def actor_key(attempt: int, rank: int) -> str:
-    """Where the board holds the actor of a rank."""
-    return f"actor/{attempt}/{rank}"
+    return HeartbeatSender(first, send)
 
 
-def _train_rank(job: Job, pulse: Pulse) -> int:
+def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
     """Train as one rank, tracked; returns how many steps are done."""
     import ray.train
 
     from paft_ray.tracking import open_tracker
 
-    config = Config.model_validate(job.config)
     tracker = open_tracker(
         job.tracking,
-        key=job.record.key,
-        name=job.record.name,
-        parent_key=job.record.parent_key,
+        key=job.tracked.key,
+        name=job.tracked.name,
+        parent_key=job.tracked.parent_key,
         tags={
             "paft.variant": job.label,
             "paft.fingerprint": job.identity,
@@ -159,37 +96,68 @@ def _train_rank(job: Job, pulse: Pulse) -> int:
     )
     status = "FAILED"
     try:
-        steps = _train(job, config, pulse, tracker)
+        steps = _train(job, heartbeat, tracker)
         status = "FINISHED" if steps == job.steps else "KILLED"
         return steps
     finally:
         tracker.finish(status)
 
 
-def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
+def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
+    """Train as one rank, and save and verify the result; returns how many steps are done."""
     import torch
     from ray.train.torch import get_device
 
-    from paft_ray.training.batch_plan import plans
-    from paft_ray.training.distributed.rank_group import notice_of_leaving
     from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.output.save import (
+        complete_training,
+        first_batch,
+        save_and_verify,
+        trainable_copy,
+        training_record,
+    )
+    from paft_ray.training.output.verify import Base
+
+    torch.set_num_threads(job.threads)
+    prepare_process(get_device().type)
+    model = _build_model(job, get_device())
+    planner = _build_planner(job, model)
+    _prepare_for_training(job, model, planner)
+    beginning = trainable_copy(model)
+    engine = Engine(model, job.config.train, job.dtype)
+    progress = _fit(job, engine, planner, heartbeat, tracker)
+    if progress.step < job.steps:
+        logger.info("rank %d stops after step %d", engine.rank, progress.step)
+        return progress.step
+    heartbeat.move("saving")
+    settings, writer = job.config.model, ArtifactWriter(job.folder)
+    base = Base(job.base, settings.revision, settings.path, job.dtype, settings.quantization)
+    verified = save_and_verify(engine, base, first_batch(planner), beginning, writer)
+    if verified is not None:  # on rank 0
+        record = training_record(job, progress, engine.ranks, verified)
+        complete_training(job, writer, record, tracker)
+    return progress.step
+
+
+def _fit(
+    job: Job,
+    engine: "Engine",
+    planner: "Planner",
+    heartbeat: HeartbeatSender,
+    tracker: "Tracker",
+) -> "Progress":
+    """Go on from the newest checkpoint to the last step, or to where the ranks must stop."""
+    from paft_ray.training.batch_plan import plans
+    from paft_ray.training.distributed.rank_group import stop_notice
     from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import Outlets, Recipe, fit
-    from paft_ray.training.output.save import trainable_copy
+    from paft_ray.training.loop import LoopHooks, Recipe, fit
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.schedule import learning_rate
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
-    train = config.train
-    torch.set_num_threads(job.threads)
-    prepare_process(get_device().type)
-    model = _build_model(job, config, get_device())
-    planner = _build_planner(job, config, model)
-    _prepare_for_training(job, config, model, planner)
-    beginning = trainable_copy(model)
-    engine = Engine(model, train, job.dtype)
+    train, seed = job.config.train, job.config.seed
     checkpoints = Checkpoints(
-        job.folder.child("checkpoints"), job.identity, train.checkpoint.keep, engine.crew()
+        job.folder.child("checkpoints"), job.identity, train.checkpoint.keep, engine.rank_group()
     )
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
     progress = _continue(checkpoints, engine, weights)
@@ -197,7 +165,7 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
     if engine.rank == 0:
         retry_storage(ledger.prune, "clearing the ledger", job.folder.path())
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
-    progress = fit(
+    return fit(
         engine,
         plans(planner, progress.step, job.steps, engine.ranks, weights.for_step),
         progress,
@@ -205,34 +173,27 @@ def _train(job: Job, config: Config, pulse: Pulse, tracker: "Tracker") -> int:
             job.steps,
             lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
             train.checkpoint.every_steps,
-            config.seed,
+            seed,
             train.objective,
         ),
-        Outlets(
+        LoopHooks(
             tracker,
             checkpoints,
             ledger,
-            partial(_report, job, engine.rank, train.checkpoint.every_steps),
-            pulse.move,
-            _validation(job, config, engine, planner, pulse, tracker),
+            weights,
+            partial(_report, job, engine.rank),
+            heartbeat.move,
+            _validation(job, engine, planner, heartbeat, tracker),
+            stop_notice(heartbeat),
         ),
-        weights,
-        notice_of_leaving(pulse),
     )
-    if progress.step < job.steps:
-        logger.info("rank %d leaves after step %d", engine.rank, progress.step)
-        return progress.step
-    pulse.move("saving")
-    _hand_over(job, config, engine, planner, beginning, progress, tracker)
-    return progress.step
 
 
 def _validation(
     job: Job,
-    config: Config,
     engine: "Engine",
     planner: "Planner",
-    pulse: Pulse,
+    heartbeat: HeartbeatSender,
     tracker: "Tracker",
 ) -> Callable[[int], None]:
     """Scores the model on its way, where that is asked for."""
@@ -243,12 +204,15 @@ def _validation(
     if job.validation is None:
         return lambda step: None
 
-    def tell(step: int, correct_PE: "NDArray[np.bool_]") -> None:
-        tracker.log_metrics(validation_metrics(correct_PE), step)
-        job.board.post("validated", step)
+    predictor = Predictor(job.config, job.task, planner.encoder, job.dtype)
+    validation = Validation(job.validation, engine, predictor, job.folder, heartbeat.move)
 
-    predictor = Predictor(config, job.task, planner.encoder, job.dtype)
-    return Validation(job.validation, engine, predictor, job.folder, tell, pulse.move).after
+    def validate(step: int) -> None:
+        if (correct_PE := validation.after(step)) is not None:
+            tracker.log_metrics(validation_metrics(correct_PE), step)
+            job.control.report_validated(step)
+
+    return validate
 
 
 def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":
@@ -264,45 +228,25 @@ def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeig
     return restored.progress
 
 
-def _report(job: Job, rank: int, every_steps: int, metrics: Mapping[str, float]) -> None:
+def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
     import ray.train
 
     step = int(metrics["step"])
     if rank == 0:
-        job.board.post("step", step)
+        job.control.report_progress(step)
     # a barrier of all ranks, and Ray Train takes one report in two seconds
-    if step % every_steps == 0 or step == job.steps:
+    if step % job.config.train.checkpoint.every_steps == 0 or step == job.steps:
         ray.train.report(dict(metrics))
 
 
-def _hand_over(
-    job: Job,
-    config: Config,
-    engine: "Engine",
-    planner: "Planner",
-    beginning: "Mapping[str, torch.Tensor]",
-    progress: "Progress",
-    tracker: "Tracker",
-) -> None:
-    """Write what was trained, verify it, and make the training complete; collective."""
-    from paft_ray.training.output.save import complete_training, first_batch, hand_over
-    from paft_ray.training.output.verify import Base
-
-    model = config.model
-    base = Base(job.base, model.revision, model.path, job.dtype, model.quantization)
-    writer = ArtifactWriter(job.folder)
-    verified = hand_over(engine, base, first_batch(planner), beginning, writer)
-    if verified is not None:
-        complete_training(job, config, writer, verified, progress, engine.ranks, tracker)
-
-
-def _build_model(job: Job, config: Config, device: "torch.device") -> "PeftModel | PreTrainedModel":
+def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedModel":
     """What is trained, at its beginning."""
     from peft import PeftModel
 
     from paft_ray.models.load import load_base, make_trainable
     from paft_ray.models.warm_start import begin_with
 
+    config = job.config
     base = load_base(
         job.base,
         config.model.revision,
@@ -316,7 +260,7 @@ def _build_model(job: Job, config: Config, device: "torch.device") -> "PeftModel
     return model
 
 
-def _build_planner(job: Job, config: Config, model: "PeftModel | PreTrainedModel") -> "Planner":
+def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
     from paft_ray.models.load import load_tokenizer, reads_positions
     from paft_ray.models.tokenization import TextEncoder
     from paft_ray.prompts.template import parse
@@ -324,7 +268,8 @@ def _build_planner(job: Job, config: Config, model: "PeftModel | PreTrainedModel
     from paft_ray.training.objective import views
     from paft_ray.training.sampler import PromptSampler
 
-    train, task = config.train, job.task
+    config, task = job.config, job.task
+    train = config.train
     tokenizer = load_tokenizer(job.base, config.model.revision)
     return Planner(
         examples=task.train,
@@ -345,7 +290,7 @@ def _build_planner(job: Job, config: Config, model: "PeftModel | PreTrainedModel
 
 
 def _prepare_for_training(
-    job: Job, config: Config, model: "PeftModel | PreTrainedModel", planner: "Planner"
+    job: Job, model: "PeftModel | PreTrainedModel", planner: "Planner"
 ) -> None:
     """Try packing and saving while the model is whole, then store frozen weights as they are used.
 
@@ -360,13 +305,14 @@ def _prepare_for_training(
     if planner.packing:
         error = packing_error(model, planner.first_sequences(), planner.row_tokens)
         if error > PACKING_TOLERANCE:
-            method = config.model.peft and f"peft's {config.model.peft['peft_type']}"
+            peft = job.config.model.peft
+            method = peft and f"peft's {peft['peft_type']}"
             raise TrainingError(
                 f"packing moves the loss by {error:.1e} under {method or 'this model'}, more than "
                 f"{PACKING_TOLERANCE:.0e}: set train.packing: false"
             )
     if isinstance(model, PeftModel):
         weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        adapter_files(model, weights, config.model.path)  # what cannot be saved is not trained
+        adapter_files(model, weights, job.config.model.path)  # what cannot be saved is not trained
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)

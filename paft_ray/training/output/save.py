@@ -1,15 +1,12 @@
-"""From a trained engine to what a user can load: written, verified, with its card and pyfunc."""
+"""What a user can load of a trained engine: written, verified, with its card and pyfunc."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
 
-from paft_ray.config import Config
 from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.full import full_model_files
 from paft_ray.models.load import (
@@ -21,23 +18,22 @@ from paft_ray.models.load import (
 )
 from paft_ray.serving.card import CARD, installed_versions, render_card
 from paft_ray.serving.folder import PYFUNC_FOLDER, model_config, pyfunc_files
+from paft_ray.serving.record import TrainedPrompt, TrainingRecord, Verified
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.tracking import Tracker
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.engine import Engine
+from paft_ray.training.job import Job
 from paft_ray.training.output.verify import (
     Base,
     Probe,
-    Verified,
+    Trained,
     relative_change,
     verify_adapter,
     verify_model,
 )
 from paft_ray.training.state.checkpoint import Progress
 from paft_ray.training.state.retries import retry_storage
-
-if TYPE_CHECKING:
-    from paft_ray.training.distributed.worker import Job
 
 _SMALLEST_TENSORS = 16
 
@@ -48,7 +44,7 @@ def first_batch(planner: Planner) -> Probe:
 
 
 def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of trainable parameters, on the CPU: what `hand_over` compares the end with.
+    """Copies of trainable parameters, on the CPU: what `save_and_verify` compares the end with.
 
     Of a model whose weights are all trained, the smallest tensors: a copy of all would be another
     model in memory.
@@ -61,7 +57,7 @@ def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().float().cpu().clone() for name, p in named}
 
 
-def hand_over(
+def save_and_verify(
     engine: Engine,
     base: Base,
     probe: Probe,
@@ -97,51 +93,51 @@ def hand_over(
         tokenizer = load_tokenizer(base.location, base.revision)
         for name, data in full_model_files(model, weights, tokenizer):
             _write(writer, f"{MODEL_FOLDER}/{name}", data)
-        return verify_model(writer.folder.child(MODEL_FOLDER), base, probe, weights, change, loss)
+        trained = Trained(probe, weights, change, loss)
+        return verify_model(writer.folder.child(MODEL_FOLDER), base, trained)
     for name, data in files.items():
         _write(writer, f"{ADAPTER_FOLDER}/{name}", data)
-    expected = safetensors.torch.load(files[ADAPTER_WEIGHTS])
-    return verify_adapter(writer.folder.child(ADAPTER_FOLDER), base, probe, expected, change, loss)
+    trained = Trained(probe, safetensors.torch.load(files[ADAPTER_WEIGHTS]), change, loss)
+    return verify_adapter(writer.folder.child(ADAPTER_FOLDER), base, trained)
 
 
 def _write(writer: ArtifactWriter, name: str, data: bytes) -> None:
     retry_storage(partial(writer.add, name, data), "writing the result", writer.folder.path())
 
 
+def training_record(job: Job, progress: Progress, ranks: int, verified: Verified) -> TrainingRecord:
+    """Return what the manifest says of a training that is written and verified."""
+    prompt_id, text = job.prompts[0]
+    return TrainingRecord(
+        variant=job.label,
+        seed=job.config.seed,
+        steps=progress.step,
+        tokens=progress.tokens,
+        answer_tokens=progress.answer_tokens,
+        trimmed=progress.trimmed,
+        seconds=round(progress.seconds, 3),
+        prompts=len(job.prompts),
+        prompt=TrainedPrompt(prompt_id, text),
+        workers=ranks,
+        dtype=job.dtype,
+        last_loss=progress.loss,
+        made_from=job.made_from,
+        verified=verified,
+        versions=installed_versions(),
+    )
+
+
 def complete_training(
-    job: "Job",
-    config: Config,
-    writer: ArtifactWriter,
-    verified: Verified,
-    progress: Progress,
-    ranks: int,
-    tracker: Tracker,
+    job: Job, writer: ArtifactWriter, record: TrainingRecord, tracker: Tracker
 ) -> None:
     """Write card and manifest, which makes the training complete, and track what there is.
 
     The card is no part of the manifest: figures of an evaluation come into it later.
     """
-    prompt_id, text = job.prompts[0]
-    about = {
-        "variant": job.label,
-        "seed": config.seed,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "answer_tokens": progress.answer_tokens,
-        "trimmed": progress.trimmed,
-        "seconds": round(progress.seconds, 3),
-        "prompts": len(job.prompts),
-        "prompt": {"id": prompt_id, "text": text},
-        "workers": ranks,
-        "dtype": job.dtype,
-        "last_loss": progress.loss,
-        "made_from": job.made_from,
-        "verified": asdict(verified),
-        "versions": installed_versions(),
-    }
+    config, about = job.config, record.to_json()
     whole = config.model.peft is None
     card = render_card(
-        config, job.task, job.identity, about, form="model" if whole else "adapter"
+        config, job.task, job.identity, record, form="model" if whole else "adapter"
     ).encode()
     folder, place = writer.folder, f"{MODEL_FOLDER if whole else ADAPTER_FOLDER}/{CARD}"
     retry_storage(partial(folder.write_bytes, place, card), "writing the card", folder.path())
@@ -149,9 +145,9 @@ def complete_training(
     if not whole and job.tracking is not None:  # MLflow keeps adapters, not copies of models
         for name in writer.files:
             tracker.log_artifact(name, folder.path(name))
-        settings = model_config(config, job.task, text)
+        settings = model_config(config, job.task, job.prompts[0][1])
         adapter = {Path(n).name: writer.folder.read_bytes(n) for n in writer.files}
-        files = pyfunc_files(settings, adapter, installed_versions())
+        files = pyfunc_files(settings, adapter, record.versions)
         for name, data in files.items():
             tracker.log_artifact(f"{PYFUNC_FOLDER}/{name}", data)
     tracker.log_params({"training": about})

@@ -11,7 +11,7 @@ rank took when it began.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import safetensors.torch
@@ -22,6 +22,7 @@ from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
 from paft_ray.models.logprobs import score_sequences
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows
+from paft_ray.serving.record import Verified
 from paft_ray.storage.paths import Storage
 from paft_ray.training.engine import Engine
 
@@ -84,15 +85,16 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What is known of weights that were written and loaded again."""
+class Trained:
+    """A model in memory, which the files written of it are compared with."""
 
-    tensors: int
+    probe: Probe
+    tensors: Mapping[str, torch.Tensor]
+    """What the files should hold."""
     change: float
-    """Norm of what training added, as a share of the norm at the beginning."""
+    """See `relative_change`."""
     loss: float
-    """Of the model in memory, over the probe, in nats per answer token."""
-    loss_reloaded: float
+    """Mean loss over the probe."""
 
 
 def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
@@ -121,38 +123,25 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
 def verify_adapter(
     folder: Storage,
     base: Base,
-    probe: Probe,
-    expected: Mapping[str, torch.Tensor],
-    change: float,
-    loss: float,
+    trained: Trained,
 ) -> Verified:
     """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
 
     Args:
         folder: Holds the files.
         base: What they belong to.
-        probe: What `loss` was measured on.
-        expected: The tensors that the files should hold.
-        change: For the result.
-        loss: Of the model that was saved.
+        trained: The model that was saved.
 
     Raises:
         TrainingError: The files cannot be loaded, or tensors or loss differ.
     """
-    _compare_tensors(_stored_tensors(folder), expected, folder.path(ADAPTER_WEIGHTS))
+    _compare_tensors(_stored_tensors(folder), trained.tensors, folder.path(ADAPTER_WEIGHTS))
     model = _reload(folder, base)
-    _compare_tensors(_loaded_tensors(model), expected, f"{folder.path()}, loaded by peft")
-    return _compare_losses(folder, base, probe, model, Verified(len(expected), change, loss, loss))
+    _compare_tensors(_loaded_tensors(model), trained.tensors, f"{folder.path()}, loaded by peft")
+    return _compare_losses(folder, base, trained, model)
 
 
-def verify_model(
-    folder: Storage,
-    base: Base,
-    probe: Probe,
-    expected: Mapping[str, torch.Tensor],
-    change: float,
-    loss: float,
-) -> Verified:
+def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
     """The same for a model whose weights were all trained; see `verify_adapter`."""
     with folder.local() as files:
         try:
@@ -162,14 +151,14 @@ def verify_model(
                 f"{folder.path()}: transformers cannot load the model: {one_line(error)}"
             ) from error
     found = {name: p.detach() for name, p in model.named_parameters()}
-    _compare_tensors(found, expected, f"{folder.path()}, loaded by transformers")
-    return _compare_losses(folder, base, probe, model, Verified(len(expected), change, loss, loss))
+    _compare_tensors(found, trained.tensors, f"{folder.path()}, loaded by transformers")
+    return _compare_losses(folder, base, trained, model)
 
 
 def _compare_losses(
-    folder: Storage, base: Base, probe: Probe, model: torch.nn.Module, trained: Verified
+    folder: Storage, base: Base, trained: Trained, model: torch.nn.Module
 ) -> Verified:
-    loss, reloaded = trained.loss, probe.mean_loss(model, base.dtype)
+    loss, reloaded = trained.loss, trained.probe.mean_loss(model, base.dtype)
     allowed = LOSS_TOLERANCE[base.dtype] * max(1.0, abs(loss))
     if not abs(reloaded - loss) <= allowed:
         raise TrainingError(
@@ -177,7 +166,7 @@ def _compare_losses(
             f"{loss:.6f}, further apart than {allowed:.1e}: the files do not hold what was "
             "trained; try another model.peft, or train without packing"
         )
-    verified = replace(trained, loss_reloaded=reloaded)
+    verified = Verified(len(trained.tensors), trained.change, loss, reloaded)
     logger.info("verified after writing: %s", asdict(verified))
     return verified
 

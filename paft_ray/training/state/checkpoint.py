@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from paft_ray.config.errors import ArtifactError, PaftError, TrainingError
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.storage.paths import Storage, to_json
-from paft_ray.training.state.pruning import checkpoint_name, count_complete, find_newest, retire
+from paft_ray.training.state.pruning import checkpoint_name, count_complete, find_newest, prune
 from paft_ray.training.state.retries import PAUSES_S, retry_storage
 from paft_ray.training.state.shards import (
     SHARD_BYTES,
@@ -60,7 +60,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Crew:
+class RankGroup:
     """The ranks that write a checkpoint together, seen from one of them; by default it is alone."""
 
     rank: int = 0
@@ -69,7 +69,19 @@ class Crew:
     """Token that these ranks share and no earlier attempt had: a file that was left behind is
     never taken for one of theirs."""
     exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
-    """What every rank says, by rank; collective, on the main thread."""
+    """Returns every rank's value, by rank; collective, on the main thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteLimits:
+    """Bounds on how checkpoints are read and written."""
+
+    pauses_s: Sequence[float] = PAUSES_S
+    """Longest pauses before further attempts where storage fails."""
+    shard_bytes: int = SHARD_BYTES
+    """Most bytes in one file."""
+    peers_s: float = 600.0
+    """How long rank 0 waits for the others' files once its own are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +108,8 @@ class Checkpoints:
         folder: Storage,
         identity: str,
         keep: int,
-        crew: Crew | None = None,
-        pauses_s: Sequence[float] = PAUSES_S,
-        shard_bytes: int = SHARD_BYTES,
-        peers_s: float = 600.0,
+        group: RankGroup | None = None,
+        limits: WriteLimits | None = None,
     ) -> None:
         """Checkpoints below `folder`, for the training with this fingerprint.
 
@@ -107,18 +117,14 @@ class Checkpoints:
             folder: Where they lie.
             identity: The training's fingerprint; checkpoints of another one are passed over.
             keep: How many of the newest stay.
-            crew: Who writes them together.
-            pauses_s: Longest pauses before further attempts where storage fails.
-            shard_bytes: Most bytes in one file.
-            peers_s: How long rank 0 waits for the others' files once its own are written.
+            group: Who writes them together.
+            limits: Other bounds than usual.
         """
         self._folder = folder
         self._identity = identity
         self._keep = keep
-        self._crew = crew or Crew()
-        self._pauses_s = pauses_s
-        self._shard_bytes = shard_bytes
-        self._peers_s = peers_s
+        self._group = group or RankGroup()
+        self._limits = limits or WriteLimits()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -131,11 +137,11 @@ class Checkpoints:
         Raises:
             TrainingError: Storage cannot be read.
         """
-        is_first = self._crew.rank == 0
+        is_first = self._group.rank == 0
         found = self._together(
             lambda: find_newest(self._folder, self._identity) if is_first else None
         )
-        found = self._crew.exchange(found)[0]
+        found = self._group.exchange(found)[0]
         if found is None:
             return None
         name, files = found
@@ -168,16 +174,16 @@ class Checkpoints:
         """
         self.wait()
         own = {key: t for key, t in state.items() if key.partition("/")[0] in KINDS}
-        cut = cut_files({key: t.nbytes for key, t in own.items()}, self._shard_bytes)
-        counts: list[int] = self._crew.exchange(len(cut))
-        names = file_names(self._crew.attempt, counts, self._crew.rank)
+        cut = cut_files({key: t.nbytes for key, t in own.items()}, self._limits.shard_bytes)
+        counts: list[int] = self._group.exchange(len(cut))
+        names = file_names(self._group.attempt, counts, self._group.rank)
         files = {
             name: {key: own[key] for key in keys} for name, keys in zip(names, cut, strict=True)
         }
         other = {key: t for key, t in state.items() if key not in own}
-        if other and self._crew.rank == 0:
-            files[f"other-{self._crew.attempt}.safetensors"] = other
-        if self._crew.rank:
+        if other and self._group.rank == 0:
+            files[f"other-{self._group.attempt}.safetensors"] = other
+        if self._group.rank:
             self._pending = self._thread.submit(self._write_part, progress.step, files)
             return
         peers = [rank for rank, count in enumerate(counts) if rank and count]
@@ -206,7 +212,7 @@ class Checkpoints:
         """
 
         def look() -> None:
-            if self._crew.rank == 0 and self._folder.is_local:
+            if self._group.rank == 0 and self._folder.is_local:
                 there = count_complete(self._folder)
                 path = Path(self._folder.root)
                 existing = next(p for p in (path, *path.parents) if p.exists())
@@ -216,7 +222,7 @@ class Checkpoints:
         self._together(look)
 
     def _retry(self, work: Callable[[], T], doing: str) -> T:
-        return retry_storage(work, doing, self._folder.path(), self._pauses_s)
+        return retry_storage(work, doing, self._folder.path(), self._limits.pauses_s)
 
     def _together(self, work: Callable[[], T]) -> T:
         """What reading storage gives on this rank, if every rank was able to."""
@@ -228,7 +234,7 @@ class Checkpoints:
             result = work()
         except PaftError as error:
             problem, cause = str(error), error
-        problems = [text for text in self._crew.exchange(problem) if text]
+        problems = [text for text in self._group.exchange(problem) if text]
         if problems:  # the last one: rank 0 may know no more than that it waited in vain
             raise TrainingError(problems[-1]) from cause
         return result  # pyright: ignore[reportReturnType]
@@ -243,7 +249,7 @@ class Checkpoints:
 
     def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
         """What a rank other than 0 does in its thread: its files, then the record of them."""
-        folder, record = self._folder.child(checkpoint_name(step)), self._record(self._crew.rank)
+        folder, record = self._folder.child(checkpoint_name(step)), self._record(self._group.rank)
         try:
             if written := self._write_files(folder, files, step):
                 content = {"files": written}
@@ -260,7 +266,7 @@ class Checkpoints:
         peers: Sequence[int],
         before: Callable[[], None],
     ) -> None:
-        """What rank 0 does in its thread: its files, the others' records, manifest, retention."""
+        """What rank 0 does in its thread: its files, the others' records, manifest, pruning."""
         doing, name = _writing(progress.step), checkpoint_name(progress.step)
         folder = self._folder.child(name)
         self._retry(before, doing)
@@ -269,7 +275,7 @@ class Checkpoints:
         self._retry(lambda: writer.add(_PROGRESS, to_json(asdict(progress))), doing)
         self._retry(lambda: writer.commit(self._identity, {"step": progress.step}), doing)
         self._retry(
-            lambda: retire(self._folder, self._identity, name, writer.files, self._keep),
+            lambda: prune(self._folder, self._identity, name, writer.files, self._keep),
             "removing old checkpoints",
         )
 
@@ -286,7 +292,7 @@ class Checkpoints:
         return written
 
     def _record(self, rank: int) -> str:
-        return f"record-{self._crew.attempt}-{rank:05d}.json"
+        return f"record-{self._group.attempt}-{rank:05d}.json"
 
     def _read_records(
         self, folder: Storage, peers: Sequence[int], step: int
@@ -294,7 +300,7 @@ class Checkpoints:
         """The records of the other ranks' files, waited for."""
         written: dict[str, dict[str, Any]] = {}
         missing = {self._record(rank): rank for rank in peers}
-        deadline, pause_s = time.monotonic() + self._peers_s, 0.05
+        deadline, pause_s = time.monotonic() + self._limits.peers_s, 0.05
         while missing:
             for name in set(self._retry(folder.names, _writing(step))) & set(missing):
                 record = self._retry(partial(folder.read_json, name), _writing(step))
@@ -305,8 +311,8 @@ class Checkpoints:
             if missing and time.monotonic() >= deadline:
                 raise TrainingError(
                     f"storage: {folder.path()} holds no files of rank {min(missing.values())} "
-                    f"after {self._peers_s:.0f} s: see to its node, or name a storage that all "
-                    "nodes share; the same command goes on from the checkpoint before"
+                    f"after {self._limits.peers_s:.0f} s: see to its node, or name a storage that "
+                    "all nodes share; the same command goes on from the checkpoint before"
                 )
             if missing:
                 time.sleep(pause_s)

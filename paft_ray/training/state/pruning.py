@@ -51,9 +51,7 @@ def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, Mapping[
     return found
 
 
-def retire(
-    folder: Storage, identity: str, newest: str, files: Mapping[str, Any], keep: int
-) -> None:
+def prune(folder: Storage, identity: str, newest: str, files: Mapping[str, Any], keep: int) -> None:
     """Remove what no one needs once `newest` is complete; what is later than it stays.
 
     Args:

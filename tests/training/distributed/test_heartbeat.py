@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from paft_ray.cluster.control import ControlActor, Heartbeat
 from paft_ray.training.distributed.heartbeat import (
-    OVER,
-    Beat,
-    Pulse,
+    HangDetector,
+    HeartbeatSender,
     Seen,
     Verdict,
-    Watch,
     judge,
     observe,
 )
@@ -19,17 +18,17 @@ from paft_ray.training.distributed.heartbeat import (
 TIMEOUT_S = 60.0
 
 
-def beat(rank: int, phase: str = "forward", step: int = 17, **more) -> Beat:
-    first = Beat(attempt=1, rank=rank, ranks=2, node=f"10.0.0.{rank}", pid=400 + rank, steps=5)
+def heartbeat(rank: int, phase: str = "forward", step: int = 17, **more) -> Heartbeat:
+    first = Heartbeat(attempt=1, rank=rank, ranks=2, node=f"10.0.0.{rank}", pid=400 + rank, steps=5)
     return replace(first, phase=phase, step=step, **more)
 
 
-def seen(*places: tuple[Beat, float, float]) -> Mapping[int, Seen]:
-    return {b.rank: Seen(b, heard_s=heard, moved_s=moved) for b, heard, moved in places}
+def seen(*places: tuple[Heartbeat, float, float]) -> Mapping[int, Seen]:
+    return {b.rank: Seen(b, received_s=received, moved_s=moved) for b, received, moved in places}
 
 
 def test_rank_that_others_wait_for_is_named_with_node_process_and_place():
-    known = seen((beat(0, "waiting"), 100, 30), (beat(1, "forward", row=1), 100, 29))
+    known = seen((heartbeat(0, "waiting"), 100, 30), (heartbeat(1, "forward", row=1), 100, 29))
     assert judge(known, 89, TIMEOUT_S) is None
     verdict = judge(known, 100, TIMEOUT_S)
     assert verdict == Verdict(
@@ -41,7 +40,7 @@ def test_rank_that_others_wait_for_is_named_with_node_process_and_place():
 
 
 def test_stopped_process_is_named_though_it_is_no_further_behind():
-    known = seen((beat(0, "waiting"), 100, 30), (beat(1, "waiting"), 32, 30))
+    known = seen((heartbeat(0, "waiting"), 100, 30), (heartbeat(1, "waiting"), 32, 30))
     verdict = judge(known, 100, TIMEOUT_S)
     assert verdict is not None
     assert verdict.end == (1,)
@@ -49,7 +48,7 @@ def test_stopped_process_is_named_though_it_is_no_further_behind():
 
 
 def test_ranks_that_all_wait_for_each_other_are_all_ended():
-    known = seen((beat(0, "waiting"), 100, 30), (beat(1, "waiting"), 100, 30))
+    known = seen((heartbeat(0, "waiting"), 100, 30), (heartbeat(1, "waiting"), 100, 30))
     verdict = judge(known, 100, TIMEOUT_S)
     assert verdict is not None
     assert verdict.end == (0, 1)
@@ -59,29 +58,29 @@ def test_ranks_that_all_wait_for_each_other_are_all_ended():
 @pytest.mark.parametrize(
     ("slow", "bound_s"),
     [
-        (beat(1, "loading", step=0), 600),
-        (beat(1, "checkpoint"), 600),
-        (beat(1, "forward", steps=0), 600),
-        (beat(1, "forward", longest_step_s=9.0), 90),
+        (heartbeat(1, "loading", step=0), 600),
+        (heartbeat(1, "checkpoint"), 600),
+        (heartbeat(1, "forward", steps=0), 600),
+        (heartbeat(1, "forward", longest_step_s=9.0), 90),
     ],
     ids=["loading", "checkpoint", "first step", "slow steps"],
 )
 def test_what_takes_long_has_a_longer_bound(slow, bound_s):
     for now_s, ends in ((bound_s - 1, None), (bound_s + 1, (1,))):
-        known = seen((beat(0, "waiting", step=18), now_s, 0), (slow, now_s, 0))
+        known = seen((heartbeat(0, "waiting", step=18), now_s, 0), (slow, now_s, 0))
         verdict = judge(known, now_s, TIMEOUT_S)
         assert (verdict.end if verdict else None) == ends
 
 
 def test_process_stopped_in_its_checkpoint_is_not_waited_for():
-    known = seen((beat(0, "checkpoint"), 5, 0), (beat(1, "waiting", step=18), 61, 0))
+    known = seen((heartbeat(0, "checkpoint"), 5, 0), (heartbeat(1, "waiting", step=18), 61, 0))
     verdict = judge(known, 66, TIMEOUT_S)
     assert verdict is not None
     assert verdict.end == (0,)
 
 
 def test_rank_that_never_began_is_named():
-    known = seen((beat(0, "loading", step=0), 600, 0))
+    known = seen((heartbeat(0, "loading", step=0), 600, 0))
     assert judge(known, 599, TIMEOUT_S) is None
     verdict = judge(known, 601, TIMEOUT_S)
     assert verdict is not None
@@ -89,66 +88,83 @@ def test_rank_that_never_began_is_named():
 
 
 def test_rank_that_is_done_is_accused_of_nothing():
-    known = seen((beat(0, "saving"), 100, 30), (beat(1, "done"), 30, 30))
+    known = seen((heartbeat(0, "saving"), 100, 30), (heartbeat(1, "done"), 30, 30))
     assert judge(known, 100, TIMEOUT_S) is None
-    assert judge(seen((beat(0, "done"), 1, 1), (beat(1, "done"), 1, 1)), 9999, TIMEOUT_S) is None
+    assert (
+        judge(seen((heartbeat(0, "done"), 1, 1), (heartbeat(1, "done"), 1, 1)), 9999, TIMEOUT_S)
+        is None
+    )
 
 
 def test_observed_times_tell_moving_from_living():
-    known = observe({}, [beat(0, moves=3, count=1)], 10)
-    known = observe(known, [beat(0, moves=3, count=2)], 20)
-    assert (known[0].moved_s, known[0].heard_s) == (10, 20)
-    known = observe(known, [beat(0, moves=3, count=2)], 30)
-    assert known[0].heard_s == 20
-    known = observe(known, [beat(0, moves=4, count=3)], 40)
-    assert (known[0].moved_s, known[0].heard_s) == (40, 40)
+    known = observe({}, [heartbeat(0, moves=3, count=1)], 10)
+    known = observe(known, [heartbeat(0, moves=3, count=2)], 20)
+    assert (known[0].moved_s, known[0].received_s) == (10, 20)
+    known = observe(known, [heartbeat(0, moves=3, count=2)], 30)
+    assert known[0].received_s == 20
+    known = observe(known, [heartbeat(0, moves=4, count=3)], 40)
+    assert (known[0].moved_s, known[0].received_s) == (40, 40)
 
 
-def test_beats_of_an_earlier_attempt_count_no_more():
-    old, new = beat(1, moves=9), replace(beat(0, "loading"), attempt=2, ranks=1)
+def test_heartbeats_of_an_earlier_attempt_count_no_more():
+    old, new = heartbeat(1, moves=9), replace(heartbeat(0, "loading"), attempt=2, ranks=1)
     known = observe(observe({}, [old], 0), [old, new], 500)
     assert set(known) == {0}
     assert judge(known, 501, TIMEOUT_S) is None
 
 
-def test_watch_ends_each_attempt_once_and_none_that_is_already_over():
+def test_detector_ends_each_attempt_once_and_none_that_is_already_over():
     now, said, ended = [0.0], [], []
-    watch = Watch(TIMEOUT_S, said.append, ended.append, lambda: now[0])
-    board = {"beat/0": beat(0, "waiting"), "beat/1": beat(1), "step": 16}
+    detector = HangDetector(TIMEOUT_S, said.append, ended.append, lambda: now[0])
+    control = ControlActor()
+    control.report_progress(16)
+    control.report_heartbeat(heartbeat(1))
     for second in range(200):
         now[0] = float(second)
-        watch.look({**board, "beat/0": replace(beat(0, "waiting"), count=second)})
-    assert len(said) == len(ended) == len(watch.verdicts) == 1
+        control.report_heartbeat(replace(heartbeat(0, "waiting"), count=second))
+        detector.check(control.state())
+    assert len(said) == len(ended) == len(detector.verdicts) == 1
     assert ended[0].end == (1,)
-    later = {key: replace(b, attempt=2) for key, b in board.items() if isinstance(b, Beat)}
-    watch.look(later)
+    for rank, phase in enumerate(("waiting", "forward")):
+        control.report_heartbeat(heartbeat(rank, phase, attempt=2))
+    detector.check(control.state())
     now[0] += 500
-    watch.look({**later, OVER: 2})
+    control.report_ended(2)
+    detector.check(control.state())
     assert len(said) == 1
 
 
-def test_pulse_measures_steps_but_the_first_one():
+def test_heartbeat_measures_steps_but_the_first_one():
     now = [0.0]
-    pulse = Pulse(Beat(1, 0, 1, "10.0.0.1", 1), lambda beat: False, lambda: now[0])
+    first = Heartbeat(1, 0, 1, "10.0.0.1", 1)
+    sender = HeartbeatSender(first, lambda heartbeat: False, lambda: now[0])
     for step, at_s in ((1, 50.0), (2, 90.0), (3, 92.0), (4, 95.0), (5, 96.0)):
         now[0] = at_s
-        pulse.move("forward", step=step)
-    assert (pulse.beat.steps, pulse.beat.longest_step_s) == (4, 3.0)
-    pulse.move("waiting")
-    assert (pulse.beat.step, pulse.beat.phase, pulse.beat.moves) == (5, "waiting", 6)
-    ahead = replace(pulse.beat, phase="checkpoint").position
-    assert pulse.beat.position < ahead < replace(pulse.beat, phase="forward", step=6).position
+        sender.move("forward", step=step)
+    assert (sender.heartbeat.steps, sender.heartbeat.longest_step_s) == (4, 3.0)
+    sender.move("waiting")
+    assert (sender.heartbeat.step, sender.heartbeat.phase, sender.heartbeat.moves) == (
+        5,
+        "waiting",
+        6,
+    )
+    ahead = replace(sender.heartbeat, phase="checkpoint").position
+    assert (
+        sender.heartbeat.position
+        < ahead
+        < replace(sender.heartbeat, phase="forward", step=6).position
+    )
 
 
-def test_beating_pulse_sends_at_once_and_says_when_it_is_done():
+def test_heartbeat_is_sent_at_once_and_when_its_rank_is_done():
     sent = []
 
-    def send(beat: Beat) -> bool:
-        sent.append(beat)
+    def send(heartbeat: Heartbeat) -> bool:
+        sent.append(heartbeat)
         return len(sent) == 1
 
-    pulse = Pulse(Beat(1, 0, 1, "10.0.0.1", 1), send)
-    with pulse.beating():
+    sender = HeartbeatSender(Heartbeat(1, 0, 1, "10.0.0.1", 1), send)
+    with sender.sending():
         pass
-    assert pulse.asked_to_leave
+    assert sender.asked_to_stop
     assert (sent[0].phase, sent[0].count, sent[-1].phase) == ("loading", 1, "done")

@@ -20,7 +20,7 @@ from paft_ray.models.load import (
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.storage.paths import Storage
 from paft_ray.training.output.save import trainable_copy
-from paft_ray.training.output.verify import Base, Probe, relative_change, verify_adapter
+from paft_ray.training.output.verify import Base, Probe, Trained, relative_change, verify_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 LORA = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
@@ -39,7 +39,7 @@ METHODS = {
 }
 
 
-class Trained:
+class NoisyAdapter:
     """An adapter moved from its beginning by noise, in memory and in files."""
 
     def __init__(self, model_folder: Path, folder: Path, peft: dict, dtype: str) -> None:
@@ -72,13 +72,13 @@ class Trained:
     def verify(self, **changed):
         base = changed.get("base", self.base)
         storage = Storage.open(str(self.folder))
-        return verify_adapter(storage, base, self.probe, self.tensors, 1.0, self.loss)
+        return verify_adapter(storage, base, Trained(self.probe, self.tensors, 1.0, self.loss))
 
 
 @pytest.fixture
-def make(tiny_model: Path, tmp_path: Path) -> Callable[..., Trained]:
-    def make_trained(peft: dict = LORA, dtype: str = "float32") -> Trained:
-        return Trained(tiny_model, tmp_path / "adapter", peft, dtype)
+def make(tiny_model: Path, tmp_path: Path) -> Callable[..., NoisyAdapter]:
+    def make_trained(peft: dict = LORA, dtype: str = "float32") -> NoisyAdapter:
+        return NoisyAdapter(tiny_model, tmp_path / "adapter", peft, dtype)
 
     return make_trained
 
@@ -105,7 +105,7 @@ def test_adapter_that_peft_cannot_load_is_refused(make) -> None:
         trained.verify()
 
 
-def change(trained: Trained, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def change(trained: NoisyAdapter, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     path = trained.folder / WEIGHTS
     tensors = safetensors.torch.load(path.read_bytes())
     edit(tensors)

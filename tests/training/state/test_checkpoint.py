@@ -12,7 +12,7 @@ from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.paths import Storage
 from paft_ray.training.batch_plan import Draw, StepPlan
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.state.checkpoint import Checkpoints, Progress
+from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def make(folder: Path) -> Callable[..., Checkpoints]:
     def make_checkpoints(identity: str = "mine", keep: int = 10, **options) -> Checkpoints:
-        options = {"pauses_s": (0.0,) * 4, **options}
-        return Checkpoints(Storage.open(str(folder)), identity, keep, **options)
+        limits = WriteLimits(**{"pauses_s": (0.0,) * 4, **options})
+        return Checkpoints(Storage.open(str(folder)), identity, keep, limits=limits)
 
     return make_checkpoints
 

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from paft_ray.config.errors import TrainingError
 from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.paths import Storage
-from paft_ray.training.state.checkpoint import Checkpoints, Crew, Progress
+from paft_ray.training.state.checkpoint import Checkpoints, Progress, RankGroup, WriteLimits
 
 SMALL = 1200
 """Most bytes of a file in these tests."""
@@ -33,14 +33,15 @@ def extras(step: int) -> dict[str, torch.Tensor]:
     return {"sampler/scores": torch.full((3,), step / 3, dtype=torch.float64)}
 
 
-class Ranks:
+class Threads:
     """Several ranks of one attempt, each in a thread, that exchange through a barrier."""
 
-    def __init__(self, number: int, attempt: str, make: Callable[[Crew], Checkpoints]) -> None:
+    def __init__(self, number: int, attempt: str, make: Callable[[RankGroup], Checkpoints]) -> None:
         self._said: list[Any] = [None] * number
         self._barrier = threading.Barrier(number)
-        crews = [Crew(rank, number, attempt, self._exchange(rank)) for rank in range(number)]
-        self.checkpoints = [make(crew) for crew in crews]
+        self.checkpoints = [
+            make(RankGroup(rank, number, attempt, self._exchange(rank))) for rank in range(number)
+        ]
 
     def _exchange(self, rank: int) -> Callable[[Any], list[Any]]:
         def exchange(mine: Any) -> list[Any]:
@@ -73,11 +74,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ranks(folder: Path) -> Callable[..., Ranks]:
-    def make_ranks(number: int, attempt: str = "first", **options) -> Ranks:
+def ranks(folder: Path) -> Callable[..., Threads]:
+    def make_ranks(number: int, attempt: str = "first", **options) -> Threads:
         options = {"pauses_s": NO_PAUSES, "shard_bytes": SMALL, **options}
         storage = Storage.open(str(folder))
-        return Ranks(number, attempt, lambda crew: Checkpoints(storage, "x", 2, crew, **options))
+        return Threads(
+            number,
+            attempt,
+            lambda group: Checkpoints(storage, "x", 2, group, WriteLimits(**options)),
+        )
 
     return make_ranks
 
@@ -110,8 +115,8 @@ def test_checkpoint_of_three_ranks_is_read_whole_by_any_number_of_ranks(ranks, f
 
 
 def test_checkpoint_that_one_rank_cannot_write_stops_all_ranks_with_its_reason(ranks, folder):
-    crew = ranks(3)
-    crew.save(4)
+    threads = ranks(3)
+    threads.save(4)
 
     def work(checkpoints: Checkpoints, rank: int) -> str:
         state = tensors(8, rank)
@@ -124,7 +129,7 @@ def test_checkpoint_that_one_rank_cannot_write_stops_all_ranks_with_its_reason(r
             checkpoints.wait()
         return str(caught.value)
 
-    reasons = set(crew.do(work))
+    reasons = set(threads.do(work))
     assert len(reasons) == 1
     assert "writing the checkpoint of step 8 failed 5 times" in reasons.pop()
     for found in ranks(2, "second").do(lambda checkpoints, rank: read(checkpoints)):
@@ -138,9 +143,8 @@ def test_checkpoint_whose_other_rank_died_is_given_up_and_the_one_before_counts(
         Storage.open(str(folder)),
         "x",
         2,
-        Crew(0, 2, "second", lambda mine: [mine, 1 if mine == 1 else ""]),
-        shard_bytes=10 * SMALL,
-        peers_s=0,
+        RankGroup(0, 2, "second", lambda mine: [mine, 1 if mine == 1 else ""]),
+        WriteLimits(NO_PAUSES, 10 * SMALL, peers_s=0),
     )
     alone.save(Progress(step=8), tensors(8, 0))
     with pytest.raises(TrainingError, match="holds no files of rank 1 after 0 s"):
@@ -161,11 +165,11 @@ def test_shard_of_a_dead_attempt_is_not_taken_for_one_of_this_and_goes(ranks, fo
 
 
 def test_retention_removes_torn_ones_and_counts_whole_ones_only(ranks, folder):
-    crew = ranks(2)
+    threads = ranks(2)
     for step in (2, 4, 6):
-        crew.save(step)
+        threads.save(step)
     (folder / "step-000000006" / MANIFEST).write_bytes(b"{")
-    crew.save(8)
+    threads.save(8)
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["step-000000004", "step-000000008"]
 
@@ -188,7 +192,7 @@ def test_disk_that_fills_up_during_a_checkpoint_stops_training_and_leaves_the_on
 ):
     def make() -> Checkpoints:
         storage = Storage.open(str(small_disk / "checkpoints"))
-        return Checkpoints(storage, "x", 2, pauses_s=NO_PAUSES, shard_bytes=100_000)
+        return Checkpoints(storage, "x", 2, limits=WriteLimits(NO_PAUSES, 100_000))
 
     def big(step: int) -> dict[str, torch.Tensor]:
         return {f"weight/{i}": torch.full((25_000,), float(step)) for i in range(5)}
@@ -245,7 +249,7 @@ class Failing(LocalFileSystem):
 def test_storage_that_fails_for_a_while_is_waited_for_in_writing_and_reading(tmp_path):
     away = Failing()
     storage = Storage(pafs.PyFileSystem(pafs.FSSpecHandler(away)), str(tmp_path))
-    checkpoints = Checkpoints(storage, "x", 2, pauses_s=NO_PAUSES)
+    checkpoints = Checkpoints(storage, "x", 2, limits=WriteLimits(NO_PAUSES))
     away.failures = 4
     checkpoints.save(Progress(step=4), {**tensors(4, 0), **extras(4)})
     checkpoints.wait()
@@ -282,7 +286,7 @@ def write_until_killed(folder: str, committed: Any, begun: Any) -> None:
 
 
 def killed_checkpoints(folder: str) -> Checkpoints:
-    return Checkpoints(Storage.open(folder), "x", keep=2, shard_bytes=1 << 19)
+    return Checkpoints(Storage.open(folder), "x", keep=2, limits=WriteLimits(shard_bytes=1 << 19))
 
 
 def killed_state(step: int) -> dict[str, torch.Tensor]:

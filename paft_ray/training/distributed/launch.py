@@ -1,0 +1,142 @@
+"""The driver's side of a training on Ray Train: start ranks, look after them, start them again.
+
+Ray Train gets a disposable directory and no checkpoint of ours. Covered: lost workers, ranks that
+hang, ranks that are asked to stop, a cluster that grows. Not covered: what a rank does.
+"""
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from paft_ray.cluster.control import Control, ControlState, follow
+from paft_ray.cluster.remote import own_errors
+from paft_ray.cluster.resources import spare_workers
+from paft_ray.config.errors import WorkersLostError, one_line
+from paft_ray.runs.progress import Stage
+from paft_ray.training.distributed.elastic_size import ElasticSize
+from paft_ray.training.distributed.heartbeat import HangDetector, Verdict
+from paft_ray.training.distributed.worker import run_rank
+from paft_ray.training.job import Job, TrainingHooks
+
+
+class _Monitor:
+    """Looks at what the ranks of a training report, and has done what follows from it."""
+
+    def __init__(
+        self, job: Job, hooks: TrainingHooks, stage: Stage, say: Callable[[str], None]
+    ) -> None:
+        workers, cpus = job.config.train.workers, job.cpus - hooks.set_aside
+        self._control, self._hooks, self._stage = job.control, hooks, stage
+        self._validated = 0
+        self._hang_detector = HangDetector(
+            workers.heartbeat_timeout_s, say, partial(_end, job.control)
+        )
+        self._elastic_size = ElasticSize(
+            workers.most, partial(spare_workers, cpus, workers.gpus), job.control.request_stop
+        )
+
+    @property
+    def verdicts(self) -> Sequence[str]:
+        """Which ranks were ended, and why; for a person."""
+        return self._hang_detector.verdicts
+
+    def check(self, state: ControlState) -> None:
+        """Act on the latest state; called twice a second."""
+        heartbeats = state.heartbeats.values()
+        self._stage.reach(state.step)
+        self._hang_detector.check(state)
+        self._elastic_size.check(heartbeats)
+        if state.validated > self._validated:
+            self._validated = state.validated
+            self._hooks.validated()
+        if heartbeats and self._hooks.stopped():
+            self._control.request_stop(max(heartbeat.attempt for heartbeat in heartbeats))
+
+
+def launch(job: Job, hooks: TrainingHooks, stage: Stage, say: Callable[[str], None]) -> bool:
+    """Run workers until all steps are done, as often as notices make them stop before.
+
+    Args:
+        job: What every rank is told.
+        hooks: What the caller wants.
+        stage: Told how many steps are done.
+        say: Tells a person what happens to workers.
+
+    Returns:
+        Whether all steps are done; else the hooks stopped it.
+
+    Raises:
+        PaftError: The workers refused to go on.
+        WorkersLostError: They were lost too often.
+    """
+    import ray
+
+    stage.expect(job.steps)
+    cpus = job.cpus - hooks.set_aside  # what Ray is asked for
+    monitor = _Monitor(job, hooks, stage, say)
+    reference = ray.put(job)
+    with (
+        tempfile.TemporaryDirectory(prefix="paft-train-") as disposable,
+        follow(job.control.state, monitor.check),
+    ):
+        done: int | None = 0
+        for attempt in itertools.count():
+            place = f"{disposable}/{attempt}"
+            done = _run_workers(job, reference, cpus, place, monitor.verdicts)
+            if done is None or done >= job.steps or hooks.stopped():
+                break
+            say(f"{done} steps are saved, starting anew")
+        refusal = job.control.state().refusal
+    if refusal is not None:
+        raise refusal
+    return done is None or done >= job.steps
+
+
+def _run_workers(
+    job: Job, reference: Any, cpus: float, disposable: str, verdicts: Sequence[str]
+) -> int | None:
+    """Return what rank 0 returned; Ray Train replaces workers that are lost."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+
+    from paft_ray.training.distributed.rank_group import RankGroupConfig, RankGroupTrainer
+
+    train, workers = job.config.train, job.config.train.workers
+    name, gpu = f"{job.label}-s{job.config.seed}", workers.gpus > 0
+    trainer = RankGroupTrainer(
+        run_rank,
+        train_loop_config={"job": reference},
+        backend_config=RankGroupConfig(job.control, "nccl" if gpu else "gloo", workers.interface),
+        scaling_config=ScalingConfig(
+            num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
+            elastic_resize_monitor_interval_s=math.inf,  # growing is ours, see `ElasticSize`
+            use_gpu=gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=disposable,
+            failure_config=FailureConfig(max_failures=train.max_failures),
+        ),
+    )
+    try:
+        with own_errors():
+            return trainer.fit().return_value
+    except TrainingFailedError as error:
+        reasons = [*verdicts, one_line(error, 300)]
+        raise WorkersLostError(
+            f"training {name} stopped after step {job.control.state().step} of {job.steps}, having "
+            f"lost workers more than {train.max_failures} times (train.max_failures): "
+            f"{'; '.join(reasons)}; run the same command to continue"
+        ) from error
+
+
+def _end(control: Control, verdict: Verdict) -> None:
+    """End the workers that hold the others up; Ray Train then starts all of them anew."""
+    import ray
+
+    for rank in verdict.end:
+        if (worker := control.worker(verdict.attempt, rank)) is not None:
+            ray.kill(worker)
