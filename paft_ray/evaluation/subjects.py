@@ -4,27 +4,18 @@ from collections.abc import Sequence
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
-from paft_ray.models.load import result_folder
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
-from paft_ray.training.distributed.trainer import TrainedAdapter
 
 
-def evaluate_models(
-    context: RunContext, pool: PromptPool, trained: Sequence[TrainedAdapter]
+def evaluate_subjects(
+    context: RunContext, pool: PromptPool, trained: Sequence[Subject]
 ) -> GridScores:
-    """Score the base model and the trained variants on held-out prompts and test examples."""
+    """Score the base model and what was trained on held-out prompts and test examples."""
     evaluation = context.config.evaluation
     prompts = pool.test[: evaluation.prompts]
     examples = context.task.test[: evaluation.examples]
-    weights = result_folder(context.config.model.peft)
-    models = [
-        Subject(BASE, context.config.seed, ""),
-        *(
-            Subject(t.training.label, t.training.seed, t.content, t.folder.child(weights))
-            for t in trained
-        ),
-    ]
+    models = [Subject(BASE, context.config.seed, ""), *trained]
     with context.screen.stage("evaluate") as stage:
         part = ""
         if (estimate := evaluation.estimate) is None:

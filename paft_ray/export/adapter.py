@@ -18,10 +18,11 @@ from paft_ray.report import card_figures
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.serving.folder import model_config, pyfunc_files
+from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
-from paft_ray.training.distributed.trainer import TrainedAdapter, find_trained
+from paft_ray.training.identity import find_trained
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
-from paft_ray.training.distributed.trainer import find_trained
+from paft_ray.training.identity import find_trained
 
 if TYPE_CHECKING:
     from paft_ray.models.tokenization import TextEncoder

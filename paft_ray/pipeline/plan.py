@@ -30,8 +30,8 @@ from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.runner import cost, is_answered, unit_size
 from paft_ray.runs.context import RunContext
-from paft_ray.training.distributed.trainer import find_trained
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
+from paft_ray.training.identity import find_trained
 from paft_ray.tuning.pools import generation_samples
 from paft_ray.tuning.space import count_trials
 

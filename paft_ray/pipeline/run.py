@@ -8,16 +8,18 @@ import logging
 from typing import Any
 
 from paft_ray.config.errors import ConfigError
-from paft_ray.evaluation.subjects import evaluate_models
+from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import StageClock, open_run
+from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.tracking import send_waiting
-from paft_ray.training.distributed.trainer import TrainedAdapter, find_trained, provenance, train
+from paft_ray.training.distributed.trainer import train
+from paft_ray.training.identity import find_trained, provenance, subjects
 from paft_ray.training.lengths import check_lengths
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
             with clock.stage(f"train_{training.label}"):
                 trained.append(train(context, prompts[training.label], training, pool))
         with clock.stage("evaluation"):
-            scores = evaluate_models(context, pool, trained)
+            scores = evaluate_subjects(context, pool, subjects(context, trained))
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)
 
@@ -104,6 +106,6 @@ def evaluate(context: RunContext) -> dict[str, Any]:
                     "the configuration names now: train again under another name"
                 )
         with clock.stage("evaluation"):
-            scores = evaluate_models(context, pool, trained)
+            scores = evaluate_subjects(context, pool, subjects(context, trained))
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)

@@ -19,11 +19,11 @@ from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.card import CARD, Form, render_card
+from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import to_json, to_parquet
 from paft_ray.tracking import Tracker
-from paft_ray.training.distributed.trainer import TrainedAdapter
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from paft_ray.config import Training
+from paft_ray.storage.paths import Storage
+
 
 @dataclass(frozen=True, slots=True)
 class MadeFrom:
@@ -76,3 +79,19 @@ class TrainingRecord:
         types = {"prompt": TrainedPrompt, "made_from": MadeFrom, "verified": Verified}
         known = {f.name: about[f.name] for f in fields(cls) if f.name in about}
         return cls(**known | {k: t(**about[k]) for k, t in types.items() if k in about})
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedAdapter:
+    """A finished training."""
+
+    training: Training
+    fingerprint: str
+    """Of what it was made from."""
+    content: str
+    """Fingerprint of the weights themselves: the same training again may end a bit off."""
+    folder: Storage
+    """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
+    record: TrainingRecord
+    reused: bool
+    """Whether it was found complete."""

@@ -16,16 +16,18 @@ from paft_ray.config import Config, PaftVariant, Training, TuningConfig
 from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.config.loading import dump_config, from_anywhere, without
 from paft_ray.evaluation.grid import GridScores
-from paft_ray.evaluation.subjects import evaluate_models
+from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.report import SEARCH_FILE
 from paft_ray.report.results import Results, write_results
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import StageClock, open_run
+from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tracking import Tracker, send_waiting
-from paft_ray.training.distributed.trainer import TrainedAdapter, train_until
+from paft_ray.training.distributed.trainer import train_until
+from paft_ray.training.identity import subjects
 from paft_ray.training.job import TrackedRun, TrainingHooks
 from paft_ray.training.lengths import check_lengths
 from paft_ray.tuning.finalists import (
@@ -105,7 +107,7 @@ def search(
                 for training in _train_finalist(final, finalist, pools)
             ]
         with clock.stage("evaluation"):
-            scores = evaluate_models(final, pools.any, trained)
+            scores = evaluate_subjects(final, pools.any, subjects(final, trained))
         result = _write_result(context, tuning, finalists, scores, tracker)
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
         results = Results(pools.any, trained, scores, clock.seconds, configs)

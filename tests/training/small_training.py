@@ -10,8 +10,9 @@ from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool
 from paft_ray.runs.progress import Stage
+from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.training.distributed.trainer import TrainedAdapter, train
+from paft_ray.training.distributed.trainer import train
 
 TEMPLATES = ("Review: {review}\nLabel:", "Read this: {review}\nHow does it feel?")
 

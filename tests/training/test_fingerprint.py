@@ -16,11 +16,7 @@ from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import load_task
-from paft_ray.training.distributed.trainer import (
-    find_trained,
-    training_fingerprint,
-    training_folder,
-)
+from paft_ray.training.identity import find_trained, training_fingerprint, training_folder
 
 
 @pytest.fixture

@@ -6,78 +6,28 @@ checkpoints and trains with `loop.fit`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from paft_ray.cluster.control import Control
 from paft_ray.cluster.resources import cpus_per_worker
-from paft_ray.config import Config, Training, total_steps
+from paft_ray.config import Training, total_steps
 from paft_ray.config.errors import ArtifactError
-from paft_ray.config.loading import dump_config
 from paft_ray.models.base_model import locate_base
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
-from paft_ray.serving.record import MadeFrom, TrainingRecord
-from paft_ray.storage.artifacts import Manifest, load_manifest
-from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.serving.record import TrainedAdapter
+from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.training.distributed.launch import launch
+from paft_ray.training.identity import (
+    finished_training,
+    provenance,
+    training_fingerprint,
+    training_folder,
+)
 from paft_ray.training.job import Job, TrackedRun, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedAdapter:
-    """A finished training."""
-
-    training: Training
-    fingerprint: str
-    """Of what it was made from."""
-    content: str
-    """Fingerprint of the weights themselves: the same training again may end a bit off."""
-    folder: Storage
-    """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
-    record: TrainingRecord
-    reused: bool
-    """Whether it was found complete."""
-
-
-def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[Prompt]) -> str:
-    """Fingerprint of everything that moves weights, and of nothing else.
-
-    `config` is the run's as one training sees it (`Config.of_training`).
-
-    Activation checkpointing changes no bit and kinds of attention less than the number of workers
-    does, so that both may change before a training is continued.
-    """
-    settings = dump_config(config)
-    train = {
-        key: value
-        for key, value in settings["train"].items()
-        if key not in ("workers", "checkpoint", "max_failures", "activation_checkpointing")
-    }
-    if train["warm_start"] is not None:
-        train["warm_start"] = read_adapter(train["warm_start"]).identity
-    return fingerprint(
-        "training",
-        context.task_identity,
-        context.model_identity,
-        {key: settings["model"][key] for key in ("peft", "chat_template", "quantization")},
-        context.training_dtype,
-        train,
-        config.seed,
-        [[prompt.id, prompt.text] for prompt in prompts],
-    )
-
-
-def provenance(context: RunContext, pool: PromptPool) -> MadeFrom:
-    """Return what a training is made from, for whoever evaluates it later."""
-    return MadeFrom(context.task_identity, context.model_identity, pool.fingerprint)
-
-
-def training_folder(context: RunContext, training: Training) -> Storage:
-    """Where a training lies."""
-    return context.run_folder.child("training", training.name)
 
 
 def train(
@@ -118,7 +68,7 @@ def train_until(
     with context.screen.stage(title) as stage:
         manifest = load_manifest(folder)
         if manifest is not None and manifest.fingerprint == identity:
-            adapter = _finished(training, manifest, folder, True)
+            adapter = finished_training(training, manifest, folder, True)
             stage.finish(_outcome(adapter))
             return adapter
         _begin(folder, identity)
@@ -131,26 +81,9 @@ def train_until(
         )
         if manifest is None:
             raise ArtifactError(f"{folder.path()}: the adapter is not complete; run again")
-        adapter = _finished(training, manifest, folder, False)
+        adapter = finished_training(training, manifest, folder, False)
         stage.finish(_outcome(adapter))
         return adapter
-
-
-def find_trained(context: RunContext, training: Training) -> TrainedAdapter | None:
-    """A training under this run's name, if it is complete."""
-    folder = training_folder(context, training)
-    manifest = load_manifest(folder)
-    if manifest is None:
-        return None
-    return _finished(training, manifest, folder, True)
-
-
-def _finished(
-    training: Training, manifest: Manifest, folder: Storage, reused: bool
-) -> TrainedAdapter:
-    content = fingerprint("weights", manifest.files)
-    record = TrainingRecord.from_json(manifest.about)
-    return TrainedAdapter(training, manifest.fingerprint, content, folder, record, reused)
 
 
 def _outcome(adapter: TrainedAdapter) -> str:

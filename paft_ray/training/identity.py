@@ -1,0 +1,80 @@
+"""What names a training, where it lies, and what is found there."""
+
+from collections.abc import Sequence
+
+from paft_ray.config import Config, Training
+from paft_ray.config.loading import dump_config
+from paft_ray.evaluation.grid import Subject
+from paft_ray.models.load import result_folder
+from paft_ray.models.warm_start import read_adapter
+from paft_ray.prompts.pool import Prompt, PromptPool
+from paft_ray.runs.context import RunContext
+from paft_ray.serving.record import MadeFrom, TrainedAdapter, TrainingRecord
+from paft_ray.storage.artifacts import Manifest, load_manifest
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+
+
+def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[Prompt]) -> str:
+    """Fingerprint of everything that moves weights, and of nothing else.
+
+    `config` is the run's as one training sees it (`Config.of_training`).
+
+    Activation checkpointing changes no bit and kinds of attention less than the number of workers
+    does, so that both may change before a training is continued.
+    """
+    settings = dump_config(config)
+    train = {
+        key: value
+        for key, value in settings["train"].items()
+        if key not in ("workers", "checkpoint", "max_failures", "activation_checkpointing")
+    }
+    if train["warm_start"] is not None:
+        train["warm_start"] = read_adapter(train["warm_start"]).identity
+    return fingerprint(
+        "training",
+        context.task_identity,
+        context.model_identity,
+        {key: settings["model"][key] for key in ("peft", "chat_template", "quantization")},
+        context.training_dtype,
+        train,
+        config.seed,
+        [[prompt.id, prompt.text] for prompt in prompts],
+    )
+
+
+def provenance(context: RunContext, pool: PromptPool) -> MadeFrom:
+    """Return what a training is made from, for whoever evaluates it later."""
+    return MadeFrom(context.task_identity, context.model_identity, pool.fingerprint)
+
+
+def training_folder(context: RunContext, training: Training) -> Storage:
+    """Where a training lies."""
+    return context.run_folder.child("training", training.name)
+
+
+def find_trained(context: RunContext, training: Training) -> TrainedAdapter | None:
+    """A training under this run's name, if it is complete."""
+    folder = training_folder(context, training)
+    manifest = load_manifest(folder)
+    if manifest is None:
+        return None
+    return finished_training(training, manifest, folder, True)
+
+
+def finished_training(
+    training: Training, manifest: Manifest, folder: Storage, reused: bool
+) -> TrainedAdapter:
+    """A training whose manifest was found."""
+    content = fingerprint("weights", manifest.files)
+    record = TrainingRecord.from_json(manifest.about)
+    return TrainedAdapter(training, manifest.fingerprint, content, folder, record, reused)
+
+
+def subjects(context: RunContext, trained: Sequence[TrainedAdapter]) -> list[Subject]:
+    """Finished trainings as what is evaluated."""
+    weights = result_folder(context.config.model.peft)
+    return [
+        Subject(t.training.label, t.training.seed, t.content, t.folder.child(weights))
+        for t in trained
+    ]
