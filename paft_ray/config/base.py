@@ -1,8 +1,50 @@
-"""The base of every section, and what several sections have in common."""
+"""The base of every section, and what several sections have in common.
 
-from typing import Annotated
+Every field says what it affects: by an annotation of its own (`affects`), or by the default of the
+class that defines it. A class with a field that does not say cannot be defined.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Target = Literal["pool", "answers", "weights", "scores", "run", "search", "nothing"]
+"""What a field can affect; each is stored under an identity.
+
+`pool` is the prompts, `answers` what an LLM answers to a request, `weights` a training, `scores`
+how a model is scored on an example under a prompt, `run` which of all these a run makes, compares
+and reports, `search` what a search tries. Names, places, and how work is spread affect `nothing`:
+what lies at a place is in an identity by its content.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Affects:
+    """What a field affects, see `affects`."""
+
+    targets: frozenset[Target]
+    neutral: Any
+    """`...` for a field of the first version, which is in identities whatever its value."""
+    whole: bool
+
+
+def affects(*targets: Target, neutral: Any = ..., whole: bool = False) -> Affects:
+    """Annotate a field with what it affects.
+
+    Args:
+        targets: What it affects.
+        neutral: Required for a field that is added to a class: the value that means what versions
+            without the field did. With this value it is left out of identities, so that what
+            earlier versions stored is still found.
+        whole: On a field that holds sections: it stands for all that is in them, whatever their
+            fields declare.
+    """
+    return Affects(frozenset(targets) - {"nothing"}, neutral, whole)
+
+
+NOTHING = affects("nothing")
+"""Annotation of names, places, and how work is spread."""
 
 
 class Section(BaseModel):
@@ -11,6 +53,32 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+    declared: ClassVar[dict[str, Affects]] = {}
+    """What each field affects."""
+
+    def __init_subclass__(cls, affects: Target | None = None, **settings: Any) -> None:
+        """Accept what those fields affect that have no annotation of their own."""
+        super().__init_subclass__(**settings)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        """Note what each field affects.
+
+        Raises:
+            TypeError: A field does not say.
+        """
+        target = settings.pop("affects", None)
+        super().__pydantic_init_subclass__(**settings)
+        known: dict[str, Affects] = {}
+        for base in reversed(cls.__mro__[1:]):
+            known |= getattr(base, "declared", {})
+        default = None if target is None else affects(target)
+        for name, field in cls.model_fields.items():
+            own = [note for note in field.metadata if isinstance(note, Affects)]
+            if (note := own[-1] if own else known.get(name, default)) is None:
+                raise TypeError(f"{cls.__name__}.{name} does not say what it affects")
+            known[name] = note
+        cls.declared = {name: known[name] for name in cls.model_fields}
 
 
 def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -27,7 +95,7 @@ Seeds = Annotated[
 """Seeds of trainings, none of them twice."""
 
 
-class WorkerShare(Section):
+class WorkerShare(Section, affects="nothing"):
     """What one worker gets."""
 
     cpus: float | None = Field(default=None, gt=0)
@@ -37,7 +105,7 @@ class WorkerShare(Section):
     """GPUs per worker."""
 
 
-class WorkersConfig(WorkerShare):
+class WorkersConfig(WorkerShare, affects="nothing"):
     """Ray workers of one stage."""
 
     num: int = Field(default=1, ge=1)

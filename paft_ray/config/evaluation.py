@@ -1,13 +1,13 @@
 """`evaluation` and `tracking`: what is measured, and where it is recorded."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from paft_ray.config.base import Section, WorkersConfig
+from paft_ray.config.base import Section, WorkersConfig, affects
 
 
-class EstimateConfig(Section):
+class EstimateConfig(Section, affects="run"):
     """Score a part of the prompts x examples, and estimate the figures of the whole grid."""
 
     share: float = Field(gt=0, lt=1)
@@ -15,7 +15,7 @@ class EstimateConfig(Section):
     the rest under the prompts that may be among its weakest."""
 
 
-class EvaluationConfig(Section):
+class EvaluationConfig(Section, affects="run"):
     """Prompts x examples, on prompts that were never trained on."""
 
     examples: int | None = Field(default=None, ge=1)
@@ -33,11 +33,11 @@ class EvaluationConfig(Section):
     selection_prompts: int | None = Field(default=None, ge=1)
     """Training prompts that are candidates for the single prompt, from the beginning of the pool,
     which covers the whole; all by default."""
-    row_tokens: int = Field(default=2048, ge=16)
+    row_tokens: Annotated[int, affects("scores")] = Field(default=2048, ge=16)
     """Most tokens in one packed row."""
-    max_new_tokens: int = Field(default=128, ge=1)
+    max_new_tokens: Annotated[int, affects("scores")] = Field(default=128, ge=1)
     """Longest generated answer of a free-text task, in tokens."""
-    generation_tokens: int = Field(default=16384, ge=16)
+    generation_tokens: Annotated[int, affects("scores")] = Field(default=16384, ge=16)
     """Most tokens, read and written, that are kept for one batch of generated answers; an example
     that needs more is a batch of its own."""
     workers: WorkersConfig = WorkersConfig()
@@ -52,7 +52,7 @@ class EvaluationConfig(Section):
         return thresholds
 
 
-class TrackingConfig(Section):
+class TrackingConfig(Section, affects="nothing"):
     """Where runs are recorded."""
 
     type: Literal["mlflow", "none"] = "mlflow"

@@ -4,10 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import NOTHING, Section, affects
+
+_ANSWERS = affects("pool", "answers")
 
 
-class TokenPrice(Section):
+class TokenPrice(Section, affects="nothing"):
     """What an LLM costs, per million tokens, in one currency for all LLMs."""
 
     prompt: float = Field(default=0.0, ge=0)
@@ -16,85 +18,87 @@ class TokenPrice(Section):
     """A million tokens written."""
 
 
-class Author(Section):
+class Author(Section, affects="pool"):
     """What all LLMs have in common."""
 
-    temperatures: tuple[Annotated[float, Field(ge=0)], ...] | None = Field(
+    temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...] | None, _ANSWERS] = Field(
         default=None, min_length=1
     )
     """Decoding temperatures, which requests take in turn; by default
     `prompts.generation.temperature`."""
-    price: TokenPrice | None = None
+    price: Annotated[TokenPrice | None, NOTHING] = None
     """For `paft plan` and the funnel; without it no cost is shown."""
 
 
-class TransformersLLM(Author):
+class TransformersLLM(Author, affects="pool"):
     """A model that runs inside our own Ray actors, batched."""
 
     type: Literal["transformers"]
-    path: str
+    path: Annotated[str, NOTHING]
     """Model folder, `pkg:NAME/file.gguf`, or hub name."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], _ANSWERS] = "auto"
     """Precision of the weights while generating; auto is bf16 where the processor has it."""
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: Annotated[int, _ANSWERS] = Field(default=32, ge=1)
     """Requests generated together; part of what determines the answers."""
-    max_tokens: int = Field(default=96, ge=1)
+    max_tokens: Annotated[int, _ANSWERS] = Field(default=96, ge=1)
     """Longest answer, in tokens."""
-    actors: int = Field(default=1, ge=1)
+    actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Copies of the model."""
-    cpus: float = Field(default=1, ge=1)
+    cpus: Annotated[float, _ANSWERS] = Field(default=1, ge=1)
     """CPUs per actor, which are its torch threads; they also determine the answers bit by bit."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: Annotated[float, _ANSWERS] = Field(default=0, ge=0)
     """GPUs per actor."""
 
 
-class OpenAILLM(Author):
+class OpenAILLM(Author, affects="pool"):
     """Any endpoint that speaks the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
 
     type: Literal["openai"]
-    base_url: str = Field(pattern=r"^https?://")
+    base_url: Annotated[str, _ANSWERS] = Field(pattern=r"^https?://")
     """Root of the API, usually ending in /v1."""
-    model: str
+    model: Annotated[str, _ANSWERS]
     """The model's name at that endpoint."""
-    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    api_key_env: Annotated[str | None, NOTHING] = Field(
+        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
+    )
     """Name of the environment variable that holds the key; never the key itself."""
-    actors: int = Field(default=1, ge=1)
+    actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Client processes; one keeps thousands of requests in flight."""
-    concurrency: int = Field(default=8, ge=1)
+    concurrency: Annotated[int, NOTHING] = Field(default=8, ge=1)
     """Requests in flight, over all actors."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
+    requests_per_minute: Annotated[float | None, NOTHING] = Field(default=None, gt=0)
     """Most requests a minute over all actors, retries included; without it as many as come."""
-    tokens_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: Annotated[float | None, NOTHING] = Field(default=None, gt=0)
     """Most tokens a minute over all actors, read and written."""
-    timeout_s: float = Field(default=60, gt=0)
+    timeout_s: Annotated[float, NOTHING] = Field(default=60, gt=0)
     """Time limit of one request, in seconds."""
-    max_attempts: int = Field(default=5, ge=1)
+    max_attempts: Annotated[int, NOTHING] = Field(default=5, ge=1)
     """Tries of one request before it counts as failed."""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)
     """Longest answer, in tokens."""
 
 
-class VLLMEngine(Author):
+class VLLMEngine(Author, affects="pool"):
     """vLLM inside our own Ray actors (extra `vllm`, needs a GPU); it batches as requests come."""
 
     type: Literal["vllm"]
-    path: str
+    path: Annotated[str, NOTHING]
     """Model folder or hub name."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], _ANSWERS] = "auto"
     """Precision of the weights."""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)
     """Longest answer, in tokens."""
-    actors: int = Field(default=1, ge=1)
+    actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Copies of the model."""
-    gpus: int = Field(default=1, ge=1)
+    gpus: Annotated[int, _ANSWERS] = Field(default=1, ge=1)
     """GPUs per actor, over which the model is split."""
 
 
-class FakeLLM(Author):
+class FakeLLM(Author, affects="pool"):
     """Writes plausible prompts without any model: for tests and dry runs."""
 
     type: Literal["fake"]
-    fail_every: int = Field(default=0, ge=0)
+    fail_every: Annotated[int, _ANSWERS] = Field(default=0, ge=0)
     """Every n-th request fails, 0 for none."""
     seconds: float = Field(default=0, ge=0)
     """Time that one request takes."""

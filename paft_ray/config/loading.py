@@ -8,7 +8,7 @@ import difflib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,36 +25,6 @@ _SECRET = re.compile(
 )
 _FILE_ENDINGS = (".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
 _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
-NEUTRAL_FIELDS = (
-    "name",
-    "storage",
-    "tracking",
-    "task.path",
-    "task.test_path",
-    "model.path",
-    "prompts.files",
-    "prompts.generation.max_error_rate",
-    "prompts.generation.llms.*.path",
-    "prompts.generation.llms.*.api_key_env",
-    "prompts.generation.llms.*.actors",
-    "prompts.generation.llms.*.concurrency",
-    "prompts.generation.llms.*.timeout_s",
-    "prompts.generation.llms.*.max_attempts",
-    "prompts.generation.llms.*.requests_per_minute",
-    "prompts.generation.llms.*.tokens_per_minute",
-    "prompts.generation.llms.*.price",
-    "prompts.probe.actors",
-    "prompts.probe.gpus",
-    "model.attention",
-    "train.activation_checkpointing",
-    "train.warm_start",
-    "train.workers",
-    "train.checkpoint",
-    "train.max_failures",
-    "evaluation.workers",
-    "tuning",
-)
-"""Names, places, and how work is spread: content behind a place counts, by its own fingerprint."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -149,29 +119,6 @@ def local_path(location: str) -> Path:
 def dump_config(config: Config) -> dict[str, Any]:
     """The tree as plain YAML- and JSON-ready values, defaults included."""
     return json.loads(config.model_dump_json())
-
-
-def result_fields(config: Config) -> dict[str, Any]:
-    """The part of a configuration that moves results, as a plain tree.
-
-    Left out are names and places, tracking, and how the work is spread and kept safe.
-    """
-    return without(dump_config(config), NEUTRAL_FIELDS)
-
-
-def without(tree: Any, paths: Iterable[str]) -> Any:
-    """A tree less the fields of these dotted paths, in which `*` is every entry of a list."""
-    kept = dict(tree)
-    for path in paths:
-        key, _, rest = path.partition(".")
-        child = kept.get(key)
-        if not rest:
-            kept.pop(key, None)
-        elif rest.startswith("*.") and isinstance(child, list):
-            kept[key] = [without(entry, [rest[2:]]) for entry in child]
-        elif isinstance(child, Mapping):
-            kept[key] = without(child, [rest])
-    return kept
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:

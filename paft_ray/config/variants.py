@@ -14,7 +14,7 @@ BASE = "base"
 LABEL_PATTERN = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
-class VariantOptions(Section):
+class VariantOptions(Section, affects="run"):
     """What every way to train can be called."""
 
     name: str | None = Field(default=None, max_length=40)
@@ -35,7 +35,7 @@ class VariantOptions(Section):
         return name
 
 
-class PaftVariant(VariantOptions):
+class PaftVariant(VariantOptions, affects="run"):
     """Every example through a prompt drawn afresh from the pool."""
 
     type: Literal["paft"]
@@ -43,7 +43,7 @@ class PaftVariant(VariantOptions):
     """In place of `train.sampling`, for comparing temperatures, say."""
 
 
-class SinglePromptVariant(VariantOptions):
+class SinglePromptVariant(VariantOptions, affects="run"):
     """Every example through one prompt: what people do otherwise."""
 
     type: Literal["single_prompt"]
@@ -52,7 +52,7 @@ class SinglePromptVariant(VariantOptions):
     validation examples (the paper's TopAccuracy)."""
 
 
-class HumanPromptVariant(VariantOptions):
+class HumanPromptVariant(VariantOptions, affects="run"):
     """Every example through one prompt written by hand: the first of the task's `instructions`, in
     the first layout of the grammar, that is not like a held-out prompt. For a whole template of
     your own, give a `single_prompt` its `prompt`."""
@@ -60,7 +60,7 @@ class HumanPromptVariant(VariantOptions):
     type: Literal["human_prompt"]
 
 
-class BoundPromptsVariant(VariantOptions):
+class BoundPromptsVariant(VariantOptions, affects="run"):
     """Every example bound once, for the whole training, to a random prompt of a small pool: what
     the official implementation does."""
 

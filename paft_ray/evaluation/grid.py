@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import cpus_per_worker
 from paft_ray.config import Config
+from paft_ray.config.affects import affecting, take
 from paft_ray.config.loading import dump_config
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, local_copy, locate_base
@@ -198,16 +199,7 @@ def _cut(
     asked: Sequence[NDArray[np.bool_]],
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
-    config = context.config
-    fixed = [
-        context.model_identity,
-        context.scoring_dtype,
-        config.model.chat_template,
-        [config.task.max_length, config.task.overlong, list(context.task.choices or ())],
-        [config.evaluation.row_tokens, config.train.packing, config.evaluation.max_new_tokens],
-    ]
-    if context.task.choices is None:
-        fixed.append(config.evaluation.generation_tokens)
+    fixed = _score_identity(context)
     return [
         {
             "key": fingerprint("scores", fixed, model.identity, prompt.text, chunk),
@@ -219,6 +211,26 @@ def _cut(
         for index, (model, asked_PE) in enumerate(zip(models, asked, strict=True))
         for prompt, asked_E in zip(prompts, asked_PE, strict=True)
         for chunk in _chunks(examples, asked_E)
+    ]
+
+
+def _score_identity(context: RunContext) -> list[Any]:
+    """What all scores of a run have in common: whatever moves the score of a model's answer."""
+    (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
+        affecting(context.config, "scores"),
+        *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),
+        *("evaluation.row_tokens", "train.packing", "evaluation.max_new_tokens"),
+        "evaluation.generation_tokens",
+    )
+    choices = context.task.choices
+    return [
+        context.model_identity,
+        context.scoring_dtype,
+        chat_template,
+        [*limits, list(choices or ())],
+        [rows, packing, new_tokens],
+        *([kept_tokens] if choices is None else []),
+        *([later] if later else []),
     ]
 
 

@@ -16,15 +16,9 @@ from typing import Any
 
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import Config, OpenAILLM, SinglePromptVariant, TransformersLLM
+from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
-from paft_ray.config.loading import (
-    NEUTRAL_FIELDS,
-    changed_fields,
-    load_config,
-    local_path,
-    result_fields,
-    without,
-)
+from paft_ray.config.loading import changed_fields, dump_config, load_config, local_path
 from paft_ray.models.files import ModelFiles, inspect_model
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.generate.llm import llm_label
@@ -119,10 +113,12 @@ def _check_identity(config: Config, storage: Storage) -> None:
             "--overwrite"
         ) from error
     try:
-        before = result_fields(load_config(recorded))  # fills in fields that are newer
-    except ConfigError:
-        before = without(recorded, NEUTRAL_FIELDS)
-    changes = changed_fields(before, result_fields(config))
+        before, after = result_fields(load_config(recorded)), result_fields(config)
+    except ConfigError:  # a field that it has is gone
+        before, after = recorded, dump_config(config)
+        if "results_from" in record:
+            before, after = record["results_from"], result_fields(config)
+    changes = changed_fields(before, after)
     if changes:
         more = len(changes) - _SHOWN_CHANGES
         text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")

@@ -12,8 +12,8 @@ from typing import Any
 
 from paft_ray.cluster.remote import own_errors
 from paft_ray.config import Config, ProbeConfig
+from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import PoolError
-from paft_ray.config.loading import result_fields, without
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
@@ -54,26 +54,26 @@ _PROBED_TOGETHER = 16
 
 def pool_fingerprint(context: RunContext) -> str:
     """Fingerprint of everything that a pool depends on; `pool_size` only says how much is used."""
-    prompts = without(result_fields(context.config)["prompts"], ["pool_size"])
+    (seed, prompts, *probed), later = take(
+        affecting(context.config, "pool"),
+        *("seed", "prompts", "model.chat_template", "train.packing"),
+    )
     task, generation = context.task, context.config.prompts.generation
     return fingerprint(
         "pool",
-        context.config.seed,
+        seed,
         [task.description, list(task.slots), list(task.choices or ()), dict(task.option_slots)],
         [prompts, list(task.instructions)],
         [read_prompt_files(path) for path in context.config.prompts.files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
-        _probe_identity(context),
+        [] if prompts["probe"] is None else _probe_identity(context, *probed),
+        *([later] if later else []),
     )
 
 
-def _probe_identity(context: RunContext) -> list[str]:
-    if context.config.prompts.probe is None:
-        return []
-    packing = "packed" if context.config.train.packing else "alone"
-    return [
-        context.model_identity, context.task_identity, context.config.model.chat_template, packing
-    ]  # fmt: skip
+def _probe_identity(context: RunContext, chat_template: str, packing: bool) -> list[str]:
+    packed = "packed" if packing else "alone"
+    return [context.model_identity, context.task_identity, chat_template, packed]
 
 
 def request_book(context: RunContext) -> RequestBook | None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from paft_ray.config import BASE, Config
-from paft_ray.config.loading import result_fields
+from paft_ray.config.affects import result_fields
 from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise

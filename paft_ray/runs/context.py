@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Self
 
 from paft_ray.config import Config
+from paft_ray.config.affects import affecting, take
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
 from paft_ray.runs.progress import Screen, SilentScreen
@@ -32,13 +33,16 @@ class Identities:
     @cached_property
     def task(self) -> str:
         """Fingerprint of everything about the task that can move weights or scores."""
-        task, options = self._task, self._config.task
+        task = self._task
+        fields = affecting(self._config, "weights", "scores")["task"]
+        limits, later = take(fields, "max_length", "overlong")
         return fingerprint(
             task.name,
             list(task.slots),
             list(task.choices or ()),
             [examples_identity(split) for split in (task.train, task.validation, task.test)],
-            [options.max_length, options.overlong],
+            limits,
+            *([later] if later else []),
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from paft_ray.config import Config, Training
-from paft_ray.config.loading import dump_config
+from paft_ray.config.affects import affecting, take
 from paft_ray.evaluation.grid import Subject
 from paft_ray.models.load import result_folder
 from paft_ray.models.warm_start import read_adapter
@@ -23,23 +23,21 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
     Activation checkpointing changes no bit and kinds of attention less than the number of workers
     does, so that both may change before a training is continued.
     """
-    settings = dump_config(config)
-    train = {
-        key: value
-        for key, value in settings["train"].items()
-        if key not in ("workers", "checkpoint", "max_failures", "activation_checkpointing")
-    }
-    if train["warm_start"] is not None:
-        train["warm_start"] = read_adapter(train["warm_start"]).identity
+    warm_start = config.train.warm_start
+    (_, model, train, seed, _), later = take(
+        affecting(config, "weights"), "model.dtype", "model", "train", "seed", "task"
+    )
+    train["warm_start"] = None if warm_start is None else read_adapter(warm_start).identity
     return fingerprint(
         "training",
         context.task_identity,
         context.model_identity,
-        {key: settings["model"][key] for key in ("peft", "chat_template", "quantization")},
+        model,
         context.training_dtype,
         train,
-        config.seed,
+        seed,
         [[prompt.id, prompt.text] for prompt in prompts],
+        *([later] if later else []),
     )
 
 

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from paft_ray.config import Choice, Config, RandInt, TuningConfig
+from paft_ray.config import Choice, Config, PromptsConfig, RandInt, TuningConfig
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.leakage import first_like
@@ -59,7 +59,9 @@ def generation_key(sample: Sample) -> str:
 
 
 def _is_of_generation(path: str) -> bool:
-    return path.startswith("prompts.") and path != POOL_SIZE
+    section, _, field = path.partition(".")
+    note = PromptsConfig.declared.get(field.partition(".")[0])
+    return section == "prompts" and note is not None and "pool" in note.targets
 
 
 def generation_samples(tuning: TuningConfig) -> list[Sample]:

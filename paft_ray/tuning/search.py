@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from paft_ray.cluster.control import Control
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
+from paft_ray.config.affects import affecting, recorded_fields, take
 from paft_ray.config.errors import ConfigError, TrainingError
-from paft_ray.config.loading import dump_config, from_anywhere, without
+from paft_ray.config.loading import from_anywhere
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.meta import ModelCheckProcess
@@ -53,9 +54,6 @@ from paft_ray.tuning.view import TrialView
 
 logger = logging.getLogger(__name__)
 
-_HOW_MUCH = ("trials", "concurrency", "finalists", "seeds")
-"""Fields of `tuning` that say how much work is done, not what is searched."""
-
 
 def search(
     context: RunContext, checks: ModelCheckProcess, overwrite: bool = False
@@ -79,10 +77,9 @@ def search(
     trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
     trials += [trial for _, trial in edge_configs(config, tuning)]
     cpus, concurrency = fit_trials(config, tuning, trials)
-    searched = without(tuning.model_dump(mode="json"), _HOW_MUCH)
     made_from = {
         "work": "search",
-        "search space": fingerprint(searched),
+        "search space": fingerprint(affecting(tuning, "search")),
         "set of prompts": pools_fingerprint(context, tuning),
     }
     with open_run(context, overwrite, made_from) as (context, tracker):
@@ -187,9 +184,10 @@ def of_finalists(context: RunContext, label: str | None = None) -> RunContext:
 
 def _identity(context: RunContext) -> str:
     tuning = tuning_of(context.config)
-    tree = without(dump_config(context.config), ["storage", "tracking", "tuning.concurrency"])
+    fields = recorded_fields(context.config)
+    _, made_from = take(fields, "storage", "tracking", "tuning.concurrency")
     prompts = pools_fingerprint(context, tuning)
-    return fingerprint("search", tree, prompts, context.task_identity, context.model_identity)
+    return fingerprint("search", made_from, prompts, context.task_identity, context.model_identity)
 
 
 def _run_trials(

@@ -14,10 +14,11 @@ import yaml
 from safetensors.numpy import save_file
 
 from paft_ray.config import Config
+from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ConfigError, DataError, PaftError
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
-from paft_ray.pipeline.preflight import RUN_RECORD, Checked, preflight, result_fields
+from paft_ray.pipeline.preflight import RUN_RECORD, Checked, preflight
 
 TEMPLATES = [f"{word} the thing: {{thing}}\nColour:" for word in ("Judge", "Name", "Tell", "Say")]
 OPENAI = "{type: openai, base_url: 'http://localhost:1/v1', model: m, api_key_env: PAFT_TEST_KEY}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from paft_ray.config import LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
+from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import package_missing
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
@@ -35,15 +36,26 @@ class LLM(Protocol):
 
 
 def llm_key(config: LLMConfig) -> str:
-    """Which author wrote an answer: whatever of the configuration moves the text."""
+    """Which author wrote an answer: whatever of the configuration moves the text.
+
+    Temperatures and the longest answer are part of each request.
+    """
+    fields = affecting(config, "answers")
     if isinstance(config, TransformersLLM):
+        known = ("temperatures", "max_tokens", "dtype", "gpus", "batch_size", "cpus")
         dtype = resolve_dtype(config.dtype, config.gpus)
-        return f"{model_identity(config.path)}-{dtype}-b{config.batch_size}-c{config.cpus:g}"
-    if isinstance(config, VLLMEngine):
-        return f"{model_identity(config.path)}-{resolve_dtype(config.dtype, config.gpus)}-vllm"
-    if isinstance(config, OpenAILLM):
-        return fingerprint("openai", config.base_url, config.model)
-    return fingerprint("fake", config.fail_every)
+        key = f"{model_identity(config.path)}-{dtype}-b{config.batch_size}-c{config.cpus:g}"
+    elif isinstance(config, VLLMEngine):
+        known = ("temperatures", "max_tokens", "dtype", "gpus")
+        key = f"{model_identity(config.path)}-{resolve_dtype(config.dtype, config.gpus)}-vllm"
+    elif isinstance(config, OpenAILLM):
+        known = ("temperatures", "max_tokens", "base_url", "model")
+        key = fingerprint("openai", config.base_url, config.model)
+    else:
+        known = ("temperatures", "fail_every")
+        key = fingerprint("fake", config.fail_every)
+    _, later = take(fields, *known)
+    return f"{key}-{fingerprint(later)}" if later else key
 
 
 def llm_label(config: LLMConfig) -> str:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from paft_ray.config import FakeLLM, GenerationConfig
+from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.layouts import Layout, compose, enumerate_layouts
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks.example import Task
@@ -119,6 +120,14 @@ class RequestBook:
     def _layouts(self) -> tuple[Layout, ...]:
         return tuple(enumerate_layouts(self.task)) if "few_shot" in self.config.strategies else ()
 
+    @cached_property
+    def _decoding(self) -> list[Any]:
+        """What is decoded with besides a request's own temperature."""
+        [_, top_p, _], later = take(
+            affecting(self.config, "answers"), "temperature", "top_p", "llms"
+        )
+        return [top_p, *([later] if later else [])]
+
     def units(self, llm: int, size: int) -> list[Unit]:
         """All requests of one LLM, by strategy and temperature, in units of `size`.
 
@@ -152,7 +161,7 @@ class RequestBook:
             id=fingerprint(
                 self.keys[unit.llm],
                 [messages, prefill],
-                [unit.temperature, config.top_p],
+                [unit.temperature, *self._decoding],
                 decoding_seed,
                 max_tokens,
             ),

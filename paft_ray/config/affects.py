@@ -1,0 +1,100 @@
+"""The parts of a configuration that identities are made from.
+
+What a field affects is declared at the field (`config.base.affects`). Covered: reading it, and the
+numbers of rules that no field sets. Not covered: the content behind paths, which whoever makes an
+identity adds to it, and the order in which the first version put its fields into an identity, which
+stays with that identity.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from paft_ray.config.base import Affects, Section, Target
+
+RULES: Mapping[Target, int] = {"pool": 1, "answers": 1, "weights": 1, "scores": 1, "search": 1}
+"""By what a rule affects the number of its version. Raise it where a rule changes that no field
+sets, such as how an answer is scored: what the older rule made is then made again, or refused."""
+_OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "weights", "scores", "run")
+
+
+def affecting(section: Section, *targets: Target) -> dict[str, Any]:
+    """The fields of a section that affect any of `targets`, as a JSON-ready tree.
+
+    A field that a later version added is left out while its value means what earlier versions did.
+    Rules of another version than the first are under `rules`.
+    """
+    wanted = frozenset(targets)
+    return _with_rules(_kept(section, lambda note: bool(note.targets & wanted)), targets)
+
+
+def result_fields(config: Section) -> dict[str, Any]:
+    """What moves results of a run: all but names, places, and how the work is spread."""
+    return affecting(config, *_OF_A_RUN)
+
+
+def recorded_fields(config: Section) -> dict[str, Any]:
+    """All fields of the first version, and the later ones that affect anything."""
+    return _with_rules(_kept(config, lambda note: note.neutral is ... or bool(note.targets)), RULES)
+
+
+def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any]]:
+    """The values at dotted paths, and the rest of the tree without sections that are empty then.
+
+    An identity takes what the first version knew, in its order; the rest is of later versions.
+
+    Raises:
+        KeyError: Nothing is at a path.
+    """
+    values, rest = [], dict(tree)
+    for path in paths:
+        key, _, below = path.partition(".")
+        if below:
+            [value], child = take(rest[key], below)
+            rest = {k: v for k, v in rest.items() if k != key} | ({key: child} if child else {})
+        else:
+            value = rest.pop(key)
+        values.append(value)
+    return values, rest
+
+
+def _with_rules(tree: dict[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
+    newer = {target: RULES[target] for target in targets if RULES.get(target, 1) > 1}
+    return {**tree, "rules": newer} if newer else tree
+
+
+def _kept(section: Section, keep: Callable[[Affects], bool]) -> dict[str, Any]:
+    return _kept_below(section, json.loads(section.model_dump_json()), keep, None)
+
+
+def _kept_below(
+    value: Any, tree: Any, keep: Callable[[Affects], bool], outer: Affects | None
+) -> Any:
+    """What is kept of `tree`, the JSON of `value`, which is or holds sections.
+
+    `outer` is declared of a whole that this is a part of.
+    """
+    if isinstance(value, tuple):
+        entries = [_kept_below(v, t, keep, outer) for v, t in zip(value, tree, strict=True)]
+        return entries if any(entries) else []
+    if isinstance(value, Mapping):
+        return {k: kept for k, v in value.items() if (kept := _kept_below(v, tree[k], keep, outer))}
+    found = {}
+    for name, note in type(value).declared.items():
+        own = getattr(value, name)
+        if note.neutral is not ... and own == note.neutral:
+            continue
+        if _holds_sections(own):
+            whole = outer or (note if note.whole else None)
+            if kept := _kept_below(own, tree[name], keep, whole):
+                found[name] = kept
+        elif keep(outer or note):
+            found[name] = tree[name]
+    return found
+
+
+def _holds_sections(value: Any) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value
+    return isinstance(value, Section) or (
+        isinstance(value, tuple | Mapping) and any(isinstance(entry, Section) for entry in inner)
+    )

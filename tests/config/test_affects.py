@@ -1,0 +1,273 @@
+"""What is stored is found by later versions: what every field does to every identity.
+
+`fixtures/stored_run/identities.json` holds the identities of the first version that kept them, and
+`fixtures/first_fields.json` the fields that it had. Neither may change.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+import yaml
+from make_stored_run import changes, write_variations
+from pydantic import Field, create_model
+
+from paft_ray.config import (
+    Config,
+    CustomTaskConfig,
+    FakeLLM,
+    GenerationConfig,
+    OpenAILLM,
+    PromptsConfig,
+    TrainConfig,
+    TransformersLLM,
+    TuningConfig,
+    VLLMEngine,
+    loading,
+)
+from paft_ray.config.affects import RULES, affecting, result_fields, take
+from paft_ray.config.base import Section, affects
+from paft_ray.config.evaluation import EvaluationConfig
+from paft_ray.config.loading import load_config
+from paft_ray.config.model import ModelConfig
+from paft_ray.evaluation.grid import Subject, _cut
+from paft_ray.prompts.build import pool_fingerprint, request_book
+from paft_ray.report import results
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import load_task
+from paft_ray.training.identity import training_fingerprint
+from paft_ray.tuning import search
+
+STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
+FIRST = json.loads((STORED / "identities.json").read_text(encoding="utf-8"))
+MANY = yaml.safe_load((STORED / "many.yaml").read_text(encoding="utf-8"))
+FIELDS = json.loads((STORED.parent / "first_fields.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inputs(tmp_path_factory: pytest.TempPathFactory):
+    """The working directory holds what the stored configurations name."""
+    folder = tmp_path_factory.mktemp("stored") / "copy"
+    shutil.copytree(STORED, folder)
+    write_variations(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+def identities(config: Config) -> dict[str, Any]:
+    """Every identity, as `make_stored_run` recorded them."""
+    context = RunContext.create(
+        config, load_task(config.task, config.seed), Storage.open("storage")
+    )
+    prompt: Any = SimpleNamespace(id="p", text="Say {review}")
+    book, tuning, training = request_book(context), config.tuning, config.trainings[0]
+    assert tuning is not None
+    examples = context.task.test[:2]
+    units = _cut(context, [Subject("base", 0, "")], [prompt], examples, [np.ones((1, 2), bool)])
+    asked = (
+        [] if book is None else [u for llm in range(len(book.keys)) for u in book.units(llm, 99)]
+    )
+    return {
+        "task": context.task_identity,
+        "pool": pool_fingerprint(context),
+        "answers": [] if book is None else list(book.keys),
+        "requests": [] if book is None else [next(book.requests(unit)).id for unit in asked],
+        "training": training_fingerprint(context, config.of_training(training), ()),
+        "scores": units[0]["key"],
+        "run": results.run_identity(context),
+        "searched": fingerprint(affecting(tuning, "search")),
+        "search": search._identity(context),
+    }
+
+
+def moved(config: Config) -> set[str]:
+    """Which identities differ from those of `many.yaml`."""
+    return {k for k, v in identities(config).items() if v != FIRST["unchanged"][k]}
+
+
+def test_every_identity_is_that_of_the_first_version_whatever_is_configured() -> None:
+    assert identities(load_config(MANY)) == FIRST["unchanged"]
+    assert [change["overrides"] for change in FIRST["changes"]] == changes()
+    for change in FIRST["changes"]:
+        found = identities(load_config(MANY, change["overrides"]))
+        assert found == FIRST["unchanged"] | change["identities"], change["overrides"]
+
+
+def declared() -> dict[str, dict[str, str]]:
+    """What the fields of every section affect that are in identities whatever their value."""
+    found, todo = {}, [Section]
+    while todo:
+        section = todo.pop()
+        todo += section.__subclasses__()
+        if section.__module__.startswith("paft_ray."):
+            found[section.__name__] = {
+                field: " ".join(sorted(note.targets)) or "nothing"
+                for field, note in section.declared.items()
+                if note.neutral is ...
+            }
+    return {name: fields for name, fields in sorted(found.items()) if fields}
+
+
+def test_fields_of_the_first_version_affect_what_they_did_and_others_have_a_neutral_value() -> None:
+    assert declared() == FIELDS, (
+        "a field that is added to a section needs affects(..., neutral=VALUE), else what is stored "
+        "is not found; only fields of a new section are added to first_fields.json"
+    )
+
+
+def test_neutral_values_are_defaults() -> None:
+    """So that configurations without the field, recorded ones too, mean what they meant."""
+    todo: list[type[Section]] = [Section]
+    while todo:
+        section = todo.pop()
+        todo += section.__subclasses__()
+        for name, note in section.declared.items():
+            if note.neutral is not ...:
+                assert section.model_fields[name].get_default() == note.neutral, (section, name)
+
+
+def test_field_that_does_not_say_what_it_affects_cannot_be_defined() -> None:
+    with pytest.raises(TypeError, match=r"Silent\.steps does not say what it affects"):
+
+        class Silent(Section):
+            steps: int = 1
+
+
+def extended(section: type[Any], **fields: Any) -> type[Any]:
+    return create_model(section.__name__, __base__=section, **fields)
+
+
+def llms_of(new: Callable[[type[Section]], Any]) -> type[Config]:
+    entry = Annotated[
+        new(OpenAILLM) | FakeLLM | TransformersLLM | VLLMEngine, Field(discriminator="type")
+    ]
+    generation = extended(GenerationConfig, llms=(tuple[entry, ...], ...))
+    return extended(Config, prompts=(extended(PromptsConfig, generation=(generation, ...)), ...))
+
+
+PLACES: Mapping[str, tuple[str, Callable[[Callable[[type[Section]], Any]], type[Config]]]] = {
+    "root": ("", lambda new: new(Config)),
+    "task": ("task.", lambda new: extended(Config, task=(new(CustomTaskConfig), ...))),
+    "prompts": ("prompts.", lambda new: extended(Config, prompts=(new(PromptsConfig), ...))),
+    "llm": ("prompts.generation.llms.1.", llms_of),
+    "generation": (
+        "prompts.generation.",
+        lambda new: extended(
+            Config,
+            prompts=(extended(PromptsConfig, generation=(new(GenerationConfig), ...)), ...),
+        ),
+    ),
+    "model": ("model.", lambda new: extended(Config, model=(new(ModelConfig), ...))),
+    "train": ("train.", lambda new: extended(Config, train=(new(TrainConfig), ...))),
+    "evaluation": (
+        "evaluation.",
+        lambda new: extended(Config, evaluation=(new(EvaluationConfig), ...)),
+    ),
+    "tuning": (
+        "tuning.",
+        lambda new: extended(
+            Config, tuning=(Annotated[new(TuningConfig) | None, affects("search")], None)
+        ),
+    ),
+}
+OWN = {"pool": "pool", "weights": "training", "scores": "scores"}
+"""Which identity a field moves that affects something; those of a run and a search come to it."""
+
+
+@pytest.fixture
+def with_new_field(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
+    """`many.yaml` in a version that has another field somewhere, with a value."""
+
+    def build(place: str, value: int, *targets: Any) -> Config:
+        path, version = PLACES[place]
+        field = (Annotated[int, affects(*targets, neutral=0)], 0)
+        newer = version(lambda section: extended(section, dummy=field))
+        monkeypatch.setattr(loading, "Config", newer)
+        return load_config(MANY, [f"{path}dummy={value}"] if value else [])
+
+    return build
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_stored_is_found_where_a_new_field_means_what_earlier_versions_did(
+    place: str, with_new_field: Callable[..., Config]
+) -> None:
+    targets = ("pool", "answers", "weights", "scores", "run", "search")
+    assert identities(with_new_field(place, 0, *targets)) == FIRST["unchanged"]
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place not in ("llm", "tuning")])
+@pytest.mark.parametrize("target", OWN)
+def test_new_field_with_a_value_moves_what_it_affects(
+    place: str, target: Any, with_new_field: Callable[..., Config]
+) -> None:
+    found = moved(with_new_field(place, 1, target))
+    assert {OWN[target], "run", "search"} <= found
+    if place != "task":  # whose identity is in all that is made from its examples
+        assert found == {OWN[target], "run", "search"}
+
+
+def test_new_field_of_an_author_moves_its_answers_and_the_pool(
+    with_new_field: Callable[..., Config],
+) -> None:
+    found = moved(with_new_field("llm", 1, "pool", "answers"))
+    assert found == {"answers", "requests", "pool", "run", "search"}
+
+
+def test_new_field_of_decoding_moves_the_requests_and_the_pool(
+    with_new_field: Callable[..., Config],
+) -> None:
+    found = moved(with_new_field("generation", 1, "pool", "answers"))
+    assert found == {"requests", "pool", "run", "search"}
+
+
+def test_new_field_of_a_search_moves_the_search_alone(
+    with_new_field: Callable[..., Config],
+) -> None:
+    assert moved(with_new_field("tuning", 1, "search")) == {"searched", "search"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_new_field_that_affects_nothing_moves_nothing(
+    place: str, with_new_field: Callable[..., Config]
+) -> None:
+    found = moved(with_new_field(place, 1, "nothing"))
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        ("pool", {"pool", "run", "search"}),
+        ("weights", {"training", "run", "search"}),
+        ("scores", {"scores", "run", "search"}),
+        ("answers", {"answers", "requests", "pool", "run", "search"}),
+    ],
+)
+def test_rule_of_another_version_moves_what_it_affects(
+    target: Any, found: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULES, target, 2)  # pyright: ignore[reportArgumentType]
+    assert moved(load_config(MANY)) == found
+
+
+def test_change_of_a_new_field_is_named_when_the_run_is_refused(
+    with_new_field: Callable[..., Config],
+) -> None:
+    old, new = (with_new_field("train", value, "weights") for value in (0, 1))
+    assert "dummy" not in result_fields(old)["train"]
+    assert result_fields(new)["train"]["dummy"] == 1
+
+
+def test_taken_fields_leave_no_empty_section() -> None:
+    tree = {"a": {"b": {"c": 1}}, "d": {"e": 2, "f": 3}}
+    assert take(tree, "d.e", "a.b.c") == ([2, 1], {"d": {"f": 3}})
+    assert tree == {"a": {"b": {"c": 1}}, "d": {"e": 2, "f": 3}}

@@ -1,0 +1,131 @@
+"""What the version that made `fixtures/stored_run` left behind is complete, and is read, today.
+
+Nothing here starts Ray: whatever were not found would have to.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paft_ray.cli import call
+from paft_ray.config import Config
+from paft_ray.config.loading import load_config
+from paft_ray.pipeline.perform import open_context
+from paft_ray.pipeline.run import evaluate
+from paft_ray.pipeline.variants import prompts_by_variant
+from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
+from paft_ray.prompts.generate.kept_answers import Answers
+from paft_ray.report.pool import build_published_pool
+from paft_ray.storage.paths import Storage
+from paft_ray.training.distributed.trainer import train
+
+STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
+
+
+def stored_under(name: str) -> pytest.MarkDecorator:
+    """Skips where the fixture has no such run."""
+    missing = not (STORED / "storage" / "runs" / name).exists()
+    return pytest.mark.skipif(missing, reason=f"make_stored_run.py was not run for {name!r}")
+
+
+GENERATED, SEARCHED = stored_under("generated"), stored_under("searched")
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of everything, which is the working directory."""
+    folder = tmp_path / "copy"
+    shutil.copytree(STORED, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for a cluster fails at once."""
+    monkeypatch.setenv("RAY_ADDRESS", "nowhere")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def config_of(name: str) -> Config:
+    return load_config(f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [("run", "from-files"), pytest.param("tune", "searched", marks=SEARCHED)]
+)
+def test_stored_run_or_search_is_complete(
+    verb: str, name: str, stored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = files(stored / "storage")
+    assert call([verb, f"{name}.yaml", "--json"]) == 0
+    out, err = capfd.readouterr()
+    summary = json.loads((stored / f"storage/runs/{name}/summary.json").read_text())
+    found = json.loads(out)
+    assert (found["summary"] if verb == "tune" else found) == summary
+    assert "is complete, nothing to do" in err
+    after = files(stored / "storage")
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["from-files", pytest.param("generated", marks=GENERATED)])
+def test_stored_pool_and_trainings_are_found(name: str, stored: Path) -> None:
+    context = open_context(config_of(name))
+    pools = {path.name for path in (stored / "storage/pools").iterdir()}
+    pool = build_prompt_pool(context)
+    assert pool_fingerprint(context) in pools
+    assert {path.name for path in (stored / "storage/pools").iterdir()} == pools
+    prompts = prompts_by_variant(context, build_published_pool(context))
+    for training in context.config.trainings:
+        assert train(context, prompts[training.label], training, pool).reused
+
+
+def test_stored_scores_are_found_part_by_part(stored: Path) -> None:
+    run = stored / "storage" / "runs" / "from-files"
+    for lost in ("manifest.json", "summary.json", "scores.parquet"):
+        (run / lost).rename(stored / lost)
+    parts = files(run / "scores")
+    evaluate(open_context(config_of("from-files")))
+    assert files(run / "scores") == parts
+    assert (run / "scores.parquet").read_bytes() == (stored / "scores.parquet").read_bytes()
+
+
+def test_stored_answers_of_an_llm_are_those_that_are_asked_for(stored: Path) -> None:
+    context = open_context(config_of("generated"))
+    book = request_book(context)
+    assert book is not None
+    [folder] = (stored / "storage/generations").iterdir()
+    assert folder.name == book.keys[0]
+    kept: dict[str, Any] = {}
+    for path in folder.glob("*.jsonl"):
+        kept |= Answers(Storage.open(str(folder)), path.stem).read()
+    units = book.units(0, 1000)
+    assert {request.id for unit in units for request in book.requests(unit)} == set(kept)
+
+
+def test_stored_run_gets_its_report_and_exports_its_adapter(stored: Path) -> None:
+    assert call(["report", "from-files.yaml"]) == 0
+    page = (stored / "storage/runs/from-files/report.html").read_text(encoding="utf-8")
+    assert "<table" in page
+    assert call(["export", "from-files.yaml", "--variant", "paft", "--out", "exported"]) == 0
+    kept = stored / "storage/runs/from-files/training/paft-s1/adapter/adapter_model.safetensors"
+    assert (stored / "exported" / kept.name).read_bytes() == kept.read_bytes()
+
+
+@SEARCHED
+def test_stored_search_exports_its_best_finalist(stored: Path) -> None:
+    assert call(["export", "searched.yaml", "--out", "exported"]) == 0
+    assert (stored / "exported" / "adapter_model.safetensors").is_file()
+
+
+def test_stored_run_is_refused_under_another_configuration(
+    stored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", "from-files.yaml", "train.learning_rate=0.1"]) == 2
+    assert "train.learning_rate (0.01 -> 0.1)" in capfd.readouterr().err
