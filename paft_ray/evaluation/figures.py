@@ -41,7 +41,7 @@ class Figure:
     """Of its column."""
     meaning: str
     """What it says, in a line of the report."""
-    definition: str
+    definition: str = ""
     """How it is computed, with the source, where the meaning leaves that open."""
     metric: str | None = None
     """Its name in MLflow behind `eval/`; None where it is not tracked."""
@@ -118,7 +118,6 @@ WORST = Figure(
     key="min",
     heading="worst",
     meaning="accuracy under the worst prompt",
-    definition="Minimum over prompts.",
     metric="accuracy/worst_prompt",
     table="results",
     compared=True,
@@ -140,7 +139,6 @@ BEST = Figure(
     key="max",
     heading="best",
     meaning="accuracy under the best prompt",
-    definition="Maximum over prompts.",
     metric="accuracy/best_prompt",
     better="higher",
     over_prompts=lambda accuracy: accuracy.max(axis=-1),
@@ -221,7 +219,6 @@ TRAINED_TOKENS = Figure(
     key="trained_tokens",
     heading="trained tokens",
     meaning="tokens read in training, averaged over seeds",
-    definition="Tokens of all sequences of a training.",
     most=float("inf"),
     scale=1,
     format=",.0f",
@@ -230,7 +227,6 @@ TRAINED_ANSWER_TOKENS = Figure(
     key="trained_answer_tokens",
     heading="answer tokens",
     meaning="of these, tokens of answers, which alone have a loss",
-    definition="Tokens of the answers of a training.",
     most=float("inf"),
     scale=1,
     format=",.0f",

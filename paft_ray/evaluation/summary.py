@@ -76,25 +76,21 @@ def summarise(
     answers = read_answers(scores, variants, () if estimate is None else estimate.answers)
     require_paired(answers, variants, whole=estimate is None)
     figures = all_figures(thresholds)
-    further: Mapping[str, Mapping[str, Any]] = {}
-    if estimate is None:
-        found = _measured(answers, variants, thresholds)
-        known = found.values
-    else:
-        found, further = _estimated(answers, variants, estimate, thresholds)
-        known = {label: {**found.values[label], **_of_scored(answers, label)} for label in variants}
+    found, more = (
+        (_measured(answers, variants, thresholds), {})
+        if estimate is None
+        else _estimated(answers, variants, estimate, thresholds)
+    )
     models = {
         label: {
-            **as_tree({f: known[label].get(f.key) for f in figures if f.computed}),
-            **further.get(label, {}),
-            "intervals": as_tree(
-                {f: list(found.interval(label, f)) for f in figures if f.key in found.draws[label]}
-            ),
+            **as_tree({f: found.values[label].get(f.key) for f in figures if f.computed}),
+            **more.get(label, {}),
+            "intervals": _intervals(found, label, figures),
             "seeds": [answers.models[model][1] for model in answers.of(label)],
         }
         for label in variants
     }
-    differences = {f"{a} - {b}": _difference(found, a, b, figures) for a, b in pairs(variants)}
+    differences = {_versus(a, b): _difference(found, a, b, figures) for a, b in pairs(variants)}
     scored_PE = answers.right_MPE[answers.of(variants[0])[0]] >= 0
     return {
         "models": models,
@@ -118,6 +114,29 @@ def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys(there))
 
 
+def differences_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
+    """The differences of a summary: the two labels, the second subtracted, and the entry."""
+    labels = summary["models"]
+    known = {_versus(a, b): (a, b) for a in labels for b in labels}
+    return [(*known[name], entry) for name, entry in summary["differences"].items()]
+
+
+def of_figure(entry: Mapping[str, Any], figure: Figure) -> Any:
+    """What an entry of the differences says of a figure, or None; it is itself about the mean."""
+    return entry if figure is MEAN else figure.read(entry)
+
+
+def _versus(a: str, b: str) -> str:
+    return f"{a} - {b}"
+
+
+def _intervals(
+    found: Resamples | Posterior, label: str, figures: Sequence[Figure]
+) -> dict[str, Any]:
+    known = [figure for figure in figures if figure.key in found.draws[label]]
+    return as_tree({figure: list(found.interval(label, figure)) for figure in known})
+
+
 def _difference(
     found: Resamples | Posterior, a: str, b: str, figures: Sequence[Figure]
 ) -> dict[str, Any]:
@@ -138,7 +157,7 @@ def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[floa
 def _estimated(
     answers: Answers, labels: Sequence[str], estimate: Unscored, thresholds: Sequence[float]
 ) -> tuple[Posterior, dict[str, dict[str, Any]]]:
-    """Figures of whole grids from their scored parts, and every prompt's accuracy by label.
+    """Figures of whole grids from their scored parts, and what else is known by label.
 
     The draws say what the unscored pairs leave open, for these prompts, examples and seeds.
     """
@@ -155,12 +174,12 @@ def _estimated(
         ]
         for number, label in enumerate(labels)
     }
-    accuracies = {}
+    more = {}
     for label, of_label in fits.items():
         accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in of_label], axis=0)
         by_prompt = dict(zip(answers.prompt_ids, accuracy_P.tolist(), strict=True))
-        accuracies[label] = {"accuracies": by_prompt}
-    return Posterior(fits, thresholds), accuracies
+        more[label] = {**_of_scored(answers, label), "accuracies": by_prompt}
+    return Posterior(fits, thresholds), more
 
 
 def _of_scored(answers: Answers, label: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, Figure, figures_of
-from paft_ray.evaluation.summary import PAFT
+from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
 from paft_ray.serving.card import Evaluation
 
 NAMES = {BASE: "base model"}
@@ -103,26 +103,20 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
 
 def differences(summary: Mapping[str, Any]) -> Table:
     """Paired differences in the figures that are compared."""
-    entries = summary["differences"]
+    entries = differences_of(summary)
     shown = [
         figure
         for figure in figures_of(summary)
-        if figure.compared and any(of_figure(entry, figure) for entry in entries.values())
+        if figure.compared and any(of_figure(entry, figure) for _, _, entry in entries)
     ]
-    has_p = any("p" in entry for entry in entries.values())
+    has_p = any("p" in entry for _, _, entry in entries)
     rows = []
-    for pair, entry in entries.items():
-        a, b = pair.split(" - ")
+    for a, b, entry in entries:
         cells = [_difference(figure, of_figure(entry, figure)) for figure in shown]
         cells += [_chance(entry.get("p"))] * has_p
         rows.append(Row("", f"{display_name(a)} − {display_name(b)}", tuple(cells)))
     columns = (*(figure.heading for figure in shown), *[f"p of the {MEAN.heading}"] * has_p)
     return Table(columns, tuple(rows))
-
-
-def of_figure(entry: Mapping[str, Any], figure: Figure) -> Mapping[str, float] | None:
-    """What an entry of `differences` says of a figure: it is itself about the mean."""
-    return entry if figure is MEAN else figure.read(entry)
 
 
 def _models(

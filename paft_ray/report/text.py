@@ -1,13 +1,12 @@
 """The results as text: the table on the screen, and the sentences that keep it honest."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
-from paft_ray.evaluation.summary import SINGLE_PROMPT
-from paft_ray.report.tables import display_name, main_label, of_figure, results
+from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
+from paft_ray.report.tables import display_name, main_label, results
 
 ILLUSTRATION = (
     "one seed is an illustration, not a measurement: give `seeds: [0, 1, 2]`, which trains every "
@@ -22,19 +21,6 @@ _UNDECIDED = {
     (MEAN,): "the interval of the mean includes zero, so a difference in mean is not shown",
     (STD,): "the interval of the std includes zero, so a difference in spread is not shown",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """One line of the table of differences, ready to print."""
-
-    name: str
-    against: str
-    """Label of the model that is subtracted."""
-    mean: str
-    std: str
-    undecided: tuple[Figure, ...]
-    """Which of mean and std have an interval that includes zero."""
 
 
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
@@ -57,9 +43,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
         table = _lines(summary, names, wide=False)
     paired = "" if "scored_share" in summary else "paired "
     differences = [
-        f"{row.name}: {MEAN.heading} {row.mean}, {STD.heading} {row.std}; points, "
-        f"{paired}95% intervals."
-        for row in _main_contrasts(summary, names)
+        f"{name}: {MEAN.heading} {_points(MEAN, entry)}, {STD.heading} {_points(STD, entry)}; "
+        f"points, {paired}95% intervals."
+        for name, entry in _main_differences(summary, names)
     ]
     return "\n".join([*table, "", *differences, *cautions(summary, names)])
 
@@ -78,32 +64,12 @@ def _lines(summary: Mapping[str, Any], names: Mapping[str, str] | None, wide: bo
     ]
 
 
-def contrasts(
-    summary: Mapping[str, Any], names: Mapping[str, str] | None = None
-) -> tuple[Contrast, ...]:
-    """The paired differences, in percentage points, in the order of the summary."""
-    rows = []
-    for pair, entry in summary["differences"].items():
-        a, b = pair.split(" - ")
-        parts = {figure: of_figure(entry, figure) or {} for figure in (MEAN, STD)}
-        rows.append(
-            Contrast(
-                name=f"{display_name(a, names)} - {display_name(b, names)}",
-                against=b,
-                mean=_points(MEAN, parts[MEAN]),
-                std=_points(STD, parts[STD]),
-                undecided=tuple(f for f, part in parts.items() if part["low"] <= 0 <= part["high"]),
-            )
-        )
-    return tuple(rows)
-
-
 def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
     """What the results do not show, in sentences."""
     sentences = [
-        f"{row.name}: {_UNDECIDED[row.undecided]}."
-        for row in _main_contrasts(summary, names)
-        if row.undecided
+        f"{name}: {_UNDECIDED[undecided]}."
+        for name, entry in _main_differences(summary, names)
+        if (undecided := tuple(f for f in (MEAN, STD) if _includes_zero(of_figure(entry, f))))
     ]
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
@@ -133,11 +99,15 @@ def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _main_contrasts(
+def _main_differences(
     summary: Mapping[str, Any], names: Mapping[str, str] | None
-) -> tuple[Contrast, ...]:
-    rows = contrasts(summary, names)
-    return tuple(row for row in rows if row.against == SINGLE_PROMPT) or rows
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Names and entries of the differences from the single prompt, or of all if there are none."""
+    every = differences_of(summary)
+    return [
+        (f"{display_name(a, names)} - {display_name(b, names)}", entry)
+        for a, b, entry in [each for each in every if each[1] == SINGLE_PROMPT] or every
+    ]
 
 
 def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
@@ -187,6 +157,11 @@ def _percent(figure: Figure, model: Mapping[str, Any]) -> str:
     return f"{figure.show(figure.read(model))}%"
 
 
-def _points(figure: Figure, entry: Mapping[str, float]) -> str:
-    value, low, high = (figure.show_change(entry[key]) for key in ("value", "low", "high"))
+def _points(figure: Figure, entry: Mapping[str, Any]) -> str:
+    part = of_figure(entry, figure)
+    value, low, high = (figure.show_change(part[key]) for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
+
+
+def _includes_zero(part: Mapping[str, float]) -> bool:
+    return part["low"] <= 0 <= part["high"]

@@ -56,10 +56,10 @@ ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
 
 
 class FlushTracker(NullTracker):
-    """Leaves in `flushes.json` what was recorded when, and which checkpoints were whole then."""
+    """Leaves in a file what was recorded at each flush, and which checkpoints were whole then."""
 
-    def __init__(self, where: Storage) -> None:
-        self.where = where
+    def __init__(self, where: Storage, file: str) -> None:
+        self.where, self.file = where, file
         self.steps: list[int] = []
         self.flushes: list[dict[str, list]] = []
 
@@ -71,7 +71,7 @@ class FlushTracker(NullTracker):
         folder = self.where.child("checkpoints")
         whole = [name for name in folder.names() if folder.child(name).exists("manifest.json")]
         self.flushes.append({"steps": list(self.steps), "checkpoints": whole})
-        self.where.write_json("flushes.json", self.flushes)
+        self.where.write_json(self.file, self.flushes)
 
 
 def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
@@ -314,7 +314,7 @@ def train_on_engine(
             objective=train.objective,
         ),
         LoopHooks(
-            tracker=FlushTracker(where),
+            tracker=FlushTracker(where, f"flushes of {options['name']}.json"),
             checkpoints=checkpoints,
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             weights=weights,

@@ -162,7 +162,7 @@ def test_interrupted_and_resumed_training_ends_with_the_same_bits(
 def test_tracker_is_flushed_before_the_checkpoint_that_covers_what_it_recorded(
     cut: str, launched: Path
 ) -> None:
-    first, second = json.loads((launched / cut / "flushes.json").read_text())
+    first, second = json.loads((launched / cut / f"flushes of {cut}.json").read_text())
     assert first["steps"][:4] == [1, 2, 3, 4]
     assert first["checkpoints"] == []
     assert second["steps"][:8] == list(range(1, 9))

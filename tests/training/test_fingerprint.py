@@ -13,6 +13,7 @@ import torch
 from paft_ray.config.loading import load_config
 from paft_ray.config.variants import PaftVariant, Training
 from paft_ray.runs.context import RunContext
+from paft_ray.serving.record import MadeFrom, TrainingRecord
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import load_task
@@ -71,6 +72,22 @@ def test_warm_start_counts_by_its_content_and_not_by_its_place(name_of, tmp_path
     assert name_of() not in names
 
 
+RECORD = TrainingRecord(
+    variant="paft",
+    seed=0,
+    steps=1,
+    tokens=1,
+    answer_tokens=1,
+    trimmed=0,
+    seconds=1.0,
+    prompts=1,
+    workers=1,
+    dtype="float32",
+    last_loss=1.0,
+    made_from=MadeFrom("task", "model", "pool"),
+)
+
+
 def test_trained_again_is_the_same_training_with_weights_of_its_own(tmp_path: Path) -> None:
     """What is kept of the first weights, scores and a node's copy, is not for the second."""
     training = Training(PaftVariant(type="paft"), seed=0)
@@ -79,7 +96,7 @@ def test_trained_again_is_the_same_training_with_weights_of_its_own(tmp_path: Pa
     for weights in (b"once", b"again"):
         writer = ArtifactWriter(training_folder(context, training))
         writer.add("adapter/adapter_model.safetensors", weights)
-        writer.commit("same", {})
+        writer.commit("same", RECORD.to_json())
         found.append(find_trained(context, training))
     first, second = found
     assert first is not None

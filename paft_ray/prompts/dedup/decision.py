@@ -145,33 +145,28 @@ def propose_from_kept(
 
 def _together(pairs: Proposed, enough: int = 1 << 16) -> Proposed:
     """The same pairs in fewer, larger arrays."""
-    waiting: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    lows: list[NDArray[np.int64]] = []
+    highs: list[NDArray[np.int64]] = []
     held = 0
     for low, high in pairs:
-        waiting.append((low, high))
+        lows.append(low)
+        highs.append(high)
         held += len(low)
         if held >= enough:
-            yield _joined(waiting)
-            waiting, held = [], 0
-    if waiting:
-        yield _joined(waiting)
+            yield np.concatenate(lows), np.concatenate(highs)
+            lows, highs, held = [], [], 0
+    if lows:
+        yield np.concatenate(lows), np.concatenate(highs)
 
 
-def _joined(
-    pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    low, high = zip(*pairs, strict=True)
-    return np.concatenate(low), np.concatenate(high)
-
-
-def decide(corpus: Corpus, turn: Turn | None, *edges: Pairs) -> tuple[Turn, Choice, bool]:
-    """Choose by the edges found so far; the next turn, the choice, and whether anybody is new."""
+def decide(corpus: Corpus, turn: Turn | None, *found: Pairs) -> tuple[Turn, bool]:
+    """Choose by the pairs found so far; the next turn, and whether anybody is new."""
     n = len(corpus.texts)
-    low, high, similar = (np.concatenate(column) for column in zip(*edges, strict=True))
+    low, high, similar = (np.concatenate(column) for column in zip(*found, strict=True))
     choice = choose(n, low, high, similar)
     asked = np.zeros(n, bool) if turn is None else turn.asked
     asking = choice.kept & ~asked
-    return Turn(choice, asked | asking, asking), choice, bool(asking.any())
+    return Turn(choice, asked | asking, asking), bool(asking.any())
 
 
 def choose(

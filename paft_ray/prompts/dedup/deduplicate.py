@@ -135,12 +135,12 @@ def deduplicate(rows: Any, threshold: float, execution: InProcess, columns: Colu
     if not blocks:
         return rows
     corpus, names = execution.call(_gather, threshold, columns.id, *blocks, returns=2)
-    choice = _settle(corpus, threshold, execution)
-    return execution.map(partial(_mark, execution, names, choice, columns.id), described)
+    turn = _settle(corpus, threshold, execution)
+    return execution.map(partial(_mark, execution, names, turn, columns.id), described)
 
 
 def _settle(corpus: Any, threshold: float, execution: InProcess) -> Any:
-    """The `Choice`: pairs are looked for until nobody else is kept."""
+    """The last `Turn`: pairs are looked for until nobody else is kept."""
     turn, pairs, parts = None, [], execution.partitions()
     while True:
         found = [
@@ -148,10 +148,10 @@ def _settle(corpus: Any, threshold: float, execution: InProcess) -> Any:
             for part in range(parts)
         ]
         pairs += [verified for verified, _ in found]
-        turn, choice, asking = execution.call(decide, corpus, turn, *pairs, returns=3)
+        turn, asking = execution.call(decide, corpus, turn, *pairs, returns=2)
         crowded = any(execution.get([crowded for _, crowded in found]))
         if not (crowded and execution.get(asking)):
-            return choice
+            return turn
 
 
 def _describe(threshold: float, columns: Columns, batch: pa.Table) -> pa.Table:
@@ -231,17 +231,16 @@ def _refuse_same_ids(ordered: pa.Table, id_column: str) -> None:
         raise DataError(f"{id_column} {value} is there twice, of the same text: make ids unique")
 
 
-def _mark(
-    execution: InProcess, names: Any, choice: Any, id_column: str, batch: pa.Table
-) -> pa.Table:
+def _mark(execution: InProcess, names: Any, turn: Any, id_column: str, batch: pa.Table) -> pa.Table:
     """Rows with what was decided, without the hidden columns."""
-    standing, chosen = execution.get([names, choice])
+    standing, last = execution.get([names, turn])
     keys = batch[_NODE].to_numpy() ^ batch[_GROUP].to_numpy()
     at = standing.numbers[np.searchsorted(standing.keys, keys)]
     first = standing.marks[at] == batch[_MARK].to_numpy()
     first &= pc.call_function(
         "equal", [batch[id_column], standing.ids.take(pa.array(at))]
     ).to_numpy()
+    chosen = last.choice
     stays = chosen.kept[at]
     kept = stays & first
     repeats = standing.ids.take(pa.array(np.where(stays, at, chosen.repeats[at]), mask=kept))

@@ -235,7 +235,7 @@ def check_dropped(rows: list[dict[str, Any]]) -> None:
 
 
 def test_crowd_of_nearly_identical_texts_is_decided_as_by_all_pairs():
-    table = make_table([*make_crowd(800), *make_texts(60)])
+    table = make_table([*make_crowd(450), *make_texts(60)])
     assert decide(table) == expect(table)
 
 
