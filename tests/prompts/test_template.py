@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paft_ray.config import LintConfig
 from paft_ray.config.errors import TemplateError
 from paft_ray.prompts import template as t
-from paft_ray.prompts.lint import lint, lint_instruction
+from paft_ray.prompts.lint import lint, lint_instruction, other_work
 from paft_ray.prompts.template import clean, count_words, parse
 from paft_ray.tasks.example import Task
 
@@ -243,8 +243,8 @@ def test_lint_instruction_of_any_topic_passes_where_relevance_is_not_asked_for()
 
 def test_other_work_is_not_other_where_the_task_is_that_work():
     task = replace(make_task(words=()), description="Summarise a report in one sentence.")
-    assert t.other_work("Please summarize what is written here.", task) is None
-    assert t.other_work("Please translate what is written here.", task)
+    assert other_work("Please summarize what is written here.", task) is None
+    assert other_work("Please translate what is written here.", task)
 
 
 def test_lint_instruction_without_relevance_words_every_topic_passes():

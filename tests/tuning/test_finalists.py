@@ -27,7 +27,9 @@ def context(make_config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run
     monkeypatch.chdir(tmp_path)
     _, tree = make_config(finalists=2, seeds=[1, 2], goal={"type": "mean"})
     config = load_config(tree)
-    return RunContext(config, load_task(config.task, config.seed), Storage.open(str(tmp_path)))
+    return RunContext.create(
+        config, load_task(config.task, config.seed), Storage.open(str(tmp_path))
+    )
 
 
 def put_trial(context: RunContext, record: TrialRecord, *results: list[list[int]]) -> None:
