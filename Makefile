@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   := jobs/configs/demo.yaml
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check format diagram clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
@@ -59,6 +59,12 @@ $(VENV)/.browser: | $(VENV)/.installed
 			|| echo "not installed, see $(VENV)/chromium.log: that test is skipped"; \
 	fi
 	@touch $@
+
+# The picture of the way of data; needs graphviz.
+diagram: docs/architecture.svg
+
+docs/architecture.svg: docs/architecture.dot
+	dot -Tsvg $< -o $@
 
 clean:
 	rm -rf $(VENV) storage
