@@ -27,7 +27,7 @@ from estimate_grids import FullGrid, GridPlan, full_grid
 from numpy.typing import NDArray
 from records import print_record
 
-from paft_ray.evaluation.estimate import Estimate, Posterior, fit
+from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.figures import BEST, LOW_QUANTILE, MEAN, STD, WORST, over_prompts
 
@@ -38,7 +38,7 @@ CLOSE = 0.02
 """An error of 2 points, as a share."""
 
 
-def looked_at(grid: FullGrid, share: float, seed: int) -> Estimate:
+def looked_at(grid: FullGrid, share: float, seed: int) -> NDArray[np.float64]:
     """What the package does with a grid of which it may score a share."""
     correct_PE, answers_E = grid.correct_PE, grid.answers_E
     prompts, examples = correct_PE.shape

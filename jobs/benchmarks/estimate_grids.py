@@ -115,9 +115,11 @@ def _score(
     texts: Sequence[str],
     asked: Sequence[Example],
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    from paft_ray.evaluation.predictors import ModelPredictor, set_threads
+    import torch
 
-    set_threads(1)
+    from paft_ray.evaluation.predictors import ModelPredictor
+
+    torch.set_num_threads(1)
     scorer = ModelPredictor(config, task, config.model.path, dtype, "cpu")
     for number, text in enumerate(texts, start=1):
         scores = scorer.score(plan.adapter, f"p{number}", text, asked)

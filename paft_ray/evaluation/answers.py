@@ -1,6 +1,6 @@
-"""The scores table as dense arrays of answers, for the figures and for the report; pure.
+"""The scores table as dense arrays of answers, for figures and report; pure.
 
-Shapes: M models (a training each, or the base model), S seeds of a label, P prompts, E examples.
+Shapes: M models (one per training, and the base model), S seeds of a label, P prompts, E examples.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,7 +16,7 @@ from paft_ray.config.errors import DataError
 from paft_ray.evaluation.metrics import AnswerGrid
 
 COLUMNS = ("variant", "seed", "split", "prompt_id", "example_id", "prediction", "correct")
-"""What every scores table has."""
+"""Columns of every scores table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +29,27 @@ class Answers:
     example_ids: tuple[str, ...]
     right_MPE: NDArray[np.int8]
     """1 where the answer is right, 0 where it is wrong, -1 where nothing was scored."""
-    said_MPE: NDArray[np.int32]
-    """Index into `said`, -1 where nothing was scored."""
-    said: tuple[str, ...]
-    """The different answers, sorted; one that could not be read is the empty one."""
+    prediction_MPE: NDArray[np.int32]
+    """Index into `predictions`, -1 where nothing was scored."""
+    predictions: tuple[str, ...]
+    """The different predictions, sorted; the empty one stands for those that could not be read."""
     confidence_MPE: NDArray[np.float64] | None
     """Probability of the answer among the choices; None for free text."""
     tokens_MPE: NDArray[np.float64] | None
     """Tokens generated for the answer; None for choices."""
     even_MPE: NDArray[np.bool_]
-    """Which were scored without having been chosen by other answers."""
+    """Whether a pair was chosen for scoring without regard to other answers."""
 
     def of(self, label: str) -> list[int]:
-        """Places of a label's models, by seed."""
-        return [place for place, (name, _) in enumerate(self.models) if name == label]
+        """Indices of a label's models, by seed."""
+        return [m for m, (name, _) in enumerate(self.models) if name == label]
 
     def accuracy(self, label: str) -> NDArray[np.float64]:
         """Accuracy per seed and prompt: shape [S, P], nan where nothing was scored."""
         right_SPE = self.right_MPE[self.of(label)]
-        asked_SP = (right_SPE >= 0).sum(axis=2)
+        scored_SP = (right_SPE >= 0).sum(axis=2)
         right_SP = (right_SPE == 1).sum(axis=2)
-        return np.where(asked_SP > 0, right_SP / np.maximum(asked_SP, 1), np.nan)
+        return np.where(scored_SP > 0, right_SP / np.maximum(scored_SP, 1), np.nan)
 
     def correct(self, label: str) -> NDArray[np.bool_]:
         """Whether the answers of a label's models are right, by seed: shape [S, P, E]."""
@@ -60,7 +60,7 @@ class Answers:
         confidence, tokens = self.confidence_MPE, self.tokens_MPE
         return AnswerGrid(
             self.right_MPE[model] == 1,
-            self.said_MPE[model],
+            self.prediction_MPE[model],
             None if confidence is None else confidence[model],
             None if tokens is None else tokens[model],
         )
@@ -74,8 +74,8 @@ def read_answers(
     Args:
         scores: With `COLUMNS`, one row per model, prompt and example, and `choice_logprobs`,
             `generated_tokens` or `look` where there are any.
-        labels: Models of other labels are passed over.
-        examples: Ids of examples that belong to the grid even if none of them was scored.
+        labels: Labels of the models to read.
+        examples: Ids of examples that belong to the grid even where they were not scored.
 
     Raises:
         DataError: Two rows are of the same model, prompt and example.
@@ -88,25 +88,33 @@ def read_answers(
     models = tuple((variants[pair // width], int(seeds[pair % width])) for pair in pairs)
     prompt_ids, prompt = _codes(rows["prompt_id"])
     example_ids, example = _codes(rows["example_id"], examples)
-    said, words = _codes(rows["prediction"])
+    predictions, prediction = _codes(rows["prediction"])
     place = (model, prompt, example)
     shape = (len(models), len(prompt_ids), len(example_ids))
+
+    def spread(values: NDArray[Any], rest: Any = 0) -> NDArray[Any]:
+        """One value per row to [M, P, E], `rest` where there is no row."""
+        spread_MPE = np.full(shape, rest, values.dtype)
+        spread_MPE[place] = values
+        return spread_MPE
+
     count_MPE = np.zeros(shape, np.int32)
     np.add.at(count_MPE, place, 1)
     if (count_MPE > 1).any():
         count_MPE = np.maximum(count_MPE, 1)
-        raise DataError(_not_one(count_MPE, models, prompt_ids, example_ids))
+        raise DataError(_wrong_count(count_MPE, models, prompt_ids, example_ids))
+    confidence, tokens = _confidence(rows), _numbers(rows, "generated_tokens")
     look = _numbers(rows, "look")
     return Answers(
         models,
         prompt_ids,
         example_ids,
-        _spread(rows["correct"].to_numpy().astype(np.int8), place, shape, -1),
-        _spread(words.astype(np.int32), place, shape, -1),
-        said,
-        _spread_known(_confidence(rows), place, shape),
-        _spread_known(_numbers(rows, "generated_tokens"), place, shape),
-        _spread(np.ones(rows.num_rows, bool) if look is None else look == 0, place, shape, False),
+        spread(rows["correct"].to_numpy().astype(np.int8), -1),
+        spread(prediction.astype(np.int32), -1),
+        predictions,
+        None if confidence is None else spread(confidence),
+        None if tokens is None else spread(tokens),
+        spread(np.ones(rows.num_rows, bool) if look is None else look == 0),
     )
 
 
@@ -114,9 +122,9 @@ def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) 
     """Refuse models that were not all scored on the same prompts and examples.
 
     Args:
-        answers: Of these models.
-        labels: Theirs.
-        whole: Every model has an answer to every example under every prompt.
+        answers: Answers of the models.
+        labels: Their labels.
+        whole: Whether every model must have answered every example under every prompt.
 
     Raises:
         DataError: A label has no scores, or a model lacks some that another one has.
@@ -134,10 +142,10 @@ def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) 
         )
     if whole and not scored_MPE.all():
         ids = answers.models, answers.prompt_ids, answers.example_ids
-        raise DataError(_not_one(scored_MPE.astype(np.int32), *ids))
+        raise DataError(_wrong_count(scored_MPE.astype(np.int32), *ids))
 
 
-def _not_one(
+def _wrong_count(
     count_MPE: NDArray[np.int32],
     models: Sequence[tuple[str, int]],
     prompt_ids: Sequence[str],
@@ -155,7 +163,7 @@ def _not_one(
 def _codes(
     column: pa.ChunkedArray, more: Collection[str] = ()
 ) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The different texts and `more`, sorted, and the place of each row's among them."""
+    """The different texts and `more`, sorted, and the index of each row's text."""
     filled = pc.fill_null(column.cast(pa.string()), "")
     encoded = filled.dictionary_encode().unify_dictionaries()
     chunks = encoded.chunks
@@ -168,7 +176,7 @@ def _codes(
 
 
 def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
-    """Softmax of the choices' log-likelihoods at its largest: shape [rows]."""
+    """Largest softmax of the choices' log-likelihoods: shape [rows]."""
     known = "choice_logprobs" in rows.column_names and not rows["choice_logprobs"].null_count
     if not known or rows.num_rows == 0:
         return None
@@ -181,18 +189,3 @@ def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:
     if column not in rows.column_names or rows[column].null_count:
         return None
     return rows[column].to_numpy().astype(np.float64)
-
-
-def _spread(
-    values: NDArray[Any], place: tuple[Any, ...], shape: tuple[int, ...], rest: Any
-) -> NDArray[Any]:
-    """One value per row of the table to [M, P, E]."""
-    spread_MPE = np.full(shape, rest, values.dtype)
-    spread_MPE[place] = values
-    return spread_MPE
-
-
-def _spread_known(
-    values: NDArray[np.float64] | None, place: tuple[Any, ...], shape: tuple[int, ...]
-) -> NDArray[np.float64] | None:
-    return None if values is None else _spread(values, place, shape, 0)

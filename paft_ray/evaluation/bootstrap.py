@@ -1,9 +1,8 @@
-"""How sure the figures are: intervals of one model, and paired differences of two.
+"""Intervals of one model's figures, and paired differences of two models.
 
 Every resample draws prompts, examples and, where there are several, seeds with replacement, the
-same ones for all models, so that what makes a prompt or an example hard cancels out of a
-difference. Two models are compared by the interval of their difference and never by their two
-intervals.
+same ones for all models, so that the difficulty of prompts and examples cancels out of a
+difference. Two models are compared by the interval of their difference, never by their own ones.
 
 Shapes: S seeds, P prompts, E examples, R resamples.
 """
@@ -30,8 +29,8 @@ class Difference:
     low: float
     high: float
     p: float | None
-    """Two-sided p-value of the same resamples: how often the difference has the other sign; None
-    where the draws of the two are not of the same resamples."""
+    """Two-sided p-value: how often the difference has the other sign on the resamples; None where
+    the two models have different resamples."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class Resamples:
         value = self.values[a][figure.key] - self.values[b][figure.key]
         draws_R = self.draws[a][figure.key] - self.draws[b][figure.key]
         centred_R = draws_R - (draws_R.mean() - value)
-        fewer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
-        p = min(1.0, 2 * (fewer + 1) / (len(draws_R) + 1))
+        rarer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
+        p = min(1.0, 2 * (rarer + 1) / (len(draws_R) + 1))
         low, high = interval(draws_R, value, -figure.most, figure.most)
         return Difference(value, low, high, float(p))
 
@@ -69,15 +68,15 @@ def resample(
     """Bootstrap the figures of several models over the same prompts, examples and seeds.
 
     A figure is taken per seed and averaged. Models of one seed, such as the base model, keep
-    theirs in every resample. With few seeds the intervals are somewhat too narrow: a bootstrap
+    their seed in every resample. With few seeds the intervals are somewhat too narrow: a bootstrap
     over S values sees (S - 1) / S of their variance.
 
     Args:
         correct: Label to whether the answers are right: [P, E], or [S, P, E].
-        resamples: How many.
-        seed: Of the resamples.
+        resamples: Number of resamples.
+        seed: Seed of the resamples.
         thresholds: Accuracies for Top@t.
-        answers: Label to the answers of each seed, for the figures of answers.
+        answers: Label to the answers of each seed, for agreement, calibration and tokens.
 
     Raises:
         DataError: A grid is empty, or two are not of the same prompts and examples.
@@ -157,8 +156,8 @@ def interval(
     """95% interval of a statistic: percentiles of the resamples, moved by their mean error.
 
     A resample of examples adds its own noise to the spread over prompts, so that its std is larger
-    and its minimum lower than those of the grid. Moved, both bounds can lie beyond what the
-    statistic can be, which is from `least` to `most`: they are brought back.
+    and its minimum lower than those of the grid. Bounds outside of the statistic's
+    range, `least` to `most`, are clipped.
     """
     bounds = np.quantile(draws_R, (0.025, 0.975)) - (draws_R.mean() - value)
     low, high = np.clip(bounds, least, most)

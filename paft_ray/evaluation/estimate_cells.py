@@ -1,15 +1,15 @@
-"""Which cells of a grid to score when only a part is to be; pure.
+"""The choice of the cells of a grid that are scored where only a part is; pure.
 
-Few prompts make a quantile over prompts, and cells that are spread evenly tell little of each: a
-tenth of 200 examples tells an accuracy to 11 points. Therefore only half of the cells is spread
+A quantile over prompts depends on few of them, and evenly spread cells give little about each: a
+tenth of 200 examples gives an accuracy to 11 points. Therefore only half of the cells is spread
 evenly (`balanced_cells`), and the rest is scored, in `LOOKS` - 1 more looks, under the prompts that
-may be among the weakest by what is known so far (`next_cells`). What directs a look are answers
-that were scored, so that a likelihood of them needs no correction (Rubin, Biometrika 63, 1976); a
-plain mean over them would be biased.
+may be among the weakest by the answers so far (`next_cells`). A look depends on scored answers
+only, so that their likelihood needs no correction (Rubin, Biometrika 63, 1976); a plain mean over
+them would be biased.
 
 Compared with as many evenly spread cells, the error of the 5% quantile is up to 2.4 times smaller
-and that of the worst prompt up to 3.7 times, where there are weak prompts to be told apart; that of
-the mean is up to 1.7 times larger (`jobs/benchmarks/results/estimate.json`).
+and that of the worst prompt up to 3.7 times, where some prompts are weak; that of the mean is up to
+1.7 times larger (`jobs/benchmarks/results/estimate.json`).
 
 Shapes: P prompts, E examples.
 """
@@ -25,9 +25,9 @@ from paft_ray.evaluation.estimate import class_numbers, fit
 
 LOOKS = 3
 FIRST_LOOK = 0.5
-"""Part of the cells to score that is spread evenly."""
+"""Share of the scored cells that is spread evenly."""
 _WEAKEST = 0.1
-"""Part of the prompts that the other looks are to tell from the rest."""
+"""Share of the prompts that count as the weakest."""
 _DRAWS = 200
 
 
@@ -38,18 +38,18 @@ def balanced_cells(
     share: float,
     classes_E: Sequence[Any] | NDArray[Any] | None = None,
 ) -> NDArray[np.bool_]:
-    """Cells that are spread evenly; with `FIRST_LOOK` of the share, those of the first look.
+    """Choose evenly spread cells; with `FIRST_LOOK` of the share, those of the first look.
 
-    Every prompt gets equally many cells, give or take one, and at least one; every example too,
-    give or take one. Given classes, a prompt's cells hold them nearly in the proportions of all
-    examples (of two classes, give or take three).
+    Every prompt gets as many cells as the others, give or take one, and at least one; so does every
+    example, give or take one. Classes occur in a prompt's cells nearly as often as in all examples
+    (of two classes, give or take three).
 
     Args:
-        seed: With the other arguments, determines the cells.
+        seed: Seed of the choice.
         prompts: Rows of the grid.
         examples: Columns of the grid.
-        share: Part of the cells to score.
-        classes_E: The right answers, or any other classes of the examples to spread evenly.
+        share: Share of the cells to score.
+        classes_E: The right answers, or other classes of the examples, to spread evenly.
 
     Returns:
         A mask [P, E], true where a cell is to be scored.
@@ -75,7 +75,7 @@ def balanced_cells(
         taken = waiting[:count]
         waiting = waiting[count:]
         if len(taken) < count:
-            # a new deal of all examples, in which those that the prompt already has come later
+            # deal all examples again; the prompt takes none twice
             deal = _mixed_order(rng, class_E)
             fresh = deal[~np.isin(deal, taken)][: count - len(taken)]
             taken = np.concatenate([taken, fresh])
@@ -92,17 +92,17 @@ def next_cells(
     share: float,
     classes_E: Sequence[Any] | NDArray[Any] | None = None,
 ) -> NDArray[np.bool_]:
-    """More cells of one model's grid, most where it may be weakest and is least known.
+    """Choose more cells of one model's grid, mostly of prompts that are weak and little known.
 
-    A prompt gets cells in proportion to how likely it is among the weakest tenth times the standard
-    deviation of its accuracy, given what was scored.
+    A prompt gets cells in proportion to its probability of being among the weakest tenth times the
+    standard deviation of its accuracy, given the scored cells.
 
     Args:
-        seed: With the other arguments, determines the cells.
+        seed: Seed of the choice.
         look: Number of this look, from 1, below `LOOKS`.
         correct_PE: Whether the answer is right; without meaning where it was not observed.
-        observed_PE: Which cells were scored.
-        share: Part of the cells that is to be scored in the end.
+        observed_PE: Whether a cell was scored.
+        share: Share of the cells to score in all looks together.
         classes_E: As for `balanced_cells`.
 
     Returns:
@@ -113,7 +113,7 @@ def next_cells(
     mask_PE = np.zeros(observed_PE.shape, bool)
     if count == 0:
         return mask_PE
-    accuracy_RP = fit(correct_PE, observed_PE, classes_E, _DRAWS, seed).accuracy_RP
+    accuracy_RP = fit(correct_PE, observed_PE, classes_E, _DRAWS, seed)
     bound_R = np.quantile(accuracy_RP, _WEAKEST, axis=1)
     weak_P = (accuracy_RP <= bound_R[:, None] + 1e-9).mean(axis=0)
     room_P = (~observed_PE).sum(axis=1)
@@ -126,7 +126,7 @@ def next_cells(
 
 
 def _dealt(weight_P: NDArray[np.float64], room_P: NDArray[np.int_], count: int) -> NDArray[np.int_]:
-    """`count` cells in proportion to weights, to each prompt as many as there is room at most."""
+    """How many of `count` cells each prompt gets: by its weight, and at most its room."""
     dealt_P = np.zeros(len(weight_P), int)
     while (left := count - int(dealt_P.sum())) > 0:
         open_P = dealt_P < room_P

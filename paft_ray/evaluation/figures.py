@@ -1,8 +1,8 @@
-"""The figures that are reported of a model: the one list of them.
+"""The one list of the figures that are reported of a model.
 
-A figure that is added to `FIGURES` is computed, gets an interval, stands in `summary.json`, in the
-tables of the screen, the page and the model card, and is tracked in MLflow. Nothing else lists
-figures; code that is about one of them names it (`MEAN`, `STD`, ...).
+A figure in `FIGURES` is computed, gets an interval, stands in `summary.json`, in the tables of the
+screen, the page and the model card, and is tracked in MLflow. Nothing else lists figures; code
+about one of them names it (`MEAN`, `STD`, ...).
 
 The figures over prompts are those of multi-prompt evaluation (arXiv 2401.00595, 2405.17202); shares
 are between 0 and 1 in files, and shown in percent.
@@ -29,22 +29,22 @@ from paft_ray.evaluation.metrics import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One figure of a model: what it is called, what it says, how it is computed and shown.
+    """One figure of a model: its names and meaning, how it is computed and how it is shown.
 
-    One of `over_prompts`, `of_answers` and `of_grid` computes it; a figure with none of them is
-    known of the run, not of the answers, and whoever writes `summary.json` adds it.
+    One of `over_prompts`, `of_answers` and `of_grid` computes it; a figure with none of them
+    comes from the run instead of the answers, and `report.results` adds it to `summary.json`.
     """
 
     key: str
     """Its name in `summary.json`, and among statistics."""
     heading: str
-    """Of its column."""
+    """Heading of its column."""
     meaning: str
-    """What it says, in a line of the report."""
+    """Meaning, in a line of the report."""
     definition: str = ""
-    """How it is computed, with the source, where the meaning leaves that open."""
+    """How it is computed, with the source, where the meaning does not say so."""
     metric: str | None = None
-    """Its name in MLflow behind `eval/`; None where it is not tracked."""
+    """Its name in MLflow after `eval/`; None where it is not tracked."""
     table: Literal["results", "wide", "further"] = "further"
     """`results`: in the results table of the screen, the page and the model card. `wide`: the same
     without the card, and on the screen only where the table stays narrow. `further`: in the page's
@@ -54,27 +54,27 @@ class Figure:
     better: Literal["higher", "lower"] | None = None
     """Which of two values is better; None where neither is."""
     most: float = 1.0
-    """What it cannot exceed; it is never negative."""
+    """Upper bound; the lower one is 0."""
     scale: int = 100
-    """What its value is multiplied by to be shown."""
+    """Factor of the value shown."""
     format: str = ".1f"
-    """Of the value shown."""
+    """Format of the value shown."""
     unit: str = ""
-    """Behind the value shown, but not behind the bounds of its interval."""
+    """Unit after the value shown, but not after the bounds of its interval."""
     short: str = ""
-    """Its heading on the screen, where that is another one."""
+    """Its heading on the screen, where that differs."""
     threshold: str = ""
-    """Of Top@t, whose values lie under `top` and the threshold in `summary.json`."""
+    """Threshold of Top@t, whose values are under `top` and the threshold in `summary.json`."""
     over_prompts: Callable[[Floats], Floats] | None = None
     """Computes it from accuracies under prompts, over the last axis."""
     of_answers: Callable[[WeightedAnswers], Floats | None] | None = None
-    """Computes it from answers; None where they do not have what it needs."""
+    """Computes it from answers; None where they lack what it needs."""
     of_grid: Callable[[Floats], float] | None = None
     """Computes it from whether each answer is right, [P, E]; such a figure has no interval."""
 
     @property
     def computed(self) -> bool:
-        """Whether the answers alone say it."""
+        """Whether it is computed from answers alone."""
         return bool(self.over_prompts or self.of_answers or self.of_grid)
 
     def read(self, tree: Mapping[str, Any]) -> Any:
@@ -84,11 +84,11 @@ class Figure:
         return tree.get(self.key)
 
     def show(self, value: float) -> str:
-        """A value, or a bound of its interval, as people read it; without the unit."""
+        """Format a value or a bound of its interval, without the unit."""
         return format(self.scale * value, self.format)
 
     def show_change(self, change: float) -> str:
-        """A difference of two values, with its sign."""
+        """Format a difference of two values, with its sign."""
         return format(self.scale * change, f"+{self.format}")
 
 
@@ -235,14 +235,14 @@ FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, CONSISTENCY, PAIRWISE_AGREEMENT, FLIP_RATE,
     CALIBRATION_ERROR, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
-"""In the order of files and tables; Top@t, of which a run chooses thresholds, stands behind."""
+"""In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 
 
 def top(threshold: float | str) -> Figure:
     """Top@t, the share of the prompts with an accuracy of at least t (PAFT, arXiv 2502.12859, 4).
 
     Args:
-        threshold: As a number, or as `summary.json` has it.
+        threshold: A number, or its text in `summary.json`.
     """
     least, percent = float(threshold), f"{100 * float(threshold):g}"
     return Figure(
@@ -271,18 +271,18 @@ def figures_of(summary: Mapping[str, Any]) -> tuple[Figure, ...]:
 
 
 def over_prompts(accuracy: Floats, thresholds: Sequence[float] = ()) -> dict[str, Floats]:
-    """The figures of accuracies under prompts by key, over the last axis, which is prompts."""
+    """Figures by key, computed from accuracies over the last axis, which is prompts."""
     return {f.key: f.over_prompts(accuracy) for f in all_figures(thresholds) if f.over_prompts}
 
 
 def of_answers(answers: WeightedAnswers) -> dict[str, Floats]:
-    """The figures of answers that there are by key, each with shape [R]."""
+    """Figures by key, computed from answers: shape [R] each; without those that cannot be."""
     every = {f.key: f.of_answers(answers) for f in FIGURES if f.of_answers}
     return {key: value_R for key, value_R in every.items() if value_R is not None}
 
 
 def of_grid(correct_PE: Floats) -> dict[str, float]:
-    """The figures of correctness by key."""
+    """Figures by key, computed from whether each answer is right."""
     return {f.key: f.of_grid(correct_PE) for f in FIGURES if f.of_grid}
 
 
@@ -294,14 +294,14 @@ def as_tree(entries: Mapping[Figure, Any]) -> dict[str, Any]:
 
 
 def eval_metrics(summary: Mapping[str, Any], label: str) -> dict[str, float]:
-    """What MLflow gets of one model: name to value."""
+    """The figures of one model by their names in MLflow."""
     model = summary["models"][label]
     known = {f"eval/{f.metric}": f.read(model) for f in figures_of(summary) if f.metric}
     return {name: value for name, value in known.items() if value is not None}
 
 
 def validation_metrics(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
-    """What MLflow gets of a model that is scored while it is trained: the results over prompts."""
+    """The figures over prompts of a model in training by their names in MLflow."""
     accuracy_P = correct_PE.mean(axis=1)
     return {
         f"validation/{f.metric}": float(f.over_prompts(accuracy_P))

@@ -1,11 +1,10 @@
-"""Ray Data: prompts x examples x models over actors that hold the base model.
+"""Ray Data: subjects x prompts x examples, scored by actors that hold the base model.
 
-The grid is cut into units (one model, one prompt, a few examples) before it is distributed, so
-that the worker count changes no result; a finished unit is kept as a part, so that a killed
-evaluation goes on where it was. Where only a part of the grid is scored, each look at it is cut so.
+The grid is cut into units (one subject, one prompt, a few examples) before it is distributed, so
+that the worker count changes no result. A finished unit is kept as a part, so that a killed
+evaluation continues. Where only a part of the grid is scored, every look at it is cut like this.
 """
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,23 +30,21 @@ from paft_ray.storage.parts import Parts
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 
-logger = logging.getLogger(__name__)
-
 _UNIT_EXAMPLES = 64
 LOOK = "look"
 """Column of the number of the look at which a pair was scored, from 0."""
 _SECONDS = b"seconds"
-"""Under which a part's metadata tells how long its scoring took."""
+"""Key in a part's metadata of the seconds that its scoring took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """One model of the grid."""
+    """The base model, or one training of a variant."""
 
     label: str
     """`base`, or the name of a variant."""
     seed: int
-    """Of its training; the run's own for the base model."""
+    """Seed of its training; the run's own for the base model."""
     identity: str
     """Fingerprint of its weights, empty for the base model."""
     weights: Storage | None = None
@@ -55,167 +52,146 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """The combinations to evaluate: every subject under every prompt on every example."""
+
+    subjects: Sequence[Subject]
+    prompts: Sequence[Prompt]
+    examples: Sequence[Example]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Prompts and examples of one subject."""
+        return len(self.prompts), len(self.examples)
+
+
+@dataclass(frozen=True, slots=True)
 class GridScores:
-    """What was found, and what it took."""
+    """The scores of a grid, and the time that scoring took."""
 
     table: pa.Table
-    """`variant`, `seed` and the columns of `scorer.SCORES_SCHEMA`, ordered by model, prompt and
-    example as they were given; where a part was scored, by look before that, which is `LOOK`."""
+    """`variant`, `seed` and the columns of `predictors.SCORES_SCHEMA`, in the order of the grid's
+    subjects, prompts and examples; where a part was scored, first by look (`LOOK`)."""
     seconds_per_example: Mapping[str, float]
-    """By label: wall-clock seconds of one actor for an example under a prompt, loading
-    models left out."""
+    """Label to wall-clock seconds of one actor for an example under a prompt, without loading."""
+
+    @property
+    def on_test_prompts(self) -> pa.Table:
+        """The table with `split`, for the scores of a grid of test prompts."""
+        split = pa.array(["test"] * self.table.num_rows, pa.string())
+        return self.table.append_column("split", split)
 
 
-def score_grid(
-    context: RunContext,
-    models: Sequence[Subject],
-    prompts: Sequence[Prompt],
-    examples: Sequence[Example],
-    stage: Stage,
-) -> GridScores:
-    """Score every model under every prompt on every example.
-
-    Args:
-        context: The run.
-        models: Base model and variants.
-        prompts: Which wordings.
-        examples: Which questions.
-        stage: Told how many prompt-example pairs are done.
+def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:
+    """Score a whole grid; `stage` shows how many pairs of prompt and example are done.
 
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    stage.expect(len(models) * len(prompts) * len(examples))
-    whole_PE = np.ones((len(prompts), len(examples)), bool)
-    asked = [whole_PE] * len(models)
-    return _as_grid(models, _score(context, models, prompts, examples, stage, asked))
+    stage.expect(len(grid.subjects) * math.prod(grid.shape))
+    wanted = [np.ones(grid.shape, bool)] * len(grid.subjects)
+    return _to_scores(grid.subjects, _score(context, grid, wanted, stage))
 
 
-def score_part(
-    context: RunContext,
-    models: Sequence[Subject],
-    prompts: Sequence[Prompt],
-    examples: Sequence[Example],
-    stage: Stage,
-    share: float,
-) -> GridScores:
-    """Score a part of the pairs, in several looks; see `cells`.
+def score_part(context: RunContext, grid: Grid, share: float, stage: Stage) -> GridScores:
+    """Score a part of a grid, in several looks; see `estimate_cells`.
 
     Args:
         context: The run.
-        models: Base model and variants, each of which is looked at by its own answers.
-        prompts: Which wordings.
-        examples: Which questions.
-        stage: Told how many prompt-example pairs are done.
-        share: Part of the pairs.
+        grid: The whole grid; the answers of each subject decide what is scored of it.
+        share: Part of the pairs of prompt and example to score.
+        stage: Shows how many pairs are done.
 
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    seed, shape = context.config.seed, (len(prompts), len(examples))
-    classes_E = None if context.task.choices is None else [e.answer for e in examples]
-    first_PE = balanced_cells(seed, *shape, FIRST_LOOK * share, classes_E)
-    stage.expect(len(models) * max(int(first_PE.sum()), round(share * first_PE.size)))
-    asked, scored = [first_PE] * len(models), []
-    observed, correct = ([np.zeros(shape, bool) for _ in models] for _ in range(2))
+    seed, count = context.config.seed, len(grid.subjects)
+    classes_E = None if context.task.choices is None else [e.answer for e in grid.examples]
+    first_PE = balanced_cells(seed, *grid.shape, FIRST_LOOK * share, classes_E)
+    stage.expect(count * max(int(first_PE.sum()), round(share * first_PE.size)))
+    wanted, scored = [first_PE] * count, []
+    observed, correct = ([np.zeros(grid.shape, bool) for _ in range(count)] for _ in range(2))
     for look in range(LOOKS):
         if look:
-            asked = [
+            wanted = [
                 next_cells(seed, look, correct_PE, observed_PE, share, classes_E)
                 for correct_PE, observed_PE in zip(correct, observed, strict=True)
             ]
-        for index, table in _score(context, models, prompts, examples, stage, asked):
-            correct[index] |= _correct(table, prompts, examples)
+        for index, table in _score(context, grid, wanted, stage):
+            correct[index] |= _correct(table, grid)
             number = pa.array([look] * table.num_rows, pa.int8())
             scored.append((index, table.append_column(LOOK, number)))
-        observed = [seen_PE | more_PE for seen_PE, more_PE in zip(observed, asked, strict=True)]
-    return _as_grid(models, scored)
+        observed = [old_PE | new_PE for old_PE, new_PE in zip(observed, wanted, strict=True)]
+    return _to_scores(grid.subjects, scored)
 
 
 _Scored = list[tuple[int, pa.Table]]
-"""Of every unit which model it is of, and its part."""
+"""The index of a unit's subject and the unit's part, for every unit."""
 
 
 def _score(
-    context: RunContext,
-    models: Sequence[Subject],
-    prompts: Sequence[Prompt],
-    examples: Sequence[Example],
-    stage: Stage,
-    asked: Sequence[NDArray[np.bool_]],
+    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]], stage: Stage
 ) -> _Scored:
-    """What every model is asked [P, E]; what is there already is not scored again."""
-    units = _cut(context, models, prompts, examples, asked)
+    """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again."""
+    units = _cut(context, grid, wanted)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
     todo = [unit for unit in units if unit["key"] not in finished]
-    stage.advance(sum(len(u["examples"]) for u in units) - sum(len(u["examples"]) for u in todo))
+    stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
     if todo:
-        _run(context, todo, models, parts, stage)
+        _run(context, todo, grid.subjects, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
-    return [(unit["model"], table) for unit, table in zip(units, tables, strict=True)]
+    return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
 
 
-def _correct(
-    scores: pa.Table, prompts: Sequence[Prompt], examples: Sequence[Example]
-) -> NDArray[np.bool_]:
-    """Whether one model's answers are right: shape [P, E], False where there is none."""
-    prompt_of = {prompt.id: p for p, prompt in enumerate(prompts)}
-    example_of = {example.id: e for e, example in enumerate(examples)}
-    correct_PE = np.zeros((len(prompts), len(examples)), bool)
+def _correct(scores: pa.Table, grid: Grid) -> NDArray[np.bool_]:
+    """Whether one subject's answers are right: shape [P, E], False where there is none."""
+    prompt_of = {prompt.id: p for p, prompt in enumerate(grid.prompts)}
+    example_of = {example.id: e for e, example in enumerate(grid.examples)}
+    correct_PE = np.zeros(grid.shape, bool)
     for row in scores.select(["prompt_id", "example_id", "correct"]).to_pylist():
         correct_PE[prompt_of[row["prompt_id"]], example_of[row["example_id"]]] = row["correct"]
     return correct_PE
 
 
-def _as_grid(models: Sequence[Subject], scored: _Scored) -> GridScores:
-    tables = [_of_model(table, models[index]) for index, table in scored]
-    return GridScores(pa.concat_tables(tables), _seconds_per_example(models, scored))
-
-
-def _of_model(scores: pa.Table, model: Subject) -> pa.Table:
-    rows = scores.num_rows
-    named = scores.append_column("variant", pa.array([model.label] * rows, pa.string()))
-    named = named.append_column("seed", pa.array([model.seed] * rows, pa.int64()))
-    return named.replace_schema_metadata(None)
-
-
-def _seconds_per_example(models: Sequence[Subject], scored: _Scored) -> dict[str, float]:
-    """By label, over all of its units; the table itself holds no times, so that runs compare."""
+def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
+    """Join the parts; the table itself holds no times, so that those of two runs can be equal."""
+    tables: list[pa.Table] = []
     spent: dict[str, tuple[float, int]] = {}
-    for index, table in scored:
-        label = models[index].label
-        seconds, rows = spent.get(label, (0.0, 0))
-        own = float((table.schema.metadata or {}).get(_SECONDS, "nan"))
-        spent[label] = (seconds + own, rows + table.num_rows)
-    return {label: s / rows for label, (s, rows) in spent.items() if not math.isnan(s)}
+    for index, part in scored:
+        subject, rows = subjects[index], part.num_rows
+        seconds, examples = spent.get(subject.label, (0.0, 0))
+        own = float((part.schema.metadata or {}).get(_SECONDS, "nan"))
+        spent[subject.label] = (seconds + own, examples + rows)
+        table = part.append_column("variant", pa.array([subject.label] * rows, pa.string()))
+        table = table.append_column("seed", pa.array([subject.seed] * rows, pa.int64()))
+        tables.append(table.replace_schema_metadata(None))
+    each = {label: seconds / rows for label, (seconds, rows) in spent.items()}
+    known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
+    return GridScores(pa.concat_tables(tables), known)
 
 
 def _cut(
-    context: RunContext,
-    models: Sequence[Subject],
-    prompts: Sequence[Prompt],
-    examples: Sequence[Example],
-    asked: Sequence[NDArray[np.bool_]],
+    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]
 ) -> list[dict[str, Any]]:
     """Units in the order of the result, as plain rows for Ray Data."""
     fixed = _score_identity(context)
     return [
         {
-            "key": fingerprint("scores", fixed, model.identity, prompt.text, chunk),
-            "model": index,
+            "key": fingerprint("scores", fixed, subject.identity, prompt.text, chunk),
+            "subject": index,
             "prompt_id": prompt.id,
             "text": prompt.text,
             "examples": chunk,
         }
-        for index, (model, asked_PE) in enumerate(zip(models, asked, strict=True))
-        for prompt, asked_E in zip(prompts, asked_PE, strict=True)
-        for chunk in _chunks(examples, asked_E)
+        for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
+        for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
+        for chunk in _chunks(grid.examples, wanted_E)
     ]
 
 
 def _score_identity(context: RunContext) -> list[Any]:
-    """What all scores of a run have in common: whatever moves the score of a model's answer."""
+    """Everything but subject, prompt and examples on which a score depends."""
     (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
         affecting(context.config, "scores"),
         *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),
@@ -234,9 +210,9 @@ def _score_identity(context: RunContext) -> list[Any]:
     ]
 
 
-def _chunks(examples: Sequence[Example], asked_E: NDArray[np.bool_]) -> Iterator[list[str]]:
-    """Ids of the examples that are asked, a unit's at a time."""
-    ids = [example.id for example, asked in zip(examples, asked_E, strict=True) if asked]
+def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:
+    """Ids of the wanted examples, a unit's at a time."""
+    ids = [example.id for example, wanted in zip(examples, wanted_E, strict=True) if wanted]
     for start in range(0, len(ids), _UNIT_EXAMPLES):
         yield ids[start : start + _UNIT_EXAMPLES]
 
@@ -244,10 +220,11 @@ def _chunks(examples: Sequence[Example], asked_E: NDArray[np.bool_]) -> Iterator
 def _run(
     context: RunContext,
     units: list[dict[str, Any]],
-    models: Sequence[Subject],
+    subjects: Sequence[Subject],
     parts: Parts,
     stage: Stage,
 ) -> None:
+    """Score units with actors of Ray Data, each of which writes its parts."""
     import ray.data
 
     config = context.config
@@ -267,7 +244,7 @@ def _run(
             base,
             context.scoring_dtype,
             max(1, int(cpus)),
-            models,
+            subjects,
             parts,
         ),
     )
@@ -277,7 +254,7 @@ def _run(
 
 
 class _ScoreActor:
-    """Holds the base model, and one trained as a whole; scores units, keeps each as a part."""
+    """Scores units and writes each as a part; holds the base model and adapters."""
 
     def __init__(
         self,
@@ -286,34 +263,32 @@ class _ScoreActor:
         base: BaseSource,
         dtype: str,
         threads: int,
-        models: Sequence[Subject],
+        subjects: Sequence[Subject],
         parts: Parts,
     ) -> None:
-        from paft_ray.evaluation.predictors import ModelPredictor, set_threads
+        import torch
 
-        set_threads(threads)
+        from paft_ray.evaluation.predictors import ModelPredictor
+
+        torch.set_num_threads(threads)  # results depend on it bit by bit
         tree = Config.model_validate(config)
         device = "cuda" if tree.evaluation.workers.gpus > 0 else "cpu"
-        self._scorer = ModelPredictor(tree, task, base.local(), dtype, device)
-        self._examples = {
-            example.id: example
-            for split in (task.train, task.validation, task.test)
-            for example in split
-        }
-        self._models = models
-        self._parts = parts
+        self._predictor = ModelPredictor(tree, task, base.local(), dtype, device)
+        splits = (task.train, task.validation, task.test)
+        self._examples = {example.id: example for split in splits for example in split}
+        self._subjects, self._parts = subjects, parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from paft_ray.evaluation.predictors import scores_table
 
-        [key], [model] = batch["key"], batch["model"]
+        [key], [index] = batch["key"], batch["subject"]
         [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
         examples = [self._examples[id] for id in ids]
-        trained = self._models[model]
-        weights = trained.weights and local_copy(trained.weights, trained.identity)
-        self._scorer.load(weights)
+        subject = self._subjects[index]
+        weights = subject.weights and local_copy(subject.weights, subject.identity)
+        self._predictor.load(weights)
         started = time.perf_counter()
-        scores = self._scorer.score(weights, prompt_id, text, examples)
+        scores = self._predictor.score(weights, prompt_id, text, examples)
         seconds = str(time.perf_counter() - started)
         self._parts.write(key, scores_table(scores).replace_schema_metadata({_SECONDS: seconds}))
         return {"done": [len(examples)]}

@@ -1,6 +1,6 @@
-"""How good and how steady one model is over prompts: formulas over a grid of answers, pure.
+"""Formulas for accuracy and steadiness over prompts, from a grid of answers; pure.
 
-Which of them are reported, and under which names, says `figures`; how sure they are, `bootstrap`.
+`figures` names those that are reported, and `bootstrap` gives their intervals.
 
 Shapes: P prompts, E examples, A answers to one example, B bins, R reweighings of a grid, N answers.
 """
@@ -22,8 +22,7 @@ _CALIBRATION_BINS = 15
 class WeightedAnswers:
     """One model's answers, counted under R weighings of prompts and examples.
 
-    A prompt of weight 2 counts like two prompts of which each would be answered like it; agreement
-    is that of different prompts all the same.
+    A prompt of weight 2 counts like two prompts with its answers, but does not agree with itself.
     """
 
     times_RP: Floats
@@ -54,15 +53,15 @@ class AnswerGrid:
     def __init__(
         self,
         correct_PE: NDArray[np.bool_],
-        said_PE: NDArray[Any],
+        prediction_PE: NDArray[Any],
         confidence_PE: Floats | None = None,
         tokens_PE: Floats | None = None,
     ) -> None:
-        """Take the answers of a whole grid.
+        """Prepare the answers of a whole grid to be counted.
 
         Args:
             correct_PE: Whether the answer is right.
-            said_PE: The answers themselves, of any type that can be sorted.
+            prediction_PE: The answers themselves, of any type that can be sorted.
             confidence_PE: Probability of the answer among the choices.
             tokens_PE: Tokens generated for the answer.
 
@@ -70,16 +69,16 @@ class AnswerGrid:
             DataError: The grid is empty, or the two arrays differ in shape.
         """
         require_grid(correct_PE)
-        if said_PE.shape != correct_PE.shape:
+        if prediction_PE.shape != correct_PE.shape:
             raise DataError(
-                f"predictions have shape {said_PE.shape} and correctness {correct_PE.shape}: "
+                f"predictions have shape {prediction_PE.shape} and correctness {correct_PE.shape}: "
                 "give both for the same prompts and examples"
             )
         prompts, examples = correct_PE.shape
-        codes = [np.unique(said_PE[:, e], return_inverse=True)[1] for e in range(examples)]
+        codes = [np.unique(prediction_PE[:, e], return_inverse=True)[1] for e in range(examples)]
         codes_PE = np.stack(codes, axis=1).reshape(correct_PE.shape)
-        said_PEA = codes_PE[..., None] == np.arange(codes_PE.max() + 1)
-        self._said = said_PEA.reshape(prompts, -1).astype(np.float64)
+        chosen_PEA = codes_PE[..., None] == np.arange(codes_PE.max() + 1)
+        self._chosen = chosen_PEA.reshape(prompts, -1).astype(np.float64)
         self._examples, self._tokens_PE, self._gap = examples, tokens_PE, None
         if confidence_PE is not None:
             gap_PBE = np.zeros((prompts, _CALIBRATION_BINS, examples))
@@ -88,13 +87,8 @@ class AnswerGrid:
             self._gap = gap_PBE.reshape(prompts, -1)
 
     def weighted(self, times_RP: Floats, times_RE: Floats) -> WeightedAnswers:
-        """Count the answers.
-
-        Args:
-            times_RP: How often a prompt counts.
-            times_RE: How often an example counts.
-        """
-        count_REA = (times_RP @ self._said).reshape(len(times_RP), self._examples, -1)
+        """Count the answers, given how often every prompt and every example counts."""
+        count_REA = (times_RP @ self._chosen).reshape(len(times_RP), self._examples, -1)
         gap_RB = tokens_R = None
         if self._gap is not None:
             gap_RBE = (times_RP @ self._gap).reshape(len(times_RP), -1, self._examples)
@@ -149,9 +143,7 @@ def mean_tokens(answers: WeightedAnswers) -> Floats | None:
 def calibration_error(confidence_N: Floats, correct_N: NDArray[np.bool_]) -> float:
     """Mean distance of confidence and accuracy over bins of confidence, weighted by their sizes.
 
-    Args:
-        confidence_N: Of answers, in any shape.
-        correct_N: Whether they are right, in the same shape.
+    The two arrays may have any shape, as long as it is the same.
     """
     gaps = np.bincount(_bins(confidence_N).ravel(), (confidence_N - correct_N).ravel())
     return float(np.abs(gaps).sum() / confidence_N.size)
@@ -164,7 +156,7 @@ def std_by_chance(correct_PE: Floats) -> float:
 
 
 def require_grid(correct: NDArray[np.bool_]) -> None:
-    """Refuse what holds no prompt or no example.
+    """Check that a grid has prompts and examples.
 
     Raises:
         DataError: It is empty, or has one axis only.

@@ -1,4 +1,4 @@
-"""Scores of one prompt on some examples, by a base model with or without an adapter; no Ray.
+"""Scores of one model under one prompt on some examples; no Ray.
 
 Choices are ranked by log-likelihood, the first one where two are equal; free text is generated
 greedily and its answer extracted.
@@ -50,7 +50,7 @@ SCORES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one model answered to one example under one prompt."""
+    """One model's answer to one example under one prompt, and whether it is right."""
 
     prompt_id: str
     example_id: str
@@ -71,20 +71,13 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
 
 
 class Predictor:
-    """Puts questions to a model that is in memory already."""
+    """Scores a model that is in memory already."""
 
     def __init__(self, config: Config, task: Task, encoder: TextEncoder, dtype: str) -> None:
-        """Keep what all questions have in common.
-
-        Args:
-            config: The run's configuration.
-            task: For slots, choices and the pattern of a free-text answer.
-            encoder: Of the model's tokenizer.
-            dtype: Arithmetic: `float32` or `bfloat16`.
-        """
+        """Prepare to score with the model's `encoder`, in `dtype` (`float32` or `bfloat16`)."""
         self._config, self._task, self._encoder, self._dtype = config, task, encoder, dtype
 
-    def ask(
+    def score(
         self,
         model: "PreTrainedModel | PeftModel",
         prompt_id: str,
@@ -95,18 +88,18 @@ class Predictor:
         """Score one prompt on some examples.
 
         Args:
-            model: In evaluation mode.
-            prompt_id: For the result.
-            text: The prompt's template.
-            examples: What to ask.
+            model: A model in evaluation mode.
+            prompt_id: The prompt's id, for the result.
+            text: The prompt's text.
+            examples: The examples.
             adapted: Whether an adapter of the model is in use.
 
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
         template = parse(text, self._task.slots)
-        ask = self._generate if self._task.choices is None else self._rank_choices
-        return ask(model, prompt_id, template, examples, adapted)
+        score = self._generate if self._task.choices is None else self._rank_choices
+        return score(model, prompt_id, template, examples, adapted)
 
     def _rank_choices(
         self,
@@ -119,12 +112,7 @@ class Predictor:
         choices = self._task.choices
         assert choices is not None
         questions = [
-            Question(
-                template.render,
-                example.fields,
-                choices,
-                f"example {example.id} under prompt {prompt_id}",
-            )
+            Question(template.render, example.fields, choices, _name(example, prompt_id))
             for example in examples
         ]
         likelihoods = choice_logprobs(
@@ -139,8 +127,8 @@ class Predictor:
         for example, logprobs in zip(examples, likelihoods, strict=True):
             if not all(map(math.isfinite, logprobs)):
                 raise DataError(
-                    f"example {example.id} under prompt {prompt_id}: the model's log-likelihoods "
-                    f"are {list(logprobs)}; look at the adapter and at model.dtype"
+                    f"{_name(example, prompt_id)}: the model's log-likelihoods are "
+                    f"{list(logprobs)}; look at the adapter and at model.dtype"
                 )
             best = best_choice(logprobs)
             normalised = best_choice([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
@@ -170,7 +158,7 @@ class Predictor:
                 example.fields,
                 [example.answer],
                 end=True,
-                what=f"example {example.id} under prompt {prompt_id}",
+                what=_name(example, prompt_id),
             )[0].context_ids
             for example in examples
         ]
@@ -210,21 +198,13 @@ class Predictor:
 
 
 class ModelPredictor:
-    """A base model in memory, and the adapters that were asked for so far.
+    """Scores a base model and trained ones, which it loads when they are used first.
 
-    Where all weights are trained (`model.peft: null`), one trained model is in memory beside it.
+    All adapters stay in memory; where all weights are trained (`model.peft: null`), one model does.
     """
 
     def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
-        """Load the base model.
-
-        Args:
-            config: The run's configuration.
-            task: For slots, choices and the pattern of a free-text answer.
-            base: Location of the prepared base model.
-            dtype: Arithmetic: `float32` or `bfloat16`.
-            device: torch device.
-        """
+        """Load the base model from `base`, to score in `dtype` (`float32` or `bfloat16`)."""
         self._config, self._dtype = config, dtype
         tokenizer = load_tokenizer(base, config.model.revision)
         encoder = TextEncoder.from_config(tokenizer, config)
@@ -244,41 +224,37 @@ class ModelPredictor:
     def score(
         self, weights: str | None, prompt_id: str, text: str, examples: Sequence[Example]
     ) -> list[Score]:
-        """Score one prompt on some examples.
+        """Score one prompt on some examples, see `Predictor.score`.
 
-        Args:
-            weights: Local folder of an adapter, or of a model whose weights were all trained, or
-                None for the base model.
-            prompt_id: For the result.
-            text: The prompt's template.
-            examples: What to ask.
-
-        Raises:
-            DataError: An example does not fit `task.max_length` under this prompt.
+        `weights` is the local folder of an adapter, or of a model whose weights were all trained;
+        None stands for the base model.
         """
         with self._use(weights):
-            return self._predictor.ask(self._model, prompt_id, text, examples, weights is not None)
+            return self._predictor.score(
+                self._model, prompt_id, text, examples, weights is not None
+            )
 
     def load(self, weights: str | None) -> None:
-        """Load weights ahead of the `score` that is to use them."""
+        """Load weights that the next `score` uses."""
         if weights is not None:
             self._use(weights)
 
     def _use(self, weights: str | None) -> AbstractContextManager[None]:
-        whole = self._config.model.peft is None
-        return self._using_whole(weights) if whole else self._using(weights)
+        if self._config.model.peft is None:
+            self._use_whole(weights)
+            return nullcontext()
+        return self._use_adapter(weights)
 
-    def _using_whole(self, folder: str | None) -> AbstractContextManager[None]:
+    def _use_whole(self, folder: str | None) -> None:
         if folder is None:
             self._model = self._base
-            return nullcontext()
+            return
         if self._whole is None or self._whole[0] != folder:
-            self._model, self._whole = self._base, None  # first makes room for the next
+            self._model, self._whole = self._base, None  # frees memory for the next one
             self._whole = (folder, self._load(folder, None))
         self._model = self._whole[1]
-        return nullcontext()
 
-    def _using(self, adapter: str | None) -> AbstractContextManager[None]:
+    def _use_adapter(self, adapter: str | None) -> AbstractContextManager[None]:
         if adapter is None:
             return self._model.disable_adapter() if self._adapters else nullcontext()  # pyright: ignore
         if adapter not in self._adapters:
@@ -289,13 +265,13 @@ class ModelPredictor:
 
 
 def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list[int]]:
-    """Places of texts of like length, the longest first, in batches of padded size at most `most`.
+    """Indices of texts, the longest first, in batches of limited padded size.
 
     Args:
-        lengths: Of the texts, in tokens.
-        more: Tokens that each may get.
-        most: Of a batch: its texts times the longest of them with its own; a text that needs more
-            is a batch of its own.
+        lengths: Lengths of the texts, in tokens.
+        more: Tokens that may be generated for each.
+        most: Most padded tokens of a batch, generated ones included; a text that needs more is a
+            batch of its own.
     """
     batches: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
@@ -307,10 +283,9 @@ def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list
     return batches
 
 
+def _name(example: Example, prompt_id: str) -> str:
+    return f"example {example.id} under prompt {prompt_id}"
+
+
 def _adapter_name(folder: str) -> str:
     return re.sub(r"\W", "_", folder)  # peft makes module names of it
-
-
-def set_threads(threads: int) -> None:
-    """Let this process compute with so many threads; the results depend on it bit by bit."""
-    torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ higher log-likelihood of the right answers where accuracies are equal.
 import pyarrow as pa
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import Subject, score_grid
+from paft_ray.evaluation.grid import Grid, Subject, score_grid
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
 
@@ -18,9 +18,8 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     prompts = pool.train[: evaluation.selection_prompts]
     examples = task.validation[: evaluation.selection_examples]
     with context.screen.stage("choose single prompt") as stage:
-        scores = score_grid(
-            context, [Subject(BASE, context.config.seed, "")], prompts, examples, stage
-        )
+        base = Subject(BASE, context.config.seed, "")
+        scores = score_grid(context, Grid([base], prompts, examples), stage)
         quality = prompt_quality(scores.table, {e.id: e.answer for e in examples}, task.choices)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
         accuracy = quality[best.id][0]
@@ -33,10 +32,10 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
 def prompt_quality(
     scores: pa.Table, answers: dict[str, str], choices: tuple[str, ...] | None
 ) -> dict[str, tuple[float, float]]:
-    """Per prompt the accuracy, and the mean log-likelihood of the right answers.
+    """The accuracy of every prompt, and the mean log-likelihood of the right answers.
 
     Args:
-        scores: Of `score_grid`.
+        scores: Table of `score_grid`.
         answers: Example id to the right answer.
         choices: The task's choices; without any, the second figure is 0.
     """

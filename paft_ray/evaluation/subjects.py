@@ -1,9 +1,9 @@
-"""What is evaluated: the base model and what was trained."""
+"""Evaluation of the base model and of trained models on test prompts and test examples."""
 
 from collections.abc import Sequence
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
+from paft_ray.evaluation.grid import Grid, GridScores, Subject, score_grid, score_part
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 
@@ -11,21 +11,21 @@ from paft_ray.runs.context import RunContext
 def evaluate_subjects(
     context: RunContext, pool: PromptPool, trained: Sequence[Subject]
 ) -> GridScores:
-    """Score the base model and what was trained on held-out prompts and test examples."""
+    """Score the base model and trained models on test prompts and test examples."""
     evaluation = context.config.evaluation
-    prompts = pool.test[: evaluation.prompts]
-    examples = context.task.test[: evaluation.examples]
-    models = [Subject(BASE, context.config.seed, ""), *trained]
+    grid = Grid(
+        [Subject(BASE, context.config.seed, ""), *trained],
+        pool.test[: evaluation.prompts],
+        context.task.test[: evaluation.examples],
+    )
+    subjects, (prompts, examples) = len(grid.subjects), grid.shape
     with context.screen.stage("evaluate") as stage:
-        part = ""
-        if (estimate := evaluation.estimate) is None:
-            scores = score_grid(context, models, prompts, examples, stage)
+        done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
+        if evaluation.estimate is None:
+            scores = score_grid(context, grid, stage)
         else:
-            scores = score_part(context, models, prompts, examples, stage, estimate.share)
-            whole = len(models) * len(prompts) * len(examples)
-            part = f", {scores.table.num_rows / whole:.0%} of them scored"
-        stage.finish(
-            f"{len(models)} models x {len(prompts)} held-out prompts x {len(examples)} examples"
-            f"{part}"
-        )
+            scores = score_part(context, grid, evaluation.estimate.share, stage)
+            share = scores.table.num_rows / (subjects * prompts * examples)
+            done = f"{done}, {share:.0%} of them scored"
+        stage.finish(done)
     return scores

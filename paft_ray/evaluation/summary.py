@@ -1,4 +1,4 @@
-"""From the scores table to the content of `summary.json`.
+"""The content of `summary.json`, computed from the scores table.
 
 Shapes: P prompts, E examples.
 """
@@ -32,12 +32,12 @@ PAFT = "paft"
 
 @dataclass(frozen=True, slots=True)
 class Unscored:
-    """What must be known of the examples to estimate a grid of which only a part was scored."""
+    """The examples of a grid of which only a part was scored."""
 
     answers: Mapping[str, str]
     """Example id to its right answer."""
     choices: bool
-    """Whether answers are one of a few choices, so that prompts may favour some of them."""
+    """Whether answers are one of a few choices, some of which prompts may favour."""
 
 
 def summarise(
@@ -50,25 +50,25 @@ def summarise(
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
-    `models` holds, per label, those of `figures.FIGURES` that answers alone say (averaged over
-    seeds; the keys of `top` are texts such as "0.75"), `intervals` (figure to its 95% interval,
+    `models` holds, per label, the figures that are computed from answers (averaged over seeds; the
+    keys of `top` are texts such as "0.75"), `intervals` (figure to its 95% interval,
     `top` by threshold) and the `seeds` they come from. `differences` compares each variant with the
     single prompt and with the base model, PAFT with all others, and the single prompt with the base
     model: `"paft - single_prompt": {"value", "low", "high", "p", "std": {...}, "min": {...}, ...}`,
     the outer four for the mean over prompts, the inner ones for other figures, `top` by threshold.
     `prompts` and `examples` are counts, `seeds` and `seconds` are as given.
 
-    Where the whole grid is estimated, `scored_share` is the part of it that was scored, each model
-    has its `accuracies` (prompt id to the mean over draws and seeds), figures about agreement
+    Where the whole grid is estimated, `scored_share` is the share that was scored, each model has
+    its `accuracies` (prompt id to the mean over draws and seeds), figures about agreement
     between prompts are None, and differences are not paired and have no p.
 
     Args:
         scores: See `read_answers`.
-        variants: Labels to report, the base model's among them if it was evaluated.
+        variants: Labels to report, `base` among them if the base model was evaluated.
         thresholds: Accuracies for Top@t.
         seeds: Seeds of this comparison.
         seconds: Stage to wall-clock time.
-        estimate: Estimate the figures of the whole grid from the part that was scored.
+        estimate: Given where only a part was scored: figures of the whole grid are estimated.
 
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
@@ -76,11 +76,10 @@ def summarise(
     answers = read_answers(scores, variants, () if estimate is None else estimate.answers)
     require_paired(answers, variants, whole=estimate is None)
     figures = all_figures(thresholds)
-    found, more = (
-        (_measured(answers, variants, thresholds), {})
-        if estimate is None
-        else _estimated(answers, variants, estimate, thresholds)
-    )
+    if estimate is None:
+        found, more = _measured(answers, variants, thresholds), {}
+    else:
+        found, more = _estimated(answers, variants, estimate, thresholds)
     models = {
         label: {
             **as_tree({f: found.values[label].get(f.key) for f in figures if f.computed}),
@@ -104,25 +103,25 @@ def summarise(
 
 
 def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Which models are compared: first PAFT with all others, then others with the baselines."""
+    """The models to compare: first PAFT with all others, then the others with the baselines."""
     trained = [label for label in labels if label not in (BASE, SINGLE_PROMPT)]
     wanted = [(PAFT, SINGLE_PROMPT), *((PAFT, label) for label in trained), (PAFT, BASE)]
     for label in trained:
         wanted += [(label, SINGLE_PROMPT), (label, BASE)]
     wanted.append((SINGLE_PROMPT, BASE))
-    there = [(a, b) for a, b in wanted if a in labels and b in labels and a != b]
-    return list(dict.fromkeys(there))
+    known = [(a, b) for a, b in wanted if a in labels and b in labels and a != b]
+    return list(dict.fromkeys(known))
 
 
 def differences_of(summary: Mapping[str, Any]) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """The differences of a summary: the two labels, the second subtracted, and the entry."""
+    """The differences of a summary: label, label that is subtracted from it, and entry."""
     labels = summary["models"]
     known = {_versus(a, b): (a, b) for a in labels for b in labels}
     return [(*known[name], entry) for name, entry in summary["differences"].items()]
 
 
 def of_figure(entry: Mapping[str, Any], figure: Figure) -> Any:
-    """What an entry of the differences says of a figure, or None; it is itself about the mean."""
+    """The part of a difference's entry about a figure, or None; the mean's is the entry itself."""
     return entry if figure is MEAN else figure.read(entry)
 
 
@@ -157,10 +156,7 @@ def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[floa
 def _estimated(
     answers: Answers, labels: Sequence[str], estimate: Unscored, thresholds: Sequence[float]
 ) -> tuple[Posterior, dict[str, dict[str, Any]]]:
-    """Figures of whole grids from their scored parts, and what else is known by label.
-
-    The draws say what the unscored pairs leave open, for these prompts, examples and seeds.
-    """
+    """Figures of whole grids, estimated from their scored parts, and further entries by label."""
     right = [estimate.answers[id] for id in answers.example_ids] if estimate.choices else None
     fits = {
         label: [
@@ -176,17 +172,16 @@ def _estimated(
     }
     more = {}
     for label, of_label in fits.items():
-        accuracy_P = np.mean([fit.accuracy_RP.mean(axis=0) for fit in of_label], axis=0)
+        accuracy_P = np.mean([accuracy_RP.mean(axis=0) for accuracy_RP in of_label], axis=0)
         by_prompt = dict(zip(answers.prompt_ids, accuracy_P.tolist(), strict=True))
         more[label] = {**_of_scored(answers, label), "accuracies": by_prompt}
     return Posterior(fits, thresholds), more
 
 
 def _of_scored(answers: Answers, label: str) -> dict[str, float]:
-    """The figures that need no whole grid, of the pairs that were spread evenly over it.
+    """The figures that need no whole grid, from the pairs that were spread evenly over it.
 
-    The others were chosen by what was answered before: where a prompt's first answers were wrong by
-    chance it is asked again, and where they were right by chance it is not.
+    The other pairs are biased: a prompt whose first answers were wrong by chance gets more of them.
     """
     values: dict[str, list[float]] = {}
     for model in answers.of(label):

@@ -1,20 +1,22 @@
-"""What a run found, for people: the table on the screen, two pictures, self-contained pages.
+"""The results of a run for people: tables on the screen, pictures and self-contained pages.
 
 files.py      a run's files, read into a few records
-text.py       the results on the screen, and the sentences that keep them honest
+text.py       the results on the screen, and their limits in sentences
 tables.py     the summary's figures as tables of the page and of model cards
 accuracy.py   accuracy over prompts, and the prompts ranked
 flips.py      examples that are right under one wording and wrong under another
-training.py   losses over steps, training prompts drawn, and what losses made of them
+training.py   losses over steps, training prompts drawn, and how losses weighed them
 coverage.py   the prompts on a map, and how new the test wordings are
-search.py     what a search found: trials, finalists, the goal over every dimension
+search.py     a search's results: trials, finalists, the goal over every dimension
 axes.py       scales and their round numbers
 pictures.py   accuracy.png, learning_curve.png, sampling_*.png, search.png
-page.py       report.html, of all these
+page.py       report.html
 pool_page.py  pool.html of a prompt pool
+pool.py       a pool built, with its page, and tracked
+results.py    scores, summary, report and model cards of a run, written and tracked
 rendering.py  the templates (`templates/*.j2`), and the policy by which a page fetches nothing
 
-Covered: showing what files say. Not covered: the figures, which are `evaluation.figures`.
+Not covered: the figures, which are in `evaluation.figures`.
 """
 
 from paft_ray.report.files import SEARCH_FILE

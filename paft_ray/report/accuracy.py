@@ -24,7 +24,7 @@ class Dot:
     accuracy: float
     """Mean over seeds."""
     low: float
-    """Under the seed that does worst."""
+    """Accuracy under the seed with the lowest one."""
     high: float
 
 
@@ -43,7 +43,7 @@ class Strip:
 
     @property
     def figures(self) -> str:
-        """What stands beside the line."""
+        """The text next to the line."""
         return f"{self.mean:.1f} ± {self.std:.1f}"
 
 
@@ -54,7 +54,7 @@ class AccuracyPlot:
     strips: tuple[Strip, ...]
     axis: Axis
     thresholds: tuple[float, ...]
-    """Of Top@t."""
+    """Thresholds of Top@t."""
     prompts: int
     several_seeds: bool
 
@@ -66,7 +66,7 @@ class AccuracyPlot:
 
 @dataclass(frozen=True, slots=True)
 class PromptLine:
-    """One held-out prompt and how every model does under it."""
+    """One held-out prompt with the accuracy of every model under it."""
 
     id: str
     rank: int
@@ -76,19 +76,19 @@ class PromptLine:
 
 
 def over_seeds(accuracy_SP: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the seeds that were asked: shape [P], nan where none was."""
-    asked_P = (~np.isnan(accuracy_SP)).sum(axis=0)
-    return np.where(asked_P > 0, np.nansum(accuracy_SP, axis=0) / np.maximum(asked_P, 1), np.nan)
+    """Mean over the seeds that were scored: shape [P], nan where none was."""
+    scored_P = (~np.isnan(accuracy_SP)).sum(axis=0)
+    return np.where(scored_P > 0, np.nansum(accuracy_SP, axis=0) / np.maximum(scored_P, 1), np.nan)
 
 
 def ranked_prompts(run: RunFiles, label: str) -> list[int]:
-    """Places of the prompts, worst first for a model; those it was not asked under come last."""
-    accuracy_P = over_seeds(run.accuracy(label))
-    return sorted(range(len(accuracy_P)), key=lambda p: (_last(accuracy_P[p]), p))
+    """Indices of the prompts, worst first for a model; those without scores come last."""
+    accuracy_P = np.nan_to_num(over_seeds(run.accuracy(label)), nan=np.inf)
+    return np.argsort(accuracy_P, kind="stable").tolist()
 
 
 def accuracy_plot(run: RunFiles) -> AccuracyPlot:
-    """The strip plot."""
+    """The accuracy of all models under every prompt, as strips of dots."""
     models, texts = run.summary["models"], run.texts
     grids = {label: run.accuracy(label) for label in models}
     values = np.concatenate([over_seeds(grid_SP) for grid_SP in grids.values()])
@@ -117,12 +117,12 @@ def accuracy_plot(run: RunFiles) -> AccuracyPlot:
 
 
 def levels_without_overlap(places: Sequence[float], width: float, most: int) -> list[int]:
-    """For dots from left to right, the level nearest the line on which each overlaps no other.
+    """Choose for each dot, from left to right, the level nearest the line without an overlap.
 
     Args:
-        places: In ascending order.
-        width: Of a dot, in the same unit.
-        most: Levels to each side; where all are taken a dot goes on the line.
+        places: Places of the dots, in ascending order.
+        width: Width of a dot, in the same unit.
+        most: Levels on each side of the line; where all are taken, a dot is drawn on the line.
     """
     levels = sorted(range(-most, most + 1), key=lambda level: (abs(level), -level))
     free_from = dict.fromkeys(levels, float("-inf"))
@@ -153,20 +153,16 @@ def _dots(
     prompt_ids: Iterable[str], accuracy_SP: NDArray[np.float64], texts: Mapping[str, str]
 ) -> tuple[Dot, ...]:
     mean_P = over_seeds(accuracy_SP)
-    asked = sorted(
+    scored = sorted(
         (float(mean_P[p]), prompt_id, accuracy_SP[:, p])
         for p, prompt_id in enumerate(prompt_ids)
         if not np.isnan(mean_P[p])
     )
     dots = []
-    for mean, prompt_id, by_seed in asked:
+    for mean, prompt_id, by_seed in scored:
         low, high = 100 * float(np.nanmin(by_seed)), 100 * float(np.nanmax(by_seed))
         seeds = "" if len(by_seed) == 1 else f" (seeds {low:.1f} to {high:.1f})"
         wording = " ".join(texts.get(prompt_id, prompt_id).split())
         title = f"{100 * mean:.1f}%{seeds}: {wording[:160]}"
         dots.append(Dot(prompt_id, title, 100 * mean, low, high))
     return tuple(dots)
-
-
-def _last(value: float) -> float:
-    return float("inf") if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""Scales: where a value lies on a plot, and at which round numbers its lines are."""
+"""Scales of plots: the place of a value, and round numbers for lines."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def percent(self, value: float) -> float:
-        """Where a value lies, in percent of the width, kept inside."""
+        """The place of a value in percent of the width, limited to 0 to 100."""
         share = (value - self.low) / (self.high - self.low)
         return round(100 * min(1.0, max(0.0, share)), 2)
 

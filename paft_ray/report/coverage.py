@@ -1,4 +1,4 @@
-"""How the prompts of a run cover the space of wordings, and that test wordings are new."""
+"""The prompts of a run on a map of wordings, and the training prompts nearest to test prompts."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class SplitSize:
-    """What a split holds; None where the table does not say."""
+    """Counts of a split; None where the table lacks the column."""
 
     split: str
     prompts: int
@@ -40,38 +40,35 @@ class SplitSize:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """A test prompt and the training wording that it is most like."""
+    """A test prompt and the most similar training wording."""
 
     text: str
     nearest: str
     similarity: float
     new_layout: bool | None
-    """No training prompt has its layout; None where the table does not say."""
+    """Whether no training prompt has its layout; None where the table lacks layouts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The section of the page."""
+    """The content of the page's section on coverage."""
 
     sizes: tuple[SplitSize, ...]
     points: tuple[Point, ...]
     drawn: int
     """Training prompts on the map."""
     nearest: tuple[Nearest, ...]
-    """Those most like a training prompt first."""
+    """The most similar ones first."""
     unlisted: int
     highest: float
-    """Similarity of the test prompt that is most like a training prompt."""
+    """Largest similarity of a test prompt to a training prompt."""
     median: float
     new_layouts: int | None
     """Test prompts in a layout that no training prompt has."""
 
 
 def map_points(prompts: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
-    """Splits and texts as points, of which near ones share pieces of words.
-
-    Held-out points come last, so that they lie on top.
-    """
+    """Points of splits and texts; near points share pieces of words, held-out ones lie on top."""
     places = flat_map([text for _, text in prompts])
     points = [
         Point(split, text, round(50 + 48 * float(x), 2), round(50 - 47 * float(y), 2))
@@ -81,7 +78,7 @@ def map_points(prompts: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
 
 
 def run_coverage(run: RunFiles) -> Coverage | None:
-    """What `prompts.parquet` says; None for runs without training prompts in it."""
+    """Coverage from `prompts.parquet`; None for runs without training prompts in it."""
     by_split = {
         split: [row for row in run.prompts if row.get("split") == split] for split in SPLITS
     }
@@ -129,5 +126,5 @@ def _nearest(
 
 
 def _wording(row: Mapping[str, Any]) -> str:
-    """Without the layout, where the table has it apart: layouts are compared as a whole."""
+    """The text without its layout where the table has both: layouts are compared as a whole."""
     return row.get("instruction") or row["text"]

@@ -1,4 +1,4 @@
-"""A run's files, read into what the page and the pictures show."""
+"""Reads a run's files for the page and the pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.paths import Storage
 
 SEARCH_FILE = "search.json"
-"""What came of a search, beside the summary of its finalists."""
+"""The result of a search, next to the summary of its finalists."""
 REQUIRED = ("config.json", "summary.json", "scores.parquet")
 _OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster")
 _OF_EXAMPLES = ("example_id", "fields", "answer")
@@ -22,20 +22,20 @@ _OF_EXAMPLES = ("example_id", "fields", "answer")
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One training prompt as a ledger knows it."""
+    """One training prompt in a ledger."""
 
     prompt_id: str
     examples: int
-    """How many examples were rendered through it."""
+    """Examples that were rendered through it."""
     loss: float
     """Mean answer loss under it, in nats per token, over the whole training."""
     tokens: int
-    """Answer tokens that this is the mean of."""
+    """Answer tokens over which the loss is the mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """What past losses made of one prompt, over the checkpoints of a training."""
+    """How past losses weighed one prompt, over the checkpoints of a training."""
 
     prompt_id: str
     shares: tuple[float, ...]
@@ -53,7 +53,7 @@ class Training:
     drawn: tuple[Drawn, ...]
     """Most often drawn first."""
     about: Mapping[str, Any]
-    """Of the manifest: steps, tokens, seconds, ..."""
+    """Its manifest's steps, tokens, seconds, ..."""
     weighed_at: tuple[int, ...] = ()
     """Steps at which `shares` were recorded; none under uniform sampling and plain loss."""
     shares: tuple[Shares, ...] = ()
@@ -65,10 +65,10 @@ class RunFiles:
     """All that the report shows."""
 
     about: Mapping[str, Any]
-    """`config.json`: the configuration under `config`, beside it versions and the like."""
+    """`config.json`: the configuration under `config`, next to it versions and the like."""
     summary: Mapping[str, Any]
     answers: Answers
-    """Of the models in the summary, on test prompts."""
+    """Answers of the models in the summary, on test prompts."""
     scored: int
     """Rows of the scores."""
     generated_tokens: int
@@ -91,9 +91,9 @@ class RunFiles:
         return "scored_share" in self.summary
 
     def accuracy(self, label: str) -> NDArray[np.float64]:
-        """Accuracy per seed and prompt: shape [S, P], nan where nobody asked.
+        """Accuracy per seed and prompt: shape [S, P], nan where nothing was scored.
 
-        Where only a part was scored it is the estimate for all examples, over seeds: shape [1, P].
+        Where only a part was scored, the estimate for all examples, over seeds: shape [1, P].
         """
         if not self.partly_scored:
             return self.answers.accuracy(label)
@@ -131,7 +131,7 @@ def read_run(folder: Storage) -> RunFiles:
 
 
 def _rows(folder: Storage, name: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of a table with those of the columns that it has; none where there is no table."""
+    """Rows of a table, with the given columns that it has; none where there is no table."""
     if not folder.exists(name):
         return []
     table = folder.read_table(name)
@@ -139,28 +139,18 @@ def _rows(folder: Storage, name: str, columns: Sequence[str]) -> list[dict[str, 
 
 
 def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
-    """The models' trainings, in their order, then by seed; none of a search's trials."""
+    """The trainings of these labels, in their order, then by seed."""
     trainings = []
     for name in folder.names():
         label, _, seed = name.rpartition("-s")
         if label not in labels:
             continue
-        home = folder.child(name)
-        about = home.read_json(MANIFEST)["about"] if home.exists(MANIFEST) else {}
-        losses, drawn = _read_ledger(home.child("ledger"))
-        weighed_at, shares = _read_shares(home.child("sampling"))
+        own = folder.child(name)
+        about = own.read_json(MANIFEST)["about"] if own.exists(MANIFEST) else {}
+        losses, drawn = _read_ledger(own.child("ledger"))
+        weighed_at, shares = _read_shares(own.child("sampling"))
         trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares))
-    order = {label: place for place, label in enumerate(labels)}
-
-    def place(training: Training) -> tuple[int, str, int, str]:
-        return (
-            order.get(training.label, len(order)),
-            training.label,
-            len(training.seed),
-            training.seed,
-        )
-
-    return tuple(sorted(trainings, key=place))
+    return tuple(sorted(trainings, key=lambda t: (labels.index(t.label), len(t.seed), t.seed)))
 
 
 def _read_shares(folder: Storage) -> tuple[tuple[int, ...], tuple[Shares, ...]]:

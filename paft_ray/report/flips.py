@@ -1,7 +1,7 @@
 """Examples whose answers flip: right under one wording and wrong under another.
 
-How much an example flips is 4 r (1 - r) for the share r of wordings under which it is right, taken
-per seed and averaged: 1 where half of the wordings are right. Two seeds that disagree flip nothing.
+An example flips by 4 r (1 - r), averaged over seeds, where r is the share of wordings under which
+it is right: by 1 where half of the wordings are. Two seeds that disagree flip nothing.
 
 Shapes: S seeds, P prompts, E examples.
 """
@@ -23,9 +23,9 @@ from paft_ray.report.tables import display_name, main_label
 
 _SHOWN = 12
 _MOST_BARS = 120
-"""Prompts in a strip; of more, some are drawn, evenly over the ranks."""
+"""Most prompts in a strip; of more, some are drawn, evenly over the ranks."""
 _MOST_COMPARED = 40
-"""Wordings of each kind that are looked through for the two most alike."""
+"""Most right and most wrong wordings among which the two most alike are found."""
 _MOST_CHARACTERS = 700
 
 
@@ -39,13 +39,13 @@ class Bars:
     """SVG path in a box of one unit per prompt and height 1: full where the answer is right."""
     wrong: str
     """The rest of the box."""
-    said: str
-    """For a reader: "9 of 12 right"."""
+    count: str
+    """How many answers are right, as "9 of 12"."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a model answered."""
+class ShownPrediction:
+    """One model's prediction."""
 
     name: str
     text: str
@@ -55,11 +55,11 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One prompt and what became of it."""
+    """One prompt and the predictions under it."""
 
     prompt_id: str
     text: str
-    said: tuple[Said, ...]
+    predictions: tuple[ShownPrediction, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Flip:
     answer: str | None
     bars: tuple[Bars, ...]
     seed: str
-    """Of the two wordings' answers; empty where there is one seed."""
+    """Seed of the predictions; empty where there is only one."""
     wordings: tuple[Wording, Wording]
-    """One under which the model is right and one under which it is wrong, much alike."""
+    """One under which the model is right, and a similar one under which it is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _two_wordings(
     ranked: Sequence[int],
     grams: Sequence[frozenset[str]],
 ) -> tuple[Wording, Wording]:
-    """The most alike pair of a wording that gets it right and one that gets it wrong."""
+    """The most similar pair of a wording with a right answer and one with a wrong answer."""
     answers = run.answers
     right_P = answers.right_MPE[answers.models.index((about, seed)), :, example]
     right = [p for p in ranked if right_P[p] == 1][:_MOST_COMPARED]
@@ -173,20 +173,22 @@ def _two_wordings(
         Wording(
             answers.prompt_ids[p],
             run.texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
-            tuple(_said(answers, label, seed, p, example) for label in beside),
+            tuple(_prediction(answers, label, seed, p, example) for label in beside),
         )
         for p in (own, wrong[place])
     )
     return first, second
 
 
-def _said(answers: Answers, label: str, seed: int, prompt: int, example: int) -> Said:
-    """Of that seed, or of the model's first one where it has no such seed."""
+def _prediction(
+    answers: Answers, label: str, seed: int, prompt: int, example: int
+) -> ShownPrediction:
+    """The prediction of the model with that seed, or of its first one where it has no such seed."""
     models = answers.of(label)
     model = next((m for m in models if answers.models[m][1] == seed), models[0])
-    word = answers.said_MPE[model, prompt, example]
-    return Said(
+    index = answers.prediction_MPE[model, prompt, example]
+    return ShownPrediction(
         display_name(label),
-        _clipped(answers.said[word]) if word >= 0 else "",
+        _clipped(answers.predictions[index]) if index >= 0 else "",
         bool(answers.right_MPE[model, prompt, example] == 1),
     )

@@ -31,10 +31,10 @@ from paft_ray.storage.paths import Storage
 
 @dataclass(frozen=True, slots=True)
 class Plots:
-    """What the page and the pictures both draw."""
+    """The plots that both the page and the pictures show."""
 
     colours: Mapping[str, str]
-    """By label."""
+    """Label to colour."""
     accuracy: AccuracyPlot
     curves: CurvePlot | None
     shares: tuple[SharesPlot, ...]
@@ -42,15 +42,14 @@ class Plots:
 
 
 def write_report(folder: Storage) -> str:
-    """Write `report.html`, `accuracy.png` and, where there is something to see in them, the
-    learning curve, what losses made of the prompts (`sampling_*.png`) and a search (`search.png`).
+    """Write `report.html` and the pictures of a run, and return the path of the page.
+
+    The pictures are `accuracy.png` and, where there is something to draw, `learning_curve.png`,
+    `sampling_*.png` (how losses weighed the prompts) and `search.png`.
 
     Args:
         folder: `runs/<name>/`, with `config.json`, `summary.json` and `scores.parquet`;
-            `prompts.parquet`, `examples.parquet` and `training/*/` are used where they are there.
-
-    Returns:
-        The path of the page.
+            `prompts.parquet`, `examples.parquet` and `training/*/` may be missing.
 
     Raises:
         ArtifactError: One of the three files is missing.
@@ -71,7 +70,7 @@ def write_report(folder: Storage) -> str:
 
 
 def plots_of(run: RunFiles) -> Plots:
-    """Everything that is drawn of a run."""
+    """All plots of a run."""
     return Plots(
         colours([*run.summary["models"], *(training.label for training in run.trainings)]),
         accuracy_plot(run),

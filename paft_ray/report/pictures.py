@@ -1,4 +1,4 @@
-"""The pictures, for READMEs and slides; the page draws the same plots its own way.
+"""The pictures, for READMEs and slides, of the plots that the page shows too.
 
 matplotlib is imported when a picture is drawn (0.6 s) and used without a display.
 """
@@ -23,7 +23,7 @@ _DOT_LEVELS = 3
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
-    """A colour for every label; the usual three always have the same."""
+    """A colour for every label; those in `COLOURS` never change."""
     others = list(dict.fromkeys(label for label in labels if label not in COLOURS))
     return COLOURS | {
         label: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, label in enumerate(others)
@@ -42,14 +42,8 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
         if strip.seeds:
             heights = [row + 0.4] * len(strip.seeds)
             axes.scatter(strip.seeds, heights, marker="^", s=22, color=shade, zorder=3)
-        axes.text(
-            1.015,
-            row,
-            strip.figures,
-            transform=axes.get_yaxis_transform(),
-            va="center",
-            color="#444b55",
-        )
+        beside = axes.get_yaxis_transform()
+        axes.text(1.015, row, strip.figures, transform=beside, va="center", color="#444b55")
     axes.set_yticks(range(len(plot.strips)), [strip.name for strip in plot.strips])
     axes.set_ylim(len(plot.strips) - 0.42, -0.58)
     seeds = "; triangles: the mean of each seed" if plot.several_seeds else ""
@@ -80,7 +74,7 @@ def draw_learning_curve(plot: CurvePlot, colour: Mapping[str, str]) -> bytes:
 
 
 def draw_shares(plot: SharesPlot, shade: str) -> bytes:
-    """What losses made of every training prompt over the steps, as PNG."""
+    """How losses weighed every training prompt over the steps, as PNG."""
     figure, axes = _figure(8, 3.6)
     for place, line in enumerate(plot.lines):
         width, alpha = (1.8, 1.0) if place < LEADING_PROMPTS else (0.8, 0.25)

@@ -1,4 +1,4 @@
-"""A prompt pool with its page, tracked: what every command that needs a pool begins with."""
+"""Builds a prompt pool with its page and tracks both, for every command that needs a pool."""
 
 import json
 
@@ -14,8 +14,8 @@ from paft_ray.tracking import open_tracker, pool_version
 def build_published_pool(context: RunContext) -> PromptPool:
     """Build the pool or find it built, write its page, and track both.
 
-    In MLflow the pool is a table of a run of its own, and a version in the registry, which the
-    trainings name.
+    In MLflow the pool is a table in its own run, and a version in the registry, which trainings
+    refer to.
     """
     pool = build_prompt_pool(context)
     folder = context.storage.child("pools", pool_fingerprint(context))

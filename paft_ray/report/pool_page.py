@@ -23,7 +23,7 @@ _DRAWN = 2000
 
 
 def write_pool_page(folder: Storage) -> str:
-    """Write `pool.html` beside a complete pool and return its path.
+    """Write `pool.html` next to a complete pool and return its path.
 
     Raises:
         ArtifactError: There is no complete pool.
@@ -40,7 +40,7 @@ def write_pool_page(folder: Storage) -> str:
 
 
 def funnel(about: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Stages and what is left after each, from a pool's record."""
+    """Stages and the number that is left after each, from a pool's record."""
     sources = about["requests"] + about["from_files"]
     stages = [("asked for, or in files", sources), ("parsed", about["candidates"])]
     stages += [("linted", about["linted"]), ("unique", about["unique"])]

@@ -1,7 +1,7 @@
-"""The templates of the pages, and the policy by which a browser loads nothing for them.
+"""Renders the templates of the pages, with a policy by which a browser loads nothing for them.
 
-A page forbids itself, by its content security policy, every fetch and every script but its own one:
-should a text from outside ever get through unescaped, it could still do nothing.
+The content security policy of a page forbids every fetch and every script but its own one: a text
+from outside that was not escaped could still do nothing.
 """
 
 import base64
@@ -17,8 +17,8 @@ def render(name: str, /, **values: Any) -> str:
     """A page as HTML.
 
     Args:
-        name: Of a template beside `frame.html.j2`, which it extends.
-        values: What it shows.
+        name: Name of a template, which extends `frame.html.j2`.
+        values: Values that it shows.
     """
     import jinja2
     import markupsafe
@@ -53,6 +53,6 @@ def _duration(seconds: float) -> str:
 
 
 def _pieces(text: str) -> tuple[tuple[bool, str], ...]:
-    """A template cut at its slots: whether a piece is one, and the piece."""
+    """A prompt cut at its slots: whether a piece is a slot, and the piece."""
     parts = re.split(r"(\{[A-Za-z_][A-Za-z0-9_]*\})", text)
     return tuple((bool(i % 2), part) for i, part in enumerate(parts) if part)

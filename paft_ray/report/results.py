@@ -1,4 +1,4 @@
-"""The results of a run: scores, summary, report and cards, written and tracked."""
+"""Writes and tracks the results of a run: scores, summary, report and model cards."""
 
 import json
 import statistics
@@ -28,18 +28,18 @@ from paft_ray.tracking import Tracker
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a run has found out when all is scored."""
+    """The results of a run whose models are scored."""
 
     pool: PromptPool
-    """Its held-out prompts were asked."""
+    """The pool whose held-out prompts were used."""
     trained: Sequence[TrainedAdapter]
-    """What was compared with the base model."""
+    """The models that are compared with the base model."""
     scores: GridScores
-    """Of all of them."""
+    """Scores of all models."""
     seconds: Mapping[str, float]
     """Stage to wall-clock time."""
     configs: Mapping[str, Config] = field(default_factory=dict)
-    """By label the configuration of a variant, where it is not the run's own."""
+    """Label to the configuration of a variant, where it is not the run's own."""
 
 
 def run_identity(context: RunContext) -> str:
@@ -55,12 +55,11 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     """
     pool, trained, scores = results.pool, results.trained, results.scores
     folder, evaluation = context.run_folder, context.config.evaluation
-    folder.delete(MANIFEST)  # what it vouched for is about to change
+    folder.delete(MANIFEST)  # its files are about to change
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
-    split = pa.array(["test"] * scores.table.num_rows, pa.string())
-    table = scores.table.append_column("split", split)
+    table = scores.on_test_prompts
     summary = summarise(
         table,
         labels,
@@ -93,7 +92,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
 
 
 def _examples_table(context: RunContext) -> pa.Table:
-    """The test examples that were asked, for whoever reads the scores."""
+    """The test examples that were scored, for readers of the scores."""
     examples = context.task.test[: context.config.evaluation.examples]
     return pa.table(
         {
@@ -105,7 +104,7 @@ def _examples_table(context: RunContext) -> pa.Table:
 
 
 def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
-    """What one variant's trainings took, on average: the same steps, about as many tokens."""
+    """Steps, and mean tokens and seconds, of one variant's trainings."""
     mean = {
         kind: statistics.fmean(getattr(t.record, kind) for t in trained)
         for kind in ("tokens", "answer_tokens", "seconds")
@@ -116,7 +115,7 @@ def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
 def _write_cards(
     context: RunContext, results: Results, summary: Mapping[str, Any], tracker: Tracker
 ) -> None:
-    """The models' cards again, now that there are figures."""
+    """Write the models' cards again, with figures."""
     figures = card_figures(summary)
     form: Form = "model" if context.config.model.peft is None else "adapter"
     folder = result_folder(context.config.model.peft)

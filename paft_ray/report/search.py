@@ -1,7 +1,7 @@
-"""What a search found, from `search.json`: text for the screen, and the page's section.
+"""The results of a search, from `search.json`, as text for the screen and a section of the page.
 
-Covered: trials and finalists, the goal over every dimension, how much each dimension moved it, what
-trials cost, the selection gap.
+Covered: trials and finalists, the goal over every dimension, the importance of each dimension, the
+cost of trials, the selection gap.
 """
 
 import math
@@ -26,7 +26,7 @@ class TrialRow:
     state: str
     reports: int
     goal: float | None
-    """At its last report."""
+    """The goal's figure at its last report."""
     low: float | None
     high: float | None
     seconds: float
@@ -54,17 +54,17 @@ class DimensionPlot:
     path: str
     points: tuple[Point, ...]
     ticks: tuple[tuple[float, str], ...]
-    """Places between 0 and 1, and what stands there."""
+    """Places between 0 and 1, and their labels."""
     importance: float | None
     """See `importances`."""
 
 
 def trial_rows(search: Mapping[str, Any]) -> list[TrialRow]:
-    """The trials: those that came to their end first, the best of them first."""
+    """The trials: finished ones first, the best of them first."""
     rows = [
         TrialRow(
             trial["number"],
-            [shown(trial["sample"].get(path)) for path in search["space"]],
+            [_short(trial["sample"].get(path)) for path in search["space"]],
             trial["state"],
             len(trial["reports"]),
             trial["reports"][-1]["goal"] if trial["reports"] else None,
@@ -96,7 +96,7 @@ def search_table(search: Mapping[str, Any]) -> str:
             *row.settings,
             row.state,
             str(row.reports),
-            "" if row.goal is None else percent(row.goal),
+            "" if row.goal is None else f"{row.goal:.1%}",
             f"{row.seconds:.0f}",
         ]
         for row in trial_rows(search)
@@ -109,9 +109,9 @@ def search_table(search: Mapping[str, Any]) -> str:
         low, high = finalist["test_interval"]
         lines.append(
             f"{finalist['label']} (trial {finalist['trial']}: {finalist['settings']}): "
-            f"{search['goal']} {percent(finalist['test'])} [{percent(low)}, {percent(high)}] on "
+            f"{search['goal']} {finalist['test']:.1%} [{low:.1%}, {high:.1%}] on "
             f"test prompts over {len(finalist['seeds'])} seeds, "
-            f"{percent(finalist['validation'])} on validation prompts, "
+            f"{finalist['validation']:.1%} on validation prompts, "
             f"a selection gap of {100 * finalist['gap']:+.1f} points"
         )
     return "\n".join(lines)
@@ -123,14 +123,14 @@ def dimension_plots(search: Mapping[str, Any]) -> list[DimensionPlot]:
     trials = [trial for trial in search["trials"] if trial["reports"] and trial["interval"]]
     plots = []
     for path in search["space"]:
-        values = {shown(t["sample"][path]): t["sample"][path] for t in trials}
+        values = {_short(t["sample"][path]): t["sample"][path] for t in trials}
         numbers = {label: _number(value) for label, value in values.items()}
         places = _places(numbers)
         points = [
             Point(
                 trial["number"],
-                places[shown(trial["sample"][path])],
-                shown(trial["sample"][path]),
+                places[_short(trial["sample"][path])],
+                _short(trial["sample"][path]),
                 trial["reports"][-1]["goal"],
                 low,
                 high,
@@ -155,11 +155,12 @@ def search_axis(search: Mapping[str, Any]) -> Axis:
 
 
 def importances(search: Mapping[str, Any]) -> dict[str, float]:
-    """How much each dimension moved the goal: the share of its variance over trials that groups of
-    alike values explain (eta squared, adjusted for the number of groups), between 0 and 1.
+    """The importance of each dimension for the goal, between 0 and 1.
 
-    Values that are numbers fall into three groups of equal size. Nothing is said where there are
-    fewer than two trials for a group; dimensions that act together are not told apart.
+    It is the share of the goal's variance over trials that groups of similar values explain (eta
+    squared, adjusted for the number of groups). Numbers fall into three groups of equal size. A
+    dimension with fewer than two trials per group has none; dimensions that act together are not
+    told apart.
     """
     trials = [trial for trial in search["trials"] if trial["reports"]]
     goals = np.asarray([trial["reports"][-1]["goal"] for trial in trials])
@@ -184,16 +185,15 @@ def importances(search: Mapping[str, Any]) -> dict[str, float]:
 def _groups(values: Sequence[Any]) -> list[str]:
     numbers = [_number(value) for value in values]
     if any(number is None for number in numbers) or len(set(numbers)) <= 3:
-        return [shown(value) for value in values]
+        return [_short(value) for value in values]
     ranks = np.argsort(np.argsort([number or 0.0 for number in numbers], kind="stable"))
     return [str(3 * int(rank) // len(values)) for rank in ranks]
 
 
 def _places(numbers: Mapping[str, float | None]) -> dict[str, float]:
-    """Places on an axis: of numbers by their logarithm where they span much, else even ones."""
+    """Places on an axis: numbers lie by their logarithm where they span much, labels evenly."""
     known = {label: n for label, n in numbers.items() if n is not None and math.isfinite(n)}
-    even = len(known) < len(numbers) or len(known) < 3
-    if even:
+    if len(known) < max(3, len(numbers)):
         order = sorted(numbers, key=lambda label: (numbers[label] is None, numbers[label] or 0.0))
         return {label: (k + 0.5) / len(order) for k, label in enumerate(order)}
     low, high = min(known.values()), max(known.values())
@@ -203,7 +203,7 @@ def _places(numbers: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _thinned(ticks: Sequence[tuple[float, str]]) -> tuple[tuple[float, str], ...]:
-    """Those ticks that do not stand upon each other."""
+    """The ticks whose labels do not overlap."""
     kept: list[tuple[float, str]] = []
     for place, label in ticks:
         if not kept or place - kept[-1][0] > 0.07:
@@ -220,14 +220,8 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def shown(value: Any) -> str:
-    """A value as people read it."""
+def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def percent(share: float) -> str:
-    """A share as people read it."""
-    return f"{share:.1%}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

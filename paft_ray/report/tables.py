@@ -1,7 +1,4 @@
-"""The summary's figures as tables: rows of cells, each with what is shown and what sorts it.
-
-The page and the model card show these; `text` prints them.
-"""
+"""The summary's figures as tables, for the page, the model card and the screen (`text`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +11,9 @@ from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
 from paft_ray.serving.card import Evaluation
 
 NAMES = {BASE: "base model"}
-"""Labels whose name is not made of their words."""
+"""Names of labels that are not made of the labels' words."""
 _FINALIST = "finalist_"
-"""How labels of a search's finalists begin; the best comes first."""
+"""Beginning of the labels of a search's finalists; the best comes first."""
 _UNKNOWN = "–"
 
 
@@ -26,11 +23,11 @@ class Cell:
 
     text: str
     value: float | None
-    """What a click on the heading sorts by; None sorts last."""
+    """Sorts the column; None comes last."""
     below: str = ""
-    """Its 95% interval."""
+    """95% interval."""
     weak: bool = False
-    """The interval of a difference includes zero."""
+    """Whether it is a difference that may be chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,30 +35,30 @@ class Row:
     """One line of a table."""
 
     label: str
-    """Of the model whose colour it has; empty for none."""
+    """Label of the model whose colour it has; empty for none."""
     name: str
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of numbers behind a first column of names."""
+    """A table of numbers after a first column of names."""
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     meanings: tuple[tuple[str, str], ...] = ()
-    """Heading and what it says."""
+    """Headings and their meanings."""
 
 
 def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
-    """What a variant is called before people: its words, with PAFT in capitals."""
+    """The name of a label for people: its words, with PAFT in capitals."""
     known = {**NAMES, **(names or {})}
     words = ["PAFT" if word == PAFT else word for word in label.split("_")]
     return known.get(label, " ".join(words))
 
 
 def main_label(summary: Mapping[str, Any]) -> str:
-    """Label of the model that the run is about: PAFT, a search's best, or else the last one."""
+    """Label of the main model: PAFT, else a search's best finalist, else the last one."""
     labels = list(summary["models"])
     if PAFT in labels:
         return PAFT
@@ -71,12 +68,12 @@ def main_label(summary: Mapping[str, Any]) -> str:
 def results(
     summary: Mapping[str, Any], names: Mapping[str, str] | None = None, wide: bool = True
 ) -> Table:
-    """The first table: what counts, with its intervals.
+    """The main figures of every model, with intervals.
 
     Args:
         summary: Content of `summary.json`.
-        names: Label to the name shown, where it is not made of the label's words.
-        wide: With the figures that a narrow table leaves out.
+        names: Label to name, where it is not made of the label's words.
+        wide: Whether to include the figures that a narrow table leaves out.
     """
     tables = ("results", "wide") if wide else ("results",)
     shown = [figure for figure in figures_of(summary) if figure.table in tables]
@@ -89,7 +86,7 @@ def results(
 
 
 def further_figures(summary: Mapping[str, Any]) -> Table:
-    """The second table: every other figure that some model has."""
+    """Every other figure that some model has."""
     shown = [figure for figure in figures_of(summary) if figure.table == "further"]
     return _models(summary, shown, display_name)
 

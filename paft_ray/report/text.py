@@ -1,4 +1,4 @@
-"""The results as text: the table on the screen, and the sentences that keep it honest."""
+"""The results as text: the table on the screen, and sentences about its limits."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ ILLUSTRATION = (
 )
 
 _WIDTH = 100
-"""Columns of a terminal that the table keeps to where it can do without one of its own."""
+"""Width in characters above which the table leaves out a column."""
 _FEW_SEEDS = 10
 _UNDECIDED = {
     (MEAN, STD): "both intervals include zero, so neither difference is shown",
@@ -24,13 +24,13 @@ _UNDECIDED = {
 
 
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
-    """The results as aligned plain text, then what must be known to read them.
+    """The results as aligned plain text, then differences and cautions.
 
-    The 5% quantile over prompts stands behind the worst one where the table stays narrow with it.
+    The 5% quantile over prompts is shown where the table stays narrow with it.
 
     Args:
         summary: Content of `summary.json`.
-        names: Label to the name shown, where it is not made of the label's words.
+        names: Label to name, where it is not made of the label's words.
     """
     wide = all(
         figure.read(model) is not None
@@ -65,7 +65,7 @@ def _lines(summary: Mapping[str, Any], names: Mapping[str, str] | None, wide: bo
 
 
 def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
-    """What the results do not show, in sentences."""
+    """Sentences about what the results do not show."""
     sentences = [
         f"{name}: {_UNDECIDED[undecided]}."
         for name, entry in _main_differences(summary, names)
@@ -88,7 +88,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
 
 def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
     seeds = len(summary["seeds"])
-    if not any("intervals" in model for model in summary["models"].values()):  # summaries of old
+    if not any("intervals" in model for model in summary["models"].values()):  # old summaries
         return "the intervals resample prompts and examples, not seeds."
     if seeds >= _FEW_SEEDS:
         return f"the intervals resample prompts, examples and the {seeds} seeds."
@@ -126,7 +126,7 @@ def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
 
 
 def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
-    """Which spreads are no larger than those of answers that have nothing to do with wording."""
+    """Sentences about spreads that answers which ignore the wording would have too."""
     return [
         f"{display_name(label, names)}'s spread over prompts, {STD.show(std)}, is no more "
         f"than the {STD_BY_CHANCE.show(chance)} that {summary['examples']} examples give by chance."
@@ -136,7 +136,7 @@ def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | Non
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
-    """One sentence about what the results say."""
+    """The results in one sentence."""
     best = main_label(summary)
     other = next((label for label in (SINGLE_PROMPT, BASE) if label in summary["models"]), best)
     model, against = summary["models"][best], summary["models"][other]

@@ -1,4 +1,4 @@
-"""What trainings left: losses over steps, prompts drawn, and what losses made of the prompts."""
+"""Plots and tables of trainings: losses over steps, prompts drawn, weights of prompts."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ from paft_ray.report.files import Drawn, Training
 from paft_ray.report.tables import display_name
 
 LEADING_PROMPTS = 3
-"""So many lines of prompts are strong, and their prompts named."""
+"""Prompts that are named, and whose lines are strong."""
 _POINTS = 300
 _LISTED_PROMPTS = 400
 _MOST_COLUMNS = 5
-"""With more seeds a table shows only their sum."""
+"""Most seeds with columns of their own; of more, the table shows the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +51,20 @@ class CurvePlot:
 
 @dataclass(frozen=True, slots=True)
 class SharesPlot:
-    """What losses made of every training prompt in one training; a line per prompt."""
+    """How losses weighed every training prompt in one training; a line per prompt."""
 
     label: str
     seed: str
     axis: Axis
     steps: tuple[int, ...]
     lines: tuple[tuple[float, ...], ...]
-    """Shares at these steps, of the prompt that ended with the largest share first."""
+    """Shares at these steps; the prompt with the largest share at the end comes first."""
     leading: tuple[tuple[str, float], ...]
-    """Texts of the prompts that ended with the largest share, and the shares."""
+    """Texts of the prompts with the largest shares at the end, and the shares."""
 
     @property
     def name(self) -> str:
-        """Of the training."""
+        """Name of the training."""
         return f"{display_name(self.label)}, seed {self.seed}"
 
     def points(self, line: Sequence[float]) -> str:
@@ -93,14 +93,14 @@ class Draws:
     label: str
     name: str
     seeds: tuple[str, ...]
-    """Whose columns the table has; empty where only the sum is shown."""
+    """Seeds with columns in the table; empty where only the sum is shown."""
     total: int
     prompts: int
     low: int
     median: float
     high: int
     bars: tuple[float, ...]
-    """In percent of the largest."""
+    """Draws of each prompt in percent of the largest."""
     listed: tuple[DrawnPrompt, ...]
     unlisted: int
 
@@ -141,7 +141,7 @@ def curve_plot(trainings: Sequence[Training]) -> CurvePlot | None:
 
 
 def shares_plot(training: Training, texts: Mapping[str, str]) -> SharesPlot:
-    """What losses made of the prompts of a training that has `shares`."""
+    """The plot of a training that has `shares`."""
     return SharesPlot(
         training.label,
         training.seed,
@@ -184,19 +184,21 @@ def _draws(label: str, trainings: Sequence[Training], texts: Mapping[str, str]) 
         max(counts),
         tuple(round(100 * count / max(counts), 2) for count in counts[:_LISTED_PROMPTS]),
         tuple(
-            DrawnPrompt(
-                texts.get(prompt_id, prompt_id),
-                totals[prompt_id],
-                tuple(
-                    by_prompt[prompt_id][seed].examples if seed in by_prompt[prompt_id] else 0
-                    for seed in shown
-                ),
-                sum(d.loss * d.tokens for d in by_prompt[prompt_id].values())
-                / max(sum(d.tokens for d in by_prompt[prompt_id].values()), 1),
-            )
+            _drawn_prompt(texts.get(prompt_id, prompt_id), by_prompt[prompt_id], shown)
             for prompt_id in order[:_LISTED_PROMPTS]
         ),
         max(0, len(order) - _LISTED_PROMPTS),
+    )
+
+
+def _drawn_prompt(text: str, by_seed: Mapping[str, Drawn], shown: Sequence[str]) -> DrawnPrompt:
+    every = by_seed.values()
+    loss = sum(drawn.loss * drawn.tokens for drawn in every)
+    return DrawnPrompt(
+        text,
+        sum(drawn.examples for drawn in every),
+        tuple(by_seed[seed].examples if seed in by_seed else 0 for seed in shown),
+        loss / max(sum(drawn.tokens for drawn in every), 1),
     )
 
 

@@ -108,7 +108,7 @@ class Validation:
                     continue
                 self._at("validation", row=index)
                 try:
-                    scores = self._asker.ask(model, id, text, plan.examples, engine.adapted)
+                    scores = self._asker.score(model, id, text, plan.examples, engine.adapted)
                 except PaftError as error:
                     failed = error  # the others wait for this rank: they must know
                     break

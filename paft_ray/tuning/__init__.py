@@ -3,12 +3,12 @@
 space.py      samples of the search space, and the configurations that they stand for; pure
 suggest.py    which sample comes next: random, grid, Optuna
 goal.py       the figure that is to be high; pure
-settings.py   what is checked for each trial before Ray starts; how many trials fit
+settings.py   checks of a search before Ray starts; how many trials fit
 pools.py      a pool for every way to generate, the same held-out prompts for all
 trial.py      one trial: its record, and a Ray Train run inside a Tune function
-tuner.py      Ray Tune: which trial runs when, and which is asked to stop
+tuner.py      Ray Tune: which trial runs when, and which stops early
 monitor.py    the tracked runs of trials, kept by the driver
-view.py       what the screen shows while trials run
+view.py       the table or lines on the screen while trials run
 finalists.py  the best trials, the run that compares them, the content of `search.json`
-search.py     the whole: pools, trials, finalists, one evaluation on test prompts
+search.py     a whole search: pools, trials, finalists, one evaluation on test prompts
 """

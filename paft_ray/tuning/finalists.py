@@ -27,7 +27,7 @@ class Finalist:
     validation: float
     """The goal's figure of its trial."""
     seeds: tuple[int, ...]
-    """Of its trainings."""
+    """Seeds of its trainings."""
 
     @property
     def variant(self) -> PaftVariant:
@@ -41,12 +41,12 @@ class Finalist:
 
 
 def choose_finalists(context: RunContext, tuning: TuningConfig) -> list[Finalist]:
-    """Returns the best of the trials that came to their end, the best first.
+    """The best of the finished trials, the best first.
 
     Where two are equal, the higher mean accuracy comes first, then the earlier trial.
 
     Raises:
-        TrainingError: None came to its end.
+        TrainingError: No trial is finished.
     """
     seeds = tuning.final_seeds(context.config.seed)
     ranked = []
@@ -97,10 +97,10 @@ class TrialResult:
     sample: Mapping[str, Any]
     state: State
     reason: str
-    """Why it failed, else empty."""
+    """The error of a failed trial, else empty."""
     seconds: float
     tokens: int | None
-    """Tokens that it was trained on, where it came to its end."""
+    """Tokens that it was trained on, where it is finished."""
     interval: Sequence[float] | None
     """95% interval of the goal's figure at its last report."""
     reports: Sequence[Report]
@@ -115,7 +115,7 @@ class FinalistResult:
     """The trial's number."""
     sample: Mapping[str, Any]
     settings: str
-    """The sample as people read it."""
+    """The sample for people."""
     seeds: Sequence[int]
     validation: float
     """The goal's figure of its trial, on validation prompts."""
@@ -123,7 +123,7 @@ class FinalistResult:
     """The goal's figure on test prompts, the mean over seeds."""
     test_interval: Sequence[float]
     gap: float
-    """Validation less test."""
+    """Validation minus test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ class SearchResult:
     """A whole search; as a dict the content of `search.json`."""
 
     goal: str
-    """What people call it."""
+    """Its name for people."""
     space: Mapping[str, Any]
     validation: Mapping[str, int]
-    """How many `prompts` and `examples` trials were scored on."""
+    """Numbers of `prompts` and `examples` that trials were scored on."""
     trials: Sequence[TrialResult]
     finalists: Sequence[FinalistResult]
     """The best first."""
@@ -185,16 +185,14 @@ def _trial(
         record.seconds,
         record.about.get("tokens"),
         interval and list(interval),
-        [
-            Report(step, reached(tuning.goal, correct_PE), **_named(correct_PE))
-            for step, correct_PE in sorted(results.items())
-        ],
+        [_report(tuning, step, correct_PE) for step, correct_PE in sorted(results.items())],
     )
 
 
-def _named(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
+def _report(tuning: TuningConfig, step: int, correct_PE: NDArray[np.bool_]) -> Report:
     known = validation_metrics(correct_PE)
-    return {name.rpartition("/")[2]: value for name, value in known.items()}
+    figures = {name.rpartition("/")[2]: value for name, value in known.items()}
+    return Report(step, reached(tuning.goal, correct_PE), **figures)
 
 
 def _tested(

@@ -1,4 +1,4 @@
-"""The figure that a search wants to be high; pure.
+"""The figure that a search maximises; pure.
 
 Shapes: P prompts, E examples.
 """
@@ -26,15 +26,15 @@ def goal_intervals(
     """95% intervals of the goal's figure for several models on the same prompts and examples.
 
     Args:
-        goal: Which figure.
-        correct: Label to [P, E], or [S, P, E] with S seeds.
+        goal: The goal.
+        correct: Label to whether each answer is right: [P, E], or [S, P, E] with S seeds.
     """
-    found = resample(correct)
+    found, terms = resample(correct), _terms(goal).items()
+    least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
     intervals: dict[str, tuple[float, float]] = {}
     for label, draws in found.draws.items():
-        draws_R = np.sum([w * draws[key] for key, w in _terms(goal).items()], axis=0)
-        value = sum(w * found.values[label][key] for key, w in _terms(goal).items())
-        least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
+        draws_R = np.sum([w * draws[key] for key, w in terms], axis=0)
+        value = sum(w * found.values[label][key] for key, w in terms)
         intervals[label] = interval(draws_R, value, least)
     return intervals
 
@@ -49,7 +49,7 @@ def _terms(goal: GoalConfig) -> Mapping[str, float]:
 
 
 def goal_name(goal: GoalConfig) -> str:
-    """What people call it."""
+    """The goal's name for people."""
     if isinstance(goal, MeanMinusStd):
         return f"mean - {goal.weight:g} x std"
     return {"mean": "mean accuracy", "p05": "5% quantile", "worst": "worst prompt"}[goal.type]

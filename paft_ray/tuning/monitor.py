@@ -1,7 +1,7 @@
 """Shows trials on the driver's screen, and opens and ends their tracked runs.
 
 The driver opens a trial's tracked run with its parameters, the trial's own workers add metrics, and
-the driver ends it. A tracking server may be slow or away, so that a thread talks to it: Tune's loop
+the driver ends it. A thread talks to the tracking server, which may be slow, so that Tune's loop
 never waits.
 """
 
@@ -36,19 +36,18 @@ class TrialMonitor:
     """Receives the events of trials from Tune."""
 
     def __init__(self, context: RunContext, tuning: TuningConfig, view: TrialView) -> None:
-        """Nothing is tracked outside of `tracking`."""
-        self._session, self._tuning, self._view = context, tuning, view
+        """Trials are tracked inside of `tracking` only."""
+        self._context, self._tuning, self._view = context, tuning, view
         self._executor = ThreadPoolExecutor(1, "trial-tracking")
         self._work: list[Future[None]] = []
 
     @contextmanager
     def tracking(self) -> Iterator[None]:
-        """Track trials while the block runs; what an earlier process left open is ended first.
+        """Track trials while the block runs; end what an earlier process left open first.
 
-        The run of a trial that is not over when the block ends stays open, until the search itself
-        ends it.
+        The tracked run of a trial that is not over when the block ends stays open.
         """
-        for record in read_records(self._session.run_folder):
+        for record in read_records(self._context.run_folder):
             if record.over and not record.tracked:
                 self._later(self._close, record.number)
         try:
@@ -61,7 +60,7 @@ class TrialMonitor:
     def started(self, number: int, sample: Mapping[str, Any]) -> None:
         """A trial starts, or starts again."""
         self._view.started(number, sample)
-        record = read_record(self._session.run_folder, number)
+        record = read_record(self._context.run_folder, number)
         if record is None or not record.over:
             self._later(self._begin, number, dict(sample))
 
@@ -71,9 +70,9 @@ class TrialMonitor:
 
     def ended(self, number: int) -> None:
         """A trial's process is over."""
-        record = read_record(self._session.run_folder, number)
+        record = read_record(self._context.run_folder, number)
         if record is None or not record.over:
-            return  # lost with its process: Tune starts it again
+            return  # its process was lost: Tune starts it again
         self._view.ended(number, record.state, record.reason)
         if not record.tracked:
             self._later(self._close, number)
@@ -84,19 +83,19 @@ class TrialMonitor:
     def _begin(self, number: int, sample: Mapping[str, Any]) -> None:
         tracker = self._tracker(number)
         tracker.log_params({"space": sample})
-        tracker.log_params(dump_config(apply(self._session.config, sample)))
+        tracker.log_params(dump_config(apply(self._context.config, sample)))
         tracker.release()
 
     def _close(self, number: int) -> None:
         """Track the final state of a trial that is over, once."""
-        run = self._session.run_folder
+        run = self._context.run_folder
         record = read_record(run, number)
         assert record is not None
         if record.tracked:
             return
         tracker = self._tracker(number)
         tracker.set_tags({"paft.state": record.state, "paft.reason": record.reason})
-        if results := results_of(self._session, number):
+        if results := results_of(self._context, number):
             step = max(results)
             figure = reached(self._tuning.goal, results[step])
             tracker.log_metrics({Metric.VALIDATION_GOAL: figure}, step)
@@ -104,14 +103,14 @@ class TrialMonitor:
         write_record(run, replace(record, tracked=True))
 
     def _tracker(self, number: int) -> Tracker:
-        name = f"{self._session.config.name}/{trial_label(number)}"
+        name = f"{self._context.config.name}/{trial_label(number)}"
         tags = {"paft.trial": str(number)}
-        return open_tracker(self._session.tracking, trial_key(number), name, RUN_KEY, tags)
+        return open_tracker(self._context.tracking, trial_key(number), name, RUN_KEY, tags)
 
 
 @contextmanager
 def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
-    """End the tracked run of a training that other processes feed, whatever becomes of them."""
+    """End the tracked run of a training that other processes add to, however the block ends."""
     status: FinalStatus = "KILLED"
     try:
         yield

@@ -1,8 +1,8 @@
 """The prompts of a search: one pool per way to generate, and one set of held-out prompts for all.
 
-A search over `prompts.generation` compares models that were trained on different pools. What they
-are compared on is drawn once from all of these pools together, and nothing like it is trained on
-in any of them.
+A search over `prompts.generation` compares models that were trained on different pools. The
+held-out prompts that they are compared on are drawn once from all of these pools together, and no
+pool trains on prompts like them.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tuning.space import Sample, all_values, apply, describe, edges, sample_key
 
-POOL_SIZE = "prompts.pool_size"
+_POOL_SIZE = "prompts.pool_size"
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class SearchPools:
     """Training prompts for every way to generate, with the same held-out prompts."""
 
     by_generation: Mapping[str, PromptPool]
-    """By what a sample says of the generation, see `generation_key`."""
+    """By the generation of a sample, see `generation_key`."""
     registered: Mapping[str, str]
-    """By the same key the fingerprint of the pool as it was built, which is tracked."""
+    """By the same key, the fingerprint of the pool as it was built and tracked."""
 
     @property
     def any(self) -> PromptPool:
@@ -43,12 +43,12 @@ class SearchPools:
         return tuple({prompt.id: prompt for pool in pools for prompt in pool.train}.values())
 
     def of(self, sample: Sample, size: int | None) -> PromptPool:
-        """The pool of one sample, cut to `size` training prompts."""
+        """The pool of one sample, shortened to `size` training prompts."""
         pool = self.by_generation[generation_key(sample)]
         return pool if size is None else pool.take(size)
 
     def without_test(self) -> "SearchPools":
-        """The same without test prompts, which no trial may see."""
+        """The same pools without test prompts, which no trial may see."""
         pools = {key: replace(pool, test=()) for key, pool in self.by_generation.items()}
         return SearchPools(pools, self.registered)
 
@@ -65,7 +65,7 @@ def _is_of_generation(path: str) -> bool:
 
 
 def generation_samples(tuning: TuningConfig) -> list[Sample]:
-    """Every combination of the space's values for the generation of prompts; one at least."""
+    """Every combination of the space's values for the generation of prompts; at least one."""
     space = {
         path: all_values(dimension)
         for path, dimension in tuning.space.items()
@@ -97,10 +97,8 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
     names: dict[str, str] = {}
     for sample in generation_samples(tuning):
         key = generation_key(sample)
-        built[key], names[key] = (
-            build_published_pool(_generating(context, sample)),
-            describe(sample),
-        )
+        built[key] = build_published_pool(_generating(context, sample))
+        names[key] = describe(sample)
     kept = hold_out(built, config.prompts.split.similarity, config.seed)
     pools = SearchPools(kept, {key: pool.fingerprint for key, pool in built.items()})
     if not pools.any.validation:
@@ -121,27 +119,27 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
 def _check_sizes(
     pools: SearchPools, names: Mapping[str, str], config: Config, tuning: TuningConfig
 ) -> None:
-    dimension = tuning.space.get(POOL_SIZE)
+    dimension = tuning.space.get(_POOL_SIZE)
     sizes = [s for s in (edges(dimension) if dimension else [config.prompts.pool_size]) if s]
     for key, pool in pools.by_generation.items():
         if sizes and max(sizes) > len(pool.train):
             where = f" generated with {names[key]}" if names[key] else ""
             raise ConfigError(
-                f"tuning.space: {POOL_SIZE} may be {max(sizes)}, but the pool{where} has "
+                f"tuning.space: {_POOL_SIZE} may be {max(sizes)}, but the pool{where} has "
                 f"{len(pool.train)} training prompts: lower it, or raise prompts.generation.per_llm"
             )
 
 
 def hold_out(pools: Mapping[str, PromptPool], limit: float, seed: int) -> Mapping[str, PromptPool]:
-    """The pools with the same held-out prompts, drawn from all, and nothing like them to train on.
+    """Give all pools the same held-out prompts, and leave out training prompts like them.
 
-    As many test and validation prompts as the largest pool has, first by hash; a validation prompt
-    is not like a test prompt. What is like a held-out prompt leaves with its whole cluster. One
-    pool alone stays as it is.
+    Each split gets as many prompts as it has in the largest pool, first by hash; no validation
+    prompt is like a test prompt. A training prompt like a held-out one leaves with its cluster. A
+    single pool stays as it is.
 
     Args:
         pools: Pools by any key.
-        limit: Least similarity of instructions that are alike.
+        limit: Least similarity of two instructions that are alike.
         seed: Seed of the draw.
 
     Raises:

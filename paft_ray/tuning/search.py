@@ -1,15 +1,13 @@
 """A whole search: pools, trials, finalists with several seeds, one evaluation on test prompts.
 
 Neither test prompts nor test examples are read before the finalists are chosen. Complete parts are
-found again, so that calling it again finishes a search that was killed.
+reused, so that running a killed search again finishes it.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
-
-import pyarrow as pa
 
 from paft_ray.cluster.control import Control
 from paft_ray.config import Config, PaftVariant, Training, TuningConfig
@@ -58,20 +56,19 @@ logger = logging.getLogger(__name__)
 def search(
     context: RunContext, checks: ModelCheckProcess, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Search, or go on with a search.
+    """Run a search, or continue it.
 
     Args:
         context: Opened without test examples.
-        checks: Where texts are tokenised.
-        overwrite: Delete what another configuration left under this name.
+        checks: The process that tokenises texts.
+        overwrite: Delete a run of another configuration under this name.
 
     Returns:
         The content of `search.json`, with the finalists' `summary`.
 
     Raises:
-        ConfigError: The cluster has no room for a trial, or for as many as are asked for; or the
-            search is complete, with fewer trials.
-        TrainingError: No trial came to its end.
+        ConfigError: The cluster has no room for a trial, or for `tuning.concurrency` of them.
+        TrainingError: No trial is finished.
     """
     tuning, config = tuning_of(context.config), context.config
     trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
@@ -118,8 +115,7 @@ def _write_result(
     scores: GridScores,
     tracker: Tracker,
 ) -> dict[str, Any]:
-    split = pa.array(["test"] * scores.table.num_rows, pa.string())
-    tested = scores.table.append_column("split", split)
+    tested = scores.on_test_prompts
     result = asdict(search_result(context, tuning, finalists, tested, _identity(context)))
     context.run_folder.write_json(SEARCH_FILE, result)
     tracker.log_artifact(SEARCH_FILE, context.run_folder.path(SEARCH_FILE))
@@ -127,11 +123,11 @@ def _write_result(
 
 
 def finished_search(context: RunContext) -> dict[str, Any] | None:
-    """The result of a search that is complete under this configuration; needs no Ray.
+    """The result of a search that is complete under this configuration, else None; needs no Ray.
 
     Raises:
-        ConfigError: It is complete under another number of trials or finalists: these would now be
-            chosen after the figures on test prompts are known.
+        ConfigError: It is complete under other settings, which would now be chosen after the
+            figures on test prompts are known.
     """
     if not holds_search(context):
         return None
@@ -158,11 +154,11 @@ def holds_search(context: RunContext) -> bool:
 
 
 def of_finalists(context: RunContext, label: str | None = None) -> RunContext:
-    """A complete search's context as that of a run whose variants are the finalists.
+    """The context of a complete search as that of a run whose variants are the finalists.
 
     Args:
         context: The search.
-        label: Only this finalist, with its settings; the empty text is the best one.
+        label: Label of the only finalist, with its settings; empty for the best one.
 
     Raises:
         ConfigError: The search has no such finalist.
@@ -193,15 +189,15 @@ def _identity(context: RunContext) -> str:
 def _run_trials(
     context: RunContext, tuning: TuningConfig, pools: SearchPools, cpus: float, concurrency: int
 ) -> None:
-    """All trials, shown and tracked."""
+    """Run all trials, shown and tracked."""
     from paft_ray.tuning.tuner import run_trials
 
     run, config = context.run_folder, context.config
     begun = {record.number: record.sample for record in read_records(run)}
     suggester = Suggester(tuning, config, begun)
     concurrency = min(concurrency, suggester.total)
-    travelling = context.of_config(_absolute(config))
-    setup = TrialSetup(travelling, tuning, pools, Control(), cpus, TRIAL_CPUS)
+    absolute = context.of_config(_absolute(config))
+    setup = TrialSetup(absolute, tuning, pools, Control(), cpus, TRIAL_CPUS)
     view = TrialView(context.screen, tuning, suggester.total, concurrency)
     with context.screen.stage("search") as stage:
         context.screen.line(
@@ -222,7 +218,7 @@ def _run_trials(
 
 
 def _absolute(config: Config) -> Config:
-    """Local paths as they are from any folder: Tune's trials do not run in ours."""
+    """The configuration with absolute local paths, since trials run in another folder."""
     model = config.model.model_copy(update={"path": from_anywhere(config.model.path)})
     adapter = config.train.warm_start
     train = config.train.model_copy(
@@ -234,7 +230,7 @@ def _absolute(config: Config) -> Config:
 def _train_finalist(
     final: RunContext, finalist: Finalist, pools: SearchPools
 ) -> list[TrainedAdapter]:
-    """One finalist with every seed, each recorded below its trial."""
+    """Train one finalist with every seed, each tracked below its trial."""
     sample = finalist.trial.sample
     settings = apply(final.config, sample)
     own = final.of_config(settings, final.screen)
@@ -250,6 +246,6 @@ def _train_finalist(
         hooks = TrainingHooks(tracked=tracked, pool=pools.registered[generation_key(sample)])
         with closing(own, tracked):
             adapter = train_until(own, pool.train, training, pool, hooks)
-        assert adapter is not None  # nobody stops it
+        assert adapter is not None  # only a trial's training is stopped early
         trained.append(adapter)
     return trained

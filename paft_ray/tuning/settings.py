@@ -1,4 +1,4 @@
-"""What a search checks for each of its trials, and how many fit into the cluster."""
+"""Checks of a search before Ray starts, and the number of trials that fit into the cluster."""
 
 import importlib.util
 import math
@@ -12,7 +12,7 @@ from paft_ray.runs.settings import check_settings
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
 
 _CHECKED = 64
-"""Random samples that are checked for Optuna, whose own samples are not known before."""
+"""Random samples that are checked for Optuna, whose own samples are not known yet."""
 
 
 def tuning_of(config: Config) -> TuningConfig:
@@ -79,15 +79,15 @@ def fit_trials(
 ) -> tuple[float, int]:
     """CPUs of each worker of a trial where none are configured, and how many trials run at a time.
 
-    Counts all that the cluster has: what is in use now will be free soon.
+    Counts all resources of the cluster: those in use now will be free soon.
 
     Args:
-        config: The search's.
-        tuning: How.
+        config: Configuration of the search.
+        tuning: Its section `tuning`.
         configs: Configurations that its trials may have.
 
     Raises:
-        ConfigError: The cluster cannot hold one trial, or not as many as are asked for.
+        ConfigError: The cluster cannot hold one trial, or not `tuning.concurrency` of them.
     """
     for each in (config, *configs):
         cpus_per_worker(each.train.workers, "train.workers")  # one trial fits at least
@@ -95,22 +95,22 @@ def fit_trials(
         (each.train.workers for each in (config, *configs)),
         key=lambda workers: (workers.fewest * (workers.cpus or 1.0), workers.fewest),
     )
-    asked = tuning.concurrency
+    concurrency = tuning.concurrency
     if largest.cpus is not None:
         cpus = largest.cpus
-    elif asked is None:
+    elif concurrency is None:
         cpus = cpus_per_worker(largest, "train.workers")
     else:
-        cpus = _share(asked * largest.fewest, largest)
-    there = _places(cpus, largest)
-    fit = there // largest.fewest
-    wanted = asked or max(1, fit)
+        cpus = _share(concurrency * largest.fewest, largest)
+    room = _places(cpus, largest)
+    fit = room // largest.fewest
+    wanted = concurrency or max(1, fit)
     if wanted > fit:
         gpus = f" and {largest.gpus:g} GPUs" if largest.gpus else ""
         workers = f"{largest.fewest} worker{'s' if largest.fewest > 1 else ''}"
         raise ConfigError(
             f"tuning.concurrency: {wanted} trials with {workers} of {cpus:g} CPUs{gpus} each need "
-            f"{wanted * largest.fewest} places, and the cluster has {there}: lower "
+            f"{wanted * largest.fewest} places, and the cluster has {room}: lower "
             "tuning.concurrency, train.workers.num or train.workers.cpus"
         )
     return cpus, wanted

@@ -1,8 +1,7 @@
-"""Samples of a search space, and the configuration that each of them stands for; no Ray.
+"""Samples of a search space, and their configurations; no Ray.
 
 A sample maps dotted paths to values. Samples of a random search and of a grid are a function of
-space and seed alone, so that a search that is continued, or given more trials, begins with the
-trials it had.
+space and seed alone, so that a search that is continued, or gets more trials, keeps its first ones.
 """
 
 import itertools
@@ -31,7 +30,7 @@ Sample = Mapping[str, Any]
 
 DEFAULT_TRIALS = 16
 _DRAWS_PER_SAMPLE = 100
-"""Draws without a new sample after which a space counts as used up."""
+"""Consecutive draws of known samples after which a space counts as exhausted."""
 
 
 def apply(config: Config, sample: Sample) -> Config:
@@ -40,17 +39,12 @@ def apply(config: Config, sample: Sample) -> Config:
     Raises:
         ConfigError: There is no such field, or it cannot have this value.
     """
-    tree = without_tuning(config)
+    tree = {key: value for key, value in dump_config(config).items() if key != "tuning"}
     overrides = [f"{path}={_as_yaml(value)}" for path, value in sample.items()]
     try:
         return load_config(tree, overrides)
     except ConfigError as error:
         raise ConfigError(f"tuning.space: {error}") from error
-
-
-def without_tuning(config: Config) -> dict[str, Any]:
-    """The tree of a configuration that describes one training, not a search."""
-    return {key: value for key, value in dump_config(config).items() if key != "tuning"}
 
 
 def edge_configs(config: Config, tuning: TuningConfig) -> list[tuple[str, Config]]:
@@ -69,7 +63,7 @@ def edge_configs(config: Config, tuning: TuningConfig) -> list[tuple[str, Config
 def samples(tuning: TuningConfig, seed: int) -> list[Sample]:
     """The samples of a random search or a grid, in order, none twice.
 
-    Fewer than `tuning.trials` where the space has no more, or none was found in many draws.
+    There are fewer than `tuning.trials` where the space is exhausted.
     """
     if isinstance(tuning.search, GridSearch):
         return list(itertools.islice(_grid(tuning.space), tuning.trials))
@@ -77,7 +71,7 @@ def samples(tuning: TuningConfig, seed: int) -> list[Sample]:
 
 
 def count_trials(tuning: TuningConfig, seed: int) -> int:
-    """Trials at most."""
+    """The most trials that a search can have."""
     if isinstance(tuning.search, OptunaSearch):
         return tuning.trials or DEFAULT_TRIALS
     return len(samples(tuning, seed))
@@ -99,8 +93,8 @@ def draws(space: Mapping[str, DimensionConfig], seed: int) -> Iterator[Sample]:
     seen: set[str] = set()
     missed = 0
     while missed < _DRAWS_PER_SAMPLE:
-        # sorted, so that it does not matter how the configuration was written
-        sample = {path: draw(dimension, rng) for path, dimension in sorted(space.items())}
+        # sorted, so that the order in the configuration does not matter
+        sample = {path: _draw(dimension, rng) for path, dimension in sorted(space.items())}
         key = sample_key(sample)
         if key in seen:
             missed += 1
@@ -116,14 +110,13 @@ def edges(dimension: DimensionConfig) -> tuple[Any, ...]:
 
 
 def all_values(dimension: Choice | RandInt) -> tuple[Any, ...]:
-    """Every value of a dimension that has some."""
+    """All values of a discrete dimension."""
     if isinstance(dimension, Choice):
         return dimension.values
     return tuple(range(dimension.low, dimension.high + 1))
 
 
-def draw(dimension: DimensionConfig, rng: random.Random) -> Any:
-    """One value."""
+def _draw(dimension: DimensionConfig, rng: random.Random) -> Any:
     if isinstance(dimension, Choice):
         return rng.choice(dimension.values)
     if isinstance(dimension, RandInt):
@@ -138,12 +131,12 @@ def draw(dimension: DimensionConfig, rng: random.Random) -> Any:
 
 
 def sample_key(sample: Sample) -> str:
-    """A text that equal samples share."""
+    """The sample as a text, equal for equal samples."""
     return json.dumps(dict(sample), sort_keys=True, default=str)
 
 
 def describe(sample: Sample) -> str:
-    """A sample as people read it: the last word of each path, and a short value."""
+    """A sample for people: the last word of each path, and a short value."""
     return ", ".join(f"{path.rpartition('.')[2]} {_short(value)}" for path, value in sample.items())
 
 

@@ -1,8 +1,8 @@
-"""Which sample comes next, with its number; no Ray.
+"""Suggests the next sample of a search, with its number; no Ray.
 
 Tune's own search spaces and its `OptunaSearch` are not used: their draws would change the samples
-of stored searches, give the same sample twice, and tell Optuna the figure of a stopped trial as
-that of a finished one.
+of stored searches, give the same sample twice, and report the figure of a stopped trial to
+Optuna as that of a finished one.
 """
 
 from collections.abc import Mapping
@@ -35,8 +35,8 @@ class Suggester:
 
         Args:
             tuning: The search.
-            config: What its samples change.
-            begun: Samples of the trials that there are, by number.
+            config: The configuration that its samples change.
+            begun: Samples of the trials that have begun, by number.
         """
         self._begun, self._next = begun, 0
         by_optuna = isinstance(tuning.search, OptunaSearch)
@@ -50,7 +50,7 @@ class Suggester:
         if number >= self.total:
             return None
         if self._optuna is not None:
-            sample = self._optuna.ask(number, known)
+            sample = self._optuna.suggest(number, known)
         else:
             sample = known or self._fixed[number]
         if sample is None:
@@ -58,10 +58,10 @@ class Suggester:
         self._next += 1
         return number, sample
 
-    def tell(self, number: int, state: State, goal: float | None) -> None:
-        """Say how a trial ended, and the figure that it reached."""
+    def ended(self, number: int, state: State, goal: float | None) -> None:
+        """Take the state and the figure of a trial that has ended into account."""
         if self._optuna is not None:
-            self._optuna.tell(number, state, goal)
+            self._optuna.ended(number, state, goal)
 
 
 class _Optuna:
@@ -80,31 +80,31 @@ class _Optuna:
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._config, self._space = config, tuning.space
         self._distributions = {p: _distribution(d) for p, d in sorted(tuning.space.items())}
-        self._asked: dict[int, Any] = {}
+        self._running: dict[int, Any] = {}
         self._seen = set(map(sample_key, begun.values()))
         self._random = draws(tuning.space, config.seed)
 
-    def ask(self, number: int, known: Sample | None) -> Sample | None:
+    def suggest(self, number: int, known: Sample | None) -> Sample | None:
         """A new sample, or the known one; None where there is no new one.
 
-        Where Optuna repeats what it knows, the sample is a random one.
+        Where Optuna repeats earlier samples, a random one is taken.
         """
         for _ in range(0 if known else _OPTUNA_DRAWS):
             trial = self._study.ask(self._distributions)
             sample = {path: self._outer(path, value) for path, value in trial.params.items()}
             if self._is_new(sample):
-                self._asked[number] = trial
+                self._running[number] = trial
                 return sample
             self._finish(trial, "failed", None)
         sample = known or next(filter(self._is_new, self._random), None)
         if sample is not None:
             self._study.enqueue_trial({p: self._inner(p, v) for p, v in sample.items()})
-            self._asked[number] = self._study.ask(self._distributions)
+            self._running[number] = self._study.ask(self._distributions)
         return sample
 
-    def tell(self, number: int, state: State, goal: float | None) -> None:
-        if number in self._asked:
-            self._finish(self._asked.pop(number), state, goal)
+    def ended(self, number: int, state: State, goal: float | None) -> None:
+        if number in self._running:
+            self._finish(self._running.pop(number), state, goal)
 
     def _finish(self, trial: Any, state: State, goal: float | None) -> None:
         from optuna.trial import TrialState
@@ -129,7 +129,7 @@ class _Optuna:
         return True
 
     def _inner(self, path: str, value: Any) -> Any:
-        """Optuna gets the index of a choice's value, which may be a mapping."""
+        """The value for Optuna: of a choice its index, since the value may be a mapping."""
         dimension = self._space[path]
         return dimension.values.index(value) if isinstance(dimension, Choice) else value
 

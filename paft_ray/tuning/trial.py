@@ -1,8 +1,8 @@
 """One trial: its record, and the Tune function that trains it, scores it and stops it early.
 
 The function runs in an actor of Ray Tune and starts a Ray Train run. Results are on storage before
-they are reported, and a trial that is over only reports what is there: so a search is continued by
-running it again.
+they are reported, and a trial that is over only reports stored results, so that running a search
+again continues it.
 """
 
 import logging
@@ -36,11 +36,11 @@ from paft_ray.tuning.space import apply
 logger = logging.getLogger(__name__)
 
 GOAL = "goal"
-"""Name of the figure that Tune sees."""
+"""Name of the goal's figure in reports to Tune."""
 REPORT = "report"
-"""Name of the time that Tune sees: how many reports there were."""
+"""Name of the number of a report, which Tune uses as its time."""
 TRIAL_CPUS = 0.01
-"""What a trial's own process, which only waits, takes from its workers' share."""
+"""CPUs that a trial's own process, which only waits, takes from its workers."""
 State = Literal["begun", "finished", "stopped", "failed"]
 _FOLDER = "trials"
 
@@ -60,7 +60,7 @@ class TrialRecord:
     tracked: bool = False
     """Whether its tracked run has its final state."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What the training's manifest says of it: steps, tokens, seconds of its steps."""
+    """Steps, tokens and seconds of its steps, from the training's manifest."""
 
     @property
     def label(self) -> str:
@@ -98,18 +98,18 @@ def read_records(run: Storage) -> list[TrialRecord]:
 
 @dataclass(frozen=True)
 class TrialSetup:
-    """What all trials of a search have in common; sent to their processes."""
+    """Inputs that all trials of a search share; sent to their processes."""
 
     context: RunContext
     """The search's, with a task and pools that have no test split."""
     tuning: TuningConfig
     pools: SearchPools
     control: Control
-    """Where trials are asked to stop, by their numbers."""
+    """Holds the requests to stop trials, by number."""
     cpus: float
     """CPUs of each worker of a trial, where none are configured."""
     set_aside: float
-    """Of these, what the trial's own process takes."""
+    """CPUs of the trial's own process, taken from its workers."""
 
 
 def trial_key(number: int) -> str:
@@ -133,7 +133,7 @@ def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Exam
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
-    """The function that Tune runs: train, report, and write the record."""
+    """Train, report and write the record of a trial; Tune runs this function."""
     from ray import tune
 
     number, sample = int(config["number"]), config["sample"]
@@ -144,14 +144,14 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     steps = report_steps(
         total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
     )
-    told: set[int] = set()
+    reported: set[int] = set()
 
     def report() -> None:
-        """Report to Tune what is new on storage."""
+        """Report new results on storage to Tune."""
         found = retry_storage(lambda: read_results(folder), "reading results", folder.path())
         for index, step in enumerate(steps):
-            if step in found and step not in told:
-                told.add(step)
+            if step in found and step not in reported:
+                reported.add(step)
                 figure = reached(setup.tuning.goal, found[step])
                 tune.report({GOAL: figure, REPORT: index + 1, "step": step})
 
@@ -165,7 +165,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
         about = {} if manifest is None else manifest.about
         record = replace(record, state="finished" if finished else "stopped", about=about)
     except WorkersLostError:
-        raise  # no fault of the sample: Tune starts the trial again, or the next command does
+        raise  # not the sample's fault: Tune or the next command starts the trial again
     except PaftError as error:
         logger.exception("trial %d failed", number)
         record = replace(record, state="failed", reason=str(error))
@@ -180,22 +180,22 @@ def _train(
     steps: tuple[int, ...],
     report: Callable[[], None],
 ) -> bool:
-    """Train in a thread, and report from this one, which Tune knows.
+    """Train in a thread and report from this one, as Tune requires.
 
     Returns:
-        Whether the training came to its end.
+        Whether the training is complete.
     """
     pool = setup.pools.of(record.sample, context.config.prompts.pool_size)
     prompts = pool.validation[: setup.tuning.prompts]
     training = trial_training(context, record.number)
-    news = threading.Event()
+    changed = threading.Event()
     hooks = TrainingHooks(
         validation=ValidationPlan(
             tuple((prompt.id, prompt.text) for prompt in prompts),
             validation_examples(context, setup.tuning),
             frozenset(steps),
         ),
-        validated=news.set,
+        validated=changed.set,
         stopped=lambda: setup.control.stop_requested(record.number),
         cpus=context.config.train.workers.cpus or setup.cpus,
         set_aside=setup.set_aside,
@@ -204,9 +204,9 @@ def _train(
     )
     with ThreadPoolExecutor(1, "train") as executor, own_errors():
         training_over = executor.submit(train_until, context, pool.train, training, pool, hooks)
-        training_over.add_done_callback(lambda _: news.set())
+        training_over.add_done_callback(lambda _: changed.set())
         while not training_over.done():
-            news.wait()
-            news.clear()
+            changed.wait()
+            changed.clear()
             report()
         return training_over.result() is not None

@@ -1,12 +1,11 @@
-"""Ray Tune as we use it: samples from our records, early stops that a trial carries out itself.
+"""Runs trials with Ray Tune: samples come from our suggester, and trials stop early by themselves.
 
-Tune decides which trial runs when, and which is not worth going on with. A stop is not carried out
-by Tune, which would end the trial's process and could leave its workers behind: the trial is asked
-to save, and ends by itself.
+Tune decides which trial runs when, and which stops early. It does not carry out a stop, which would
+end the trial's process and could leave its workers running: the trial is asked to save and end.
 
 Tune's own snapshots are not used: they are overwritten in place, so that a SIGKILL can leave an
-empty one, which cannot be restored; and a restored search keeps its number of trials. What a search
-knows is in its records and in the results of its trainings.
+empty one, which cannot be restored; and a restored search keeps its number of trials. The state of
+a search is in its records and in the results of its trainings.
 """
 
 import os
@@ -35,7 +34,7 @@ from paft_ray.tuning.trial import (
 )
 
 _RESTARTS = 3
-"""How often a trial is started again that lost its own process, as when a node fails."""
+"""Restarts of a trial that lost its own process, as when a node fails."""
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard files of every trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # interrupts are ours
@@ -48,10 +47,10 @@ _ENVIRONMENT = {
 def run_trials(
     setup: TrialSetup, suggester: Suggester, concurrency: int, monitor: TrialMonitor
 ) -> list[str]:
-    """Run all trials that the suggester has; those that are over only report again.
+    """Run all trials of the suggester; those that are over only report again.
 
     Returns:
-        What went wrong in trials that ended without a record of their end.
+        Errors of the trials that ended without a record of their end.
     """
     os.environ.update({k: v for k, v in _ENVIRONMENT.items() if k not in os.environ})
     limited = tune.with_parameters(run_trial, setup=setup)
@@ -83,7 +82,7 @@ def run_trials(
 
 
 class _Unsaved:
-    """Used in this process only: Tune pickles its arguments, and nobody reads the copies."""
+    """Pickles as an empty text: Tune pickles its arguments, but does not use the copies."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return str, ()
@@ -133,14 +132,14 @@ class _Samples(_Unsaved, Searcher):
         number = self._numbers[trial_id]
         record = None if error else read_record(self._run, number)
         state = "failed" if record is None else record.state
-        self._suggester.tell(number, state, (result or {}).get(GOAL))
+        self._suggester.ended(number, state, (result or {}).get(GOAL))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: what matters stands in the records."""
+        """Do nothing: the records hold the state."""
 
 
 def scheduler(tuning: TuningConfig) -> TrialScheduler:
-    """Tune's scheduler of that name, with reports as its time."""
+    """The configured scheduler of Tune, with reports as its time."""
     chosen = tuning.scheduler
     if isinstance(chosen, ASHA):
         return ASHAScheduler(
@@ -164,13 +163,13 @@ def cooperative(
     """A scheduler that asks a trial to stop, by its number, and lets it end by itself."""
 
     class Cooperative(_Unsaved, TrialScheduler):
-        """The inner scheduler, but for what becomes of a stop."""
+        """The inner scheduler, except for stops."""
 
         _supports_buffered_results = False
 
         def __init__(self) -> None:
             super().__init__()
-            self._asked: set[str] = set()
+            self._stopping: set[str] = set()
             self.set_search_properties = inner.set_search_properties
             self.on_trial_add = inner.on_trial_add
             self.on_trial_error = inner.on_trial_error
@@ -181,12 +180,12 @@ def cooperative(
         def on_trial_result(
             self, tune_controller: Any, trial: Trial, result: dict[str, Any]
         ) -> str:
-            if trial.trial_id in self._asked:
+            if trial.trial_id in self._stopping:
                 return TrialScheduler.CONTINUE  # reported before it saw the request
             decision = inner.on_trial_result(tune_controller, trial, result)
             at_the_end = result.get(REPORT, 0) >= reports
             if decision == TrialScheduler.STOP:
-                self._asked.add(trial.trial_id)
+                self._stopping.add(trial.trial_id)
             if decision == TrialScheduler.STOP and not at_the_end:
                 request_stop(trial.config["number"])
             return TrialScheduler.CONTINUE

@@ -1,4 +1,4 @@
-"""What the screen shows while a search runs: a table on a terminal, else lines."""
+"""Shows a running search on the screen: a table on a terminal, else lines."""
 
 import threading
 import time

@@ -35,7 +35,7 @@ from paft_ray.config.base import Section, affects
 from paft_ray.config.evaluation import EvaluationConfig
 from paft_ray.config.loading import load_config
 from paft_ray.config.model import ModelConfig
-from paft_ray.evaluation.grid import Subject, _cut
+from paft_ray.evaluation.grid import Grid, Subject, _cut
 from paft_ray.prompts.build import pool_fingerprint, request_book
 from paft_ray.report import results
 from paft_ray.runs.context import RunContext
@@ -71,7 +71,9 @@ def identities(config: Config) -> dict[str, Any]:
     book, tuning, training = request_book(context), config.tuning, config.trainings[0]
     assert tuning is not None
     examples = context.task.test[:2]
-    units = _cut(context, [Subject("base", 0, "")], [prompt], examples, [np.ones((1, 2), bool)])
+    units = _cut(
+        context, Grid([Subject("base", 0, "")], [prompt], examples), [np.ones((1, 2), bool)]
+    )
     asked = (
         [] if book is None else [u for llm in range(len(book.keys)) for u in book.units(llm, 99)]
     )

@@ -16,10 +16,10 @@ def test_answers_of_shuffled_scores_are_the_grids_that_made_them():
     assert answers.models == tuple(grids)
     assert answers.prompt_ids == tuple(f"p{p}" for p in range(6))
     assert answers.example_ids == tuple(f"e{e:02d}" for e in range(40))
-    said_MPE = np.array(answers.said)[answers.said_MPE]
+    prediction_MPE = np.array(answers.predictions)[answers.prediction_MPE]
     for place, correct_PE in enumerate(grids.values()):
         assert (answers.right_MPE[place] == correct_PE).all()
-        assert (said_MPE[place] == np.where(correct_PE, "yes", "")).all()
+        assert (prediction_MPE[place] == np.where(correct_PE, "yes", "")).all()
     assert (answers.correct("paft") == np.stack([random_grid(2), random_grid(3)])).all()
     assert answers.accuracy("base") == pytest.approx(random_grid(1).mean(axis=1)[None])
 
@@ -28,7 +28,7 @@ def test_answers_of_rows_in_several_chunks_are_those_of_one_table():
     table = scores({("paft", 0): random_grid(1)})
     chunks = pa.concat_tables([table.slice(i, 60) for i in range(0, 240, 60)])
     whole, parts = (read_answers(each, ["paft"]) for each in (table.combine_chunks(), chunks))
-    assert (whole.said_MPE == parts.said_MPE).all()
+    assert (whole.prediction_MPE == parts.prediction_MPE).all()
     assert (whole.right_MPE == parts.right_MPE).all()
 
 
@@ -38,7 +38,7 @@ def test_answers_that_were_not_scored_count_as_neither_right_nor_wrong():
     keep = [r["prompt_id"] != "p1" or r["example_id"] < "e02" for r in table.to_pylist()]
     answers = read_answers(table.filter(pa.array(keep)), ["paft"])
     assert (answers.right_MPE[0, 1, 2:] == -1).all()
-    assert (answers.said_MPE[0, 1, 2:] == -1).all()
+    assert (answers.prediction_MPE[0, 1, 2:] == -1).all()
     assert answers.accuracy("paft")[0, 1] == correct_PE[1, :2].mean()
 
 

@@ -140,9 +140,9 @@ def test_intervals_of_agreement_tokens_and_top_cover_what_another_sample_would_g
     covered = dict.fromkeys(figures, 0)
     for trial in range(60):
         correct_PE = rng.random((40, 100)) < np.where(rng.random(40) < 0.5, 0.3, 0.95)[:, None]
-        said_PE = np.where(rng.random((40, 100)) < 0.7, "a", "b")
+        prediction_PE = np.where(rng.random((40, 100)) < 0.7, "a", "b")
         tokens_PE = rng.poisson(rng.normal(20, 3, 40)[:, None], (40, 100)).astype(float)
-        grid = AnswerGrid(correct_PE, said_PE, None, tokens_PE)
+        grid = AnswerGrid(correct_PE, prediction_PE, None, tokens_PE)
         found = resample({"one": correct_PE}, 300, trial, (0.7,), {"one": [grid]})
         for figure, value in zip(figures, expected, strict=True):
             low, high = found.interval("one", figure)

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.estimate import Estimate, Posterior, fit
+from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.estimate_cells import balanced_cells
 from paft_ray.evaluation.figures import (
     BEST,
@@ -28,11 +28,11 @@ SMALL_GRIDS = st.tuples(st.integers(1, 5), st.integers(1, 6)).flatmap(
 )
 
 
-def value(estimate: Estimate, figure: Figure) -> float:
+def value(estimate: NDArray, figure: Figure) -> float:
     return Posterior({"model": [estimate]}, thresholds=(0.5,)).values["model"][figure.key]
 
 
-def interval(estimate: Estimate, figure: Figure) -> tuple[float, float]:
+def interval(estimate: NDArray, figure: Figure) -> tuple[float, float]:
     return Posterior({"model": [estimate]}, thresholds=(0.5,)).interval("model", figure)
 
 
@@ -62,7 +62,7 @@ def test_estimate_from_all_cells_is_the_full_grid_without_width(correct_PE, seed
         assert low == value(estimate, figure) == high == pytest.approx(exact[figure.key])
     order = np.random.default_rng(seed).permutation(len(correct_PE))
     permuted = fit(correct_PE[order], np.ones_like(correct_PE), draws=3, seed=seed)
-    assert (permuted.accuracy_RP == estimate.accuracy_RP[:, order]).all()
+    assert (permuted == estimate[:, order]).all()
 
 
 @settings(max_examples=20, deadline=None)
@@ -74,10 +74,10 @@ def test_draws_keep_what_was_scored_and_look_at_nothing_else(grids, seed):
     examples = correct_PE.shape[1]
     least_P = (correct_PE & observed_PE).sum(axis=1) / examples
     most_P = (correct_PE | ~observed_PE).sum(axis=1) / examples
-    assert (estimate.accuracy_RP >= least_P - 1e-12).all()
-    assert (estimate.accuracy_RP <= most_P + 1e-12).all()
+    assert (estimate >= least_P - 1e-12).all()
+    assert (estimate <= most_P + 1e-12).all()
     other = fit(correct_PE ^ ~observed_PE, observed_PE, draws=4, seed=seed)
-    assert (other.accuracy_RP == estimate.accuracy_RP).all()
+    assert (other == estimate).all()
 
 
 def test_estimate_of_rasch_data_is_close_where_means_of_cells_spread_too_widely():
@@ -90,9 +90,7 @@ def test_estimate_of_rasch_data_is_close_where_means_of_cells_spread_too_widely(
         scored_P = (correct_PE & observed_PE).sum(axis=1) / observed_PE.sum(axis=1)
         exact = np.array([full_P.mean(), full_P.std(), np.quantile(full_P, 0.05)])
         found = [value(estimate, figure) for figure in (MEAN, STD, LOW_QUANTILE)]
-        estimated.append(
-            [*np.abs(found - exact), np.abs(estimate.accuracy_RP.mean(axis=0) - full_P).mean()]
-        )
+        estimated.append([*np.abs(found - exact), np.abs(estimate.mean(axis=0) - full_P).mean()])
         crude = [scored_P.mean(), scored_P.std(), np.quantile(scored_P, 0.05)]
         naive.append([*np.abs(crude - exact), np.abs(scored_P - full_P).mean()])
     mean, std, p05, each = np.mean(estimated, axis=0)
@@ -140,9 +138,9 @@ def test_estimate_by_class_is_closer_where_prompts_pull_towards_one_answer():
 def test_fit_twice_gives_the_same_draws():
     correct_PE, observed_PE = rasch_grid(0, 10, 20), balanced_cells(0, 10, 20, 0.3)
     first, second = (fit(correct_PE, observed_PE, draws=5, seed=7) for _ in range(2))
-    assert (first.accuracy_RP == second.accuracy_RP).all()
+    assert (first == second).all()
     other = fit(correct_PE, observed_PE, draws=5, seed=8)
-    assert (first.accuracy_RP != other.accuracy_RP).any()
+    assert (first != other).any()
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -159,7 +157,7 @@ def test_estimate_of_a_grid_with_one_prompt_or_example_is_finite(shape):
     observed_PE = rng.random(shape) < 0.5
     observed_PE[0, 0] = True
     estimate = fit(rng.random(shape) < 0.7, observed_PE, draws=20)
-    assert np.isfinite(estimate.accuracy_RP).all()
+    assert np.isfinite(estimate).all()
     low, high = interval(estimate, MEAN)
     assert low <= high
 
@@ -170,7 +168,7 @@ def test_examples_classes_and_prompts_never_scored_are_drawn_from_the_others():
     observed_PE = balanced_cells(0, 20, 60, 0.5) & (classes_E != 2)
     observed_PE[0] = False
     estimate = fit(correct_PE, observed_PE, classes_E, draws=200)
-    width_P = np.ptp(np.quantile(estimate.accuracy_RP, (0.025, 0.975), axis=0), axis=0)
+    width_P = np.ptp(np.quantile(estimate, (0.025, 0.975), axis=0), axis=0)
     assert np.isfinite(width_P).all()
     assert width_P[0] > width_P[1:].max()
 
@@ -178,7 +176,7 @@ def test_examples_classes_and_prompts_never_scored_are_drawn_from_the_others():
 def test_posterior_averages_over_seeds_and_has_quantiles_of_its_draws_and_no_p():
     steps_R = np.linspace(0, 1, 201)
     pair_RP = np.stack([steps_R, steps_R / 2], axis=1)
-    first, second = (Estimate(share * pair_RP, scored=1, cells=2) for share in (1.0, 0.5))
+    first, second = (share * pair_RP for share in (1.0, 0.5))
     found = Posterior({"a": [first], "b": [first, second]}, thresholds=(0.6,))
     assert found.draws["a"].keys() == over_prompts(np.zeros(2), (0.6,)).keys()
     assert found.values["a"]["max"] == 0.5

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from paft_ray.config.loading import load_config
-from paft_ray.evaluation.grid import GridScores, Subject, score_grid, score_part
+from paft_ray.evaluation.grid import Grid, GridScores, Subject, score_grid, score_part
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.runs.context import RunContext
@@ -25,7 +25,7 @@ TEMPLATES = (
 
 
 @pytest.fixture
-def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., RunContext]:
+def make_context(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., RunContext]:
     def make(workers: int) -> RunContext:
         templates = tmp_path / "prompts.txt"
         templates.write_text("\n".join("Judge it: {review} =>" for _ in range(2)), encoding="utf-8")
@@ -59,20 +59,20 @@ def score(context: RunContext, adapter: str, share: float | None = None) -> Grid
         Subject("paft", 0, "trained", Storage.open(adapter)),
         Subject("paft", 1, "trained", Storage.open(adapter)),  # alike, but another training
     ]
-    examples = context.task.train[:70]
+    grid = Grid(models, prompts, context.task.train[:70])
     with SilentScreen().stage("evaluate") as stage:
         if share is None:
-            return score_grid(context, models, prompts, examples, stage)
-        scores = score_part(context, models, prompts, examples, stage, share)
+            return score_grid(context, grid, stage)
+        scores = score_part(context, grid, share, stage)
         assert stage.done == stage.total == scores.table.num_rows
         return scores
 
 
 def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
-    make_session, save_adapter
+    make_context, save_adapter
 ):
     adapter = save_adapter(LORA)
-    one, two = make_session(1), make_session(2)
+    one, two = make_context(1), make_context(2)
     found = score(one, adapter)
     scores = found.table
     assert scores.num_rows == 3 * 3 * min(70, len(one.task.train))
@@ -98,23 +98,23 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_session, save_adapter):
-    adapter, context = save_adapter(LORA), make_session(1)
+def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_context, save_adapter):
+    adapter, context = save_adapter(LORA), make_context(1)
     whole = score(context, adapter).table.to_pylist()
     part = score(context, adapter, 0.3).table
     pairs = 3 * min(70, len(context.task.train))
     assert part.num_rows == pytest.approx(3 * 0.3 * pairs, abs=3 * 3)
     rows = {(r["variant"], r["seed"], r["prompt_id"], r["example_id"]): r for r in whole}
-    asked = [(r["variant"], r["seed"], r["prompt_id"], r["example_id"]) for r in part.to_pylist()]
-    assert len(set(asked)) == len(asked)
-    for key, row in zip(asked, part.to_pylist(), strict=True):
+    found = [(r["variant"], r["seed"], r["prompt_id"], r["example_id"]) for r in part.to_pylist()]
+    assert len(set(found)) == len(found)
+    for key, row in zip(found, part.to_pylist(), strict=True):
         assert row["choice_logprobs"] == pytest.approx(rows[key]["choice_logprobs"], abs=1e-4)
 
 
 def test_part_of_a_grid_is_the_same_for_any_number_of_workers_and_after_a_kill(
-    make_session, save_adapter
+    make_context, save_adapter
 ):
-    adapter, one, two = save_adapter(LORA), make_session(1), make_session(2)
+    adapter, one, two = save_adapter(LORA), make_context(1), make_context(2)
     found = score(one, adapter, 0.3).table
     assert score(two, adapter, 0.3).table.equals(found, check_metadata=True)
     parts = sorted(Path(one.run_folder.path(), "scores").glob("*.parquet"))

@@ -21,13 +21,13 @@ OF_ANSWERS = {figure.key for figure in FIGURES if figure.of_answers}
 
 def measured(
     correct_PE: NDArray[np.bool_],
-    said_PE: NDArray,
+    prediction_PE: NDArray,
     thresholds: tuple[float, ...] = (),
     confidence_PE: NDArray | None = None,
     tokens_PE: NDArray | None = None,
 ) -> dict[str, float]:
     """All figures of one model by key."""
-    grid = AnswerGrid(correct_PE, said_PE, confidence_PE, tokens_PE)
+    grid = AnswerGrid(correct_PE, prediction_PE, confidence_PE, tokens_PE)
     found = resample({"one": correct_PE}, 1, thresholds=thresholds, answers={"one": [grid]})
     return dict(found.values["one"])
 
@@ -127,10 +127,10 @@ def test_tokens_of_answers_are_averaged_over_all():
     assert found["generated_tokens"] == 4
 
 
-def said_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
+def answers_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
     return {
         "correct_PE": rng.random(shape) < 0.6,
-        "said_PE": rng.choice(["a", "b", "c"], shape),
+        "prediction_PE": rng.choice(["a", "b", "c"], shape),
         "confidence_PE": rng.random(shape),
         "tokens_PE": rng.integers(1, 9, shape).astype(float),
     }
@@ -139,11 +139,11 @@ def said_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str
 @given(SHAPES, SEEDS)
 def test_figures_of_weighted_examples_are_those_of_repeated_ones(shape: tuple[int, int], seed: int):
     rng = np.random.default_rng(seed)
-    said = said_by_chance(rng, shape)
+    found = answers_by_chance(rng, shape)
     times_E = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]))
     times_RP, times_RE = np.ones((1, shape[0])), times_E[None].astype(float)
-    weighted = of_answers(AnswerGrid(**said).weighted(times_RP, times_RE))
-    repeated = measured(**{name: np.repeat(grid, times_E, axis=1) for name, grid in said.items()})
+    weighted = of_answers(AnswerGrid(**found).weighted(times_RP, times_RE))
+    repeated = measured(**{name: np.repeat(grid, times_E, axis=1) for name, grid in found.items()})
     assert set(weighted) == OF_ANSWERS
     for name, value in weighted.items():
         assert value == pytest.approx([repeated[name]]), name
@@ -154,14 +154,14 @@ def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_
     shape: tuple[int, int], seed: int
 ):
     rng = np.random.default_rng(seed)
-    said = said_by_chance(rng, shape)
+    found = answers_by_chance(rng, shape)
     times_P = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]))
     times_RP, times_RE = times_P[None].astype(float), np.ones((1, shape[1]))
-    weighted = of_answers(AnswerGrid(**said).weighted(times_RP, times_RE))
-    repeated = measured(**{name: np.repeat(grid, times_P, axis=0) for name, grid in said.items()})
+    weighted = of_answers(AnswerGrid(**found).weighted(times_RP, times_RE))
+    repeated = measured(**{name: np.repeat(grid, times_P, axis=0) for name, grid in found.items()})
     for name in OF_ANSWERS - {"pairwise_agreement"}:
         assert weighted[name] == pytest.approx([repeated[name]]), name
-    words_PE = said["said_PE"]
+    words_PE = found["prediction_PE"]
     meetings = [
         (times_P[a] * times_P[b], (words_PE[a] == words_PE[b]).mean())
         for a in range(shape[0])

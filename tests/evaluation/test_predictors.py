@@ -1,4 +1,4 @@
-"""One scorer, several models: the base and adapters do not disturb each other."""
+"""One predictor, several models: the base and adapters do not disturb each other."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def make_scorer(tiny_model: Path) -> Callable[..., ModelPredictor]:
+def make_predictor(tiny_model: Path) -> Callable[..., ModelPredictor]:
     def make(
         task: Task = RANKING,
         dtype: str = "float32",
@@ -115,8 +115,8 @@ def save_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return save
 
 
-def ask(scorer: ModelPredictor, adapter: str | None, task: Task = RANKING) -> list[Score]:
-    return scorer.score(adapter, "p1", PROMPT, task.test)
+def predict(predictor: ModelPredictor, adapter: str | None, task: Task = RANKING) -> list[Score]:
+    return predictor.score(adapter, "p1", PROMPT, task.test)
 
 
 # peft says so at every text that prompt tuning generates
@@ -131,36 +131,36 @@ each_method = pytest.mark.parametrize(
 @each_method
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_base_scores_are_the_same_before_and_after_adapters_were_used(
-    peft, dtype, make_scorer, save_adapter
+    peft, dtype, make_predictor, save_adapter
 ):
-    scorer = make_scorer(dtype=dtype)
+    predictor = make_predictor(dtype=dtype)
     one, other = save_adapter(peft, seed=1), save_adapter(peft, seed=2)
-    base = ask(scorer, None)
-    by_one, by_other = ask(scorer, one), ask(scorer, other)
-    assert ask(scorer, None) == base
-    assert ask(scorer, one) == by_one
-    assert ask(scorer, None) == base
+    base = predict(predictor, None)
+    by_one, by_other = predict(predictor, one), predict(predictor, other)
+    assert predict(predictor, None) == base
+    assert predict(predictor, one) == by_one
+    assert predict(predictor, None) == base
     logprobs = {tuple(s.choice_logprobs for s in scores) for scores in (base, by_one, by_other)}
     assert len(logprobs) == 3
-    assert ask(make_scorer(dtype=dtype), other) == by_other  # whoever was there before
+    assert predict(make_predictor(dtype=dtype), other) == by_other  # whoever was there before
 
 
 @drops_positions
 @each_method
 def test_free_text_of_the_base_is_the_same_after_an_adapter_was_used(
-    peft, make_scorer, save_adapter
+    peft, make_predictor, save_adapter
 ):
-    scorer, adapter = make_scorer(WRITING), save_adapter(peft)
-    base = ask(scorer, None, WRITING)
-    adapted = ask(scorer, adapter, WRITING)
+    predictor, adapter = make_predictor(WRITING), save_adapter(peft)
+    base = predict(predictor, None, WRITING)
+    adapted = predict(predictor, adapter, WRITING)
     assert [s.generated_text for s in adapted] != [s.generated_text for s in base]
-    assert ask(scorer, None, WRITING) == base
+    assert predict(predictor, None, WRITING) == base
 
 
 @drops_positions
 @each_method
 def test_free_text_of_an_adapter_is_what_forward_passes_without_batch_and_cache_give(
-    peft, make_scorer, save_adapter, tiny_model
+    peft, make_predictor, save_adapter, tiny_model
 ):
     adapter = save_adapter(peft)
     tokenizer = load_tokenizer(str(tiny_model))
@@ -174,12 +174,12 @@ def test_free_text_of_an_adapter_is_what_forward_passes_without_batch_and_cache_
                 logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
         expected.append(tokenizer.decode(ids[0, len(read) :]))
-    found = [score.generated_text for score in ask(make_scorer(WRITING), adapter, WRITING)]
+    found = [score.generated_text for score in predict(make_predictor(WRITING), adapter, WRITING)]
     assert found == expected
 
 
-def test_prediction_is_the_choice_with_the_best_loglikelihood(make_scorer, tiny_model):
-    found = ask(make_scorer(), None)
+def test_prediction_is_the_choice_with_the_best_loglikelihood(make_predictor, tiny_model):
+    found = predict(make_predictor(), None)
     tokenizer, model = load_tokenizer(str(tiny_model)), load_base(str(tiny_model))
     template = parse(PROMPT, ("review",))
     for example, score in zip(RANKING.test, found, strict=True):
@@ -206,14 +206,14 @@ def test_prediction_is_the_choice_with_the_best_loglikelihood(make_scorer, tiny_
 
 @pytest.mark.parametrize("choices", [("?", "!"), ("!", "?")])
 def test_prediction_of_equally_likely_choices_is_the_first(
-    choices, make_scorer, tiny_model, tmp_path
+    choices, make_predictor, tiny_model, tmp_path
 ):
     model = load_base(str(tiny_model))
     model.lm_head.weight.zero_()  # every token is as likely as any other
     model.save_pretrained(tmp_path)
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
     task = Task("marks", "Say.", ("review",), {}, choices, (), (), make_examples(choices))
-    found = ask(make_scorer(task, base=tmp_path), None, task)
+    found = predict(make_predictor(task, base=tmp_path), None, task)
     assert all(len(set(score.choice_logprobs)) == 1 for score in found)
     assert {score.prediction for score in found} == {choices[0]}
     right = [example.answer == choices[0] for example in task.test]
@@ -221,42 +221,42 @@ def test_prediction_of_equally_likely_choices_is_the_first(
     assert [score.normalised_correct for score in found] == right
 
 
-def test_scores_do_not_depend_on_which_examples_share_a_row(make_scorer):
+def test_scores_do_not_depend_on_which_examples_share_a_row(make_predictor):
     together, alone = (
-        ask(make_scorer(row_tokens=2000), None),
-        ask(make_scorer(row_tokens=128), None),
+        predict(make_predictor(row_tokens=2000), None),
+        predict(make_predictor(row_tokens=128), None),
     )
     for one, other in zip(together, alone, strict=True):
         assert one.choice_logprobs == pytest.approx(other.choice_logprobs, abs=1e-5)
         assert one.prediction == other.prediction
 
 
-def test_example_that_does_not_fit_is_refused_or_trimmed(make_scorer):
+def test_example_that_does_not_fit_is_refused_or_trimmed(make_predictor):
     long = Example("f" * 16, {"review": "film " * 300}, "negative")
     with pytest.raises(DataError, match=r"example f{16} under prompt p1 has \d+ tokens"):
-        make_scorer().score(None, "p1", PROMPT, [long])
-    [score] = make_scorer(overlong="trim").score(None, "p1", PROMPT, [long])
+        make_predictor().score(None, "p1", PROMPT, [long])
+    [score] = make_predictor(overlong="trim").score(None, "p1", PROMPT, [long])
     assert len(score.choice_logprobs) == len(CHOICES)
 
 
-def test_free_text_that_does_not_fit_is_refused_or_trimmed_too(make_scorer):
+def test_free_text_that_does_not_fit_is_refused_or_trimmed_too(make_predictor):
     long = Example("f" * 16, {"review": "film " * 300}, "x")
     with pytest.raises(DataError, match=r"example f{16} under prompt p1 has \d+ tokens"):
-        make_scorer(WRITING).score(None, "p1", PROMPT, [long])
-    [score] = make_scorer(WRITING, overlong="trim").score(None, "p1", PROMPT, [long])
+        make_predictor(WRITING).score(None, "p1", PROMPT, [long])
+    [score] = make_predictor(WRITING, overlong="trim").score(None, "p1", PROMPT, [long])
     assert score.generated_tokens
 
 
-def test_scores_that_are_no_numbers_are_refused(make_scorer, tiny_model, tmp_path):
+def test_scores_that_are_no_numbers_are_refused(make_predictor, tiny_model, tmp_path):
     model = load_base(str(tiny_model))
     model.model.layers[0].mlp.down_proj.weight.data[:] = float("nan")
     model.save_pretrained(tmp_path)
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path)
     with pytest.raises(DataError, match=r"under prompt p1: the model's log-likelihoods are \[nan"):
-        ask(make_scorer(base=tmp_path), None)
+        predict(make_predictor(base=tmp_path), None)
 
 
-def test_free_text_is_generated_and_its_first_line_compared(make_scorer, tiny_model):
+def test_free_text_is_generated_and_its_first_line_compared(make_predictor, tiny_model):
     tokenizer, model = load_tokenizer(str(tiny_model)), load_base(str(tiny_model))
     template = parse(PROMPT, ("review",))
     expected = []
@@ -272,7 +272,7 @@ def test_free_text_is_generated_and_its_first_line_compared(make_scorer, tiny_mo
     )
     assert all(first_lines)
     task = Task("texts", "Say.", ("review",), {}, None, (), (), known)
-    found = ask(make_scorer(task), None, task)
+    found = predict(make_predictor(task), None, task)
     assert [s.generated_text for s in found] == texts
     assert [s.generated_tokens for s in found] == [len(ids) for ids in expected]
     assert [s.prediction for s in found] == first_lines
@@ -292,22 +292,22 @@ def test_batches_hold_every_text_once_longest_first_within_the_budget(lengths, m
         assert not following or (len(batch) + 1) * (lengths[batch[0]] + more) > most
 
 
-def test_free_text_in_small_batches_is_that_of_one_batch(make_scorer):
-    one = ask(make_scorer(WRITING), None, WRITING)
+def test_free_text_in_small_batches_is_that_of_one_batch(make_predictor):
+    one = predict(make_predictor(WRITING), None, WRITING)
     lengths = {len(example.fields["review"]) for example in WRITING.test}
     assert len(lengths) > 2
-    many = ask(make_scorer(WRITING, generation_tokens=80), None, WRITING)
+    many = predict(make_predictor(WRITING, generation_tokens=80), None, WRITING)
     assert [(s.example_id, s.generated_text) for s in many] == [
         (s.example_id, s.generated_text) for s in one
     ]
 
 
 def test_free_text_without_a_match_of_the_pattern_is_wrong_even_to_an_answer_without_one(
-    make_scorer,
+    make_predictor,
 ):
     examples = tuple(Example(e.id, e.fields, "no number here") for e in WRITING.test)
     task = Task("sums", "Add.", ("review",), {}, None, (), (), examples, 0, GSM8K)
-    found = ask(make_scorer(task), None, task)
+    found = predict(make_predictor(task), None, task)
     assert {(s.prediction, s.correct) for s in found} == {("", False)}
 
 
@@ -380,15 +380,19 @@ def test_extract_answer_without_a_pattern_reads_the_first_line(text, answer):
 @pytest.mark.parametrize("task", [RANKING, WRITING], ids=lambda task: task.name)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_trained_as_a_whole_score_as_they_do_alone_and_leave_the_base_as_it_was(
-    task, dtype, make_scorer, save_model
+    task, dtype, make_predictor, save_model
 ):
     first, second = save_model(1), save_model(2)
-    alone = [ask(make_scorer(task, dtype, base=Path(f)), None, task) for f in (first, second)]
-    scorer = make_scorer(task, dtype, peft=None)
-    base = ask(scorer, None, task)
+    alone = [
+        predict(make_predictor(task, dtype, base=Path(f)), None, task) for f in (first, second)
+    ]
+    predictor = make_predictor(task, dtype, peft=None)
+    base = predict(predictor, None, task)
     assert len({str(base), str(alone[0]), str(alone[1])}) == 3
-    assert ask(scorer, first, task) == alone[0]
-    assert ask(scorer, None, task) == base
-    assert ask(scorer, second, task) == alone[1]
-    assert ask(scorer, first, task) == alone[0]
-    assert ask(scorer, None, task) == base == ask(make_scorer(task, dtype), None, task)
+    assert predict(predictor, first, task) == alone[0]
+    assert predict(predictor, None, task) == base
+    assert predict(predictor, second, task) == alone[1]
+    assert predict(predictor, first, task) == alone[0]
+    assert (
+        predict(predictor, None, task) == base == predict(make_predictor(task, dtype), None, task)
+    )

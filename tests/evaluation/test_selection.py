@@ -28,13 +28,13 @@ def prompt(id: str) -> Prompt:
 
 @pytest.fixture
 def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str], int]]:
-    """Choose among prompts by given scores; what was asked is handed back with the choice."""
+    """Choose among prompts by given scores; what was scored is returned with the choice."""
 
     def run(table: pa.Table, ids: list[str], **evaluation: Any) -> tuple[str, list[str], int]:
-        asked: list[Any] = []
+        scored: list[Any] = []
 
-        def score_grid(context, models, prompts, examples, stage):
-            asked.extend([[p.id for p in prompts], len(examples)])
+        def score_grid(context, grid, stage):
+            scored.extend([[p.id for p in grid.prompts], len(grid.examples)])
             return SimpleNamespace(table=table)
 
         monkeypatch.setattr(selection, "score_grid", score_grid)
@@ -47,7 +47,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str
         )
         pool: Any = SimpleNamespace(train=tuple(map(prompt, ids)))
         best = choose_single_prompt(context, pool)
-        return best.id, *asked
+        return best.id, *scored
 
     return run
 

@@ -135,7 +135,7 @@ def test_summary_of_a_part_estimates_the_whole_with_intervals_that_hold_it():
 
 
 def test_calibration_and_tokens_are_of_the_pairs_that_no_answer_chose():
-    """Prompts whose first answers are wrong are asked again: a mean over all pairs is too high."""
+    """Prompts whose first answers are wrong get more answers: a mean over all pairs is too high."""
     rng = np.random.default_rng(0)
     correct_PE = rng.random((60, 100)) < 0.6
     table = scores({("paft", 0): correct_PE})

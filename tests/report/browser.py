@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-_PATIENCE_S = 90.0
+_TIMEOUT_S = 90.0
 _FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -49,7 +49,7 @@ class Proxy:
     """Listens where the browser's proxy should be, and answers nobody."""
 
     port: int
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
     """First lines of the requests that arrived."""
 
 
@@ -81,11 +81,11 @@ class Browser:
                 return answer["result"]
 
     def _next(self) -> dict[str, Any]:
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         while b"\0" not in self._left:
             wait = max(0.0, deadline - time.monotonic())
             if not select.select([self.reader], [], [], wait)[0]:
-                raise TimeoutError(f"Chromium said nothing for {_PATIENCE_S:.0f} s")
+                raise TimeoutError(f"Chromium said nothing for {_TIMEOUT_S:.0f} s")
             chunk = os.read(self.reader, 1 << 20)
             if not chunk:
                 raise RuntimeError("Chromium closed the pipe")
@@ -129,7 +129,7 @@ class Tab:
             )
 
     def requests(self) -> list[str]:
-        """Addresses of everything that the page asked for."""
+        """Addresses of everything that the page requested."""
         return [
             event["params"]["request"]["url"] for event in self._of("Network.requestWillBeSent")
         ]
@@ -242,7 +242,7 @@ def _listening() -> Iterator[Proxy]:
                         line = connection.recv(4096).partition(b"\r\n")[0]
                     except OSError:
                         line = b""
-                    proxy.asked.append(line.decode("latin-1"))
+                    proxy.requested.append(line.decode("latin-1"))
 
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()

@@ -133,11 +133,11 @@ def make_run(
     folder.write_bytes("examples.parquet", to_parquet(examples_table(examples)))
     for variant in sorted(set(accuracy) - {"base"}):
         for seed in seeds:
-            home = folder.child("training", f"{variant}-s{seed}")
+            own = folder.child("training", f"{variant}-s{seed}")
             about = {"steps": 150, "tokens": 58_312, "answer_tokens": 1200, "seconds": 147.31}
-            home.write_json("manifest.json", {"fingerprint": "0", "files": {}, "about": about})
+            own.write_json("manifest.json", {"fingerprint": "0", "files": {}, "about": about})
             for i, part in enumerate(ledger(variant, 150, 7 + seed)):
-                home.child("ledger").write_bytes(f"part-{i}.parquet", to_parquet(part))
+                own.child("ledger").write_bytes(f"part-{i}.parquet", to_parquet(part))
     return summary
 
 
@@ -200,8 +200,8 @@ def add_shares(folder: Storage, training: str = "paft-s0") -> None:
                 "weight": [1.0, 1.0, 1.0, 1.5],
             }
         )
-        home = folder.child("training", training, "sampling")
-        home.write_bytes(f"step-{step:09d}.parquet", to_parquet(table))
+        own = folder.child("training", training, "sampling")
+        own.write_bytes(f"step-{step:09d}.parquet", to_parquet(table))
 
 
 def make_search(samples: Sequence[Mapping[str, Any]], goals: Sequence[float]) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def _starts() -> bool:
     """Whether the program is a browser, and not a stand-in that says how to get one."""
     if PROGRAM is None:
         return False
-    asked = subprocess.run([PROGRAM, "--version"], capture_output=True, timeout=60)
-    return asked.returncode == 0 and b"Chromium" in asked.stdout
+    done = subprocess.run([PROGRAM, "--version"], capture_output=True, timeout=60)
+    return done.returncode == 0 and b"Chromium" in done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +79,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    home = Storage.open(str(tmp_path_factory.mktemp("storage")))
-    run = home.child("runs", "six")
+    storage = Storage.open(str(tmp_path_factory.mktemp("storage")))
+    run = storage.child("runs", "six")
     make_run(run, SIX, 40, seeds=(0, 1, 2))
     add_shares(run, "paft_t1-s0")
-    pool = make_pool(home.child("pools", "0123456789abcdef"))
-    searched = home.child("runs", "searched")
+    pool = make_pool(storage.child("pools", "0123456789abcdef"))
+    searched = storage.child("runs", "searched")
     make_run(searched, {"base": (0.6, 0.1), "finalist_1": (0.8, 0.05)}, 40, seeds=(1, 2, 3))
     samples = [
         {"prompts.pool_size": size, "train.sampling.temperature": temperature}
@@ -134,7 +134,7 @@ def test_page_fits_is_legible_and_fetches_nothing(
     outside = [url for url in tab.requests() if not url.startswith("data:")]
     assert outside == [pages[name].as_uri()]
     assert tab.complaints() == []
-    assert browser.proxy.asked == []
+    assert browser.proxy.requested == []
 
 
 def test_every_heading_sorts_its_table_both_ways(browser: Browser, pages: dict[str, Path]):
@@ -193,10 +193,12 @@ def test_what_gets_into_the_page_all_the_same_can_load_nothing(
     inject += "box.firstChild.onerror = box.firstChild.onload = () => done() }})"
     tab = open_tab(browser, pages["report"], WIDE)
     tab.run(inject.format(picture))
-    assert browser.proxy.asked == []
+    assert browser.proxy.requested == []
     plain = tmp_path / "plain.html"
     plain.write_text("<!doctype html><title>without a policy</title><p>text")
     control = open_tab(browser, plain, WIDE)
     control.run(inject.format(picture))
-    assert [line.split()[1] for line in browser.proxy.asked] == ["http://outside.invalid/pixel.png"]
-    browser.proxy.asked.clear()
+    assert [line.split()[1] for line in browser.proxy.requested] == [
+        "http://outside.invalid/pixel.png"
+    ]
+    browser.proxy.requested.clear()

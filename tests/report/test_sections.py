@@ -83,19 +83,19 @@ def test_two_wordings_of_a_flip_are_alike_and_differ_in_outcome(known: RunFiles)
     flip = flipping_examples(known).examples[0]
     assert flip.seed == "0"
     assert [wording.prompt_id for wording in flip.wordings] == ["p1", "p2"]
-    paft, single = zip(*(wording.said for wording in flip.wordings), strict=True)
-    assert [(said.name, said.text, said.right) for said in paft] == [
+    paft, single = zip(*(wording.predictions for wording in flip.wordings), strict=True)
+    assert [(shown.name, shown.text, shown.right) for shown in paft] == [
         ("PAFT", "yes", True),
         ("PAFT", "no", False),
     ]
-    assert [said.right for said in single] == [True, False]
+    assert [shown.right for shown in single] == [True, False]
 
 
 def test_bars_of_a_flip_follow_the_ranking_of_prompts(known: RunFiles):
     assert [line.id for line in prompt_lines(known)] == ["p1", "p2", "p0"]
     paft = next(bars for bars in flipping_examples(known).examples[0].bars if bars.label == "paft")
     assert paft.right == "M0 1v-0.5h.82v0.5zM1 1v-0.5h.82v0.5zM2 1v-1h.82v1z"
-    assert paft.said == "2 of 3"
+    assert paft.count == "2 of 3"
 
 
 def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):

@@ -45,7 +45,7 @@ def run(suggester: Suggester) -> list[Sample]:
     while (suggested := suggester.suggest()) is not None:
         number, sample = suggested
         assert number == len(found)
-        suggester.tell(number, "finished", -abs(sample["train.batch_size"] - 8))
+        suggester.ended(number, "finished", -abs(sample["train.batch_size"] - 8))
         found.append(sample)
     return found
 
@@ -82,7 +82,7 @@ def test_optuna_learns_from_what_it_is_told() -> None:
         while (suggested := suggester.suggest()) is not None:
             number, sample = suggested
             distance = abs(math.log10(sample["train.learning_rate"]) + 4)
-            suggester.tell(number, "finished", -distance)
+            suggester.ended(number, "finished", -distance)
             distances.append((number, distance))
     early = statistics.median(d for number, d in distances if number < 8)
     late = statistics.median(d for number, d in distances if number >= 20)
@@ -94,6 +94,6 @@ def test_failed_trial_is_told_without_a_figure() -> None:
     states: list[State] = ["failed", "stopped", "finished"]
     for number, state in enumerate(states):
         assert suggester.suggest() is not None
-        suggester.tell(number, state, 0.5)
-    suggester.tell(7, "failed", 1.0)  # not suggested
+        suggester.ended(number, state, 0.5)
+    suggester.ended(7, "failed", 1.0)  # not suggested
     assert suggester.suggest() is not None
