@@ -1,10 +1,12 @@
 """What the shipped files promise: every configuration loads, every named command parses."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,37 @@ def test_constraints_hold_exact_versions_and_no_addresses() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     for line in lines:
         assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+", line), line
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    """The package's modules, by path below it."""
+    for path in sorted((ROOT / "paft_ray").rglob("*.py")):
+        name = path.relative_to(ROOT / "paft_ray").as_posix()
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_private_modules_of_ray_are_imported_where_ray_is_driven_only() -> None:
+    private = re.compile(r"ray\.(.*\.)?_\w+")
+    allowed = ("cluster/", "training/distributed/")
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and private.match(node.module or ""):
+                assert name.startswith(allowed), f"{name}: {node.module}"
+
+
+def test_names_are_the_words_of_the_field() -> None:
+    """Words that mean something only to those who wrote them do not come back."""
+    words = (
+        "board crew pulse beat asker outlets orders growth claimed conclude knock handover lease"
+    )
+    unwanted = re.compile(rf"(^|_)({'|'.join(words.split())})(_|$)")
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            named = [
+                getattr(node, "name", None),
+                getattr(node, "id", None),
+                getattr(node, "arg", None),
+            ]
+            for each in filter(None, named):
+                snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(each)).lower()
+                assert not unwanted.search(snake), f"{name}: {each}"
