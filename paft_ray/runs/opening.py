@@ -72,7 +72,7 @@ def open_run(
     }
     if not overwrite:
         _refuse_other_content(folder, content)
-    with lock(folder, f"run {context.config.name!r}", tell=context.screen.line):
+    with lock(folder, f"run {context.config.name!r}", show=context.screen.line):
         if folder.exists("config.json"):
             context = context.tracked()
             _end_earlier(context.tracking)
