@@ -1,4 +1,4 @@
-"""Settings checked against each other, the task and this machine: of a run, of every trial."""
+"""Checks of a run's or trial's settings against each other, the task and this machine."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     """Check the settings that a search may change, also against the task; returns warnings.
 
     Raises:
-        ConfigError: They cannot work together, or here.
+        ConfigError: They cannot work together, or not on this machine.
     """
     warnings = [*_check_dtype(config)]
     if config.model.peft is not None:
@@ -64,8 +64,8 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             )
     chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
     wanted = config.evaluation.selection_examples
-    asked_for = "selection_examples" in config.evaluation.model_fields_set
-    if chosen and asked_for and wanted > len(task.validation):
+    is_set = "selection_examples" in config.evaluation.model_fields_set
+    if chosen and is_set and wanted > len(task.validation):
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
