@@ -51,7 +51,7 @@ class TransformersLLM(Author, affects="pool"):
 
 
 class OpenAILLM(Author, affects="pool"):
-    """Any endpoint that speaks the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
+    """Any endpoint with the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
 
     type: Literal["openai"]
     base_url: Annotated[str, _ANSWERS] = Field(pattern=r"^https?://")

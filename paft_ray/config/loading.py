@@ -279,7 +279,7 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
         if part in variants:
             node = {"$ref": variants[part]}
             continue
-        if part == "[key]":  # pydantic's word for a key of a mapping, which stands before it
+        if part == "[key]":  # pydantic's mark behind a key of a mapping
             continue
         keys.append(str(part))
         child = node.get("properties", {}).get(part, node.get("additionalProperties"))

@@ -49,7 +49,7 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """A short name, for reports."""
     description: str = Field(min_length=10)
-    """What is asked of the model, in one or two sentences; LLMs that write prompts read it."""
+    """What the model has to do, in one or two sentences; LLMs that write prompts read it."""
     path: Annotated[str, NOTHING]
     """JSONL, Parquet, CSV, or a folder saved by Hugging Face `datasets`."""
     fields: dict[str, str] = Field(min_length=1)

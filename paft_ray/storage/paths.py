@@ -95,11 +95,8 @@ class Storage:
         Raises:
             ArtifactError: There is no such file.
         """
-        try:
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
-                return stream.read()
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        with self._reading(name) as stream:
+            return stream.read()
 
     def digest(self, name: str) -> str:
         """SHA-256 of a file, which is read in chunks.
@@ -108,13 +105,18 @@ class Storage:
             ArtifactError: There is no such file.
         """
         digest = hashlib.sha256()
+        with self._reading(name) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[pa.NativeFile]:
         try:
             with self.filesystem.open_input_stream(self.path(name)) as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
+                yield stream
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
-        return digest.hexdigest()
 
     def sizes(self, names: Iterable[str]) -> list[int | None]:
         """Sizes of files in bytes, by one request; None for what is no file."""
