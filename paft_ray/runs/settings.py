@@ -18,10 +18,10 @@ def check_settings(config: Config, task: Task) -> list[str]:
     Raises:
         ConfigError: They cannot work together, or not on this machine.
     """
-    warnings = [*_check_dtype(config)]
+    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
+    warnings = [*_check_bfloat16(config)] if dtype == "bfloat16" else []
     if config.model.peft is not None:
         check_peft(config.model.peft)
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
@@ -31,10 +31,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     return warnings
 
 
-def _check_dtype(config: Config) -> Iterator[str]:
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
-    if dtype != "bfloat16":
-        return
+def _check_bfloat16(config: Config) -> Iterator[str]:
     if config.train.deepspeed.stage == 0:
         raise ConfigError(
             f"train.deepspeed.stage: 0 gives wrong losses in bfloat16, which model.dtype "
