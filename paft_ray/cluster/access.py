@@ -1,10 +1,10 @@
-"""Whether a cluster asks who comes, and takes our token; found out before it is joined.
+"""Checks, before a cluster is joined, that it requires a token and accepts this process's token.
 
-A Ray cluster without authentication runs the code of whoever reaches it. Neither Ray nor its
-settings on this side say whether the other side asks: so we knock without a token first. Covered:
+A Ray cluster without authentication runs the code of anybody who reaches it, and neither Ray nor
+local settings show whether a cluster requires a token: so the first request carries none. Covered:
 addresses for `ray.init` (gRPC, RAY_ADDRESS) and of dashboards (HTTP, `ray job submit`). A cluster
-that only this machine reaches may be open, all others only where the user insists. Ray's state
-server listens on every interface, also where it is called 127.0.0.1: so we knock there, too.
+that only this machine reaches may be open, others only where the user insists. Ray's state server
+listens on every interface, even with the address 127.0.0.1: so the outside address is tried too.
 """
 
 import ipaddress
@@ -23,19 +23,19 @@ from urllib.parse import urlsplit
 from paft_ray.config.errors import ConfigError, one_line
 
 INSIST = "--allow-unauthenticated-cluster"
-"""The option of the command line that admits open clusters."""
+"""The option of the command line that allows clusters without authentication."""
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-_PATIENCE_S = 10.0
+_TIMEOUT_S = 10.0
 _NO_PROXY = [("grpc.enable_http_proxy", 0)]
-"""As Ray itself speaks; a proxy would see the token."""
+"""As in Ray's own channels; a proxy would see the token."""
 
 
-class Answer(Enum):
-    """What a cluster says to whoever knocks."""
+class Access(Enum):
+    """How a cluster's state server responds to a request."""
 
-    WELCOME = "welcome"
+    GRANTED = "granted"
     REFUSED = "refused"
-    NONE = "none"
+    UNREACHABLE = "unreachable"
 
 
 def named_cluster() -> str | None:
@@ -45,19 +45,19 @@ def named_cluster() -> str | None:
 
 
 def check_access(insist: bool = False, field: str = "RAY_ADDRESS") -> str | None:
-    """Check the cluster of RAY_ADDRESS, if it names one: it is there, asks for a token, takes ours.
+    """Check that the cluster of RAY_ADDRESS is reachable, requires a token and accepts ours.
 
-    Where it asks, Ray in this process is told to show the token.
+    Where it does, Ray in this process is set to send the token.
 
     Args:
-        insist: Join a cluster that asks for no token, too.
-        field: Where the user named it, with which messages begin.
+        insist: Accept a cluster that requires no token.
+        field: Where the user named the cluster, for messages.
 
     Returns:
-        Its address, host and port; None where RAY_ADDRESS names none.
+        The cluster's host and port; None where RAY_ADDRESS names no cluster.
 
     Raises:
-        ConfigError: It must not or cannot be joined.
+        ConfigError: The cluster must not or cannot be joined.
     """
     address = named_cluster()
     if address is None:
@@ -69,23 +69,23 @@ def check_access(insist: bool = False, field: str = "RAY_ADDRESS") -> str | None
         )
     where = _own_cluster() if address == "auto" else address
     token = find_token()
-    if os.environ.get("RAY_USE_TLS") == "1":  # it asks for a certificate, and Ray shows ours
+    if os.environ.get("RAY_USE_TLS") == "1":  # certificates identify both sides
         if token is not None:
             os.environ["RAY_AUTH_MODE"] = "token"
         return where
-    answer = _ask_for_access(where, None)
-    if answer is Answer.NONE:
+    access = _request_access(where, None)
+    if access is Access.UNREACHABLE:
         raise ConfigError(
             f"{field}: no Ray cluster answers at {where}: start it, mend the address, or unset "
             "RAY_ADDRESS to work on this machine"
         )
-    if answer is Answer.WELCOME:
+    if access is Access.GRANTED:
         _refuse_open(
-            field, where, insist, lambda other: _ask_for_access(other, None) is Answer.WELCOME
+            field, where, insist, lambda other: _request_access(other, None) is Access.GRANTED
         )
     else:
-        taken = token is not None and _ask_for_access(where, token) is Answer.WELCOME
-        _require_token(field, where, token, taken)
+        accepted = token is not None and _request_access(where, token) is Access.GRANTED
+        _require_token(field, where, token, accepted)
     return where
 
 
@@ -94,10 +94,10 @@ def check_dashboard_access(address: str, insist: bool = False) -> None:
 
     Args:
         address: "http://host:8265", or https.
-        insist: Send to a cluster that asks for no token, too.
+        insist: Accept a cluster that requires no token.
 
     Raises:
-        ConfigError: They must not, or cannot.
+        ConfigError: Jobs must not or cannot be sent.
     """
     if not address.startswith(("http://", "https://")) or "@" in address:
         raise ConfigError(
@@ -116,14 +116,14 @@ def check_dashboard_access(address: str, insist: bool = False) -> None:
         _refuse_open("--address", address, insist, lambda other: _answers(f"{other}/api/version"))
         return
     token = find_token()
-    taken = token is not None and _answers(f"{address}/api/version", token)
-    _require_token("--address", address, token, taken)
+    accepted = token is not None and _answers(f"{address}/api/version", token)
+    _require_token("--address", address, token, accepted)
 
 
 def find_token() -> str | None:
-    """The token that Ray would show: from the environment, or from the file it keeps.
+    """The token that Ray would send, from the environment or from Ray's file.
 
-    None where RAY_AUTH_MODE forbids to show any.
+    None where RAY_AUTH_MODE disables tokens.
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
@@ -137,11 +137,11 @@ def find_token() -> str | None:
 
 
 def elsewhere(address: str) -> str | None:
-    """What another machine would call an address on this one's loopback interface.
+    """The address at which other machines would reach a loopback address of this one.
 
     Returns:
-        The same with this machine's own network address: equal to the given one where that is no
-        loopback address; None where this machine has no other.
+        The given address, with this machine's network address if it was a loopback address; None
+        where this machine has no other address.
     """
     parts = urlsplit(address if "://" in address else f"//{address}")
     host = parts.hostname or ""
@@ -153,7 +153,7 @@ def elsewhere(address: str) -> str | None:
         return address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing; chooses the way out
+            probe.connect(("192.0.2.1", 9))  # sends nothing; selects an interface
         except OSError:
             return None
         own = str(probe.getsockname()[0])
@@ -162,10 +162,10 @@ def elsewhere(address: str) -> str | None:
     return address.replace(parts.netloc, f"{own}:{parts.port}")
 
 
-def _refuse_open(field: str, where: str, insist: bool, welcomes: Callable[[str], bool]) -> None:
-    """Refuse a cluster that asks for no token, unless nobody else reaches it."""
+def _refuse_open(field: str, where: str, insist: bool, is_open: Callable[[str], bool]) -> None:
+    """Refuse a cluster that requires no token, unless only this machine reaches it."""
     outside = elsewhere(where)
-    if insist or outside is None or (outside != where and not welcomes(outside)):
+    if insist or outside is None or (outside != where and not is_open(outside)):
         return
     also = "" if outside == where else f", and answers at {outside} as well"
     raise ConfigError(
@@ -175,14 +175,14 @@ def _refuse_open(field: str, where: str, insist: bool, welcomes: Callable[[str],
     )
 
 
-def _require_token(field: str, where: str, token: str | None, taken: bool) -> None:
-    """Refuse to come without the token that a cluster asks for; Ray shows it from now on."""
+def _require_token(field: str, where: str, token: str | None, accepted: bool) -> None:
+    """Refuse a cluster that does not accept the token; else Ray sends it from now on."""
     if token is None:
         raise ConfigError(
             f"{field}: the cluster at {where} asks for a token, and this process has none: set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file that holds it"
         )
-    if not taken:
+    if not accepted:
         raise ConfigError(
             f"{field}: the cluster at {where} does not take this process's token: set "
             "RAY_AUTH_TOKEN, or the file of RAY_AUTH_TOKEN_PATH, to the cluster's"
@@ -191,7 +191,7 @@ def _require_token(field: str, where: str, token: str | None, taken: bool) -> No
 
 
 def _own_cluster() -> str:
-    """The cluster that this node belongs to, as `ray start` noted it."""
+    """The cluster that this node belongs to, from the file that `ray start` writes."""
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     note = Path(folder) / "ray" / "ray_current_cluster"
     try:
@@ -203,33 +203,28 @@ def _own_cluster() -> str:
         ) from error
 
 
-def _ask_for_access(address: str, token: str | None) -> Answer:
-    """Ask a cluster's state server whether it lives, with a token or without."""
+def _request_access(address: str, token: str | None) -> Access:
+    """Send an empty request to a cluster's state server, with a token or without."""
     import grpc
 
-    shown = (("authorization", f"Bearer {token}"),) if token else ()
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(address, options=_NO_PROXY) as channel:
-        call = channel.unary_unary(_ALIVE, _as_it_is, _as_it_is)
+        check_alive = channel.unary_unary(_ALIVE)  # takes and returns bytes
         try:
-            call(b"", timeout=_PATIENCE_S, metadata=shown)
+            check_alive(b"", timeout=_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:
             code = error.code() if isinstance(error, grpc.Call) else None
             refusals = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-            return Answer.REFUSED if code in refusals else Answer.NONE
-    return Answer.WELCOME
-
-
-def _as_it_is(message: bytes) -> bytes:
-    """No protocol: an empty question, and any answer."""
-    return message
+            return Access.REFUSED if code in refusals else Access.UNREACHABLE
+    return Access.GRANTED
 
 
 def _get(url: str, token: str | None) -> str:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
-            return answer.read().decode()
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+            return response.read().decode()
     except urllib.error.HTTPError as error:
         raise OSError(f"it answered {error.code}") from error
     except HTTPException as error:

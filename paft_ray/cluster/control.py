@@ -1,15 +1,15 @@
-"""Actors through which a driver and its workers talk while the work goes on.
+"""Actors through which a driver and its workers communicate.
 
 Covered: the control actor of a training or a search (heartbeats, progress, requests to stop, the
-handles by which workers are ended), a count that several processes add to, and a thread with which
-a driver reads either. Not covered: what the driver concludes from heartbeats.
+handles by which workers are ended), a count that several processes add to, and a thread in which a
+driver reads either. Not covered: deciding from heartbeats which worker hangs.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from paft_ray.cluster.remote import actor_beside
 from paft_ray.config.errors import PaftError
@@ -17,54 +17,46 @@ from paft_ray.config.errors import PaftError
 T = TypeVar("T")
 
 Phase = Literal["loading", "forward", "waiting", "validation", "checkpoint", "saving", "done"]
-_ORDER: Mapping[Phase, int] = {
-    "loading": 0,
-    "forward": 1,
-    "waiting": 2,
-    "validation": 3,
-    "checkpoint": 4,
-    "saving": 5,
-    "done": 6,
-}
+_PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What one rank reports about itself."""
+    """One rank's report that it is alive, and its position."""
 
     attempt: int
-    """The group of workers; a group that is started later has a greater one."""
+    """Number of the rank group; groups that start later have greater ones."""
     rank: int
     ranks: int
     node: str
     """Address of the rank's node."""
     pid: int
     count: int = 0
-    """Grows as long as the process runs."""
+    """Grows while the process runs."""
     moves: int = 0
     """Grows with every change of position."""
     phase: Phase = "loading"
     step: int = 0
-    """The step being worked on, from 1; 0 before the first."""
+    """The current step, from 1; 0 before the first."""
     row: int = 0
-    """Rows of it that are done."""
+    """Finished rows of the step."""
     steps: int = 0
-    """Steps that this attempt has behind it."""
+    """Finished steps of this attempt."""
     longest_step_s: float = 0.0
-    """Of this attempt, its first step apart, which compiles and allocates."""
+    """Longest step of this attempt without its first, which compiles and allocates."""
 
     @property
     def position(self) -> tuple[int, int, int]:
         """Grows with progress, comparable between ranks."""
-        return self.step, _ORDER[self.phase], self.row
+        return self.step, _PHASES.index(self.phase), self.row
 
     def __str__(self) -> str:
-        """For a person: rank, node and process."""
+        """Describe rank, node and process."""
         return f"rank {self.rank} on node {self.node} (pid {self.pid})"
 
     @property
     def place(self) -> str:
-        """For a person: where it stands."""
+        """Describe the position."""
         if self.phase == "loading":
             return "while loading"
         if self.phase == "forward":
@@ -79,22 +71,22 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class ControlState:
-    """What workers have reported so far, as the driver reads it."""
+    """All that workers have reported so far."""
 
     heartbeats: Mapping[int, Heartbeat] = field(default_factory=dict)
-    """By rank the latest, also of ranks that only an earlier attempt had."""
+    """The latest heartbeat by rank, also of ranks that only an earlier attempt had."""
     step: int = 0
-    """The last step that is done."""
+    """The last finished step."""
     validated: int = 0
     """The last step after which the model was scored."""
     ended_attempt: int = 0
     """The latest attempt that Ray Train took down."""
     refusal: PaftError | None = None
-    """Why the workers refused to go on; starting them again would end the same way."""
+    """Why the workers stopped for good; starting them again would end the same way."""
 
 
 class ControlActor:
-    """Keeps what workers report and what they are asked for; runs as a Ray actor."""
+    """Keeps workers' reports and requests to stop; runs as a Ray actor."""
 
     def __init__(self) -> None:
         self._state = ControlState()
@@ -102,36 +94,24 @@ class ControlActor:
         self._workers: dict[tuple[int, int], Any] = {}
 
     def state(self) -> ControlState:
-        """Return all that was reported."""
+        """Return all reports."""
         return self._state
 
+    def update(self, **changes: Any) -> None:
+        """Change fields of the state."""
+        self._state = replace(self._state, **changes)
+
     def report_heartbeat(self, heartbeat: Heartbeat) -> bool:
-        """Keep a rank's heartbeat, and return whether its attempt is asked to stop."""
-        self._update(heartbeats={**self._state.heartbeats, heartbeat.rank: heartbeat})
+        """Keep a rank's heartbeat; returns whether its attempt has to stop."""
+        self.update(heartbeats={**self._state.heartbeats, heartbeat.rank: heartbeat})
         return heartbeat.attempt in self._stopping
 
-    def report_progress(self, step: int) -> None:
-        """Keep how many steps are done."""
-        self._update(step=step)
-
-    def report_validated(self, step: int) -> None:
-        """Keep after which step the model was scored."""
-        self._update(validated=step)
-
-    def report_ended(self, attempt: int) -> None:
-        """Keep which attempt was taken down."""
-        self._update(ended_attempt=attempt)
-
-    def refuse(self, error: PaftError) -> None:
-        """Keep why the workers refused to go on."""
-        self._update(refusal=error)
-
     def request_stop(self, number: int) -> None:
-        """Ask an attempt of a training, or a trial of a search, to stop."""
+        """Request that an attempt of a training, or a trial of a search, stops."""
         self._stopping.add(number)
 
     def stop_requested(self, number: int) -> bool:
-        """Return whether an attempt or a trial is asked to stop."""
+        """Return whether an attempt or a trial has to stop."""
         return number in self._stopping
 
     def keep_worker(self, attempt: int, rank: int, worker: Any) -> None:
@@ -142,60 +122,57 @@ class ControlActor:
         """Return the handle of a rank's actor, or None where it never reported one."""
         return self._workers.get((attempt, rank))
 
-    def _update(self, **changes: Any) -> None:
-        self._state = replace(self._state, **changes)
-
 
 class Control:
-    """A handle of a `ControlActor` for the driver and the workers; pickles.
+    """A handle of a `ControlActor` for the driver and the workers; can be pickled.
 
-    What is reported or requested is sent without waiting, unless a method says otherwise.
+    Reports and requests are sent without waiting, except by `refuse`.
     """
 
     def __init__(self) -> None:
-        """Start the actor, on this process's own node: it is lost only where the driver is too."""
+        """Start the actor on this process's own node, so that it lives as long as the driver."""
         self._actor = actor_beside(ControlActor)
 
     def state(self) -> ControlState:
-        """Return all that was reported."""
+        """Return all reports."""
         import ray
 
         return ray.get(self._actor.state.remote())
 
     def report_heartbeat(self, heartbeat: Heartbeat) -> Any:
-        """Report a heartbeat; returns a reference to whether its attempt is asked to stop."""
+        """Report a heartbeat; returns a reference to whether its attempt has to stop."""
         return self._actor.report_heartbeat.remote(heartbeat)
 
     def report_progress(self, step: int) -> None:
         """Report how many steps are done."""
-        self._actor.report_progress.remote(step)
+        self._actor.update.remote(step=step)
 
     def report_validated(self, step: int) -> None:
         """Report after which step the model was scored."""
-        self._actor.report_validated.remote(step)
+        self._actor.update.remote(validated=step)
 
     def report_ended(self, attempt: int) -> None:
         """Report which attempt was taken down."""
-        self._actor.report_ended.remote(attempt)
+        self._actor.update.remote(ended_attempt=attempt)
 
     def refuse(self, error: PaftError) -> None:
-        """Report why the workers refuse to go on; returns when that has arrived."""
+        """Report why the workers stop for good; waits until the report has arrived."""
         import ray
 
-        ray.get(self._actor.refuse.remote(error))
+        ray.get(self._actor.update.remote(refusal=error))
 
     def request_stop(self, number: int) -> None:
-        """Ask an attempt of a training, or a trial of a search, to stop."""
+        """Request that an attempt of a training, or a trial of a search, stops."""
         self._actor.request_stop.remote(number)
 
     def stop_requested(self, number: int) -> bool:
-        """Return whether an attempt or a trial is asked to stop."""
+        """Return whether an attempt or a trial has to stop."""
         import ray
 
         return ray.get(self._actor.stop_requested.remote(number))
 
     def keep_worker(self, attempt: int, rank: int, worker: Any) -> None:
-        """Leave the handle of a rank's actor, by which the driver can end it."""
+        """Report the handle of a rank's actor, by which the driver can end it."""
         self._actor.keep_worker.remote(attempt, rank, worker)
 
     def worker(self, attempt: int, rank: int) -> Any:
@@ -221,7 +198,7 @@ class CountActor:
 
 
 class Count:
-    """A handle of a `CountActor`: a number that several processes add to; pickles."""
+    """A handle of a `CountActor`, a number that several processes add to; can be pickled."""
 
     def __init__(self) -> None:
         """Start the actor, on this process's own node."""
@@ -232,7 +209,7 @@ class Count:
         self._actor.add.remote(number)
 
     def total(self) -> int:
-        """Return the sum, in which all is that this process has added."""
+        """Return the sum, including all that this process has added."""
         import ray
 
         return ray.get(self._actor.total.remote())

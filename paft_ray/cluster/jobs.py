@@ -1,9 +1,8 @@
 """Sending a verb to a cluster as a Ray job, and following it: `paft submit`.
 
-A thin layer over Ray's Jobs SDK: the working directory travels, with `jobs/` and `paft_ray/` in it,
-so that the cluster needs the dependencies only. Covered: sending, following the log over broken
-connections, the job's own result and exit code. Not covered: what the job checks itself when it
-runs, on the cluster, where its files are. A job that is sent again continues, as any command does.
+A thin layer over Ray's Jobs SDK. The working directory is uploaded with `jobs/` and `paft_ray/` in
+it, so that the cluster needs only the dependencies. Covered: sending, following the log over broken
+connections, the job's result and exit code. Not covered: checks that the job makes on the cluster.
 """
 
 import asyncio
@@ -35,32 +34,32 @@ JOBS = {
     "export": "export",
     "plan": "plan",
 }
-"""Verb to the file under `jobs/` that does it."""
+"""Verb to its file under `jobs/`."""
 DASHBOARD = "http://127.0.0.1:8265"
-_OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+_FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _LOST_S = 120.0
-"""How long a cluster may be away while its job is followed."""
+"""How long a cluster may be unreachable while its job is followed."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is sent."""
+    """A job to be sent."""
 
     entrypoint: str
     working_dir: Path
     id: str
-    """Readable: the verb, the run, and a few letters that make it new."""
+    """The verb, the run, and a few random letters."""
     about: dict[str, str]
     """Shown in the dashboard."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """What came of a job."""
+class JobResult:
+    """How a job ended."""
 
     status: str
     code: int
-    """Its exit code; 1 where Ray knows none."""
+    """The job's exit code; 1 where Ray knows none."""
     message: str
     result: dict[str, Any] | None
     """The JSON object of the last line of its log."""
@@ -72,11 +71,11 @@ def plan_job(
     """The job for a verb; nothing is sent.
 
     Args:
-        config: What `path` and the overrides make.
+        config: The configuration of `path` and the overrides.
         verb: One of `JOBS`.
         path: The configuration file, in the working directory.
         words: Overrides and options of the verb.
-        working_dir: What travels; the current directory by default.
+        working_dir: The folder to upload; the current directory by default.
 
     Raises:
         ConfigError: The file lies outside of the working directory, or storage inside.
@@ -114,7 +113,7 @@ def send(job: Job, address: str) -> Any:
     try:
         with _no_other_address():
             client = JobSubmissionClient(address.rstrip("/"))
-        # it has set up lines of its own: every file that stays at home, among others
+        # the client has set up its own log, with a line for every file that is not uploaded
         logging.getLogger("ray").setLevel(logging.ERROR)
         client.submit_job(
             entrypoint=job.entrypoint,
@@ -135,7 +134,7 @@ def send(job: Job, address: str) -> Any:
 
 @contextmanager
 def _no_other_address() -> Iterator[None]:
-    """Hide the variables that Ray prefers to the address it is given, while it looks."""
+    """Hide the variables that Ray prefers to the given address during the block."""
     names = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
     hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
@@ -144,25 +143,25 @@ def _no_other_address() -> Iterator[None]:
         os.environ.update(hidden)
 
 
-def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
+def follow(client: Any, job: Job, show: Callable[[str], None]) -> JobResult:
     """Show a job's log until it ends, over connections that break.
 
     Args:
         client: From `send`.
-        job: Which one.
-        show: Takes the log as it comes, in pieces.
+        job: The job.
+        show: Receives the log in pieces.
 
     Raises:
-        PaftError: The cluster was away for two minutes; the job may go on.
+        PaftError: The cluster was unreachable for two minutes; the job may go on.
     """
     from aiohttp import ClientError
     from ray.exceptions import RayError
 
     away = (OSError, RuntimeError, ClientError, RayError)  # of requests, the SDK and the socket
-    seen, heard = 0, time.monotonic()
+    seen, reached_s = 0, time.monotonic()
 
     async def tail() -> None:
-        """Show what is new of the log, which comes from its beginning each time."""
+        """Show the new part of the log, which each call sends from its beginning."""
         nonlocal seen
         read = 0
         async for piece in client.tail_job_logs(job.id):
@@ -178,12 +177,12 @@ def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
             logger.info("the log of job %s broke off: %s", job.id, one_line(error))
         try:
             status = str(client.get_job_status(job.id))
-            heard = time.monotonic()
-            if status in _OVER:
+            reached_s = time.monotonic()
+            if status in _FINAL:
                 info, log = client.get_job_info(job.id), client.get_job_logs(job.id)
                 break
         except away as error:
-            if time.monotonic() - heard > _LOST_S:
+            if time.monotonic() - reached_s > _LOST_S:
                 raise PaftError(
                     f"--address: the cluster is away ({one_line(error)}), and job {job.id} may go "
                     "on: follow it with `ray job logs --follow` when it is back"
@@ -192,17 +191,14 @@ def follow(client: Any, job: Job, show: Callable[[str], None]) -> Ended:
     if len(log) > seen:
         show(log[seen:])
     code = {"SUCCEEDED": 0, "STOPPED": 143}.get(status, info.driver_exit_code or 1)
-    said = (info.message or "").strip().splitlines() or [""]
-    return Ended(status, code, said[0], _last_object(log))
+    message = (info.message or "").strip().splitlines() or [""]
+    return JobResult(status, code, message[0], _last_object(log))
 
 
 def _last_object(log: str) -> dict[str, Any] | None:
-    for line in reversed(log.splitlines()):
-        if not line.strip():
-            continue
-        try:
-            found = json.loads(line)
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
-    return None
+    """The JSON object of the log's last line that is not empty, if it is one."""
+    try:
+        found = json.loads(log.rstrip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return found if isinstance(found, dict) else None

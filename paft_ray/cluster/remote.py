@@ -1,4 +1,4 @@
-"""Errors of remote processes, and actors beside the driver."""
+"""Errors of remote processes, and actors on the driver's node."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from paft_ray.config.errors import PaftError
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Turn what Ray makes of an error of ours in a remote process back into that error."""
+    """Replace Ray's wrapper around a `PaftError` of a remote process by that error."""
     try:
         yield
     except Exception as error:
@@ -36,7 +36,7 @@ def _find_own(error: BaseException | None) -> PaftError | None:
 
 
 def actor_beside(kind: type, *arguments: Any) -> Any:
-    """An actor without a CPU on this process's own node: it is lost only where this process is."""
+    """An actor without a CPU on this process's own node, so that it lives as long as this one."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""How many workers of which size a cluster has room for."""
+"""How many workers of a size a cluster has room for."""
 
 import math
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
 
     Args:
         workers: The stage's workers.
-        section: Their place in the configuration, for the error.
+        section: Their section of the configuration, for the error.
 
     Raises:
-        ConfigError: The cluster that we joined has no room for the fewest workers.
+        ConfigError: The cluster has no room for the fewest workers.
     """
     nodes, fewest = node_resources(), workers.fewest
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
@@ -32,7 +32,7 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
 
 
 def _may_grow_to(cpus: float, gpus: float) -> bool:
-    """Whether something scales the cluster, and so far."""
+    """Whether an autoscaler may add this much to the cluster."""
     from ray._private.state import state
 
     most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
@@ -40,7 +40,7 @@ def _may_grow_to(cpus: float, gpus: float) -> bool:
 
 
 def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
-    """The nodes that are alive, and how many more workers fit into what is free on them."""
+    """The nodes that are alive, and how many more workers fit on them."""
     import ray
     from ray._private.state import available_resources_per_node
 
@@ -50,23 +50,23 @@ def spare_workers(cpus: float, gpus: float) -> tuple[frozenset[str], int]:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """What every node that is alive has in all."""
+    """Total resources of every node that is alive."""
     import ray
 
     return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
 def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers a node holds."""
+    """How many workers fit into a node's resources."""
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
     return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
 
 
 def check_cluster(config: Config) -> None:
-    """Refuse stages that could never be placed on the cluster that we joined.
+    """Refuse stages that could never be placed on the cluster.
 
     Raises:
-        ConfigError: A stage asks for more CPUs or GPUs than there are.
+        ConfigError: A stage needs more CPUs or GPUs than there are.
     """
     cpus_per_worker(config.train.workers, "train.workers")
     cpus_per_worker(config.evaluation.workers, "evaluation.workers")

@@ -1,9 +1,4 @@
-"""What the machine or cluster offers, and how we join it.
-
-Covered: which arithmetic `auto` stands for, starting or joining Ray with token authentication, how
-many CPUs a worker gets, actors beside the driver, one rate limit for all actors that ask the same
-endpoint.
-"""
+"""Starting or joining Ray with token authentication, and the environment of its processes."""
 
 import json
 import logging
@@ -18,12 +13,12 @@ from paft_ray.cluster.access import check_access, named_cluster
 
 logger = logging.getLogger(__name__)
 
-# set before the first import of ray anywhere in the process: ray reads them at import or start
+# set before the first import of ray in the process: ray reads them at import or start
 _ENVIRONMENT = {
-    "RAY_worker_niceness": "0",  # 15 by default, which loses every race on a busy machine
+    "RAY_worker_niceness": "0",  # 15 by default, which starves workers on a busy machine
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # prints everything twice
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Ray Train counts a lost node for 20 s more, and would wait for its place for 60 s
+    # Ray Train counts a lost node for 20 s more, and would wait 60 s for its resources
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # OpenMP threads spin at barriers (300,000 times by default): beside any other load a step of
     # 0.6 s took up to 20 s; with this bound it took 0.7 s, and no longer on a quiet machine
@@ -38,7 +33,7 @@ _ENVIRONMENT = {
 }
 
 DASHBOARD_VARIABLE = "RAY_API_SERVER_ADDRESS"
-"""Names the dashboard of the cluster that this process belongs to, for Ray; unset without one."""
+"""Variable with the dashboard's address of this process's cluster, for Ray; unset without one."""
 
 
 def prepare_environment() -> None:
@@ -48,26 +43,26 @@ def prepare_environment() -> None:
 
 
 def import_ray() -> None:
-    """Import Ray with the environment that it is to read; seconds, in which others may work."""
+    """Import Ray with the environment that it has to read; takes seconds."""
     prepare_environment()
     if named_cluster() is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        # a process of Ray Train's that looks for nodes to go, of which there are none here
+        # a process of Ray Train's that watches for nodes that will end; there are none here
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray.data  # noqa: F401
 
 
 @contextmanager
 def ray_session(insist: bool = False) -> Iterator[None]:
-    """Ray for one command: the one that this process runs on already, else the cluster that
+    """Ray for one command: the cluster that this process has joined already, else the cluster that
     RAY_ADDRESS names, else one that is started on this machine.
 
-    A cluster that we start asks for a token, made here and known to this process and its children
-    only. To one that we join go the settings that its processes read, and no secret.
+    A cluster that is started here requires a token, which only this process and its children know.
+    A cluster that is joined receives the settings that its processes read, and no secret.
 
     Args:
-        insist: Join a cluster that asks for no token.
+        insist: Join a cluster that requires no token.
 
     Raises:
         ConfigError: See `check_access`.
@@ -92,7 +87,7 @@ def ray_session(insist: bool = False) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else errors of ours arrive as text only
+    context.raise_original_map_exception = True  # else a `PaftError` arrives as text only
     try:
         yield
     finally:
@@ -100,8 +95,7 @@ def ray_session(insist: bool = False) -> Iterator[None]:
 
 
 def _variables_of_job() -> set[str]:
-    """What the job that this process is has in its environment by its user's wish: Ray takes no
-    variable from two sides."""
+    """The variables that this process's job has from its user: Ray takes none from two sides."""
     try:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         return set(job["runtime_env"]["env_vars"])
@@ -110,7 +104,7 @@ def _variables_of_job() -> set[str]:
 
 
 def _find_dashboard(address: str) -> str | None:
-    """URL of a cluster's dashboard, which parts of Ray ask; None where it has none."""
+    """URL of a cluster's dashboard, which parts of Ray need; None where it has none."""
     from ray._private import ray_constants
     from ray._raylet import GcsClient
 

@@ -1,10 +1,10 @@
 """The typed configuration: one frozen tree, a docstring under every field, no ML import.
 
-Covered: types, ranges and combinations. Not covered: reading it from YAML (`loading`), and
-anything that needs a look at the world (files, models, clusters), which is `preflight`'s part.
+Covered: types, ranges and combinations. Not covered: reading YAML (`loading`), and checks that need
+files, models or a cluster (`pipeline.preflight`).
 """
 
-from paft_ray.config.base import Section, WorkersConfig, WorkerShare
+from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.llms import (
     FakeLLM,
     LLMConfig,
@@ -49,8 +49,6 @@ from paft_ray.config.tuning import (
     OptunaSearch,
     RandInt,
     TuningConfig,
-    Uniform,
-    WorstPrompt,
 )
 from paft_ray.config.variants import (
     BASE,
@@ -107,11 +105,8 @@ __all__ = [
     "Training",
     "TransformersLLM",
     "TuningConfig",
-    "Uniform",
     "VLLMEngine",
     "VariantConfig",
-    "WorkerShare",
     "WorkersConfig",
-    "WorstPrompt",
     "total_steps",
 ]

@@ -1,9 +1,8 @@
 """The parts of a configuration that identities are made from.
 
-What a field affects is declared at the field (`config.base.affects`). Covered: reading it, and the
-numbers of rules that no field sets. Not covered: the content behind paths, which whoever makes an
-identity adds to it, and the order in which the first version put its fields into an identity, which
-stays with that identity.
+Covered: reading what fields declare (`config.base.affects`), and versions of rules that no field
+sets. Not covered: the content of paths, and the order of fields in an identity; the code that makes
+the identity knows both.
 """
 
 import json
@@ -13,8 +12,8 @@ from typing import Any
 from paft_ray.config.base import Affects, Section, Target
 
 RULES: Mapping[Target, int] = {"pool": 1, "answers": 1, "weights": 1, "scores": 1, "search": 1}
-"""By what a rule affects the number of its version. Raise it where a rule changes that no field
-sets, such as how an answer is scored: what the older rule made is then made again, or refused."""
+"""What a rule affects, to the rule's version. Raise it when a rule changes that no field sets, such
+as how an answer is scored: results of the older rule are then made again, or refused."""
 _OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "weights", "scores", "run")
 
 
@@ -29,22 +28,22 @@ def affecting(section: Section, *targets: Target) -> dict[str, Any]:
 
 
 def result_fields(config: Section) -> dict[str, Any]:
-    """What moves results of a run: all but names, places, and how the work is spread."""
+    """The fields that change a run's results: all but names, places, and how work is spread."""
     return affecting(config, *_OF_A_RUN)
 
 
 def recorded_fields(config: Section) -> dict[str, Any]:
-    """All fields of the first version, and the later ones that affect anything."""
+    """The fields of the first version, and later ones that affect anything."""
     return _with_rules(_kept(config, lambda note: note.neutral is ... or bool(note.targets)), RULES)
 
 
 def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any]]:
-    """The values at dotted paths, and the rest of the tree without sections that are empty then.
+    """Take the values at dotted paths; returns them, and the rest without empty sections.
 
-    An identity takes what the first version knew, in its order; the rest is of later versions.
+    An identity lists the fields of its first version in their order; the rest came later.
 
     Raises:
-        KeyError: Nothing is at a path.
+        KeyError: The tree has nothing at a path.
     """
     values, rest = [], dict(tree)
     for path in paths:
@@ -70,9 +69,9 @@ def _kept(section: Section, keep: Callable[[Affects], bool]) -> dict[str, Any]:
 def _kept_below(
     value: Any, tree: Any, keep: Callable[[Affects], bool], outer: Affects | None
 ) -> Any:
-    """What is kept of `tree`, the JSON of `value`, which is or holds sections.
+    """The part of `tree`, the JSON of `value`, whose fields are kept.
 
-    `outer` is declared of a whole that this is a part of.
+    `outer` is declared on a field that holds `value` and stands for all in it.
     """
     if isinstance(value, tuple):
         entries = [_kept_below(v, t, keep, outer) for v, t in zip(value, tree, strict=True)]

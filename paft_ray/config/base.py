@@ -1,7 +1,7 @@
 """The base of every section, and what several sections have in common.
 
-Every field says what it affects: by an annotation of its own (`affects`), or by the default of the
-class that defines it. A class with a field that does not say cannot be defined.
+Every field declares what it affects: by its own annotation (`affects`), or by the default of the
+class that defines it. A class with an undeclared field cannot be defined.
 """
 
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 Target = Literal["pool", "answers", "weights", "scores", "run", "search", "nothing"]
 """What a field can affect; each is stored under an identity.
 
-`pool` is the prompts, `answers` what an LLM answers to a request, `weights` a training, `scores`
-how a model is scored on an example under a prompt, `run` which of all these a run makes, compares
-and reports, `search` what a search tries. Names, places, and how work is spread affect `nothing`:
-what lies at a place is in an identity by its content.
+`pool`: the prompts; `answers`: an LLM's answer to a request; `weights`: a training; `scores`: how a
+model is scored on an example under a prompt; `run`: which of these a run makes, compares and
+reports; `search`: what a search tries; `nothing`: how work is spread, and names and places, whose
+content is in identities.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Affects:
-    """What a field affects, see `affects`."""
+    """What a field affects; made by `affects`."""
 
     targets: frozenset[Target]
     neutral: Any
@@ -34,11 +34,11 @@ def affects(*targets: Target, neutral: Any = ..., whole: bool = False) -> Affect
 
     Args:
         targets: What it affects.
-        neutral: Required for a field that is added to a class: the value that means what versions
-            without the field did. With this value it is left out of identities, so that what
-            earlier versions stored is still found.
-        whole: On a field that holds sections: it stands for all that is in them, whatever their
-            fields declare.
+        neutral: Required for a field that a later version adds: the value that means what versions
+            without the field did. A field with this value is left out of identities, so that
+            results of earlier versions are still found.
+        whole: For a field that holds sections: the targets hold for all fields inside, whatever
+            those declare.
     """
     return Affects(frozenset(targets) - {"nothing"}, neutral, whole)
 
@@ -57,15 +57,15 @@ class Section(BaseModel):
     """What each field affects."""
 
     def __init_subclass__(cls, affects: Target | None = None, **settings: Any) -> None:
-        """Accept what those fields affect that have no annotation of their own."""
+        """Accept `affects`, the default for fields without an annotation."""
         super().__init_subclass__(**settings)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
-        """Note what each field affects.
+        """Collect what each field affects.
 
         Raises:
-            TypeError: A field does not say.
+            TypeError: A field does not declare it.
         """
         target = settings.pop("affects", None)
         super().__pydantic_init_subclass__(**settings)
@@ -92,7 +92,7 @@ Seeds = Annotated[
     Field(min_length=1),
     AfterValidator(_differ),
 ]
-"""Seeds of trainings, none of them twice."""
+"""Different seeds of trainings."""
 
 
 class WorkerShare(Section, affects="nothing"):

@@ -4,10 +4,10 @@
       ConfigError        the configuration or an input is wrong: exit code 2, nothing was started
       TemplateError      a prompt template cannot be used
       DataError          a data set or a row of it cannot be used
-      ArtifactError      something on storage is missing, torn or somebody else's
+      ArtifactError      something on storage is missing, damaged or held by another run
       PoolError          too few prompts survived
-      LLMError           an LLM or its endpoint did not do its part
-      TrainingError      training stopped before it did harm (a loss that is not finite, ...)
+      LLMError           an LLM or its endpoint failed
+      TrainingError      training stopped before bad weights (a loss that is not finite, ...)
 
 Every class is built from one message, so that it survives pickling between Ray processes.
 """
@@ -32,23 +32,23 @@ class DataError(PaftError, ValueError):
 
 
 class ArtifactError(PaftError, RuntimeError):
-    """A stored result is missing, torn, or held by another live run."""
+    """A stored result is missing, damaged, or held by another live run."""
 
 
 class PoolError(PaftError, RuntimeError):
-    """The prompt pool cannot be built as asked, for example because too few prompts survived."""
+    """The prompt pool cannot be built, for example because too few prompts survived."""
 
 
 class LLMError(PaftError, RuntimeError):
-    """An LLM endpoint failed in a way that retrying does not mend."""
+    """An LLM endpoint failed in a way that retrying does not fix."""
 
 
 class TrainingError(PaftError, RuntimeError):
-    """Training was stopped before the weights came to harm."""
+    """Training was stopped before the weights went bad."""
 
 
 class WorkersLostError(TrainingError):
-    """Workers of a training were lost too often, which says nothing about its settings."""
+    """Workers of a training were lost too often; its settings are not the cause."""
 
 
 def package_missing(package: str, extra: str) -> LLMError:
@@ -60,6 +60,6 @@ def package_missing(package: str, extra: str) -> LLMError:
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:
-    """What an error of a library says, fit to stand inside a message of ours."""
+    """A library error's text, shortened to one line for use inside a message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= longest else text[: longest - 3] + "..."

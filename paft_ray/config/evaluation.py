@@ -1,4 +1,4 @@
-"""`evaluation` and `tracking`: what is measured, and where it is recorded."""
+"""`evaluation` and `tracking`: what is measured, and where runs are recorded."""
 
 from typing import Annotated, Literal
 

@@ -27,11 +27,11 @@ class Author(Section, affects="pool"):
     """Decoding temperatures, which requests take in turn; by default
     `prompts.generation.temperature`."""
     price: Annotated[TokenPrice | None, NOTHING] = None
-    """For `paft plan` and the funnel; without it no cost is shown."""
+    """Price that `paft plan` and the funnel use; without it no cost is shown."""
 
 
 class TransformersLLM(Author, affects="pool"):
-    """A model that runs inside our own Ray actors, batched."""
+    """A model that runs in batches inside Ray actors of this run."""
 
     type: Literal["transformers"]
     path: Annotated[str, NOTHING]
@@ -51,7 +51,7 @@ class TransformersLLM(Author, affects="pool"):
 
 
 class OpenAILLM(Author, affects="pool"):
-    """Any endpoint that speaks the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
+    """Any endpoint with the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
 
     type: Literal["openai"]
     base_url: Annotated[str, _ANSWERS] = Field(pattern=r"^https?://")
@@ -79,7 +79,7 @@ class OpenAILLM(Author, affects="pool"):
 
 
 class VLLMEngine(Author, affects="pool"):
-    """vLLM inside our own Ray actors (extra `vllm`, needs a GPU); it batches as requests come."""
+    """vLLM inside Ray actors of this run (extra `vllm`, needs a GPU), with continuous batching."""
 
     type: Literal["vllm"]
     path: Annotated[str, NOTHING]

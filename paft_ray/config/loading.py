@@ -1,7 +1,6 @@
 """From a YAML file and overrides to one validated `Config`, with errors that name the remedy.
 
-Order: YAML, then `section.field=value` overrides, then a look for secrets, then one validation;
-unknown keys are refused with their path and the nearest known key.
+Order: YAML, `section.field=value` overrides, a check for secrets, one validation.
 """
 
 import difflib
@@ -66,7 +65,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def from_anywhere(location: str) -> str:
-    """A `path` field that means the same in every working directory of this machine."""
+    """The value of a `path` field, made to mean the same in every working directory."""
     path = None if location.startswith("pkg:") else resolve_path(location)
     return location if path is None else str(path.absolute())
 
@@ -100,7 +99,7 @@ def resolve_path(location: str) -> Path | None:
 
 
 def local_path(location: str) -> Path:
-    """A path as this machine takes it, `~` expanded.
+    """A local path with `~` expanded.
 
     Raises:
         ConfigError: No file could have this name here.
@@ -108,7 +107,7 @@ def local_path(location: str) -> Path:
     try:
         path = Path(location).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
-            path.lstat()  # unlike exists(), it says when a name is impossible
+            path.lstat()  # unlike exists(), it raises for a name that is impossible
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"{_short(location)} is no usable path ({one_line(error)}); name another"
@@ -280,7 +279,7 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
         if part in variants:
             node = {"$ref": variants[part]}
             continue
-        if part == "[key]":  # pydantic's word for a key of a mapping, which stands before it
+        if part == "[key]":  # pydantic's mark behind a key of a mapping
             continue
         keys.append(str(part))
         child = node.get("properties", {}).get(part, node.get("additionalProperties"))

@@ -24,7 +24,7 @@ class ModelConfig(Section, affects="weights"):
     ] = "auto"
     """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
     it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
-    transformers' kernels for GPUs. Of training alone: scoring is always auto."""
+    transformers' kernels for GPUs. Only training uses this: scoring is always auto."""
     quantization: Literal["none", "nf4"] = "none"
     """Store frozen linear weights in 4 bits while training (QLoRA; extra `quantized`); scoring
     reads them as they are on disk."""
@@ -36,7 +36,7 @@ class ModelConfig(Section, affects="weights"):
             "target_modules": ["q_proj", "v_proj"],
         }
     )
-    """Handed to peft as it stands; null trains all weights of the model."""
+    """Passed to peft unchanged; null trains all weights of the model."""
 
     @field_validator("peft")
     @classmethod

@@ -1,4 +1,4 @@
-"""`prompts`: where prompts come from and what becomes of them."""
+"""`prompts`: where prompts come from and how the pool is made of them."""
 
 from typing import Annotated, Literal, Self
 
@@ -9,7 +9,7 @@ from paft_ray.config.llms import LLMConfig
 
 
 class StopConfig(Section, affects="pool"):
-    """When there is enough: new candidates repeat what others said."""
+    """When generation stops early: new candidates repeat earlier ones."""
 
     new_share: float = Field(default=0.02, gt=0, lt=1)
     """Stop when a smaller share of a round's candidates is unlike all before."""
@@ -25,10 +25,10 @@ class GenerationConfig(Section, affects="pool"):
     strategies: tuple[Literal["zero_shot", "few_shot"], ...] = Field(
         default=("zero_shot", "few_shot"), min_length=1
     )
-    """Ask with examples of prompts, without, or both."""
+    """Requests with examples of prompts, without, or both."""
     form: Literal["template", "instruction"] = "template"
-    """What one answer holds: whole templates (able models), or an instruction sentence that we
-    place in layouts of a grammar (small models)."""
+    """What one answer holds: whole templates (able models), or an instruction sentence that is
+    placed in layouts of a grammar (small models)."""
     per_llm: int = Field(default=20, ge=1)
     """Requests per LLM and strategy."""
     temperature: Annotated[float, affects("pool", "answers")] = Field(default=1.0, ge=0)
@@ -37,7 +37,7 @@ class GenerationConfig(Section, affects="pool"):
     """Decode from the likeliest tokens that together have this probability; small models need
     less than 1 to stay on topic."""
     budget_tokens: int | None = Field(default=None, ge=1)
-    """Stop asking once this many completion tokens could be spent."""
+    """Send no more requests once this many completion tokens could be spent."""
     max_error_rate: Annotated[float, NOTHING] = Field(default=0.5, ge=0, le=1)
     """Stop the stage when a larger share of the requests fails."""
     stop: StopConfig | None = None
@@ -87,14 +87,14 @@ class PoolSplitConfig(Section, affects="pool"):
     """Test prompts."""
     held_out_llm: str | None = None
     """Name of an LLM (its `model`, or the last part of its `path`) that writes all test prompts
-    and no other: the figure then holds for an author who never trained."""
+    and no other: figures then hold for an author whose prompts were never trained on."""
 
 
 class CoverageConfig(Section, affects="pool"):
-    """What "near" means when training prompts are put into an order that covers the whole."""
+    """How the distance between training prompts is measured when they are ordered for coverage."""
 
     type: Literal["tfidf", "embeddings"] = "tfidf"
-    """Pieces of words in common, or the meaning as a model sees it."""
+    """Character n-grams in common, or the embeddings of a model."""
     path: str | None = None
     """Folder or hub name of a sentence-transformers model, for `embeddings`."""
 
@@ -106,7 +106,7 @@ class CoverageConfig(Section, affects="pool"):
 
 
 class ProbeConfig(Section, affects="pool"):
-    """The base model's own opinion of each prompt, kept with the pool."""
+    """How the base model scores each prompt; kept with the pool."""
 
     examples: int = Field(default=8, ge=1)
     """Training examples that each prompt is tried on."""
@@ -126,7 +126,7 @@ class ProbeConfig(Section, affects="pool"):
 
 
 class PromptsConfig(Section, affects="pool"):
-    """Where prompts come from and what becomes of them."""
+    """Where prompts come from and how the pool is made of them."""
 
     files: Annotated[tuple[str, ...], NOTHING] = ()
     """JSONL (`text`), CSV or Parquet (column `text`), or plain text (one template a line)."""

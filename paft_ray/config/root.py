@@ -68,11 +68,11 @@ class Config(Section, affects="run"):
 
     @property
     def trainings(self) -> tuple[Training, ...]:
-        """What a run trains, in that order: every variant with the first seed, then the next."""
+        """The trainings of a run in order: every variant with the first seed, then the next."""
         return tuple(Training(v, seed) for seed in self.training_seeds for v in self.variants)
 
     def called(self, training: Training) -> str:
-        """What a training is called before people: by its seed too, where there are several."""
+        """The name of a training for people, with its seed where there are several."""
         return training.name if len(self.training_seeds) > 1 else training.label
 
     def of_training(self, training: Training) -> Self:
@@ -116,7 +116,7 @@ class Config(Section, affects="run"):
         return self
 
     def _views_fit(self) -> None:
-        """What an objective that compares two renderings of an example needs."""
+        """Check what an objective that compares two renderings of an example needs."""
         if self.train.objective.type != "consistency":
             return
         if not self.train.packing:

@@ -10,57 +10,6 @@ from paft_ray.config.base import NOTHING, Section, affects
 PUBLISHED_TASKS = ("boolq", "gsm8k", "hellaswag", "piqa", "race", "sst2", "winogrande")
 
 
-class BuiltinTask(Section, affects="run"):
-    """One of the tasks that `paft_ray` describes as data, see `paft_ray.tasks.builtin`."""
-
-    type: Literal["builtin"] = "builtin"
-    name: Literal[PUBLISHED_TASKS]  # pyright: ignore[reportInvalidTypeForm]
-    """Which task."""
-    path: Annotated[str | None, NOTHING] = None
-    """A local copy (file or saved Hugging Face data set; `pkg:NAME/inner/path` looks inside an
-    installed Python package); without it the Hugging Face hub is read."""
-
-
-class CustomTask(Section, affects="run"):
-    """A user's own data: a file or saved data set whose columns are mapped to slots."""
-
-    type: Literal["custom"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    """A short name, for reports."""
-    description: str = Field(min_length=10)
-    """What is asked of the model, in one or two sentences; LLMs that write prompts read it."""
-    path: Annotated[str, NOTHING]
-    """JSONL, Parquet, CSV, or a folder saved by Hugging Face `datasets`."""
-    fields: dict[str, str] = Field(min_length=1)
-    """Slot name to column name; each slot may be used in templates as `{slot}`."""
-    answer: str
-    """The column that holds the answer."""
-    choices: tuple[str, ...] | None = Field(default=None, min_length=2)
-    """All allowed answers, in the words the model should say; without them the answer is free
-    text."""
-    labels: dict[str, str] | None = None
-    """Value of the answer column, as text, to one of `choices`, where the two differ."""
-    instructions: tuple[str, ...] = ()
-    """A few instructions written by hand, which few-shot requests show to LLMs."""
-    test_path: Annotated[str | None, NOTHING] = None
-    """A separate file with the test examples; without it they are split off `path`."""
-
-    @field_validator("fields")
-    @classmethod
-    def _slots_are_words(cls, fields: dict[str, str]) -> dict[str, str]:
-        for slot in fields:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", slot):
-                raise ValueError(f"slot {slot!r} is not a word: use letters, digits and _")
-        return fields
-
-    @model_validator(mode="after")
-    def _labels_name_choices(self) -> Self:
-        for label, choice in (self.labels or {}).items():
-            if choice not in (self.choices or ()):
-                raise ValueError(f"labels.{label} is {choice!r}, which is not one of choices")
-        return self
-
-
 class TaskOptions(Section, affects="run"):
     """How a task's examples are split and turned into tokens."""
 
@@ -82,12 +31,54 @@ class TaskOptions(Section, affects="run"):
         return self
 
 
-class BuiltinTaskConfig(BuiltinTask, TaskOptions):
-    """`task:` with `type: builtin`."""
+class BuiltinTaskConfig(TaskOptions, affects="run"):
+    """One of the tasks that `paft_ray` describes as data, see `paft_ray.tasks.builtin`."""
+
+    type: Literal["builtin"] = "builtin"
+    name: Literal[PUBLISHED_TASKS]  # pyright: ignore[reportInvalidTypeForm]
+    """Which task."""
+    path: Annotated[str | None, NOTHING] = None
+    """A local copy (file or saved Hugging Face data set; `pkg:NAME/inner/path` looks inside an
+    installed Python package); without it the Hugging Face hub is read."""
 
 
-class CustomTaskConfig(CustomTask, TaskOptions):
-    """`task:` with `type: custom`."""
+class CustomTaskConfig(TaskOptions, affects="run"):
+    """A user's own data: a file or saved data set whose columns are mapped to slots."""
+
+    type: Literal["custom"]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """A short name, for reports."""
+    description: str = Field(min_length=10)
+    """What the model has to do, in one or two sentences; LLMs that write prompts read it."""
+    path: Annotated[str, NOTHING]
+    """JSONL, Parquet, CSV, or a folder saved by Hugging Face `datasets`."""
+    fields: dict[str, str] = Field(min_length=1)
+    """Slot name to column name; each slot may be used in templates as `{slot}`."""
+    answer: str
+    """The column that holds the answer."""
+    choices: tuple[str, ...] | None = Field(default=None, min_length=2)
+    """All allowed answers, as the model should write them; without them the answer is free text."""
+    labels: dict[str, str] | None = None
+    """Value of the answer column, as text, to one of `choices`, where the two differ."""
+    instructions: tuple[str, ...] = ()
+    """A few instructions written by hand, which few-shot requests show to LLMs."""
+    test_path: Annotated[str | None, NOTHING] = None
+    """A separate file with the test examples; without it they are split off `path`."""
+
+    @field_validator("fields")
+    @classmethod
+    def _slots_are_words(cls, fields: dict[str, str]) -> dict[str, str]:
+        for slot in fields:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", slot):
+                raise ValueError(f"slot {slot!r} is not a word: use letters, digits and _")
+        return fields
+
+    @model_validator(mode="after")
+    def _labels_name_choices(self) -> Self:
+        for label, choice in (self.labels or {}).items():
+            if choice not in (self.choices or ()):
+                raise ValueError(f"labels.{label} is {choice!r}, which is not one of choices")
+        return self
 
 
 TaskConfig = Annotated[BuiltinTaskConfig | CustomTaskConfig, Field(discriminator="type")]

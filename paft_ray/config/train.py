@@ -28,8 +28,8 @@ class SamplingConfig(Section, affects="weights"):
     steps_per_prompt: int = Field(default=1, ge=1)
     """How many steps a draw is kept: the paper's K."""
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=True)] = math.inf
-    """Of the softmax over the prompts' losses that draws them: small ones favour prompts that the
-    model does badly under; `.inf` is uniform, which is the paper."""
+    """Temperature of the softmax over losses that draws prompts: small ones favour prompts that the
+    model does badly under; `.inf` is uniform, as in the paper."""
     uniform_floor: float = Field(default=0.1, ge=0, le=1)
     """Share of the draws that stays uniform under a finite temperature."""
     smoothing: float = Field(default=0.9, ge=0, lt=1)
@@ -50,12 +50,12 @@ class SamplingConfig(Section, affects="weights"):
 
 
 class DeepSpeedConfig(Section, affects="weights"):
-    """The part of DeepSpeed's configuration that is ours to choose."""
+    """The part of DeepSpeed's configuration that users choose."""
 
     stage: Literal[0, 1, 2, 3] = 1
     """ZeRO stage."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
-    """What lives in the CPUs' memory: the optimizer's state (stages 1 to 3), or the parameters as
+    """What is kept in the CPUs' memory: the optimizer's state (stages 1 to 3), or the parameters as
     well (stage 3)."""
 
     @model_validator(mode="after")
@@ -125,8 +125,8 @@ class Consistency(Section, affects="weights"):
 
     type: Literal["consistency"]
     weight: float = Field(default=1.0, gt=0)
-    """Of the penalty, a symmetric Kullback-Leibler divergence in nats, beside the mean answer loss
-    of both renderings."""
+    """Weight of the penalty, a symmetric Kullback-Leibler divergence in nats, which is added to the
+    mean answer loss of both renderings."""
 
 
 class GroupDRO(Section, affects="weights"):

@@ -34,7 +34,7 @@ def _searchable(path: str) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """A value as JSON holds it: without infinity, for which every field takes the text as well."""
+    """A value as JSON holds it; infinity becomes a text, which every field accepts as well."""
     if isinstance(value, float) and math.isinf(value):
         return str(value)
     if isinstance(value, dict):
@@ -66,7 +66,7 @@ class _Range(Section, Generic[Number], affects="search"):
     low: Number
     """Least value."""
     high: Number
-    """Greatest value; of whole numbers it is drawn too."""
+    """Greatest value; a range of whole numbers includes it."""
 
     _by_magnitude: ClassVar[bool] = False
     """Whether it is drawn by its logarithm."""
@@ -129,7 +129,7 @@ class OptunaSearch(Section, affects="search"):
 
     type: Literal["optuna"]
     startup_trials: int = Field(default=8, ge=1)
-    """So many are drawn at random before it begins to choose."""
+    """Trials that are drawn at random before the estimator chooses."""
 
 
 class NoScheduler(Section, affects="search"):
@@ -166,15 +166,15 @@ class MeanAccuracy(Section, affects="search"):
 
 
 class MeanMinusStd(Section, affects="search"):
-    """Mean accuracy less so many standard deviations over prompts."""
+    """Mean accuracy minus a multiple of its standard deviation over prompts."""
 
     type: Literal["mean_minus_std"]
     weight: float = Field(default=1.0, ge=0)
-    """How many."""
+    """The multiple."""
 
 
 class LowQuantile(Section, affects="search"):
-    """The 5% quantile of the accuracy over prompts: a wording that a user might well hit."""
+    """The 5% quantile of the accuracy over prompts: a bad wording that users may well choose."""
 
     type: Literal["p05"] = "p05"
 
@@ -214,8 +214,8 @@ class TuningConfig(Section, affects="search"):
     finalists: Annotated[int, NOTHING] = Field(default=2, ge=1)
     """How many of the best are trained again, with other seeds, and evaluated on test prompts."""
     seeds: Annotated[Seeds | None, NOTHING] = None
-    """Of the finalists' trainings, three by default; trials are trained with `seed`, which is none
-    of these."""
+    """Seeds of the finalists' trainings, three by default; `seed`, which trials are trained with,
+    may not be one of them."""
 
     def final_seeds(self, seed: int) -> tuple[int, ...]:
         """The seeds of the finalists' trainings, where `seed` is that of the trials."""

@@ -15,7 +15,7 @@ LABEL_PATTERN = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
 class VariantOptions(Section, affects="run"):
-    """What every way to train can be called."""
+    """What all variants have in common."""
 
     name: str | None = Field(default=None, max_length=40)
     """Its label in folders, tables and MLflow; by default its type."""
@@ -40,11 +40,11 @@ class PaftVariant(VariantOptions, affects="run"):
 
     type: Literal["paft"]
     sampling: SamplingConfig | None = None
-    """In place of `train.sampling`, for comparing temperatures, say."""
+    """Replaces `train.sampling`, for example to compare temperatures."""
 
 
 class SinglePromptVariant(VariantOptions, affects="run"):
-    """Every example through one prompt: what people do otherwise."""
+    """Every example through one prompt, as is usual without PAFT."""
 
     type: Literal["single_prompt"]
     prompt: str | None = None
@@ -61,8 +61,8 @@ class HumanPromptVariant(VariantOptions, affects="run"):
 
 
 class BoundPromptsVariant(VariantOptions, affects="run"):
-    """Every example bound once, for the whole training, to a random prompt of a small pool: what
-    the official implementation does."""
+    """Every example bound once, for the whole training, to a random prompt of a small pool, as in
+    the official implementation."""
 
     type: Literal["bound_prompts"]
     prompts: int = Field(default=12, ge=1)
@@ -81,14 +81,14 @@ class Training:
 
     variant: VariantConfig
     seed: int
-    """Of the order of examples, the draws of prompts, the adapter's beginning and dropout."""
+    """Seed of the order of examples, the draws of prompts, the adapter's start and dropout."""
 
     @property
     def label(self) -> str:
-        """Of its variant."""
+        """The variant's label."""
         return self.variant.label
 
     @property
     def name(self) -> str:
-        """Its folder under `training/`."""
+        """The training's folder under `training/`."""
         return f"{self.label}-s{self.seed}"

@@ -1,1 +1,1 @@
-"""What the stages of one command share: the context, opening a run, progress."""
+"""Shared by the stages of one command: the context, opening a run, settings, progress, the log."""

@@ -1,4 +1,4 @@
-"""What the stages of one command share: configuration, task, storage, identities, tracking."""
+"""The context of one command: configuration, task, storage, identities, tracking."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +19,10 @@ RUN_KEY = "run"
 
 
 class Identities:
-    """Fingerprints of what lies behind a configuration's paths, each computed once, when needed."""
+    """Fingerprints of base model and task by their content, each computed once, when needed."""
 
     def __init__(self, config: Config, task: Task) -> None:
-        """Identities of a task and of the base model of `config`; nothing is read yet."""
+        """Keep what fingerprints are made from; nothing is read yet."""
         self._config, self._task = config, task
 
     @cached_property
@@ -32,7 +32,7 @@ class Identities:
 
     @cached_property
     def task(self) -> str:
-        """Fingerprint of everything about the task that can move weights or scores."""
+        """Fingerprint of all that changes weights or scores in the task."""
         task = self._task
         fields = affecting(self._config, "weights", "scores")["task"]
         limits, later = take(fields, "max_length", "overlong")
@@ -48,7 +48,7 @@ class Identities:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One command's view of its run: data only, so that it can travel to other processes."""
+    """What every stage of one command needs; can be pickled if its screen can."""
 
     config: Config
     task: Task
@@ -78,18 +78,18 @@ class RunContext:
         return self.storage.child("runs", self.config.name)
 
     def tracked(self) -> Self:
-        """This context with tracking prepared, for which a sqlite database may be made."""
+        """This context with tracking prepared, which may create a sqlite database."""
         return replace(self, tracking=prepare_tracking(self.config, self.storage))
 
     def of_config(self, config: Config, screen: Screen | None = None) -> Self:
-        """The same command's view of another configuration of the same task and base model.
+        """This context with another configuration of the same task and base model.
 
         Without a screen it is silent, and can be pickled.
         """
         return replace(self, config=config, screen=screen or SilentScreen())
 
     def of_task(self, task: Task) -> Self:
-        """The same command's view of other examples of its task."""
+        """This context with other examples of its task."""
         return replace(self, task=task, identities=Identities(self.config, task))
 
     @property
@@ -99,7 +99,7 @@ class RunContext:
 
     @property
     def task_identity(self) -> str:
-        """Fingerprint of everything about the task that can move weights or scores."""
+        """Fingerprint of all that changes weights or scores in the task."""
         return self.identities.task
 
     @property

@@ -1,4 +1,4 @@
-"""The run's log file: where everything goes that is printed while a command runs."""
+"""The run's log file, which receives all that is printed while a command runs."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ LOG = "log.txt"
 
 @contextmanager
 def redirected(file: Path) -> Iterator[None]:
-    """While the block runs, what this process and its children print goes to a file."""
+    """Send the output of this process and its children to a file during the block."""
     real = os.dup(1), os.dup(2)
     log = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)

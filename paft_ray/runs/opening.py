@@ -1,4 +1,4 @@
-"""Opening a run: its lock, its record, its tracking, the seconds of its stages."""
+"""Opening a run: its lock, its recorded configuration, its tracking, the seconds of its stages."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,13 @@ from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import Tracker, TrackingTarget, end_open_runs, open_tracker, send_waiting
+from paft_ray.tracking import Tracker, end_open_runs, open_tracker, send_waiting
 
 
 class StageClock:
-    """Seconds per stage, added up over the attempts of a run that was interrupted.
+    """Seconds per stage, summed over the attempts of an interrupted run.
 
-    What a process was at when it was killed outright is not in them.
+    The stage in which a process was killed by SIGKILL is not counted.
     """
 
     _file = "seconds.json"
@@ -34,7 +34,7 @@ class StageClock:
         try:
             yield
         except BaseException:
-            with suppress(Exception):  # what stopped the stage is what the user has to read
+            with suppress(Exception):  # the user has to see the stage's own error
                 self._keep(name, started)
             raise
         self._keep(name, started)
@@ -56,12 +56,12 @@ def open_run(
     Args:
         context: The run.
         overwrite: Delete what another configuration left under this name.
-        made_from: What else must stay the same under this name, as fingerprints; `work` says what
-            kind of thing it is.
+        made_from: Further fingerprints that must stay the same under this name; `work` is the kind
+            of the work.
 
     Raises:
-        ConfigError: Another live process holds the name, or what lies under it was made from other
-            data or weights.
+        ConfigError: Another live process holds the lock, or the folder's content was made from
+            other data or weights.
     """
     folder = context.run_folder
     content = {
@@ -72,14 +72,15 @@ def open_run(
     }
     if not overwrite:
         _refuse_other_content(folder, content)
-    with lock(folder, f"run {context.config.name!r}", tell=context.screen.line):
+    with lock(folder, f"run {context.config.name!r}", show=context.screen.line):
         if folder.exists("config.json"):
             context = context.tracked()
-            _end_earlier(context.tracking)
+            if not send_waiting(context.tracking):  # of a process that may have died
+                end_open_runs(context.tracking)
         if overwrite:
             for name in set(folder.names()) - {LOCK_FILE, "log.txt"}:
                 folder.delete(name)
-            context = replace(context, tracking=None)  # what begins now is another run there
+            context = replace(context, tracking=None)  # it is another run in MLflow
         if context.tracking is None:
             context = context.tracked()
         record = {
@@ -109,14 +110,8 @@ def open_run(
                 end_open_runs(context.tracking)
 
 
-def _end_earlier(target: TrackingTarget | None) -> None:
-    """Send and end what the process that had this name before left, which may have died."""
-    if not send_waiting(target):
-        end_open_runs(target)
-
-
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
-    """Places are no part of a configuration's identity, but what lies there is."""
+    """Compare the content of paths, which a configuration's identity does not hold."""
     if not folder.exists("config.json"):
         return
     recorded = {"work": "run", **folder.read_json("config.json").get("content", content)}

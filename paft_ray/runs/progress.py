@@ -1,6 +1,6 @@
-"""What a person sees while work goes on: a line per stage, a bar where the output is a terminal.
+"""Progress for people: a line per stage, and a bar where the output is a terminal.
 
-Library functions speak to a `Screen`; by default it is silent. The CLI hands in a `RichScreen`.
+Library functions report to a `Screen`; the default is silent, the CLI passes a `RichScreen`.
 """
 
 import time
@@ -16,38 +16,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @dataclass
 class Stage:
-    """One stage under way; whoever works on it says how far it is and what came of it."""
+    """A running stage, with its progress and outcome."""
 
     name: str
     started: float = field(default_factory=time.perf_counter)
     done: int = 0
     total: int | None = None
     outcome: str = ""
+    changed: Callable[[], object] = lambda: None
+    """Called after every change of `done` and `total`."""
 
     @property
     def seconds(self) -> float:
-        """Time since the stage began."""
+        """Seconds since the stage began."""
         return time.perf_counter() - self.started
 
     def expect(self, total: int) -> None:
-        """Say how many units of work there are."""
+        """Set how many units of work there are."""
         self.total = total
+        self.changed()
 
     def advance(self, units: int = 1) -> None:
-        """Say that some of them are done."""
+        """Add units that are done."""
         self.reach(self.done + units)
 
     def reach(self, done: int) -> None:
-        """Say how many of them are done in all."""
+        """Set how many units are done in all."""
         self.done = done
+        self.changed()
 
     def finish(self, outcome: str) -> None:
-        """Say in a few words, with counts, what came of the stage."""
+        """Set the stage's outcome, in a few words with counts."""
         self.outcome = outcome
 
 
 class Screen(Protocol):
-    """Shows stages and lines to a person."""
+    """Shows stages and lines to people."""
 
     def stage(self, name: str) -> AbstractContextManager[Stage]:
         """A context manager around one stage."""
@@ -58,7 +62,7 @@ class Screen(Protocol):
         ...
 
     def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
-        """A context manager in which something is shown, drawn anew every second."""
+        """A context manager in which something is shown and redrawn every second."""
         ...
 
 
@@ -67,32 +71,15 @@ class SilentScreen:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
-        """A stage that nobody sees."""
+        """Show no stage."""
         yield Stage(name)
 
     def line(self, text: str) -> None:
-        """Drop the line."""
+        """Show no line."""
 
     def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
         """Show nothing."""
         return nullcontext()
-
-
-class _VisibleStage(Stage):
-    progress: Progress | None = None
-    task_id: int | None = None
-
-    def expect(self, total: int) -> None:
-        super().expect(total)
-        self._show()
-
-    def reach(self, done: int) -> None:
-        super().reach(done)
-        self._show()
-
-    def _show(self) -> None:
-        if self.progress is not None and self.task_id is not None:
-            self.progress.update(self.task_id, completed=self.done, total=self.total)  # pyright: ignore[reportArgumentType]
 
 
 class RichScreen:
@@ -105,26 +92,20 @@ class RichScreen:
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Show a bar while the stage runs, and one line when it is over."""
-        stage = _VisibleStage(name)
-        columns = (
+        stage = Stage(name)
+        progress = Progress(
             TextColumn("{task.description:<24}"),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,  # other output belongs to the log, not above the bar
+            redirect_stderr=False,
         )
-        if self._console.is_terminal:
-            progress = Progress(
-                *columns,
-                console=self._console,
-                transient=True,
-                redirect_stdout=False,  # what others print belongs to the log, not above the bar
-                redirect_stderr=False,
-            )
-            with progress:
-                stage.progress = progress
-                stage.task_id = progress.add_task(name, total=None)
-                yield stage
-        else:
+        bar = progress.add_task(name, total=None)
+        stage.changed = lambda: progress.update(bar, completed=stage.done, total=stage.total)
+        with progress if self._console.is_terminal else nullcontext():
             yield stage
         self._console.print(
             f"{name:<24} {stage.outcome}  [dim]{stage.seconds:.0f} s[/dim]",
@@ -137,7 +118,7 @@ class RichScreen:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
-        """Show something, drawn anew every second, where the output is a terminal."""
+        """Show something, redrawn every second, where the output is a terminal."""
         if not self._console.is_terminal:
             return nullcontext()
         return Live(

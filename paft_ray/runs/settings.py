@@ -1,4 +1,4 @@
-"""Settings checked against each other, the task and this machine: of a run, of every trial."""
+"""Checks of a run's or trial's settings against each other, the task and this machine."""
 
 from collections.abc import Iterator
 
@@ -16,12 +16,12 @@ def check_settings(config: Config, task: Task) -> list[str]:
     """Check the settings that a search may change, also against the task; returns warnings.
 
     Raises:
-        ConfigError: They cannot work together, or here.
+        ConfigError: They cannot work together, or not on this machine.
     """
-    warnings = [*_check_dtype(config)]
+    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
+    warnings = [*_check_bfloat16(config)] if dtype == "bfloat16" else []
     if config.model.peft is not None:
         check_peft(config.model.peft)
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
@@ -31,10 +31,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     return warnings
 
 
-def _check_dtype(config: Config) -> Iterator[str]:
-    dtype = resolve_dtype(config.model.dtype, config.train.workers.gpus)
-    if dtype != "bfloat16":
-        return
+def _check_bfloat16(config: Config) -> Iterator[str]:
     if config.train.deepspeed.stage == 0:
         raise ConfigError(
             f"train.deepspeed.stage: 0 gives wrong losses in bfloat16, which model.dtype "
@@ -64,8 +61,8 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             )
     chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
     wanted = config.evaluation.selection_examples
-    asked_for = "selection_examples" in config.evaluation.model_fields_set
-    if chosen and asked_for and wanted > len(task.validation):
+    is_set = "selection_examples" in config.evaluation.model_fields_set
+    if chosen and is_set and wanted > len(task.validation):
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"

@@ -1,1 +1,1 @@
-"""What lies on storage: paths and URIs, artifacts with a manifest, finished parts, the lock."""
+"""Storage: paths and URIs, artifacts with a manifest, finished parts, the lock."""

@@ -1,14 +1,12 @@
-"""The one way a result gets onto storage, is named, and is found again.
+"""Artifacts: files on storage that are complete when their manifest is there, which comes last.
 
-Covered: fingerprints; storage that is a path or a URI (through pyarrow.fs); artifacts whose
-manifest, with sizes and checksums, is written last; finished parts of long work. Not covered:
-training state, which is `training.checkpoint`; who may write where, which is `lease`.
+Not covered: training state (`training.state`), and who may write to a folder (`storage.lock`).
 """
 
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +20,18 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a complete artifact consists of."""
+    """The record of a complete artifact."""
 
     fingerprint: str
     files: Mapping[str, Mapping[str, Any]]
     """File name to its `size` in bytes and `sha256`."""
     about: Mapping[str, Any]
-    """What the writer wanted to be known: counts, inputs, versions."""
+    """Further facts from the writer: counts, inputs, versions."""
 
 
 @dataclass
 class ArtifactWriter:
-    """Files first, manifest last: until `commit` the artifact does not exist for a reader."""
+    """Writes files first and the manifest last: readers see no artifact before `commit`."""
 
     folder: Storage
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,7 +42,7 @@ class ArtifactWriter:
         self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     def note(self, name: str) -> None:
-        """Make a file that is already on storage part of the artifact."""
+        """Add a file that is already on storage."""
         [size] = self.folder.sizes([name])
         self.files[name] = {"size": size, "sha256": self.folder.digest(name)}
 
@@ -54,11 +52,9 @@ class ArtifactWriter:
             self.add(path.name, path.read_bytes())
 
     def commit(self, identity: str, about: Mapping[str, Any]) -> Manifest:
-        """Make the artifact complete under its fingerprint."""
+        """Write the manifest, which completes the artifact under its fingerprint."""
         manifest = Manifest(identity, self.files, about)
-        self.folder.write_json(
-            MANIFEST, {"fingerprint": identity, "files": self.files, "about": about}
-        )
+        self.folder.write_json(MANIFEST, asdict(manifest))
         return manifest
 
 
@@ -66,7 +62,7 @@ def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
     """The manifest of a complete artifact; None where it is absent or does not match its files.
 
     Args:
-        folder: Where the artifact lies.
+        folder: The artifact's folder.
         check: Compare checksums too, not only presence and sizes.
     """
     if not folder.exists(MANIFEST):

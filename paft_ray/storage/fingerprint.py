@@ -11,12 +11,9 @@ from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
 
-
 FORMAT_VERSION = 1
 """Part of every fingerprint: raise it when what is stored changes its meaning."""
-
-
-_DIGESTS_KEPT = 1 << 26  # bytes from which on a file's digest is remembered
+_DIGESTS_KEPT = 1 << 26  # files of this many bytes or more have their digest cached
 
 
 def fingerprint(*parts: Any) -> str:
@@ -26,20 +23,20 @@ def fingerprint(*parts: Any) -> str:
 
 
 def fingerprint_files(root: Path) -> str:
-    """Fingerprint of a local file by name and content, or of a folder's files; not of its name."""
+    """Fingerprint of a local file, or of a folder's files, by their names and content."""
     base = root.parent if root.is_file() else root
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
     return fingerprint([[p.relative_to(base).as_posix(), _digest_file(p)] for p in files])
 
 
 def user_cache() -> Path:
-    """Where this user's machine keeps what can be made again."""
+    """Folder of this user's machine for files that can be made again."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "paft_ray"
 
 
 def _digest_file(path: Path) -> str:
-    """SHA-256 of a file; of a large one remembered as long as its size and time stay the same."""
+    """SHA-256 of a file; cached for large files while size and time of change stay the same."""
     status = path.stat()
     if status.st_size < _DIGESTS_KEPT:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -51,6 +48,6 @@ def _digest_file(path: Path) -> str:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     try:
         Storage.open(str(kept.parent)).write_bytes(kept.name, digest.encode())
-    except OSError as error:  # a home that cannot be written: it is only read again
+    except OSError as error:  # a home that cannot be written costs another read
         logger.info("digest of %s not remembered: %s", path, error)
     return digest

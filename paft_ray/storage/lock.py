@@ -1,8 +1,9 @@
-"""Who may write to a folder: one live process at a time.
+"""The lock of a folder, which one live process at a time may write to.
 
-On a local file system a lock makes looking and writing one step, so that of two processes that
-start together one gets the lease. An object store has no such step: there a holder writes its name,
-waits, and has the lease if the name is still its own; whoever loses one that way later is stopped.
+On a local file system `flock` makes reading and writing the lock's file one step, so that one of
+two processes that start together gets the lock. An object store has no such step: there a process
+writes its name, waits, and holds the lock if the name is still its own. A process that loses the
+lock later is stopped.
 """
 
 import fcntl
@@ -27,37 +28,37 @@ LOCK_FILE = "lease.json"
 _SECONDS = 60.0
 _SETTLE_S = 2.0
 _LOST = signal.SIGUSR2
-"""Stops the block of a lease that is lost. SIGINT would not in a job that a script began with `&`:
-there it is ignored."""
+"""Stops the block of a lost lock. SIGINT is ignored in a job that a script began with `&`."""
 _held: set[str] = set()
-"""Tokens of the leases that this process holds."""
+"""Tokens of the locks that this process holds."""
 
 
 @contextmanager
 def lock(
-    folder: Storage, what: str, wait: bool = False, tell: Callable[[str], None] | None = None
+    folder: Storage, what: str, wait: bool = False, show: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold a folder for this process as long as the block runs.
+    """Lock a folder for this process during the block; a thread renews the lock.
 
-    A thread renews the lease. One whose process died on this host is taken over at once, one of
-    another host after 60 s without renewal, for which this waits: a job tried again on a new
-    cluster comes sooner. Another host's process that lives renews it within 15 s, and is refused.
+    The lock of a process that died on this host is taken over at once. The lock of another host is
+    taken over after 60 s without renewal, for which this waits, because a job that is tried again
+    on a new cluster starts sooner. A live process renews its lock within 15 s; then this is
+    refused.
 
     Args:
-        folder: What is held; it may not exist yet.
-        what: How the folder is named in messages.
+        folder: The folder; it may not exist yet.
+        what: Its name in messages.
         wait: Wait for another holder to end, instead of refusing.
-        tell: Hears, in one line, that this waits.
+        show: Receives one line when this waits.
 
     Raises:
-        ConfigError: Another live process holds it.
+        ConfigError: Another live process holds the lock.
         ArtifactError: Another process took it over while this one slept; the block was stopped.
     """
     token = uuid.uuid4().hex
     mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": token}
     _held.add(token)
     try:
-        _acquire(folder, mine, what, wait, tell or logger.info)
+        _acquire(folder, mine, what, wait, show or logger.info)
     except BaseException:
         _held.discard(token)
         raise
@@ -76,7 +77,7 @@ def lock(
 
     try:
         with _stopping_signal() as stopping:
-            thread = threading.Thread(target=renew, args=[stopping], name="lease", daemon=True)
+            thread = threading.Thread(target=renew, args=[stopping], name="lock", daemon=True)
             thread.start()
             try:
                 yield
@@ -98,9 +99,9 @@ def lock(
 
 @contextmanager
 def _stopping_signal() -> Iterator[int]:
-    """The signal that raises KeyboardInterrupt in the main thread as long as the block runs."""
+    """The signal that raises KeyboardInterrupt in the main thread during the block."""
     if threading.current_thread() is not threading.main_thread():
-        yield signal.SIGINT  # only the main thread may say what another signal does
+        yield signal.SIGINT  # only the main thread may set a signal's handler
         return
     before = signal.signal(_LOST, signal.default_int_handler)
     try:
@@ -110,25 +111,25 @@ def _stopping_signal() -> Iterator[int]:
 
 
 def _acquire(
-    folder: Storage, mine: Mapping[str, Any], what: str, wait: bool, tell: Callable[[str], None]
+    folder: Storage, mine: Mapping[str, Any], what: str, wait: bool, show: Callable[[str], None]
 ) -> None:
-    told: Mapping[str, Any] | None = None
+    first: Mapping[str, Any] | None = None
     while (held := _try(folder, mine)) is not None:
         age = time.time() - float(held.get("renewed", 0))
         holder = f"process {held.get('pid')} on {held.get('host')} (seen {age:.0f} s ago)"
         elsewhere = held.get("host") != mine["host"]
-        if not wait and not (elsewhere and told in (None, held)):
+        if not wait and not (elsewhere and first in (None, held)):
             raise ConfigError(
                 f"{what} is in use by {holder}: wait for it to end, or choose another name"
             )
-        if told is None:
-            tell(f"{what} is in use by {holder}: waiting for it")
-            told = held
+        if first is None:
+            show(f"{what} is in use by {holder}: waiting for it")
+            first = held
         time.sleep(_SETTLE_S)
 
 
 def _try(folder: Storage, mine: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Write the lease, or return the live one that is in the way."""
+    """Write the lock, or return the live one of another holder."""
     with _exclusive(folder):
         held = _read(folder)
         if _is_live(held, mine):
@@ -143,7 +144,7 @@ def _try(folder: Storage, mine: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _exclusive(folder: Storage) -> Iterator[None]:
-    """On a local file system, one process at a time; elsewhere nothing can promise that."""
+    """One process at a time on a local file system; no such guarantee elsewhere."""
     if not folder.is_local:
         yield
         return
@@ -155,7 +156,7 @@ def _exclusive(folder: Storage) -> Iterator[None]:
 
 
 def _read(folder: Storage) -> Mapping[str, Any]:
-    """What a lease says; nothing where there is none or it is torn."""
+    """The content of the lock's file; empty where there is none or it is damaged."""
     try:
         held = folder.read_json(LOCK_FILE)
     except ArtifactError:
@@ -179,5 +180,5 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass
     return True

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import local_path
 
-_CHUNK = 1 << 24  # bytes of a file that are in memory while its digest is made
+_CHUNK = 1 << 24  # bytes that are read at a time for a digest
 
 
 def refuse_relative(location: str) -> None:
-    """Refuse a storage that would lie in a job's working directory.
+    """Refuse storage inside a job's working directory.
 
     Raises:
         ConfigError: It is a relative path.
@@ -68,7 +68,7 @@ class Storage:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def child(self, *names: str) -> "Storage":
-        """The storage of a folder below."""
+        """The storage of a subfolder."""
         return replace(self, root="/".join([self.root, *names]))
 
     def path(self, name: str = "") -> str:
@@ -76,14 +76,14 @@ class Storage:
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder of that name is there."""
+        """Whether there is a file or folder of that name."""
         info = self.filesystem.get_file_info(self.path(name))
         return info.type != pafs.FileType.NotFound
 
     def names(self) -> list[str]:
         """Names of the entries directly in this folder, sorted; none where it does not exist.
 
-        What begins with a point is ours and passing: files being written, locks.
+        Names that begin with a point are left out: files being written, locks.
         """
         selector = pafs.FileSelector(self.root, allow_not_found=True)
         names = (info.base_name for info in self.filesystem.get_file_info(selector))
@@ -95,34 +95,36 @@ class Storage:
         Raises:
             ArtifactError: There is no such file.
         """
-        try:
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
-                return stream.read()
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        with self._reading(name) as stream:
+            return stream.read()
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a file, of which a part at a time is in memory.
+        """SHA-256 of a file, which is read in chunks.
 
         Raises:
             ArtifactError: There is no such file.
         """
         digest = hashlib.sha256()
-        try:
-            with self.filesystem.open_input_stream(self.path(name)) as stream:
-                while chunk := stream.read(_CHUNK):
-                    digest.update(chunk)
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        with self._reading(name) as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
         return digest.hexdigest()
 
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[pa.NativeFile]:
+        try:
+            with self.filesystem.open_input_stream(self.path(name)) as stream:
+                yield stream
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+
     def sizes(self, names: Iterable[str]) -> list[int | None]:
-        """Bytes of files, asked for at once; None for what is no file."""
+        """Sizes of files in bytes, by one request; None for what is no file."""
         paths = [self.path(name) for name in names]
         return [info.size for info in self.filesystem.get_file_info(paths)]
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file so that no reader ever sees a part of it."""
+        """Write a file; readers see all of it or nothing."""
         target = self.path(name)
         if not self.is_local:  # an object appears when its upload is complete
             with self.filesystem.open_output_stream(target) as stream:
@@ -163,7 +165,7 @@ class Storage:
         return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
 
     def delete(self, name: str = "") -> None:
-        """Remove a file, or a folder with all that is in it; fine if it is not there."""
+        """Remove a file, or a folder with its content, if it exists."""
         info = self.filesystem.get_file_info(self.path(name))
         if info.type == pafs.FileType.Directory:
             self.filesystem.delete_dir(self.path(name))
@@ -171,7 +173,7 @@ class Storage:
             self.filesystem.delete_file(self.path(name))
 
     def prune(self, keep: Collection[str]) -> None:
-        """Remove all files of this folder but these, and what was left half-written."""
+        """Remove all files of this folder but these, unfinished ones too."""
         selector = pafs.FileSelector(self.root, allow_not_found=True)
         for info in self.filesystem.get_file_info(selector):
             if info.type == pafs.FileType.File and info.base_name not in keep:
@@ -179,7 +181,7 @@ class Storage:
 
     @contextmanager
     def local(self) -> Iterator[str]:
-        """A local folder with these files: this one, or a copy that lasts as long as the block."""
+        """A local folder with these files: this one, or a copy that exists during the block."""
         if self.is_local:
             yield self.path()
             return
@@ -195,7 +197,7 @@ class Storage:
 
 
 def to_json(value: Any) -> bytes:
-    """A value as indented UTF-8 JSON, the way all our files hold it."""
+    """A value as indented UTF-8 JSON, the format of all JSON files on storage."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 

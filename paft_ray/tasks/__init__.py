@@ -1,9 +1,11 @@
 """A task: a data set, its fields, its answer, and its examples in three splits.
 
-base.py      the records: `Example`, `Task`
+example.py   the records: `Example`, `Task`
 builtin.py   the published tasks, described as data
+tables.py    JSONL, CSV and Parquet files to rows
 sources.py   files, saved data sets and the hub to rows
-load.py      rows to `Task`: mapping, ids, splits
+loading.py   rows to `Task`: mapping, ids, splits
+grading.py   the answer in a generated text
 """
 
 from paft_ray.tasks.example import Example, Task

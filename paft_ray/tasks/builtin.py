@@ -1,8 +1,8 @@
-"""The published tasks as data: where they lie, how a row becomes fields and an answer.
+"""The published tasks as data: their sources, and how a row becomes fields and an answer.
 
-Covered: PIQA, HellaSwag, WinoGrande, RACE, BoolQ, SST-2, GSM8K. A column is named as it stands in
-the source; `options[2]` is the third entry of a column that holds a list. Where a data set's own
-test labels are secret, its validation split is the test split here, as is usual.
+Covered: PIQA, HellaSwag, WinoGrande, RACE, BoolQ, SST-2, GSM8K. Columns have the source's names;
+`options[2]` is the third entry of a column that holds a list. Where the labels of a test split are
+secret, the validation split is the test split here, as is usual.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class TaskOutline:
-    """All that is known of a task before a row of it is read."""
+    """The description of a task, without its rows."""
 
     name: str
     description: str
-    """What is asked of the model, for LLMs that write prompts."""
+    """What the model has to do, for LLMs that write prompts."""
     columns: Mapping[str, str]
-    """Slot name to column, in the order in which a reader wants them."""
+    """Slot name to column, in the order of reading."""
     answer: str
     """Column of the answer."""
     choices: tuple[str, ...] | None = None
@@ -37,12 +37,12 @@ class TaskOutline:
     instructions: tuple[str, ...] = ()
     """Instructions written by hand, which few-shot requests show to LLMs."""
     top_threshold: float = 0.85
-    """Accuracy t of Top@t: what the paper reports (arXiv 2502.12859, table 1), whose 85% is for all
-    tasks that it does not name."""
+    """Accuracy t of Top@t, from the paper (arXiv 2502.12859, table 1); 85% for all tasks that the
+    paper does not name."""
     train_split: str = "train"
-    """Name of the split that training and validation examples come from."""
+    """Split of the source with training and validation examples."""
     test_split: str = "test"
-    """Name of the split that test examples come from, where the source has it."""
+    """Split of the source with test examples, where it has one."""
     hub_name: str | None = None
     """Data set on the Hugging Face hub; Parquet, since scripts are no longer run."""
     hub_config: str | None = None

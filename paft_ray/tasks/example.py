@@ -1,4 +1,4 @@
-"""The records that every later module speaks of."""
+"""The records of a task: `Example`, `Task`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class Example:
     fields: Mapping[str, str]
     """Slot name to text."""
     answer: str
-    """What the model should say; one of the task's choices, where it has any."""
+    """The right answer; one of the task's choices, where it has any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A data set as the rest of the package sees it."""
+    """A data set: its fields, its answers, and its examples in three splits."""
 
     name: str
     description: str
-    """What is asked of the model, for LLMs that write prompts."""
+    """What the model has to do, for LLMs that write prompts."""
     slots: tuple[str, ...]
     """Fields that a template must use, each once."""
     option_slots: Mapping[str, str]

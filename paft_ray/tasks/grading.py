@@ -1,17 +1,13 @@
-"""What an answer is worth."""
+"""How generated text is read: the answer in it, as grading compares it."""
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def extract_answer(text: str, pattern: str | None) -> str:
     """The answer in a generated text: the last match of `pattern`, a number in its shortest form.
 
-    `1,250.00` and `1250` are the same answer. Without a pattern it is the text's first line, lower
-    case, without surrounding punctuation; without a match it is empty.
+    `1,250.00` and `1250` are the same answer. Without a pattern, the answer is the first line in
+    lower case without surrounding punctuation; without a match, it is empty.
     """
     if pattern is None:
         lines = text.strip().splitlines()

@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 
 
 def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
-    """Read a task's rows and deal them into train, validation and test.
+    """Read a task's rows and split them into train, validation and test.
 
-    Where the source has a test split of its own, test examples come from it and validation
-    examples are taken off the rest; otherwise all rows are dealt three ways.
+    Where the source has a test split, test examples come from it and validation examples from the
+    rest; otherwise all rows are split three ways.
 
     Args:
         config: The task's section of the configuration.
-        seed: Root of the dealing; the same seed deals the same examples alike.
-        test: Read test examples; without, there are none, a test split of the source's own is not
-            looked at, and training examples that are in it too stay where they are.
+        seed: Seed of the split; the same seed splits the same examples alike.
+        test: Read test examples. Without, there are none, the source's test split is not read, and
+            training examples that it repeats are kept.
 
     Raises:
         DataError: Rows cannot be read or do not fit the task, or a split would be empty.
@@ -48,16 +48,15 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     """
     outline = task_outline(config)
     source = _open_source(config, outline, test)
-    rest = _collect(source.rows, outline)
+    rest, duplicates = _collect(source.rows, outline)
     if source.test is None:
-        duplicates = rest.duplicates
-        splits = _deal(rest.examples, seed, config.validation_share, config.test_share)
+        splits = _deal(rest.values(), seed, config.validation_share, config.test_share)
     else:
-        own_test = _collect(source.test if test else (), outline)
-        kept = [e for e in rest.examples if e.id not in own_test.ids]
-        duplicates = rest.duplicates + own_test.duplicates + len(rest.examples) - len(kept)
+        own_test, repeated = _collect(source.test if test else (), outline)
+        kept = [example for identity, example in rest.items() if identity not in own_test]
+        duplicates += repeated + len(rest) - len(kept)
         splits = _deal(kept, seed, config.validation_share, 0.0)
-        splits["test"] = _in_order(own_test.examples, seed)
+        splits["test"] = _in_order(own_test.values(), seed)
     if not test:
         splits.pop("test")
     _refuse_empty(splits, source, config)
@@ -81,7 +80,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
 
 
 def task_outline(config: BuiltinTaskConfig | CustomTaskConfig) -> TaskOutline:
-    """What a task's configuration says about it before any row is read."""
+    """The description of a configured task, without its rows."""
     if isinstance(config, BuiltinTaskConfig):
         return PUBLISHED[config.name]
     return TaskOutline(
@@ -122,28 +121,23 @@ class _Source:
     where: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Collected:
-    examples: list[Example]
-    ids: frozenset[str]
-    duplicates: int
-
-
 def _open_source(
     config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline, with_test: bool
 ) -> _Source:
     declared: tuple[str, ...] = ()
     if config.path is None:
-        where, splits = f"data set {outline.hub_name}", _hub(outline)
+        assert outline.hub_name is not None
+        where = f"data set {outline.hub_name}"
+        splits = read_hub(outline.hub_name, outline.hub_config)
     else:
         path = _local(config.path, "task.path")
         where, splits, declared = str(path), read_rows(path), declared_splits(path)
     test_path = config.test_path if isinstance(config, CustomTaskConfig) else None
-    if test_path is not None and not with_test:
-        return _Source(_only_split(splits, outline.train_split, where), (), where)
     if test_path is not None:
-        path = _local(test_path, "task.test_path")
-        test = _only_split(read_rows(path), outline.test_split, str(path))
+        test: Iterable[Row] = ()
+        if with_test:
+            path = _local(test_path, "task.test_path")
+            test = _only_split(read_rows(path), outline.test_split, str(path))
         return _Source(_only_split(splits, outline.train_split, where), test, where)
     if not with_test and outline.train_split in splits and outline.test_split in declared:
         return _Source(splits[outline.train_split], (), where)
@@ -153,11 +147,6 @@ def _open_source(
             logger.info("%s: splits that are not used: %s", where, ", ".join(unused))
         return _Source(splits[outline.train_split], splits[outline.test_split], where)
     return _Source(_only_split(splits, outline.train_split, where), None, where)
-
-
-def _hub(outline: TaskOutline) -> dict[str, Iterator[Row]]:
-    assert outline.hub_name is not None
-    return read_hub(outline.hub_name, outline.hub_config)
 
 
 def _local(location: str, field: str) -> Path:
@@ -184,7 +173,8 @@ def _only_split(splits: Mapping[str, Iterator[Row]], wanted: str, where: str) ->
     return splits[wanted]
 
 
-def _collect(rows: Iterable[Row], outline: TaskOutline) -> _Collected:
+def _collect(rows: Iterable[Row], outline: TaskOutline) -> tuple[dict[str, Example], int]:
+    """The examples of rows by their ids, and how many rows repeat another one."""
     examples: dict[str, Example] = {}
     count = 0
     for row in rows:
@@ -198,7 +188,7 @@ def _collect(rows: Iterable[Row], outline: TaskOutline) -> _Collected:
         answer = _answer(row, outline)
         identity = example_id(fields, answer)
         examples.setdefault(identity, Example(identity, fields, answer))
-    return _Collected(list(examples.values()), frozenset(examples), count - len(examples))
+    return examples, count - len(examples)
 
 
 def _field(row: Row, column: str, outline: TaskOutline) -> str:

@@ -1,8 +1,8 @@
-"""Rows of a task from where they lie: a file, a saved data set, the Hugging Face hub.
+"""Rows of a task from a file, a saved data set, or the Hugging Face hub.
 
-Covered: JSONL, CSV and Parquet files, which `tables` reads; folders saved by Hugging Face
-`datasets`, whether `Dataset`, `DatasetDict` or a folder of such folders, one per split; data sets
-on the hub. Not covered: what a row means, which is `load`.
+Covered: JSONL, CSV and Parquet files (through `tables`); folders saved by Hugging Face `datasets`
+(`Dataset`, `DatasetDict`, or a folder of such folders, one per split); data sets on the hub. Not
+covered: the meaning of a row (`loading`).
 """
 
 import ast
@@ -28,8 +28,6 @@ from paft_ray.tasks.tables import (
 logger = logging.getLogger(__name__)
 
 _INDEXED = re.compile(r"(?P<column>.+)\[(?P<index>\d+)\]")
-
-
 _MESSAGES = Messages(
     json="{where}: not valid JSON ({error}): write one object per line, in UTF-8",
     row="{where}: {value} is no JSON object: write one object per line",
@@ -40,10 +38,10 @@ _MESSAGES = Messages(
 
 
 def read_rows(path: Path) -> dict[str, Iterator[Row]]:
-    """Rows of a file or of a saved data set, by split; the name is empty where there is but one.
+    """Rows of a file or of a saved data set, by split; a single split has an empty name.
 
     Raises:
-        DataError: Nothing is there, or its kind is unknown; while rows are taken, a row is broken.
+        DataError: The file is missing or of an unknown kind; while rows are taken, a row is broken.
     """
     if path.is_dir():
         return _saved_rows(path)
@@ -88,12 +86,12 @@ def read_hub(name: str, config: str | None) -> dict[str, Iterator[Row]]:
 
 
 def column_value(row: Row, column: str) -> Any:
-    """A row's value in a column; `column[2]` is an entry of a list, which may be spelled as text.
+    """A row's value in a column; `column[2]` is an entry of a list, which may be written as text.
 
     Raises:
-        DataError: There is no such column or entry, or it holds nothing.
+        DataError: There is no such column or entry, or it is empty.
     """
-    value, indexed = row.values.get(column), None
+    value = row.values.get(column)
     if column not in row.values:
         indexed = _INDEXED.fullmatch(column)
         if indexed is None or indexed["column"] not in row.values:
@@ -153,7 +151,7 @@ def _csv_rows(table: Table) -> Iterator[Row]:
 
 
 def declared_splits(path: Path) -> tuple[str, ...]:
-    """The splits that a saved data set says it has, whether or not they are there."""
+    """The splits that a saved data set lists, whether or not their files exist."""
     about = path / "dataset_dict.json"
     try:
         return tuple(json.loads(about.read_text(encoding="utf-8"))["splits"])

@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV and Parquet files, one at a time; each knows its file and line."""
+"""Rows of JSONL, CSV and Parquet files, one at a time, with their file and line."""
 
 import csv
 import json
@@ -24,54 +24,54 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Messages:
-    """What is said of a broken file: texts with the names of what is known of the fault."""
+    """Error messages for a broken file, as format strings."""
 
     json: str
     """With `where` and `error`."""
     row: str
-    """Of JSON that is no object; with `where`, `value` and its `type`."""
+    """For JSON that is no object; with `where`, `value` and its `type`."""
     csv: str
     """With `name`, `number` of the last line that was read, and `error`."""
     parquet: str
     """With `name`, `number` of the last row that was read, and `error`."""
     encoding: str = ""
-    """Of what is not UTF-8, with `name` and `reason`; as of any other fault where it is empty."""
+    """For a file that is not UTF-8, with `name` and `reason`; empty for the format's message."""
     column: str = ""
-    """Of a file without the column that is needed; with `name`, `column` and its `columns`."""
+    """For a file without the needed column; with `name`, `column` and its `columns`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file of rows. It is read as they are taken, and DataError is raised where it is broken."""
+    """A file of rows, which is read lazily; reading raises DataError where the file is broken."""
 
     path: Path
     name: str
-    """What messages call it."""
+    """The file's name in messages."""
     messages: Messages
     column: str | None = None
-    """A column that CSV and Parquet need to have, and the only one that is read of Parquet."""
+    """A column that CSV and Parquet must have; of Parquet only this one is read."""
 
     def require_column(self, columns: list[str]) -> None:
-        """Raise DataError if the column is not among these."""
+        """Raise DataError if `column` is not among these."""
         if self.column is not None and self.column not in columns:
             text = self.messages.column
             raise DataError(text.format(name=self.name, column=self.column, columns=columns))
 
     def broken(self, text: str, error: Exception, **known: object) -> DataError:
-        """The error that says with one of the messages what is broken."""
+        """The error for a fault: `text` is one of the messages, `known` its values."""
         if isinstance(error, UnicodeDecodeError) and self.messages.encoding:
             return DataError(self.messages.encoding.format(name=self.name, reason=error.reason))
         return DataError(text.format(name=self.name, error=shown(error), **known))
 
 
 def shown(value: Any) -> str:
-    """A value for a message: on one line, and short."""
+    """A value for a message, shortened to one line."""
     text = " ".join((str(value) if isinstance(value, Exception) else repr(value)).split())
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def read_jsonl(table: Table) -> Iterator[Row]:
-    """The objects of a file, one a line; empty lines are passed over."""
+    """The objects of a file with one per line; empty lines are skipped."""
     with table.path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():

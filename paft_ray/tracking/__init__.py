@@ -1,14 +1,13 @@
-"""The record of a run: MLflow, and event logs on storage that outlive MLflow's absence.
+"""The record of a run in MLflow, with event logs on storage for times when MLflow is unreachable.
 
-tracker.py      what callers record with, and where; names of metrics
-event_log.py    what a process has to send, append-only on storage
-sender.py       ships logs from the offset behind what MLflow has
-mlflow_runs.py  events into MLflow, safe to repeat; the one place that speaks to it
-earlier.py      what versions before the event log left on storage
+tracker.py      the `Tracker` that callers record with; names of metrics
+event_log.py    a process's unsent events, append-only on storage
+sender.py       sends logs from the offset of the events that MLflow has
+mlflow_runs.py  events into MLflow, safe to repeat; the only module that uses its client
+earlier.py      files that versions before the event log left on storage
 
 Covered: parameters, metrics, tags, artifacts and the final state of runs; nesting; a resumed run
-that continues its MLflow run without logging a step twice. Not covered: what is logged, which is
-the callers' choice, and log files. Importing this imports no mlflow.
+that continues its MLflow run without logging a step twice. Importing this imports no mlflow.
 """
 
 from paft_ray.tracking.event_log import TrackingTarget

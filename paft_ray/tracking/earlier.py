@@ -1,4 +1,4 @@
-"""What versions before the event log left for MLflow: JSON files of records in `spool/`."""
+"""Unsent records of versions before the event log: JSON files in `spool/`."""
 
 import logging
 from dataclasses import replace
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def convert_spool(target: TrackingTarget) -> None:
-    """Make event logs of the files that wait in `spool/`; repeating it does no harm."""
+    """Turn the files in `spool/` into event logs; safe to repeat."""
     spool = replace(target.logs, root=str(PurePosixPath(target.logs.root).with_name("spool")))
     for run in set(spool.names()) - {"identity.json", "refused"}:
         folder = spool.child(run)

@@ -1,12 +1,13 @@
-"""The event log: what a process has to send to MLflow, on storage before anywhere else.
+"""The event log: a process's events for MLflow, which are written to storage first.
 
-A log is a folder with `000000.jsonl`, `000001.jsonl`, ..., one event per line, each file beginning
-with the run that it belongs to. On a local disk a file is appended to until it is large; an object
-store cannot append, so every flush is a file there. Beside them lie copies of artifacts that
-storage has nowhere else, and `offset.json`: file and line up to which MLflow has the events.
+A log is a folder with `000000.jsonl`, `000001.jsonl`, ..., one event per line; each file begins
+with the run that it belongs to. On a local disk, events are appended to a file until it is large;
+object stores cannot append, so every flush makes a file there. The folder also holds copies of
+artifacts that are nowhere else on storage, and `offset.json`: file and line up to which MLflow has
+the events.
 
-One process writes a log. One that does not end with an event `end` belongs to a live process or to
-one that died. mlflow is not needed here, and nothing in a log is secret.
+One process writes a log. A log without an event `end` belongs to a live process or to one that
+died. Nothing in a log is secret.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from paft_ray.storage.paths import Storage
 logger = logging.getLogger(__name__)
 
 ARTIFACTS = "-artifacts"
-"""Ends the name of a log of artifacts: their store can fail where MLflow does not."""
+"""Suffix of logs of artifacts, which are separate because their store can fail alone."""
 
 _OFFSET = "offset.json"
 _BUFFER_EVENTS = 10_000
@@ -37,7 +38,7 @@ _FILE_BYTES = 1 << 20  # a sender reads a whole file at a time
 
 @dataclass(frozen=True, slots=True)
 class TrackingTarget:
-    """All that a process, on any node, needs to record a run; picklable."""
+    """All that a process on any node needs to record a run; can be pickled."""
 
     uri: str = field(repr=False)
     """MLflow tracking URI; it may carry a password, so it is never shown nor logged."""
@@ -45,10 +46,10 @@ class TrackingTarget:
     logs: Storage
     """Folder with one folder per run in MLflow, which holds one folder per event log."""
     storage: Storage
-    """Files under it stay where they are; a log keeps a copy of any other artifact."""
+    """Artifacts under it are not copied; a log keeps a copy of any other."""
     identity: str
-    """Tells this run from one of the same name elsewhere at the same server; it lives in the
-    run's folder, so a run that is overwritten becomes a new one in MLflow."""
+    """Distinguishes this run from runs of the same name elsewhere on the same server; it is kept in
+    the run's folder, so that an overwritten run becomes a new one in MLflow."""
 
     @property
     def database(self) -> Path | None:
@@ -64,7 +65,7 @@ class TrackingTarget:
 
 @dataclass(frozen=True, slots=True)
 class RunRef:
-    """Which run, in words of our own; all that is needed to create it."""
+    """A run's key and all that is needed to create it in MLflow."""
 
     key: str
     name: str
@@ -79,17 +80,17 @@ class Event:
 
     kind: str
     payload: Mapping[str, Any]
-    """Of `params` and `tags`: name to text; of `metrics`: `step`, `values`; of `artifact`: `name`,
-    and `path` or, until it is written, `content`; of `version`: `name`, `alias`, `artifact`; of
-    `status`: `status`; of `run`, which begins a file: a `RunRef`; of `end`: nothing."""
+    """By kind: `params` and `tags`: name to text; `metrics`: `step`, `values`; `artifact`: `name`,
+    and `path` or, until it is written, `content`; `version`: `name`, `alias`, `artifact`; `status`:
+    `status`; `run`, which begins a file: a `RunRef`; `end`: nothing."""
     time_ms: int
 
 
 class EventLog:
-    """The log that this process writes for one run: adding waits for nothing, flushing writes."""
+    """The log that this process writes for one run; only `flush` waits for storage."""
 
     def __init__(self, storage: Storage, folder: Storage, run: RunRef) -> None:
-        """A log in `folder`; nothing is created before the first flush."""
+        """Create a log in `folder`, which the first flush creates."""
         self._storage, self._folder = storage, folder
         self._header = _line(Event("run", asdict(run), run.started_ms))
         self._buffer: list[Event] = []
@@ -97,7 +98,7 @@ class EventLog:
         self._writing = threading.Lock()
 
     def add(self, kind: str, payload: Mapping[str, Any], at_ms: int | None = None) -> None:
-        """Take an event; where storage has not taken the last 10,000, it is lost and counted."""
+        """Add an event; after 10,000 that storage did not take, events are lost and counted."""
         if len(self._buffer) >= _BUFFER_EVENTS and kind != "status":
             self._lost += 1
             return
@@ -105,7 +106,7 @@ class EventLog:
         self._buffer.append(Event(kind, payload, at_ms or now_ms()))
 
     def close(self) -> None:
-        """Add the end of the log, if it has a beginning; not flushed yet."""
+        """Add the event `end`, if there are others; does not flush."""
         if self._lost:
             lost = {"paft.lost_records": str(self._lost)}
             self._buffer.append(Event("tags", lost, now_ms()))
@@ -114,7 +115,7 @@ class EventLog:
             self._buffer.append(Event("end", {}, now_ms()))
 
     def flush(self) -> bool:
-        """Write what was added; whether there was anything.
+        """Write the added events; returns whether there were any.
 
         Raises:
             OSError: Storage does not take it; a later flush writes it.
@@ -147,7 +148,7 @@ class EventLog:
                 self._file += 1
 
     def _stored(self, event: Event) -> Event:
-        """The event, an artifact that storage does not have replaced by a copy beside the log."""
+        """The event; an artifact that is not on storage is replaced by a copy in the log."""
         payload = event.payload
         if event.kind != "artifact" or payload.get("path", "").startswith(f"{self._storage.root}/"):
             return event
@@ -163,13 +164,13 @@ class EventLog:
 
 
 def read_unsent(log: Storage) -> Iterator[tuple[RunRef, list[Event], tuple[str, int]]]:
-    """What a log holds beyond its offset, file by file; a line that was cut off is not there.
+    """The events behind a log's offset, file by file, without lines that were cut off.
 
     Yields:
         The run, its events, and the offset behind them.
 
     Raises:
-        ArtifactError: A file is damaged, or was removed meanwhile.
+        ArtifactError: A file is damaged, or was removed while this reads.
     """
     file, line = log.read_json(_OFFSET) if log.exists(_OFFSET) else ("", 0)
     for name in _files(log):
@@ -184,7 +185,7 @@ def read_unsent(log: Storage) -> Iterator[tuple[RunRef, list[Event], tuple[str, 
 
 
 def advance(log: Storage, events: Sequence[Event], offset: tuple[str, int]) -> None:
-    """Keep that MLflow has the events before an offset; a log that ends with them is removed."""
+    """Record that MLflow has the events before an offset; a finished log is removed."""
     if events[-1].kind == "end":
         log.delete()
         return
@@ -195,17 +196,17 @@ def advance(log: Storage, events: Sequence[Event], offset: tuple[str, int]) -> N
 
 
 def log_names(run_logs: Storage) -> list[str]:
-    """Names of a run's logs in the order in which they are sent: as begun, artifacts last."""
+    """Names of a run's logs in the order of sending: by their start, artifacts last."""
     return sorted(run_logs.names(), key=lambda name: (name.endswith(ARTIFACTS), name))
 
 
 def now_ms() -> int:
-    """The time as MLflow counts it."""
+    """The time in MLflow's unit, milliseconds."""
     return int(time.time() * 1000)
 
 
 def without_password(text: str) -> str:
-    """A text with user and password of any URL in it blotted out."""
+    """A text in which user and password of URLs are replaced by stars."""
     return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 

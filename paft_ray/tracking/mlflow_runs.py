@@ -1,7 +1,7 @@
-"""Events into MLflow: the one place that speaks to it.
+"""Events into MLflow, through its client.
 
-Recording is safe to repeat: runs are found by our key before they are created, a metric's step that
-the run already has is left out, everything else replaces what is there. Nothing here runs in the
+Recording is safe to repeat: runs are found by `RunRef.key` before they are created, a metric's step
+that the run already has is left out, everything else replaces old values. Nothing here runs in the
 thread that trains.
 """
 
@@ -28,14 +28,14 @@ _PER_CALL = {"params": 100, "tags": 100, "metrics": 1000}
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7, with 120 s each, takes 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_CONFIGURE_LOGGING": "false",  # no handler of its own on stderr
+    "MLFLOW_CONFIGURE_LOGGING": "false",  # no MLflow handler on stderr
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for --json
-    "MLFLOW_DISABLE_TELEMETRY": "true",  # nobody who trains here asked for it
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # users did not agree to it
 }
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """What is raised for a server, database or artifact store that does not do its part."""
+    """Exceptions for a server, database or artifact store that fails."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
@@ -49,18 +49,18 @@ class _OpenRun:
     params: dict[str, str]
     status: str
     metric_names: frozenset[str]
-    """Metrics the run had when it was opened; their steps are read when first needed."""
+    """Metrics that the run had when it was opened; their steps are read when first needed."""
     steps: dict[str, set[int]] = field(default_factory=dict)
 
 
 class MlflowRuns:
-    """A connection to MLflow and what it knows of the runs it has seen.
+    """A connection to MLflow, with a cache of the runs that it has recorded.
 
     Every method may raise one of `remote_errors`; calling it again later is safe.
     """
 
     def __init__(self, target: TrackingTarget) -> None:
-        """No connection is made before the first use."""
+        """Connect at the first use, not now."""
         self._target = target
         self._client: Any = None
         self._experiment_id = ""
@@ -77,7 +77,7 @@ class MlflowRuns:
             self._client = client
 
     def record(self, ref: RunRef, events: Sequence[Event]) -> None:
-        """Bring events of one run into MLflow."""
+        """Record events of one run in MLflow."""
         self.connect()
         run = self._runs.pop(ref.key, None) or self._open(ref)
         by_kind: dict[str, list[Event]] = defaultdict(list)
@@ -96,25 +96,24 @@ class MlflowRuns:
             elif run.status != "RUNNING":
                 self._client.update_run(run.id, status="RUNNING")
             run.status = status
-        self._runs[ref.key] = run  # only now: after a failure it is read afresh
+        self._runs[ref.key] = run  # after a failure it is read again instead
 
     def end_open_runs(self) -> None:
-        """End the target's runs that are still open, as KILLED at their last word."""
+        """End the target's open runs as KILLED, at the time of their last record."""
         self.connect()
         ours = f"tags.`{KEY_TAG}` LIKE '{self._target.identity}/%'"
         are_open = f"{ours} AND attributes.status = 'RUNNING'"
         while found := self._client.search_runs([self._experiment_id], are_open):
             for run in found:
-                self._client.set_terminated(run.info.run_id, "KILLED", self._last_word_ms(run))
+                self._client.set_terminated(run.info.run_id, "KILLED", self._last_record_ms(run))
             logger.info("tracking: %s runs of processes that died are now KILLED", len(found))
 
-    def _last_word_ms(self, run: Any) -> int | None:
-        """When a run was last heard of: its process cannot say any more when it ended."""
+    def _last_record_ms(self, run: Any) -> int | None:
         histories = (
             self._client.get_metric_history(run.info.run_id, name) for name in run.data.metrics
         )
-        said = [metric.timestamp for history in histories for metric in history]
-        return max(said, default=run.info.start_time)
+        times_ms = [metric.timestamp for history in histories for metric in history]
+        return max(times_ms, default=run.info.start_time)
 
     def _open(self, ref: RunRef) -> _OpenRun:
         if found := self._find(KEY_TAG, ref.key):
@@ -132,7 +131,7 @@ class MlflowRuns:
         return _OpenRun(run.info.run_id, dict(known.params), state, frozenset(known.metrics))
 
     def _nest(self, ref: RunRef, run_id: str) -> None:
-        """Tie run and parent, and children to the run: whichever of them comes second does it."""
+        """Link the run with its parent and children, as far as MLflow has them already."""
         for parent in self._find(KEY_TAG, ref.parent_key)[:1] if ref.parent_key else ():
             self._tie(run_id, parent.info.run_id)
         for child in self._find(PARENT_KEY_TAG, ref.key):
@@ -154,12 +153,12 @@ class MlflowRuns:
     def _record_texts(self, run: _OpenRun, params: Sequence[Event], tags: Sequence[Event]) -> None:
         from mlflow.entities import Param, RunTag
 
-        said = {name: text for event in params for name, text in event.payload.items()}
+        given = {name: text for event in params for name, text in event.payload.items()}
         texts = {name: text for event in tags for name, text in event.payload.items()}
-        for name, text in said.items():
+        for name, text in given.items():
             if run.params.get(name, text) != text:
                 texts[f"resumed.{name}"] = text
-        new = {name: text for name, text in said.items() if name not in run.params}
+        new = {name: text for name, text in given.items() if name not in run.params}
         self._log(run, "params", [Param(*item) for item in new.items()])
         self._log(run, "tags", [RunTag(*item) for item in texts.items()])
         run.params.update(new)
@@ -186,7 +185,7 @@ class MlflowRuns:
             self._client.log_batch(run.id, **{kind: part}, synchronous=True)
 
     def _register(self, run: _OpenRun, name: str, alias: str, artifact: str) -> None:
-        """Make an artifact of the run a version in the registry, unless one has the alias."""
+        """Register an artifact of the run as a version, unless one has the alias already."""
         from mlflow.exceptions import MlflowException
 
         client = self._client
@@ -220,7 +219,7 @@ class MlflowRuns:
 
 
 def reach_server(uri: str) -> str | None:
-    """Why this process cannot speak to a tracking server now; None where it can."""
+    """Why this process cannot use a tracking server now; None where it can."""
     where = without_password(uri)
     try:
         import_client()(tracking_uri=uri).search_experiments(max_results=1)
@@ -242,7 +241,7 @@ def import_client() -> Any:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we report it, once
-    # MLflow's own table definitions; nothing that a user or we could change.
+    # from MLflow's own table definitions
     warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
     from mlflow import MlflowClient
 
@@ -260,7 +259,7 @@ def _experiment_id(client: Any, target: TrackingTarget) -> str:
             return client.create_experiment(target.experiment, artifact_location=artifacts)
         except MlflowException:
             found = client.get_experiment_by_name(target.experiment)
-            if found is None:  # not somebody who was faster
+            if found is None:  # no other process created it meanwhile
                 raise
     if found.lifecycle_stage != "active":
         raise ConfigError(

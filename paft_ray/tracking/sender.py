@@ -1,8 +1,8 @@
-"""Ships event logs to MLflow, each from the offset behind what MLflow has already.
+"""Sends event logs to MLflow, each from the offset of the events that MLflow has already.
 
-A tracker's sender ships the logs of its run: those of earlier processes first, then its own while
-it grows. What dead processes left of other runs is sent by the driver, with `send_waiting`. Two
-senders of one log do no harm, because recording an event again changes nothing.
+A tracker's sender sends the logs of its run: those of earlier processes first, then its own while
+it grows. The driver sends other runs' logs of dead processes with `send_waiting`. Several senders
+of one log do no harm, because recording an event again changes nothing.
 """
 
 import logging
@@ -34,19 +34,19 @@ _CAUSE_CHARACTERS = 200
 
 
 class Sender:
-    """Sends the logs of the target's runs."""
+    """Sends logs of the target's runs."""
 
     def __init__(self, target: TrackingTarget) -> None:
-        """A sender; it connects when there is something to send."""
+        """Connect when there is something to send, not now."""
         self._target, self._runs = target, MlflowRuns(target)
         self.away = False
-        """Whether MLflow, or storage, was away at the last attempt."""
+        """Whether MLflow or storage was unreachable at the last attempt."""
         self._artifacts_away = False
 
     def send(self, run_logs: Storage) -> int:
-        """Send what the logs of one run hold, until something is away; the number of logs left.
+        """Send the logs of one run until something is unreachable; returns the number of logs left.
 
-        Artifacts come last: those that their store does not take hold up nothing else, and wait
+        Artifacts come last, so that a failing artifact store delays nothing else; they then wait
         for another sender.
         """
         names: list[str] = []
@@ -57,9 +57,9 @@ class Sender:
                 del names[0]
             self.away = False
         except remote_errors() as error:
-            if not self.away:  # said once for every absence
+            if not self.away:  # one message per outage
                 where, logs = without_password(self._target.uri), self._target.logs.path()
-                cause = without_password(str(error))[-_CAUSE_CHARACTERS:]  # urllib3 says it last
+                cause = without_password(str(error))[-_CAUSE_CHARACTERS:]  # urllib3 puts it last
                 logger.warning("tracking: %s is away, records wait in %s: %s", where, logs, cause)
             self._artifacts_away = bool(names) and names[0].endswith(ARTIFACTS)
             self.away = not self._artifacts_away
@@ -74,13 +74,13 @@ class Sender:
             logger.warning("tracking: a log is left where it is: %s", error)
 
     def _record(self, run: RunRef, events: Sequence[Event]) -> None:
-        """Record events; those that MLflow would refuse for ever are kept under `refused/`."""
+        """Record events; those that MLflow will never accept are kept under `refused/`."""
         try:
             self._runs.record(run, events)
         except remote_errors() as error:
             if getattr(error, "error_code", "") != _REFUSAL:
                 raise
-            if half := len(events) // 2:  # what is right must not suffer
+            if half := len(events) // 2:  # find the refused event, record the others
                 self._record(run, events[:half])
                 self._record(run, events[half:])
                 return
@@ -93,10 +93,7 @@ class Sender:
 
 
 def send_waiting(target: TrackingTarget | None) -> int:
-    """Send what all processes left for all runs of the target; the number of logs left.
-
-    It gives up at the first sign that MLflow is away.
-    """
+    """Send all logs of all runs of the target, until MLflow is unreachable; returns logs left."""
     if target is None:
         return 0
     convert_spool(target)
@@ -107,11 +104,11 @@ def send_waiting(target: TrackingTarget | None) -> int:
 
 
 def end_open_runs(target: TrackingTarget | None) -> None:
-    """End the runs that dead processes left open, as KILLED; what continues them opens them again.
+    """End runs that dead processes left open as KILLED, and remove their logs that are sent.
 
-    The driver calls this while it holds the run's name and before or after all its trackers, so
-    that no run of the target is alive; dead processes' logs that are sent go too. Where MLflow is
-    away the runs stay open until the next time.
+    The driver calls this while it holds the run's lock and has no open tracker, so that no run of
+    the target is alive. A process that continues a run opens it again. Where MLflow is unreachable,
+    runs stay open until the next call.
     """
     if target is None:
         return

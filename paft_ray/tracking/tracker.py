@@ -1,7 +1,7 @@
-"""`Tracker`, and one that records in MLflow without ever making its caller wait.
+"""`Tracker`, and one that records in MLflow in the background.
 
-One thread writes what is recorded into an event log on storage, another sends the log to MLflow,
-the import of mlflow (1.2 s) and the opening of the run included.
+One thread writes an event log on storage; another imports mlflow (1.2 s), opens the run and sends
+the log.
 """
 
 import json
@@ -58,13 +58,13 @@ def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
 
 
 class Tracker:
-    """Where a run is recorded; only `flush`, `release` and `finish` wait for anything."""
+    """Records a run; only `flush`, `release` and `finish` wait for anything."""
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Record parameters; nested mappings become dotted names.
 
-        MLflow keeps a parameter's first value: where a resumed run has another (more workers,
-        say), it becomes the tag `resumed.<name>`.
+        MLflow keeps a parameter's first value; another value of a resumed run, such as more
+        workers, becomes the tag `resumed.<name>`.
         """
         self._record("params", _texts(params))
 
@@ -74,7 +74,7 @@ class Tracker:
         self._record("metrics", {"step": step, "values": values})
 
     def log_artifact(self, name: str, source: str | Path | bytes) -> None:
-        """Record a file under `name`, from its content or a path, local or as storage names it.
+        """Record a file under `name`, from its content, a local path, or a path on storage.
 
         A file on storage is read when it is sent.
         """
@@ -82,45 +82,43 @@ class Tracker:
         self._record("artifact", {"name": name, **given})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, replacing values that are there."""
+        """Set tags, replacing old values."""
         self._record("tags", _texts(tags))
 
     def register(self, name: str, alias: str, artifact: str) -> None:
-        """Make one of the run's artifacts `models:/<name>@<alias>`, unless there is one already."""
+        """Register an artifact of the run as `models:/<name>@<alias>`, unless that exists."""
         self._record("version", {"name": name, "alias": alias, "artifact": artifact})
 
     def flush(self) -> None:
-        """Return when all that was recorded is on storage.
+        """Wait until all records are on storage.
 
         Raises:
-            OSError: Storage does not take it; nothing is lost, and it may be tried again.
+            OSError: Storage does not take them; nothing is lost, and another call may succeed.
         """
 
     def release(self) -> None:
-        """Send what is left and leave the run open, for another process to go on with."""
+        """Send what is left and leave the run open for another process to continue."""
 
     def finish(self, status: FinalStatus) -> None:
         """Send what is left, for 20 s at most, and end the run; a second call does nothing."""
 
     def _record(self, kind: str, payload: Mapping[str, Any]) -> None:
-        """Take an event."""
+        """Add an event."""
 
 
 class NullTracker(Tracker):
-    """Records nothing: `tracking.type: none`, and every rank but the first."""
+    """Records nothing; for `tracking.type: none`, and for every rank but the first."""
 
 
 def import_early(config: Config) -> None:
-    """Import mlflow, which takes seconds, in a thread beside whatever else has to start."""
+    """Import mlflow, which takes seconds, in a thread."""
     if config.tracking.type != "none":
         threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
 def tracking_server(config: Config) -> str | None:
-    """URI of the server that a configuration names; None for none, and for a sqlite file.
-
-    A sqlite file belongs to the driver's node: other nodes' events wait on storage for it.
-    """
+    """URI of the configured server; None for a sqlite file, which only the driver's node can use,
+    and for no tracking."""
     uri = config.tracking.uri
     if config.tracking.type == "none" or uri is None or uri.startswith("sqlite:"):
         return None
@@ -128,11 +126,10 @@ def tracking_server(config: Config) -> str | None:
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
-    """Where `config` wants runs recorded; None for nowhere. The driver calls this, once.
+    """Where runs of `config` are recorded; None for no tracking. The driver calls this once.
 
     A sqlite database and its experiment are created here, so that workers do not race for it
-    (about 3 s, most of it the import of mlflow). A server is not spoken to, so one that is away
-    costs nothing.
+    (about 3 s, most of it the import of mlflow). Servers are not contacted.
     """
     if config.tracking.type == "none":
         return None
@@ -163,15 +160,15 @@ def open_tracker(
     tags: Mapping[str, str] | None = None,
     rank: int = 0,
 ) -> Tracker:
-    """A tracker for the run of this key: a new MLflow run, or the one that has the key already.
+    """A tracker for the MLflow run with this key, which is created where there is none.
 
     Args:
         target: From `prepare_tracking`.
-        key: Ours, one per run in this target ("run", "training/paft-s0"): letters, digits, /._-
-        name: Shown by MLflow.
+        key: The run's key in this target ("run", "training/paft-s0"): letters, digits, /._-
+        name: The name that MLflow shows.
         parent_key: Key of the run that this one is nested under.
-        tags: Set when the run is created.
-        rank: Of a worker; only rank 0 records anything.
+        tags: Tags of a new run.
+        rank: The worker's rank; only rank 0 records anything.
     """
     if target is None or rank != 0:
         return NullTracker()
@@ -181,11 +178,11 @@ def open_tracker(
 
 
 class _MlflowTracker(Tracker):
-    """Records one run in MLflow, by way of event logs on storage."""
+    """Records one run in MLflow through event logs on storage."""
 
     def __init__(self, target: TrackingTarget, run: RunRef) -> None:
         self._target, self._run_logs = target, target.run_logs(run.key)
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorted as logs were begun
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorts by start
         self._records, self._artifacts = (
             EventLog(target.storage, self._run_logs.child(name + kind), run)
             for kind in ("", ARTIFACTS)
@@ -220,7 +217,7 @@ class _MlflowTracker(Tracker):
         log.add(kind, payload)
 
     def _write(self) -> None:
-        """Flush every few seconds, and at the end until storage takes it."""
+        """Flush every few seconds, and at the end up to three times until it succeeds."""
         while not self._closing.wait(_FLUSH_SECONDS):
             self._try_flush()
         if not any(self._try_flush() or time.sleep(pause) for pause in (1.0, 4.0, 0.0)):
@@ -236,7 +233,7 @@ class _MlflowTracker(Tracker):
         return True
 
     def _send(self) -> None:
-        """Send what earlier processes left of the run, and what this one writes."""
+        """Send the run's logs of earlier processes, and this one's as it grows."""
         sender = Sender(self._target)
         while not self._written.wait(_RETRY_SECONDS if sender.away else _FLUSH_SECONDS):
             if self._unsent.is_set() or sender.away:
@@ -247,7 +244,7 @@ class _MlflowTracker(Tracker):
 
 
 def _texts(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Dotted names to texts, of characters and lengths that MLflow takes, without passwords."""
+    """Dotted names to texts, with characters and lengths that MLflow accepts, without passwords."""
     flat: dict[str, str] = {}
     for key, value in tree.items():
         name = re.sub(r"[^\w\-./ :]", "_", f"{path}{key}")
@@ -260,7 +257,7 @@ def _texts(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
 
 
 def _absolute(uri: str) -> str:
-    """A sqlite URI that means the same in every working directory; others as they are."""
+    """A sqlite URI with an absolute path; other URIs unchanged."""
     prefix = "sqlite:///"
     if not uri.startswith(prefix):
         return uri
@@ -268,7 +265,7 @@ def _absolute(uri: str) -> str:
 
 
 def _identity(folder: Storage) -> str:
-    """What tells the run of this folder from others; earlier versions kept it in `spool/`."""
+    """The identity of the run in this folder; earlier versions kept it in `spool/`."""
     logs, earlier = folder.child("events"), folder.child("spool")
     if not logs.exists(_IDENTITY):
         known = earlier.exists(_IDENTITY)

@@ -1,4 +1,4 @@
-"""What the tests of clusters share: a head that asks for a token, and a small run."""
+"""What the tests of clusters share: a head that requires a token, and a small run."""
 
 import json
 import secrets
@@ -12,7 +12,7 @@ from heads import Head, running_head
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """A head with two CPUs on loopback, which asks for a token."""
+    """A head with two CPUs on loopback, which requires a token."""
     with running_head(cpus=2, token=secrets.token_hex(32)) as head:
         yield head
 

@@ -62,7 +62,7 @@ def running_head(cpus: int, token: str | None) -> Iterator[Head]:
 
     Args:
         cpus: What it offers.
-        token: What it asks for; None for nothing.
+        token: The token that it requires, if any.
     """
     port, dashboard, client, agent = _free_ports(4)
     folder = Path(tempfile.mkdtemp(prefix="head-", dir="/tmp"))  # sockets have short names

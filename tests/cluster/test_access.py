@@ -1,4 +1,4 @@
-"""Clusters that ask for a token or do not, really started, and who may join them."""
+"""Access checks against real clusters that require a token or do not."""
 
 import os
 import secrets
@@ -21,7 +21,7 @@ from paft_ray.cluster.access import check_access
 from paft_ray.config.errors import ConfigError
 try:
     check_access("insist" in sys.argv)
-    print("admitted")
+    print("accepted")
 except ConfigError as error:
     print(error)
 """
@@ -75,13 +75,13 @@ def test_nobody_at_the_address_is_said_at_once(no_token) -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [("ray://head:10001", "paft submit"), ("auto", "names no cluster on this node")],
 )
-def test_address_that_cannot_be_joined_is_explained(no_token, tmp_path, address, said) -> None:
+def test_address_that_cannot_be_joined_is_explained(no_token, tmp_path, address, message) -> None:
     no_token.setenv("RAY_TMPDIR", str(tmp_path))
     no_token.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         check_access()
 
 
@@ -130,11 +130,11 @@ def test_open_cluster_that_others_reach_is_refused_unless_insisted(
         pytest.skip(reason)
     with lan(tmp_path, {"RAY_AUTH_MODE": "disabled"}) as cluster:
         node = cluster.start(cpus=1)
-        said = []
+        outputs = []
         for words in ([], ["insist"]):
             command = [sys.executable, "-c", JOIN, *words]
             driver = cluster.popen(node, command, stdout=subprocess.PIPE)
-            said.append(driver.communicate(timeout=60)[0])
-    assert "asks for no token, so that whoever reaches it can run code there" in said[0]
-    assert INSIST in said[0]
-    assert said[1] == "admitted\n"
+            outputs.append(driver.communicate(timeout=60)[0])
+    assert "asks for no token, so that whoever reaches it can run code there" in outputs[0]
+    assert INSIST in outputs[0]
+    assert outputs[1] == "accepted\n"

@@ -1,4 +1,4 @@
-"""What a driver and its workers tell each other through actors."""
+"""Actors through which a driver and its workers communicate."""
 
 import pickle
 from dataclasses import replace
@@ -35,7 +35,7 @@ def test_driver_reads_what_workers_report(control: Control) -> None:
     assert replace(state, refusal=None) == ControlState(heartbeats, 5, 4, 6)
 
 
-def test_attempt_that_is_asked_to_stop_learns_it_from_its_heartbeats(control: Control) -> None:
+def test_attempt_learns_from_its_heartbeats_that_it_has_to_stop(control: Control) -> None:
     import ray
 
     assert not ray.get(control.report_heartbeat(FIRST))

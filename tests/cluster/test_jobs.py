@@ -74,19 +74,21 @@ def test_job_that_is_refused_hands_on_its_exit_code_and_its_error(submit, small_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["storage=here"], "deleted with the cluster"),
         (["--job", "plan", "--overwrite"], "unrecognized arguments: --overwrite"),
         (["--job", "plan", "train.stepz=1"], "did you mean"),
     ],
 )
-def test_job_that_cannot_be_meant_is_not_sent(submit, head: Head, small_run, words, said) -> None:
+def test_job_that_cannot_be_meant_is_not_sent(
+    submit, head: Head, small_run, words, message
+) -> None:
     client = JobSubmissionClient(head.dashboard, headers=_shown(head))
     before = len(client.list_jobs())
     done = submit(small_run, *words)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert len(client.list_jobs()) == before
 
 
@@ -139,7 +141,7 @@ def _shown(head: Head) -> dict[str, str]:
 def test_every_verb_works_as_a_job_submitted_by_ray_itself(
     head: Head, project: Path, small_run, tmp_path: Path
 ) -> None:
-    """`ray job submit` of every job file in turn, as the README says it."""
+    """`ray job submit` of every job file in turn, as in the README."""
     small_run["tuning"] = {
         "space": {"train.sampling.temperature": {"type": "choice", "values": [0.5, float("inf")]}},
         "trials": 2, "scheduler": {"type": "none"}, "finalists": 1, "seeds": [1], "reports": 2,

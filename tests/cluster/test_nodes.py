@@ -17,10 +17,10 @@ from paft_ray.cluster.control import Control
 
 with ray_session():
     driver = ray.get_runtime_context().get_node_id()
-    ask = lambda actor: ray.get_runtime_context().get_node_id()
+    node_of = lambda actor: ray.get_runtime_context().get_node_id()
     controls = [Control() for _ in range(6)]
-    asked = [control._actor.__ray_call__.remote(ask) for control in controls]
-    print(json.dumps({"nodes": len(ray.nodes()), "here": [n == driver for n in ray.get(asked)]}))
+    nodes = [control._actor.__ray_call__.remote(node_of) for control in controls]
+    print(json.dumps({"nodes": len(ray.nodes()), "here": [n == driver for n in ray.get(nodes)]}))
 """
 
 

@@ -51,12 +51,12 @@ pages = [
     "/api/v0/actors?detail=1", "/api/v0/tasks?detail=1", "/api/v0/workers?detail=1",
     "/api/v0/nodes?detail=1", "/api/v0/runtime_envs?detail=1", "/api/v0/placement_groups?detail=1",
 ]
-said = {}
+answers = {}
 for page in pages:
     header = {"Authorization": "Bearer " + os.environ["RAY_AUTH_TOKEN"]}
     with urllib.request.urlopen(urllib.request.Request(base + page, headers=header)) as answer:
-        said[page] = answer.read().decode(errors="replace")
-print(json.dumps(said))
+        answers[page] = answer.read().decode(errors="replace")
+print(json.dumps(answers))
 """
 
 
@@ -242,9 +242,9 @@ def test_manifests_command_finishes_though_a_worker_is_cut_off_and_shows_no_secr
     page = cluster.popen(
         cluster.head, [sys.executable, "-c", ANSWERS, dashboard, "several"], stdout=subprocess.PIPE
     )
-    said = page.communicate(timeout=120)[0]
+    answers = page.communicate(timeout=120)[0]
     assert page.returncode == 0, "a page of the dashboard did not answer"
-    assert json.loads(json.loads(said)["/api/jobs/several"])["status"] == "SUCCEEDED"
+    assert json.loads(json.loads(answers)["/api/jobs/several"])["status"] == "SUCCEEDED"
     for server in servers:
         server.terminate()
     client = MlflowClient(tracking_uri=f"sqlite:///{world / 'storage/server.db'}")
@@ -255,7 +255,7 @@ def test_manifests_command_finishes_though_a_worker_is_cut_off_and_shows_no_secr
     planted = {**SECRETS, "RAY_AUTH_TOKEN": cluster.token}
     places = [world / "storage", log, *(cluster.files_of(node) / "tmp" for node in nodes)]
     for name, value in planted.items():
-        assert value not in said, f"{name} in an answer of the dashboard"
+        assert value not in answers, f"{name} in an answer of the dashboard"
         for place in places:
             assert files_with(place, value.encode()) == [], name
 

@@ -74,14 +74,14 @@ def identities(config: Config) -> dict[str, Any]:
     units = _cut(
         context, Grid([Subject("base", 0, "")], [prompt], examples), [np.ones((1, 2), bool)]
     )
-    asked = (
+    wanted = (
         [] if book is None else [u for llm in range(len(book.keys)) for u in book.units(llm, 99)]
     )
     return {
         "task": context.task_identity,
         "pool": pool_fingerprint(context),
         "answers": [] if book is None else list(book.keys),
-        "requests": [] if book is None else [next(book.requests(unit)).id for unit in asked],
+        "requests": [] if book is None else [next(book.requests(unit)).id for unit in wanted],
         "training": training_fingerprint(context, config.of_training(training), ()),
         "scores": units[0]["key"],
         "run": results.run_identity(context),

@@ -70,7 +70,7 @@ def test_every_field_of_every_section_says_what_it_means(section):
 
 SPACE = {"train.steps": {"type": "choice", "values": [1, 2]}}
 WRONG = [
-    # section or variant, changes, what the message says: path, value, rule
+    # section or variant, changes, parts of the message: path, value, rule
     ("config", {"name": "Has Spaces"}, ["name: 'Has Spaces'", "a-z"]),
     ("config", {"name": "x" * 64}, ["name: 'xxx", "63"]),
     ("config", {"name": "../up"}, ["name: '../up'", "starts and ends"]),
@@ -266,8 +266,8 @@ WRONG = [
     ("evaluation", {"evaluation": {"top_thresholds": [2]}}, ["evaluation.top_thresholds", "0 and"]),
     ("evaluation", {"evaluation": {"prompts": 0}}, ["evaluation.prompts: 0"]),
     *(
-        (section, {"tuning": {"space": SPACE, **tuning}}, says)
-        for section, tuning, says in (
+        (section, {"tuning": {"space": SPACE, **tuning}}, parts)
+        for section, tuning, parts in (
             ("tuning", {"reports": 0}, ["tuning.reports: 0"]),
             ("tuning", {"seeds": [1, 1]}, ["tuning.seeds", "named twice"]),
             ("randomsearch", {"search": {"type": "random", "x": 1}}, ["tuning.search.x: unknown"]),
@@ -299,8 +299,8 @@ WRONG = [
         )
     ),
     *(
-        (section, {"tuning": {"space": {"train.steps": dimension}}}, says)
-        for section, dimension, says in (
+        (section, {"tuning": {"space": {"train.steps": dimension}}}, parts)
+        for section, dimension, parts in (
             ("choice", {"type": "choice", "values": []}, ["values", "at least 1"]),
             (
                 "uniform",
@@ -401,12 +401,12 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("section", "changes", "says"), WRONG)
-def test_wrong_value_is_refused_with_path_value_and_rule(section, changes, says):
+@pytest.mark.parametrize(("section", "changes", "parts"), WRONG)
+def test_wrong_value_is_refused_with_path_value_and_rule(section, changes, parts):
     with pytest.raises(ConfigError) as caught:
         load(**changes)
     message = str(caught.value)
-    assert all(part in message for part in says), f"{section}: {message}"
+    assert all(part in message for part in parts), f"{section}: {message}"
     assert "\n" not in message
 
 

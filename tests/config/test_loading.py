@@ -125,7 +125,7 @@ def test_dumped_configuration_loads_to_the_same_one():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "parts"),
     [
         # unknown keys: everywhere, in every variant of a union
         (["trian.steps=3"], ["trian: unknown key", "'train'"]),
@@ -166,12 +166,12 @@ def test_dumped_configuration_loads_to_the_same_one():
         (["prompts.files.x=x"], ["'prompts.files.x=x'", "'x'", "list of 1"]),
     ],
 )
-def test_wrong_override_is_refused_with_path_value_and_rule(overrides, says):
+def test_wrong_override_is_refused_with_path_value_and_rule(overrides, parts):
     message = message_of(BASE, overrides)
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
 
 
-def test_several_problems_are_counted_and_the_first_is_told():
+def test_several_problems_are_counted_and_the_first_is_shown():
     message = message_of(BASE, ["train.batch_size=0", "evaluation.examples=0", "seed=-1"])
     assert message.startswith("seed: -1")
     assert message.endswith("(and 2 more problems)")
@@ -191,7 +191,7 @@ def test_missing_section_is_named():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "parts"),
     [
         (None, ["no such file", "name an existing"]),
         (b"a: [1", ["not valid YAML"]),
@@ -200,13 +200,13 @@ def test_missing_section_is_named():
         (b"a: \xff", ["cannot be read", "text file"]),
     ],
 )
-def test_unreadable_yaml_is_refused_with_its_path(tmp_path, content, says):
+def test_unreadable_yaml_is_refused_with_its_path(tmp_path, content, parts):
     path = tmp_path / "c.yaml"
     if content is not None:
         path.write_bytes(content)
     message = message_of(path)
     assert message.startswith(str(path))
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_mistyped_folder_beside_existing_ones_is_no_hub_name(tmp_path, monkeypat
     assert resolve_path("models/tiny") == Path("models/tiny")
 
 
-def test_local_paths_are_told_from_hub_names(tmp_path, monkeypatch):
+def test_local_paths_are_distinguished_from_hub_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("here").mkdir()
     for local in ("here", "./x", "../x", "/x/y", "a/b/c", "rows.jsonl", "data/m.gguf", "d/x.CSV"):

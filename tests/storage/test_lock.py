@@ -16,7 +16,7 @@ from paft_ray.storage import lock as module
 from paft_ray.storage.lock import lock
 from paft_ray.storage.paths import Storage
 
-HOLD_A_LEASE = (
+HOLD_A_LOCK = (
     "import sys\n"
     "from paft_ray.storage.paths import Storage\n"
     "from paft_ray.storage.lock import lock\n"
@@ -31,7 +31,7 @@ def storage(tmp_path) -> Storage:
     return Storage.open(str(tmp_path / "storage"))
 
 
-def test_lease_is_gone_after_the_block_whether_it_failed_or_not(storage):
+def test_lock_is_gone_after_the_block_whether_it_failed_or_not(storage):
     with lock(storage, "run x"):
         assert storage.exists("lease.json")
     with pytest.raises(RuntimeError, match="boom"), lock(storage, "run x"):
@@ -39,9 +39,9 @@ def test_lease_is_gone_after_the_block_whether_it_failed_or_not(storage):
     assert not storage.exists("lease.json")
 
 
-def test_lease_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_once(storage):
+def test_lock_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_once(storage):
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD_A_LEASE, storage.root],
+        [sys.executable, "-c", HOLD_A_LOCK, storage.root],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,7 +63,7 @@ def test_lease_of_a_live_process_is_refused_and_of_a_killed_one_taken_over_at_on
 
 
 @pytest.mark.parametrize("age", [0.0, 0.9, 5.0])
-def test_lease_of_another_host_that_is_not_renewed_is_waited_for_and_taken(
+def test_lock_of_another_host_that_is_not_renewed_is_waited_for_and_taken(
     storage, monkeypatch, age
 ):
     """As when a job is tried again on a new cluster, right after its node was lost."""
@@ -78,7 +78,7 @@ def test_lease_of_another_host_that_is_not_renewed_is_waited_for_and_taken(
         assert storage.read_json("lease.json")["host"] == socket.gethostname()
 
 
-def test_lease_that_another_host_renews_is_refused(storage, monkeypatch):
+def test_lock_that_another_host_renews_is_refused(storage, monkeypatch):
     monkeypatch.setattr(module, "_SETTLE_S", 0.05)
     other = {"host": "elsewhere", "pid": 1, "token": "t", "renewed": time.time()}
     storage.write_json("lease.json", other)
@@ -98,14 +98,14 @@ def test_lease_that_another_host_renews_is_refused(storage, monkeypatch):
     assert storage.read_json("lease.json")["token"] == "t"
 
 
-def test_lease_that_another_process_took_over_is_not_removed(storage):
+def test_lock_that_another_process_took_over_is_not_removed(storage):
     with lock(storage, "run x"):
         other = {"host": "elsewhere", "pid": 1, "token": "theirs", "renewed": time.time()}
         storage.write_json("lease.json", other)
     assert json.loads(storage.read_bytes("lease.json"))["token"] == "theirs"
 
 
-def test_of_threads_that_start_together_one_gets_the_lease(storage):
+def test_of_threads_that_start_together_one_gets_the_lock(storage):
     """Also where a dead process left one behind, which all of them want to take over."""
     dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "token": "dead", "renewed": time.time()}
     for round in range(20):
@@ -133,7 +133,7 @@ def test_of_threads_that_start_together_one_gets_the_lease(storage):
         assert folder.names() == []
 
 
-def test_who_waits_gets_the_lease_when_the_holder_is_done(storage, monkeypatch):
+def test_process_that_waits_gets_the_lock_when_the_holder_is_done(storage, monkeypatch):
     monkeypatch.setattr(module, "_SETTLE_S", 0.05)
     order = []
     entered = threading.Event()
@@ -154,7 +154,7 @@ def test_who_waits_gets_the_lease_when_the_holder_is_done(storage, monkeypatch):
 
 
 @pytest.mark.parametrize("torn", [b"{", b"[]", b""])
-def test_a_torn_lease_is_taken_over(storage, torn):
+def test_a_torn_lock_is_taken_over(storage, torn):
     storage.write_bytes("lease.json", torn)
     with lock(storage, "run x"):
         assert storage.read_json("lease.json")["pid"] == os.getpid()
@@ -162,7 +162,9 @@ def test_a_torn_lease_is_taken_over(storage, torn):
 
 
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
-def test_who_loses_the_lease_is_stopped_also_in_the_background(storage, monkeypatch, handler):
+def test_process_that_loses_the_lock_is_stopped_also_in_the_background(
+    storage, monkeypatch, handler
+):
     """A shell that begins a job with `&` in a script makes it ignore SIGINT."""
     monkeypatch.setattr(module, "_SECONDS", 0.4)
     before = signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""Storage on a real S3-compatible server: artifacts, the lease, checkpoints, a whole run."""
+"""Storage on a real S3-compatible server: artifacts, the lock, checkpoints, a whole run."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from paft_ray.config.errors import ArtifactError, ConfigError, TrainingError
-from paft_ray.storage import lock as lease_module
+from paft_ray.storage import lock as lock_module
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter, load_manifest
 from paft_ray.storage.lock import lock
 from paft_ray.storage.paths import Storage
@@ -70,8 +70,8 @@ def test_artifact_on_s3_is_there_with_its_manifest_and_not_before(storage):
     assert load_manifest(storage) is None
 
 
-def test_lease_on_s3_is_refused_to_a_second_holder_and_free_again_after(storage, monkeypatch):
-    monkeypatch.setattr(lease_module, "_SETTLE_S", 0.0)
+def test_lock_on_s3_is_refused_to_a_second_holder_and_free_again_after(storage, monkeypatch):
+    monkeypatch.setattr(lock_module, "_SETTLE_S", 0.0)
     with (
         lock(storage, "run x"),
         pytest.raises(ConfigError, match="run x is in use by process"),

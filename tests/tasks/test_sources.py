@@ -1,4 +1,4 @@
-"""Rows from files, saved data sets and the hub, and what is said where they are broken."""
+"""Rows from files, saved data sets and the hub, and errors where they are broken."""
 
 import csv
 import json
@@ -103,14 +103,14 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "says"), BROKEN)
-def test_broken_file_is_refused_with_place_rule_and_remedy(tmp_path, name, content, says):
+@pytest.mark.parametrize(("name", "content", "parts"), BROKEN)
+def test_broken_file_is_refused_with_place_rule_and_remedy(tmp_path, name, content, parts):
     path = write(tmp_path / name, content)
     with pytest.raises(DataError) as caught:
         rows_of(path)
     message = str(caught.value)
     assert message.startswith(str(path))
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
     assert "\n" not in message
 
 

@@ -117,7 +117,7 @@ def test_detector_ends_each_attempt_once_and_none_that_is_already_over():
     now, said, ended = [0.0], [], []
     detector = HangDetector(TIMEOUT_S, said.append, ended.append, lambda: now[0])
     control = ControlActor()
-    control.report_progress(16)
+    control.update(step=16)
     control.report_heartbeat(heartbeat(1))
     for second in range(200):
         now[0] = float(second)
@@ -129,7 +129,7 @@ def test_detector_ends_each_attempt_once_and_none_that_is_already_over():
         control.report_heartbeat(heartbeat(rank, phase, attempt=2))
     detector.check(control.state())
     now[0] += 500
-    control.report_ended(2)
+    control.update(ended_attempt=2)
     detector.check(control.state())
     assert len(said) == 1
 
