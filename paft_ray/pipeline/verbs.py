@@ -19,6 +19,7 @@ from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prep
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.progress import Screen
+from paft_ray.tracking import tracking_uri
 
 
 def _prompts(work: Work) -> Result:
@@ -161,19 +162,12 @@ def _export(work: Work) -> Result:
 def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
     from paft_ray.report import results_table
 
-    lines = [
-        results_table(summary),
-        "",
-        f"report:  {_near(context.run_folder.path('report.html'))}",
-    ]
-    if (target := context.tracked().tracking) is not None:
+    report_file = _near(context.run_folder.path("report.html"))
+    lines = [results_table(summary), "", f"report:  {report_file}"]
+    if (uri := tracking_uri(context.config, context.storage)) is not None:
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
-        uri = target.uri
-        lines.append(
-            f"MLflow:  {mlflow} ui --backend-store-uri {uri}"
-            if uri.startswith("sqlite:")
-            else f"MLflow:  {uri}"
-        )
+        show = f"{mlflow} ui --backend-store-uri " if uri.startswith("sqlite:") else ""
+        lines.append(f"MLflow:  {show}{uri}")
     return Result(summary, "\n".join(lines))
 
 
