@@ -1,4 +1,4 @@
-"""One command, from its words to its exit code; the only place that starts Ray."""
+"""One command, from its arguments to its exit code."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 import yaml
 
 from paft_ray.cli.grammar import SUBMIT, options_of, parse
-from paft_ray.cli.streams import Streams, log_file, open_streams, say, write
+from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError, one_line
@@ -36,7 +36,7 @@ def call(arguments: Sequence[str]) -> int:
     if getattr(options, "cluster", None):
         os.environ["RAY_ADDRESS"] = options.cluster
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger().addHandler(logging.NullHandler())  # else errors go to the screen unasked
+    logging.getLogger().addHandler(logging.NullHandler())  # without one, errors are printed
     try:
         config = load_config(options.config, options.overrides)
         if options.print_config:
@@ -51,7 +51,7 @@ def call(arguments: Sequence[str]) -> int:
                 return submit(config, options, streams)
             return _execute(VERBS[options.verb], config, options, streams)
     except ConfigError as error:
-        return say(sys.stderr, error, 2)
+        return write_error(sys.stderr, error, 2)
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
@@ -60,7 +60,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
         try:
             work = stack.enter_context(prepare(verb, config, options_of(options), screen))
         except PaftError as error:
-            return say(streams.stderr, error, 2)
+            return write_error(streams.stderr, error, 2)
         for warning in work.context.warnings:
             screen.line(f"note: {warning}")
         result = _perform(work, streams)
@@ -76,7 +76,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
 
 
 def _perform(work: Work, streams: Streams) -> Result | int:
-    """The result, or the exit code of work that did not end well."""
+    """The result of the work, or the exit code where it failed."""
     screen, new = work.context.screen, not work.context.run_folder.exists()
     with log_file(work.context) if work.verb.logged else nullcontext(None) as log:
         try:
@@ -84,11 +84,11 @@ def _perform(work: Work, streams: Streams) -> Result | int:
                 return perform(work, _handle_termination)
         except ConfigError as error:
             if log is not None and new:
-                log.discard()
-            return say(streams.stderr, error, 2)
+                log.kept = False
+            return write_error(streams.stderr, error, 2)
         except PaftError as error:
             logger.exception("failed")
-            return say(streams.stderr, error, 1)
+            return write_error(streams.stderr, error, 1)
         except KeyboardInterrupt:
             screen.line("interrupted; run the same command to continue")
             return 130
@@ -101,11 +101,11 @@ def _perform(work: Work, streams: Streams) -> Result | int:
                 traceback.print_exc(file=streams.stderr)
             place = "above" if log is None else f"in {log.place}"
             message = f"{type(error).__name__}: {one_line(error)}\nthe traceback is {place}"
-            return say(streams.stderr, message, 1)
+            return write_error(streams.stderr, message, 1)
 
 
 def _handle_termination() -> None:
-    """Take SIGTERM back from Ray, whose own handler ends the raylet first and aborts us then."""
+    """Replace Ray's handler of SIGTERM, which ends the raylet and then aborts this process."""
     signal.signal(signal.SIGTERM, _terminate)
 
 

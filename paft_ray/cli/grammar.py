@@ -1,4 +1,4 @@
-"""The words of the command line."""
+"""Arguments and options of the command line."""
 
 import argparse
 import os
@@ -15,9 +15,9 @@ SUBMIT = "submit"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options of one command; its overrides stand wherever they were given.
+    """Parse one command; overrides may be anywhere among the arguments.
 
-    Ends the process with code 2 where the words make no command.
+    Ends the process with code 2 where the arguments are wrong.
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
@@ -28,13 +28,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.parse_args([options.job, options.config, *options.for_job])
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    options.overrides += rest  # overrides that stand behind an option
+    options.overrides += rest  # overrides behind an option
     return options
 
 
-def options_of(words: argparse.Namespace) -> Options:
-    """The options of a verb, from the words of its command."""
-    known = {field.name: getattr(words, field.name, None) for field in fields(Options)}
+def options_of(parsed: argparse.Namespace) -> Options:
+    """The options of a verb, from its parsed command."""
+    known = {field.name: getattr(parsed, field.name, None) for field in fields(Options)}
     return Options(**{name: value for name, value in known.items() if value is not None})
 
 
@@ -56,13 +56,12 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="HOST:PORT",
                 help="look at this cluster's nodes, too (default: RAY_ADDRESS, if set)",
             )
-        if name not in ("run", "train", "tune"):
-            continue
-        sub.add_argument(
-            "--overwrite",
-            action="store_true",
-            help="discard what another configuration left under this run's name",
-        )
+        if name in ("run", "train", "tune"):
+            sub.add_argument(
+                "--overwrite",
+                action="store_true",
+                help="discard what another configuration left under this run's name",
+            )
     _add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
     return parser
 

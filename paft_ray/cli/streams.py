@@ -1,4 +1,4 @@
-"""Where people, programs and libraries read and write while a command runs."""
+"""Streams for people and programs, and the log file of a command."""
 
 import logging
 import os
@@ -19,17 +19,17 @@ from paft_ray.runs.log import LOG, redirected
 
 @dataclass(frozen=True)
 class Streams:
-    """Where a person and a program read, whatever becomes of descriptors 1 and 2."""
+    """The command's own streams, which redirecting descriptors 1 and 2 does not change."""
 
     stdout: TextIO
     stderr: TextIO
     console: Console
-    """Stages and lines."""
+    """Shows progress."""
 
 
 @contextmanager
 def open_streams(as_json: bool) -> Iterator[Streams]:
-    """Copies of the real descriptors; with `--json` nothing but the object goes to stdout."""
+    """Open copies of descriptors 1 and 2; with `--json` only the JSON object goes to stdout."""
     sys.stdout.flush()
     sys.stderr.flush()
     with (
@@ -41,22 +41,19 @@ def open_streams(as_json: bool) -> Iterator[Streams]:
 
 @dataclass
 class Log:
-    """The log file of a command that runs."""
+    """The log file of a command."""
 
     place: str
-    """As storage names it."""
+    """Path or URI on storage."""
     kept: bool = True
-
-    def discard(self) -> None:
-        """Leave nothing of it, nor of the folders made for it, when the command ends."""
-        self.kept = False
+    """Set to false, the file and the folders made for it are removed at the end."""
 
 
 @contextmanager
 def log_file(context: RunContext) -> Iterator[Log]:
     """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
-    log = Log(context.run_folder.path(LOG))
     folder = context.run_folder
+    log = Log(folder.path(LOG))
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     made = [parent for parent in local.parents if not parent.exists()]
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +73,7 @@ def log_file(context: RunContext) -> Iterator[Log]:
     if folder.is_local:
         if not log.kept and folder.names() == [LOG]:
             local.unlink()
-            with suppress(OSError):  # one that holds something else by now stays
+            with suppress(OSError):  # a folder that is not empty stays
                 for parent in made:
                     parent.rmdir()
     elif log.kept:
@@ -84,11 +81,12 @@ def log_file(context: RunContext) -> Iterator[Log]:
 
 
 def write(stream: TextIO, text: str) -> None:
+    """Write to a stream at once."""
     stream.write(text)
     stream.flush()
 
 
-def say(stream: TextIO, error: PaftError | str, code: int) -> int:
-    stream.write(f"error: {error}\n")
-    stream.flush()
+def write_error(stream: TextIO, error: PaftError | str, code: int) -> int:
+    """Write an error and return the exit code."""
+    write(stream, f"error: {error}\n")
     return code

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from paft_ray.cli.streams import Streams, say, write
+from paft_ray.cli.streams import Streams, write, write_error
 from paft_ray.cluster.access import INSIST, check_dashboard_access
 from paft_ray.cluster.jobs import follow, plan_job, send
 from paft_ray.config import Config
@@ -14,12 +14,12 @@ from paft_ray.pipeline.verbs import VERBS
 
 
 def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int:
-    """Send a job and follow it; what it logs goes where progress goes."""
+    """Submit a job and follow it; its log goes to the stream of progress."""
     home = None if options.working_dir is None else Path(options.working_dir)
-    said = streams.stderr if options.json else streams.stdout
-    insisting = [INSIST] if options.insist and VERBS[options.job].joins else []
-    words = [*options.overrides, *options.for_job, *insisting]
-    job = plan_job(config, options.job, options.config, words, home)
+    progress = streams.stderr if options.json else streams.stdout
+    insist = [INSIST] if options.insist and VERBS[options.job].joins else []
+    arguments = [*options.overrides, *options.for_job, *insist]
+    job = plan_job(config, options.job, options.config, arguments, home)
     by_hand = f"--address {options.address} {job.id}"
     check_dashboard_access(options.address, options.insist)
     try:
@@ -27,7 +27,7 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     except ConfigError:
         raise
     except PaftError as error:
-        return say(streams.stderr, error, 1)
+        return write_error(streams.stderr, error, 1)
     streams.console.print(
         f"job {job.id}: {job.entrypoint}", soft_wrap=True, highlight=False, markup=False
     )
@@ -35,11 +35,11 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     text, code = f"follow it: ray job logs --follow {by_hand}", 0
     if not options.no_wait:
         try:
-            ended = follow(client, job, lambda piece: write(said, piece))
+            ended = follow(client, job, lambda piece: write(progress, piece))
         except PaftError as error:
-            return say(streams.stderr, error, 1)
+            return write_error(streams.stderr, error, 1)
         except KeyboardInterrupt:
-            write(said, f"interrupted; the job goes on, and ends by: ray job stop {by_hand}\n")
+            write(progress, f"interrupted; the job goes on, and ends by: ray job stop {by_hand}\n")
             return 130
         data |= {"status": ended.status, "result": ended.result}
         text, code = f"job {job.id}: {ended.status.lower()}", ended.code
@@ -48,6 +48,8 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
 
             text = "\n".join([*plan_lines(ended.result), "", text])
         if code:
-            say(streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code)
+            write_error(
+                streams.stderr, f"job {job.id} {ended.status.lower()}: {ended.message}", code
+            )
     write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
     return code

@@ -1,9 +1,8 @@
-"""What the nodes of a joined cluster have and lack, asked of the nodes themselves before any work.
+"""The survey: checks on every node of a joined cluster, before any work.
 
-Each node that can be given work, and the driver's, writes to storage, reads what the driver wrote,
-looks at the model, speaks to the tracking server with its own credentials, and compares its
-packages with the driver's. Covered: nodes that are there now. Not covered: nodes that come later,
-and whether rates of network or storage suffice.
+Each node that can run workers, and the driver's, reads a file of the driver from storage and writes
+its own, inspects the model, reaches the tracking server with its own credentials, and compares its
+packages with the driver's. Not covered: nodes that join later, and the speed of network or storage.
 """
 
 import importlib.metadata
@@ -18,30 +17,31 @@ from paft_ray.config import Config, OpenAILLM
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import from_anywhere
 from paft_ray.models.files import inspect_model
+from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import reach_server, tracking_server
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "pyarrow", "tokenizers")
-"""Where nodes differ in these, results or messages do."""
+"""Packages whose versions must be the same, because results or messages differ with them."""
 _SECRETS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 _SECRETS += ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS")
-_PATIENCE_S = 90.0
+_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What is asked of a node; travels there."""
+    """What a node must have; pickles."""
 
     storage: Storage
     probe: str
     """Folder under `storage` where the driver wrote a file `driver`."""
     model: str | None
-    """None where nodes find it in storage, converted."""
+    """None where it is converted, and so in storage."""
     revision: str | None
     tracking: str | None
-    """URI of a server, which a node speaks to with its own credentials."""
+    """URI of a tracking server."""
     keys: tuple[str, ...]
     """Environment variables that LLM actors read."""
     packages: Mapping[str, str]
@@ -49,32 +49,28 @@ class Needs:
 
 @dataclass(frozen=True)
 class Node:
-    """One node, and what it found."""
+    """One node, and what its checks found; as text, its name and address."""
 
     name: str
     address: str
     cpus: float
     gpus: float
     memory_gb: float
-    """What Ray may give out, in 1e9 bytes."""
+    """Memory that Ray manages, in 1e9 bytes."""
     secrets: tuple[str, ...] = ()
     """Names of the variables with secrets that are set there."""
     missing: tuple[str, ...] = ()
-    """What stops work there, one line each."""
+    """Reasons why it cannot work, one line each."""
     notes: tuple[str, ...] = ()
-    """What does not stop it but may not be meant."""
+    """Findings that do not prevent work but may not be meant."""
     id: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        return f"node {self.name} ({self.address})"
 
 
 def survey(config: Config, storage: Storage) -> list[Node]:
-    """Ask every node that is alive; the cluster must have been joined.
-
-    What is written for it under the storage is gone afterwards.
-
-    Args:
-        config: What is to be run.
-        storage: Where.
-    """
+    """Check every node of the joined cluster that is alive; leaves nothing under `storage`."""
     probe = f".survey-{secrets.token_hex(4)}"
     try:
         storage.child(probe).write_bytes("driver", probe.encode())
@@ -87,21 +83,21 @@ def survey(config: Config, storage: Storage) -> list[Node]:
             llm_keys(config),
             packages(),
         )
-        return _ask(needs)
+        return _check_all(needs)
     finally:
         storage.delete(probe)
 
 
 def require_nodes(nodes: Sequence[Node]) -> None:
-    """Refuse to begin where a node cannot do its part; a single node needs no survey.
+    """Refuse to begin where a node cannot work.
 
     Raises:
-        ConfigError: Something is missing.
+        ConfigError: A node lacks something.
     """
     for node in nodes:
         for note in node.notes:
-            logger.warning("node %s (%s): %s", node.name, node.address, note)
-    missing = [f"node {n.name} ({n.address}): {text}" for n in nodes for text in n.missing]
+            logger.warning("%s: %s", node, note)
+    missing = [f"{node}: {text}" for node in nodes for text in node.missing]
     if missing:
         more = f" (and {len(missing) - 1} more: paft plan lists them)" if len(missing) > 1 else ""
         raise ConfigError(f"{missing[0]}{more}")
@@ -109,13 +105,12 @@ def require_nodes(nodes: Sequence[Node]) -> None:
 
 def llm_keys(config: Config) -> tuple[str, ...]:
     """Environment variables from which LLM actors read their keys."""
-    llms = config.prompts.generation.llms if config.prompts.generation else ()
-    names = (llm.api_key_env for llm in llms if isinstance(llm, OpenAILLM))
+    names = (llm.api_key_env for _, llm in configured_llms(config) if isinstance(llm, OpenAILLM))
     return tuple(dict.fromkeys(name for name in names if name))
 
 
 def packages() -> dict[str, str]:
-    """Versions of what must be the same on all nodes, as far as they are installed here."""
+    """Versions of the packages that must be the same on all nodes, where installed here."""
     found = {}
     for name in _PACKAGES:
         try:
@@ -125,9 +120,9 @@ def packages() -> dict[str, str]:
     return found
 
 
-def look(needs: Needs) -> dict[str, tuple[str, ...]]:
-    """What one node finds; runs there."""
-    missing = [*_look_at_packages(needs), *_look_at_storage(needs), *_look_at_model(needs)]
+def check_node(needs: Needs) -> dict[str, tuple[str, ...]]:
+    """Return `missing`, `notes` and `secrets` of the node that this runs on."""
+    missing = [*_check_packages(needs), *_check_storage(needs), *_check_model(needs)]
     notes = [f"{name} is not set" for name in needs.keys if not os.environ.get(name)]
     if needs.tracking is not None and (reason := reach_server(needs.tracking)):
         notes.append(reason)
@@ -139,7 +134,7 @@ def look(needs: Needs) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _look_at_packages(needs: Needs) -> Iterator[str]:
+def _check_packages(needs: Needs) -> Iterator[str]:
     here = packages()
     for name, version in needs.packages.items():
         if here.get(name) != version:
@@ -149,7 +144,7 @@ def _look_at_packages(needs: Needs) -> Iterator[str]:
             )
 
 
-def _look_at_storage(needs: Needs) -> Iterator[str]:
+def _check_storage(needs: Needs) -> Iterator[str]:
     folder, mine = needs.storage.child(needs.probe), f"node-{secrets.token_hex(4)}"
     try:
         if not folder.exists("driver"):
@@ -166,13 +161,15 @@ def _look_at_storage(needs: Needs) -> Iterator[str]:
         )
 
 
-def _look_at_model(needs: Needs) -> Iterator[str]:
+def _check_model(needs: Needs) -> Iterator[str]:
     if needs.model is None:
         return
     try:
         files = inspect_model(needs.model, needs.revision)
         if files.kind == "hub":
-            _reach_hub(needs.model, needs.revision)
+            from huggingface_hub import hf_hub_download
+
+            hf_hub_download(needs.model, "config.json", revision=needs.revision)
     except PaftError as error:
         yield str(error)
     except OSError as error:
@@ -182,37 +179,30 @@ def _look_at_model(needs: Needs) -> Iterator[str]:
         )
 
 
-def _reach_hub(name: str, revision: str | None) -> None:
-    """Find the model's configuration in the cache or at the hub; an OSError where there is none."""
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(name, "config.json", revision=revision)
-
-
-def _ask(needs: Needs) -> list[Node]:
+def _check_all(needs: Needs) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [_node(raw) for raw in ray.nodes() if raw["Alive"]]
-    remote: Any = ray.remote(num_cpus=0, max_retries=0)(look)
-    asked: dict[Any, int] = {}
+    remote: Any = ray.remote(num_cpus=0, max_retries=0)(check_node)
+    places: dict[Any, int] = {}
     here = ray.get_runtime_context().get_node_id()
     for place, node in enumerate(nodes):
         if node.cpus or node.gpus or node.id == here:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            asked[remote.options(scheduling_strategy=there).remote(needs)] = place
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE_S)
-    answers: dict[int, Mapping[str, tuple[str, ...]]] = {}
+            places[remote.options(scheduling_strategy=there).remote(needs)] = place
+    done, late = ray.wait(list(places), num_returns=len(places), timeout=_TIMEOUT_S)
+    found: dict[int, Mapping[str, tuple[str, ...]]] = {}
     for reference in done:
         try:
-            answers[asked[reference]] = ray.get(reference)
+            found[places[reference]] = ray.get(reference)
         except Exception as error:  # noqa: BLE001 - whatever a node has instead of our package
-            answers[asked[reference]] = {"notes": (f"it could not look: {one_line(error)}",)}
+            found[places[reference]] = {"notes": (f"it could not look: {one_line(error)}",)}
     for reference in late:
         ray.cancel(reference, force=True)
-        text = f"it did not answer in {_PATIENCE_S:.0f} s: see to its network and storage"
-        answers[asked[reference]] = {"notes": (text,)}
-    return [replace(node, **answers.get(place, {})) for place, node in enumerate(nodes)]
+        text = f"it did not answer in {_TIMEOUT_S:.0f} s: see to its network and storage"
+        found[places[reference]] = {"notes": (text,)}
+    return [replace(node, **found.get(place, {})) for place, node in enumerate(nodes)]
 
 
 def _node(raw: Mapping[str, Any]) -> Node:

@@ -1,10 +1,10 @@
 """A verb from its configuration to its result: checks first, then Ray, then the work.
 
-The command line, `jobs/*.py` and the Python API all come through `prepare` and `perform`, so that
-they refuse the same and leave the same files.
+The command line, `jobs/*.py` and the Python API all use `prepare` and `perform`, so that they
+refuse the same and write the same files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,14 +21,14 @@ from paft_ray.storage.paths import Storage
 
 @dataclass(frozen=True)
 class Options:
-    """What a verb is told beside its configuration; each reads only some of these."""
+    """A verb's options besides its configuration; each verb reads only some of them."""
 
     overwrite: bool = False
     """Discard what another configuration left under the run's name."""
     insist: bool = False
-    """Join a cluster that asks for no token."""
+    """Join a cluster that requires no token."""
     cluster: str | None = None
-    """`plan`: the cluster whose nodes are looked at; by default RAY_ADDRESS."""
+    """`plan`: the cluster whose nodes are checked; by default RAY_ADDRESS."""
     variant: str | None = None
     """`export`: which variant; by default PAFT."""
     seed: int | None = None
@@ -45,14 +45,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What a verb returns."""
+    """The result of a verb."""
 
     data: Mapping[str, Any]
     """The JSON object of `--json`."""
     text: str
-    """What a person sees at the end."""
+    """The same for a person."""
     missing: tuple[str, ...] = ()
-    """What stands in the way, shown first; with any, the exit code is 2."""
+    """Reasons why the work could not be done, shown first; with any, the exit code is 2."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Work:
     context: RunContext
     options: Options
     checked: Any
-    """What the verb's own check returned."""
+    """Returned by the verb's own check."""
     checks: ModelCheckProcess
-    """Where model and texts are checked, so that this process imports no torch."""
+    """Process that checks model and texts, so that this one imports no torch."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ class Verb:
     run: Callable[[Work], Result]
     needs_ray: bool = True
     may_join: bool = False
-    """Whether it looks at a cluster where one is named, and does without where none is."""
+    """Whether it joins a cluster where one is named, but needs none."""
     logged: bool = True
-    """Whether what libraries print goes to the run's log, which may be the first file written."""
+    """Whether output of libraries goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether the model and its adapter are checked first."""
     finished: Callable[[RunContext], Result | None] | None = None
-    """The result where everything is done, found without Ray."""
+    """Returns the result where everything is done, without Ray."""
     reads_test: bool = True
     """Whether test examples are read from the beginning."""
     check: Callable[[RunContext, Options], Any] | None = None
-    """Refuses what it can before anything is written, the log included; of a verb that trains it
-    returns configurations whose adapters are checked as well."""
+    """Refuses what it can before anything is written, the log too; where the verb trains, returns
+    configurations whose adapters are checked as well."""
 
     @property
     def joins(self) -> bool:
@@ -105,11 +105,11 @@ def open_context(
     """Check everything that can be checked before work, and create the context.
 
     Args:
-        config: What is to be done.
+        config: The configuration.
         overwrite: The run's name may belong to another configuration.
-        screen: Where a person follows the work; silent by default.
+        screen: Shows progress to a person; silent by default.
         planning: No worker will run here.
-        test: Read test examples; a search opens its context without.
+        test: Read test examples; a search does not.
 
     Raises:
         PaftError: See `preflight`; nothing was written.
@@ -123,10 +123,10 @@ def open_context(
 def prepare(
     verb: Verb, config: Config, options: Options, screen: Screen | None = None
 ) -> Iterator[Work]:
-    """Check a verb's configuration and options; the work may be performed inside the block.
+    """Check a verb's configuration and options; the work may be performed in the block.
 
     Raises:
-        PaftError: They cannot work; nothing was started or written.
+        PaftError: They cannot be used; nothing was started or written.
     """
     context = open_context(config, options.overwrite, screen, not verb.needs_ray, verb.reads_test)
     checked = None if verb.check is None else verb.check(context, options)
@@ -135,11 +135,11 @@ def prepare(
 
 
 def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Result:
-    """Do what was prepared, on the Ray that this process has joined, or on one of its own.
+    """Do the prepared work, on the Ray that this process has joined, or else on a new one.
 
     Args:
         work: From `prepare`.
-        ray_started: Called when Ray runs, before the work begins.
+        ray_started: Called once Ray runs, before the work begins.
 
     Raises:
         ConfigError: The model, its adapter or the cluster cannot be used; nothing was written.
@@ -158,7 +158,7 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
     check_access(options.insist)
     import_early(context.config)
     if verb.trains:
-        begin_model_check(work.checks, context, options.overwrite, work.checked or ())
+        _begin_model_check(work)
         import_ray()  # while the model is checked
         work.checks.finish()
     with ray_session(options.insist):
@@ -169,28 +169,21 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
         return verb.run(work)
 
 
-def begin_model_check(
-    checks: ModelCheckProcess, context: RunContext, overwrite: bool, others: Sequence[Config] = ()
-) -> None:
-    """Begin to check what only transformers and peft can: whether model and adapter can be built.
+def _begin_model_check(work: Work) -> None:
+    """Begin to check, with transformers and peft, whether model and adapters can be built.
 
-    It is passed over where the run has begun, and so was accepted before.
-
-    Args:
-        checks: The process to check in, which is waited for by its `finish`.
-        context: The run.
-        overwrite: The run begins anew.
-        others: Configurations whose adapters are checked as well.
+    A run that has begun has passed this check before.
     """
-    if context.run_folder.exists(RUN_RECORD) and not overwrite:
-        checks.begin(warm_up)
+    context, config = work.context, work.context.config
+    if context.run_folder.exists(RUN_RECORD) and not work.options.overwrite:
+        work.checks.begin(warm_up)
         return
-    config, warm_start = context.config, context.config.train.warm_start
     pefts: list[Mapping[str, Any] | None] = []
-    for each in (config, *others):
+    for each in (config, *(work.checked or ())):
         if each.model.peft not in pefts:
             pefts.append(each.model.peft)
-    checks.begin(
+    warm_start = config.train.warm_start
+    work.checks.begin(
         check_adapters,
         config.model.path,
         config.model.revision,

@@ -1,7 +1,7 @@
-"""What a run would do, and what it needs; on a cluster also what its nodes have.
+"""The plan of a run: its work, its needs, and on a cluster the resources of the nodes.
 
-The first is from the configuration and the files alone, and nothing is sent or written. What nodes
-have comes from `survey`.
+Work and needs follow from the configuration and files alone; nothing is sent or written. Resources
+of nodes come from `survey`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from paft_ray.config import (
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.meta import ModelCheckProcess, count_weights
 from paft_ray.pipeline.nodes import Node
+from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.generate.requests import RequestBook
@@ -36,11 +37,11 @@ from paft_ray.tuning.pools import generation_samples
 from paft_ray.tuning.space import count_trials
 
 _ESTIMATE_FACTOR = 1.5
-"""Within which estimates of memory are right."""
+"""Estimates of memory are right within this factor."""
 
 
 def describe_plan(context: RunContext) -> dict[str, Any]:
-    """Counts of everything that a run would do, in the order of its stages."""
+    """Counts of all the work of a run, stage by stage."""
     config, task = context.config, context.task
     prompts, evaluation, train = config.prompts, config.evaluation, config.train
     steps = total_steps(train, len(task.train))
@@ -54,11 +55,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     }
     if (book := request_book(context)) is not None:
         plan["generation"] = _plan_generation(context, book)
-    selecting = any(
-        isinstance(variant, SinglePromptVariant) and variant.prompt is None
-        for variant in config.variants
-    )
-    if selecting:
+    if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
         plan["choose_single_prompt"] = {
             "prompts_at_most": evaluation.selection_prompts or "all",
             "examples": min(evaluation.selection_examples, len(task.validation)),
@@ -86,7 +83,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """A plan as lines to read; what is missing on a cluster is left to the caller."""
+    """A plan as lines of text, without what is missing on a cluster."""
     lines = []
     for key, value in plan.items():
         if key == "missing":
@@ -102,7 +99,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
 
 
 def _in_words(value: Any) -> str:
-    """Mappings as `name value` pairs, less what is empty; lists by commas."""
+    """A value as text: mappings as `name value` pairs without empty values."""
     if isinstance(value, Mapping):
         full = {k: v for k, v in value.items() if v is not None and v != () and v != []}
         return ", ".join(f"{k} {_in_words(v)}" for k, v in full.items())
@@ -112,29 +109,23 @@ def _in_words(value: Any) -> str:
 
 
 def describe_sizes(context: RunContext) -> dict[str, Any]:
-    """What one worker needs of memory and all trainings of storage, in 1e9 bytes; by estimates.
+    """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
     Builds the model without its weights in another process, which takes some seconds. Where its
-    configuration cannot be read here, the answer is why.
+    configuration cannot be read here, `unknown` holds the reason.
     """
-    config = context.config
+    config, model = context.config, context.config.model
     steps = total_steps(config.train, len(context.task.train))
-    peft = config.model.peft
     try:
         with ModelCheckProcess() as checks:
-            checks.begin(count_weights, config.model.path, config.model.revision, peft, config.seed)
+            checks.begin(count_weights, model.path, model.revision, model.peft, config.seed)
             sizes = ModelSizes(**checks.finish())
     except ConfigError:
         raise
     except PaftError as error:
         return {"unknown": str(error)}
-    memory = worker_memory(
-        sizes,
-        config.train,
-        config.model.quantization,
-        context.training_dtype,
-        config.train.workers.most,
-    )
+    dtype, workers = context.training_dtype, config.train.workers.most
+    memory = worker_memory(sizes, config.train, model.quantization, dtype, workers)
     one = training_storage(sizes, config.train, steps)
     return {
         "parameters": sizes.parameters,
@@ -150,7 +141,7 @@ def describe_sizes(context: RunContext) -> dict[str, Any]:
 def describe_cluster(
     context: RunContext, nodes: Sequence[Node], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the nodes of the joined cluster have, what the stages need, and what is missing.
+    """Resources of the joined cluster's nodes, needs of the stages, and what is missing.
 
     Args:
         context: The run.
@@ -158,7 +149,7 @@ def describe_cluster(
         sizes: From `describe_sizes`.
     """
     config = context.config
-    missing = [f"node {n.name} ({n.address}): {t}" for n in nodes for t in (*n.missing, *n.notes)]
+    missing = [f"{node}: {text}" for node in nodes for text in (*node.missing, *node.notes)]
     stages: dict[str, Any] = {}
     for field, workers in (
         ("train.workers", config.train.workers),
@@ -168,8 +159,8 @@ def describe_cluster(
             stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
         except ConfigError as error:
             missing.append(str(error))
-    for field, actors, cpus, gpus in _own_actors(config):
-        room = sum(places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes)
+    for field, actors, cpus, gpus in _llm_actors(config):
+        room = sum(_places(nodes, cpus, gpus))
         stages[field] = {
             "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
         }  # fmt: skip
@@ -188,11 +179,14 @@ def describe_cluster(
     }
 
 
-def _own_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
-    """LLMs in actors of ours: place in the configuration, actors, CPUs and GPUs of each."""
-    generation = config.prompts.generation
-    for place, llm in enumerate(generation.llms if generation else ()):
-        field = f"prompts.generation.llms.{place}"
+def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:
+    """How many workers each node holds."""
+    return [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes]
+
+
+def _llm_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
+    """LLMs that run in our actors: field, number of actors, CPUs and GPUs of each."""
+    for field, llm in configured_llms(config):
         if isinstance(llm, TransformersLLM):
             yield field, llm.actors, llm.cpus, llm.gpus
         elif isinstance(llm, VLLMEngine):
@@ -202,8 +196,8 @@ def _own_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
 def _plan_workers(
     workers: TrainWorkersConfig | WorkersConfig, cpus: float, nodes: Sequence[Node]
 ) -> dict[str, Any]:
-    """How many workers there are to be, and how many the nodes hold."""
-    fit = [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, workers.gpus) for node in nodes]
+    """Number and size of a stage's workers, and how many the nodes hold."""
+    fit = _places(nodes, cpus, workers.gpus)
     return {
         "workers": workers.most,
         "cpus_each": cpus,
@@ -216,12 +210,12 @@ def _plan_workers(
 def _short_of_memory(
     workers: TrainWorkersConfig, together: int, memory: Mapping[str, float], nodes: Sequence[Node]
 ) -> list[str]:
-    """Nodes whose memory is too small even if the estimate is high; GPUs' memory is not known."""
+    """Nodes whose memory is too small even if the estimate is too high; none for GPUs."""
     if workers.gpus:
         return []
     surely = memory["all"] / _ESTIMATE_FACTOR
     return [
-        f"node {node.name} ({node.address}): {together} workers of about {memory['all']:.1f} GB "
+        f"{node}: {together} workers of about {memory['all']:.1f} GB "
         f"each need more than its {node.memory_gb:.1f} GB: fewer workers on a node (more "
         "train.workers.cpus each), a smaller train.row_tokens, or a larger node"
         for node in nodes
@@ -232,7 +226,7 @@ def _short_of_memory(
 def _plan_search(
     tuning: TuningConfig, config: Config, steps: int, validation: int
 ) -> dict[str, Any]:
-    """What `paft tune` would do at most: schedulers stop trials early."""
+    """The most work that `paft tune` would do; schedulers stop trials early."""
     prompts = min(config.prompts.split.validation, tuning.prompts or 10**9)
     trials = count_trials(tuning, config.seed)
     return {
@@ -246,13 +240,13 @@ def _plan_search(
 
 _CHARACTERS_PER_TOKEN = 4
 _TOKENS_PER_SECOND = {"transformers": 70.0, "vllm": 2000.0}
-"""What one CPU makes of a 135M model in batches, or one GPU of a model of some billions."""
+"""Of one CPU with a 135M model in batches, or of one GPU with a model of some billions."""
 _SECONDS_PER_REQUEST = 2.0
-"""Of an endpoint, where nothing else is known."""
+"""Of an endpoint, as a guess."""
 
 
 def _plan_generation(context: RunContext, book: RequestBook) -> dict[str, Any]:
-    """What is not on storage yet: requests, tokens, cost and time, by LLM and in all."""
+    """Requests whose answers are not on storage: tokens, cost and time, by LLM and in all."""
     rows = [_plan_llm(context, book, llm) for llm in range(len(book.config.llms))]
     costs = [row["cost_at_most"] for row in rows if row["cost_at_most"] is not None]
     at_most = sum(row["completion_tokens_at_most"] for row in rows)
@@ -289,7 +283,7 @@ def _plan_llm(context: RunContext, book: RequestBook, llm: int) -> dict[str, Any
 
 
 def _minutes(config: LLMConfig, requests: int, tokens: float) -> float:
-    """By the limits that are given; else by a rule of thumb, which says no more than the order."""
+    """Estimated minutes, by configured limits, or else by a rule of thumb."""
     if isinstance(config, OpenAILLM):
         by_requests = requests / (config.requests_per_minute or float("inf"))
         by_tokens = tokens / (config.tokens_per_minute or float("inf"))

@@ -1,8 +1,8 @@
-"""Every check that needs neither Ray nor torch, before the first write.
+"""Checks before the first write, which need neither Ray nor torch and change nothing.
 
-Covered: storage, the run's identity, tracking, arithmetic, workers against this machine, model
-and peft, LLMs, task, prompts. Not covered: what only a later stage can know, such as how many
-prompts survive or whether an example is too long. Nothing is created or changed here.
+Covered: storage, the run's identity, tracking, arithmetic, workers against this machine, model and
+peft, LLMs, task, prompts. Not covered: facts of later stages, such as how many prompts survive or
+whether an example is too long.
 """
 
 import importlib.util
@@ -12,10 +12,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, OpenAILLM, SinglePromptVariant, TransformersLLM
+from paft_ray.config import Config, LLMConfig, OpenAILLM, SinglePromptVariant, TransformersLLM
 from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import changed_fields, dump_config, load_config, local_path
@@ -35,12 +34,12 @@ _SHOWN_CHANGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What the checks found out on their way."""
+    """Task, model and warnings that the checks found."""
 
     task: Task
     model: ModelFiles
     warnings: tuple[str, ...]
-    """What is allowed but may not be meant; one line each."""
+    """Settings that are allowed but may not be meant, one line each."""
 
 
 def preflight(
@@ -49,13 +48,13 @@ def preflight(
     """Check a configuration against the files, the environment and this machine.
 
     Args:
-        config: What is to be run.
+        config: The configuration.
         overwrite: The run's name may belong to a run with another configuration.
-        planning: No worker will run here, so that what this machine lacks is a warning.
+        planning: No worker will run here, so that a lack of this machine is a warning.
         test: Read test examples, see `load_task`.
 
     Raises:
-        ConfigError: The configuration cannot work here; the message names the remedy.
+        ConfigError: The configuration cannot be used here; the message names the remedy.
         DataError: The task's rows cannot be used.
         TemplateError: A prompt file or template cannot be used.
     """
@@ -83,7 +82,7 @@ def _check_storage(location: str) -> Storage:
 
 
 def _require_writable(folder: Path, field: str) -> None:
-    """Check that a folder can be written, or created: nothing is."""
+    """Refuse a folder that can be neither written nor created."""
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not existing.is_dir():
         raise ConfigError(f"{field}: {existing} is a file, not a folder; name a folder")
@@ -114,7 +113,7 @@ def _check_identity(config: Config, storage: Storage) -> None:
         ) from error
     try:
         before, after = result_fields(load_config(recorded)), result_fields(config)
-    except ConfigError:  # a field that it has is gone
+    except ConfigError:  # it has a field that was removed
         before, after = recorded, dump_config(config)
         if "results_from" in record:
             before, after = record["results_from"], result_fields(config)
@@ -158,7 +157,7 @@ def _check_tracking(config: Config) -> None:
 
 
 def _check_workers(config: Config, planning: bool) -> list[str]:
-    """Refuse what a cluster of this one machine could never place; a real cluster may grow."""
+    """Refuse workers that do not fit this machine, where no cluster is named."""
     try:
         if named_cluster() is None:
             _require_places(config)
@@ -175,17 +174,16 @@ def _require_places(config: Config) -> None:
         ("evaluation.workers", config.evaluation.workers),
     ):
         _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
-    for field, llm in _llms(config):
+    for field, llm in configured_llms(config):
         if isinstance(llm, TransformersLLM):
             _require_fit(field, "actors", llm.actors, llm.cpus, llm.gpus)
 
 
 def _require_fit(field: str, count: str, num: int, cpus: float | None, gpus: float) -> None:
-    have = os.cpu_count() or 1
-    wanted = num * (1 if cpus is None else cpus)
-    if wanted > have:
+    have, each = os.cpu_count() or 1, 1 if cpus is None else cpus
+    if num * each > have:
         raise ConfigError(
-            f"{field}.{count}: {num} with {1 if cpus is None else cpus:g} CPUs each are more than "
+            f"{field}.{count}: {num} with {each:g} CPUs each are more than "
             f"this machine's {have}; lower it or {field}.cpus, or set RAY_ADDRESS to a cluster"
         )
     if gpus > 0 and not _sees_gpu():
@@ -216,7 +214,8 @@ def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
         yield f"model.chat_template: {config.model.path} has none, so prompts are used as they are"
 
 
-def _llms(config: Config) -> list[tuple[str, Any]]:
+def configured_llms(config: Config) -> list[tuple[str, LLMConfig]]:
+    """The LLMs that write prompts, each after its field in the configuration."""
     generation = config.prompts.generation
     llms = generation.llms if generation else ()
     return [(f"prompts.generation.llms.{i}", llm) for i, llm in enumerate(llms)]
@@ -224,14 +223,14 @@ def _llms(config: Config) -> list[tuple[str, Any]]:
 
 def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
     author = config.prompts.split.held_out_llm
-    labels = [llm_label(llm) for _, llm in _llms(config)]
+    labels = [llm_label(llm) for _, llm in configured_llms(config)]
     if author is not None and (author not in labels or len(set(labels)) < 2):
         raise ConfigError(
             f"prompts.split.held_out_llm: {author!r} writes nothing, or all there is (the LLMs are "
             f"{', '.join(labels) or 'none'}): name one of several"
         )
     seen = {config.model.path: model}
-    for field, llm in _llms(config):
+    for field, llm in configured_llms(config):
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
         elif isinstance(llm, OpenAILLM):
@@ -259,7 +258,11 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
     slots = ", ".join(f"{{{slot}}}" for slot in task.slots)
     usable: set[str] = set()
     for path in config.prompts.files:
-        results = [lint(text, task, config.prompts.lint) for text in _read_prompts(path)]
+        try:
+            texts = read_prompt_files(path)
+        except PaftError as error:
+            raise ConfigError(f"prompts.files: {error}") from error
+        results = [lint(text, task, config.prompts.lint) for text in texts]
         usable.update(result.text for result in results if result.problem is None)
         if all(result.problem for result in results):
             raise ConfigError(
@@ -290,10 +293,3 @@ def _first_problem(results: Iterable[LintResult]) -> str:
     for result in results:
         return f" ({' '.join(f'{result.problem}: {result.detail}'.split())})"
     return ""
-
-
-def _read_prompts(path: str) -> list[str]:
-    try:
-        return read_prompt_files(path)
-    except PaftError as error:
-        raise ConfigError(f"prompts.files: {error}") from error

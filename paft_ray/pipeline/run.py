@@ -1,7 +1,7 @@
 """A whole run: pool, variants at equal steps, evaluation of the base model and of every variant.
 
-Each stage finds what is complete and does the rest, so a run that was killed is finished by
-calling it again, and a finished one only reads its summary.
+Each stage reuses what is complete and does the rest: the same call finishes a run that was killed,
+and only reads the summary of a finished one.
 """
 
 import logging
@@ -26,11 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False) -> dict[str, Any]:
-    """Do all stages of a run.
-
-    Returns:
-        The content of `summary.json`.
-    """
+    """Do all stages of a run; returns the content of `summary.json`."""
     with open_run(context, overwrite) as (context, tracker):
         clock = StageClock(context.run_folder)
         with clock.stage("prompt_pool"):
@@ -73,13 +69,10 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     """Every training of this run that is complete; needs no Ray.
 
     Raises:
-        ConfigError: None is.
+        ConfigError: None is complete.
     """
-    trained = [
-        adapter
-        for training in context.config.trainings
-        if (adapter := find_trained(context, training)) is not None
-    ]
+    found = [find_trained(context, training) for training in context.config.trainings]
+    trained = [adapter for adapter in found if adapter is not None]
     if not trained:
         raise ConfigError(
             f"name: run {context.config.name!r} has no trained variant in "

@@ -1,7 +1,7 @@
-"""The prompts that each variant of a run trains on: what is compared, at equal steps.
+"""The prompts that each variant of a run trains on.
 
-Covered: PAFT's pool, the small pool of bound prompts, and the three ways to come by a single
-prompt: written by hand, named by the user, or the best one for the base model.
+Covered: PAFT's pool, the small pool of bound prompts, and the three ways to choose a single prompt:
+the task's own, named by the user, or the best one for the base model.
 """
 
 import itertools
@@ -48,7 +48,7 @@ def human_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     """The first of the task's own instructions, in the first layout, that is not held out.
 
     Raises:
-        PoolError: The held-out prompts leave none.
+        PoolError: All are like held-out prompts.
     """
     task = context.task
     for instruction, layout in itertools.product(task.instructions, enumerate_layouts(task)):
@@ -62,10 +62,10 @@ def human_prompt(context: RunContext, pool: PromptPool) -> Prompt:
 
 
 def user_prompt(text: str, context: RunContext, pool: PromptPool) -> Prompt:
-    """A prompt that the configuration names, as the pool would hold it.
+    """A prompt that the configuration names, in the form of a pool's prompts.
 
     Raises:
-        ConfigError: It is too much like a held-out prompt, which would then not be held out.
+        ConfigError: It is too similar to a held-out prompt, which would then not be held out.
     """
     prompt = _as_prompt(clean(text), "configuration", context.task.slots)
     if (held_out := _held_out_like(prompt, context, pool)) is not None:

@@ -1,8 +1,8 @@
-"""What each verb does, and what a person sees of its result: the Python API.
+"""The verbs and the Python API: one function per verb.
 
-Every function takes a configuration and options, checks them, does one thing and returns a
+Every public function takes a configuration and options, checks them, does one thing and returns a
 `Result`; the command line and `jobs/*.py` call the same verbs by name. They run on the Ray that
-this process has joined, or start one of their own.
+this process has joined, or start their own.
 """
 
 import sys
@@ -19,6 +19,7 @@ from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prep
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.progress import Screen
+from paft_ray.tracking import tracking_uri
 
 
 def _prompts(work: Work) -> Result:
@@ -51,8 +52,7 @@ def _train(work: Work) -> Result:
         }
         for t in trained
     }
-    lines = [f"{kind}: {entry[kind]}" for entry in data.values()]
-    return Result(data, "\n".join(lines))
+    return Result(data, "\n".join(f"{kind}: {entry[kind]}" for entry in data.values()))
 
 
 def _check_evaluate(context: RunContext, options: Options) -> None:
@@ -70,8 +70,7 @@ def _evaluate(work: Work) -> Result:
 def _run_all(work: Work) -> Result:
     from paft_ray.pipeline.run import run
 
-    summary = run(work.context, work.checks, work.options.overwrite)
-    return _results(work.context, summary)
+    return _results(work.context, run(work.context, work.checks, work.options.overwrite))
 
 
 def _finished_run(context: RunContext) -> Result | None:
@@ -127,8 +126,7 @@ def _plan_export(context: RunContext, options: Options) -> Any:
     from paft_ray.tuning.search import holds_search, of_finalists
 
     if holds_search(context):
-        label = None if options.lm_eval else options.variant or ""
-        context = of_finalists(context, label)
+        context = of_finalists(context, None if options.lm_eval else options.variant or "")
     if options.lm_eval:
         if options.variant or options.seed is not None or options.merge or options.pyfunc:
             raise ConfigError(
@@ -161,26 +159,19 @@ def _export(work: Work) -> Result:
 def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
     from paft_ray.report import results_table
 
-    lines = [
-        results_table(summary),
-        "",
-        f"report:  {_near(context.run_folder.path('report.html'))}",
-    ]
-    if (target := context.tracked().tracking) is not None:
+    report_file = _near(context.run_folder.path("report.html"))
+    lines = [results_table(summary), "", f"report:  {report_file}"]
+    if (uri := tracking_uri(context.config, context.storage)) is not None:
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
-        uri = target.uri
-        lines.append(
-            f"MLflow:  {mlflow} ui --backend-store-uri {uri}"
-            if uri.startswith("sqlite:")
-            else f"MLflow:  {uri}"
-        )
+        show = f"{mlflow} ui --backend-store-uri " if uri.startswith("sqlite:") else ""
+        lines.append(f"MLflow:  {show}{uri}")
     return Result(summary, "\n".join(lines))
 
 
 def _near(path: str) -> str:
-    """A path relative to the working directory, where it lies below."""
-    below = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
-    return str(Path(path).relative_to(Path.cwd())) if below else path
+    """A path relative to the working directory, where it is inside."""
+    inside = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
 
 
 def _plan(work: Work) -> Result:
@@ -195,13 +186,11 @@ def _plan(work: Work) -> Result:
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
         plan["sizes"] = describe_sizes(context)
         if named_cluster() is not None:
-            plan |= _look_at_cluster(context, options.insist, plan["sizes"])
+            plan |= _plan_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))
 
 
-def _look_at_cluster(
-    context: RunContext, insist: bool, sizes: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _plan_cluster(context: RunContext, insist: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
     from paft_ray.cluster.session import ray_session
     from paft_ray.pipeline.nodes import survey
     from paft_ray.pipeline.plan import describe_cluster
@@ -252,12 +241,12 @@ def call(
 
     Args:
         name: One of `VERBS`.
-        config: What is to be done.
+        config: The configuration.
         options: See `Options`.
-        screen: Where a person follows the work; silent by default.
+        screen: Shows progress to a person; silent by default.
 
     Raises:
-        ConfigError: The configuration or the options cannot work; nothing was written.
+        ConfigError: Configuration or options cannot be used; nothing was written.
         PaftError: The work failed; what is done is kept, and the same call continues.
     """
     with prepare(VERBS[name], config, options or Options(), screen) as work:
@@ -300,5 +289,5 @@ def export(config: Config, options: Options | None = None) -> Result:
 
 
 def plan(config: Config, options: Options | None = None) -> Result:
-    """Check everything and say what would be done."""
+    """Check everything and describe the work of a run."""
     return call("plan", config, options)

@@ -23,6 +23,7 @@ from paft_ray.tracking.tracker import (
     pool_version,
     prepare_tracking,
     tracking_server,
+    tracking_uri,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "reach_server",
     "send_waiting",
     "tracking_server",
+    "tracking_uri",
 ]

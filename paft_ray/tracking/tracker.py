@@ -125,18 +125,26 @@ def tracking_server(config: Config) -> str | None:
     return uri
 
 
+def tracking_uri(config: Config, storage: Storage) -> str | None:
+    """URI of the MLflow store in which `config` records runs; None where it records none."""
+    if config.tracking.type == "none":
+        return None
+    home = Path(storage.root) if storage.is_local else Path.cwd()
+    return _absolute(config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}")
+
+
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
     """Where runs of `config` are recorded; None for no tracking. The driver calls this once.
 
     A sqlite database and its experiment are created here, so that workers do not race for it
     (about 3 s, most of it the import of mlflow). Servers are not contacted.
     """
-    if config.tracking.type == "none":
+    uri = tracking_uri(config, storage)
+    if uri is None:
         return None
     folder = storage.child("runs", config.name)
-    home = Path(storage.root) if storage.is_local else Path.cwd()
     target = TrackingTarget(
-        uri=_absolute(config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}"),
+        uri=uri,
         experiment=config.tracking.experiment,
         logs=folder.child("events"),
         storage=storage,

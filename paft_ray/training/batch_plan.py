@@ -1,8 +1,8 @@
-"""The global batch of a step, rendered, tokenised and dealt into rows for every rank; pure.
+"""Batch plans: the global batch of a step, tokenised and dealt into rows for every rank; pure.
 
-Every rank computes the same plan, one step ahead in a thread, so that the ranks need not talk
-about data. All ranks get the same number of rows, short ones inert rows, because the collectives
-of ZeRO 2 and 3 hang otherwise.
+Every rank computes the same plan, one step ahead in a thread, so that ranks exchange no data. All
+ranks get the same number of rows, filled up with inert ones, because the collectives of ZeRO 2 and
+3 hang otherwise.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +21,9 @@ from paft_ray.training.sampler import PromptSampler, example_index
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What stands in one slot of a global batch.
+    """The example and prompt in one slot of a global batch.
 
-    With several views of every example, slot `view * batch_size + place` holds one of them.
+    With several views of every example, each is in slot `view * batch_size + place`.
     """
 
     example_id: str
@@ -36,7 +36,7 @@ class Draw:
     weight: float = 1.0
     """Of this slot in the loss."""
     owner: int = 0
-    """Which of the answers in its sequences is the right one."""
+    """Index of the right answer among those in its sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,13 @@ class StepPlan:
 
     step: int
     rows: tuple[tuple[Row, ...], ...]
-    """For each rank its rows, equally many; a row's `members` are sequences of the batch."""
+    """The rows of each rank, equally many; a row's `members` are sequences of the batch."""
     draws: tuple[Draw, ...]
-    """For each slot of the global batch what was drawn."""
+    """One per slot of the global batch."""
     slots: tuple[int, ...]
-    """For each sequence of the batch the slot that it belongs to."""
+    """The slot of each sequence of the batch."""
     weights: BlockWeights = UNIFORM
-    """What the draws were made with."""
+    """Weights of the draws and of their losses."""
 
     @property
     def answer_tokens(self) -> int:
@@ -66,7 +66,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Everything that a plan depends on, besides the step, its weights and the number of ranks."""
+    """Makes plans; holds all they depend on except step, weights and number of ranks."""
 
     examples: Sequence[Example]
     prompts: Sequence[tuple[str, Template]]
@@ -92,7 +92,7 @@ class Planner:
         Args:
             step: From 0.
             ranks: Workers to deal to.
-            weights: What past losses ask for; uniform without.
+            weights: From past losses; uniform by default.
 
         Raises:
             DataError: An example does not fit `task.max_length` under its prompt.
@@ -124,7 +124,7 @@ class Planner:
     def draw(
         self, step: int, slots: Sequence[int], weights: BlockWeights = UNIFORM
     ) -> list[tuple[tuple[TokenSequence, ...], Draw]]:
-        """What stands in some slots of the global batch of `step`: sequences, and what they are.
+        """The sequences and the draw of each of some slots of the global batch of `step`.
 
         Raises:
             DataError: An example does not fit `task.max_length` under its prompt.
@@ -146,7 +146,7 @@ class Planner:
         ]
 
     def first_sequences(self) -> tuple[TokenSequence, ...]:
-        """What stands in the first slots of a training, four at most: for trying a model on."""
+        """Sequences of the first slots of a training, four at most, to check a model with."""
         drawn = self.draw(0, range(min(4, self.batch_size)))
         return tuple(sequence for own, _ in drawn for sequence in own)
 
@@ -191,8 +191,7 @@ def plans(
         first: First step.
         last: One after the last.
         ranks: Workers to deal to.
-        weigh: What past losses make of a step; asked in this thread, when the step two before it
-            is done.
+        weigh: Returns a step's weights; called in this thread, when the step two before is done.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="plan") as thread:
         ahead = None

@@ -1,10 +1,11 @@
-"""From the configuration to a DeepSpeed engine, and the few things the loop asks of it.
+"""A DeepSpeed engine made from the configuration, with the operations that training needs.
 
 Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's torch_autocast over
 fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
 """
 
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration from our fields; the one place that speaks its language."""
+    """DeepSpeed's configuration from our fields."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "train_batch_size": ranks,
@@ -67,7 +68,7 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
 
 
 class Engine:
-    """A DeepSpeed engine around what is trained, seen from one rank."""
+    """One rank's DeepSpeed engine around the model that is trained."""
 
     def __init__(
         self,
@@ -79,8 +80,8 @@ class Engine:
         """Build the engine; collective over all ranks of the default process group.
 
         Args:
-            model: An adapted model, or one whose weights are trained themselves.
-            train: How.
+            model: An adapted model, or one whose own weights are trained.
+            train: The section `train`.
             dtype: Arithmetic: `float32` or `bfloat16`.
             small_state: Bytes of state below which rank 0 gathers all of it.
         """
@@ -125,21 +126,21 @@ class Engine:
 
         Args:
             row: The row.
-            loss_of: From the log-probabilities of the row's answer tokens, shape [A], to its part
-                of the global batch's loss; not asked for an inert row. DeepSpeed averages gradients
-                over ranks, hence the factor of `ranks`.
+            loss_of: Maps the log-probabilities of the row's answer tokens, shape [A], to its part
+                of the global batch's loss; not called for an inert row.
         """
         logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
+        # DeepSpeed averages gradients over ranks, hence the factor
         loss = loss_of(logprobs_A) * self.ranks if row.members else logprobs_A.sum() * 0.0
         self._engine.backward(loss)
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
-        """Sum a vector over ranks and read it: the one read by the host in a step."""
+        """Sum a vector over ranks and read it; the host reads nothing else in a step."""
         dist.all_reduce(values)
         return values.tolist()
 
     def step(self, learning_rate: float) -> float | None:
-        """One optimizer step with what was accumulated; the norm before clipping, if known."""
+        """Take one optimizer step; returns the gradient norm before clipping, if known."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
@@ -157,7 +158,7 @@ class Engine:
         return RankGroup(self.rank, self.ranks, attempt, self.exchange)
 
     def exchange(self, mine: Any) -> list[Any]:
-        """Return every rank's value, by rank; small and picklable; collective."""
+        """Return every rank's value, by rank; values are small and picklable; collective."""
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, mine)
         return values
@@ -178,7 +179,7 @@ class Engine:
         return state
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
-        """Trainable weights by name, in fp32 on rank 0's CPU, none on the others; collective."""
+        """Trainable weights by name, in fp32 on rank 0's CPU, none on other ranks; collective."""
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
             full = self._tensors.full(parameter, "weight")
@@ -188,7 +189,7 @@ class Engine:
 
     @contextmanager
     def whole_adapter(self) -> Iterator[None]:
-        """Trainable parameters are whole on every rank inside; collective under stage 3."""
+        """Make trainable parameters whole on every rank in the block; collective at stage 3."""
         import deepspeed
 
         if self.stage < 3:
@@ -199,9 +200,9 @@ class Engine:
 
     @contextmanager
     def evaluating(self) -> Iterator["PeftModel | PreTrainedModel"]:
-        """The model inside, without dropout, to be asked by every rank on its own.
+        """The model without dropout, for every rank to use on its own.
 
-        Under stage 3 all ranks ask it the same at the same time.
+        At stage 3 all ranks must call it at the same time with the same input.
         """
         self._engine.eval()
         try:
@@ -212,7 +213,7 @@ class Engine:
     def mean_loss(self, rows: Sequence[Row]) -> float:
         """Mean negative log-likelihood of the answer tokens of some rows, in nats.
 
-        Without dropout and gradients. Collective under stage 3: every rank reads the same rows.
+        Without dropout and gradients. Collective at stage 3: every rank reads the same rows.
         """
         with self.evaluating(), torch.no_grad():
             logprobs = [
@@ -222,11 +223,11 @@ class Engine:
         return -float(torch.cat(logprobs).mean())
 
     def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
-        """Put gathered state back, on any number of ranks; collective.
+        """Restore gathered state, on any number of ranks; collective.
 
         Args:
             state: The tensors that all ranks' `gather` returned, by key, the same on every rank.
-            step: Optimizer steps that it has behind it, which AdamW's bias correction needs.
+            step: Optimizer steps done, for AdamW's bias correction.
 
         Raises:
             ArtifactError: A tensor is missing, or belongs to no parameter.
@@ -236,7 +237,10 @@ class Engine:
         for key, value in state:
             kind, _, name = key.partition("/")
             if key not in self._owners or value.shape != full_shape(parameters[name]):
-                raise ArtifactError(f"{_foreign(key, value)}: choose another name for this run")
+                raise ArtifactError(
+                    f"the checkpoint's {key} {tuple(value.shape)} belongs to no parameter that is "
+                    "trained: choose another name for this run"
+                )
             missing.discard(key)
             if kind == "weight":
                 self._tensors.set_weight(parameters[name], value.to(self.device))
@@ -250,21 +254,15 @@ class Engine:
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:
-    """In fp32 on the CPU, in memory that nothing else writes to."""
+    """A copy in fp32 on the CPU."""
     return full.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def _foreign(key: str, value: torch.Tensor) -> str:
-    return f"the checkpoint's {key} {tuple(value.shape)} belongs to no parameter that is trained"
 
 
 def prepare_process(device: str) -> None:
     """Settings that must precede DeepSpeed's first use in a process.
 
-    On CPUs the shared-memory collectives would be compiled for minutes; gloo serves without.
+    On CPUs the shared-memory collectives would be compiled for minutes; gloo needs none.
     """
-    import os
-
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed

@@ -1,7 +1,7 @@
-"""How much memory a worker of a training will need, and how much storage; pure.
+"""Estimates of the memory of a training's worker, and of the training's storage; pure.
 
-Sizes follow from counts of weights; activations from the length of a row and a published rule, and
-are right within a factor of about 1.5. What a process has without any model is measured.
+Sizes follow from counts of weights; activations from the length of a row and a published rule,
+right within a factor of about 1.5. The memory of a process without a model is measured.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _FP32, _MOMENTS = 4, 8
 _NF4 = 0.57
 """Bytes per weight in blocks of 64 with their scales in 8 bits."""
 _RUNTIME = 0.9e9
-"""Bytes of a Ray Train worker with torch, transformers and DeepSpeed, measured without a model."""
+"""Bytes of a Ray Train worker with torch, transformers and DeepSpeed but no model, measured."""
 _KEPT_PER_LAYER = 34
 """Bytes per token and hidden unit that a layer keeps for the backward pass in 16 bits, attention
 without a score matrix: Korthikanti et al., arXiv 2205.05198, equation 2 less its last term."""
@@ -28,7 +28,7 @@ class ModelSizes:
     parameters: int
     trainable: int
     linear: int
-    """Frozen weights of linear layers, which quantization makes small."""
+    """Frozen weights of linear layers, which can be quantized."""
     layers: int
     hidden: int
 
@@ -36,37 +36,35 @@ class ModelSizes:
 def worker_memory(
     sizes: ModelSizes, train: TrainConfig, quantization: str, dtype: str, ranks: int
 ) -> dict[str, float]:
-    """Bytes that one worker needs, by what they are for.
+    """Bytes that one worker needs, by purpose.
 
     Args:
         sizes: Of the model.
-        train: How it is trained.
+        train: The section `train`.
         quantization: `model.quantization`.
         dtype: Arithmetic, resolved.
-        ranks: How many workers there are.
+        ranks: Number of workers.
     """
     stage, offload = train.deepspeed.stage, train.deepspeed.offload
     small = sizes.linear if quantization == "nf4" else 0
     weights = _FP32 * (sizes.parameters - small) + _NF4 * small
     masters = _FP32 * sizes.trainable if stage > 0 else 0
+    optimizer = (_MOMENTS * sizes.trainable + masters) / (ranks if stage >= 1 else 1)
     share = 1 if dtype == "bfloat16" else 2
     per_layer = _KEPT_PER_LAYER * share * train.row_tokens * sizes.hidden
     kept = _FP32 * train.row_tokens * sizes.hidden if train.activation_checkpointing else per_layer
     return {
         "weights": 0.0 if offload == "parameters" else weights / (ranks if stage == 3 else 1),
         "gradients": _FP32 * sizes.trainable / (ranks if stage >= 2 else 1),
-        "optimizer": 0.0
-        if offload != "none"
-        else (_MOMENTS * sizes.trainable + masters) / (ranks if stage >= 1 else 1),
+        "optimizer": optimizer if offload == "none" else 0.0,
         "activations": float(sizes.layers * kept + per_layer),
         "runtime": _RUNTIME,
     }
 
 
 def training_storage(sizes: ModelSizes, train: TrainConfig, steps: int) -> float:
-    """Bytes that one training writes at the most."""
+    """Most bytes that one training writes."""
     result = _FP32 * sizes.trainable
     state = (_FP32 + _MOMENTS) * sizes.trainable
-    return bytes_needed(state, result, train.checkpoint.keep, 0) + _LEDGER * steps * (
-        train.batch_size
-    )
+    ledger = _LEDGER * steps * train.batch_size
+    return bytes_needed(state, result, train.checkpoint.keep, there=0) + ledger

@@ -1,4 +1,4 @@
-"""What names a training, where it lies, and what is found there."""
+"""Fingerprint and folder of a training, and finding one that is complete."""
 
 from collections.abc import Sequence
 
@@ -18,10 +18,9 @@ from paft_ray.storage.paths import Storage
 def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[Prompt]) -> str:
     """Fingerprint of everything that moves weights, and of nothing else.
 
-    `config` is the run's as one training sees it (`Config.of_training`).
-
-    Activation checkpointing changes no bit and kinds of attention less than the number of workers
-    does, so that both may change before a training is continued.
+    `config` comes from `Config.of_training`. Activation checkpointing and the kind of attention are
+    left out, so that both may change before a training is continued: the first changes no bit, the
+    second less than the number of workers does.
     """
     warm_start = config.train.warm_start
     (_, model, train, seed, _), later = take(
@@ -42,35 +41,33 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
 
 
 def provenance(context: RunContext, pool: PromptPool) -> MadeFrom:
-    """Return what a training is made from, for whoever evaluates it later."""
+    """Fingerprints of what a training is made from, to compare when it is evaluated."""
     return MadeFrom(context.task_identity, context.model_identity, pool.fingerprint)
 
 
 def training_folder(context: RunContext, training: Training) -> Storage:
-    """Where a training lies."""
+    """Folder of a training."""
     return context.run_folder.child("training", training.name)
 
 
 def find_trained(context: RunContext, training: Training) -> TrainedAdapter | None:
-    """A training under this run's name, if it is complete."""
+    """A training of this run, or None where it is not complete."""
     folder = training_folder(context, training)
     manifest = load_manifest(folder)
-    if manifest is None:
-        return None
-    return finished_training(training, manifest, folder, True)
+    return manifest and finished_training(training, manifest, folder, True)
 
 
 def finished_training(
     training: Training, manifest: Manifest, folder: Storage, reused: bool
 ) -> TrainedAdapter:
-    """A training whose manifest was found."""
+    """The result of a training from its manifest."""
     content = fingerprint("weights", manifest.files)
     record = TrainingRecord.from_json(manifest.about)
     return TrainedAdapter(training, manifest.fingerprint, content, folder, record, reused)
 
 
 def subjects(context: RunContext, trained: Sequence[TrainedAdapter]) -> list[Subject]:
-    """Finished trainings as what is evaluated."""
+    """Finished trainings as subjects of an evaluation."""
     weights = result_folder(context.config.model.peft)
     return [
         Subject(t.training.label, t.training.seed, t.content, t.folder.child(weights))

@@ -1,4 +1,4 @@
-"""What a training is told: by whoever asks for it, and what its driver tells every rank."""
+"""The data that describes a training: its caller's hooks, and the job that every rank receives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TrackedRun:
-    """A training's place among the tracked runs."""
+    """How a training is tracked."""
 
     key: str
     name: str
@@ -28,35 +28,35 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """What a caller wants of a training while it runs; nothing, but for a search."""
+    """What a caller wants of a training while it runs; used by searches."""
 
     validation: ValidationPlan | None = None
-    """What the model is scored on, and after which steps."""
+    """Validation data, and the steps after which the model is scored."""
     validated: Callable[[], None] = lambda: None
     """Called when there are new results in the training's folder."""
     stopped: Callable[[], bool] = lambda: False
-    """Called twice a second: whether to save and leave it at that."""
+    """Called twice a second; returns whether the training must save and stop."""
     cpus: float | None = None
-    """CPUs of each worker; by default as the configuration says."""
+    """CPUs of each worker; by default those of the configuration."""
     set_aside: float = 0.0
-    """CPUs of each worker that are used by others, and not asked for again."""
+    """CPUs of each worker that a caller has reserved, and that are not requested again."""
     tracked: TrackedRun | None = None
-    """Where it is tracked; by default as a child of its run."""
+    """By default a child of its run."""
     pool: str | None = None
-    """Fingerprint of the pool as tracking knows it, where the one at hand is a part of it."""
+    """Fingerprint of the tracked pool, where the training's is only a part of it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank of one training is told; travels to them by pickle."""
+    """The data that every rank of one training receives; pickles."""
 
     config: Config
-    """The run's, as this training sees it."""
+    """From `Config.of_training`."""
     task: "Task"
     prompts: tuple[tuple[str, str], ...]
     """Ids and texts."""
     source: "BaseSource"
-    """The prepared base model, for every node to find."""
+    """The prepared base model, on any node."""
     dtype: str
     folder: Storage
     identity: str
@@ -72,11 +72,10 @@ class Job:
     warm_start: bytes | None = None
     """Weights of the adapter that training begins with."""
     validation: ValidationPlan | None = None
-    """What the model is scored on while it is trained."""
 
     @property
     def base(self) -> str:
-        """Location of the prepared base model on this node, fetched first where it must be."""
+        """Location of the prepared base model on this node; fetches it if needed."""
         return self.source.local()
 
     @property
@@ -86,6 +85,6 @@ class Job:
 
     @property
     def pool(self) -> str:
-        """The pool's version in MLflow's registry."""
+        """URI of the pool's version in MLflow's registry."""
         name, alias = pool_version(self.task.name, self.made_from.pool)
         return f"models:/{name}@{alias}"

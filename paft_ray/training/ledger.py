@@ -1,4 +1,4 @@
-"""What was drawn, what it cost, and what past losses made of the next draws, on storage."""
+"""The ledger: draws and their losses, and weights of prompts from past losses, on storage."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,24 +14,23 @@ from paft_ray.training.prompt_weights import UNIFORM, PromptWeights
 
 @dataclass
 class Ledger:
-    """`ledger/`: one row per slot; a part per stretch between checkpoints.
+    """Writes `ledger/`: one row per slot, one file per checkpoint.
 
-    Where past losses change draws or weights, `sampling/` has these for every prompt as they stand
-    at each checkpoint. A stretch that is trained again after a crash overwrites its part with the
-    same rows, or `prune` has removed it.
+    Where past losses change draws or weights, `sampling/` holds these for every prompt at each
+    checkpoint. Steps that are trained again after a crash write the same rows again.
     """
 
     home: Storage
     """The training's folder."""
     first_step: int
     prompt_ids: Sequence[str] = ()
-    """Of every prompt, for the weights."""
+    """Of every prompt, for `sampling/`."""
     _rows: list[tuple[int, int, str, str, float, int]] = field(default_factory=list)
 
     def prune(self) -> None:
-        """Remove what a dead attempt wrote of steps that are to come; before the first of them.
+        """Remove what an earlier attempt wrote of coming steps, before the first of them.
 
-        A part is written before its checkpoint, which may never have come.
+        A file is written before its checkpoint, which may be missing.
         """
         for kind, first in (("ledger", self.first_step), ("sampling", self.first_step + 1)):
             folder = self.home.child(kind)
@@ -48,39 +47,37 @@ class Ledger:
             )
 
     def take(self, last_step: int, weights: PromptWeights | None = None) -> Callable[[], None]:
-        """Start a new part, and return what writes the one that ends with `last_step` steps.
+        """Start a new file, and return a function that writes the one before.
 
         Args:
             last_step: Steps done.
-            weights: Recorded too, where past losses change anything.
+            weights: Written too, where past losses change anything.
         """
         rows, self._rows = self._rows, []
         name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
         self.first_step = last_step
         names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
-        weighed = self._weights_table(last_step, weights) if weights and weights.active else None
+        sampling = self._weights_table(last_step, weights) if weights and weights.active else None
 
         def write() -> None:
             columns = [list(column) for column in zip(*rows, strict=True)]
             table = pa.table(dict(zip(names, columns, strict=True)))
             self.home.child("ledger").write_bytes(name, to_parquet(table))
-            if weighed is not None:
+            if sampling is not None:
                 file = f"step-{last_step:09d}.parquet"
-                self.home.child("sampling").write_bytes(file, to_parquet(weighed))
+                self.home.child("sampling").write_bytes(file, to_parquet(sampling))
 
         return write if rows else lambda: None
 
     def _weights_table(self, step: int, weights: PromptWeights) -> pa.Table:
         current, n = weights.current or UNIFORM, len(self.prompt_ids)
-        uniform_N, one_N = np.full(n, 1 / n), np.ones(n)
+        probability_N, weight_N = current.probability_N, current.weight_N
         return pa.table(
             {
                 "step": np.full(n, step),
                 "prompt_id": list(self.prompt_ids),
                 "mean_loss": weights.mean_N.copy(),
-                "probability": uniform_N
-                if current.probability_N is None
-                else current.probability_N,
-                "weight": one_N if current.weight_N is None else current.weight_N,
+                "probability": np.full(n, 1 / n) if probability_N is None else probability_N,
+                "weight": np.ones(n) if weight_N is None else weight_N,
             }
         )

@@ -1,4 +1,4 @@
-"""Refusing examples that are too long, before a training begins."""
+"""Refusal of examples that are too long, before a training begins."""
 
 from collections.abc import Sequence
 
@@ -17,12 +17,12 @@ def check_lengths(
     checks: ModelCheckProcess,
     validation: tuple[Sequence[Prompt], Sequence[Example]] = ((), ()),
 ) -> None:
-    """Refuse what does not fit `task.max_length`, in training and on held-out prompts, at once.
+    """Refuse examples that do not fit `task.max_length` under training or held-out prompts.
 
     Args:
         context: The run.
         pool: Its prompts.
-        checks: Where texts are tokenised; closed afterwards, which frees its memory.
+        checks: Process that tokenises texts; closed afterwards, which frees its memory.
         validation: Prompts and examples that models are scored on while they are trained.
 
     Raises:
@@ -56,7 +56,7 @@ def _read_longest(
     choices: Sequence[str] | None,
     texts: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Example]]],
 ) -> None:
-    """Runs in the trial process, which has a tokenizer."""
+    """Check lengths, in the process of model checks."""
     from paft_ray.models.load import load_tokenizer
     from paft_ray.models.tokenization import TextEncoder
 

@@ -1,8 +1,8 @@
-"""The training loop, readable in one go: engine, plans, tracker and report are arguments; no Ray.
+"""The training loop; engine, plans, tracker and report are arguments; no Ray.
 
-A step: the rows of this rank forward and backward, one all-reduce of the per-slot losses, one read
-by the host, a refusal if that is not finite, one optimizer step. Every `every_steps` steps state
-is gathered on the main thread and written by another.
+A step: forward and backward of this rank's rows, one all-reduce of the per-slot losses, one read by
+the host, an error if they are not finite, one optimizer step. Every `every_steps` steps state is
+gathered on the main thread and written by another.
 """
 
 import logging
@@ -41,44 +41,44 @@ PACKING_TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What does not change from step to step."""
+    """Settings that are the same for all steps."""
 
     steps: int
     """Optimizer steps in all."""
     learning_rate: Callable[[int], float]
-    """Rate of a step."""
+    """Returns the rate of a step."""
     every_steps: int
     """Steps between two checkpoints."""
     seed: int
-    """Dropout masks are a function of it, the step and the rank."""
+    """Dropout masks are a function of seed, step and rank."""
     objective: ObjectiveConfig
 
 
 @dataclass(frozen=True, slots=True)
 class LoopHooks:
-    """What the loop calls: takers of its results, and what it asks."""
+    """Objects and functions that the loop calls with its results and positions."""
 
     tracker: Tracker
-    """Takes metrics; one that logs on rank 0 only."""
+    """Records metrics, on rank 0 only."""
     checkpoints: Checkpoints
-    """Take state; every rank writes its part."""
+    """Write state; every rank writes its part."""
     ledger: Ledger
-    """Takes draws and losses; rank 0 writes."""
+    """Records draws and losses; rank 0 writes."""
     weights: PromptWeights
-    """Learns from the losses; plans are made with it."""
+    """Updated with the losses; plans are made with it."""
     report: Callable[[Mapping[str, float]], None]
     """Called on every rank after every step, with metrics."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
     validate: Callable[[int], None] = lambda step: None
-    """Called on every rank after every step, before that is saved; may score the model."""
+    """Called on every rank after every step, before it is saved; may score the model."""
     must_stop: Callable[[], bool] = lambda: False
     """Called on every rank in every step; where one returns true, all save that step and return."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step found out, the same on all ranks."""
+    """Losses and metrics of one step, the same on all ranks."""
 
     nll_S: Sequence[float]
     """Negative log-likelihood of every slot's answer, in nats."""
@@ -101,15 +101,15 @@ def fit(
         engine: Model and optimizer, already at `progress`.
         plans: The plan of every step from `progress.step` on, made with `hooks.weights`.
         progress: Where to start.
-        recipe: What does not change.
-        hooks: Where results go, and whether to stop.
+        recipe: Settings.
+        hooks: Receive results; request a stop.
 
     Returns:
         The progress at the end, with fewer than `steps` steps where a rank had to stop.
 
     Raises:
-        TrainingError: The loss of a step is not finite; the weights are those before the step. Or
-            a checkpoint could not be written.
+        TrainingError: The loss of a step is not finite, which leaves the weights as they were
+            before it; or a checkpoint could not be written.
     """
     for plan in plans:
         result = train_step(engine, plan, recipe, hooks)
@@ -146,19 +146,19 @@ def fit(
 
 
 def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
-    """What must be on storage before the checkpoint that covers it."""
+    """Write ledger and metrics, which must be on storage before their checkpoint."""
     write_ledger()
     tracker.flush()
 
 
 def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks) -> StepResult:
-    """One optimizer step.
+    """Take one optimizer step.
 
     Args:
         engine: Model and optimizer.
-        plan: What to train on.
-        recipe: What does not change.
-        hooks: Told where the loop is, and asked whether this rank must stop after the step.
+        plan: The global batch.
+        recipe: Settings.
+        hooks: Receive positions; decide whether this rank must stop after the step.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.
@@ -210,7 +210,7 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks)
 def packing_error(
     model: "PeftModel | PreTrainedModel", sequences: Sequence[TokenSequence], row_tokens: int
 ) -> float:
-    """How far packing moves the mean answer loss of a few sequences, in nats, in fp32."""
+    """Difference that packing makes to the mean answer loss of sequences, in nats, in fp32."""
     model.eval()  # dropout would differ between the two
     lengths = [len(sequence.input_ids) for sequence in sequences]
     with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
@@ -223,7 +223,7 @@ def packing_error(
 
 @contextmanager
 def _perturbed(model: torch.nn.Module) -> Iterator[None]:
-    """The adapter moved away from its beginning, where most adapters do nothing at all."""
+    """Add noise to the adapter in the block: most adapters begin without any effect."""
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -1,8 +1,8 @@
-"""What a step minimises, as a function of the log-probabilities of answer tokens.
+"""Objectives: the loss of a step as a function of the log-probabilities of answer tokens.
 
-Covered: the answer's cross-entropy, weighted by prompt (`weighting` makes the weights of group DRO
-and CVaR), and a penalty on the difference between two renderings of the same example. All of it
-sees log-probabilities of answers only, so that the output head runs where it does anyway.
+Covered: the answer's cross-entropy, weighted by prompt (`prompt_weights` makes the weights of group
+DRO and CVaR), and a penalty on the difference between two renderings of the same example. All need
+log-probabilities of answers only, so that the output head computes nothing else.
 
 Shapes: A answer tokens of a row, S slots of the global batch, C choices.
 """
@@ -31,11 +31,11 @@ def row_loss(
         objective: `train.objective`.
         logprobs_A: Log-probability of every answer token of the row.
         row: The row.
-        plan: The step that it belongs to, which says what the whole batch holds.
+        plan: The plan of its step.
 
     Returns:
-        The loss to differentiate, which sums over rows and ranks to that of the step; the negative
-        log-likelihood of the right answer of every slot, 0 for slots elsewhere: shape [S], float64;
+        The loss to differentiate, whose sum over rows and ranks is the step's; the negative
+        log-likelihood of every slot's right answer, 0 for slots of other rows: shape [S], float64;
         the sum of the penalties of the row's pairs, in nats.
     """
     device = logprobs_A.device

@@ -1,12 +1,12 @@
-"""What past losses make of later steps: which prompts are drawn how often, and what they weigh.
+"""Draw probabilities and loss weights of prompts from past losses.
 
-Two parts of the configuration ask for it: a finite `train.sampling.temperature`, which is our
-extension of the paper, and the worst-prompt objectives (`group_dro`, `cvar`). Both see the same
-per-prompt losses, change only where a K-block begins, and there know the losses of steps up to two
-before it, because the next step is already planned while one is trained on.
+Two parts of the configuration need them: a finite `train.sampling.temperature`, which is our
+extension of the paper, and the worst-prompt objectives (`group_dro`, `cvar`). Both use the same
+per-prompt losses, change only where a K-block begins, and then know the losses of steps up to two
+before it, because each step is planned while the one before is trained on.
 
-Everything is float64 on every rank, updated in the order of slots, so that ranks agree bit by bit
-without talking and a checkpoint restores it exactly. N is the number of prompts.
+All values are float64 on every rank and updated slot by slot, so that ranks agree bit by bit
+without communication and a checkpoint restores them exactly. N is the number of prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     import torch
 
 STATE_PREFIX = "sampler/"
-"""Of these entries in a checkpoint's state."""
+"""Prefix of the keys of `PromptWeights` in a checkpoint's state."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """What holds for the steps of one K-block."""
+    """Probabilities and weights for the steps of one K-block."""
 
     block: int
     probability_N: np.ndarray | None = None
-    """Of each prompt to be drawn; None is uniform."""
+    """Probability of each prompt; None is uniform."""
     weight_N: np.ndarray | None = None
-    """Of each prompt's examples in the loss, 1 on average; None is 1 for all."""
+    """Weight of each prompt's examples in the loss, 1 on average; None is 1 for all."""
 
     def weight(self, prompt: int) -> float:
         """Weight of one prompt's examples in the loss."""
@@ -40,7 +40,7 @@ class BlockWeights:
 
     @property
     def effective_prompts(self) -> float | None:
-        """How many prompts a uniform draw of the same entropy would have; None where it is."""
+        """Number of prompts of a uniform draw with the same entropy; None where it is uniform."""
         if self.probability_N is None:
             return None
         p_N = self.probability_N[self.probability_N > 0]
@@ -48,7 +48,7 @@ class BlockWeights:
 
 
 UNIFORM = BlockWeights(0)
-"""What holds where losses change nothing."""
+"""Used where losses change nothing."""
 
 
 def softmax(values_N: np.ndarray) -> np.ndarray:
@@ -57,8 +57,8 @@ def softmax(values_N: np.ndarray) -> np.ndarray:
     return shifted_N / shifted_N.sum()
 
 
-def filled(mean_N: np.ndarray) -> np.ndarray:
-    """Mean losses where a prompt that was never drawn (NaN) has the mean of those that were."""
+def _filled(mean_N: np.ndarray) -> np.ndarray:
+    """Mean losses in which a prompt that was never drawn (NaN) has the mean of the others."""
     drawn_N = ~np.isnan(mean_N)
     return np.where(drawn_N, mean_N, mean_N[drawn_N].mean() if drawn_N.any() else 0.0)
 
@@ -69,9 +69,9 @@ def draw_probabilities(mean_N: np.ndarray, temperature: float, floor: float) -> 
     Args:
         mean_N: Mean loss of every prompt in nats per answer token, NaN where never drawn.
         temperature: In nats.
-        floor: Share of the draws that stays uniform.
+        floor: Share of the draws that remains uniform.
     """
-    return (1 - floor) * softmax(filled(mean_N) / temperature) + floor / len(mean_N)
+    return (1 - floor) * softmax(_filled(mean_N) / temperature) + floor / len(mean_N)
 
 
 def worst_share_weights(mean_N: np.ndarray, share: float, floor: float) -> np.ndarray:
@@ -81,7 +81,7 @@ def worst_share_weights(mean_N: np.ndarray, share: float, floor: float) -> np.nd
     carries a part.
     """
     n = len(mean_N)
-    order_N = np.argsort(-filled(mean_N), kind="stable")
+    order_N = np.argsort(-_filled(mean_N), kind="stable")
     carried_N = np.clip(share * n - np.arange(n), 0.0, 1.0)
     weight_N = np.empty(n)
     weight_N[order_N] = carried_N / share
@@ -89,7 +89,7 @@ def worst_share_weights(mean_N: np.ndarray, share: float, floor: float) -> np.nd
 
 
 class PromptWeights:
-    """Losses per prompt so far, and what they make of the coming block."""
+    """Losses per prompt so far, and the weights of the current block."""
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class PromptWeights:
         sampling: SamplingConfig | None = None,
         objective: ObjectiveConfig | None = None,
     ) -> None:
-        """Nothing drawn yet.
+        """Create weights before any draw.
 
         Args:
-            prompts: How many there are.
-            sampling: `train.sampling`; uniform without.
+            prompts: Number of prompts.
+            sampling: `train.sampling`; uniform by default.
             objective: `train.objective`.
         """
         self._sampling = sampling or SamplingConfig()
@@ -110,7 +110,7 @@ class PromptWeights:
         """Exponential mean of each prompt's loss, nats per answer token; NaN if never drawn."""
         self._log_weight_N = np.zeros(prompts)  # group DRO's q, not normalised
         self.current: BlockWeights | None = None
-        """What holds in the block that was asked for last."""
+        """Weights of the block of the last `for_step`."""
 
     @property
     def active(self) -> bool:
@@ -122,9 +122,9 @@ class PromptWeights:
         return np.isfinite(self._sampling.temperature)
 
     def for_step(self, step: int) -> BlockWeights:
-        """What holds for `step`; called in the order of steps, each before the one before it ran.
+        """Weights of `step`; called for one step after the other, before the previous one ran.
 
-        Where a block begins, it is made from the losses observed so far, and kept.
+        Where a block begins, they are computed from the losses observed so far.
         """
         block = step // self._sampling.steps_per_prompt
         if self.current is None or self.current.block != block:
@@ -132,11 +132,11 @@ class PromptWeights:
         return self.current
 
     def observe(self, prompts: Sequence[int], losses: Sequence[float]) -> None:
-        """Take the losses of one step in, slot by slot.
+        """Update with the losses of one step, slot by slot.
 
         Args:
-            prompts: For every slot its prompt.
-            losses: For every slot its mean loss, nats per answer token.
+            prompts: The prompt of every slot.
+            losses: The mean loss of every slot, in nats per answer token.
         """
         if not self.active:
             return
@@ -151,7 +151,7 @@ class PromptWeights:
                 self._log_weight_N[prompt] += self._objective.step_size * sum(own) / len(own)
 
     def state(self) -> "dict[str, torch.Tensor]":
-        """All that resuming needs, as entries of a checkpoint; none where nothing is weighed."""
+        """State for a checkpoint, by key; none where past losses change nothing."""
         if not self.active:
             return {}
         current = self.current or BlockWeights(-1)
@@ -171,7 +171,7 @@ class PromptWeights:
         }
 
     def restore(self, state: "Mapping[str, torch.Tensor]") -> None:
-        """Go back to what `state` returned; other entries are passed over."""
+        """Restore what `state` returned; entries with other keys are ignored."""
         arrays = {
             name.removeprefix(STATE_PREFIX): tensor.numpy().copy()
             for name, tensor in state.items()

@@ -1,8 +1,8 @@
 """Which example and which prompt for (step, slot): pure functions of position.
 
-Nothing is replayed to resume, ranks agree without talking, and the number of workers changes
+Nothing is replayed to resume, ranks agree without communication, and the number of workers changes
 nothing. The draw is the paper's (PAFT, arXiv 2502.12859, section 3.2): uniform over the training
-prompts, kept for K steps; what past losses make of it is `weighting`'s part.
+prompts, kept for K steps; `prompt_weights` makes other probabilities from past losses.
 """
 
 import hashlib
@@ -37,16 +37,11 @@ class PromptSampler:
 
     seed: int
     prompts: int
-    """How many there are to draw from."""
+    """Number of prompts."""
     unit: Literal["example", "step", "bound"] = "example"
-    """A draw per slot of the global batch, one that the whole step shares, or one per example that
-    it keeps."""
+    """One draw per slot of the global batch, per step, or per example for the whole training."""
     steps_per_prompt: int = 1
     """The paper's K: a draw is kept for this many steps."""
-
-    def block(self, step: int) -> int:
-        """The K-block of a step, in which draws and probabilities stay as they are."""
-        return step // self.steps_per_prompt
 
     def index(
         self,
@@ -62,10 +57,10 @@ class PromptSampler:
             step: Optimizer step, from 0.
             slot: Place in the global batch.
             view: Which of several renderings of the same example.
-            probability_N: Of every prompt, in float64; uniform without.
-            example: Index of the example, which alone decides where prompts are bound.
+            probability_N: Of every prompt, in float64; uniform by default.
+            example: Index of the example, the only argument that matters where prompts are bound.
         """
-        block = self.block(step)
+        block = step // self.steps_per_prompt
         place = {"example": (block, slot), "step": (block, 0), "bound": ("bound", example)}
         views = (view,) if view else ()
         draw = uniform("prompt", self.seed, *place[self.unit], *views)

@@ -1,7 +1,7 @@
-"""A trained model scored on its way, inside its own workers: validation prompts x examples.
+"""Validation: scores of a model while it is trained, by its own workers, on prompts x examples.
 
-What was found after a step stands on storage before that step's checkpoint does, so that a training
-that continues has every figure of the steps behind it.
+Results of a step are written to storage before the step's checkpoint, so that a training that
+continues has the results of all its steps.
 
 Shapes: P prompts, E examples.
 """
@@ -27,25 +27,25 @@ FOLDER = "validation"
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """What is scored, and after which steps; travels to workers."""
+    """Prompts and examples to score, and the steps after which to score; pickles."""
 
     prompts: tuple[tuple[str, str], ...]
     """Ids and texts."""
     examples: tuple[Example, ...]
     steps: frozenset[int]
-    """After how many optimizer steps; one result each."""
+    """Numbers of optimizer steps; one result each."""
 
 
 def report_steps(total: int, reports: int) -> tuple[int, ...]:
-    """Evenly spaced steps after which a training of so many steps is scored; the last is the end.
+    """Evenly spaced steps of a training of `total` steps, the last among them.
 
-    Fewer than `reports` where there are fewer steps.
+    There are fewer than `reports` where there are fewer steps.
     """
     return tuple(sorted({max(1, round(total * (k + 1) / reports)) for k in range(reports)}))
 
 
 class Validation:
-    """Scores the model that is trained; every rank has one."""
+    """Scores the model while it is trained; every rank has one."""
 
     def __init__(
         self,
@@ -58,20 +58,20 @@ class Validation:
         """Prepare for scoring.
 
         Args:
-            plan: What, and when.
-            engine: What is trained.
-            predictor: Knows how questions are put.
-            folder: The training's.
-            at: Called on every rank with where it is, see `loop.LoopHooks`.
+            plan: What to score, and when.
+            engine: The engine of the model.
+            predictor: Makes predictions for examples under prompts.
+            folder: The training's folder.
+            at: See `loop.LoopHooks`.
         """
-        self._plan, self._engine, self._asker, self._at = plan, engine, predictor, at
+        self._plan, self._engine, self._predictor, self._at = plan, engine, predictor, at
         self._folder = folder.child(FOLDER)
 
     def after(self, step: int) -> NDArray[np.bool_] | None:
-        """Score the model, if it is time to; collective.
+        """Score the model, if the plan has this step; collective.
 
         Returns:
-            On rank 0 the result, [P, E], which is on storage then; else None.
+            The result on rank 0, [P, E], once it is on storage; else None.
         """
         if step not in self._plan.steps:
             return None
@@ -81,17 +81,17 @@ class Validation:
         correct_PE = np.asarray(correct, bool).reshape(-1, len(self._plan.examples))
         record = {"step": step, "correct": correct_PE.astype(int).tolist()}
         retry_storage(
-            lambda: self._folder.write_json(_file(step), record),
+            lambda: self._folder.write_json(f"step-{step:08d}.json", record),
             "writing validation results",
             self._folder.path(),
         )
         return correct_PE
 
     def _score(self) -> Sequence[float]:
-        """For every prompt and example 1 where the answer is right, on all ranks; flat.
+        """For every prompt and example 1 where the answer is right, else 0, on all ranks; flat.
 
-        Ranks take prompts in turns. Where weights are spread over them (ZeRO 3) all of them ask the
-        same question at the same time, and rank 0's answer counts.
+        Ranks take prompts in turn. Where weights are spread over ranks (ZeRO 3), all score the same
+        prompt at the same time, and rank 0's scores count.
         """
         import torch
 
@@ -108,9 +108,9 @@ class Validation:
                     continue
                 self._at("validation", row=index)
                 try:
-                    scores = self._asker.score(model, id, text, plan.examples, engine.adapted)
+                    scores = self._predictor.score(model, id, text, plan.examples, engine.adapted)
                 except PaftError as error:
-                    failed = error  # the others wait for this rank: they must know
+                    failed = error  # raised below, as the other ranks wait for this one
                     break
                 if not together or engine.rank == 0:
                     right_PE[index] = torch.tensor([float(score.correct) for score in scores])
@@ -121,12 +121,8 @@ class Validation:
         return right
 
 
-def _file(step: int) -> str:
-    return f"step-{step:08d}.json"
-
-
 def read_results(training: Storage) -> dict[int, NDArray[np.bool_]]:
-    """What a training found on its way: steps to [P, E], whether the answer is right."""
+    """Results of a training's validation: steps to [P, E], whether the answer is right."""
     folder = training.child(FOLDER)
     found: dict[int, NDArray[np.bool_]] = {}
     for name in sorted(folder.names()) if folder.exists() else []:

@@ -1,6 +1,6 @@
-"""Whole weights and moments of what DeepSpeed's ZeRO keeps in parts: read and set.
+"""Reading and setting whole weights and moments, which DeepSpeed's ZeRO keeps in parts.
 
-All is in fp32; every method is collective from stage 2 on.
+All are in fp32; every method is collective from stage 2 on.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ class WholeTensors:
     """The tensors behind the trainable parameters of a DeepSpeed engine, at any stage."""
 
     def __init__(self, engine: Any, stage: int, rank: int, ranks: int) -> None:
-        """Look into an engine that DeepSpeed built; `rank` is this one's of `ranks`."""
+        """Use an engine that DeepSpeed built, on `rank` of `ranks`."""
         self._engine, self._stage, self._rank, self._ranks = engine, stage, rank, ranks
 
     def full(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
-        """A whole weight or moment, on the device; at stage 0 the one that is trained itself."""
+        """A whole weight or moment, on the device; at stage 0 no copy."""
         import deepspeed.utils
 
         if self._stage == 0:
@@ -29,7 +29,7 @@ class WholeTensors:
         return full.view(full_shape(parameter))
 
     def create_moments(self, step: int) -> None:
-        """AdamW makes its moments at the first step; state can be set only where they exist."""
+        """Create AdamW's moments, which it would create at the first step, so they can be set."""
         inner, wrapper = self._inner, self._engine.optimizer
         if self._stage == 3:
             flat = wrapper.fp32_partitioned_groups_flat
@@ -45,7 +45,7 @@ class WholeTensors:
             wrapper._lazy_init_hp_params_optimizer_state()
 
     def set_weight(self, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
-        """Put a whole weight into the model and into the fp32 copy that is trained."""
+        """Set a whole weight, in the model and in the fp32 copy that is trained."""
         import deepspeed
         import deepspeed.utils
 
@@ -59,7 +59,7 @@ class WholeTensors:
         deepspeed.utils.safe_set_local_fp32_param(parameter, self._shard(parameter, weight))
 
     def set_moment(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
-        """Put a whole moment (`exp_avg`, `exp_avg_sq`) into the optimizer."""
+        """Set a whole moment (`exp_avg`, `exp_avg_sq`) in the optimizer."""
         import deepspeed.utils
 
         if self._stage == 0:
@@ -84,5 +84,5 @@ class WholeTensors:
 
 
 def full_shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """A parameter's shape, of which stage 3 shows an empty one."""
+    """A parameter's shape, also at stage 3, where its own is empty."""
     return getattr(parameter, "ds_shape", parameter.shape)

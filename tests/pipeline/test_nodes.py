@@ -13,7 +13,7 @@ from heads import write_config
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
-from paft_ray.pipeline.nodes import Needs, Node, look, packages, require_nodes, survey
+from paft_ray.pipeline.nodes import Needs, Node, check_node, packages, require_nodes, survey
 from paft_ray.pipeline.plan import describe_cluster, plan_lines
 from paft_ray.storage.paths import Storage
 
@@ -26,13 +26,13 @@ def needs(tmp_path: Path, tiny_model: Path) -> Needs:
 
 
 def test_node_that_has_everything_misses_nothing(needs: Needs) -> None:
-    found = look(needs)
+    found = check_node(needs)
     assert (found["missing"], found["notes"]) == ((), ())
 
 
 def test_folder_that_is_not_shared_is_found_out(needs: Needs, tmp_path: Path) -> None:
     other = replace(needs, storage=Storage.open(str(tmp_path / "of another node")))
-    [line] = look(other)["missing"]
+    [line] = check_node(other)["missing"]
     assert "is not what the driver sees" in line
 
 
@@ -41,20 +41,20 @@ def test_folder_that_cannot_be_written_is_found_out(needs: Needs, monkeypatch) -
         raise PermissionError("read-only file system")
 
     monkeypatch.setattr(Storage, "write_bytes", refuse)
-    [line] = look(needs)["missing"]
+    [line] = check_node(needs)["missing"]
     assert "cannot be written from here (read-only file system)" in line
 
 
 def test_other_versions_and_missing_models_are_found_out(needs: Needs, tmp_path: Path) -> None:
     other = replace(needs, packages={**needs.packages, "torch": "1.0"}, model=str(tmp_path / "no"))
-    version, model = look(other)["missing"]
+    version, model = check_node(other)["missing"]
     assert "torch is" in version and "and 1.0 with the driver" in version
     assert str(tmp_path / "no") in model
 
 
 def test_keys_are_named_and_never_shown(needs: Needs, monkeypatch) -> None:
     monkeypatch.setenv("PAFT_KEY_THAT_IS_SET", "sk-value-of-the-key")
-    found = look(replace(needs, keys=("PAFT_KEY_THAT_IS_SET", "PAFT_KEY_THAT_IS_NOT")))
+    found = check_node(replace(needs, keys=("PAFT_KEY_THAT_IS_SET", "PAFT_KEY_THAT_IS_NOT")))
     assert found["notes"] == ("PAFT_KEY_THAT_IS_NOT is not set",)
     assert "PAFT_KEY_THAT_IS_SET" in found["secrets"]
     assert "sk-value" not in str(found)
@@ -62,7 +62,7 @@ def test_keys_are_named_and_never_shown(needs: Needs, monkeypatch) -> None:
 
 def test_server_that_is_away_is_not_called_a_wrong_password(needs: Needs, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    [note] = look(replace(needs, tracking="http://127.0.0.1:4010"))["notes"]
+    [note] = check_node(replace(needs, tracking="http://127.0.0.1:4010"))["notes"]
     assert "cannot be used from here" in note
     assert "password" not in note
 

@@ -1,8 +1,8 @@
-"""When an elastic training gets more workers: its ranks save, stop, and begin anew as more.
+"""Elastic size: ranks save and stop where the cluster has room for more, and more are started.
 
-Ray Train's own resizing ends a group where it is, which loses the steps since the last checkpoint;
-here the ranks are asked to stop, as they do when a node is about to go. Fewer workers need no
-request: a lost node ends the group, and Ray Train starts what fits.
+Ray Train's own resizing ends a group at once, which loses the steps since the last checkpoint; here
+the ranks save first, as they do before a node is drained. Fewer workers need no request: a lost
+node ends the group, and Ray Train starts as many as fit.
 """
 
 import time
@@ -12,7 +12,7 @@ from paft_ray.cluster.control import Heartbeat
 
 
 class ElasticSize:
-    """Asks the ranks of an elastic training to stop once the cluster has room for more of them."""
+    """Requests the ranks of an elastic training to stop once the cluster has room for more."""
 
     _settled_s = 30.0
     """How long the nodes must have been the same: Ray Train sees new ones every 20 s."""
@@ -27,9 +27,9 @@ class ElasticSize:
         """Create it before the first look at the cluster.
 
         Args:
-            most: Workers to use where there is room for all.
-            spare: Returns the nodes there are, and how many more workers fit.
-            request_stop: Asks the ranks of an attempt to stop.
+            most: Workers to use where all of them fit.
+            spare: Returns the nodes that are alive, and how many more workers fit.
+            request_stop: Requests the ranks of an attempt to stop.
             clock: Seconds.
         """
         self._most, self._spare, self._clock = most, spare, clock
@@ -39,7 +39,7 @@ class ElasticSize:
         self._tried: frozenset[str] = frozenset()
 
     def check(self, heartbeats: Iterable[Heartbeat]) -> None:
-        """Ask the ranks to stop where more would fit; once for the same nodes."""
+        """Request a stop where more ranks would fit; once for the same nodes."""
         heartbeats = list(heartbeats)
         attempt = max((heartbeat.attempt for heartbeat in heartbeats), default=0)
         newest = [heartbeat for heartbeat in heartbeats if heartbeat.attempt == attempt]

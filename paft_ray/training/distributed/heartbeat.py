@@ -1,11 +1,12 @@
-"""Which rank is stuck: every rank reports where it is, and the driver decides.
+"""Heartbeats: every rank reports its position, and the driver decides whether one is stuck.
 
-A thread of each rank sends its position every second or two: where the loop is, and that the
-process still runs. So a process that was stopped is told apart from one whose loop hangs, and the
-loop itself waits for nothing. The decision is a pure function of what was seen and when.
-Covered: loading, steps, checkpoints, ranks that never began. Not covered: whether the driver lives.
+A thread of each rank sends the loop's position every second or two, so that a stopped process can
+be distinguished from a loop that hangs, and the loop never waits. The decision is a pure function
+of heartbeats and their times. Covered: loading, steps, checkpoints, ranks that never began. Not
+covered: whether the driver lives.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -18,17 +19,17 @@ from paft_ray.cluster.control import ControlState, Heartbeat, Phase
 logger = logging.getLogger(__name__)
 
 _LONG_PHASES: frozenset[Phase] = frozenset({"loading", "validation", "checkpoint", "saving"})
-"""What reads or writes storage: its bound is longer, since storage may fail for a minute."""
+"""Phases that read or write storage; their bound is longer, since storage may fail for a minute."""
 _LONGER = 10
-"""How many times longer, for these phases and for an attempt's first step."""
+"""Factor of that bound, which holds for an attempt's first step too."""
 _SLOW_STEPS = 10
-"""How many of the longest step so far a rank may take."""
+"""A rank may take as long as this many times the longest step so far."""
 ATTEMPT = "PAFT_ATTEMPT"
 """Environment variable of a worker: the number of its group."""
 
 
 class HeartbeatSender:
-    """A rank's own heartbeat: the loop changes its position, a thread sends it."""
+    """A rank's own heartbeat: the loop sets its position, a thread sends it."""
 
     _every_s = 1.0
 
@@ -41,19 +42,18 @@ class HeartbeatSender:
         """Prepare a heartbeat that is not sent yet.
 
         Args:
-            first: Who this is.
-            send: Takes a heartbeat without waiting for its arrival; returns whether the driver has
-                asked this attempt to stop.
+            first: The first heartbeat, which identifies the rank.
+            send: Sends a heartbeat without waiting for its arrival; returns whether the driver has
+                requested this attempt to stop.
             clock: Seconds.
         """
         self.heartbeat = first
-        self.asked_to_stop = False
-        self._send = send
-        self._clock = clock
+        self.stop_requested = False
+        self._send, self._clock = send, clock
         self._began = clock()
 
     def move(self, phase: Phase, step: int | None = None, row: int = 0) -> None:
-        """Set where the loop is now; one attribute changes, nothing is sent."""
+        """Set the loop's position; nothing is sent."""
         before = self.heartbeat
         step = before.step if step is None else step
         heartbeat = replace(before, moves=before.moves + 1, phase=phase, step=step, row=row)
@@ -71,10 +71,8 @@ class HeartbeatSender:
         stop = threading.Event()
 
         def run() -> None:
-            count = 0
-            while True:
-                count += 1
-                self.asked_to_stop |= self._send(replace(self.heartbeat, count=count))
+            for count in itertools.count(1):
+                self.stop_requested |= self._send(replace(self.heartbeat, count=count))
                 if stop.wait(self._every_s):
                     return
 
@@ -91,35 +89,35 @@ class HeartbeatSender:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A rank's latest heartbeat, and when the driver saw it change, by the driver's clock."""
+    """A rank's latest heartbeat, with times by the driver's clock."""
 
     heartbeat: Heartbeat
     received_s: float
-    """When the latest heartbeat came."""
+    """When the driver received it."""
     moved_s: float
-    """When its position changed last."""
+    """When the rank's position last changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Who holds the others up."""
+    """Ranks that hold the others up."""
 
     attempt: int
     end: tuple[int, ...]
-    """Ranks to be ended."""
+    """The ranks to end."""
     text: str
-    """For a person."""
+    """The reason, for a person."""
 
 
 def observe(
     seen: Mapping[int, Seen], heartbeats: Iterable[Heartbeat], now_s: float
 ) -> Mapping[int, Seen]:
-    """Return what the driver knows of the newest attempt after a look at all heartbeats.
+    """Return what the driver knows of the newest attempt, by rank, given new heartbeats.
 
     Args:
-        seen: What it knew, by rank.
-        heartbeats: The newest of every rank, also of ranks that only an earlier attempt had.
-        now_s: When it looked.
+        seen: What it knew before, by rank.
+        heartbeats: The latest of every rank, also of ranks that only an earlier attempt had.
+        now_s: When they were read.
     """
     heartbeats = list(heartbeats)
     known = (before.heartbeat.attempt for before in seen.values())
@@ -137,12 +135,12 @@ def observe(
 
 
 def judge(seen: Mapping[int, Seen], now_s: float, timeout_s: float) -> Verdict | None:
-    """Return who holds the others up, or None while everything moves or has time left.
+    """Return which ranks hold the others up, or None while ranks move or have time left.
 
     Args:
         seen: What the driver knows, by rank.
-        now_s: The time now, on the clock of `seen`.
-        timeout_s: How long no rank may move, or ten times the longest step where that is more.
+        now_s: The time now, by the clock of `seen`.
+        timeout_s: Bound on a time without any move; ten longest steps are allowed at least.
     """
     if not seen:
         return None
@@ -169,13 +167,10 @@ def judge(seen: Mapping[int, Seen], now_s: float, timeout_s: float) -> Verdict |
         if now_s - rank.received_s > bound_s and rank.heartbeat.phase != "loading"
     ]
     late = [rank for rank in at_work if rank.heartbeat.position == behind]
-    if not silent and within_longer and any(_may_take_longer(rank.heartbeat) for rank in late):
+    slow = any(r.heartbeat.phase in _LONG_PHASES or r.heartbeat.steps == 0 for r in late)
+    if slow and within_longer and not silent:
         return None
     return _verdict(silent or late, seen, now_s, bool(silent))
-
-
-def _may_take_longer(heartbeat: Heartbeat) -> bool:
-    return heartbeat.phase in _LONG_PHASES or heartbeat.steps == 0
 
 
 def _verdict(stuck: list[Seen], seen: Mapping[int, Seen], now_s: float, silent: bool) -> Verdict:
@@ -198,12 +193,12 @@ def _verdict(stuck: list[Seen], seen: Mapping[int, Seen], now_s: float, silent: 
 
 
 class HangDetector:
-    """The driver's side: looks at what ranks reported, says who is stuck, and has it ended."""
+    """The driver's side: judges heartbeats, reports ranks that are stuck and ends them."""
 
     def __init__(
         self,
         timeout_s: float,
-        say: Callable[[str], None],
+        report: Callable[[str], None],
         end: Callable[[Verdict], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -211,30 +206,28 @@ class HangDetector:
 
         Args:
             timeout_s: See `judge`.
-            say: Tells a person.
+            report: Shows a line to a person.
             end: Ends the workers of a verdict, so that they are replaced.
             clock: Seconds.
         """
-        self._timeout_s, self._say, self._end, self._clock = timeout_s, say, end, clock
+        self._timeout_s, self._report, self._end, self._clock = timeout_s, report, end, clock
         self._seen: Mapping[int, Seen] = {}
         self._ended_attempt = 0
         self.verdicts: list[str] = []
-        """What was said, in order."""
+        """Reasons of all verdicts so far."""
 
     def check(self, state: ControlState) -> None:
         """Judge by the latest heartbeats; each group of workers is ended once."""
         self._ended_attempt = max(self._ended_attempt, state.ended_attempt)
         now_s = self._clock()
         running = (h for h in state.heartbeats.values() if h.attempt > self._ended_attempt)
-        self._seen = observe({} if self._is_ended() else self._seen, running, now_s)
+        seen = {r: s for r, s in self._seen.items() if s.heartbeat.attempt > self._ended_attempt}
+        self._seen = observe(seen, running, now_s)
         verdict = judge(self._seen, now_s, self._timeout_s)
         if verdict is None:
             return
         self._ended_attempt = verdict.attempt
         self.verdicts.append(verdict.text)
         logger.warning("%s; ended, to be replaced", verdict.text)
-        self._say(f"{verdict.text}; it is replaced")
+        self._report(f"{verdict.text}; it is replaced")
         self._end(verdict)
-
-    def _is_ended(self) -> bool:
-        return any(rank.heartbeat.attempt <= self._ended_attempt for rank in self._seen.values())

@@ -1,7 +1,7 @@
-"""The driver's side of a training on Ray Train: start ranks, look after them, start them again.
+"""The driver's side of a training on Ray Train: start ranks, monitor them, start them again.
 
-Ray Train gets a disposable directory and no checkpoint of ours. Covered: lost workers, ranks that
-hang, ranks that are asked to stop, a cluster that grows. Not covered: what a rank does.
+Ray Train gets a temporary directory and none of our checkpoints. Covered: lost workers, ranks that
+hang, requests to stop, a cluster that grows. Not covered: the work of a rank.
 """
 
 import itertools
@@ -23,25 +23,22 @@ from paft_ray.training.job import Job, TrainingHooks
 
 
 class _Monitor:
-    """Looks at what the ranks of a training report, and has done what follows from it."""
+    """Acts on what the ranks of a training report."""
 
     def __init__(
-        self, job: Job, hooks: TrainingHooks, stage: Stage, say: Callable[[str], None]
+        self, job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str], None]
     ) -> None:
         workers, cpus = job.config.train.workers, job.cpus - hooks.set_aside
         self._control, self._hooks, self._stage = job.control, hooks, stage
         self._validated = 0
         self._hang_detector = HangDetector(
-            workers.heartbeat_timeout_s, say, partial(_end, job.control)
+            workers.heartbeat_timeout_s, report, partial(_end, job.control)
         )
+        self.verdicts: Sequence[str] = self._hang_detector.verdicts
+        """Which ranks were ended so far, and why; for a person."""
         self._elastic_size = ElasticSize(
             workers.most, partial(spare_workers, cpus, workers.gpus), job.control.request_stop
         )
-
-    @property
-    def verdicts(self) -> Sequence[str]:
-        """Which ranks were ended, and why; for a person."""
-        return self._hang_detector.verdicts
 
     def check(self, state: ControlState) -> None:
         """Act on the latest state; called twice a second."""
@@ -56,39 +53,38 @@ class _Monitor:
             self._control.request_stop(max(heartbeat.attempt for heartbeat in heartbeats))
 
 
-def launch(job: Job, hooks: TrainingHooks, stage: Stage, say: Callable[[str], None]) -> bool:
-    """Run workers until all steps are done, as often as notices make them stop before.
+def launch(job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str], None]) -> bool:
+    """Run workers until all steps are done, again where they had to stop before.
 
     Args:
-        job: What every rank is told.
-        hooks: What the caller wants.
-        stage: Told how many steps are done.
-        say: Tells a person what happens to workers.
+        job: Data for every rank.
+        hooks: The caller's wishes.
+        stage: Shows how many steps are done.
+        report: Shows a person a line about the workers.
 
     Returns:
-        Whether all steps are done; else the hooks stopped it.
+        Whether all steps are done; if not, the hooks stopped the training.
 
     Raises:
-        PaftError: The workers refused to go on.
-        WorkersLostError: They were lost too often.
+        PaftError: The workers refused to continue.
+        WorkersLostError: Workers were lost too often.
     """
     import ray
 
     stage.expect(job.steps)
-    cpus = job.cpus - hooks.set_aside  # what Ray is asked for
-    monitor = _Monitor(job, hooks, stage, say)
+    cpus = job.cpus - hooks.set_aside  # requested from Ray
+    monitor = _Monitor(job, hooks, stage, report)
     reference = ray.put(job)
     with (
-        tempfile.TemporaryDirectory(prefix="paft-train-") as disposable,
+        tempfile.TemporaryDirectory(prefix="paft-train-") as scratch,
         follow(job.control.state, monitor.check),
     ):
         done: int | None = 0
         for attempt in itertools.count():
-            place = f"{disposable}/{attempt}"
-            done = _run_workers(job, reference, cpus, place, monitor.verdicts)
+            done = _run_workers(job, reference, cpus, f"{scratch}/{attempt}", monitor.verdicts)
             if done is None or done >= job.steps or hooks.stopped():
                 break
-            say(f"{done} steps are saved, starting anew")
+            report(f"{done} steps are saved, starting anew")
         refusal = job.control.state().refusal
     if refusal is not None:
         raise refusal
@@ -96,7 +92,7 @@ def launch(job: Job, hooks: TrainingHooks, stage: Stage, say: Callable[[str], No
 
 
 def _run_workers(
-    job: Job, reference: Any, cpus: float, disposable: str, verdicts: Sequence[str]
+    job: Job, reference: Any, cpus: float, scratch: str, verdicts: Sequence[str]
 ) -> int | None:
     """Return what rank 0 returned; Ray Train replaces workers that are lost."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -111,13 +107,13 @@ def _run_workers(
         backend_config=RankGroupConfig(job.control, "nccl" if gpu else "gloo", workers.interface),
         scaling_config=ScalingConfig(
             num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
-            elastic_resize_monitor_interval_s=math.inf,  # growing is ours, see `ElasticSize`
+            elastic_resize_monitor_interval_s=math.inf,  # resizing is left to `ElasticSize`
             use_gpu=gpu,
             resources_per_worker={"CPU": cpus, **({"GPU": workers.gpus} if gpu else {})},
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=disposable,
+            storage_path=scratch,
             failure_config=FailureConfig(max_failures=train.max_failures),
         ),
     )
@@ -134,7 +130,7 @@ def _run_workers(
 
 
 def _end(control: Control, verdict: Verdict) -> None:
-    """End the workers that hold the others up; Ray Train then starts all of them anew."""
+    """End the workers that hold the others up; Ray Train then restarts the whole group."""
     import ray
 
     for rank in verdict.end:

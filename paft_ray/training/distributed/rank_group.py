@@ -1,7 +1,7 @@
-"""How Ray Train's workers become ranks of one process group, without torch in the driver.
+"""Ray Train's workers as ranks of one process group, without torch in the driver.
 
-Covered: NCCL and gloo over the interface that the configuration names, a name for every group of
-workers, a notice of SIGTERM that the training loop can ask for. Not covered: the work itself.
+Covered: NCCL and gloo over the configured interface, a number for every group of workers, a notice
+of SIGTERM for the training loop. Not covered: the work of a rank.
 """
 
 import os
@@ -33,29 +33,29 @@ _INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 @dataclass
 class RankGroupConfig(BackendConfig):
-    """What Ray Train is told of the process group; ray.train.torch's would import torch here."""
+    """Ray Train's configuration of the process group; ray.train.torch's would import torch here."""
 
     control: Control
-    """Where it is reported that a group of workers has ended."""
+    """Receives a report when a group of workers has ended."""
     backend: str
     """`nccl` or `gloo`."""
     interface: str | None = None
-    """Network interface of collectives; chosen by gloo and NCCL where None."""
+    """Network interface of collectives; gloo and NCCL choose one where None."""
     timeout_s: float = 1800
-    """Of a collective; the heartbeat is what notices earlier."""
+    """Of a collective; the hang detector acts earlier."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What starts the group."""
+        """The class that starts the group."""
         return _ProcessGroup
 
 
 class RankGroupTrainer(DataParallelTrainer):
     """Ray Train's trainer without its process for data sets: our ranks plan their own batches.
 
-    And without its cleaner of placement groups where the cluster's dashboard is not known: in Ray
-    2.60 the cleaner then asks the dashboard of whichever cluster it finds on the machine whether
-    the training lives, gets the answer that it is unknown, and takes its workers away.
+    It also leaves out the cleaner of placement groups where the cluster's dashboard is not known:
+    in Ray 2.60 the cleaner then queries the dashboard of any cluster on the machine, which does not
+    know the training, and removes the training's workers.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -68,7 +68,7 @@ class RankGroupTrainer(DataParallelTrainer):
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What a rank needs to know to join; see `RankGroupConfig`."""
+    """Data with which a rank joins; see `RankGroupConfig`."""
 
     backend: str
     address: str
@@ -103,7 +103,7 @@ class _ProcessGroup(Backend):
 
 
 def _prepare_worker(interface: str | None, attempt: int) -> None:
-    """Before anything joins; imports torch, so that the port of the group is used at once."""
+    """Set the environment before ranks join; imports torch, for the port to be used soon."""
     import ray.train
     import torch.distributed  # noqa: F401
 
@@ -141,7 +141,7 @@ def check_interface(interface: str) -> None:
     """Refuse a network interface that this node does not have.
 
     Raises:
-        ConfigError: It is not there; the message names those that are.
+        ConfigError: It does not exist; the message names those that do.
     """
     there = [name for _, name in socket.if_nameindex()]
     if interface not in there:
@@ -152,32 +152,33 @@ def check_interface(interface: str) -> None:
 
 
 class TerminationNotice:
-    """A handler of SIGTERM that notes the first one and passes the second to the one before."""
+    """A handler of SIGTERM that notes the first signal and passes later ones to another handler."""
 
     def __init__(self, before: Any) -> None:
-        """A handler in front of another one."""
+        """Create a handler in front of `before`."""
         self.received = False
         self._before = before
 
     def __call__(self, number: int, frame: "FrameType | None") -> None:
-        """Take note; a process that is told again ends as it would have."""
+        """Note the signal; from the second on, the handler before this one is called."""
         if self.received and callable(self._before):
             self._before(number, frame)
         self.received = True
 
     @classmethod
     def install(cls) -> None:
-        """Begin to take note; must be called in the main thread."""
+        """Install the handler, once; must be called in the main thread."""
         before = signal.getsignal(signal.SIGTERM)
         if not isinstance(before, cls):
             signal.signal(signal.SIGTERM, cls(before))
 
 
 def stop_notice(heartbeat: HeartbeatSender) -> Callable[[], bool]:
-    """Return what a rank asks once per step: whether its process or node goes, or it is to stop.
+    """Return a function that checks whether a rank must stop; a rank calls it once per step.
 
-    Ray Train's `get_preemption_info` is a barrier of all ranks; the loop sums the answers anyway,
-    so that each rank looks at its own notice, which costs nothing.
+    It must where its process is terminated, its node is drained, or a stop was requested. Ray
+    Train's `get_preemption_info` is a barrier of all ranks; here each rank reads its own notice,
+    and the loop sums the answers.
     """
     from ray.train.v2._internal.execution.context import get_train_context
 
@@ -186,6 +187,6 @@ def stop_notice(heartbeat: HeartbeatSender) -> Callable[[], bool]:
 
     def must_stop() -> bool:
         terminated = isinstance(handler, TerminationNotice) and handler.received
-        return terminated or preemption.preemption_info is not None or heartbeat.asked_to_stop
+        return terminated or preemption.preemption_info is not None or heartbeat.stop_requested
 
     return must_stop

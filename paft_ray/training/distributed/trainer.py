@@ -1,8 +1,7 @@
-"""From a pool and a variant to an adapter, or a whole model, on storage.
+"""Training one variant with one seed: from prompts to an adapter, or a whole model, on storage.
 
-The driver names the training by the fingerprint of all that moves weights, returns at once where
-that is complete, and else lets `launch` start workers, each of which builds engine, plans and
-checkpoints and trains with `loop.fit`.
+A training is named by the fingerprint of all that moves weights. Where it is complete it is
+returned at once; else `launch` starts workers.
 """
 
 from collections.abc import Sequence
@@ -37,9 +36,9 @@ def train(
 
     Args:
         context: The run.
-        prompts: What the sampler draws from.
-        training: Which variant and seed.
-        pool: Where the prompts come from, and whose held-out prompts it will be tested on.
+        prompts: Prompts that the sampler draws from.
+        training: Variant and seed.
+        pool: The pool of these prompts and of the held-out prompts.
 
     Raises:
         ArtifactError: The folder holds another training.
@@ -57,10 +56,7 @@ def train_until(
     pool: PromptPool,
     hooks: TrainingHooks,
 ) -> TrainedAdapter | None:
-    """Like `train`, but None where the hooks stopped it before its last step.
-
-    The same call continues a training that was stopped, from where it was.
-    """
+    """Like `train`, but None where the hooks stopped it; the same call continues it."""
     config = context.config.of_training(training)
     identity = training_fingerprint(context, config, prompts)
     folder = training_folder(context, training)
@@ -88,23 +84,21 @@ def train_until(
 
 def _outcome(adapter: TrainedAdapter) -> str:
     record = adapter.record
-    found = ", found complete" if adapter.reused else ""
+    reused = ", found complete" if adapter.reused else ""
     prompts = f"{record.prompts} prompt{'s' if record.prompts != 1 else ''}"
-    return f"{record.steps} steps, {prompts}, loss {record.last_loss:.3f}{found}"
+    return f"{record.steps} steps, {prompts}, loss {record.last_loss:.3f}{reused}"
 
 
 def _begin(folder: Storage, identity: str) -> None:
-    """Refuse a folder in which another training was begun; begin this one there."""
+    """Record the training in its folder; refuse a folder in which another one was begun."""
     name = "identity.json"
-    if folder.exists(name):
-        other = folder.read_json(name)["fingerprint"]
-        if other != identity:
-            raise ArtifactError(
-                f"{folder.path()} holds training {other}, this one is {identity}: its prompts, "
-                "data or settings differ; choose another name, or pass --overwrite"
-            )
-        return
-    folder.write_json(name, {"fingerprint": identity})
+    if not folder.exists(name):
+        folder.write_json(name, {"fingerprint": identity})
+    elif (other := folder.read_json(name)["fingerprint"]) != identity:
+        raise ArtifactError(
+            f"{folder.path()} holds training {other}, this one is {identity}: its prompts, "
+            "data or settings differ; choose another name, or pass --overwrite"
+        )
 
 
 def _job(
@@ -115,7 +109,7 @@ def _job(
     hooks: TrainingHooks,
     identity: str,
 ) -> Job:
-    """What every rank is told."""
+    """The data for every rank."""
     config, made_from = context.config.of_training(training), provenance(context, pool)
     own = TrackedRun(f"training/{training.name}", f"{config.name}/{config.called(training)}")
     warm_start = config.train.warm_start

@@ -1,8 +1,7 @@
-"""One rank of one training: what a Ray Train worker does.
+"""One rank of one training, in a Ray Train worker.
 
-Builds planner, model, engine and checkpoints, trains with `loop.fit`, and lets `handover` save and
-verify the result. Imports that need torch stay inside functions, because the driver imports this
-module.
+It builds model, planner, engine and checkpoints, trains with `loop.fit`, and saves and verifies the
+result. Imports that need torch are inside functions, because the driver imports this module.
 """
 
 import logging
@@ -36,8 +35,8 @@ def run_rank(payload: dict[str, Any]) -> int | None:
     """Run one rank of one training, in a Ray Train worker.
 
     Returns:
-        How many steps are done: all, or fewer where a notice made the ranks stop; None where the
-        training was refused, for a reason that the control actor has.
+        How many steps are done, fewer than all where the ranks had to stop; None where the training
+        was refused, for a reason that the control actor keeps.
     """
     import ray
 
@@ -47,14 +46,14 @@ def run_rank(payload: dict[str, Any]) -> int | None:
         with heartbeat.sending():
             return _train_tracked(job, heartbeat)
     except PaftError as error:
-        # trying again would end the same way: say why, and end without a failure
+        # another attempt would end the same way: report why, and end without a failure
         logger.exception("training refused")
         job.control.refuse(error)
         return None
 
 
 def _heartbeat_sender(control: Control) -> HeartbeatSender:
-    """This rank's heartbeat; its actor is left with the control, for the driver to end it by."""
+    """This rank's heartbeat; also gives the control this rank's actor, for the driver to end."""
     import ray
     import ray.train
 
@@ -69,9 +68,9 @@ def _heartbeat_sender(control: Control) -> HeartbeatSender:
         if answers and not ray.wait(answers, timeout=0)[0]:
             control.report_heartbeat(heartbeat)  # the actor is slow, but heartbeats go on
             return False
-        asked_to_stop = bool(ray.get(answers.pop())) if answers else False
+        stop_requested = bool(ray.get(answers.pop())) if answers else False
         answers.append(control.report_heartbeat(heartbeat))
-        return asked_to_stop
+        return stop_requested
 
     return HeartbeatSender(first, send)
 
@@ -146,7 +145,7 @@ def _fit(
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
 ) -> "Progress":
-    """Go on from the newest checkpoint to the last step, or to where the ranks must stop."""
+    """Train from the newest checkpoint to the last step, or until the ranks must stop."""
     from paft_ray.training.batch_plan import plans
     from paft_ray.training.distributed.rank_group import stop_notice
     from paft_ray.training.ledger import Ledger
@@ -196,7 +195,7 @@ def _validation(
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
 ) -> Callable[[int], None]:
-    """Scores the model on its way, where that is asked for."""
+    """Return a function that scores the model after the steps of the validation plan, if any."""
     from paft_ray.evaluation.figures import validation_metrics
     from paft_ray.evaluation.predictors import Predictor
     from paft_ray.training.validation import Validation
@@ -216,7 +215,7 @@ def _validation(
 
 
 def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":
-    """Put the newest checkpoint back, if there is one; collective."""
+    """Restore the newest checkpoint, if there is one; collective."""
     from paft_ray.training.state.checkpoint import Progress
 
     restored = checkpoints.load()
@@ -240,7 +239,7 @@ def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
 
 
 def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedModel":
-    """What is trained, at its beginning."""
+    """The model to train, before its first step."""
     from peft import PeftModel
 
     from paft_ray.models.load import load_base, make_trainable
@@ -292,7 +291,7 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
 def _prepare_for_training(
     job: Job, model: "PeftModel | PreTrainedModel", planner: "Planner"
 ) -> None:
-    """Try packing and saving while the model is whole, then store frozen weights as they are used.
+    """Check packing and saving while the model is whole, then store frozen weights as used.
 
     Raises:
         TrainingError: Packing moves the loss.
@@ -313,6 +312,6 @@ def _prepare_for_training(
             )
     if isinstance(model, PeftModel):
         weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        adapter_files(model, weights, job.config.model.path)  # what cannot be saved is not trained
+        adapter_files(model, weights, job.config.model.path)  # refuse now what cannot be saved
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)

@@ -1,1 +1,1 @@
-"""What comes out of a training: saved and verified."""
+"""Saving and verifying the result of a training."""

@@ -1,4 +1,4 @@
-"""What a user can load of a trained engine: written, verified, with its card and pyfunc."""
+"""Saving a trained engine as a verified adapter or model, with its card and pyfunc."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -39,15 +39,15 @@ _SMALLEST_TENSORS = 16
 
 
 def first_batch(planner: Planner) -> Probe:
-    """The first sequences of a training, which every rank can read."""
+    """The probe of a training: its first sequences, the same on every rank."""
     return Probe(planner.first_sequences(), planner.row_tokens, planner.packing)
 
 
 def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of trainable parameters, on the CPU: what `save_and_verify` compares the end with.
+    """Copies of trainable parameters on the CPU, for `save_and_verify` to compare the end with.
 
-    Of a model whose weights are all trained, the smallest tensors: a copy of all would be another
-    model in memory.
+    Where all weights of a model are trained only the smallest tensors are copied: all of them would
+    be a second model in memory.
     """
     from peft import PeftModel
 
@@ -64,17 +64,17 @@ def save_and_verify(
     beginning: Mapping[str, torch.Tensor],
     writer: ArtifactWriter,
 ) -> Verified | None:
-    """Write `adapter/` or `model/` and verify it; collective, the other ranks return None early.
+    """Write `adapter/` or `model/` and verify it; collective, ranks other than 0 return None.
 
     Args:
         engine: The trained engine.
-        base: What was adapted, or trained.
-        probe: Read by the model in memory and by the one loaded; the same on every rank.
+        base: The base model that was adapted or trained.
+        probe: Sequences for comparing losses; the same on every rank.
         beginning: From `trainable_copy`, before training; needed on rank 0.
-        writer: Of the training's artifact, which its caller commits.
+        writer: Writer of the training's artifact, which the caller commits.
 
     Raises:
-        TrainingError: The adapter did not move, or what was written is not what was trained.
+        TrainingError: The weights did not move, or the files differ from the trained weights.
     """
     from peft import PeftModel
 
@@ -82,7 +82,7 @@ def save_and_verify(
     files: dict[str, bytes] = {}
     if isinstance(model, PeftModel):
         with engine.whole_adapter():
-            # prompt learning computes what it saves: on all ranks, then
+            # prompt learning computes what it saves, which takes all ranks
             if engine.rank == 0 or not reads_positions(model):
                 files = adapter_files(model, weights, base.path)
     loss = probe.mean_loss_in(engine)
@@ -106,7 +106,7 @@ def _write(writer: ArtifactWriter, name: str, data: bytes) -> None:
 
 
 def training_record(job: Job, progress: Progress, ranks: int, verified: Verified) -> TrainingRecord:
-    """Return what the manifest says of a training that is written and verified."""
+    """The record of a written and verified training, for its manifest."""
     prompt_id, text = job.prompts[0]
     return TrainingRecord(
         variant=job.label,
@@ -130,25 +130,23 @@ def training_record(job: Job, progress: Progress, ranks: int, verified: Verified
 def complete_training(
     job: Job, writer: ArtifactWriter, record: TrainingRecord, tracker: Tracker
 ) -> None:
-    """Write card and manifest, which makes the training complete, and track what there is.
+    """Write card and manifest, which completes the training, and track its files.
 
-    The card is no part of the manifest: figures of an evaluation come into it later.
+    The card is not in the manifest, because an evaluation adds its figures later.
     """
-    config, about = job.config, record.to_json()
+    config, about, folder = job.config, record.to_json(), writer.folder
     whole = config.model.peft is None
-    card = render_card(
-        config, job.task, job.identity, record, form="model" if whole else "adapter"
-    ).encode()
-    folder, place = writer.folder, f"{MODEL_FOLDER if whole else ADAPTER_FOLDER}/{CARD}"
+    form = "model" if whole else "adapter"
+    card = render_card(config, job.task, job.identity, record, form=form).encode()
+    place = f"{MODEL_FOLDER if whole else ADAPTER_FOLDER}/{CARD}"
     retry_storage(partial(folder.write_bytes, place, card), "writing the card", folder.path())
     tracker.log_artifact(place, card)
     if not whole and job.tracking is not None:  # MLflow keeps adapters, not copies of models
         for name in writer.files:
             tracker.log_artifact(name, folder.path(name))
         settings = model_config(config, job.task, job.prompts[0][1])
-        adapter = {Path(n).name: writer.folder.read_bytes(n) for n in writer.files}
-        files = pyfunc_files(settings, adapter, record.versions)
-        for name, data in files.items():
+        adapter = {Path(n).name: folder.read_bytes(n) for n in writer.files}
+        for name, data in pyfunc_files(settings, adapter, record.versions).items():
             tracker.log_artifact(f"{PYFUNC_FOLDER}/{name}", data)
     tracker.log_params({"training": about})
     commit = partial(writer.commit, job.identity, about)

@@ -1,11 +1,10 @@
-"""Whether what was written is what was trained: loaded again, and compared.
+"""Verifying that written files hold the trained weights: they are loaded again and compared.
 
-What is verified: training moved the weights from where they began; every tensor of the files is the
-one that was trained, and finite; a fresh base model with the written adapter, or the written model
-where all weights were trained, has the loss of the model in memory. The fresh one is loaded on the
-CPU of rank 0, wherever training ran: it needs no room beside an engine that lets its memory go
-late, and under stage 3 no one GPU may hold a whole model. It takes no more of the host than each
-rank took when it began.
+Verified: training moved the weights; every tensor of the files is finite and equals the trained
+one; a fresh base model with the written adapter, or the written model where all weights were
+trained, has the loss of the model in memory. The fresh model is loaded on the CPU of rank 0: an
+engine frees GPU memory late, and under ZeRO 3 one GPU may not hold a whole model. It takes as much
+host memory as each rank took when it began.
 """
 
 import logging
@@ -33,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 """Largest difference between the loss in memory and after loading, by arithmetic, as a share of
-the loss or, where that is below 1, in nats. bf16 has room for another device's order of sums."""
+the loss or, where that is below 1, in nats. In bf16 devices may add in different sequences."""
 SMALLEST_CHANGE = 1e-7
-"""Of all tensors together, as a share of their norm at the beginning: what fp32 rounds away."""
+"""Of all tensors together, as a share of their norm at the beginning: the rounding of fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,10 @@ class Base:
     """A base model that can be loaded afresh, and the arithmetic it is used with."""
 
     location: str
-    """What `load_base` takes."""
+    """Argument of `load_base`."""
     revision: str | None
     path: str
-    """As the configuration names it, and so the adapter."""
+    """The model's name in the configuration and in the adapter."""
     dtype: str
     """`float32` or `bfloat16`."""
     quantization: str = "none"
@@ -55,7 +54,7 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A few sequences whose loss tells whether two models are the same."""
+    """A few sequences whose loss shows whether two models are the same."""
 
     sequences: tuple[TokenSequence, ...]
     row_tokens: int
@@ -71,26 +70,23 @@ class Probe:
             self.packing,
             virtual_tokens(model),  # pyright: ignore[reportArgumentType]
         )
-        return -sum(sum(scores.values()) for scores in sums) / self._tokens
+        tokens = sum(len(sequence.targets) for sequence in self.sequences)
+        return -sum(sum(scores.values()) for scores in sums) / tokens
 
     def mean_loss_in(self, engine: Engine) -> float:
-        """The same of the model in an engine; collective under stage 3."""
+        """The same for the model in an engine; collective under stage 3."""
         lengths = [len(sequence.input_ids) for sequence in self.sequences]
         [rows] = deal_rows(lengths, self.row_tokens, ranks=1, packing=self.packing)
         return engine.mean_loss([build_row(self.sequences, row) for row in rows if row])
 
-    @property
-    def _tokens(self) -> int:
-        return sum(len(sequence.targets) for sequence in self.sequences)
-
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A model in memory, which the files written of it are compared with."""
+    """A model in memory, for comparison with the files that were written."""
 
     probe: Probe
     tensors: Mapping[str, torch.Tensor]
-    """What the files should hold."""
+    """Tensors that the files should hold."""
     change: float
     """See `relative_change`."""
     loss: float
@@ -98,7 +94,7 @@ class Trained:
 
 
 def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
-    """How far the tensors of `before` together moved, as a share of their norm at the beginning.
+    """How far the tensors of `before` moved together, as a share of their norm at the beginning.
 
     Raises:
         TrainingError: A tensor is not finite or missing, or nothing moved.
@@ -120,16 +116,12 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
     return change
 
 
-def verify_adapter(
-    folder: Storage,
-    base: Base,
-    trained: Trained,
-) -> Verified:
+def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
     """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
 
     Args:
-        folder: Holds the files.
-        base: What they belong to.
+        folder: Folder of the files.
+        base: The adapter's base model.
         trained: The model that was saved.
 
     Raises:
@@ -142,7 +134,7 @@ def verify_adapter(
 
 
 def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
-    """The same for a model whose weights were all trained; see `verify_adapter`."""
+    """Like `verify_adapter`, for a model whose weights were all trained."""
     with folder.local() as files:
         try:
             model = load_base(files)
@@ -172,14 +164,14 @@ def _compare_losses(
 
 
 def _reload(folder: Storage, base: Base) -> "PeftModel":
-    """As a user loads it, with the storage of frozen weights that training had."""
+    """Load the adapter as a user does, with frozen weights stored as in training."""
     from peft import PeftConfig, PeftModel
 
     fresh = load_base(base.location, base.revision, quantization=base.quantization)
     with folder.local() as files:
         try:
-            # frozen adapters would be taken for weights of the base, and stored in bf16 below;
-            # what a prompt encoder was trained from is not stored, so it can only be read
+            # a frozen adapter would be stored in bf16 below, like weights of the base; weights
+            # behind a prompt encoder are not saved, so that it cannot be loaded as trainable
             trainable = not PeftConfig.from_pretrained(files).is_prompt_learning
             model = PeftModel.from_pretrained(fresh, files, is_trainable=trainable)
         except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -1,9 +1,10 @@
-"""Training state to and from storage, in a form that no number of ranks is part of.
+"""Checkpoints: training state to and from storage, independent of the number of ranks.
 
-A checkpoint is an artifact `checkpoints/step-000000050/`: `state-<attempt>-00002-of-00008`, each
-written by the rank that keeps these weights and moments (`training.shards`), `other-<attempt>` with
-what belongs to no parameter, `progress.json`, and the manifest last, by rank 0, once every rank has
-left a record of its files. The newest valid one wins; a torn one is passed over. Never a pickle.
+A checkpoint is an artifact `checkpoints/step-000000050/`: files `state-<attempt>-00002-of-00008`,
+each written by the rank that keeps these weights and moments (`state.shards`), `other-<attempt>`
+with tensors that belong to no parameter, `progress.json`, and the manifest, which rank 0 writes
+last, once every rank has left a record of its files. The newest valid checkpoint is loaded; a torn
+one is passed over. Nothing is pickled.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
-"""What there is of each parameter; with its name, the key of a tensor: `exp_avg/<name>`."""
+"""Tensors of each parameter; kind and name make the key of a tensor: `exp_avg/<name>`."""
 
 _PROGRESS = "progress.json"
 T = TypeVar("T")
@@ -43,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training has come; with the configuration, all that resuming needs to know."""
+    """How far a training has come; resuming needs this and the configuration."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -61,13 +62,13 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
-    """The ranks that write a checkpoint together, seen from one of them; by default it is alone."""
+    """The ranks that write a checkpoint together, as one of them sees them; by default only one."""
 
     rank: int = 0
     ranks: int = 1
     attempt: str = field(default_factory=lambda: secrets.token_hex(4))
-    """Token that these ranks share and no earlier attempt had: a file that was left behind is
-    never taken for one of theirs."""
+    """Token that these ranks share and no earlier attempt had, so that files which an earlier one
+    left behind are never mistaken for theirs."""
     exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
     """Returns every rank's value, by rank; collective, on the main thread."""
 
@@ -81,7 +82,7 @@ class WriteLimits:
     shard_bytes: int = SHARD_BYTES
     """Most bytes in one file."""
     peers_s: float = 600.0
-    """How long rank 0 waits for the others' files once its own are written."""
+    """How long rank 0 waits for the other ranks' files once its own are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +91,17 @@ class Restored:
 
     progress: Progress
     other: "dict[str, torch.Tensor]"
-    """What belongs to no parameter, in the dtypes it was saved in."""
+    """Tensors that belong to no parameter, in the dtypes they were saved in."""
     state: "Iterator[tuple[str, torch.Tensor]]"
-    """Weights and moments by key, read as they are asked for, one file in memory; collective:
-    every rank reads to the end."""
+    """Weights and moments by key, read lazily with one file in memory; collective: every rank reads
+    to the end."""
 
 
 class Checkpoints:
     """The checkpoints of one training; writing happens in a thread, with bounded retries.
 
     `load`, `save`, `wait` and `require_space` are collective: all ranks call them at the same
-    points, and what one of them cannot do, all raise.
+    points, and all raise where one of them fails.
     """
 
     def __init__(
@@ -114,11 +115,11 @@ class Checkpoints:
         """Checkpoints below `folder`, for the training with this fingerprint.
 
         Args:
-            folder: Where they lie.
+            folder: Folder of the checkpoints.
             identity: The training's fingerprint; checkpoints of another one are passed over.
             keep: How many of the newest stay.
-            group: Who writes them together.
-            limits: Other bounds than usual.
+            group: The ranks that write together.
+            limits: Bounds other than the defaults.
         """
         self._folder = folder
         self._identity = identity
@@ -131,8 +132,7 @@ class Checkpoints:
     def load(self) -> Restored | None:
         """The newest valid checkpoint, or None where there is none; collective.
 
-        Rank 0 looks for it, so that all take the same, and removes what attempts that died in the
-        middle of writing left behind.
+        Rank 0 finds it, so that all load the same one, and removes unfinished checkpoints.
 
         Raises:
             TrainingError: Storage cannot be read.
@@ -160,14 +160,14 @@ class Checkpoints:
         state: "Mapping[str, torch.Tensor]",
         before: Callable[[], None] = lambda: None,
     ) -> None:
-        """Begin to write a checkpoint; waits for the one before, and raises what went wrong there.
+        """Begin to write a checkpoint, once the one before is written; raises that one's errors.
 
         Args:
-            progress: Where training is.
+            progress: How far training has come.
             state: The tensors that this rank keeps, by keys whose first part is one of `KINDS`;
-                none must change any more. Under other keys stands what belongs to no parameter and
-                is the same on every rank.
-            before: Called in rank 0's thread first: what must be on storage before the checkpoint.
+                none may change any more. Tensors under other keys belong to no parameter and are
+                the same on every rank.
+            before: Called first, in rank 0's thread, to write what must precede the checkpoint.
 
         Raises:
             TrainingError: A rank could not write its part of the one before.
@@ -205,27 +205,26 @@ class Checkpoints:
 
         Args:
             state: Bytes of one checkpoint.
-            result: Bytes of what is written at the end.
+            result: Bytes of the training's result.
 
         Raises:
-            TrainingError: It is too small. An object store cannot be asked.
+            TrainingError: Local storage is too small; an object store has no bound.
         """
 
-        def look() -> None:
+        def check() -> None:
             if self._group.rank == 0 and self._folder.is_local:
-                there = count_complete(self._folder)
                 path = Path(self._folder.root)
                 existing = next(p for p in (path, *path.parents) if p.exists())
-                needed = bytes_needed(state, result, self._keep, there)
+                needed = bytes_needed(state, result, self._keep, count_complete(self._folder))
                 refuse_small_disk(needed, shutil.disk_usage(existing).free, str(path))
 
-        self._together(look)
+        self._together(check)
 
     def _retry(self, work: Callable[[], T], doing: str) -> T:
         return retry_storage(work, doing, self._folder.path(), self._limits.pauses_s)
 
     def _together(self, work: Callable[[], T]) -> T:
-        """What reading storage gives on this rank, if every rank was able to."""
+        """Read storage on this rank; raises on all ranks where one of them fails."""
         return self._agree(lambda: self._retry(work, "reading checkpoints"))
 
     def _agree(self, work: Callable[[], T]) -> T:
@@ -235,7 +234,7 @@ class Checkpoints:
         except PaftError as error:
             problem, cause = str(error), error
         problems = [text for text in self._group.exchange(problem) if text]
-        if problems:  # the last one: rank 0 may know no more than that it waited in vain
+        if problems:  # the last one: rank 0's may only say that it waited in vain
             raise TrainingError(problems[-1]) from cause
         return result  # pyright: ignore[reportReturnType]
 
@@ -244,11 +243,11 @@ class Checkpoints:
     ) -> "Iterator[tuple[str, torch.Tensor]]":
         for name in sorted(files):
             tensors = self._together(partial(_read_tensors, folder, name, files[name]))
-            for key in sorted(tensors):  # safetensors gives them in an order of each process's own
+            for key in sorted(tensors):  # safetensors orders them differently in each process
                 yield key, tensors.pop(key)
 
     def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
-        """What a rank other than 0 does in its thread: its files, then the record of them."""
+        """In the thread of a rank other than 0: write its files, then the record of them."""
         folder, record = self._folder.child(checkpoint_name(step)), self._record(self._group.rank)
         try:
             if written := self._write_files(folder, files, step):
@@ -266,7 +265,7 @@ class Checkpoints:
         peers: Sequence[int],
         before: Callable[[], None],
     ) -> None:
-        """What rank 0 does in its thread: its files, the others' records, manifest, pruning."""
+        """In rank 0's thread: write its files, read the others' records, write manifest, prune."""
         doing, name = _writing(progress.step), checkpoint_name(progress.step)
         folder = self._folder.child(name)
         self._retry(before, doing)
@@ -286,7 +285,7 @@ class Checkpoints:
 
         written = {}
         for name in list(files):
-            data = safetensors.torch.save(files.pop(name))  # its tensors are free from here on
+            data = safetensors.torch.save(files.pop(name))  # frees its tensors
             self._retry(partial(folder.write_bytes, name, data), _writing(step))
             written[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return written
@@ -297,7 +296,7 @@ class Checkpoints:
     def _read_records(
         self, folder: Storage, peers: Sequence[int], step: int
     ) -> dict[str, dict[str, Any]]:
-        """The records of the other ranks' files, waited for."""
+        """Wait for the records of the other ranks' files, and return the files."""
         written: dict[str, dict[str, Any]] = {}
         missing = {self._record(rank): rank for rank in peers}
         deadline, pause_s = time.monotonic() + self._limits.peers_s, 0.05

@@ -1,4 +1,4 @@
-"""Which checkpoints lie in a folder, which one counts, and which nobody needs any more."""
+"""Finding the newest valid checkpoint in a folder, and removing those that are not needed."""
 
 import logging
 from collections.abc import Mapping
@@ -26,13 +26,13 @@ def count_complete(folder: Storage) -> int:
 
 
 def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, Mapping[str, Any]]] | None:
-    """Name and files of the newest checkpoint that is whole, checked byte by byte.
+    """Name and files of the newest complete checkpoint, checked byte by byte.
 
-    What attempts left behind that died while they wrote is removed: nobody writes when a training
-    begins, and it would take the room that the next checkpoint needs.
+    Removes unfinished checkpoints of earlier attempts, which would take the room that the next one
+    needs: no process writes any when a training begins.
 
     Args:
-        folder: Where the checkpoints of one training lie.
+        folder: Folder of one training's checkpoints.
         identity: Its fingerprint; checkpoints of another one are passed over.
     """
     found = None
@@ -52,14 +52,14 @@ def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, Mapping[
 
 
 def prune(folder: Storage, identity: str, newest: str, files: Mapping[str, Any], keep: int) -> None:
-    """Remove what no one needs once `newest` is complete; what is later than it stays.
+    """Remove checkpoints that are not needed once `newest` is complete; later ones stay.
 
     Args:
-        folder: Where the checkpoints of one training lie.
+        folder: Folder of one training's checkpoints.
         identity: Its fingerprint; checkpoints of another one stay.
-        newest: The one just written.
-        files: What belongs to it.
-        keep: How many whole ones stay, `newest` among them; torn ones go.
+        newest: The checkpoint just written.
+        files: Files of `newest`.
+        keep: How many complete ones stay, with `newest`; torn ones are removed.
     """
     folder.child(newest).prune({MANIFEST, *files})
     kept = 1

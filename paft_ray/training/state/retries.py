@@ -1,4 +1,4 @@
-"""How long training waits for storage that fails, and what it says when that was in vain."""
+"""Retries of reads and writes where storage fails, and the error when all have failed."""
 
 import errno
 import logging
@@ -20,12 +20,12 @@ T = TypeVar("T")
 def retry_storage(
     work: Callable[[], T], doing: str, where: str, pauses_s: Sequence[float] = PAUSES_S
 ) -> T:
-    """What `work` returns, done again after growing pauses where storage fails.
+    """Call `work`, again after growing pauses where storage fails, and return its value.
 
     Args:
-        work: Reads or writes; may be done again after it failed half-way.
-        doing: What it does, for messages: "writing the adapter".
-        where: On which storage, for messages.
+        work: Reads or writes; may be called again after it failed half-way.
+        doing: The work, for messages: "writing the adapter".
+        where: Path or URI on storage, for messages.
         pauses_s: Longest pause before each further attempt.
 
     Raises:
@@ -41,11 +41,10 @@ def retry_storage(
     try:
         return work()
     except OSError as error:
-        raise storage_failed(doing, where, error, len(pauses_s) + 1) from error
+        raise _storage_failed(doing, where, error, len(pauses_s) + 1) from error
 
 
-def storage_failed(doing: str, where: str, error: OSError, attempts: int = 1) -> TrainingError:
-    """The error for storage that is full or stays away."""
+def _storage_failed(doing: str, where: str, error: OSError, attempts: int) -> TrainingError:
     is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "free space there" if is_full else "see that it can be reached and written"
     tried = f" {attempts} times" if attempts > 1 else ""

@@ -1,8 +1,8 @@
-"""Who keeps which part of a training's state, in which files, and how much room that takes; pure.
+"""How a training's state is divided among ranks and files, and the room it takes; pure.
 
-State is a set of whole tensors under names that say nothing of ranks. What is small lies with rank
-0 alone, so that most checkpoints are one file; what is large is spread by bytes over all ranks, so
-that each writes an equal part and none holds all.
+State is a set of whole tensors under names that do not depend on ranks. Rank 0 keeps all of a small
+state, so that most checkpoints are one file; a large one is spread by bytes over all ranks, so that
+each writes an equal part and none holds all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,17 @@ from paft_ray.config.errors import TrainingError
 SMALL_STATE = 256 << 20
 """Bytes below which rank 0 keeps everything."""
 SHARD_BYTES = 1 << 30
-"""Most bytes in one file, which is what loading holds beside the model; a larger tensor has a file
-of its own."""
+"""Most bytes in one file, which loading holds beside the model; larger tensors have their own."""
 
 
 def deal_owners(
     sizes: Mapping[str, int], ranks: int, small_state: int = SMALL_STATE
 ) -> dict[str, int]:
-    """The rank that keeps each tensor: the largest first, each to whoever has least so far.
+    """The rank that keeps each tensor: the largest first, each to the rank with the least so far.
 
     Args:
         sizes: Tensor name to its bytes.
-        ranks: How many there are.
+        ranks: Number of ranks.
         small_state: Bytes below which rank 0 keeps everything.
     """
     if ranks == 1 or sum(sizes.values()) < small_state:
@@ -38,11 +37,11 @@ def deal_owners(
 
 
 def cut_files(sizes: Mapping[str, int], most: int = SHARD_BYTES) -> list[list[str]]:
-    """Names in their order, cut into files of at most so many bytes of tensors.
+    """Tensor names, in the same sequence, cut into files of at most `most` bytes.
 
     Args:
         sizes: Tensor name to its bytes.
-        most: Bytes in one file; a tensor that is larger stands alone.
+        most: Bytes in one file; a larger tensor has its own.
     """
     files: list[list[str]] = []
     filled = 0
@@ -56,19 +55,19 @@ def cut_files(sizes: Mapping[str, int], most: int = SHARD_BYTES) -> list[list[st
 
 
 def bytes_needed(state: int, result: int, keep: int, there: int) -> int:
-    """Bytes of storage that a training still fills, at the most.
+    """Most bytes of storage that a training still fills.
 
     Args:
         state: Bytes of one checkpoint.
-        result: Bytes of what is written at the end.
-        keep: How many checkpoints stay; one more is there while the oldest is not deleted yet.
-        there: Complete checkpoints that are on storage already.
+        result: Bytes of the training's result.
+        keep: How many checkpoints stay; one more exists until the oldest is deleted.
+        there: Number of complete checkpoints on storage.
     """
     return max(0, keep + 1 - there) * state + result
 
 
 def refuse_small_disk(needed: int, free: int, where: str) -> None:
-    """Refuse to begin where the disk cannot hold what training will write.
+    """Refuse to begin where the disk is too small for checkpoints and result.
 
     Raises:
         TrainingError: `needed` is more than `free`, both in bytes.
@@ -86,12 +85,12 @@ def _gigabytes(count: int) -> str:
 
 
 def file_names(attempt: str, counts: Sequence[int], rank: int) -> list[str]:
-    """Names of a rank's files, numbered through over all ranks.
+    """Names of a rank's files, with numbers that run over all ranks.
 
     Args:
         attempt: Token of this attempt.
-        counts: Files of each rank.
-        rank: Whose names.
+        counts: Number of files of each rank.
+        rank: The rank.
     """
     total, first = sum(counts), sum(counts[:rank]) + 1
     return [

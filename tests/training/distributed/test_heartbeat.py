@@ -166,5 +166,5 @@ def test_heartbeat_is_sent_at_once_and_when_its_rank_is_done():
     sender = HeartbeatSender(Heartbeat(1, 0, 1, "10.0.0.1", 1), send)
     with sender.sending():
         pass
-    assert sender.asked_to_stop
+    assert sender.stop_requested
     assert (sent[0].phase, sent[0].count, sent[-1].phase) == ("loading", 1, "done")
