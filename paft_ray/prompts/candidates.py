@@ -8,7 +8,7 @@ first.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from paft_ray.tasks.example import Task
 
 _ROWS = pa.schema(
     [
-        ("id", pa.string()),
+        ("id", pa.large_string()),
         ("text", pa.string()),
         ("kind", pa.string()),
         ("origin", ORIGIN),
@@ -50,9 +50,15 @@ _ROWS = pa.schema(
         ("given", pa.string()),
     ]
 )
-"""A candidate or, with a stage, a reject; `given` is a candidate's text before lint cleaned it."""
+"""A candidate or, with a stage, a reject; `given` is a candidate's text before lint cleaned it.
+
+Ids order candidates by given text, kind and origin, whatever process sees them, and end with the
+cleaned text: the first one stands for all with its wording and layout.
+"""
 _EARLY = ("generation", "parse")
 """Stages that reject answers before there is a candidate."""
+_END = "\0"
+"""Ends every part of an id; `clean` takes it out of texts."""
 
 
 class TableFile:
@@ -139,27 +145,20 @@ def keep_unique(
         rejects: Takes what is not among the survivors.
     """
     for batch in execution.batches(rows):
-        shown = _where(batch, "stage", lambda stage: stage not in _EARLY)
+        shown = batch.filter(batch["kind"].is_valid())
         candidates.add(shown.set_column(1, "text", shown["given"]))
-    names: Mapping[str, str] = {}
-    if in_order := type(execution) is InProcess:
-        rows = execution.map(_in_order, rows)
-        names = {
-            id: repr(text)
-            for batch in execution.batches(rows)
-            for id, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
-        }
+    rows = execution.map(_in_order, rows)
     linted = 0
     for batch in execution.batches(rows):
-        bad = _where(batch, "stage", lambda stage: stage is not None)
+        bad = batch.filter(batch["stage"].is_valid())
         rejects.add(bad)
         linted += len(batch) - len(bad)
-    good = execution.map(partial(_where, column="stage", holds=_is_none), rows)
+    good = execution.map(_without_rejects, rows)
     columns = Columns("instruction", "id", "layout")
     best: list[tuple[str, Candidate]] = []
     unique = 0
     for batch in execution.batches(deduplicate(good, config.dedup.similarity, execution, columns)):
-        rejects.add(_duplicates(batch, names))
+        rejects.add(_duplicates(batch))
         kept = batch.filter(batch["kept"]).to_pylist()
         unique += len(kept)
         best += [
@@ -173,60 +172,35 @@ def keep_unique(
                 Rejected(c.text, "dedup", "beyond_max_unique", c.origin, detail) for _, c in beyond
             )
         )
-    found = [candidate for _, candidate in best]
-    if not in_order:
-        found.sort(key=lambda c: (c.text, c.kind, fingerprint(asdict(c.origin))))
     reasons = {key: count for key, count in rejects.reasons.items() if key[0] not in _EARLY}
     counts = {"candidates": candidates.rows, "linted": linted, "unique": unique}
-    return Survivors(tuple(found), counts, reasons)
+    return Survivors(tuple(candidate for _, candidate in best), counts, reasons)
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Rejects and then candidates by layout, each by text, under their place as their id.
-
-    Where there are few, this decides which one stands for several of the same wording, and how
-    rejects are listed; where there are many, which no process sorts, ids and blocks do.
-    """
-    given, kinds, origins, stages, layouts = (
-        rows[name].to_pylist() for name in ("given", "kind", "origin", "stage", "layout")
-    )
-    order = sorted(
-        range(len(rows)),
-        key=lambda i: (
-            (False,) if stages[i] in _EARLY else (True, given[i], kinds[i], fingerprint(origins[i]))
-        ),
-    )
-    ids = {index: f"{place:010d}" for place, index in enumerate(order)}
-    groups = [
-        layout if stage is None else None for stage, layout in zip(stages, layouts, strict=True)
-    ]
-    first: dict[str | None, int] = {None: -1}
+    """Rejects and then candidates by layout, each by id, as they are listed in a block."""
+    ids, layouts = rows["id"].to_pylist(), rows["layout"].to_pylist()
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    places: dict[str | None, int] = {None: -1}
     for index in order:
-        first.setdefault(groups[index], len(first))
-    order.sort(key=lambda i: first[groups[i]])
-    return rows.take(order).set_column(0, "id", pa.array([ids[i] for i in order]))
+        places.setdefault(layouts[index], len(places))
+    return rows.take(sorted(order, key=lambda index: places[layouts[index]]))
 
 
-def _where(batch: pa.Table, column: str, holds: Callable[[Any], bool]) -> pa.Table:
-    """The rows of which something holds for the value of a column."""
-    return batch.filter(pa.array([holds(value) for value in batch[column].to_pylist()], pa.bool_()))
+def _without_rejects(rows: pa.Table) -> pa.Table:
+    return rows.filter(rows["stage"].is_null())
 
 
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _duplicates(batch: pa.Table, names: Mapping[str, str]) -> pa.Table:
+def _duplicates(batch: pa.Table) -> pa.Table:
     return rejects_to_table(
         Rejected(
             row["text"],
             "dedup",
             "duplicate" if row["similarity"] == 1 else "near_duplicate",
             Origin(**row["origin"]),
-            f"similarity {row['similarity']:.2f} to "
-            + names.get(row["repeats"], f"candidate {row['repeats']}"),
+            f"similarity {row['similarity']:.2f} to {row['repeats'].rpartition(_END)[2]!r}",
         )
-        for row in _where(batch, "kept", lambda kept: not kept).to_pylist()
+        for row in batch.filter(batch["repeats"].is_valid()).to_pylist()
     )
 
 
@@ -261,16 +235,14 @@ def _lint_item(
         files = [Candidate(c["text"], c["kind"], Origin(**c["origin"])) for c in item["files"]]
         entries, where = files, ["files", item["start"]]
     for number, entry in enumerate(entries):
-        given, kind = entry.text, getattr(entry, "kind", None)
+        given, kind = entry.text, None
+        row: dict[str, Any] = {"id": "", "given": given, "origin": asdict(entry.origin)}
         if isinstance(entry, Candidate):
+            kind = entry.kind
             entry = lint_candidate(entry, task, config)
-        row: dict[str, Any] = {
-            "id": fingerprint("candidate", where, number),
-            "text": entry.text,
-            "given": given,
-            "kind": kind,
-            "origin": asdict(entry.origin),
-        }
+            unique = fingerprint("candidate", where, number)
+            row["id"] = _END.join((given, kind, fingerprint(row["origin"]), unique, entry.text))
+        row |= {"text": entry.text, "kind": kind}
         if isinstance(entry, Rejected):
             row |= {"stage": entry.stage, "reason": entry.reason, "detail": entry.detail}
         else:
