@@ -15,8 +15,9 @@ from paft_ray.config import Config
 from paft_ray.config.errors import LLMError
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.kept_answers import Answers
-from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.requests import Request
 from paft_ray.prompts.generate.runner import answers_of, unit_size
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
-from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.requests import Request
 
 if TYPE_CHECKING:
     import openai

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 
 from paft_ray.config import FakeLLM
-from paft_ray.prompts.generate.requests import Completion, Request, failed_completion
+from paft_ray.prompts.generate.completions import Completion, failed_completion
+from paft_ray.prompts.generate.requests import Request
 
 
 class FakeClient:

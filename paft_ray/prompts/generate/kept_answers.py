@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paft_ray.prompts.generate.requests import Completion
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 

@@ -14,9 +14,10 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import package_missing
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
+from paft_ray.prompts.generate.completions import Completion, failed_completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, Limit
 from paft_ray.prompts.generate.fake import FakeClient
-from paft_ray.prompts.generate.requests import Completion, Request, failed_completion
+from paft_ray.prompts.generate.requests import Request
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 

@@ -18,17 +18,12 @@ from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
 from paft_ray.config import LLMConfig, OpenAILLM, TokenPrice, TransformersLLM, VLLMEngine
 from paft_ray.config.errors import LLMError
+from paft_ray.prompts.generate.completions import Completion, parse_completion
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.llm import llm_label, open_llm
 from paft_ray.prompts.generate.novelty import Novelty
 from paft_ray.prompts.generate.rate_limit import RateLimitHandle
-from paft_ray.prompts.generate.requests import (
-    Completion,
-    Request,
-    RequestBook,
-    Unit,
-    parse_completion,
-)
+from paft_ray.prompts.generate.requests import Request, RequestBook, Unit
 from paft_ray.prompts.pool import Candidate, Origin, Rejected
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.paths import Storage

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paft_ray.config import OpenAILLM
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.rate_limit import RateLimit, RateLimitHandle
-from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.requests import Request
 
 logger = logging.getLogger(__name__)
 

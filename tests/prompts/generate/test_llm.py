@@ -29,10 +29,11 @@ from paft_ray.config import (
 from paft_ray.config.errors import LLMError
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
+from paft_ray.prompts.generate.completions import Completion, parse_completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, llm_label, open_llm
-from paft_ray.prompts.generate.requests import Completion, Request, build_requests, parse_completion
+from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint, lint_instruction
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task
@@ -663,7 +664,8 @@ def requests_for(form: str, count: int = 40) -> list[Request]:
     config = GenerationConfig.model_validate(
         {"llms": [{"type": "fake"}], "form": form, "per_llm": count}
     )
-    return list(build_requests(TASK, config, 0, ["fake"]))
+    book = RequestBook(TASK, config, 0, ("fake",))
+    return [r for unit in book.units(0, config.per_llm) for r in book.requests(unit)]
 
 
 @pytest.mark.parametrize("form", ["template", "instruction"])

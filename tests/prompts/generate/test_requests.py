@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from paft_ray.config import GenerationConfig, LintConfig
-from paft_ray.prompts.generate.requests import RequestBook, build_requests, parse_completion
+from paft_ray.prompts.generate.completions import parse_completion
+from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint
 from paft_ray.tasks.example import Task
 
@@ -27,6 +28,12 @@ MATHS = Task("sums", "Solve the sum.", ("problem",), {}, None, (), (), ())
 def make_config(**changes):
     llms = [{"type": "fake"}, {"type": "openai", "base_url": "http://x", "model": "m"}]
     return GenerationConfig.model_validate({"llms": llms, "per_llm": 25, **changes})
+
+
+def build_requests(task, config, seed, llm_keys) -> tuple[Request, ...]:
+    book = RequestBook(task, config, seed, tuple(llm_keys))
+    units = (unit for llm in range(len(config.llms)) for unit in book.units(llm, config.per_llm))
+    return tuple(request for unit in units for request in book.requests(unit))
 
 
 def contents(requests):

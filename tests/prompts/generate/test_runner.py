@@ -8,8 +8,9 @@ import pytest
 
 from paft_ray.config import GenerationConfig
 from paft_ray.config.errors import LLMError
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.llm import llm_key
-from paft_ray.prompts.generate.requests import Completion, RequestBook
+from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.runner import Asked, answers_of, ask, costs, parse_unit
 from paft_ray.prompts.pool import Candidate, Rejected
 from paft_ray.runs.progress import SilentScreen
