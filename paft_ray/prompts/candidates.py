@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from paft_ray.config import LintConfig, PromptsConfig
 from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
 from paft_ray.prompts.generate.requests import Unit
-from paft_ray.prompts.generate.runner import Asked, parse_unit
+from paft_ray.prompts.generate.results import Generated, parse_unit
 from paft_ray.prompts.layouts import instruction_of
-from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
+from paft_ray.prompts.lint import TOO_SHORT, LintResult, lint, lint_instruction, other_work
 from paft_ray.prompts.pool import (
     ORIGIN,
     Candidate,
@@ -32,7 +32,7 @@ from paft_ray.prompts.pool import (
     piece_of,
     rejects_to_table,
 )
-from paft_ray.prompts.template import TOO_SHORT, count_words
+from paft_ray.prompts.template import count_words
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks.example import Task
 
@@ -97,7 +97,7 @@ class TableFile:
 
 def lint_all(
     files: Sequence[Candidate],
-    asked: Asked | None,
+    generated: Generated | None,
     task: Task,
     config: LintConfig,
     execution: InProcess,
@@ -106,7 +106,7 @@ def lint_all(
 
     Args:
         files: Candidates from files.
-        asked: What LLMs were asked.
+        generated: What LLMs answered.
         task: For slots and layouts.
         config: Rules of lint.
         execution: Where to compute.
@@ -118,9 +118,9 @@ def lint_all(
         {"files": [asdict(c) for c in files[start : start + 1000]], "start": start}
         for start in range(0, len(files), 1000)
     ]
-    items += [{"unit": asdict(unit)} for unit in (asked.tallies if asked else ())]
+    items += [{"unit": asdict(unit)} for unit in (generated.tallies if generated else ())]
     slim = replace(task, train=(), validation=(), test=())
-    source = replace(asked, tallies={}) if asked else None
+    source = replace(generated, tallies={}) if generated else None
     rows = execution.rows([{"item": json.dumps(item)} for item in items])
     return execution.hold(execution.map(partial(_lint_batch, source, slim, config), rows))
 
@@ -215,22 +215,24 @@ def _first_by_hash(
     return kept, [entry for entry in best if entry[0] not in chosen]
 
 
-def _lint_batch(asked: Asked | None, task: Task, config: LintConfig, items: pa.Table) -> pa.Table:
+def _lint_batch(
+    generated: Generated | None, task: Task, config: LintConfig, items: pa.Table
+) -> pa.Table:
     rows = [
         row
         for item in items["item"].to_pylist()
-        for row in _lint_item(asked, task, config, json.loads(item))
+        for row in _lint_item(generated, task, config, json.loads(item))
     ]
     return pa.Table.from_pylist(rows, _ROWS)
 
 
 def _lint_item(
-    asked: Asked | None, task: Task, config: LintConfig, item: Mapping[str, Any]
+    generated: Generated | None, task: Task, config: LintConfig, item: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     entries: Iterable[Candidate | Rejected]
     if "unit" in item:
-        assert asked is not None
-        entries, where = parse_unit(asked, Unit(**item["unit"])), [item["unit"]]
+        assert generated is not None
+        entries, where = parse_unit(generated, Unit(**item["unit"])), [item["unit"]]
     else:
         files = [Candidate(c["text"], c["kind"], Origin(**c["origin"])) for c in item["files"]]
         entries, where = files, ["files", item["start"]]

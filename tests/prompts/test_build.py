@@ -18,7 +18,7 @@ from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_
 from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.requests import Request
-from paft_ray.prompts.generate.runner import answers_of, unit_size
+from paft_ray.prompts.generate.units import answers_of, unit_size
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import load_manifest
