@@ -57,15 +57,15 @@ cleaned text: the first one stands for all with its wording and layout.
 """
 _EARLY = ("generation", "parse")
 """Stages that reject answers before there is a candidate."""
-_END = "\0"
-"""Ends every part of an id; `clean` takes it out of texts."""
+_NUL = "\0"
+"""Separates the parts of an id; `clean` takes it out of texts."""
 
 
 class TableFile:
     """A Parquet file that grows by tables, so that no table has to be held whole."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        """No rows yet; used as a context, whose end deletes the file."""
+        """Start without rows; used as a context, whose end deletes the file."""
         self.schema = schema
         self.rows = 0
         self.reasons: Counter[tuple[str, str]] = Counter()
@@ -82,7 +82,7 @@ class TableFile:
         self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
-        """Write some rows behind those that are there."""
+        """Append rows."""
         self.rows += table.num_rows
         if "reason" in self.schema.names:
             pairs = zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)
@@ -90,7 +90,7 @@ class TableFile:
         self._writer.write_table(table.select(self.schema.names).cast(self.schema))
 
     def content(self) -> bytes:
-        """The file, which takes no more rows."""
+        """Close the file and return its content."""
         self._writer.close()
         return self._path.read_bytes()
 
@@ -198,7 +198,7 @@ def _duplicates(batch: pa.Table) -> pa.Table:
             "dedup",
             "duplicate" if row["similarity"] == 1 else "near_duplicate",
             Origin(**row["origin"]),
-            f"similarity {row['similarity']:.2f} to {row['repeats'].rpartition(_END)[2]!r}",
+            f"similarity {row['similarity']:.2f} to {row['repeats'].rpartition(_NUL)[2]!r}",
         )
         for row in batch.filter(batch["repeats"].is_valid()).to_pylist()
     )
@@ -243,7 +243,7 @@ def _lint_item(
             kind = entry.kind
             entry = lint_candidate(entry, task, config)
             unique = fingerprint("candidate", where, number)
-            row["id"] = _END.join((given, kind, fingerprint(row["origin"]), unique, entry.text))
+            row["id"] = _NUL.join((given, kind, fingerprint(row["origin"]), unique, entry.text))
         row |= {"text": entry.text, "kind": kind}
         if isinstance(entry, Rejected):
             row |= {"stage": entry.stage, "reason": entry.reason, "detail": entry.detail}
@@ -254,7 +254,7 @@ def _lint_item(
 
 
 def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Candidate | Rejected:
-    """The candidate with its text cleaned, or why it cannot be used."""
+    """Clean a candidate's text, or reject it."""
     if candidate.kind == "instruction":
         result = lint_instruction(candidate.text, task, config)
     else:

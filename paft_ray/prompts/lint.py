@@ -1,4 +1,4 @@
-"""What is wrong with a prompt's template: slots, brackets, topic, length."""
+"""Lint of templates and instructions: slots, brackets, given answers, topic, length."""
 
 import re
 from dataclasses import dataclass
@@ -199,7 +199,7 @@ def _answer_problem(template: Template, task: Task) -> _Problem:
 
 
 def _declares_answer(text: str, sentence: str, task: Task) -> bool:
-    """Whether the last sentence says what is so ("The review is positive.") and asks nothing."""
+    """Whether the last sentence says what is so ("The review is positive.")."""
     mentioned = [choice for choice in task.choices or () if _mentions(text, choice)]
     if len(mentioned) != 1 or _EXPLAINS.search(sentence):
         return False

@@ -236,7 +236,7 @@ def test_lint_instruction_good_one_passes_on_one_line(text):
     assert (result.problem, result.text) == (None, " ".join(text.split()))
 
 
-def test_lint_instruction_of_any_topic_passes_where_relevance_is_not_asked_for():
+def test_lint_instruction_of_any_topic_passes_where_relevance_is_off():
     task, config = make_task(words=("sentiment", "feel")), LintConfig(relevance=False)
     assert lint_instruction("Think about what to do next.", task, config).problem is None
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paft_ray.prompts.generate.meta_prompt import Form
-from paft_ray.prompts.generate.requests import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +21,12 @@ class Completion:
     attempts: int
     seconds: float
     """Wall time, retries included."""
-    prompt_tokens: int
-    completion_tokens: int
-
-
-def failed_completion(
-    request: Request, error: str, status: int | None, attempts: int, seconds: float
-) -> Completion:
-    """The completion of a request that failed."""
-    return Completion(
-        request_id=request.id,
-        text=None,
-        error=error,
-        status=status,
-        attempts=attempts,
-        seconds=seconds,
-        prompt_tokens=0,
-        completion_tokens=0,
-    )
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
 
 def parse_completion(text: str, form: Form) -> str | None:
-    """The candidate in an LLM's answer, without what it said around it; None where there is none.
+    """The candidate in an LLM's answer, without the talk around it; None where there is none.
 
     Reasoning in tags, code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of
     several templates the first counts; of an instruction, the first sentence.

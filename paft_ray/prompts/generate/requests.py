@@ -41,12 +41,12 @@ class Request:
     """Longest answer, in tokens."""
     prefill: str = ""
     """How the answer begins, for a model that can be made to continue; its last line is part of
-    the answer. Small models need it, other LLMs are told the same in `messages`."""
+    the answer. Small models need it, for other LLMs `messages` says the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Requests that are worked on together: of one LLM, strategy and decoding temperature."""
+    """Requests that are sent together: of one LLM, strategy and decoding temperature."""
 
     llm: int
     """Which of `prompts.generation.llms`."""

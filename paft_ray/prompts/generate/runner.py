@@ -125,7 +125,7 @@ def _generate_by(
         if config.requests_per_minute or config.tokens_per_minute:
             limit = RateLimitHandle(config.requests_per_minute, config.tokens_per_minute)
     else:
-        # starting a model takes long: not for what is there already
+        # starting a model takes long: only for units without all answers
         rows = [[unit] for unit in units if not is_answered(book, unit, storage)]
         done.add(sum(map(len, units)) - sum(len(unit) for row in rows for unit in row))
         if not rows:
@@ -178,7 +178,7 @@ class _WriterActor:
             for unit in units:
                 for group in self._llm.complete(list(self._missing([unit]))):
                     self._keep(group)
-        self._all_done.total()  # what was added has arrived
+        self._all_done.total()  # returns when all counts have arrived
         return batch
 
     def _missing(self, units: Iterable[Unit]) -> Iterator[Request]:

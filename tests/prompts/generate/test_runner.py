@@ -50,7 +50,7 @@ def entries(generated: Generated) -> list[Candidate | Rejected]:
     return [entry for unit in generated.tallies for entry in parse_unit(generated, unit)]
 
 
-def test_several_llms_are_asked_at_once_and_accounted_for(run):
+def test_several_llms_generate_at_once_and_are_accounted_for(run):
     price = {"prompt": 1.0, "completion": 10.0}
     generated = run(
         {"temperatures": [0.5, 1.0], "price": price}, {"fail_every": 5}, {"seconds": 0.001},
@@ -73,7 +73,7 @@ def test_several_llms_are_asked_at_once_and_accounted_for(run):
     assert Counter(temperatures) == {0.5: 12, 1.0: 10}
 
 
-def test_budget_is_never_exceeded_and_nothing_paid_is_asked_again(run):
+def test_budget_is_never_exceeded_and_nothing_paid_is_sent_again(run):
     spent = []
     for budget in (120, 100_000):
         generated = run({}, per_llm=300, budget_tokens=budget)
@@ -88,7 +88,7 @@ def test_budget_is_never_exceeded_and_nothing_paid_is_asked_again(run):
         assert len(lines) == len(store.read())
 
 
-def test_asking_ends_when_llms_repeat_themselves(run):
+def test_generation_ends_when_llms_repeat_themselves(run):
     stop = {"new_share": 0.02, "round": 256}
     generated = run({}, per_llm=2000, stop=stop)
     requests = sum(t.requests for t in generated.tallies.values())
@@ -100,7 +100,7 @@ def test_asking_ends_when_llms_repeat_themselves(run):
     assert sum(t.requests for t in everything.tallies.values()) == 128
 
 
-def test_too_many_failures_end_the_asking_long_before_its_end_and_keep_answers(run, tmp_path):
+def test_too_many_failures_end_generation_early_and_keep_answers(run, tmp_path):
     with pytest.raises(LLMError, match=r"requests failed \(mostly HTTP 500\).*answers are kept"):
         run({"fail_every": 2}, per_llm=5000, max_error_rate=0.2)
     lines = [
@@ -112,7 +112,7 @@ def test_too_many_failures_end_the_asking_long_before_its_end_and_keep_answers(r
     assert 10 < len(lines) < 1000
 
 
-def test_failed_requests_are_asked_again_and_answered_ones_are_not(run):
+def test_failed_requests_are_sent_again_and_answered_ones_are_not(run):
     generated = run({"fail_every": 3}, per_llm=30)
     [*units] = generated.tallies
     broken = [generated.answers(unit).failed() for unit in units]
