@@ -29,7 +29,8 @@ from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.generate.requests import RequestBook
-from paft_ray.prompts.generate.runner import cost, is_answered, unit_size
+from paft_ray.prompts.generate.results import cost
+from paft_ray.prompts.generate.units import is_answered, unit_size
 from paft_ray.runs.context import RunContext
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.training.identity import find_trained

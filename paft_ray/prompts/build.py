@@ -1,8 +1,8 @@
 """Ray Data: from LLMs and files to the pool.
 
-Asking the LLMs is `asking`'s part, lint and deduplication that of `candidates`: in this process up
-to some ten thousand candidates, on Ray Data if there are more.
-A complete pool is found by the fingerprint of what would make it.
+`generate.runner` sends the requests, `candidates` lints and deduplicates: in this process up to
+some ten thousand candidates, on Ray Data if there are more. A complete pool is found by the
+fingerprint of what would make it.
 """
 
 import logging
@@ -20,9 +20,10 @@ from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
 from paft_ray.prompts.dedup.deduplicate import InProcess
 from paft_ray.prompts.dedup.distributed import OnRay
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.generate.llm import llm_key, llm_label
+from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import RequestBook
-from paft_ray.prompts.generate.runner import ask, costs
+from paft_ray.prompts.generate.results import costs
+from paft_ray.prompts.generate.runner import generate
 from paft_ray.prompts.pool import (
     CANDIDATES_SCHEMA,
     REJECTS_SCHEMA,
@@ -124,11 +125,11 @@ def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) ->
         for text in read_prompt_files(path)
     ]
     book = request_book(context)
-    asked = None if book is None else ask(book, context.storage, stage)
-    requested = 0 if asked is None else sum(t.requests for t in asked.tallies.values())
+    generated = None if book is None else generate(book, context.storage, stage)
+    requested = 0 if generated is None else sum(t.requests for t in generated.tallies.values())
     with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
         execution = InProcess() if len(files) + requested <= _IN_DRIVER else OnRay()
-        rows = lint_all(files, asked, task, config.lint, execution)
+        rows = lint_all(files, generated, task, config.lint, execution)
         found = keep_unique(rows, config, execution, candidates, rejects)
         built = assemble_pool(found, task, config, seed)
         pool, dropped = _probe(context, built.pool)
@@ -136,14 +137,14 @@ def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) ->
         writer = ArtifactWriter(folder)
         writer.add("candidates.parquet", candidates.content())
         writer.add("rejected.parquet", rejects.content())
-    llms = [] if asked is None else costs(asked, [llm_label(c) for c in asked.book.config.llms])
+    llms = [] if generated is None else costs(generated)
     about = {
         **built.counts,
         "from_files": len(files),
         "requests": requested,
         "answered": sum(row["answered"] for row in llms),
         "parsed": candidates.rows,
-        "stopped": "" if asked is None else asked.stopped,
+        "stopped": "" if generated is None else generated.stopped,
         "probed": 0 if config.probe is None else sum(built.counts[split] for split in SPLITS),
         **{split: len(pool.prompts(split)) for split in SPLITS},
         "rejected": {

@@ -8,7 +8,7 @@ first.
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from paft_ray.config import LintConfig, PromptsConfig
 from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
 from paft_ray.prompts.generate.requests import Unit
-from paft_ray.prompts.generate.runner import Asked, parse_unit
+from paft_ray.prompts.generate.results import Generated, parse_unit
 from paft_ray.prompts.layouts import instruction_of
-from paft_ray.prompts.lint import LintResult, lint, lint_instruction, other_work
+from paft_ray.prompts.lint import TOO_SHORT, LintResult, lint, lint_instruction, other_work
 from paft_ray.prompts.pool import (
     ORIGIN,
     Candidate,
@@ -32,13 +32,13 @@ from paft_ray.prompts.pool import (
     piece_of,
     rejects_to_table,
 )
-from paft_ray.prompts.template import TOO_SHORT, count_words
+from paft_ray.prompts.template import count_words
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks.example import Task
 
 _ROWS = pa.schema(
     [
-        ("id", pa.string()),
+        ("id", pa.large_string()),
         ("text", pa.string()),
         ("kind", pa.string()),
         ("origin", ORIGIN),
@@ -50,16 +50,22 @@ _ROWS = pa.schema(
         ("given", pa.string()),
     ]
 )
-"""A candidate or, with a stage, a reject; `given` is a candidate's text before lint cleaned it."""
+"""A candidate or, with a stage, a reject; `given` is a candidate's text before lint cleaned it.
+
+Ids order candidates by given text, kind and origin, whatever process sees them, and end with the
+cleaned text: the first one stands for all with its wording and layout.
+"""
 _EARLY = ("generation", "parse")
 """Stages that reject answers before there is a candidate."""
+_NUL = "\0"
+"""Separates the parts of an id; `clean` takes it out of texts."""
 
 
 class TableFile:
     """A Parquet file that grows by tables, so that no table has to be held whole."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        """No rows yet; used as a context, whose end deletes the file."""
+        """Start without rows; used as a context, whose end deletes the file."""
         self.schema = schema
         self.rows = 0
         self.reasons: Counter[tuple[str, str]] = Counter()
@@ -76,7 +82,7 @@ class TableFile:
         self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
-        """Write some rows behind those that are there."""
+        """Append rows."""
         self.rows += table.num_rows
         if "reason" in self.schema.names:
             pairs = zip(table["stage"].to_pylist(), table["reason"].to_pylist(), strict=True)
@@ -84,14 +90,14 @@ class TableFile:
         self._writer.write_table(table.select(self.schema.names).cast(self.schema))
 
     def content(self) -> bytes:
-        """The file, which takes no more rows."""
+        """Close the file and return its content."""
         self._writer.close()
         return self._path.read_bytes()
 
 
 def lint_all(
     files: Sequence[Candidate],
-    asked: Asked | None,
+    generated: Generated | None,
     task: Task,
     config: LintConfig,
     execution: InProcess,
@@ -100,7 +106,7 @@ def lint_all(
 
     Args:
         files: Candidates from files.
-        asked: What LLMs were asked.
+        generated: What LLMs answered.
         task: For slots and layouts.
         config: Rules of lint.
         execution: Where to compute.
@@ -112,9 +118,9 @@ def lint_all(
         {"files": [asdict(c) for c in files[start : start + 1000]], "start": start}
         for start in range(0, len(files), 1000)
     ]
-    items += [{"unit": asdict(unit)} for unit in (asked.tallies if asked else ())]
+    items += [{"unit": asdict(unit)} for unit in (generated.tallies if generated else ())]
     slim = replace(task, train=(), validation=(), test=())
-    source = replace(asked, tallies={}) if asked else None
+    source = replace(generated, tallies={}) if generated else None
     rows = execution.rows([{"item": json.dumps(item)} for item in items])
     return execution.hold(execution.map(partial(_lint_batch, source, slim, config), rows))
 
@@ -139,27 +145,20 @@ def keep_unique(
         rejects: Takes what is not among the survivors.
     """
     for batch in execution.batches(rows):
-        shown = _where(batch, "stage", lambda stage: stage not in _EARLY)
+        shown = batch.filter(batch["kind"].is_valid())
         candidates.add(shown.set_column(1, "text", shown["given"]))
-    names: Mapping[str, str] = {}
-    if in_order := type(execution) is InProcess:
-        rows = execution.map(_in_order, rows)
-        names = {
-            id: repr(text)
-            for batch in execution.batches(rows)
-            for id, text in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
-        }
+    rows = execution.map(_in_order, rows)
     linted = 0
     for batch in execution.batches(rows):
-        bad = _where(batch, "stage", lambda stage: stage is not None)
+        bad = batch.filter(batch["stage"].is_valid())
         rejects.add(bad)
         linted += len(batch) - len(bad)
-    good = execution.map(partial(_where, column="stage", holds=_is_none), rows)
+    good = execution.map(_without_rejects, rows)
     columns = Columns("instruction", "id", "layout")
     best: list[tuple[str, Candidate]] = []
     unique = 0
     for batch in execution.batches(deduplicate(good, config.dedup.similarity, execution, columns)):
-        rejects.add(_duplicates(batch, names))
+        rejects.add(_duplicates(batch))
         kept = batch.filter(batch["kept"]).to_pylist()
         unique += len(kept)
         best += [
@@ -173,60 +172,35 @@ def keep_unique(
                 Rejected(c.text, "dedup", "beyond_max_unique", c.origin, detail) for _, c in beyond
             )
         )
-    found = [candidate for _, candidate in best]
-    if not in_order:
-        found.sort(key=lambda c: (c.text, c.kind, fingerprint(asdict(c.origin))))
     reasons = {key: count for key, count in rejects.reasons.items() if key[0] not in _EARLY}
     counts = {"candidates": candidates.rows, "linted": linted, "unique": unique}
-    return Survivors(tuple(found), counts, reasons)
+    return Survivors(tuple(candidate for _, candidate in best), counts, reasons)
 
 
 def _in_order(rows: pa.Table) -> pa.Table:
-    """Rejects and then candidates by layout, each by text, under their place as their id.
-
-    Where there are few, this decides which one stands for several of the same wording, and how
-    rejects are listed; where there are many, which no process sorts, ids and blocks do.
-    """
-    given, kinds, origins, stages, layouts = (
-        rows[name].to_pylist() for name in ("given", "kind", "origin", "stage", "layout")
-    )
-    order = sorted(
-        range(len(rows)),
-        key=lambda i: (
-            (False,) if stages[i] in _EARLY else (True, given[i], kinds[i], fingerprint(origins[i]))
-        ),
-    )
-    ids = {index: f"{place:010d}" for place, index in enumerate(order)}
-    groups = [
-        layout if stage is None else None for stage, layout in zip(stages, layouts, strict=True)
-    ]
-    first: dict[str | None, int] = {None: -1}
+    """Rejects and then candidates by layout, each by id, as they are listed in a block."""
+    ids, layouts = rows["id"].to_pylist(), rows["layout"].to_pylist()
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    places: dict[str | None, int] = {None: -1}
     for index in order:
-        first.setdefault(groups[index], len(first))
-    order.sort(key=lambda i: first[groups[i]])
-    return rows.take(order).set_column(0, "id", pa.array([ids[i] for i in order]))
+        places.setdefault(layouts[index], len(places))
+    return rows.take(sorted(order, key=lambda index: places[layouts[index]]))
 
 
-def _where(batch: pa.Table, column: str, holds: Callable[[Any], bool]) -> pa.Table:
-    """The rows of which something holds for the value of a column."""
-    return batch.filter(pa.array([holds(value) for value in batch[column].to_pylist()], pa.bool_()))
+def _without_rejects(rows: pa.Table) -> pa.Table:
+    return rows.filter(rows["stage"].is_null())
 
 
-def _is_none(value: Any) -> bool:
-    return value is None
-
-
-def _duplicates(batch: pa.Table, names: Mapping[str, str]) -> pa.Table:
+def _duplicates(batch: pa.Table) -> pa.Table:
     return rejects_to_table(
         Rejected(
             row["text"],
             "dedup",
             "duplicate" if row["similarity"] == 1 else "near_duplicate",
             Origin(**row["origin"]),
-            f"similarity {row['similarity']:.2f} to "
-            + names.get(row["repeats"], f"candidate {row['repeats']}"),
+            f"similarity {row['similarity']:.2f} to {row['repeats'].rpartition(_NUL)[2]!r}",
         )
-        for row in _where(batch, "kept", lambda kept: not kept).to_pylist()
+        for row in batch.filter(batch["repeats"].is_valid()).to_pylist()
     )
 
 
@@ -241,36 +215,36 @@ def _first_by_hash(
     return kept, [entry for entry in best if entry[0] not in chosen]
 
 
-def _lint_batch(asked: Asked | None, task: Task, config: LintConfig, items: pa.Table) -> pa.Table:
+def _lint_batch(
+    generated: Generated | None, task: Task, config: LintConfig, items: pa.Table
+) -> pa.Table:
     rows = [
         row
         for item in items["item"].to_pylist()
-        for row in _lint_item(asked, task, config, json.loads(item))
+        for row in _lint_item(generated, task, config, json.loads(item))
     ]
     return pa.Table.from_pylist(rows, _ROWS)
 
 
 def _lint_item(
-    asked: Asked | None, task: Task, config: LintConfig, item: Mapping[str, Any]
+    generated: Generated | None, task: Task, config: LintConfig, item: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     entries: Iterable[Candidate | Rejected]
     if "unit" in item:
-        assert asked is not None
-        entries, where = parse_unit(asked, Unit(**item["unit"])), [item["unit"]]
+        assert generated is not None
+        entries, where = parse_unit(generated, Unit(**item["unit"])), [item["unit"]]
     else:
         files = [Candidate(c["text"], c["kind"], Origin(**c["origin"])) for c in item["files"]]
         entries, where = files, ["files", item["start"]]
     for number, entry in enumerate(entries):
-        given, kind = entry.text, getattr(entry, "kind", None)
+        given, kind = entry.text, None
+        row: dict[str, Any] = {"id": "", "given": given, "origin": asdict(entry.origin)}
         if isinstance(entry, Candidate):
+            kind = entry.kind
             entry = lint_candidate(entry, task, config)
-        row: dict[str, Any] = {
-            "id": fingerprint("candidate", where, number),
-            "text": entry.text,
-            "given": given,
-            "kind": kind,
-            "origin": asdict(entry.origin),
-        }
+            unique = fingerprint("candidate", where, number)
+            row["id"] = _NUL.join((given, kind, fingerprint(row["origin"]), unique, entry.text))
+        row |= {"text": entry.text, "kind": kind}
         if isinstance(entry, Rejected):
             row |= {"stage": entry.stage, "reason": entry.reason, "detail": entry.detail}
         else:
@@ -280,7 +254,7 @@ def _lint_item(
 
 
 def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Candidate | Rejected:
-    """The candidate with its text cleaned, or why it cannot be used."""
+    """Clean a candidate's text, or reject it."""
     if candidate.kind == "instruction":
         result = lint_instruction(candidate.text, task, config)
     else:

@@ -1,4 +1,4 @@
-"""Whether prompts of two sets share a wording or a layout: what held-out prompts must not.
+"""Leakage: whether prompts of two sets share a wording or a layout, as held-out ones must not.
 
 Wordings are compared as `dedup.similarity.similarity` does. Callers that compare many make each
 one's shingles once.

@@ -1,50 +1,77 @@
-"""What is wrong with a prompt's template: slots, brackets, topic, length."""
+"""Lint of templates and instructions: slots, brackets, given answers, topic, length."""
 
 import re
 from dataclasses import dataclass
 from itertools import chain
 
 from paft_ray.config import LintConfig
-from paft_ray.prompts.template import (
-    _ANGLED,
-    _ANSWER_CUE,
-    _ASKS_FOR_A_PROMPT,
-    _BRACKETED,
-    _DECLARES,
-    _EXPLAINS,
-    _FILL_ME_IN,
-    _HOLE,
-    _MARKUP,
-    _NAME_IN_BRACES,
-    _OTHER_WORK,
-    _REFUSAL,
-    _SLOT_FOLLOWS,
-    ANSWER_GIVEN,
-    ASKS_FOR_A_PROMPT,
-    EMPTY,
-    MISLABELLED_OPTION,
-    MISSING_SLOT,
-    OFF_TOPIC,
-    REFUSAL,
-    REPEATED_SLOT,
-    STRAY_BRACE,
-    TOO_LONG,
-    TOO_SHORT,
-    UNFILLED_BRACKET,
-    UNKNOWN_SLOT,
-    UNLABELLED_OPTION,
-    Template,
-    _Problem,
-    clean,
-    count_words,
-    parse,
-)
+from paft_ray.prompts.template import Template, clean, count_words, parse
 from paft_ray.tasks.example import Task
+
+EMPTY = "empty"
+REFUSAL = "refusal"
+UNKNOWN_SLOT = "unknown_slot"
+STRAY_BRACE = "stray_brace"
+MISSING_SLOT = "missing_slot"
+REPEATED_SLOT = "repeated_slot"
+UNFILLED_BRACKET = "unfilled_bracket"
+MISLABELLED_OPTION = "mislabelled_option"
+UNLABELLED_OPTION = "unlabelled_option"
+ANSWER_GIVEN = "answer_given"
+TOO_LONG = "too_long"
+ASKS_FOR_A_PROMPT = "asks_for_a_prompt"
+TOO_SHORT = "too_short"
+OFF_TOPIC = "off_topic"
+
+_HOLE = "\x00"
+"""Stands for a slot in the literal text; `clean` removes it from every other text."""
+
+_NAME_IN_BRACES = re.compile(r"\{[ \t]*([\w.-][\w .-]{0,60})\}")
+_BRACKETED = re.compile(r"\[([^\[\]\n]{1,200})\](?!\()")
+_ANGLED = re.compile(r"<([A-Za-z][^<>\n]{0,200})>")
+_SLOT_FOLLOWS = re.compile(rf"[*_:\s]{{0,9}}{_HOLE}")
+_MARKUP = frozenset(("b", "br", "em", "h1", "h2", "h3", "hr", "i", "li", "ol", "p", "strong", "ul"))
+_FILL_ME_IN = re.compile(
+    r"\b(?:insert|describe|enter|add|fill|provide|put|specify|replace|paste|your|here|todo"
+    r"|placeholder)\b",
+    re.IGNORECASE,
+)
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i'?m|i am|we'?re|we are)\s+(?:really |very |so )?(?:sorry|unable|not able)\b"
+    r"|sorry,|as an ai\b|i (?:cannot|can'?t|can not|won'?t)\b)",
+    re.IGNORECASE,
+)
+_ASKS_FOR_A_PROMPT = re.compile(
+    r"\b(?:re)?(?:write|create|craft|compose|generate|provide)\s+(?:an?|one|the|your|another)\s+"
+    r"(?:\w+\s+){0,2}?(?:(?:instruction|prompt|template)s?\b|sentence that (?:tells|asks)\b)",
+    re.IGNORECASE,
+)
+_OTHER_WORK = re.compile(
+    r"(?:^|[.!?:]\s+|\b(?:please|to|and|then|must|should|will)\s+)"
+    r"(translate|summari[sz]e|paraphrase|proofread|rewrite|rephrase|"
+    r"(?:write|compose)\s+(?:an?|the|your)\s+(?:\w+\s+)?(?:poem|story|song|essay|email|letter|code"
+    r"|program|script|summary|article|haiku|joke))\b",
+    re.IGNORECASE,
+)
+_ANSWER_CUE = (
+    r"\b(?:answer|label|output|response|result|choice|option|prediction|conclusion|decision"
+    r"|verdict|sentiment|classification|category|solution|ending)(?:\s+\w+){0,4}?"
+    r"\s*(?:[:=]|[-=]+>|\b(?:is|be|was)\b:?)\s*"
+)
+# "if it is kind, the answer is positive" explains; "the answer is positive" gives away
+_EXPLAINS = re.compile(
+    r"\b(?:if|when|whenever|whether|or|either|else|otherwise|what|which|who|how|where|unless"
+    r"|example|e\.g|such|like|format|not)\b",
+    re.IGNORECASE,
+)
+_DECLARES = r"\b(?:is|are|was|were|sounds|seems|looks)(?:\s+(?:very|clearly|so|quite|always))?\s+"
+
+_Problem = tuple[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
 class LintResult:
-    """What `lint` found."""
+    """A cleaned text, and the first reason, if any, not to use it."""
 
     text: str
     """The text after cleaning, which is what is used."""
@@ -172,7 +199,7 @@ def _answer_problem(template: Template, task: Task) -> _Problem:
 
 
 def _declares_answer(text: str, sentence: str, task: Task) -> bool:
-    """Whether the last sentence says what is so ("The review is positive.") and asks nothing."""
+    """Whether the last sentence says what is so ("The review is positive.")."""
     mentioned = [choice for choice in task.choices or () if _mentions(text, choice)]
     if len(mentioned) != 1 or _EXPLAINS.search(sentence):
         return False

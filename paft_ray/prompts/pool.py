@@ -28,7 +28,7 @@ POOL_FILE = "pool.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a candidate came from: an LLM, or a file."""
+    """The source of a candidate: an LLM, or a file."""
 
     llm: str | None = None
     """The author, as a reader knows it."""
@@ -42,7 +42,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A prompt that somebody wrote and nobody checked yet."""
+    """A prompt that was written and not checked yet."""
 
     text: str
     kind: Literal["instruction", "template"]
@@ -64,7 +64,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template that may be used, and what is known of it."""
+    """A template of the pool, with its split, origin and scores."""
 
     id: str
     """Sixteen hex digits of the text."""
@@ -148,7 +148,7 @@ class PromptPool:
 
 @dataclass(frozen=True, slots=True)
 class Survivors:
-    """What lint and deduplication left of the candidates."""
+    """The candidates after lint and deduplication."""
 
     candidates: tuple[Candidate, ...]
     counts: Mapping[str, int]
@@ -159,7 +159,7 @@ class Survivors:
 
 @dataclass(frozen=True, slots=True)
 class PoolBuild:
-    """What `assemble_pool` made."""
+    """The result of `assemble_pool`."""
 
     pool: PromptPool
     rejected: tuple[Rejected, ...]
@@ -190,7 +190,7 @@ def assemble_pool(found: Survivors, task: Task, config: PromptsConfig, seed: int
     Every candidate ends in the pool or is rejected.
 
     Raises:
-        PoolError: Too few survive for the splits asked for.
+        PoolError: Too few survive for the configured splits.
     """
     unique = found.candidates
     rejected: list[Rejected] = []
@@ -241,17 +241,12 @@ def assemble_pool(found: Survivors, task: Task, config: PromptsConfig, seed: int
     return PoolBuild(PromptPool(**by_split), tuple(rejected), counts)
 
 
-def _instruction(candidate: Candidate, task: Task) -> str:
-    if candidate.kind == "instruction":
-        return candidate.text
-    return instruction_of(candidate.text, task.slots)
-
-
 def piece_of(candidate: Candidate, task: Task) -> Piece:
-    """What is compared and split: the wording, and the layout of a template."""
-    is_template = candidate.kind == "template"
-    layout = layout_of(candidate.text, task.slots) if is_template else None
-    return Piece(_instruction(candidate, task), layout, candidate.origin.llm)
+    """A candidate as it is compared and split: the wording, and the layout of a template."""
+    text, author = candidate.text, candidate.origin.llm
+    if candidate.kind == "instruction":
+        return Piece(text, None, author)
+    return Piece(instruction_of(text, task.slots), layout_of(text, task.slots), author)
 
 
 def _too_few(reason: str, found: Survivors, rejected: Sequence[Rejected]) -> PoolError:

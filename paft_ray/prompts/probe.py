@@ -1,6 +1,6 @@
-"""The base model's own opinion of a prompt: how likely it makes the allowed and right answers.
+"""Probe: how likely the base model makes the allowed and the right answers under a prompt.
 
-The scores are kept with the pool. They do not narrow it unless the configuration asks: keeping only
+The scores are kept with the pool. They do not narrow it unless configured: keeping only
 what the base model already does well under made trained models less steady where it was measured.
 """
 
@@ -29,14 +29,14 @@ def probe_prompts(
     row_tokens: int,
     packing: bool = True,
 ) -> list[Mapping[str, float]]:
-    """Try every prompt on the same examples; sequences of several prompts share a row.
+    """Score every prompt on the same examples; sequences of several prompts share a row.
 
     Args:
         model: The base model.
         encoder: Its text encoder; what is too long is refused or trimmed as the task says.
         texts: Templates.
         task: For slots and choices.
-        examples: What they are tried on.
+        examples: Scored under every prompt.
         dtype: Arithmetic: `float32` or `bfloat16`.
         row_tokens: Most tokens in one forward pass.
         packing: Several sequences in one row.

@@ -1,10 +1,10 @@
-"""Which prompts are held out, and which layouts: the part of the pool that the claim rests on.
+"""The split of a pool: held-out prompts and layouts, which share nothing with training.
 
 A held-out prompt shares neither wording nor layout with training. So components are split, not
-prompts: two candidates hang together if their instructions are similar, or if they are templates
+prompts: two candidates are connected if their instructions are similar, or if they are templates
 of the same layout; and at the end every training prompt is compared with every held-out one.
-Instructions without a layout get one of the grammar's, which are dealt among
-the splits as well. All pure, and by hashes of content and seed: the order of arrival is nothing.
+Instructions without a layout get one of the grammar's, which are dealt among the splits as well.
+All is a function of content and seed: the order of candidates does not matter.
 """
 
 from collections import Counter, defaultdict
@@ -35,7 +35,7 @@ _HELD_OUT: tuple[SplitName, ...] = ("test", "validation")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What is split: an instruction, with a layout of its own if it came as a template."""
+    """The unit of the split: an instruction, with a layout of its own if it came as a template."""
 
     instruction: str
     layout: str | None
@@ -46,7 +46,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Where a piece went."""
+    """The split of a piece, or why it is in none."""
 
     split: SplitName | None
     """None where it can be in none."""
@@ -58,7 +58,7 @@ class Assignment:
 
 
 class TooFewError(Exception):
-    """The pieces do not suffice for the splits asked for; the message says what there is."""
+    """The pieces do not suffice for the configured splits; the message says what there is."""
 
 
 def split_pieces(
@@ -66,7 +66,7 @@ def split_pieces(
 ) -> tuple[Assignment, ...]:
     """Deal pieces into training, validation and test, so that no wording or layout is shared.
 
-    Groups are held out whole: components of pieces that hang together by wording or layout. Small
+    Groups are held out whole: components of pieces that are connected by wording or layout. Small
     ones go first, among equal ones those that come first by hash. Each gives one held-out piece,
     or several where more groups would take over a quarter of the pieces from training; the
     largest always trains. Where chains of likenesses have grown components so large that this

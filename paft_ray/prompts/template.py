@@ -1,9 +1,8 @@
-"""Templates: cleaning, checking and rendering them, all of it safe against hostile text.
+"""Templates: cleaning, parsing and rendering them, all of it safe against hostile text.
 
 A template is text that holds each slot of its task once, as `{slot}`. It was written by an LLM or
 a stranger: nothing here evaluates it, `str.format` is not used, and whatever is no known slot is
-plain text. Covered: `clean`, `parse` and `Template.render`, `lint` for whole templates and
-`lint_instruction` for bare sentences. Not covered: layouts, and what a good prompt would be.
+plain text. What is wrong with a template is found by `lint`.
 """
 
 import re
@@ -12,69 +11,12 @@ from dataclasses import dataclass
 
 from paft_ray.config.errors import TemplateError
 
-EMPTY = "empty"
-REFUSAL = "refusal"
-UNKNOWN_SLOT = "unknown_slot"
-STRAY_BRACE = "stray_brace"
-MISSING_SLOT = "missing_slot"
-REPEATED_SLOT = "repeated_slot"
-UNFILLED_BRACKET = "unfilled_bracket"
-MISLABELLED_OPTION = "mislabelled_option"
-UNLABELLED_OPTION = "unlabelled_option"
-ANSWER_GIVEN = "answer_given"
-TOO_LONG = "too_long"
-ASKS_FOR_A_PROMPT = "asks_for_a_prompt"
-TOO_SHORT = "too_short"
-OFF_TOPIC = "off_topic"
-
-_HOLE = "\x00"
-"""Stands for a slot in the literal text; `clean` removes it from what others wrote."""
-
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f\u200b\u2060\ufeff]")
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # the exceptions are LaTeX: \nabla, \neq, \theta, \times, ...
 _ESCAPED_LINE_END = re.compile(r"(?:\\{1,3}r)?\\{1,3}n(?!abla\b|eq?\b|eg\b|ot(?:in)?\b|u\b|mid\b)")
 _ESCAPED_TAB = re.compile(r"\\{1,3}t(?!ext|frac|heta\b|imes\b|au\b|o\b|an\b|op\b|riangle)")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*")
-_NAME_IN_BRACES = re.compile(r"\{[ \t]*([\w.-][\w .-]{0,60})\}")
-_BRACKETED = re.compile(r"\[([^\[\]\n]{1,200})\](?!\()")
-_ANGLED = re.compile(r"<([A-Za-z][^<>\n]{0,200})>")
-_SLOT_FOLLOWS = re.compile(rf"[*_:\s]{{0,9}}{_HOLE}")
-_MARKUP = frozenset(("b", "br", "em", "h1", "h2", "h3", "hr", "i", "li", "ol", "p", "strong", "ul"))
-_FILL_ME_IN = re.compile(
-    r"\b(?:insert|describe|enter|add|fill|provide|put|specify|replace|paste|your|here|todo"
-    r"|placeholder)\b",
-    re.IGNORECASE,
-)
-_REFUSAL = re.compile(
-    r"\W*(?:(?:i'?m|i am|we'?re|we are)\s+(?:really |very |so )?(?:sorry|unable|not able)\b"
-    r"|sorry,|as an ai\b|i (?:cannot|can'?t|can not|won'?t)\b)",
-    re.IGNORECASE,
-)
-_ASKS_FOR_A_PROMPT = re.compile(
-    r"\b(?:re)?(?:write|create|craft|compose|generate|provide)\s+(?:an?|one|the|your|another)\s+"
-    r"(?:\w+\s+){0,2}?(?:(?:instruction|prompt|template)s?\b|sentence that (?:tells|asks)\b)",
-    re.IGNORECASE,
-)
-_OTHER_WORK = re.compile(
-    r"(?:^|[.!?:]\s+|\b(?:please|to|and|then|must|should|will)\s+)"
-    r"(translate|summari[sz]e|paraphrase|proofread|rewrite|rephrase|"
-    r"(?:write|compose)\s+(?:an?|the|your)\s+(?:\w+\s+)?(?:poem|story|song|essay|email|letter|code"
-    r"|program|script|summary|article|haiku|joke))\b",
-    re.IGNORECASE,
-)
-_ANSWER_CUE = (
-    r"\b(?:answer|label|output|response|result|choice|option|prediction|conclusion|decision"
-    r"|verdict|sentiment|classification|category|solution|ending)(?:\s+\w+){0,4}?"
-    r"\s*(?:[:=]|[-=]+>|\b(?:is|be|was)\b:?)\s*"
-)
-# "if it is kind, the answer is positive" explains; "the answer is positive" gives away
-_EXPLAINS = re.compile(
-    r"\b(?:if|when|whenever|whether|or|either|else|otherwise|what|which|who|how|where|unless"
-    r"|example|e\.g|such|like|format|not)\b",
-    re.IGNORECASE,
-)
-_DECLARES = r"\b(?:is|are|was|were|sounds|seems|looks)(?:\s+(?:very|clearly|so|quite|always))?\s+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +78,3 @@ def clean(text: str) -> str:
 def count_words(text: str) -> int:
     """How many words a text has; in Chinese and Japanese every character counts."""
     return len(_WORD.findall(text))
-
-
-_Problem = tuple[str, str] | None

@@ -1,4 +1,4 @@
-"""Building a pool: what may be asked, who is asked, and what becomes of every answer."""
+"""Building a pool: requests, answers, candidates, and prompts or rejects."""
 
 import json
 import shutil
@@ -15,9 +15,10 @@ from paft_ray.config import Config
 from paft_ray.config.errors import LLMError
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.kept_answers import Answers
-from paft_ray.prompts.generate.requests import Completion, Request
-from paft_ray.prompts.generate.runner import answers_of, unit_size
+from paft_ray.prompts.generate.requests import Request
+from paft_ray.prompts.generate.units import answers_of, unit_size
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import load_manifest
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 PER_LLM = 20
 
 
-OpenSession = Callable[..., RunContext]
+OpenContext = Callable[..., RunContext]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +48,8 @@ def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenSession:
-    def open_session_at(
+def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenContext:
+    def open_context_at(
         storage: Path,
         form: str = "template",
         fail_every: int = 7,
@@ -78,7 +79,7 @@ def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenSessi
         }  # fmt: skip
         return open_context(Config.model_validate({**config, **changes}))
 
-    return open_session_at
+    return open_context_at
 
 
 def test_pool_fingerprint_changes_with_what_moves_the_pool_only(open_at, tmp_path, prompt_file):
@@ -151,7 +152,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 def built(
     request: pytest.FixtureRequest,
     ray_cluster: None,
-    open_at: OpenSession,
+    open_at: OpenContext,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Built:
     storage = tmp_path_factory.mktemp("storage")
@@ -202,9 +203,9 @@ def test_every_candidate_is_in_the_pool_or_rejected_for_a_reason(built):
     assert Counter((row["reason"], row["detail"], row["text"]) for row in early) == {
         ("request_failed", "HTTP 500", ""): len(failing(built.context, 7))
     }
-    asked = {request.seed for request in requests_of(built.context)}
+    sent = {request.seed for request in requests_of(built.context)}
     seen = [row["origin"]["seed"] for row in [*candidates, *early] if not row["origin"]["file"]]
-    assert sorted(seen) == sorted(asked)
+    assert sorted(seen) == sorted(sent)
     generation = built.context.config.prompts.generation
     name = "text" if generation and generation.form == "template" else "instruction"
     by_llm = [row for row in pool if not row["origin"]["file"]]
@@ -247,14 +248,14 @@ def test_pool_with_too_many_failures_keeps_answers_and_is_built_from_them_later(
     patient = open_at(tmp_path, fail_every=3, max_error_rate=0.9)
     pool = build_prompt_pool(patient)
     assert answers_in(patient) == answers
-    assert len(path.read_bytes().splitlines()) == len(lines) + 1, "only these were asked again"
+    assert len(path.read_bytes().splitlines()) == len(lines) + 1, "only these were sent again"
 
     shutil.rmtree(tmp_path / "pools")
     generations = tmp_path / "generations"
     before = stamps(generations)
     assert build_prompt_pool(patient) == pool
     changed = {name for name, stamp in stamps(generations).items() if before.get(name) != stamp}
-    assert all("failed" in name for name in changed), "nothing that was answered is asked again"
+    assert all("failed" in name for name in changed), "no answered request is sent again"
 
 
 @pytest.mark.ray
@@ -262,7 +263,7 @@ def test_pool_with_too_many_failures_keeps_answers_and_is_built_from_them_later(
 def test_many_candidates_become_the_same_pool_as_few(
     form, ray_cluster, open_at, tmp_path, monkeypatch
 ):
-    """The way of a million candidates, walked by a few."""
+    """The path of a million candidates, taken by a few."""
     context = open_at(tmp_path, form=form)
     pool = build_prompt_pool(context)
     folder = tmp_path / "pools" / pool_fingerprint(context)

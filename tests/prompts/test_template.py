@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from paft_ray.config import LintConfig
 from paft_ray.config.errors import TemplateError
-from paft_ray.prompts import template as t
+from paft_ray.prompts import lint as linting
 from paft_ray.prompts.lint import lint, lint_instruction, other_work
 from paft_ray.prompts.template import clean, count_words, parse
 from paft_ray.tasks.example import Task
@@ -130,33 +130,33 @@ def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
 @pytest.mark.parametrize(
     ("task", "text", "problem"),
     [
-        (REVIEW, " \\n ", t.EMPTY),
-        (REVIEW, "I'm sorry, but I can't write {sentence}.", t.REFUSAL),
-        (REVIEW, "As an AI language model I {sentence}", t.REFUSAL),
-        (REVIEW, "Is this kind? {text}", t.UNKNOWN_SLOT),
-        (REVIEW, "Is {sentence} kind? {0}", t.UNKNOWN_SLOT),
-        (REVIEW, "Is {sentence.__class__} kind?", t.UNKNOWN_SLOT),
-        (REVIEW, "Is {sentence!r:>999999999} kind?", t.STRAY_BRACE),
-        (REVIEW, "Is {{sentence}} kind?", t.STRAY_BRACE),
-        (REVIEW, 'Is {sentence} kind? Reply as {"answer": "yes"}', t.STRAY_BRACE),
-        (REVIEW, "Is this kind?", t.MISSING_SLOT),
-        (REVIEW, "{sentence}\nIs {sentence} kind?", t.REPEATED_SLOT),
-        (REVIEW, "Is {sentence} kind? [describe the scale here]", t.UNFILLED_BRACKET),
-        (REVIEW, "{sentence}\nAnswer: [insert answer]", t.UNFILLED_BRACKET),
-        (REVIEW, "{sentence}\nAnswer: <your answer>", t.UNFILLED_BRACKET),
-        (REVIEW, "[Your task]\n{sentence}\nAnswer:", t.UNFILLED_BRACKET),
-        (REVIEW, "{sentence}\nSentiment: positive", t.ANSWER_GIVEN),
-        (REVIEW, "{sentence}\nThe sentiment of this review is negative.", t.ANSWER_GIVEN),
-        (REVIEW, "{sentence}\nThis film sounds very positive.", t.ANSWER_GIVEN),
-        (REVIEW, "{sentence}", t.TOO_SHORT),
-        (REVIEW, "kind " * 400 + "{sentence}", t.TOO_LONG),
-        (PIQA, "{goal} A. {sol1} B. {sol2} Answer: A", t.ANSWER_GIVEN),
-        (PIQA, "{goal} A. {sol1} B. {sol2} The answer is B.", t.ANSWER_GIVEN),
-        (PIQA, "{goal}\nA. {sol1}\nB. {sol2}\nAnswer: (B)\nExplain why.", t.ANSWER_GIVEN),
-        (PIQA, "{goal} A. {sol1} The right answer is: B. {sol2}", t.ANSWER_GIVEN),
-        (PIQA, "{goal}\nB. {sol1}\nA. {sol2}\nAnswer:", t.MISLABELLED_OPTION),
-        (PIQA, "{goal}\n1. {sol1}\n2. {sol2}\nAnswer:", t.UNLABELLED_OPTION),
-        (MATHS, "{question}\nAnswer: 42", t.ANSWER_GIVEN),
+        (REVIEW, " \\n ", linting.EMPTY),
+        (REVIEW, "I'm sorry, but I can't write {sentence}.", linting.REFUSAL),
+        (REVIEW, "As an AI language model I {sentence}", linting.REFUSAL),
+        (REVIEW, "Is this kind? {text}", linting.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence} kind? {0}", linting.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence.__class__} kind?", linting.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence!r:>999999999} kind?", linting.STRAY_BRACE),
+        (REVIEW, "Is {{sentence}} kind?", linting.STRAY_BRACE),
+        (REVIEW, 'Is {sentence} kind? Reply as {"answer": "yes"}', linting.STRAY_BRACE),
+        (REVIEW, "Is this kind?", linting.MISSING_SLOT),
+        (REVIEW, "{sentence}\nIs {sentence} kind?", linting.REPEATED_SLOT),
+        (REVIEW, "Is {sentence} kind? [describe the scale here]", linting.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nAnswer: [insert answer]", linting.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nAnswer: <your answer>", linting.UNFILLED_BRACKET),
+        (REVIEW, "[Your task]\n{sentence}\nAnswer:", linting.UNFILLED_BRACKET),
+        (REVIEW, "{sentence}\nSentiment: positive", linting.ANSWER_GIVEN),
+        (REVIEW, "{sentence}\nThe sentiment of this review is negative.", linting.ANSWER_GIVEN),
+        (REVIEW, "{sentence}\nThis film sounds very positive.", linting.ANSWER_GIVEN),
+        (REVIEW, "{sentence}", linting.TOO_SHORT),
+        (REVIEW, "kind " * 400 + "{sentence}", linting.TOO_LONG),
+        (PIQA, "{goal} A. {sol1} B. {sol2} Answer: A", linting.ANSWER_GIVEN),
+        (PIQA, "{goal} A. {sol1} B. {sol2} The answer is B.", linting.ANSWER_GIVEN),
+        (PIQA, "{goal}\nA. {sol1}\nB. {sol2}\nAnswer: (B)\nExplain why.", linting.ANSWER_GIVEN),
+        (PIQA, "{goal} A. {sol1} The right answer is: B. {sol2}", linting.ANSWER_GIVEN),
+        (PIQA, "{goal}\nB. {sol1}\nA. {sol2}\nAnswer:", linting.MISLABELLED_OPTION),
+        (PIQA, "{goal}\n1. {sol1}\n2. {sol2}\nAnswer:", linting.UNLABELLED_OPTION),
+        (MATHS, "{question}\nAnswer: 42", linting.ANSWER_GIVEN),
     ],
 )
 def test_lint_bad_template_is_refused_with_its_reason(task, text, problem):
@@ -200,18 +200,18 @@ def test_lint_returns_the_cleaned_text():
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", t.EMPTY),
-        ("Classify {sentence} now please.", t.STRAY_BRACE),
-        ("Classify the [text] as you like.", t.UNFILLED_BRACKET),
-        ("Judge the sentiment of <sentence> here.", t.UNFILLED_BRACKET),
-        ("The sentiment of the review is positive.", t.ANSWER_GIVEN),
-        ("Sentiment: negative", t.ANSWER_GIVEN),
-        ("Judge sentiment.", t.TOO_SHORT),
-        ("Think about what to do next.", t.OFF_TOPIC),
-        ("Read the sentiment and then translate the review into French.", t.OFF_TOPIC),
-        ("Please write a short poem about the sentiment.", t.OFF_TOPIC),
-        ("Write an instruction about the sentiment.", t.ASKS_FOR_A_PROMPT),
-        ("Sentiment " * 200, t.TOO_LONG),
+        ("", linting.EMPTY),
+        ("Classify {sentence} now please.", linting.STRAY_BRACE),
+        ("Classify the [text] as you like.", linting.UNFILLED_BRACKET),
+        ("Judge the sentiment of <sentence> here.", linting.UNFILLED_BRACKET),
+        ("The sentiment of the review is positive.", linting.ANSWER_GIVEN),
+        ("Sentiment: negative", linting.ANSWER_GIVEN),
+        ("Judge sentiment.", linting.TOO_SHORT),
+        ("Think about what to do next.", linting.OFF_TOPIC),
+        ("Read the sentiment and then translate the review into French.", linting.OFF_TOPIC),
+        ("Please write a short poem about the sentiment.", linting.OFF_TOPIC),
+        ("Write an instruction about the sentiment.", linting.ASKS_FOR_A_PROMPT),
+        ("Sentiment " * 200, linting.TOO_LONG),
     ],
 )
 def test_lint_instruction_bad_one_is_refused_with_its_reason(text, problem):
@@ -236,7 +236,7 @@ def test_lint_instruction_good_one_passes_on_one_line(text):
     assert (result.problem, result.text) == (None, " ".join(text.split()))
 
 
-def test_lint_instruction_of_any_topic_passes_where_relevance_is_not_asked_for():
+def test_lint_instruction_of_any_topic_passes_where_relevance_is_off():
     task, config = make_task(words=("sentiment", "feel")), LintConfig(relevance=False)
     assert lint_instruction("Think about what to do next.", task, config).problem is None
 
@@ -257,7 +257,7 @@ def test_count_words_chinese_counts_characters():
 
 def test_lint_authors_piqa_prompts_only_those_with_the_goal_twice_are_refused():
     results = [lint(text, PIQA, LINT) for text in authors("piqa")]
-    assert Counter(r.problem for r in results) == {None: 333, t.REPEATED_SLOT: 6}
+    assert Counter(r.problem for r in results) == {None: 333, linting.REPEATED_SLOT: 6}
     assert all(r.text.count("{goal}") == 2 for r in results if r.problem)
 
 

@@ -54,12 +54,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Where the decision stands."""
+    """The state of the decision after a round of comparisons."""
 
     choice: Choice
-    asked: NDArray[np.bool_]
+    compared: NDArray[np.bool_]
     """[N] kept in this turn or an earlier one: compared with all after it, or about to be."""
-    asking: NDArray[np.bool_]
+    new: NDArray[np.bool_]
     """[N] kept in this turn for the first time."""
 
 
@@ -118,7 +118,7 @@ def propose_from_kept(
 
     Args:
         bucket: Its texts, ascending.
-        turn: Who is kept, and newly so.
+        turn: Which texts are kept, and which newly.
         sketches: Of all texts.
         band: Which band the bucket is of.
         wide: Up to this many kept texts are compared with all after them, more with this many.
@@ -128,7 +128,7 @@ def propose_from_kept(
     """
     kept = bucket[turn.choice.kept[bucket]]
     if len(kept) <= wide:
-        for place in np.flatnonzero(turn.asking[bucket]):
+        for place in np.flatnonzero(turn.new[bucket]):
             after = bucket[place + 1 :]
             yield np.full(len(after), bucket[place]), after
         return
@@ -139,8 +139,8 @@ def propose_from_kept(
     line = kept[np.lexsort((second, first))]
     for distance in range(1, wide + 1):
         a, b = line[:-distance], line[distance:]
-        new = turn.asking[a] | turn.asking[b]
-        yield np.minimum(a, b)[new], np.maximum(a, b)[new]
+        fresh = turn.new[a] | turn.new[b]
+        yield np.minimum(a, b)[fresh], np.maximum(a, b)[fresh]
 
 
 def _together(pairs: Proposed, enough: int = 1 << 16) -> Proposed:
@@ -160,13 +160,13 @@ def _together(pairs: Proposed, enough: int = 1 << 16) -> Proposed:
 
 
 def decide(corpus: Corpus, turn: Turn | None, *found: Pairs) -> tuple[Turn, bool]:
-    """Choose by the pairs found so far; the next turn, and whether anybody is new."""
+    """Choose by the pairs found so far; the next turn, and whether any text is newly kept."""
     n = len(corpus.texts)
     low, high, similar = (np.concatenate(column) for column in zip(*found, strict=True))
     choice = choose(n, low, high, similar)
-    asked = np.zeros(n, bool) if turn is None else turn.asked
-    asking = choice.kept & ~asked
-    return Turn(choice, asked | asking, asking), bool(asking.any())
+    compared = np.zeros(n, bool) if turn is None else turn.compared
+    new = choice.kept & ~compared
+    return Turn(choice, compared | new, new), bool(new.any())
 
 
 def choose(

@@ -1,10 +1,9 @@
-"""Say of every row of a table whether it is kept, from ten rows to millions.
+"""Deduplication: mark the rows of a table that are kept, from ten rows to millions.
 
 Every row is sketched where it lies. One step gathers a sketch (about 300 bytes) and the wording of
 every distinct text, steps by partition look for similar pairs among them, one step decides, and
-rows look up what was decided. They run in this process, or on Ray, see
-`distributed`. The result depends on the rows alone: never on where the steps run, on
-blocks, partitions or the order of rows.
+rows look up the decision. They run in this process, or on Ray, see `distributed`. The result
+depends on the rows alone: never on where the steps run, on blocks, partitions or the order of rows.
 
 N distinct normalised texts (of a group, where rows have groups), numbered in the order of their
 hashes.
@@ -53,7 +52,7 @@ class InProcess:
         return [pa.Table.from_pylist(list(items))] if items else []
 
     def map(self, function: Function, rows: Any, together: int | None = None) -> Any:
-        """What a function makes of the rows, block by block or so many rows together."""
+        """Apply a function to the rows, block by block or to so many rows together."""
         return [function(table) for table in self.blocks(rows)]
 
     def hold(self, rows: Any) -> Any:
@@ -73,7 +72,7 @@ class InProcess:
         return 1
 
     def call(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> Any:
-        """What a function returns, or so many results; arguments may be results too."""
+        """Call a function with one result or so many; arguments may be results too."""
         return function(*arguments)
 
     def get(self, results: Any) -> Any:
@@ -83,7 +82,7 @@ class InProcess:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of rows are called."""
+    """Names of the columns."""
 
     text: str = "instruction"
     id: str = "id"
@@ -108,7 +107,7 @@ class _Names:
 
 
 def deduplicate(rows: Any, threshold: float, execution: InProcess, columns: Columns) -> Any:
-    """Say of every row whether it is kept.
+    """Mark the rows that are kept.
 
     Texts are looked at in the order of their hashes. One is dropped only if it is itself similar
     to a text that is kept, never for being similar to another dropped one; of several, the most
@@ -140,7 +139,7 @@ def deduplicate(rows: Any, threshold: float, execution: InProcess, columns: Colu
 
 
 def _settle(corpus: Any, threshold: float, execution: InProcess) -> Any:
-    """The last `Turn`: pairs are looked for until nobody else is kept."""
+    """The last `Turn`: pairs are looked for until no other text is kept."""
     turn, pairs, parts = None, [], execution.partitions()
     while True:
         found = [
@@ -148,14 +147,14 @@ def _settle(corpus: Any, threshold: float, execution: InProcess) -> Any:
             for part in range(parts)
         ]
         pairs += [verified for verified, _ in found]
-        turn, asking = execution.call(decide, corpus, turn, *pairs, returns=2)
+        turn, new = execution.call(decide, corpus, turn, *pairs, returns=2)
         crowded = any(execution.get([crowded for _, crowded in found]))
-        if not (crowded and execution.get(asking)):
+        if not (crowded and execution.get(new)):
             return turn
 
 
 def _describe(threshold: float, columns: Columns, batch: pa.Table) -> pa.Table:
-    """Rows with what is needed to compare them in hidden columns."""
+    """Add hidden columns by which rows are compared."""
     names = set(batch.column_names)
     if missing := {columns.text, columns.id, columns.group or columns.id} - names:
         raise DataError(f"rows have {sorted(names)}, not {sorted(missing)}: name the columns")
@@ -232,7 +231,7 @@ def _refuse_same_ids(ordered: pa.Table, id_column: str) -> None:
 
 
 def _mark(execution: InProcess, names: Any, turn: Any, id_column: str, batch: pa.Table) -> pa.Table:
-    """Rows with what was decided, without the hidden columns."""
+    """Add the decision to rows and drop the hidden columns."""
     standing, last = execution.get([names, turn])
     keys = batch[_NODE].to_numpy() ^ batch[_GROUP].to_numpy()
     at = standing.numbers[np.searchsorted(standing.keys, keys)]

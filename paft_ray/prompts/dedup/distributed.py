@@ -31,7 +31,7 @@ class OnRay(InProcess):
         return ray.data.from_items(list(items))
 
     def map(self, function: Function, rows: Any, together: int | None = None) -> "ray.data.Dataset":
-        """What a function makes of the rows, once they are taken."""
+        """Apply a function to the rows when they are read."""
         return rows.map_batches(function, batch_format="pyarrow", batch_size=together)
 
     def hold(self, rows: Any) -> "ray.data.Dataset":
@@ -44,7 +44,7 @@ class OnRay(InProcess):
         return list(rows.to_arrow_refs()) if rows.count() else []
 
     def batches(self, rows: Any) -> Iterator[pa.Table]:
-        """The rows, so many that this process never holds all of them."""
+        """Batches of the rows; this process never holds all of them."""
         with own_errors():
             yield from rows.iter_batches(
                 batch_size=16_384, batch_format="pyarrow", prefetch_batches=0
@@ -57,7 +57,7 @@ class OnRay(InProcess):
         return self._partitions or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def call(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> Any:
-        """A reference to what a task returns, or so many."""
+        """Start a task; returns a reference to its result, or so many."""
         import ray
 
         remote: Any = ray.remote(function)

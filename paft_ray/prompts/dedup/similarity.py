@@ -1,4 +1,4 @@
-"""How similar texts are, and which pairs of many are similar: proposed by MinHash, then verified.
+"""Similarity of texts, and the similar pairs of many texts: proposed by MinHash, then verified.
 
 Texts are compared by the Jaccard similarity of their character 5-grams. Instructions are short
 (5 to 40 words): one word changed among eight breaks three of the six word trigrams but a third of
@@ -62,7 +62,7 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sketches:
-    """What is kept of N texts to find those that are similar."""
+    """Digests of N texts, by which similar ones are found."""
 
     bands: NDArray[np.uint64]
     """[bands, N] hashes of the signatures' bands; texts that share one are candidates."""

@@ -1,8 +1,7 @@
 """Any endpoint of the OpenAI chat protocol: many requests in flight, retried until answered.
 
-Covered: retries by status and exception, Retry-After, time limits, what servers send instead of an
-answer, the key, which is written nowhere. Not covered: who shares a rate limit, which is the
-caller's part (`cluster.RateLimitHandle`).
+Covered: retries by status and exception, Retry-After, time limits, malformed answers, and the key,
+which is written nowhere. A rate limit that actors share is in `rate_limit`.
 """
 
 import asyncio
@@ -23,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
-from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.requests import Request
 
 if TYPE_CHECKING:
     import openai
@@ -43,13 +43,13 @@ class Limit(Protocol):
         ...
 
     async def correct(self, tokens: float) -> None:
-        """An attempt cost so many tokens more than was said before it; less, where negative."""
+        """Report that an attempt cost so many tokens more than `wait` got; less, where negative."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What one attempt brought."""
+    """Result of one attempt."""
 
     text: str | None
     error: str | None = None
@@ -57,7 +57,7 @@ class _Outcome:
     retry: bool = True
     """Whether another attempt may mend it."""
     retry_after_s: float = 0.0
-    """How long the endpoint asks to be left alone."""
+    """Pause that the endpoint demands."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -75,7 +75,7 @@ class EndpointLLM:
         """Find the key, which is never logged, shown or kept in an answer.
 
         Args:
-            config: Where the endpoint is, and what it is asked.
+            config: Address, model and limits of the endpoint.
             limit: Paces the attempts of all processes together.
             share: How many processes share the configured concurrency.
 
@@ -144,7 +144,7 @@ class EndpointLLM:
 
         async def work(client: "openai.AsyncOpenAI") -> None:
             while True:
-                answers.put_nowait(await self._ask(client, await waiting.get()))
+                answers.put_nowait(await self._complete_one(client, await waiting.get()))
 
         try:
             async with AsyncExitStack() as opened:
@@ -182,7 +182,7 @@ class EndpointLLM:
         _ = client.chat.completions  # imported at first use, which takes a while
         return client
 
-    async def _ask(self, client: "openai.AsyncOpenAI", request: Request) -> Completion:
+    async def _complete_one(self, client: "openai.AsyncOpenAI", request: Request) -> Completion:
         started = time.perf_counter()
         estimate = sum(len(text) for _, text in request.messages) / 4 + request.max_tokens
         attempt = 0
@@ -303,7 +303,7 @@ def _count(value: Any) -> int:
 
 
 def _retry_after(headers: Any) -> float:
-    """Seconds that an answer's headers ask us to wait, two minutes at most; 0 where they do not.
+    """Seconds that an answer's headers demand, two minutes at most; 0 without such a header.
 
     RFC 9110, section 10.2.3: a number of seconds, or a date, which is read by the endpoint's own
     clock where it tells the time. OpenAI and Azure also say it in milliseconds.

@@ -1,4 +1,4 @@
-"""An LLM without a model, for tests and dry runs: plausible prompts from word banks."""
+"""An LLM without a model, for tests and dry runs: it composes prompts from word banks."""
 
 import random
 import re
@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterable, Iterator
 
 from paft_ray.config import FakeLLM
-from paft_ray.prompts.generate.requests import Completion, Request, failed_completion
+from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.requests import Request
 
 
 class FakeClient:
     """`type: fake`: writes plausible prompts from the request alone, without a model."""
 
     def __init__(self, config: FakeLLM) -> None:
-        """Nothing to load."""
+        """Take the configuration; there is no model to load."""
         self._config = config
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
@@ -22,18 +23,18 @@ class FakeClient:
             time.sleep(self._config.seconds)
             number = int(request.id, 16)
             if self._config.fail_every and number % self._config.fail_every == 0:
-                yield [failed_completion(request, "HTTP 500", 500, 1, self._config.seconds)]
+                yield [Completion(request.id, None, "HTTP 500", 500, 1, self._config.seconds)]
                 continue
             text = self._write(request, random.Random(number))
             words = len(text.split())
             yield [Completion(request.id, text, None, 200, 1, self._config.seconds, 50, words)]
 
     def _write(self, request: Request, rng: random.Random) -> str:
-        asked = request.messages[-1][1]
-        slots = list(dict.fromkeys(re.findall(r"\{([A-Za-z_]\w*)\}", asked)))
-        letters = dict(re.findall(r"\{(\w+)\} is option (\w+)", asked))
-        task = re.search(r"(?:The task|Task): (.+)", asked)
-        description = task.group(1) if task else asked.splitlines()[0]
+        message = request.messages[-1][1]
+        slots = list(dict.fromkeys(re.findall(r"\{([A-Za-z_]\w*)\}", message)))
+        letters = dict(re.findall(r"\{(\w+)\} is option (\w+)", message))
+        task = re.search(r"(?:The task|Task): (.+)", message)
+        description = task.group(1) if task else message.splitlines()[0]
         topic = re.split(r"[,:;] ", description.rstrip("."))[-1]
         words = [rng.choice(bank) for bank in (_OPENINGS, _VERBS, _LINKS, _ENDINGS)]
         opening, verb, link, ending = words

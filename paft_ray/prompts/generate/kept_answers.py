@@ -1,8 +1,8 @@
-"""What LLMs answered, kept as it arrives, so that nothing is asked and paid for twice.
+"""Answers of LLMs on storage, written as they arrive, so that none is generated and paid for twice.
 
 One file of JSON lines per unit of requests on a local file system, to which every answer is
 appended at once; on an object store, which cannot append, one object per group of answers. Failed
-requests are noted beside them for the record, and asked again by the next attempt.
+requests are recorded beside them, and sent again by the next attempt.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paft_ray.prompts.generate.requests import Completion
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
@@ -28,11 +28,11 @@ class Answers:
         return {c.request_id: c for c in reversed(list(self._read(""))) if c.text is not None}
 
     def failed(self) -> dict[str, Completion]:
-        """Request id to what went wrong last; it may have been answered since."""
+        """Request id to its last failure; a later attempt may have been answered."""
         return {completion.request_id: completion for completion in self._read("-failed")}
 
     def add(self, completions: Sequence[Completion]) -> None:
-        """Keep some; when this returns, a kill does not lose them."""
+        """Write completions; when this returns, a kill does not lose them."""
         answered = [completion for completion in completions if completion.text is not None]
         failed = [completion for completion in completions if completion.text is None]
         for suffix, group in (("", answered), ("-failed", failed)):

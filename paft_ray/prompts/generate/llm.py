@@ -1,7 +1,7 @@
 """LLMs that write candidate prompts, behind one protocol.
 
-Covered: who answers for a configuration, and models inside our own process (transformers in
-batches, vLLM). Endpoints are in `endpoint`, the fake of tests and dry runs in `pretending`.
+Covered: the LLM of a configuration, and models in this process (transformers in batches, vLLM).
+Endpoints are in `endpoint`, the fake of tests and dry runs in `fake`.
 """
 
 import logging
@@ -14,9 +14,10 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import package_missing
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, Limit
 from paft_ray.prompts.generate.fake import FakeClient
-from paft_ray.prompts.generate.requests import Completion, Request, failed_completion
+from paft_ray.prompts.generate.requests import Request
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
@@ -29,14 +30,14 @@ class LLM(Protocol):
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer every request once, in groups as they are ready; a failed one has an error.
 
-        An endpoint takes requests from the iterable as it needs them, a model of our own takes all
-        of them first.
+        An endpoint takes requests from the iterable as it needs them, a model in this process
+        takes all of them first.
         """
         ...
 
 
 def llm_key(config: LLMConfig) -> str:
-    """Which author wrote an answer: whatever of the configuration moves the text.
+    """Identity of an answer's author: whatever of the configuration affects the text.
 
     Temperatures and the longest answer are part of each request.
     """
@@ -59,7 +60,7 @@ def llm_key(config: LLMConfig) -> str:
 
 
 def llm_label(config: LLMConfig) -> str:
-    """How an author is named in a pool and on the screen."""
+    """Name of an author in a pool and on the screen."""
     if isinstance(config, TransformersLLM | VLLMEngine):
         return config.path.rsplit("/", 1)[-1]
     return config.model if isinstance(config, OpenAILLM) else "fake"
@@ -68,12 +69,12 @@ def llm_label(config: LLMConfig) -> str:
 def open_llm(
     config: LLMConfig, storage: Storage, limit: Limit | None = None, share: int = 1
 ) -> LLM:
-    """Get an LLM ready in this process.
+    """Open an LLM in this process.
 
     Args:
         config: Which one.
         storage: Where converted models are kept.
-        limit: Paces an endpoint's attempts; models of our own need none.
+        limit: Paces an endpoint's attempts; other models need none.
         share: How many processes share an endpoint's `concurrency`.
 
     Raises:
@@ -92,7 +93,7 @@ class InProcessLLM:
     """A transformers model in this process; a batch is generated in one go."""
 
     def __init__(self, config: TransformersLLM, storage: Storage) -> None:
-        """Load the model, converting a GGUF file first if nobody has."""
+        """Load the model; a GGUF file is converted first."""
         import torch
 
         from paft_ray.models.base_model import prepare_base
@@ -135,7 +136,7 @@ class VLLMInProcess:
     """vLLM in this process, over all GPUs that this process was given."""
 
     def __init__(self, config: VLLMEngine, storage: Storage) -> None:
-        """Load the model, converting a GGUF file first if nobody has.
+        """Load the model; a GGUF file is converted first.
 
         Raises:
             LLMError: vLLM is not installed on this node.
@@ -163,17 +164,13 @@ class VLLMInProcess:
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer all requests in one call, each with its own seed, temperature and length."""
         batch = [(request, _context(self._tokenizer, request)) for request in requests]
-        fitting = [(r, context) for r, context in batch if len(context) < self._longest]
+        longest = self._longest
+        fitting = [(request, context) for request, context in batch if len(context) < longest]
         failed = [
-            failed_completion(
-                r,
-                f"the prompt's {len(context)} tokens are more than the model's {self._longest}",
-                None,
-                0,
-                0.0,
-            )
-            for r, context in batch
-            if len(context) >= self._longest
+            Completion(request.id, None, error, status=None, attempts=0, seconds=0.0)
+            for request, context in batch
+            if len(context) >= longest
+            for error in [f"the prompt's {len(context)} tokens are more than the model's {longest}"]
         ]
         if failed:
             yield failed
@@ -203,10 +200,10 @@ class VLLMInProcess:
 
 
 def _context(tokenizer: Any, request: Request) -> list[int]:
-    """The tokens that a model of our own continues, prefill included."""
+    """The tokens that a model in this process continues, prefill included."""
     if tokenizer.chat_template is None:
-        asked = "\n\n".join(content for _, content in request.messages)
-        text = f"{asked}\n\n{request.prefill}"
+        texts = [*(content for _, content in request.messages), request.prefill]
+        text = "\n\n".join(texts)
         return tokenizer(text, add_special_tokens=True)["input_ids"]
     messages = [{"role": role, "content": content} for role, content in request.messages]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""Whether a text says something that no text before it said."""
+"""Novelty of texts: whether one is unlike all texts before it."""
 
 from collections import defaultdict
 
@@ -15,13 +15,13 @@ _LOOKED_AT = 64
 
 
 class Novelty:
-    """The texts that came so far; holds one of every cluster."""
+    """The texts seen so far, one of every cluster."""
 
     def __init__(self, similarity: float = 0.5) -> None:
-        """Nothing is known yet.
+        """Start without texts.
 
         Args:
-            similarity: Jaccard similarity of shingles from which two texts say the same.
+            similarity: Jaccard similarity of shingles from which two texts count as the same.
         """
         self._similarity = similarity
         self._known: list[frozenset[str]] = []

@@ -1,4 +1,4 @@
-"""One rate limit for all actors that ask the same endpoint."""
+"""One rate limit for all actors that use the same endpoint."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class RateLimit:
-    """Says when each request may start; a Ray actor without a CPU of its own.
+    """Schedules the start of each request; a Ray actor without a CPU of its own.
 
     Starts are spaced evenly, so that no minute holds more than the limit, wherever it begins, and
     nothing is saved up for a burst.
@@ -64,6 +64,6 @@ class RateLimitHandle:
         await asyncio.sleep(await self._actor.reserve.remote(tokens))
 
     async def correct(self, tokens: float) -> None:
-        """Say how many more tokens a request took than was reserved, without waiting."""
+        """Report how many more tokens a request took than were reserved, without waiting."""
         if self._counts_tokens:
             self._actor.correct.remote(tokens)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paft_ray.config import OpenAILLM
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.rate_limit import RateLimit, RateLimitHandle
-from paft_ray.prompts.generate.requests import Completion, Request
+from paft_ray.prompts.generate.requests import Request
 
 logger = logging.getLogger(__name__)
 
@@ -232,8 +233,8 @@ def test_endpoint_keeps_its_key_to_itself(chatty, server, make_llm, caplog, capf
     assert Counter(a.text is None for a in answers.values()) == {False: 28, True: 2}
     ours = [r for r in caplog.records if r.name.split(".")[0] in loggers[:-1]]
     assert bool(ours) == chatty
-    said = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
-    for text in (said, caplog.text, repr(answers), repr(llm), str(llm), *capfd.readouterr()):
+    logged = "".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records)
+    for text in (logged, caplog.text, repr(answers), repr(llm), str(llm), *capfd.readouterr()):
         assert KEY not in text
 
 
@@ -252,11 +253,11 @@ class Clock:
     st.integers(600, 200_000),
     st.lists(st.tuples(st.integers(1, 400), st.floats(0, 3)), min_size=2, max_size=60),
 )
-def test_rate_limit_lets_no_window_hold_more_than_it_may(rpm, tpm, asked):
+def test_rate_limit_lets_no_window_hold_more_than_it_may(rpm, tpm, sent):
     clock = Clock()
     limit = RateLimit(rpm, tpm, clock)
     starts = []
-    for tokens, pause in asked:
+    for tokens, pause in sent:
         starts.append(clock.now + limit.reserve(tokens))
         clock.now += pause
     assert starts == sorted(starts)
@@ -264,7 +265,7 @@ def test_rate_limit_lets_no_window_hold_more_than_it_may(rpm, tpm, asked):
         for last in range(first + 1, len(starts)):
             seconds = starts[last] - starts[first]
             assert last - first <= seconds * rpm / 60
-            assert sum(tokens for tokens, _ in asked[first:last]) <= seconds * tpm / 60
+            assert sum(tokens for tokens, _ in sent[first:last]) <= seconds * tpm / 60
 
 
 def test_rate_limit_corrects_what_was_reserved_by_what_was_used():
@@ -308,20 +309,20 @@ def test_two_actors_that_share_a_rate_limit_keep_it_together(ray_cluster, server
         def __init__(self, config: OpenAILLM, limit: RateLimitHandle) -> None:
             self.llm = EndpointLLM(config, limit, share=2)
 
-        def ask(self, requests: list[Request]) -> list[Completion]:
+        def complete(self, requests: list[Request]) -> list[Completion]:
             return [answer for group in self.llm.complete(requests) for answer in group]
 
     limit = RateLimitHandle(per_second * 60)
     clients = [Client.remote(config, limit) for _ in range(2)]
     # a process's first request is late: modules are imported for it
-    ray.get([c.ask.remote(list(make_requests(1, 200 + n))) for n, c in enumerate(clients)])
+    ray.get([c.complete.remote(list(make_requests(1, 200 + n))) for n, c in enumerate(clients)])
     server.calls.clear()
-    asked = [list(make_requests(50, first)) for first in (0, 50)]
-    answers = ray.get([c.ask.remote(r) for c, r in zip(clients, asked, strict=True)])
+    sent = [list(make_requests(50, first)) for first in (0, 50)]
+    answers = ray.get([c.complete.remote(r) for c, r in zip(clients, sent, strict=True)])
 
     assert [a.text for group in answers for a in group if a.text is None] == []
     assert sorted(a.request_id for group in answers for a in group) == [
-        request.id for group in asked for request in group
+        request.id for group in sent for request in group
     ]
     times = sorted(call.at for call in server.calls)
     assert len(times) == 110

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.kept_answers import Answers
-from paft_ray.prompts.generate.requests import Completion
 from paft_ray.storage.paths import Storage
 
 

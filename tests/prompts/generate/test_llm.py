@@ -29,10 +29,11 @@ from paft_ray.config import (
 from paft_ray.config.errors import LLMError
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
+from paft_ray.prompts.generate.completions import Completion, parse_completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, llm_label, open_llm
-from paft_ray.prompts.generate.requests import Completion, Request, build_requests, parse_completion
+from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint, lint_instruction
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task
@@ -112,7 +113,7 @@ class Endpoint:
         self.script: dict[int, list[Reply]] = {}
         self.last: dict[int, Reply] = {}
         """What is sent when a script is over; a good answer by default."""
-        self.asked: dict[int, list[tuple[dict[str, Any], Message]]] = defaultdict(list)
+        self.received: dict[int, list[tuple[dict[str, Any], Message]]] = defaultdict(list)
         self.times: dict[int, list[float]] = defaultdict(list)
         self.before: Callable[[int], object] = lambda seed: None
         self.drip: Callable[[], object] | None = None
@@ -160,7 +161,7 @@ class Endpoint:
     def answer(self, path: str, body: dict[str, Any], headers: Message) -> Reply:
         seed = body["seed"]
         with self.changed:
-            self.asked[seed].append((body, headers))
+            self.received[seed].append((body, headers))
             self.times[seed].append(time.monotonic())
             self.changed.notify_all()
             waiting = self.script.get(seed, [])
@@ -175,7 +176,7 @@ class Endpoint:
 
     @property
     def calls(self) -> dict[int, int]:
-        return {seed: len(asked) for seed, asked in self.asked.items()}
+        return {seed: len(received) for seed, received in self.received.items()}
 
     def close(self) -> None:
         self.server.shutdown()
@@ -232,14 +233,14 @@ def complete(llm, requests: list[Request]) -> dict[str, Completion]:
     return {a.request_id: a for a in answers}
 
 
-def test_endpoint_asks_what_the_request_says_with_the_key_and_counts_tokens(endpoint, make_llm):
+def test_endpoint_gets_the_request_with_the_key_and_tokens_are_counted(endpoint, make_llm):
     messages = (("system", "You write prompts."), ("user", "Write one."))
     [request] = make_requests(1, messages=messages)
     [answer] = complete(make_llm(), [request]).values()
     assert (answer.text, answer.status, answer.attempts) == ("answer 0", 200, 1)
     assert (answer.prompt_tokens, answer.completion_tokens) == (11, 7)
     assert answer.seconds > 0
-    [(body, headers)] = endpoint.asked[0]
+    [(body, headers)] = endpoint.received[0]
     assert body == {
         "model": "m", "temperature": 0.7, "top_p": 0.9, "max_tokens": 12, "seed": 0,
         "messages": [
@@ -259,7 +260,7 @@ def test_endpoint_that_does_not_say_how_many_tokens_it_used_counts_none(usage, e
 
 
 @each_fault
-def test_endpoint_after_one_fault_is_asked_again_and_answers(fault, endpoint, make_llm):
+def test_endpoint_after_one_fault_gets_the_request_again_and_answers(fault, endpoint, make_llm):
     endpoint.script = {seed: [FAULTS[fault][0]] for seed in (0, 2)}
     answers = complete(make_llm(), make_requests(3))
     assert [a.text for _, a in sorted(answers.items())] == ["answer 0", "answer 1", "answer 2"]
@@ -290,7 +291,7 @@ def test_endpoint_with_every_fault_at_once_answers_every_request(endpoint, make_
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_endpoint_that_refuses_a_request_is_not_asked_again(status, endpoint, make_llm):
+def test_endpoint_that_refuses_a_request_gets_it_once(status, endpoint, make_llm):
     message = f"Incorrect API key provided: {KEY}"
     endpoint.last = {0: as_json({"error": {"message": message, "code": "invalid"}}, status)}
     answers = complete(make_llm(), make_requests(2))
@@ -375,7 +376,7 @@ def test_endpoint_takes_requests_as_it_needs_them_however_many_there_are(endpoin
     assert 5 <= read <= taken <= read + 6
 
 
-def test_endpoint_asked_nothing_answers_nothing(make_llm):
+def test_endpoint_without_requests_answers_nothing(make_llm):
     assert list(make_llm().complete(iter(()))) == []
 
 
@@ -387,7 +388,7 @@ def test_endpoint_passes_on_what_goes_wrong_where_requests_come_from(endpoint, m
     answers = make_llm(concurrency=2).complete(broken())
     with pytest.raises(OSError, match="the disk is gone"):
         list(answers)
-    assert len(endpoint.asked) <= 5
+    assert len(endpoint.received) <= 5
 
 
 def test_endpoint_whose_client_cannot_be_opened_says_so(make_llm, monkeypatch, tmp_path):
@@ -478,19 +479,19 @@ def test_endpoint_hands_out_an_answer_when_it_is_there(endpoint, make_llm):
     assert list(answers) == []
 
 
-def test_endpoint_given_up_by_its_reader_is_asked_no_more(endpoint, make_llm):
+def test_endpoint_given_up_by_its_reader_gets_no_more_requests(endpoint, make_llm):
     answers = make_llm(concurrency=2).complete(make_requests(30))
     next(answers)
     answers.close()
     with endpoint.changed:
         assert endpoint.changed.wait_for(lambda: endpoint.in_flight == 0, timeout=30)
-        asked = endpoint.calls
-    assert len(asked) < 30
+        received = endpoint.calls
+    assert len(received) < 30
     [late] = make_requests(31)[30:]
     complete(make_llm(), [late])
-    on_the_way = set(endpoint.calls) - set(asked) - {30}  # sent, and read by the server only now
+    on_the_way = set(endpoint.calls) - set(received) - {30}  # sent, and read by the server only now
     assert len(on_the_way) <= 2
-    assert len(asked) + len(on_the_way) < 30
+    assert len(received) + len(on_the_way) < 30
 
 
 def test_endpoint_that_answers_too_late_is_a_timeout(endpoint, make_llm):
@@ -552,7 +553,7 @@ class FakeSampling:
 
 
 class FakeEngine:
-    """The part of `vllm.LLM` that is used: takes at most 30 tokens, says what it was asked."""
+    """The part of `vllm.LLM` that is used: takes at most 30 tokens, says what it was received."""
 
     made: ClassVar[list["FakeEngine"]] = []
 
@@ -572,7 +573,7 @@ class FakeEngine:
         return [types.SimpleNamespace(outputs=[answer]) for answer in answers]
 
 
-def test_vllm_is_asked_all_at_once_each_request_with_its_own_settings(
+def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     tiny_model, tmp_path, monkeypatch
 ):
     fake = types.ModuleType("vllm")
@@ -663,7 +664,8 @@ def requests_for(form: str, count: int = 40) -> list[Request]:
     config = GenerationConfig.model_validate(
         {"llms": [{"type": "fake"}], "form": form, "per_llm": count}
     )
-    return list(build_requests(TASK, config, 0, ["fake"]))
+    book = RequestBook(TASK, config, 0, ("fake",))
+    return [r for unit in book.units(0, config.per_llm) for r in book.requests(unit)]
 
 
 @pytest.mark.parametrize("form", ["template", "instruction"])

@@ -18,7 +18,8 @@ from paft_ray.models.base_model import prepare_base
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import Request, RequestBook
-from paft_ray.prompts.generate.runner import ask, costs, parse_unit
+from paft_ray.prompts.generate.results import costs, parse_unit
+from paft_ray.prompts.generate.runner import generate
 from paft_ray.prompts.pool import Candidate
 from paft_ray.runs.progress import SilentScreen
 from paft_ray.storage.paths import Storage
@@ -85,14 +86,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
 def test_real_server_answers_every_request_with_a_text_and_counts_its_tokens(served):
     url, model = served
     config = OpenAILLM(type="openai", base_url=url, model=model, concurrency=2, timeout_s=240)
-    asked = [
+    questions = [
         "Write one sentence that asks a reader to judge a film review.",
         "Name three colours.",
         "What is the capital of France?",
     ]
     requests = [
         Request(f"{seed:016x}", 0, "zero_shot", (("user", text),), 0.7, 0.9, seed, 24)
-        for seed, text in enumerate(asked * 2)
+        for seed, text in enumerate(questions * 2)
     ]
     answers = [a for group in EndpointLLM(config).complete(requests) for a in group]
     assert sorted(a.request_id for a in answers) == [request.id for request in requests]
@@ -121,14 +122,14 @@ def test_real_server_writes_60_candidates(ray_cluster, served, tmp_path):
         ("positive", "negative"), (), (), (),
     )  # fmt: skip
     book = RequestBook(task, config, 0, (llm_key(config.llms[0]),))
-    with SilentScreen().stage("ask") as stage:
-        asked = ask(book, Storage.open(str(tmp_path)), stage)
-    entries = [entry for unit in asked.tallies for entry in parse_unit(asked, unit)]
+    with SilentScreen().stage("generate") as stage:
+        generated = generate(book, Storage.open(str(tmp_path)), stage)
+    entries = [entry for unit in generated.tallies for entry in parse_unit(generated, unit)]
     assert len(entries) == 60
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
     assert len(candidates) > 45
     assert len({candidate.text for candidate in candidates}) > 10  # a small model, unled
-    [row] = costs(asked, [model])
+    [row] = costs(generated)
     assert (row["answered"], row["failed"]) == (60, 0)
     assert 60 <= row["completion_tokens"] <= 60 * 32
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from paft_ray.config import GenerationConfig, LintConfig
-from paft_ray.prompts.generate.requests import RequestBook, build_requests, parse_completion
+from paft_ray.prompts.generate.completions import parse_completion
+from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint
 from paft_ray.tasks.example import Task
 
@@ -27,6 +28,12 @@ MATHS = Task("sums", "Solve the sum.", ("problem",), {}, None, (), (), ())
 def make_config(**changes):
     llms = [{"type": "fake"}, {"type": "openai", "base_url": "http://x", "model": "m"}]
     return GenerationConfig.model_validate({"llms": llms, "per_llm": 25, **changes})
+
+
+def build_requests(task, config, seed, llm_keys) -> tuple[Request, ...]:
+    book = RequestBook(task, config, seed, tuple(llm_keys))
+    units = (unit for llm in range(len(config.llms)) for unit in book.units(llm, config.per_llm))
+    return tuple(request for unit in units for request in book.requests(unit))
 
 
 def contents(requests):
@@ -67,22 +74,22 @@ def test_requests_as_many_keys_as_llms_are_needed():
         build_requests(TONE, make_config(), 0, ["one"])
 
 
-def test_temperatures_share_what_is_asked_and_more_of_them_or_of_requests_change_no_id():
+def test_temperatures_share_the_requests_and_more_of_them_or_of_requests_change_no_id():
     def book(per_llm, *temperatures):
         llms = [{"type": "fake", "temperatures": temperatures}]
         config = GenerationConfig.model_validate({"llms": llms, "per_llm": per_llm})
         return RequestBook(TONE, config, 0, ("key",))
 
-    def asked(book, size=4):
+    def requested(book, size=4):
         units = book.units(0, size)
         assert all(unit.start % size == 0 and 1 <= len(unit) <= size for unit in units)
         return {r.id: r.temperature for unit in units for r in book.requests(unit)}
 
-    two = asked(book(9, 0.5, 1.0))
+    two = requested(book(9, 0.5, 1.0))
     assert Counter(two.values()) == {0.5: 10, 1.0: 8}
-    assert asked(book(9, 0.5, 1.0), size=3) == two
-    assert two.items() <= asked(book(30, 0.5, 1.0)).items()
-    assert two.items() <= asked(book(15, 0.5, 1.0, 1.5)).items()
+    assert requested(book(9, 0.5, 1.0), size=3) == two
+    assert two.items() <= requested(book(30, 0.5, 1.0)).items()
+    assert two.items() <= requested(book(15, 0.5, 1.0, 1.5)).items()
 
 
 def test_template_requests_name_every_slot_in_braces_and_the_letters():

@@ -1,0 +1,126 @@
+"""What generation leaves behind: candidates, failures, tokens and costs."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paft_ray.config import TokenPrice
+from paft_ray.config.errors import LLMError
+from paft_ray.prompts.generate.completions import parse_completion
+from paft_ray.prompts.generate.kept_answers import Answers
+from paft_ray.prompts.generate.llm import llm_label
+from paft_ray.prompts.generate.requests import RequestBook, Unit
+from paft_ray.prompts.generate.units import answers_found, answers_of
+from paft_ray.prompts.pool import Candidate, Origin, Rejected
+from paft_ray.storage.paths import Storage
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """The numbers of one unit's requests, answers and tokens."""
+
+    llm: int
+    requests: int
+    answered: int
+    failed: int
+    prompt_tokens: int
+    completion_tokens: int
+
+
+def tally(book: RequestBook, unit: Unit, storage: Storage) -> Tally:
+    """Count what storage holds of a unit."""
+    found = list(answers_found(book, unit, storage).values())
+    return Tally(
+        unit.llm,
+        len(unit),
+        len(found),
+        len(unit) - len(found),
+        sum(c.prompt_tokens for c in found),
+        sum(c.completion_tokens for c in found),
+    )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The requests that were sent, unit by unit, and where their answers are."""
+
+    book: RequestBook
+    storage: Storage
+    tallies: Mapping[Unit, Tally]
+    """By unit, in the order of sending."""
+    stopped: str = ""
+    """Why generation stopped early: `budget` or `nothing new`; empty where it did not."""
+
+    def answers(self, unit: Unit) -> Answers:
+        """Where the answers of a unit are kept."""
+        return answers_of(self.book, unit, self.storage)
+
+
+def parse_unit(generated: Generated, unit: Unit) -> Iterator[Candidate | Rejected]:
+    """For every request of a unit its candidate, or why there is none."""
+    store, config = generated.answers(unit), generated.book.config
+    answers, failures = store.read(), store.failed()
+    label = llm_label(config.llms[unit.llm])
+    for request in generated.book.requests(unit):
+        origin = Origin(
+            llm=label,
+            strategy=request.strategy,
+            decoding_temperature=request.temperature,
+            seed=request.seed,
+        )
+        if request.id not in answers:
+            detail = str(failures[request.id].error) if request.id in failures else "no answer"
+            yield Rejected("", "generation", "request_failed", origin, detail)
+            continue
+        text = answers[request.id].text or ""
+        if (parsed := parse_completion(text, config.form)) is None:
+            yield Rejected(text, "parse", "no_prompt_found", origin)
+        else:
+            yield Candidate(text=parsed, kind=config.form, origin=origin)
+
+
+def refuse_many_failures(generated: Generated) -> None:
+    """Check the share of failed requests.
+
+    Raises:
+        LLMError: It is more than the configuration allows.
+    """
+    rate, tallies = generated.book.config.max_error_rate, generated.tallies
+    requests = sum(t.requests for t in tallies.values())
+    failed = sum(t.failed for t in tallies.values())
+    if failed > rate * requests:
+        failures = (f for unit in tallies for f in generated.answers(unit).failed().values())
+        raise LLMError(failure_message(failed, requests, (f.error for f in failures), rate))
+
+
+def failure_message(
+    failed: int, requests: int, errors: Iterable[str | None], max_error_rate: float
+) -> str:
+    """The message of an error about too many failed requests, with the commonest reason."""
+    [(reason, _)] = Counter(str(error) for error in errors if error).most_common(1)
+    return (
+        f"{failed} of {requests} requests failed (mostly {reason}), more than "
+        f"prompts.generation.max_error_rate ({max_error_rate:g}): finished answers are kept; mend "
+        "the endpoint and run the same command again"
+    )
+
+
+def costs(generated: Generated) -> list[dict[str, Any]]:
+    """For each LLM its requests, answers, tokens, and their cost in the currency of its prices."""
+    rows = []
+    for llm, config in enumerate(generated.book.config.llms):
+        own = [t for t in generated.tallies.values() if t.llm == llm]
+        row: dict[str, Any] = {"llm": llm_label(config)}
+        for name in ("requests", "answered", "failed", "prompt_tokens", "completion_tokens"):
+            row[name] = sum(getattr(t, name) for t in own)
+        row["cost"] = config.price and cost(
+            config.price, row["prompt_tokens"], row["completion_tokens"]
+        )
+        rows.append(row)
+    return rows
+
+
+def cost(price: TokenPrice, prompt_tokens: float, completion_tokens: float) -> float:
+    """What so many tokens cost."""
+    return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6
