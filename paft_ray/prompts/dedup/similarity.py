@@ -108,8 +108,8 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int
     normal = [normalise(text) for text in texts]
     rows = sketch(normal, threshold)
     sketches = in_columns(propose_all(rows) if len(normal) <= FEW else rows)
-    orders = (np.argsort(keys, kind="stable") for keys in sketches.bands)
-    in_bands = zip(orders, sketches.bands, strict=True)
+    rankings = (np.argsort(keys, kind="stable") for keys in sketches.bands)
+    in_bands = zip(rankings, sketches.bands, strict=True)
     proposed = chain.from_iterable(bucket_pairs(order, keys[order]) for order, keys in in_bands)
     pairs = verify(pa.array(normal, pa.large_string()), sketches, proposed, threshold)
     return list(zip(*(column.tolist() for column in pairs), strict=True))
