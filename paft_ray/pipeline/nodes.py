@@ -170,7 +170,7 @@ def _look_at_model(needs: Needs) -> Iterator[str]:
     if needs.model is None:
         return
     try:
-        files = inspect_model(needs.model, needs.revision)
+        files = inspect_model(needs.model)
         if files.kind == "hub":
             _reach_hub(needs.model, needs.revision)
     except PaftError as error:

@@ -73,7 +73,6 @@ def test_model_folder_gives_its_kind_place_and_context(tmp_path, make):
     assert files.kind == "local"
     assert files.location == str(tmp_path / "model")
     assert files.context_length == 64
-    assert files.has_tokenizer is True
     assert files.has_chat_template is False
 
 
