@@ -1,1 +1,1 @@
-"""What leaves a run: an adapter, a merged model, a pyfunc, tasks for lm-evaluation-harness."""
+"""Exports of a run: adapter, merged model, pyfunc, tasks for lm-evaluation-harness."""

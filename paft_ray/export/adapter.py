@@ -1,10 +1,8 @@
-"""What leaves the house: an adapter, a merged model, or an MLflow pyfunc, in a folder of its own.
+"""Exports an adapter, a merged model, or an MLflow pyfunc, as an artifact in a folder of its own.
 
-Everything that can be refused is refused by `plan_export`, before anything is written; what
-`export` writes is an artifact, so that calling it again finds it. No Ray.
+`plan_export` refuses what cannot be exported before `export` writes anything. No Ray.
 """
 
-import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.config import Training
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
-from paft_ray.models.load import ADAPTER_FOLDER, MODEL_FOLDER
+from paft_ray.models.base_model import prepare_base
+from paft_ray.models.full import SHARD
+from paft_ray.models.load import ADAPTER_FOLDER, MODEL_FOLDER, load_tokenizer
 from paft_ray.models.peft_check import puts_tokens_before
+from paft_ray.models.tokenization import TextEncoder
+from paft_ray.prompts.template import parse
 from paft_ray.report import card_figures
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.card import CARD, Form, render_card
@@ -31,18 +33,15 @@ if TYPE_CHECKING:
 
     from paft_ray.models.packing import TokenSequence
 
-logger = logging.getLogger(__name__)
-
-_SHARD = "2GB"
 _PROBES = 4
 MERGE_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}
-"""Largest difference of the mean answer loss between base and adapter in fp32 and the merged
-model as stored, by the type it is stored in, as a share of the loss or, below 1, in nats."""
+"""Largest difference in mean answer loss between base and adapter in fp32 and the merged model, by
+the type of its weights, as a share of the loss or, below 1, in nats."""
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What will be written, and where; everything that could be refused was."""
+    """A checked export: its content and its folder."""
 
     context: RunContext
     trained: TrainedAdapter
@@ -50,14 +49,14 @@ class ExportPlan:
     out: Storage
     identity: str
     reused: bool
-    """Whether it lies there complete."""
+    """Whether the folder holds it complete."""
     default: bool
-    """Whether the folder is the run's own, in which nothing else can lie."""
+    """Whether the folder is the run's own, which holds nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What lies in the folder."""
+    """An export on storage."""
 
     variant: str
     seed: int
@@ -67,7 +66,7 @@ class Exported:
     files: tuple[str, ...]
     reused: bool
     verified: dict[str, float] | None
-    """Of a merged model: mean answer loss of `base and adapter`, and of the `merged` model."""
+    """Mean answer losses of `base and adapter` and of the `merged` model, for a merged model."""
 
 
 def plan_export(
@@ -78,14 +77,14 @@ def plan_export(
     pyfunc: bool = False,
     out: str | None = None,
 ) -> ExportPlan:
-    """Decide what is exported and where, and refuse what cannot be.
+    """Decide what is exported and where; refuse what cannot be exported.
 
     Args:
         context: The run.
         variant: Label of a variant; by default `paft`, or the only one.
-        seed: Of the training; by default the first of the configuration's.
-        merge: A whole model, with the adapter in its weights.
-        pyfunc: An MLflow pyfunc.
+        seed: Seed of the training; by default the first one of the configuration.
+        merge: Export a whole model, with the adapter merged into its weights.
+        pyfunc: Export an MLflow pyfunc.
         out: Folder or URI; by default `runs/<name>/export/<training>/<kind>/`.
 
     Raises:
@@ -114,12 +113,12 @@ def plan_export(
 
 
 def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Storage, bool]:
-    """Where an export goes, and whether it lies there complete.
+    """Return the folder of an export, and whether it holds it complete.
 
     Args:
-        default: The run's own folder for it.
-        out: Folder or URI in place of it.
-        identity: Fingerprint of what will be written.
+        default: Folder inside the run.
+        out: Folder or URI that replaces it.
+        identity: Fingerprint of the export.
 
     Raises:
         ConfigError: `out` holds something else.
@@ -137,7 +136,7 @@ def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Sto
 
 
 def export(plan: ExportPlan) -> Exported:
-    """Write what was planned; the card is written anew also where the rest is complete.
+    """Write a planned export; the card is always written, also where the rest is complete.
 
     Raises:
         ArtifactError: The merged model does not have the loss of base and adapter.
@@ -149,7 +148,7 @@ def export(plan: ExportPlan) -> Exported:
     ) as stage:
         if not plan.reused:
             if plan.default:
-                plan.out.delete()  # what an earlier attempt left
+                plan.out.delete()  # an unfinished export
             if plan.kind == "merged":
                 verified = _write_merged(plan, writer)
             else:
@@ -211,7 +210,7 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
 
 
 def _refuse_what_cannot_merge(context: RunContext) -> None:
-    """By the method's arguments alone; what peft has no merge for is refused when it is tried."""
+    """Refuse methods with virtual tokens; peft refuses others when it merges."""
     method = str((context.config.model.peft or {})["peft_type"])
     if puts_tokens_before(method):
         raise ConfigError(
@@ -221,7 +220,7 @@ def _refuse_what_cannot_merge(context: RunContext) -> None:
 
 
 def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
-    """The training's own files, or the pyfunc around them."""
+    """Add the training's own files, or those of the pyfunc around them."""
     folder = plan.trained.folder
     prefix = f"{MODEL_FOLDER if plan.kind == 'model' else ADAPTER_FOLDER}/"
     manifest = load_manifest(folder)
@@ -240,12 +239,9 @@ def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
 
 
 def _write_merged(plan: ExportPlan, writer: ArtifactWriter) -> dict[str, float]:
-    """Merge in fp32, store in the base's type, load that again, compare; only then write it."""
+    """Merge in fp32, store in the base's type, load again, compare losses, add the files."""
     import torch
     from transformers import AutoConfig
-
-    from paft_ray.models.base_model import prepare_base
-    from paft_ray.models.load import load_tokenizer
 
     config = plan.context.config
     base = prepare_base(config.model.path, config.model.revision, plan.context.storage)
@@ -278,7 +274,7 @@ def _merge_into(
     dtype: "torch.dtype",
     sequences: "list[TokenSequence]",
 ) -> float:
-    """Write the merged model, and return the loss of base and adapter."""
+    """Save the merged model, and return the loss of base and adapter."""
     from peft import PeftModel
 
     config = plan.context.config
@@ -292,12 +288,12 @@ def _merge_into(
         raise ConfigError(
             f"--merge: peft cannot merge {method}: {one_line(error)}; export the adapter instead"
         ) from error
-    merged.to(dtype).save_pretrained(folder, max_shard_size=_SHARD)
+    merged.to(dtype).save_pretrained(folder, max_shard_size=SHARD)
     return loss
 
 
 def _load(location: str, revision: str | None) -> "PreTrainedModel":
-    """A model in fp32, as its users load it: its own output head and generation settings."""
+    """Load a model in fp32 as its users do, with its own output head and generation settings."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -306,11 +302,7 @@ def _load(location: str, revision: str | None) -> "PreTrainedModel":
 
 
 def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
-    """Training examples under the first prompt trained on."""
-    from paft_ray.models.load import load_tokenizer
-    from paft_ray.models.tokenization import TextEncoder
-    from paft_ray.prompts.template import parse
-
+    """Encode training examples under the first prompt of the training."""
     config, task = plan.context.config, plan.context.task
     assert plan.trained.record.prompt is not None  # by _find
     template = parse(plan.trained.record.prompt.text, task.slots)

@@ -1,17 +1,17 @@
-"""`paft export --lm-eval`: what a run measures, as tasks that lm-evaluation-harness can measure.
+"""Exports what a run evaluates as tasks of lm-evaluation-harness: `paft export --lm-eval`.
 
-Reads the pool, the test examples and the model's tokenizer; needs no training, and no Ray.
+It needs the pool, the test examples and the model's tokenizer, but no training and no Ray.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from paft_ray.config.errors import ArtifactError, ConfigError, DataError
 from paft_ray.export.adapter import choose_folder
 from paft_ray.export.lm_eval_tasks import LmEvalTasks
 from paft_ray.models.base_model import prepare_base
-from paft_ray.models.load import result_folder
+from paft_ray.models.load import load_tokenizer, result_folder
+from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import Prompt, load_pool
 from paft_ray.prompts.template import parse
@@ -22,37 +22,34 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.training.identity import find_trained
 
-if TYPE_CHECKING:
-    from paft_ray.models.tokenization import TextEncoder
-
 _FORMAT = 2
-"""Part of an export's identity: raise it when other files are written for the same content."""
+"""Version of the files, part of an export's identity."""
 
 
 @dataclass(frozen=True)
 class LmEvalPlan:
-    """What will be written, and where; everything that could be refused without a tokenizer was."""
+    """An export to write; all checks that need no tokenizer were made."""
 
     context: RunContext
     prompts: Sequence[Prompt]
-    """The held-out prompts that the run evaluates."""
+    """Held-out prompts of the evaluation."""
     examples: Sequence[Example]
-    """The test examples that it evaluates them on."""
+    """Test examples of the evaluation."""
     out: Storage
     identity: str
     reused: bool
     default: bool
-    """Whether the folder is the run's own, in which nothing else can lie."""
+    """Whether the folder is the run's own, which holds nothing else."""
 
     @property
     def name(self) -> str:
-        """What `--tasks` is given."""
+        """Name of the group of tasks, for `--tasks`."""
         return f"paft_{self.context.config.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class LmEvalExported:
-    """What lies in the folder, and how it is used."""
+    """An export on storage, and the commands that use it."""
 
     kind: str
     folder: str
@@ -60,16 +57,16 @@ class LmEvalExported:
     files: tuple[str, ...]
     reused: bool
     group: str
-    """What `--tasks` is given."""
+    """Name of the group of tasks."""
     tasks: int
     examples: int
-    """Of each task."""
+    """Number of examples of each task."""
     commands: Mapping[str, str]
-    """For the base model and every trained variant what measures it."""
+    """Commands of lm-eval for the base model and every trained variant."""
 
 
 def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
-    """Decide what is exported and where, and refuse what cannot be.
+    """Decide what is exported and where; refuse what cannot be exported.
 
     Args:
         context: The run.
@@ -104,14 +101,11 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
 
 
 def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
-    """Write what was planned.
+    """Write a planned export.
 
     Raises:
         ConfigError: An example is too long under a prompt; nothing was written.
     """
-    from paft_ray.models.load import load_tokenizer
-    from paft_ray.models.tokenization import TextEncoder
-
     context, config = plan.context, plan.context.config
     base = prepare_base(config.model.path, config.model.revision, context.storage)
     tokenizer = load_tokenizer(base, config.model.revision)
@@ -128,7 +122,7 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
                 _comment(plan, encoder.uses_chat_template),
             )
             if plan.default:
-                plan.out.delete()  # what an earlier attempt left
+                plan.out.delete()  # an unfinished export
             writer = ArtifactWriter(plan.out)
             for name, data in tasks.files().items():
                 writer.add(name, data)
@@ -152,15 +146,13 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
 
 
 def _contexts(
-    plan: LmEvalPlan, encoder: "TextEncoder"
+    plan: LmEvalPlan, encoder: TextEncoder
 ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Prompt ids and what is read of each example, cut to fit where it has to be.
+    """Yield prompt ids, and for each example its context, cut to fit if necessary.
 
     Raises:
         ConfigError: One does not fit `task.max_length`, and may not be cut.
     """
-    from paft_ray.models.tokenization import Question
-
     task = plan.context.task
     end, plain = task.choices is None, replace(encoder, chat_template="none")
     for prompt in plan.prompts:
@@ -186,7 +178,7 @@ def _contexts(
 
 
 def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, str]]:
-    """What measures each model of the run, the way the run does."""
+    """Yield for each model of the run the command that evaluates it as the run does."""
     context, peft = plan.context, plan.context.config.model.peft
     revision = context.config.model.revision
     at = f",revision={revision}" if revision else ""
@@ -203,19 +195,19 @@ def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, st
 
 
 def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
-    # bf16 is autocast over fp32 weights with us
+    # our bf16 is autocast over fp32 weights
     dtype = "dtype=float32"
     if plan.context.scoring_dtype == "bfloat16":
         dtype += ",mixed_precision_dtype=bfloat16"
     words = ["lm_eval", "--model hf", f"--model_args {model},{dtype}"]
-    if chat:  # which brings its own first token
+    if chat:  # a chat template has its own first token
         words[-1] += ",add_bos_token=False"
         words.append("--apply_chat_template")
     return " ".join([*words, f"--include_path {folder}", f"--tasks {plan.name}"])
 
 
 def _comment(plan: LmEvalPlan, chat: bool) -> str:
-    """What stands in the group's file: the folder may be used far from here."""
+    """Return instructions for the group's file."""
     return (
         f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.\n"
         f"{_command('pretrained=MODEL', plan, 'FOLDER', chat)}\n"

@@ -1,13 +1,9 @@
-"""Held-out prompts as tasks of lm-evaluation-harness: files whose content is returned, not written.
+"""Files of lm-evaluation-harness (0.4.13): a task for each held-out prompt, and a group of all.
 
-A folder of them needs nothing else: `lm_eval --include_path FOLDER --tasks NAME` reads the YAMLs,
-and these name the Python file beside them, which reads the rows beside it. A row holds a finished
-context, so that no text of a prompt or an example is read as a template. Written against lm-eval
-0.4.13.
-
-Covered: a task for each prompt, a group of them all, choices and free text. Not covered: the chat
-template, which lm-eval applies itself when it is told to (`--apply_chat_template`), and the end of
-a generation, which follows the model's own settings.
+`lm_eval --include_path FOLDER --tasks NAME` reads the YAMLs, which name a Python file that reads
+the rows. A row holds a finished context, so that no text of a prompt or an example is read as a
+template. Not covered: the chat template (`--apply_chat_template`), and the end of a generation,
+which follows the model's settings.
 """
 
 import inspect
@@ -21,7 +17,7 @@ import yaml
 from paft_ray.tasks import Example, Task
 
 _NO_ANSWER = "[no answer]"
-"""Stands for a generated text without an answer, and equals none."""
+"""Replaces a missing answer in a generated text; equals no answer."""
 _CODE = '''"""Read by the YAMLs beside it; written by `paft export --lm-eval`."""
 
 import json
@@ -55,22 +51,22 @@ _FILTER = """filter_list:
 
 @dataclass(frozen=True, slots=True)
 class LmEvalTasks:
-    """What is written down for lm-eval."""
+    """The content of an export for lm-eval."""
 
     name: str
-    """The group's name, with which the names of its tasks begin."""
+    """Name of the group, and prefix of its tasks' names."""
     task: Task
     examples: Sequence[Example]
     contexts: Mapping[str, Sequence[tuple[str, str]]]
-    """By prompt id, for each example the context without a chat template, and the delimiter between
-    it and the answer; see `TextEncoder.context`."""
+    """By prompt id, for each example its context without a chat template and the delimiter before
+    the answer; see `TextEncoder.context`."""
     max_new_tokens: int
     """Longest generated answer of a free-text task, in tokens."""
     comment: str
-    """How to run them: comment lines of the group's file."""
+    """Instructions, written as comment lines of the group's file."""
 
     def files(self) -> dict[str, bytes]:
-        """File names to contents."""
+        """Return file names and contents."""
         from paft_ray.tasks.grading import extract_answer  # imports torch
 
         choices, pattern = self.task.choices, self.task.answer_pattern
@@ -119,10 +115,10 @@ class LmEvalTasks:
             "dataset_kwargs": {"file": f"prompt_{prompt_id}.jsonl"},
             "test_split": "test",
             "num_fewshot": 0,
-            # names of columns, which lm-eval takes as they stand
+            # names of columns, whose values lm-eval does not render
             "doc_to_text": "context",
             "doc_to_target": "target",
-            # one for all rows: where only some contexts end a line, theirs are not ours
+            # lm-eval has one for all rows; ours differ where only some contexts end a line
             "target_delimiter": max((delimiter for _, delimiter in contexts), default=" "),
             "metric_list": self._metrics(higher_is_better=True),
             "metadata": {"version": 1},

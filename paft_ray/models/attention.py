@@ -1,12 +1,11 @@
-"""Attention inside the sequences of a packed row, and nowhere else.
+"""Attention that stays inside each sequence of a packed row.
 
-A row of T tokens that holds many short sequences wants sum(L^2) products, not T^2 with most of
-them masked. Here the row is cut into its sequences, which attend as a padded batch under a plain
-causal mask (padding stands behind, where causal attention never looks), and put together again.
-Registered with transformers' attention interface, so that it serves every model that uses it;
-without `blocks` it is transformers' sdpa. On CPUs sequences up to 512 tokens are multiplied plainly
-(`kernels.py`): torch's fused CPU kernel took 40% of a training step at 100 tokens, mostly for its
-set-up, and at 512 tokens it takes twice the time.
+A row of T tokens that holds many short sequences needs sum(L^2) products; a masked product of T^2
+wastes most of its work. The row is cut into its sequences, which attend as a padded batch under a
+causal mask, and is put together again. Every model that uses transformers' attention interface can
+use it; without `blocks` it is transformers' sdpa. On CPUs sequences up to 512 tokens use
+`cpu/kernels.py`: torch's fused kernel took 40% of a training step at 100 tokens, mostly for set-up,
+and takes twice the time at 512 tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,32 +32,27 @@ _PLAIN_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a row falls apart into sequences.
+    """How a packed row is cut into sequences or, where these share tokens, into parts.
 
-    Sequences of like length share a batch; N sequences and L tokens of the longest differ by group.
+    Sequences of similar length form a group, computed as a batch of N times L tokens.
     """
 
     gather_NL: tuple[torch.Tensor, ...]
-    """For each group the row's tokens in every sequence, the last one repeated as padding."""
+    """For each group the indices of its sequences' tokens; the last one is repeated as padding."""
     back_T: torch.Tensor
-    """Where each token of the row stands in the flattened groups, one after the other."""
+    """Index of each token of the row in the concatenated flattened groups."""
     keys_NK: tuple[torch.Tensor, ...] = ()
-    """Where parts are shared, for each group the tokens that every part follows, and its own."""
+    """With shared parts, for each group the indices of the tokens that every part attends to."""
     distance_NLK: tuple[torch.Tensor, ...] = ()
-    """For each group how far a token stands behind each of these; negative where it does not. One
-    for all parts (N of 1) where it is the same."""
+    """For each group how far each token stands behind each of `keys_NK`; negative where it stands
+    before it. N is 1 where all parts of the group agree."""
 
 
 def cut_blocks(position_ids_T: np.ndarray, device: torch.device) -> Blocks:
-    """Cut a row where its positions restart.
-
-    Args:
-        position_ids_T: Positions, 0 at the first token of every sequence.
-        device: Where the row will be read.
-    """
+    """Cut a row into its sequences, which begin where `position_ids_T` is 0."""
     starts = np.flatnonzero(position_ids_T == 0)
     lengths = np.diff(starts, append=len(position_ids_T))
-    classes = np.ceil(np.log2(lengths)).astype(int)
+    classes = np.asarray([_length_class(length) for length in lengths.tolist()])
     gathers, back_T, offset = [], np.zeros(len(position_ids_T), np.int64), 0
     for size in np.unique(classes):
         members = np.flatnonzero(classes == size)
@@ -80,7 +74,8 @@ def cut_parts(parts: Sequence[Part], device: torch.device) -> Blocks:
     for index, part in enumerate(parts):
         own = np.arange(part.start, part.stop)
         paths.append(own if part.parent < 0 else np.concatenate([paths[part.parent], own]))
-        groups.setdefault((_size(len(own)), _size(len(paths[-1]))), []).append(index)
+        classes = (_length_class(len(own)), _length_class(len(paths[-1])))
+        groups.setdefault(classes, []).append(index)
     gathers, keys, distances, offset = [], [], [], 0
     back_T = np.zeros(max(part.stop for part in parts), np.int64)
     for members in groups.values():
@@ -95,18 +90,19 @@ def cut_parts(parts: Sequence[Part], device: torch.device) -> Blocks:
         gathers.append(torch.from_numpy(gather_NL))
         keys.append(torch.from_numpy(keys_NK))
         offset += gather_NL.size
-    on_device = (tuple(tensor.to(device) for tensor in own) for own in (gathers, keys, distances))
-    gather, key, distance = on_device
-    return Blocks(gather, torch.from_numpy(back_T).to(device), key, distance)
+    gathers_NL, keys_NK, distances_NLK = (
+        tuple(tensor.to(device) for tensor in group) for group in (gathers, keys, distances)
+    )
+    return Blocks(gathers_NL, torch.from_numpy(back_T).to(device), keys_NK, distances_NLK)
 
 
-def _size(length: int) -> int:
-    """Lengths of the same size share a batch."""
+def _length_class(length: int) -> int:
+    """A number that is equal for lengths that share a batch."""
     return (length - 1).bit_length()
 
 
 def _padded(indices: Sequence[np.ndarray]) -> np.ndarray:
-    """[N, L], the last index repeated: such a query is dropped, such a key stands behind all."""
+    """Stack to [N, L], padded by the last index: such queries are dropped, such keys are masked."""
     longest = max(map(len, indices))
     return np.stack([np.pad(own, (0, longest - len(own)), mode="edge") for own in indices])
 
@@ -120,10 +116,10 @@ def block_attention(
     blocks: Blocks | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: [1, heads, T, D] each to [1, T, heads, D].
+    """Compute attention for transformers: [1, heads, T, D] each to [1, T, heads, D].
 
     Raises:
-        ConfigError: The model adds a bias by position, and the row has several sequences.
+        ConfigError: The model adds a position bias, and the row has several sequences.
     """
     if blocks is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -164,9 +160,9 @@ def _attend_parts(
     plain: bool,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Attention of a row of shared parts, without gradients: [1, T, heads, D]."""
-    window, scaling, outputs = kwargs.get("sliding_window"), kwargs.get("scaling"), []
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    """Compute attention of a row of shared parts, without gradients: [1, T, heads, D]."""
+    window, outputs = kwargs.get("sliding_window"), []
+    scaling = _scaling(query, kwargs.get("scaling"))
     q_THD, k_THD, v_THD = (s[0].transpose(0, 1) for s in _as_autocast(query, key, value))
     for gather_NL, keys_NK, distance_NLK in zip(
         blocks.gather_NL, blocks.keys_NK, blocks.distance_NLK, strict=True
@@ -180,17 +176,21 @@ def _attend_parts(
             )
         else:
             cut = (_take(query, gather_NL), _take(key, keys_NK), _take(value, keys_NK))
-            seen = ~hidden_NLK[:, None].expand(len(gather_NL), -1, -1, -1)
-            output, _ = sdpa_attention_forward(module, *cut, seen, **kwargs)
+            mask = ~hidden_NLK[:, None].expand(len(gather_NL), -1, -1, -1)
+            output, _ = sdpa_attention_forward(module, *cut, mask, **kwargs)
             outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).index_select(0, blocks.back_T)[None]
 
 
 def _as_autocast(*states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Our own products are none that autocast knows."""
+    """Convert to autocast's dtype, which autocast does not do for our kernels."""
     if not torch.is_autocast_enabled("cpu"):
         return states
     return tuple(state.to(torch.get_autocast_dtype("cpu")) for state in states)
+
+
+def _scaling(query: torch.Tensor, scaling: float | None) -> float:
+    return query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 def attend(
@@ -202,41 +202,43 @@ def attend(
     sliding_window: int | None = None,
     **_: Any,
 ) -> torch.Tensor:
-    """Attention of a row on a CPU by our own products, in autocast's precision.
+    """Compute attention of a row with the CPU kernels, in autocast's precision.
 
     Args:
         query: [T, heads, D].
         key: [T, groups, D]: the heads of a group read the same keys (grouped-query attention).
         value: [T, groups, D].
-        blocks: How the row falls apart.
-        scaling: Of the scores; one over the root of D by default.
-        sliding_window: Tokens that a query sees, its own included.
+        blocks: The cut row.
+        scaling: Factor of the scores; one over the root of D by default.
+        sliding_window: Number of tokens that a query attends to, itself included.
 
     Returns:
         [T, heads, D].
     """
-    query, key, value = _as_autocast(query, key, value)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     attended: Any = BlockAttention.apply(
-        query, key, value, blocks.gather_NL, blocks.back_T, scaling, sliding_window
+        *_as_autocast(query, key, value),
+        blocks.gather_NL,
+        blocks.back_T,
+        _scaling(query, scaling),
+        sliding_window,
     )
     return attended
 
 
 def _one_group(gather_NL: torch.Tensor) -> Blocks:
-    """The blocks of a group that was taken out of its row, padding and all."""
+    """Return the blocks of one group that was taken out of its row with its padding."""
     back_T = torch.arange(gather_NL.numel(), device=gather_NL.device)
     return Blocks((back_T.view(gather_NL.shape),), back_T)
 
 
 def _take(states: torch.Tensor, gather_NL: torch.Tensor) -> torch.Tensor:
-    """[1, heads, T, D] to [N, heads, L, D]."""
+    """Gather [1, heads, T, D] to [N, heads, L, D]."""
     taken = states[0].index_select(1, gather_NL.flatten())
     return taken.unflatten(1, gather_NL.shape).transpose(0, 1)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """The causal mask of a sliding window where sequences are longer than it, else none."""
+    """Return the mask of a sliding window, or None where no sequence is longer than it."""
     if window is None or length <= window:
         return None
     at = torch.arange(length, device=device)
@@ -245,9 +247,9 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
 
 
 def attends_in_blocks(model: Any) -> bool:
-    """Whether a model was loaded with this attention; it may be adapted, or inside an engine.
+    """Whether a model, which may be adapted or inside an engine, uses this attention now.
 
-    With a prompt-learning adapter it does not: keys of virtual tokens stand before those of a row.
+    With a prompt-learning adapter it does not: its virtual tokens add keys before those of a row.
     """
     inner = getattr(model, "module", model)
     adapter, config = getattr(inner, "active_peft_config", None), getattr(inner, "config", None)
@@ -259,11 +261,10 @@ def attends_in_blocks(model: Any) -> bool:
 def block_arguments(
     row_position_ids_T: np.ndarray, device: torch.device, parts: Sequence[Part] = ()
 ) -> Mapping[str, Any]:
-    """What to hand to the model's forward for a packed row, besides ids and positions.
+    """Return the arguments of a model's forward for a packed row, besides ids and positions.
 
-    Sequences that share parts are read without gradients only.
-
-    The mask of one element only keeps transformers from building one that nobody reads.
+    Rows with shared parts have no backward pass. The mask of one element keeps transformers from
+    building one that is not used.
     """
     return {
         "blocks": cut_parts(parts, device) if parts else cut_blocks(row_position_ids_T, device),
@@ -276,5 +277,5 @@ AttentionMaskInterface.register(BLOCK_ATTENTION, sdpa_mask)
 
 
 def takes_blocks(model: "PreTrainedModel") -> bool:
-    """Whether a model calls its attention through transformers' interface, and sdpa serves it."""
+    """Whether a model uses transformers' attention interface and supports sdpa."""
     return bool(model._supports_attention_backend and model._supports_sdpa)

@@ -1,8 +1,6 @@
-"""Where a base model lies, and how every node gets at it, once per node and not once per process.
+"""Makes a base model available on every node: folders, hub names, GGUF files converted once.
 
-Covered: folders, hub names, GGUF files converted once into storage. Not covered: loading, which is
-`model.py`. Hub models are fetched by transformers, and huggingface_hub lets one process of a node
-download each file while the others wait for it.
+A node fetches a model once for all its processes; huggingface_hub does the same for hub models.
 """
 
 import fcntl
@@ -27,17 +25,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BaseSource:
-    """A prepared base model as every node can find it; pickles."""
+    """Location of a base model that every node can resolve; it can be pickled."""
 
     path: str
-    """What the configuration names: a folder, `pkg:NAME/inner/path`, a GGUF file, a hub name."""
+    """Path of the configuration: a folder, `pkg:NAME/inner/path`, a GGUF file or a hub name."""
     converted: Storage | None = None
-    """Where a GGUF file lies converted; None for anything else."""
+    """Folder of the converted GGUF file; None for anything else."""
     identity: str = ""
-    """Fingerprint of what was converted."""
+    """Fingerprint of the GGUF file."""
 
     def local(self) -> str:
-        """The location on this node that `load_base` takes, fetched first where it must be.
+        """Return the location on this node that `load_base` takes, and fetch it if necessary.
 
         Raises:
             ConfigError: This node does not have the folder.
@@ -84,7 +82,7 @@ def prepare_base(path: str, revision: str | None, storage: Storage) -> str:
 
 @contextmanager
 def node_lock(name: str) -> Iterator[None]:
-    """Hold a lock among this user's processes on this node; it ends with the process."""
+    """Hold a lock among this user's processes on this node; it is released when a process dies."""
     locks = user_cache() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     with (locks / name).open("w") as file:
@@ -113,11 +111,11 @@ def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
 
 
 def local_copy(folder: Storage, identity: str) -> str:
-    """The folder itself, or its copy on this node, fetched once where storage is elsewhere.
+    """Return a local path of a model's or adapter's folder, fetched once per node if it is remote.
 
     Args:
-        folder: Of a model or adapter.
-        identity: Fingerprint of its content.
+        folder: Folder on storage.
+        identity: Fingerprint of its content, which names the copy.
     """
     if folder.is_local:
         return folder.path()
@@ -126,8 +124,8 @@ def local_copy(folder: Storage, identity: str) -> str:
         models.mkdir(parents=True, exist_ok=True)
         with node_lock(f"fetch-{identity}"):
             if not (models / identity).exists():
-                for torn in models.glob(f".writing-{identity}-*"):  # left by a process that died
-                    shutil.rmtree(torn)
+                for unfinished in models.glob(f".writing-{identity}-*"):  # of a process that died
+                    shutil.rmtree(unfinished)
                 writing = Path(tempfile.mkdtemp(prefix=f".writing-{identity}-", dir=models))
                 folder.fetch(writing).rename(models / identity)
     return str(models / identity)

@@ -1,14 +1,14 @@
-"""Which arithmetic `auto` stands for on this machine."""
+"""The arithmetic that `dtype: auto` means on this machine."""
 
 from pathlib import Path
 
 
 def resolve_dtype(dtype: str, gpus: float) -> str:
-    """The arithmetic that `auto` stands for on this machine; any other value is returned as given.
+    """Return `dtype`, or for `auto` bfloat16 where this machine computes it in hardware.
 
     Args:
         dtype: `auto`, `float32` or `bfloat16`.
-        gpus: GPUs per worker; with any, auto is bf16, without, it is where the CPU has bf16.
+        gpus: GPUs per worker; without any, the CPU decides.
     """
     if dtype != "auto":
         return dtype
@@ -16,7 +16,7 @@ def resolve_dtype(dtype: str, gpus: float) -> str:
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's processor multiplies bf16 in hardware; False where nothing tells."""
+    """Whether this machine's CPU multiplies bf16 in hardware; False where that is unknown."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

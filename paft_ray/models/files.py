@@ -1,8 +1,7 @@
-"""What can be known of a model from its files, without torch.
+"""Checks a model's files and computes its identity, without torch.
 
-Covered: folders with safetensors (one file or shards), GGUF files, and a model's identity. Not
-covered: hub models, of which nothing is fetched here; pickled weights, which are refused; whether
-a model and its adapter can be built, which is `trial`.
+Covered: folders with safetensors, GGUF files. Hub models are not fetched, pickled weights are
+refused; `meta.py` checks whether a model and its adapter can be built.
 """
 
 import importlib.util
@@ -18,7 +17,7 @@ from paft_ray.config.loading import resolve_path
 from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-"""Tensors of an adapter, as peft names the file."""
+"""peft's name for the file of an adapter's tensors."""
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "vocab.txt")
@@ -27,23 +26,21 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_l
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """What a model's files say; None where nobody has looked, which is so for hub models."""
+    """Facts about a model, read from its files; None for hub models, which are not fetched."""
 
     location: str
     """Local path, or hub name."""
     kind: Literal["local", "gguf", "hub"]
-    has_tokenizer: bool | None = None
     has_chat_template: bool | None = None
     context_length: int | None = None
     """Longest sequence, in tokens, that the model was made for."""
 
 
-def inspect_model(path: str, revision: str | None = None, field: str = "model.path") -> ModelFiles:
+def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
     """Look at a model's files without loading it.
 
     Args:
         path: Model folder, GGUF file, `pkg:NAME/inner/path`, or hub name.
-        revision: Commit or tag of a hub model; of no account for local files.
         field: The configuration's field, with which messages begin.
 
     Raises:
@@ -61,9 +58,9 @@ def inspect_model(path: str, revision: str | None = None, field: str = "model.pa
 
 
 def model_identity(path: str, revision: str | None = None) -> str:
-    """Fingerprint of a local model's configuration, weights and tokenizer; `repo@revision` else.
+    """Fingerprint a local model's configuration, weights and tokenizer; `repo@revision` for hubs.
 
-    Neither the folder's name nor files that only people read count.
+    The folder's name and its documentation do not matter.
 
     Raises:
         ConfigError: `path` names a Python package that is not installed.
@@ -106,7 +103,6 @@ def _inspect_folder(folder: Path) -> ModelFiles:
     return ModelFiles(
         location=str(folder),
         kind="local",
-        has_tokenizer=True,
         has_chat_template=_has_chat_template(folder),
         context_length=_context_length(config),
     )
@@ -149,7 +145,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _tensors(path: Path) -> list[str]:
-    """Names of a file's tensors, of which none is read."""
+    """Return the names of a file's tensors, without reading these."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -210,7 +206,6 @@ def _inspect_gguf(path: Path) -> ModelFiles:
     return ModelFiles(
         location=str(path),
         kind="gguf",
-        has_tokenizer=True,
         has_chat_template="tokenizer.chat_template" in reader.fields,
         context_length=metadata(f"{architecture}.context_length"),
     )

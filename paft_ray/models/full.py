@@ -1,7 +1,6 @@
-"""Full fine-tuning: all weights of a model trained, and stored as a model of its own.
+"""Stores a model whose weights were all trained, as transformers does: tied weights once, shards.
 
-Covered: tied weights (trained and stored once), models whose checkpoints name or shape weights
-otherwise than the code does (transformers turns them back), shards. Not covered: quantized weights.
+Not covered: quantized weights.
 """
 
 import tempfile
@@ -14,13 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SHARD = "2GB"
-"""Largest file of weights, which is also what is read into memory at a time."""
-
-
-def train_all_weights(model: "PreTrainedModel") -> "PreTrainedModel":
-    """Let all weights of a loaded base be trained; returns the model."""
-    model.requires_grad_(True)
-    return model
+"""Largest file of weights; one is in memory at a time."""
 
 
 def full_model_files(
@@ -28,14 +21,14 @@ def full_model_files(
     weights: "Mapping[str, torch.Tensor]",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> Iterator[tuple[str, bytes]]:
-    """A trained model as transformers stores it: names and contents of files, one after the other.
+    """Yield names and contents of a trained model's files.
 
-    They pass through this node's temporary folder, which must have room for the whole model.
+    This node's temporary folder must have room for the whole model.
 
     Args:
-        model: The model, for its configuration and buffers; its weights may be partitioned.
+        model: Provides configuration and buffers; its weights may be partitioned.
         weights: Gathered weights by their names in `model`.
-        tokenizer: Stored beside it.
+        tokenizer: Stored with the model.
     """
     state = dict(weights)
     buffers = set(dict(model.named_buffers()))

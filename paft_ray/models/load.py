@@ -1,8 +1,8 @@
-"""The base model and its adapter: load, adapt with any peft method, save.
+"""Loads base models and tokenizers; adds, saves and loads adapters of any peft method.
 
-Arithmetic in bf16 is a matter of autocast (DeepSpeed's in training, torch's in scoring) over fp32
-weights. Frozen linear weights may be stored in bf16 beforehand, which is what autocast would make
-of them at every use; embeddings, norms, the output head and the adapter stay in fp32.
+bf16 means autocast (DeepSpeed's in training, torch's in scoring) over fp32 weights. Frozen linear
+weights may be stored in bf16, to which autocast would convert them at every use; embeddings, norms,
+the output head and the adapter stay in fp32.
 """
 
 import logging
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.files import ADAPTER_WEIGHTS
-from paft_ray.models.full import train_all_weights
 from paft_ray.storage.paths import to_json
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ MODEL_FOLDER = "model"
 
 
 def load_tokenizer(location: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a prepared base model."""
+    """Load the tokenizer of a prepared base model."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
@@ -45,18 +44,18 @@ def load_base(
     attention: str = "auto",
     quantization: str = "none",
 ) -> "PreTrainedModel":
-    """A prepared base model, frozen, in evaluation mode, in fp32 unless asked otherwise.
+    """Load a prepared base model, frozen and in evaluation mode.
 
     Its output head computes in fp32 also under autocast: bf16 logits are 0.06 apart near 16, too
-    coarse to rank two answers, and the head runs on few positions. Of its generation config only
-    the end tokens are kept: a repetition penalty in there would move every generated answer.
+    coarse to rank two answers, and the head runs on few positions. Its generation config keeps only
+    the end tokens: a repetition penalty would change every generated answer.
 
     Args:
         location: What `prepare_base` returned.
         revision: Commit or tag of a hub model.
-        dtype: Of the weights.
-        attention: `model.attention`. All but `blocks` build the mask of a packed row from its
-            positions, inside transformers.
+        dtype: Type of the weights; fp32 by default.
+        attention: `model.attention`. With all but `blocks`, transformers builds the mask of a
+            packed row from its positions.
         quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
             embeddings, norms and output head stay as they are.
 
@@ -77,7 +76,7 @@ def load_base(
             location,
             revision=revision,
             dtype=dtype or torch.float32,
-            # none: transformers takes sdpa where the model has it
+            # None: transformers uses sdpa where the model supports it
             attn_implementation=None if in_blocks else attention,
             **(nf4_arguments() if quantization == "nf4" else {}),
         )
@@ -109,21 +108,21 @@ def load_base(
 
 
 def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
-    """Store frozen linear weights as bf16: the same results under bf16 autocast, no casts.
+    """Store frozen linear weights as bf16, which saves the casts of bf16 autocast.
 
-    Those that are stored in 4 bits stay so, and are multiplied in bf16.
+    Weights in 4 bits stay so, and are multiplied in bf16.
     """
     import torch
 
     for module in model.modules():
-        if hasattr(module, "compute_dtype"):  # bitsandbytes', to which autocast means nothing
+        if hasattr(module, "compute_dtype"):  # bitsandbytes', which ignores autocast
             module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
         if type(module) is torch.nn.Linear and not module.weight.requires_grad:
             module.to(torch.bfloat16)
 
 
 def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "PeftModel":
-    """Wrap a base model with a fresh adapter whose initial weights depend on `seed` alone.
+    """Add a new adapter, whose initial weights depend on `seed` alone, to a base model.
 
     Raises:
         ConfigError: peft refuses the configuration, or nothing in it is trainable.
@@ -145,31 +144,28 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
 
 
 def result_folder(peft: dict[str, Any] | None) -> str:
-    """Folder of a training, under `model.peft`, that holds what was trained."""
+    """Return the folder of a training that holds its adapter or, without peft, its model."""
     return MODEL_FOLDER if peft is None else ADAPTER_FOLDER
 
 
 def make_trainable(
     model: "PreTrainedModel", peft: dict[str, Any] | None, seed: int
 ) -> "PeftModel | PreTrainedModel":
-    """Turn a loaded base into what is trained: a fresh adapter on it, or all its weights.
-
-    Args:
-        model: The base.
-        peft: `model.peft`; None trains all weights.
-        seed: Of the adapter's initial weights.
+    """Add a new adapter to a loaded base or, where `peft` is None, make all its weights trainable.
 
     Raises:
         ConfigError: See `add_adapter`.
     """
-    return train_all_weights(model) if peft is None else add_adapter(model, peft, seed)
+    if peft is not None:
+        return add_adapter(model, peft, seed)
+    model.requires_grad_(True)
+    return model
 
 
 def reads_positions(model: "PeftModel | PreTrainedModel") -> bool:
-    """Whether `position_ids` reach the model, which packing needs.
+    """Whether the model uses `position_ids`, which packing needs.
 
-    Prompt-learning methods (prompt tuning, P-tuning, prefix tuning) put virtual tokens before the
-    text and drop them.
+    Prompt-learning methods (prompt tuning, P-tuning, prefix tuning) drop them.
     """
     from peft import PeftModel
 
@@ -177,26 +173,24 @@ def reads_positions(model: "PeftModel | PreTrainedModel") -> bool:
 
 
 def virtual_tokens(model: "PeftModel | PreTrainedModel") -> int:
-    """How many logits the adapter puts before those of the text."""
-    from peft import PeftModel, PeftType
+    """Return the number of logits that the adapter puts before those of the text."""
+    from peft import PeftType
 
-    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
-        return 0
-    if model.active_peft_config.peft_type == PeftType.PREFIX_TUNING:
+    if reads_positions(model):
         return 0
     config: Any = model.active_peft_config
-    return int(config.num_virtual_tokens)
+    return 0 if config.peft_type == PeftType.PREFIX_TUNING else int(config.num_virtual_tokens)
 
 
 def adapter_files(
     model: "PeftModel", trainable: "dict[str, torch.Tensor]", base: str
 ) -> dict[str, bytes]:
-    """The adapter as peft stores it: file names to contents, which `PeftModel` can load.
+    """Return file names and contents of an adapter, which peft can load.
 
     Args:
-        model: The adapted model, for its configuration.
+        model: The adapted model.
         trainable: Gathered trainable parameters by their names in `model`.
-        base: What the adapter's configuration names as its base model.
+        base: Base model that the adapter's configuration names.
     """
     import safetensors.torch
     from peft import get_peft_model_state_dict
@@ -207,12 +201,12 @@ def adapter_files(
     tensors = {name: state[name].contiguous() for name in sorted(state)}
     return {
         ADAPTER_WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
-        "adapter_config.json": to_json(_plain(config)),
+        "adapter_config.json": to_json(plain_settings(config)),
     }
 
 
 def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -> "PeftModel":
-    """Put a stored adapter on a base model, or beside others on a model that has some."""
+    """Load a stored adapter into a base model, or into a model that has other adapters."""
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
@@ -221,14 +215,14 @@ def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -
     return PeftModel.from_pretrained(model, folder, adapter_name=name).eval()
 
 
-def _plain(value: Any) -> Any:
-    """JSON-ready values: peft keeps target modules in sets, whose order changes from run to run."""
+def plain_settings(value: Any) -> Any:
+    """Convert a peft configuration to JSON values in a fixed order: peft keeps modules in sets."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in sorted(value.items())}
+        return {str(key): plain_settings(item) for key, item in sorted(value.items())}
     if isinstance(value, set | frozenset):
-        return sorted(_plain(item) for item in value)
+        return sorted(plain_settings(item) for item in value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_settings(item) for item in value]
     if isinstance(value, Enum):
         return value.value
     return value

@@ -1,5 +1,4 @@
-"""Answer log-likelihoods and generation for a batch: the kernel that evaluation, probing,
-training and trials share.
+"""Answer log-likelihoods and generation for a batch, for training, probes and evaluation.
 
 Shapes: T tokens of a row, U positions whose logits are needed, A answer tokens, V vocabulary.
 """
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class FullPrecisionLinear(torch.nn.Linear):
-    """A linear layer that computes in fp32 also where autocast is on."""
+    """A linear layer that computes in fp32 also under autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input` [..., in] to fp32 [..., out]."""
+        """Map `input` [..., in] to fp32 [..., out]."""
         with torch.autocast(input.device.type, enabled=False):
             return linear(input.float(), self.weight, self.bias)
 
@@ -33,18 +32,18 @@ class FullPrecisionLinear(torch.nn.Linear):
 def answer_logprobs(
     forward: Callable[..., Any], row: Row, device: torch.device, virtual_tokens: int = 0
 ) -> torch.Tensor:
-    """Log-probability of every answer token of a row, in fp32: shape [A].
+    """Compute the log-probability of every answer token of a row, in fp32: shape [A].
 
-    The output head runs on the positions that predict an answer token and on no other. The
-    sequences of a row do not see each other: `position_ids` restart, no attention mask is given,
-    and no cache is built (with one, transformers silently lets them).
+    The output head runs only on positions that predict an answer token. The sequences of a row do
+    not attend to each other: `position_ids` restart, no attention mask is given, and no cache is
+    built (with one, transformers silently lets them).
 
     Args:
         forward: The model, or a DeepSpeed engine around it.
-        row: What to read and what to predict.
-        device: Where the model lives.
-        virtual_tokens: Logits that a prompt-learning adapter puts before those of the text; such
-            a row holds one sequence.
+        row: Tokens to read and to predict.
+        device: The model's device.
+        virtual_tokens: Logits that a prompt-learning adapter puts before those of the text; the row
+            then holds one sequence.
     """
     input_ids = torch.from_numpy(row.input_ids_T).to(device)[None]
     keep_U = torch.from_numpy(row.keep_U).to(device)
@@ -64,7 +63,7 @@ def answer_logprobs(
 
 @contextmanager
 def inference(model: torch.nn.Module, dtype: str) -> Iterator[None]:
-    """No gradients, and bf16 autocast where `dtype` asks for it."""
+    """Turn gradients off and, where `dtype` is bfloat16, autocast on."""
     device = next(model.parameters()).device.type
     with torch.inference_mode(), torch.autocast(device, torch.bfloat16, dtype == "bfloat16"):
         yield
@@ -78,15 +77,15 @@ def score_sequences(
     packing: bool = True,
     virtual_tokens: int = 0,
 ) -> list[dict[int, float]]:
-    """Summed log-likelihood of every answer of every sequence.
+    """Compute the summed log-likelihood of every answer of every sequence.
 
     Args:
         model: Causal language model, with or without an adapter.
-        sequences: What to score.
+        sequences: Sequences to score.
         dtype: `float32` or `bfloat16` (autocast).
         row_tokens: Most tokens in one forward pass.
-        packing: Several sequences in one row, where they share what they begin with if the
-            model attends in blocks.
+        packing: Put several sequences into a row; if the model attends in blocks, they share
+            common beginnings.
         virtual_tokens: See `answer_logprobs`.
 
     Returns:
@@ -116,14 +115,14 @@ def choice_logprobs(
     packing: bool = True,
     virtual_tokens: int = 0,
 ) -> list[tuple[float, ...]]:
-    """Log-likelihoods of several answers to each of several contexts, in nats.
+    """Compute log-likelihoods of the answers to each context, in nats.
 
     Args:
         model: Causal language model, with or without an adapter.
-        encoded: For each context its answers, all with the same context.
-        dtype: See `score_sequences`, as all that follows.
+        encoded: For each context its answers.
+        dtype: See `score_sequences`, also for the remaining arguments.
         row_tokens: Most tokens in one forward pass.
-        packing: Several sequences in one row.
+        packing: Put several sequences into a row.
         virtual_tokens: See `answer_logprobs`.
     """
     per_context = [choice_sequences(answers) for answers in encoded]
@@ -137,7 +136,7 @@ def choice_logprobs(
 
 
 def best_choice(values: Sequence[float]) -> int:
-    """The index of the largest value, the first one where several are equal."""
+    """Return the index of the largest value, the first of several that are equal."""
     return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
@@ -150,7 +149,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
 ) -> list[tuple[str, int]]:
-    """Continue a batch of texts; greedily, or by sampling from a generator seeded for the batch.
+    """Continue a batch of texts greedily, or by sampling with a seed for the batch.
 
     Args:
         model: Causal language model, with or without an adapter.
@@ -158,8 +157,8 @@ def generate(
         contexts: Token ids of the texts to continue.
         max_new_tokens: Longest continuation, in tokens.
         temperature: 0 is greedy.
-        top_p: Sample from the likeliest tokens that together have this probability.
-        seed: With the composition of the batch, determines what is sampled.
+        top_p: Probability of the likeliest tokens, from which is sampled.
+        seed: Determines the samples, together with the composition of the batch.
 
     Returns:
         For each text its continuation, and the number of its tokens including the end token.

@@ -1,8 +1,7 @@
-"""Trying a model before any work: built without weights, adapted, and read to by long examples.
+"""Checks of a model before any work, in a separate process: built without weights, adapted.
 
-Covered: what only transformers, peft and the tokenizer can say of a configuration, in a process
-beside the driver's, which imports neither. Not covered: weights, which nobody reads here; whether
-they fit into memory.
+Covered: errors that only transformers, peft and the tokenizer can find, and lengths of examples.
+Not covered: weights, and whether they fit into memory.
 """
 
 import multiprocessing
@@ -24,20 +23,21 @@ if TYPE_CHECKING:
     from paft_ray.tasks import Example
 
 _LONGEST = 16
+"""Number of the longest prompts and examples that are encoded together."""
 
 
 class ModelCheckProcess:
-    """A process that imports torch, transformers and peft while the driver goes on without.
+    """A process that imports torch, transformers and peft, so that the driver need not.
 
-    It starts when it is first asked, answers in the order of asking, and ends with the driver.
+    It starts at the first call, returns results in the order of calls, and ends with the driver.
     """
 
     def __init__(self) -> None:
-        """No process yet."""
+        """Start nothing yet."""
         self._running: tuple[Connection, BaseProcess] | None = None
 
     def __enter__(self) -> Self:
-        """Nothing is started yet."""
+        """Return the process, which is not started yet."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -45,7 +45,7 @@ class ModelCheckProcess:
         self.close()
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Ask for a function of a module to be called."""
+        """Start a call of a module-level function."""
         if self._running is None:
             context = multiprocessing.get_context("spawn")
             connection, other = context.Pipe()
@@ -56,15 +56,15 @@ class ModelCheckProcess:
         self._running[0].send((function, arguments))
 
     def finish(self) -> Any:
-        """Wait for the oldest answer that nobody has waited for.
+        """Wait for the oldest pending call and return its result.
 
         Raises:
-            PaftError: What the function raised, or that the process died.
+            PaftError: The function raised it, or the process died.
         """
         assert self._running is not None
         connection, process = self._running
         try:
-            answer, error = connection.recv()
+            result, error = connection.recv()
         except EOFError as end:
             process.join()
             raise PaftError(
@@ -73,10 +73,10 @@ class ModelCheckProcess:
             ) from end
         if error is not None:
             raise error
-        return answer
+        return result
 
     def close(self) -> None:
-        """End the process, which frees its memory; asking again starts another."""
+        """End the process, which frees its memory; the next call starts another."""
         if self._running is not None:
             connection, process = self._running
             self._running = None
@@ -86,7 +86,7 @@ class ModelCheckProcess:
 
 
 def warm_up() -> None:
-    """Import what reading a tokenizer needs, so that it is there when texts come."""
+    """Import transformers ahead of the first check."""
     from transformers import AutoTokenizer  # noqa: F401
 
 
@@ -97,10 +97,10 @@ def _serve(connection: Connection) -> None:
         except EOFError:  # the driver is gone
             return
         try:
-            answer = function(*arguments), None
+            result = function(*arguments), None
         except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
-            answer = None, error
-        connection.send(answer)
+            result = None, error
+        connection.send(result)
 
 
 def check_adapters(
@@ -110,11 +110,11 @@ def check_adapters(
     seed: int,
     warm_start: StoredAdapter | None = None,
 ) -> None:
-    """Build the model without weights and put every adapter on it that there is to be.
+    """Build the model without weights and add each of the adapters to it.
 
     Raises:
         ConfigError: transformers cannot build the model or read the tokenizer, or peft refuses
-            the adapter or cannot save it, or `warm_start` has another shape.
+            an adapter or cannot save it, or `warm_start` has another shape.
     """
     from paft_ray.models.load import load_tokenizer
 
@@ -138,14 +138,14 @@ def check_adapters(
 def count_weights(
     path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
 ) -> dict[str, int]:
-    """Build the model and its adapter without weights, and count what they will have.
+    """Build the model and its adapter without weights, and count their parameters.
 
     Returns:
-        `parameters`, of these `trainable`; `linear`, frozen weights of linear layers inside blocks;
-        `layers` and `hidden`.
+        `parameters`, of these `trainable`; `linear`, frozen weights of linear layers but the output
+        head; `layers` and `hidden`.
 
     Raises:
-        PaftError: The model cannot be built here, or nothing says how large its adapter is.
+        PaftError: The model cannot be built here, or its adapter's size depends on weights.
         ConfigError: peft refuses the adapter.
     """
     if peft is not None:
@@ -190,7 +190,7 @@ def _check_adapter(
         get_peft_model_state_dict(adapted, state_dict=weights, save_embedding_layers=False)
         if warm_start is not None:
             check_shape(warm_start, adapted)
-    except RuntimeError:  # torch's, of an initialisation that reads weights: training will tell
+    except RuntimeError:  # an initialisation reads weights: training checks it
         return
     except (ValueError, KeyError) as error:
         if isinstance(error, ConfigError):
@@ -229,15 +229,15 @@ def refuse_overlong(
     examples: Sequence["Example"],
     choices: Sequence[str] | None,
 ) -> None:
-    """Read the longest examples through the longest prompts, before anything else is done.
+    """Check that the longest examples fit under the longest prompts.
 
     Lengths nearly add up, so that the longest pair is among these.
 
     Args:
-        encoder: The model's, which refuses what is too long.
-        prompts: Of each the id, the text, and what renders it.
-        examples: What will be rendered.
-        choices: The task's choices; without, each example's own answer is read.
+        encoder: Encoder that refuses overlong texts.
+        prompts: For each prompt its id, its text and the function that renders it.
+        examples: Examples to render.
+        choices: The task's choices; without, each example's own answer is encoded.
 
     Raises:
         DataError: One does not fit `task.max_length`.
@@ -258,11 +258,11 @@ def refuse_overlong(
 
 
 def _lengths(encoder: "TextEncoder", texts: Sequence[str]) -> list[int]:
-    """Tokens of every text; texts that are far from the longest in characters are not read."""
+    """Count the tokens of each text; 0 for texts with far fewer characters than the longest."""
     enough = max(map(len, texts), default=0) / 4
     lengths = [0] * len(texts)
-    read = [index for index, text in enumerate(texts) if len(text) >= enough]
-    encoded: Any = encoder.tokenizer([texts[index] for index in read])["input_ids"] if read else []
-    for index, ids in zip(read, encoded, strict=True):
+    long = [index for index, text in enumerate(texts) if len(text) >= enough]
+    encoded: Any = encoder.tokenizer([texts[index] for index in long])["input_ids"] if long else []
+    for index, ids in zip(long, encoded, strict=True):
         lengths[index] = len(ids)
     return lengths

@@ -1,48 +1,45 @@
-"""Sequences dealt into rows, which one forward pass reads."""
+"""Token sequences, and rows of them that one forward pass reads."""
 
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from paft_ray.config.errors import DataError
-
-if TYPE_CHECKING:
-    pass
-
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSequence:
-    """What the model reads of one text, and what it is asked to predict there."""
+    """Tokens of one text that a model reads, and those that it predicts."""
 
     input_ids: tuple[int, ...]
     """Tokens read: the context, and all of the answer but its last token."""
     positions: tuple[int, ...]
-    """Indices into `input_ids` whose next token counts; non-decreasing."""
+    """Indices into `input_ids` whose next token is predicted; non-decreasing."""
     targets: tuple[int, ...]
-    """The token asked for at each of `positions`."""
+    """Token to predict at each of `positions`."""
     owners: tuple[int, ...]
-    """For each target the answer it belongs to: 0, or the index of a choice."""
+    """For each target the index of its answer: 0, or that of a choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Neighbouring tokens of a row that follow another part, or begin a sequence."""
+    """Consecutive tokens of a row that continue another part, or begin a sequence."""
 
     start: int
     stop: int
     parent: int
-    """Index of the part that it follows, which stands before it; -1 for none."""
+    """Index of the earlier part that it continues; -1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Several sequences in one forward pass, told apart by positions that restart at 0."""
+    """Several sequences in one forward pass; positions restart at 0 for each of them."""
 
     input_ids_T: IntArray
     position_ids_T: IntArray
@@ -55,46 +52,66 @@ class Row:
     """For each target the index of its sequence within the row."""
     owners_A: IntArray
     members: tuple[int, ...]
-    """For each sequence of the row its index in the list that was packed; empty for an inert
-    row, whose loss counts nothing."""
+    """For each sequence of the row its index in the packed list; empty for an inert row."""
     parts: tuple[Part, ...] = ()
-    """How sequences share tokens, see `sharing`; empty where each has all of its own."""
+    """Parts that sequences share, see `sharing.py`; empty where nothing is shared."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of the row."""
+        """Number of tokens."""
         return len(self.input_ids_T)
 
 
 def build_row(sequences: Sequence[TokenSequence], members: Sequence[int]) -> Row:
     """Concatenate the sequences named by `members` into one row."""
     chosen = [sequences[index] for index in members]
-    starts = np.cumsum([0, *(len(s.input_ids) for s in chosen)])
-    at_A = _concatenate(
-        [
-            np.asarray(s.positions, np.int64) + start
-            for s, start in zip(chosen, starts, strict=False)
-        ]
+    starts = accumulate((len(s.input_ids) for s in chosen), initial=0)
+    return assemble_row(
+        sequences,
+        members,
+        input_ids=[token for s in chosen for token in s.input_ids],
+        position_ids=[position for s in chosen for position in range(len(s.input_ids))],
+        at=[start + p for start, s in zip(starts, chosen, strict=False) for p in s.positions],
     )
-    keep_U, gather_A = np.unique(at_A, return_inverse=True)
+
+
+def assemble_row(
+    sequences: Sequence[TokenSequence],
+    members: Sequence[int],
+    input_ids: Sequence[int],
+    position_ids: Sequence[int],
+    at: Sequence[int],
+    parts: Sequence[Part] = (),
+) -> Row:
+    """Build a row from its tokens.
+
+    Args:
+        sequences: All sequences.
+        members: Indices of those in the row.
+        input_ids: Tokens of the row.
+        position_ids: Their positions.
+        at: For each target of the members the place in the row that predicts it.
+        parts: See `Row`.
+    """
+    keep_U, gather_A = np.unique(np.asarray(at, np.int64), return_inverse=True)
+    chosen = [sequences[index] for index in members]
     return Row(
-        input_ids_T=_concatenate([np.asarray(s.input_ids, np.int64) for s in chosen]),
-        position_ids_T=_concatenate([np.arange(len(s.input_ids)) for s in chosen]),
+        input_ids_T=np.asarray(input_ids, np.int64),
+        position_ids_T=np.asarray(position_ids, np.int64),
         keep_U=keep_U,
         gather_A=gather_A.astype(np.int64),
-        targets_A=_concatenate([np.asarray(s.targets, np.int64) for s in chosen]),
-        members_A=_concatenate(
-            [np.full(len(s.targets), index, np.int64) for index, s in enumerate(chosen)]
-        ),
-        owners_A=_concatenate([np.asarray(s.owners, np.int64) for s in chosen]),
+        targets_A=np.asarray([target for s in chosen for target in s.targets], np.int64),
+        members_A=np.asarray([n for n, s in enumerate(chosen) for _ in s.targets], np.int64),
+        owners_A=np.asarray([owner for s in chosen for owner in s.owners], np.int64),
         members=tuple(members),
+        parts=tuple(parts),
     )
 
 
 def inert_row(token: int) -> Row:
-    """A row with a real forward pass that counts nothing.
+    """Return a row whose loss counts nothing, for ranks with fewer rows than others.
 
-    It keeps the collectives of ranks with fewer rows in step (ZeRO 2 and 3 hang otherwise).
+    Its forward pass keeps the ranks' collectives in step (ZeRO 2 and 3 hang otherwise).
     """
     zero = np.zeros(1, np.int64)
     return Row(np.full(2, token, np.int64), np.arange(2), zero, zero, zero, zero, zero, ())
@@ -111,7 +128,7 @@ def deal_rows(
         lengths: Tokens of each sequence.
         row_tokens: Most tokens in a row.
         ranks: Workers to deal to.
-        packing: False puts one sequence into a row.
+        packing: Put several sequences into a row.
 
     Returns:
         For each rank its rows, each a list of indices into `lengths`; rows may be empty.
@@ -128,7 +145,7 @@ def deal_rows(
     per_rank = max(1, -(-fewest // ranks))
     while (rows := _fill(order, lengths, row_tokens, per_rank * ranks, packing)) is None:
         per_rank += 1
-    # heaviest rows first, to the ranks in turn: a rank's rows line up with the others' in time
+    # longest rows first, to the ranks in turn: rows that ranks read at the same time are alike
     rows.sort(key=lambda row: (-sum(lengths[i] for i in row), row))
     return [rows[rank::ranks] for rank in range(ranks)]
 
@@ -137,7 +154,7 @@ def _fill(
     order: Sequence[int], lengths: Sequence[int], row_tokens: int, count: int, packing: bool
 ) -> list[list[int]] | None:
     rows: list[list[int]] = [[] for _ in range(count)]
-    emptiest = [(0, row) for row in range(count)]  # a heap: the first one is the emptiest
+    emptiest = [(0, row) for row in range(count)]  # a heap
     for index in order:
         used, row = emptiest[0]
         if used + lengths[index] > row_tokens or (rows[row] and not packing):
@@ -145,7 +162,3 @@ def _fill(
         rows[row].append(index)
         heapq.heapreplace(emptiest, (used + lengths[index], row))
     return [sorted(row) for row in rows]
-
-
-def _concatenate(arrays: Sequence[np.ndarray]) -> IntArray:
-    return np.concatenate(arrays).astype(np.int64) if arrays else np.zeros(0, np.int64)

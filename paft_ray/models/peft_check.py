@@ -1,7 +1,7 @@
-"""Whether `model.peft` can be used: by a table, and by what the installed peft and the model say.
+"""Checks of `model.peft`: against a table, the installed peft, and the modules of the model.
 
-`check_peft` imports nothing. The other checks need peft and the model, built without weights, and
-are made where these are, see `trial`; what they do not cover peft refuses itself.
+`check_peft` imports nothing; the other checks run in the process of `meta.py`. peft itself refuses
+what they do not cover.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ _REFUSED_METHODS = {
     "VBLORA": "peft saves it without the vector bank that loading asks for",
     "XLORA": "it mixes adapters that were trained before",
 }
-"""Tried with the installed peft: trained, saved, loaded alone and beside a second adapter."""
+"""Reasons, found by training, saving and loading with the installed peft."""
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "mica", "eva", "lora_ga")
-"""Initialisations of LoRA that leave the base model's weights alone."""
+"""Initialisations of LoRA that do not change the base model's weights."""
 _VIRTUAL_TOKENS = ("CARTRIDGE", "CPT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING")
 
 
 def check_peft(peft: Mapping[str, Any]) -> None:
-    """Refuse what could be trained, but not saved, or not scored on a base that variants share.
+    """Refuse adapters that cannot be saved, or not evaluated on a base that variants share.
 
     Raises:
         ConfigError: The method or one of its arguments is not supported.
@@ -61,12 +61,12 @@ def check_peft(peft: Mapping[str, Any]) -> None:
 
 
 def puts_tokens_before(method: str) -> bool:
-    """Whether a method learns virtual tokens that stand before the text and changes no weight."""
+    """Whether a method learns virtual tokens before the text instead of changing weights."""
     return method in _VIRTUAL_TOKENS
 
 
 def check_arguments(peft: Mapping[str, Any]) -> None:
-    """Check names against the installed peft.
+    """Check method and arguments against the installed peft.
 
     Raises:
         ConfigError: peft has no such method, or the method no such argument.
@@ -89,7 +89,7 @@ def check_arguments(peft: Mapping[str, Any]) -> None:
 
 
 def check_targets(peft: Mapping[str, Any], model: "Module") -> None:
-    """Check that each listed module is there: peft is content with one of `target_modules`.
+    """Check that each listed module exists: peft accepts a list if one of it does.
 
     Raises:
         ConfigError: An entry of `target_modules` or `modules_to_save` matches no module.
@@ -104,7 +104,7 @@ def check_targets(peft: Mapping[str, Any], model: "Module") -> None:
                 f"model.peft.{field}: {targets!r} is no list of names; write it as [q_proj, v_proj]"
             )
         for target in targets:
-            # as peft does, in tuners_utils.check_target_module_exists
+            # as in peft's tuners_utils.check_target_module_exists
             if not any(f".{module}".endswith(f".{target}") for module in modules):
                 last_parts = {module.rpartition(".")[2] for module in modules}
                 raise ConfigError(

@@ -1,7 +1,7 @@
 """Frozen linear weights in 4 bits, as in QLoRA (arXiv 2305.14314): nf4, quantised twice.
 
-Only training reads them. Evaluation scores an adapter on the base model as it is on disk: base and
-variants share one model in memory there, and it is what an adapter is merged into and deployed on.
+Only training uses them. Evaluation scores an adapter on the base model as it is on disk, which base
+and variants share in memory and into which an adapter is merged.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def nf4_arguments() -> dict[str, Any]:
-    """What `from_pretrained` needs to quantise each weight as it is read."""
+    """Return the arguments with which `from_pretrained` quantises each weight as it is read."""
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -27,8 +27,8 @@ def nf4_arguments() -> dict[str, Any]:
 def prepare_quantized(model: "PreTrainedModel") -> None:
     """Keep a quantised model trainable after it was scored on a CPU.
 
-    Where the CPU multiplies bf16 matrices, bitsandbytes repacks weights at the first forward pass
-    without gradients, for a kernel that has none: the adapter's gradients would silently be wrong.
+    On CPUs with bf16, bitsandbytes repacks weights at the first forward pass without gradients, for
+    a kernel without a backward pass: the adapter's gradients would silently be wrong.
     """
     from bitsandbytes.nn import Linear4bit
 

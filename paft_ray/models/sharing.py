@@ -1,32 +1,30 @@
-"""Rows in which sequences that begin alike read their beginning once; knows no prompt and no torch.
+"""Rows in which sequences with a common beginning share its tokens.
 
 Examples under one prompt often begin with its instruction, and the choices of one example with the
-whole context. A row holds such a beginning as one part and lets what follows attend to it.
+whole context. A row holds such a beginning as one part, to which later parts attend.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 
-import numpy as np
+from paft_ray.models.packing import Part, Row, TokenSequence, assemble_row, deal_rows
 
-from paft_ray.models.packing import Part, Row, TokenSequence, deal_rows
-
-_SHORTEST = 4  # tokens: a shorter common beginning is not worth a part of its own
+_SHORTEST = 4
+"""Tokens of the shortest beginning that is worth a part of its own."""
 
 
 def share_rows(sequences: Sequence[TokenSequence], row_tokens: int) -> list[Row] | None:
     """Deal sequences into rows of parts.
 
-    A part is what all contexts begin with, or the rest of a context, or what a sequence reads of
-    its answer. Sequences with the same context stand in the same row.
+    A part is the common beginning of all contexts, the rest of a context, or the tokens of an
+    answer. Sequences with the same context stand in the same row.
 
     Args:
-        sequences: What to read and to predict.
+        sequences: Sequences to read.
         row_tokens: Most tokens in a row.
 
     Returns:
-        The rows, or None where nothing can be shared, or what shares does not fit a row.
+        The rows, or None where nothing can be shared, or sequences of a context do not fit a row.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for index, sequence in enumerate(sequences):
@@ -50,7 +48,7 @@ def share_rows(sequences: Sequence[TokenSequence], row_tokens: int) -> list[Row]
 
 
 def _common_beginning(contexts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that several contexts all begin with; 0 where they are few."""
+    """Return the length of the contexts' common beginning; 0 where it is short."""
     if len(contexts) < 2:
         return 0
     first, last = min(contexts), max(contexts)  # what these two share, all share
@@ -64,7 +62,7 @@ def _build_row(
     contexts: Sequence[tuple[tuple[int, ...], Sequence[int]]],
     common: int,
 ) -> Row:
-    """The row of some contexts, each with the sequences that begin with it."""
+    """Build the row of some contexts, each with the sequences that begin with it."""
     writer = _RowWriter()
     start = writer.add(contexts[0][0][:common], _Path(-1, ()))
     at: list[int] = []
@@ -74,28 +72,16 @@ def _build_row(
             path = writer.add(sequences[index].input_ids[len(context) :], head)
             at.extend(path.places[position] for position in sequences[index].positions)
     members = [index for _, own in contexts for index in own]
-    chosen = [sequences[index] for index in members]
-    keep_U, gather_A = np.unique(np.asarray(at, np.int64), return_inverse=True)
-    return Row(
-        input_ids_T=np.asarray(writer.ids, np.int64),
-        position_ids_T=np.asarray(writer.position_ids, np.int64),
-        keep_U=keep_U,
-        gather_A=gather_A.astype(np.int64),
-        targets_A=np.asarray(list(chain.from_iterable(s.targets for s in chosen)), np.int64),
-        members_A=np.repeat(np.arange(len(chosen)), [len(s.targets) for s in chosen]),
-        owners_A=np.asarray(list(chain.from_iterable(s.owners for s in chosen)), np.int64),
-        members=tuple(members),
-        parts=tuple(writer.parts),
-    )
+    return assemble_row(sequences, members, writer.ids, writer.position_ids, at, writer.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """From the first token of a sequence to the last one of a part."""
+    """The tokens from the beginning of a sequence to the end of a part."""
 
     part: int
     places: tuple[int, ...]
-    """Where each token stands in the row."""
+    """Index of each token in the row."""
 
 
 @dataclass(slots=True)
@@ -105,7 +91,7 @@ class _RowWriter:
     parts: list[Part] = field(default_factory=list)
 
     def add(self, tokens: Sequence[int], after: _Path) -> _Path:
-        """Write tokens that follow a path; none leave it as it is."""
+        """Append tokens as a part that continues a path; return the longer path."""
         if not tokens:
             return after
         start, stop, first = len(self.ids), len(self.ids) + len(tokens), len(after.places)

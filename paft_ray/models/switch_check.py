@@ -1,7 +1,6 @@
-"""Whether the switches of `model` and `train` can be used here, together; without torch.
+"""Checks that attention, quantization, checkpointing, compilation and offload work together here.
 
-Covered: attention kinds, 4-bit weights, activation checkpointing, compilation, offload, against
-the configuration and the packages of this machine. Not covered: GPUs of other nodes.
+They use the configuration and this machine's packages. Not covered: GPUs of other nodes.
 """
 
 import importlib.util
@@ -15,15 +14,15 @@ from paft_ray.models.peft_check import puts_tokens_before
 
 
 def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
-    """Check what makes training faster or smaller; yields warnings.
+    """Check the switches that make training faster or smaller; yields warnings.
 
     Args:
         config: The configuration.
         dtype: Arithmetic of training.
-        cluster: Whether training runs on machines other than this one.
+        cluster: Whether training runs on other machines.
 
     Raises:
-        ConfigError: A switch cannot work; the message says why.
+        ConfigError: A switch cannot work.
     """
     _check_attention(config, dtype)
     _check_quantization(config)

@@ -1,4 +1,4 @@
-"""Ways to run the same training with less memory, or in less time."""
+"""Activation checkpointing and compilation: the same training in less memory or time."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,10 +12,9 @@ if TYPE_CHECKING:
 
 
 def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
-    """Compute the activations of each layer again in the backward pass instead of keeping them.
+    """Recompute the activations of each layer in the backward pass, with the same dropout masks.
 
-    Dropout masks are the same the second time. Checkpoints are non-reentrant, so that a frozen
-    input needs no gradient.
+    Checkpoints are non-reentrant, so that a frozen input needs no gradient.
 
     Raises:
         ConfigError: The model's layers cannot be checkpointed.
@@ -30,11 +29,11 @@ def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
 
 
 def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
-    """Let torch.compile fuse each layer; rows of any length share what was compiled.
+    """Compile each layer with torch.compile, once for rows of any length.
 
-    Attention in blocks stays outside: every cut of a row would be compiled anew. Comes after
-    `checkpoint_activations`: torch leaves a layer uncompiled that holds a checkpoint, so it is
-    compiled inside its checkpoint instead.
+    Block attention is not compiled, as every cut of a row would need its own compilation. Call
+    `checkpoint_activations` before: torch does not compile a layer that holds a checkpoint, so
+    such a layer is compiled inside its checkpoint.
 
     Returns:
         The number of layers.
@@ -66,7 +65,7 @@ def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
 
 
 def _checkpoint(compiled: Any, layer_forward: Any, *args: Any) -> Any:
-    """What transformers calls in place of a layer's forward, here with the compiled one in it."""
+    """Replace transformers' checkpoint of a layer's forward by one of the compiled forward."""
     from torch.utils.checkpoint import checkpoint
 
     call = partial(compiled, *layer_forward.args, **layer_forward.keywords)

@@ -1,9 +1,7 @@
-"""Rendered text and answer to token ids, and sequences to rows; knows no prompt and no torch.
+"""Encodes rendered texts and answers as lm-evaluation-harness does.
 
-Shapes: T tokens of a row, A answer tokens of a row, U positions of a row that predict any of them.
-
-Context and answer are encoded as lm-evaluation-harness does: trailing spaces of the context move
-to the answer, both are encoded together, and what follows the encoded context is the answer.
+Trailing spaces of the context move to the answer, both are encoded together, and the tokens after
+those of the context alone are the answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +31,7 @@ class Encoded:
         return len(self.context_ids) + len(self.answer_ids)
 
     def sequence(self) -> TokenSequence:
-        """The sequence that predicts every answer token, for training."""
+        """Return the sequence that predicts every answer token."""
         ids = self.context_ids + self.answer_ids
         first = len(self.context_ids) - 1
         return TokenSequence(
@@ -46,21 +44,20 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One rendered example, and the answers to encode behind it."""
+    """An example to render, and the answers to encode after it."""
 
     render: Callable[[Mapping[str, str]], str]
-    """Fields to the text that asks the question."""
+    """Renders fields to the text before the answer."""
     fields: Mapping[str, str]
-    """The example's fields; the longest is cut where `overlong` is `trim`."""
+    """Fields of the example; the longest is cut where `overlong` is `trim`."""
     answers: Sequence[str]
-    """Texts whose tokens follow the context."""
     what: str = "example"
-    """Names the example in errors."""
+    """Name of the example in errors."""
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer with the rules of a task: chat template, length, what to do with overlong."""
+    """Encodes examples of a task with a tokenizer, its chat template and a maximum length."""
 
     tokenizer: "PreTrainedTokenizerBase"
     chat_template: Literal["none", "auto"] = "none"
@@ -69,17 +66,17 @@ class TextEncoder:
 
     @classmethod
     def from_config(cls, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Self:
-        """The encoder of a run's task and model."""
+        """Return the encoder of a run's task and model."""
         task = config.task
         return cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
 
     @property
     def uses_chat_template(self) -> bool:
-        """Whether prompts are wrapped; a model without a template takes them as they are."""
+        """Whether prompts are wrapped in the model's chat template, if it has one."""
         return self.chat_template == "auto" and self.tokenizer.chat_template is not None
 
     def context(self, text: str) -> tuple[str, str]:
-        """The context as the model reads it, and the delimiter that the answer begins with."""
+        """Return the context as the model reads it, and the delimiter before the answer."""
         stripped = text.rstrip(" ")
         if self.uses_chat_template:
             message = [{"role": "user", "content": stripped}]
@@ -107,15 +104,15 @@ class TextEncoder:
         """Encode rendered examples with each of their answers, in one call of the tokenizer.
 
         Args:
-            questions: What to encode.
-            end: Append the end token to each answer, as training on free text does.
+            questions: The examples.
+            end: Append the end token to each answer, for training on free text.
 
         Returns:
             For each question its context with every answer.
 
         Raises:
-            DataError: Context and answer are longer than `max_length` and may not be, or cannot
-                be, trimmed.
+            DataError: Context and answer are longer than `max_length`, and may not or cannot be
+                trimmed.
         """
         texts = [question.render(question.fields) for question in questions]
         encoded = self._encode_texts(texts, [question.answers for question in questions], end)
@@ -138,7 +135,7 @@ class TextEncoder:
         return self._trim(question, end)[0]
 
     def trimmed_fields(self, question: Question, end: bool = False) -> Mapping[str, str]:
-        """The fields of an overlong question as they are cut to fit; see `encode_all`."""
+        """Return the fields of an overlong question, cut to fit."""
         return self._trim(question, end)[1]
 
     def _trim(self, question: Question, end: bool) -> tuple[tuple[Encoded, ...], Mapping[str, str]]:
@@ -180,7 +177,7 @@ class TextEncoder:
     def _split(
         self, context: str, answers: Sequence[str], ids: Sequence[list[int]], end: bool
     ) -> tuple[Encoded, ...]:
-        """Where the context ends in what was encoded with and without each answer."""
+        """Split the ids of the context with each answer where those of the context alone end."""
         context_ids, *whole = ids
         end_id: Any = self.tokenizer.eos_token_id
         tail = (end_id,) if end else ()
@@ -196,10 +193,10 @@ class TextEncoder:
 
 
 def choice_sequences(encoded: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
-    """The sequences that score each of several answers to one context.
+    """Return the sequences that score several answers to one context.
 
-    Where every answer is a single token, one sequence that reads the context alone scores all of
-    them; otherwise each answer has its own.
+    Where every answer is a single token, one sequence, which holds only the context, scores all;
+    otherwise each answer has its own.
     """
     if all(len(e.answer_ids) == 1 for e in encoded):
         context = encoded[0].context_ids

@@ -1,7 +1,6 @@
-"""An adapter that training begins with: read and checked before anything is started.
+"""Reads and checks an adapter with which training begins: its method, base, shape and settings.
 
-Covered: that it is an adapter of the same method, base and shape that computes the same thing with
-these weights. Its files are read where the training is started, so that workers need no path.
+Its files are read where a training is started, so that workers need no path.
 """
 
 import hashlib
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import ADAPTER_WEIGHTS, model_identity
+from paft_ray.models.load import plain_settings
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _CONFIG = "adapter_config.json"
-_OF_TRAINING_ONLY = ("dropout", "init_", "auto_mapping", "base_model_name", "inference_mode",
-                     "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
-                     "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
-"""In names of fields that say nothing of what stored weights compute."""
+_IRRELEVANT = ("dropout", "init_", "auto_mapping", "base_model_name", "inference_mode",
+               "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
+               "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
+"""Parts of the names of fields that do not change what stored weights compute."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAdapter:
-    """An adapter as it lies on storage."""
+    """Configuration and weights of an adapter on storage."""
 
     location: str
     config: Mapping[str, Any]
@@ -37,7 +37,7 @@ class StoredAdapter:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of the weights; wherever the configuration matters it is ours."""
+        """Fingerprint of the weights; `model.peft` stands for the configuration."""
         return fingerprint("adapter", hashlib.sha256(self.weights).hexdigest())
 
 
@@ -80,7 +80,7 @@ def check_adapter(
     """Check method and base of an adapter against the configuration; yields warnings.
 
     Raises:
-        ConfigError: It is of another method or base, or of a method that cannot begin warm.
+        ConfigError: Method or base differ, or the method does not support a warm start.
     """
     where = f"train.warm_start: {adapter.location}"
     method, wanted = adapter.config["peft_type"], peft["peft_type"]
@@ -123,19 +123,18 @@ def _check_base(where: str, base: Any, path: str, revision: str | None) -> Itera
 
 
 def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
-    """Check an adapter's tensors and settings against a fresh one, whose weights are not read.
+    """Check an adapter's tensors and settings against those of a new adapter.
 
     Raises:
-        ConfigError: Tensors differ in name or shape, or the same weights would compute another
-            thing.
+        ConfigError: Tensors differ in name or shape, or settings in what the weights compute.
     """
     import safetensors.torch
     from peft import get_peft_model_state_dict
 
     where = f"train.warm_start: {adapter.location}"
-    ours = _plain(model.active_peft_config.to_dict())
-    for name, value in _plain(dict(adapter.config)).items():
-        if any(part in name for part in _OF_TRAINING_ONLY) or name not in ours:
+    ours = plain_settings(model.active_peft_config.to_dict())
+    for name, value in sorted(adapter.config.items()):
+        if any(part in name for part in _IRRELEVANT) or name not in ours:
             continue
         if value != ours[name]:
             raise ConfigError(
@@ -155,7 +154,7 @@ def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
 
 
 def begin_with(model: "PeftModel", weights: bytes) -> None:
-    """Give a fresh adapter the weights of a stored one.
+    """Copy the weights of a stored adapter into a new one.
 
     Raises:
         ConfigError: They do not fit.
@@ -164,20 +163,9 @@ def begin_with(model: "PeftModel", weights: bytes) -> None:
     from peft import set_peft_model_state_dict
 
     result: Any = set_peft_model_state_dict(model, safetensors.torch.load(weights))
-    # what virtual tokens are stored as is no key of a model, and is loaded all the same
+    # peft loads virtual tokens from this key, which is none of the model's
     if unexpected := sorted(set(result.unexpected_keys) - {"prompt_embeddings"}):
         raise ConfigError(
             f"train.warm_start: the adapter has {unexpected[0]}, which model.peft does not; name "
             "an adapter of the same shape"
         )
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings that can be compared: sets and enums as peft stores them."""
-    return json.loads(json.dumps(config, default=_stored, sort_keys=True))
-
-
-def _stored(value: Any) -> Any:
-    return (
-        sorted(value) if isinstance(value, set | frozenset) else str(getattr(value, "value", value))
-    )

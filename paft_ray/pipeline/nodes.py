@@ -165,7 +165,7 @@ def _check_model(needs: Needs) -> Iterator[str]:
     if needs.model is None:
         return
     try:
-        files = inspect_model(needs.model, needs.revision)
+        files = inspect_model(needs.model)
         if files.kind == "hub":
             from huggingface_hub import hf_hub_download
 

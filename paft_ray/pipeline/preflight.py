@@ -63,7 +63,7 @@ def preflight(
         _check_identity(config, storage)
     _check_tracking(config)
     warnings = _check_workers(config, planning)
-    model = inspect_model(config.model.path, config.model.revision)
+    model = inspect_model(config.model.path)
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)

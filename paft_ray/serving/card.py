@@ -1,8 +1,7 @@
-"""The model card of a training, in the Hugging Face form: what it was made of, and how to use it.
+"""The model card of a training, in the form of Hugging Face: its sources, use and figures.
 
-Written when the adapter is, again when an evaluation is complete, and with every export; it is no
-part of a manifest, so that figures can be added. Texts of others (a task's description, prompts)
-stand in it as they are, inside JSON where they are code.
+It is written with the adapter, after an evaluation, and with every export; no manifest lists it, so
+that figures can be added.
 """
 
 import importlib.metadata
@@ -21,11 +20,11 @@ from paft_ray.tasks import Task
 
 CARD = "README.md"
 Form = Literal["adapter", "merged", "pyfunc", "model"]
-"""What lies beside a card; `model` is all weights of a training without an adapter."""
+"""Kind of model that the card describes; `model` has all weights, trained without an adapter."""
 
 _PACKAGES = ("paft_ray", "torch", "transformers", "peft", "deepspeed", "ray")
-_UNTOLD = ("storage", "tracking", "name")
-"""Where things lie and are recorded is nobody else's business."""
+_PRIVATE = ("storage", "tracking", "name")
+"""Sections of the configuration that the card leaves out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,13 @@ class Evaluation:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """The model's name, then a figure per column."""
+    """Name of a model, then a figure per column."""
     prompts: int
     examples: int
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a training rests on."""
+    """Return the versions of the packages that training uses."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -58,18 +57,19 @@ def render_card(
     evaluation: Evaluation | None = None,
     form: Form = "adapter",
 ) -> str:
-    """The card as Markdown with a YAML header.
+    """Return the card as Markdown with a YAML header.
 
     Args:
-        config: The run's.
-        task: What was trained on.
-        identity: The training's fingerprint.
-        record: From the training's manifest.
-        evaluation: Figures of the whole run, where it is evaluated.
-        form: What lies beside the card.
+        config: Configuration of the run.
+        task: Task of the run.
+        identity: Fingerprint of the training.
+        record: Record of the training.
+        evaluation: Figures of the run, if it is evaluated.
+        form: Kind of model.
     """
     import jinja2
 
+    assert record.prompt is not None  # by the callers: older trainings have no card
     tree = dump_config(config)
     path = config.model.path
     local = resolve_path(path)
@@ -79,9 +79,8 @@ def render_card(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    assert record.prompt is not None  # the caller has looked: older trainings have no card
     text_column, prompt_column = input_columns(task.slots)
-    told = {key: value for key, value in tree.items() if key not in _UNTOLD}
+    shown = {key: value for key, value in tree.items() if key not in _PRIVATE}
     text = environment.from_string(source).render(
         header=_header(task, base, form),
         title=f"{base} for {task.name}: {record.variant}",
@@ -91,12 +90,7 @@ def render_card(
         revision=config.model.revision,
         needs_conversion=local is not None and local.suffix.lower() == ".gguf",
         method=(config.model.peft or {}).get("peft_type", "full fine-tuning"),
-        task={
-            "name": task.name,
-            "description": task.description,
-            "choices": task.choices,
-            **{split: len(task.examples(split)) for split in ("train", "validation", "test")},
-        },
+        task=task,
         prompt=record.prompt.text,
         fields={slot: f"(your {slot})" for slot in task.slots},
         text_column=text_column,
@@ -105,15 +99,9 @@ def render_card(
         config=tree,
         record=record,
         identity=identity,
-        verified=record.verified,
-        versions=record.versions,
-        shown_versions=", ".join(f"{name} {v}" for name, v in record.versions.items()),
-        columns=("model", *evaluation.columns) if evaluation else (),
-        rows=evaluation.rows if evaluation else (),
-        evaluated=f"{evaluation.prompts} held-out prompts x {evaluation.examples} test examples"
-        if evaluation
-        else "",
-        tree=yaml.safe_dump(told, sort_keys=False, allow_unicode=True).strip(),
+        versions=", ".join(f"{name} {v}" for name, v in record.versions.items()),
+        evaluation=evaluation,
+        tree=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip(),
     )
     return text.rstrip() + "\n"
 

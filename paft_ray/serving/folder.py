@@ -1,4 +1,4 @@
-"""The folder of an MLflow pyfunc: its record, signature, a little code, adapter; no base model."""
+"""Writes the folder of an MLflow pyfunc: code, signature and adapter, without the base model."""
 
 import tempfile
 import warnings
@@ -10,7 +10,7 @@ from paft_ray.config import Config
 from paft_ray.tasks import Task
 
 PYFUNC_FOLDER = "model"
-"""Where a training's run holds it: `runs:/<id>/model`."""
+"""Artifact folder in a training's MLflow run: `runs:/<id>/model`."""
 
 _CODE = '''"""Answers questions of one task; needs paft_ray where it is loaded."""
 
@@ -24,18 +24,18 @@ _REQUIREMENTS = ("paft_ray", "torch", "transformers", "peft")
 
 
 def input_columns(slots: tuple[str, ...]) -> tuple[str, str]:
-    """Names of the columns for a finished prompt and for a template, which no field has."""
+    """Return names, which no field has, of the columns for a finished prompt and for a template."""
     text = "text" if "text" not in slots else "finished_prompt"
     return text, "prompt" if "prompt" not in slots else "prompt_template"
 
 
 def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
-    """What `AnswerModel` must know besides the adapter; plain values, to be overridden on loading.
+    """Return the settings of `AnswerModel`, which its users may override.
 
     Args:
-        config: The run's.
-        task: Its task.
-        prompt: Template that fields are put into where no other one is given.
+        config: Configuration of the run.
+        task: Task of the run.
+        prompt: Template for rows that name none.
     """
     return {
         "base": config.model.path,
@@ -57,12 +57,12 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
 def pyfunc_files(
     settings: Mapping[str, Any], adapter: Mapping[str, bytes], versions: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """Files of the pyfunc folder by their names in it.
+    """Return the files of the pyfunc folder by name.
 
     Args:
         settings: From `model_config`.
         adapter: Files of `adapter/`.
-        versions: Of installed packages, for the folder's requirements.
+        versions: Versions of packages, for the folder's requirements.
     """
     with tempfile.TemporaryDirectory(prefix="paft-pyfunc-") as temporary:
         source, target = Path(temporary, "source"), Path(temporary, "target")
@@ -73,7 +73,7 @@ def pyfunc_files(
         code = source / "answer_model.py"
         code.write_text(_CODE, encoding="utf-8")
         with warnings.catch_warnings():
-            # of its own type hints, and of ours and an example that it misses beside the signature
+            # mlflow warns of missing type hints and examples, also of its own
             warnings.simplefilter("ignore")
             import mlflow.pyfunc
 
@@ -83,13 +83,13 @@ def pyfunc_files(
                 artifacts={"adapter": str(source / "adapter")},
                 signature=_signature(settings),
                 pip_requirements=[
-                    f"{name}=={versions[name].partition('+')[0]}"  # a build's name is no version
+                    f"{name}=={versions[name].partition('+')[0]}"  # without the name of a build
                     for name in _REQUIREMENTS
                     if name in versions
                 ],
                 model_config=dict(settings),
             )
-        record = target / "MLmodel"  # names the places it was made from, which are gone
+        record = target / "MLmodel"  # without the temporary folders
         text = record.read_text("utf-8").replace(f"{source}/", "").replace(str(source), "")
         record.write_text(text, encoding="utf-8")
         files = (path for path in sorted(target.rglob("*")) if path.is_file())

@@ -1,10 +1,10 @@
-"""`AnswerModel`: rows of fields, or finished prompts, to answers.
+"""`AnswerModel`, the MLflow pyfunc that answers rows of fields, or finished prompts.
 
-It asks as evaluation does: choices are ranked by log-likelihood, free text is generated greedily.
+As in evaluation, choices are ranked by log-likelihood and free text is generated greedily.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from mlflow.pyfunc import PythonModel
 
 from paft_ray.config.errors import DataError
 from paft_ray.models.dtype import resolve_dtype
+from paft_ray.models.tokenization import Encoded, TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.serving.folder import input_columns
 from paft_ray.storage.fingerprint import user_cache
@@ -22,19 +23,8 @@ if TYPE_CHECKING:
     from mlflow.pyfunc import PythonModelContext
     from peft import PeftModel
 
-    from paft_ray.models.tokenization import Encoded
-
 _BATCH = 16
-"""Texts that are generated together."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """One row of the input."""
-
-    render: Callable[[Mapping[str, str]], str]
-    fields: Mapping[str, str]
-    """Empty for a finished prompt, which is never cut."""
+"""Number of texts that are generated together."""
 
 
 class AnswerModel(PythonModel):
@@ -42,9 +32,8 @@ class AnswerModel(PythonModel):
 
     Input: a row with one column per field of the task and, if wanted, a template in the column
     `prompt`; or a row with a finished prompt in the column `text`. Output: the column `answer`.
-    `params={"prompt": ...}` changes the template of all rows that name none. Loaded with
-    `mlflow.pyfunc.load_model(folder, model_config={"base": ..., "device": ...})`, it takes the
-    base model from another place, or to another device.
+    `params={"prompt": ...}` changes the template of rows that name none. Base model and device
+    change with `mlflow.pyfunc.load_model(folder, model_config={"base": ..., "device": ...})`.
     """
 
     def load_context(self, context: "PythonModelContext") -> None:
@@ -58,20 +47,14 @@ class AnswerModel(PythonModel):
             load_tokenizer,
             store_frozen_in_bf16,
         )
-        from paft_ray.models.tokenization import TextEncoder
 
         settings = self._settings = dict(context.model_config or {})
         base = prepare_base(settings["base"], settings["revision"], Storage.open(str(user_cache())))
-        encoder = TextEncoder(
+        self._encoder = TextEncoder(
             load_tokenizer(base, settings["revision"]),
             settings["chat_template"],
             settings["max_length"],
-        )
-        self._encoders: tuple[TextEncoder, TextEncoder] = (
-            encoder,
-            TextEncoder(
-                encoder.tokenizer, encoder.chat_template, encoder.max_length, settings["overlong"]
-            ),
+            settings["overlong"],
         )
         device = settings["device"]
         if device == "auto":
@@ -84,56 +67,49 @@ class AnswerModel(PythonModel):
         self._model: PeftModel = model.to(torch.device(device))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> Any:
-        """The answer to every row.
+        """Return the answer to every row.
 
         Args:
             context: Not used.
             model_input: Fields or finished prompts, see the class.
-            params: `prompt`: the template of rows that name none.
+            params: `prompt`, the template of rows that name none.
 
         Raises:
             DataError: A row has neither a finished prompt nor all fields, or is too long.
         """
         prompt = (params or {}).get("prompt") or self._settings["prompt"]
-        # of columns that it does not know mlflow leaves rows without any, which pandas would drop
+        # mlflow drops unknown columns, and pandas would drop rows without any column
         rows = model_input.to_dict(orient="records") or [{}] * len(model_input)
-        questions = [self._question(number, row, prompt) for number, row in enumerate(rows)]
-        ask = self._generate if self._settings["choices"] is None else self._rank_choices
-        return pd.DataFrame({"answer": ask(questions) if questions else []}, dtype="object")
+        encoded = [self._encode(number, row, prompt) for number, row in enumerate(rows)]
+        answer = self._generate if self._settings["choices"] is None else self._rank_choices
+        return pd.DataFrame({"answer": answer(encoded) if encoded else []}, dtype="object")
 
-    def _question(self, number: int, row: Mapping[Any, Any], prompt: str) -> _Question:
-        slots = tuple(self._settings["slots"])
+    def _encode(self, number: int, row: Mapping[Any, Any], prompt: str) -> tuple[Encoded, ...]:
+        """Encode a row with every choice, or with a short stand-in for a generated answer."""
+        slots, choices = tuple(self._settings["slots"]), self._settings["choices"]
+        answers, end, what = choices or ["a"], choices is None, f"row {number}"
         given = {key: value for key, value in row.items() if isinstance(value, str)}
         text_column, prompt_column = input_columns(slots)
-        if text_column in given:
-            text = given[text_column]
-            return _Question(lambda _: text, {})
+        if text_column in given:  # a finished prompt is never cut
+            text, encoder = given[text_column], replace(self._encoder, overlong="refuse")
+            return encoder.encode(lambda _: text, {}, answers, end, what)
         template = parse(given.get(prompt_column, prompt), slots)
         if missing := [slot for slot in template.slots if slot not in given]:
             raise DataError(
                 f"row {number} has no {', '.join(missing)}: give the columns {', '.join(slots)}, "
                 f"or a finished prompt in the column {text_column}"
             )
-        return _Question(template.render, {slot: given[slot] for slot in template.slots})
+        fields = {slot: given[slot] for slot in template.slots}
+        return self._encoder.encode(template.render, fields, answers, end, what)
 
-    def _encode(
-        self, questions: Sequence[_Question], answers: Sequence[str], end: bool
-    ) -> "list[tuple[Encoded, ...]]":
-        return [
-            self._encoders[bool(question.fields)].encode(
-                question.render, question.fields, answers, end, f"row {number}"
-            )
-            for number, question in enumerate(questions)
-        ]
-
-    def _rank_choices(self, questions: Sequence[_Question]) -> list[str]:
+    def _rank_choices(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens
         from paft_ray.models.logprobs import best_choice, choice_logprobs
 
         choices: list[str] = self._settings["choices"]
         likelihoods = choice_logprobs(
             self._model,
-            self._encode(questions, choices, end=False),
+            encoded,
             self._settings["dtype"],
             self._settings["row_tokens"],
             packing=self._settings["packing"] and reads_positions(self._model),
@@ -141,19 +117,17 @@ class AnswerModel(PythonModel):
         )
         return [choices[best_choice(logprobs)] for logprobs in likelihoods]
 
-    def _generate(self, questions: Sequence[_Question]) -> list[str]:
+    def _generate(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import virtual_tokens
         from paft_ray.models.logprobs import generate, inference
 
-        # a short answer stands for the real one, which nobody knows, where lengths are checked
-        contexts = [e[0].context_ids for e in self._encode(questions, ["a"], end=True)]
-        size = (
-            1 if virtual_tokens(self._model) else _BATCH
-        )  # see ModelPredictor: virtual tokens go alone
+        contexts = [first.context_ids for first, *_ in encoded]
+        # see ModelPredictor: texts with virtual tokens cannot be padded
+        size = 1 if virtual_tokens(self._model) else _BATCH
         write = partial(
             generate,
             self._model,  # pyright: ignore[reportArgumentType]
-            self._encoders[0].tokenizer,
+            self._encoder.tokenizer,
             max_new_tokens=self._settings["max_new_tokens"],
         )
         answers: list[str] = []

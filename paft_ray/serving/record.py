@@ -1,7 +1,4 @@
-"""What is known of a finished training: what it was made from, how it went, how it was verified.
-
-The training's manifest, the model card and the tracked run hold the same.
-"""
+"""The record of a finished training, which its manifest, model card and tracked run hold."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -13,7 +10,7 @@ from paft_ray.storage.paths import Storage
 
 @dataclass(frozen=True, slots=True)
 class MadeFrom:
-    """Fingerprints of what a training was made from."""
+    """Fingerprints of a training's inputs."""
 
     task: str
     model: str
@@ -22,7 +19,7 @@ class MadeFrom:
 
 @dataclass(frozen=True, slots=True)
 class TrainedPrompt:
-    """The first prompt that was trained on: the one to use the model with."""
+    """The first prompt that was trained on, which the card and exports use."""
 
     id: str
     text: str
@@ -30,33 +27,33 @@ class TrainedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What is known of weights that were written and loaded again."""
+    """Measurements of weights that were written and loaded again."""
 
     tensors: int
     change: float
-    """Norm of what training added, as a share of the norm at the beginning."""
+    """Norm of the change by training, as a share of the initial norm."""
     loss: float
-    """Of the model in memory, over the probe, in nats per answer token."""
+    """Loss of the model in memory over the probe, in nats per answer token."""
     loss_reloaded: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
-    """What a training's manifest says about it."""
+    """Facts about a training in its manifest."""
 
     variant: str
     seed: int
     steps: int
     tokens: int
-    """Tokens read."""
+    """Number of tokens read."""
     answer_tokens: int
-    """Answer tokens trained on."""
+    """Number of answer tokens trained on."""
     trimmed: int
-    """Examples that had a field cut."""
+    """Number of examples with a cut field."""
     seconds: float
-    """Time spent in the loop, over all attempts."""
+    """Time in the loop, over all attempts."""
     prompts: int
-    """How many prompts were drawn from."""
+    """Number of prompts to draw from."""
     prompt: TrainedPrompt | None = None
     """None where the training is older than model cards."""
     workers: int
@@ -67,15 +64,15 @@ class TrainingRecord:
     verified: Verified | None = None
     """None where the training is older than verification."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of the packages it rests on; empty where the training is older than model cards."""
+    """Versions of packages; empty where the training is older than model cards."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the manifest holds."""
+        """Return the entries of the manifest."""
         return {key: value for key, value in asdict(self).items() if value not in (None, {})}
 
     @classmethod
     def from_json(cls, about: Mapping[str, Any]) -> Self:
-        """Read what a manifest holds, also one that an earlier version wrote."""
+        """Read the entries of a manifest, also of one that an earlier version wrote."""
         types = {"prompt": TrainedPrompt, "made_from": MadeFrom, "verified": Verified}
         known = {f.name: about[f.name] for f in fields(cls) if f.name in about}
         return cls(**known | {k: t(**about[k]) for k, t in types.items() if k in about})
@@ -87,11 +84,11 @@ class TrainedAdapter:
 
     training: Training
     fingerprint: str
-    """Of what it was made from."""
+    """Fingerprint of its inputs."""
     content: str
-    """Fingerprint of the weights themselves: the same training again may end a bit off."""
+    """Fingerprint of the weights, which may differ slightly when a training is repeated."""
     folder: Storage
-    """Holds `adapter/` (`model/` where all weights were trained), `ledger/` and the manifest."""
+    """Folder with `adapter/` (or `model/`), `ledger/` and the manifest."""
     record: TrainingRecord
     reused: bool
-    """Whether it was found complete."""
+    """Whether an earlier run completed it."""

@@ -162,10 +162,10 @@ def test_exported_adapter_loads_with_peft_and_its_card_runs(
     assert log_likelihoods(adapted, tiny_model) != pytest.approx(alone, abs=0.1)
     code = (folder / "README.md").read_text(encoding="utf-8").partition("```python\n")[2]
     monkeypatch.chdir(folder)
-    said: dict[str, Any] = {"print": lambda text: said.update(printed=text)}
-    exec(code.partition("\n```\n")[0], said)
-    assert isinstance(said["printed"], str)
-    assert "(your review)" in said["text"]
+    names: dict[str, Any] = {"print": lambda text: names.update(printed=text)}
+    exec(code.partition("\n```\n")[0], names)
+    assert isinstance(names["printed"], str)
+    assert "(your review)" in names["text"]
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--variant", "single_prompt"), "single_prompt of run 'small' is not trained"),
         (("--variant", "nonsense"), "none of this run's: single_prompt, paft"),
@@ -242,10 +242,10 @@ def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
 )
 def test_export_of_what_is_not_there_exits_2_and_writes_nothing(
-    arguments: tuple[str, ...], said: str, run: Path, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = files_of(run.parent)
-    assert said in refused(capfd, str(run), *arguments)
+    assert message in refused(capfd, str(run), *arguments)
     assert files_of(run.parent) == before
 
 
@@ -295,8 +295,8 @@ def test_export_after_the_base_model_changed_exits_2(
     with torch.no_grad():
         model.lm_head.weight.mul_(2)
     model.save_pretrained(other)
-    said = refused(capfd, str(run), f"model.path={other}")
-    assert "trained on another model" in said
+    message = refused(capfd, str(run), f"model.path={other}")
+    assert "trained on another model" in message
 
 
 PREDICT = """
@@ -305,9 +305,9 @@ import mlflow, pandas as pd
 folder, base, rows, text = json.loads(sys.argv[1])
 model = mlflow.pyfunc.load_model(folder, model_config={"base": base})
 fields = model.predict(pd.DataFrame([{"review": row} for row in rows]))
-asked = "Judge: {review} ->"
-other = model.predict(pd.DataFrame([{"review": row} for row in rows]), params={"prompt": asked})
-column = model.predict(pd.DataFrame([{"review": row, "prompt": asked} for row in rows]))
+prompt = "Judge: {review} ->"
+other = model.predict(pd.DataFrame([{"review": row} for row in rows]), params={"prompt": prompt})
+column = model.predict(pd.DataFrame([{"review": row, "prompt": prompt} for row in rows]))
 texts = model.predict(pd.DataFrame([{"text": text.replace("{review}", row)} for row in rows]))
 found = {"fields": fields, "other": other, "column": column, "texts": texts}
 names = [column.name for column in model.metadata.signature.inputs]
@@ -328,9 +328,9 @@ def test_pyfunc_in_a_fresh_process_answers_fields_and_finished_prompts_as_evalua
     examples = context.task.test[:12]
     base = tmp_path / "base moved too"
     shutil.copytree(tiny_model, base)
-    asked = [str(out), str(base), [e.fields["review"] for e in examples], PROMPT]
+    arguments = [str(out), str(base), [e.fields["review"] for e in examples], PROMPT]
     process = subprocess.run(
-        [sys.executable, "-c", PREDICT, json.dumps(asked)],
+        [sys.executable, "-c", PREDICT, json.dumps(arguments)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

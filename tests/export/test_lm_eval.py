@@ -1,4 +1,4 @@
-"""Held-out prompts as lm-eval tasks: what lm-eval reads there and finds is what we do."""
+"""Held-out prompts as lm-eval tasks: lm-eval reads and finds the same as we do."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from paft_ray.tasks import Example, Task
 from paft_ray.tasks.builtin import PUBLISHED
 from paft_ray.tasks.grading import extract_answer
 
-CHAT = "{{ messages[0]['content'] | trim }}<asked>{% if add_generation_prompt %}<answer>{% endif %}"
+CHAT = "{{ messages[0]['content'] | trim }}<user>{% if add_generation_prompt %}<answer>{% endif %}"
 FIELDS = [
     "the film was good", "  bad {{ review }} {% raw %} plot  ", "{review} and {{ 1 / 0 }}",
     "a \u201cfine\u201d story\u2028of\u2028lines \U0001f600", "2024-05-01", "not # good {# all #}",
@@ -204,7 +204,7 @@ def test_lm_eval_with_the_chat_template_chooses_what_we_do(
     scores, contexts = our_scores(run)
     for key, sample in samples.items():
         assert sample["arguments"][0][0] == contexts[key]
-        assert contexts[key].endswith("<asked><answer>")
+        assert contexts[key].endswith("<user><answer>")
         theirs = [likelihood for likelihood, _ in sample["filtered_resps"]]
         assert scores[key].choice_logprobs == pytest.approx(theirs, abs=1e-3)
 
@@ -285,7 +285,7 @@ def test_written_code_finds_the_answers_that_the_scorer_finds(pattern: str | Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--merge",), "leave out --variant, --seed"),
         (("seed=5",), "run `paft prompts`"),
@@ -294,7 +294,7 @@ def test_written_code_finds_the_answers_that_the_scorer_finds(pattern: str | Non
     ],
 )
 def test_export_that_cannot_be_exits_2_and_writes_nothing(
-    arguments: tuple[str, ...], said: str, tiny_model: Path, tmp_path: Path,
+    arguments: tuple[str, ...], message: str, tiny_model: Path, tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     run = write_run(tmp_path, tiny_model, CHOICES)
@@ -302,7 +302,7 @@ def test_export_that_cannot_be_exits_2_and_writes_nothing(
     given = [word.replace("{folder}", str(tmp_path)) for word in arguments]
     assert call(["export", str(run), "--lm-eval", *given]) == 2
     out, err = capfd.readouterr()
-    assert said in err
+    assert message in err
     assert out == ""
     assert len(err.strip().splitlines()) <= 2
     assert files_in(tmp_path) == before
@@ -312,7 +312,7 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_export_again_reuses_it_and_says_what_to_run(
+def test_export_again_reuses_it_and_prints_the_command(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = write_run(tmp_path, tiny_model, CHOICES)

@@ -5,14 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.models import attention
@@ -41,31 +33,13 @@ def test_blocks_bring_every_token_back_to_its_place(lengths):
         assert (gather_NL.diff(dim=1) >= 0).all()
 
 
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
-MODELS = {
-    "grouped queries": (LlamaForCausalLM, LlamaConfig, {}),
-    "sliding window": (MistralForCausalLM, MistralConfig, {"sliding_window": 7}),
-    "window in some layers": (Gemma3ForCausalLM, Gemma3TextConfig, {"sliding_window": 9}),
-}
-
-
 @pytest.mark.parametrize("longest_plain", [512, 12, 0])
-@pytest.mark.parametrize("name", MODELS)
-def test_packed_row_computes_what_each_sequence_computes_alone(name, longest_plain, monkeypatch):
-    """Outputs and gradients, with our own products, torch's fused kernel, and both in a row."""
+def test_packed_row_computes_what_each_sequence_computes_alone(
+    make_model, longest_plain, monkeypatch
+):
+    """Outputs and gradients, with our kernels, torch's fused kernel, and both in a row."""
     monkeypatch.setattr(attention, "_PLAIN_LENGTH", longest_plain)
-    model_class, config_class, more = MODELS[name]
-    torch.manual_seed(0)
-    model = model_class(config_class(**SMALL, **more)).eval()
+    model = make_model()
     assert takes_blocks(model)
     lengths = [5, 40, 1, 12, 33]
     ids = torch.randint(1, 100, (1, sum(lengths)))

@@ -45,8 +45,8 @@ def test_many_processes_of_a_node_fetch_a_converted_model_once(tmp_path):
     (tmp_path / "models/x").unlink()
     for name in ("config.json", "model.safetensors", "manifest.json"):
         (tmp_path / "models" / name).write_bytes(name.encode() * 1000)
-    torn = tmp_path / "cache/paft_ray/models/.writing-0123-gone"
-    torn.mkdir(parents=True)
+    unfinished = tmp_path / "cache/paft_ray/models/.writing-0123-gone"
+    unfinished.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")
     ready, found = context.Barrier(5), context.Queue()
     arguments = (str(tmp_path / "models"), tmp_path / "log", str(tmp_path / "cache"), ready, found)
@@ -63,7 +63,7 @@ def test_many_processes_of_a_node_fetch_a_converted_model_once(tmp_path):
         "manifest.json",
         "model.safetensors",
     ]
-    assert not torn.exists()
+    assert not unfinished.exists()
 
 
 def test_folder_with_a_model_needs_no_preparation(tiny_model, tmp_path):
@@ -79,6 +79,6 @@ def test_relative_folder_is_found_from_another_working_directory(tiny_model, tmp
     assert Path(source.local()).samefile(tiny_model)
 
 
-def test_node_without_the_folder_says_so(tmp_path):
+def test_node_without_the_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=rf"model.path: .*/gone .*{os.uname().nodename}"):
         BaseSource(str(tmp_path / "gone")).local()

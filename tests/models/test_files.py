@@ -1,4 +1,4 @@
-"""A model's files read without torch: what is found, and what is said when they are broken."""
+"""A model's files read without torch: what is found, and errors where they are broken."""
 
 import json
 import subprocess
@@ -73,7 +73,6 @@ def test_model_folder_gives_its_kind_place_and_context(tmp_path, make):
     assert files.kind == "local"
     assert files.location == str(tmp_path / "model")
     assert files.context_length == 64
-    assert files.has_tokenizer is True
     assert files.has_chat_template is False
 
 
@@ -122,7 +121,7 @@ def adapter(folder):
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("harm", "parts"),
     [
         (remove("config.json"), ["config.json does not exist", "name such a folder"]),
         (write("config.json", '{"model_type":'), ["config.json", "not valid JSON", "again"]),
@@ -138,15 +137,15 @@ def adapter(folder):
         (write("tokenizer_config.json", "{"), ["tokenizer_config.json", "not valid JSON"]),
     ],
 )
-def test_broken_model_folder_is_refused_with_file_and_remedy(tmp_path, harm, says):
+def test_broken_model_folder_is_refused_with_file_and_remedy(tmp_path, harm, parts):
     harm(make_model(tmp_path / "model"))
     message = message_of(tmp_path / "model")
     assert message.startswith(f"model.path: {tmp_path / 'model'}")
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize(
-    ("harm", "says"),
+    ("harm", "parts"),
     [
         (remove("two.safetensors"), ["two.safetensors", "cannot be read", "again"]),
         (write("model.safetensors.index.json", "{}"), ["no weight_map", "again"]),
@@ -156,14 +155,14 @@ def test_broken_model_folder_is_refused_with_file_and_remedy(tmp_path, harm, say
         ),
     ],
 )
-def test_broken_shards_are_refused_with_file_and_remedy(tmp_path, harm, says):
+def test_broken_shards_are_refused_with_file_and_remedy(tmp_path, harm, parts):
     harm(make_sharded(tmp_path / "model"))
     message = message_of(tmp_path / "model")
     assert message.startswith("model.path: ")
-    assert all(part in message for part in says), message
+    assert all(part in message for part in parts), message
 
 
-def test_missing_folder_is_refused_under_the_name_of_the_field_that_asked(tmp_path):
+def test_missing_folder_is_refused_under_the_name_of_its_field(tmp_path):
     message = message_of(tmp_path / "no", field="prompts.generation.llms.0.path")
     assert message.startswith(f"prompts.generation.llms.0.path: {tmp_path / 'no'} does not exist")
     assert "hub name" in message
@@ -194,7 +193,7 @@ def test_gguf_without_the_package_gguf_is_refused(tmp_path, monkeypatch):
 
 
 @needs_smollm
-def test_gguf_says_what_it_was_made_for():
+def test_gguf_gives_its_context_length_and_chat_template():
     smollm = inspect_model(SMOLLM)
     assert smollm.kind == "gguf"
     assert smollm.context_length == 8192

@@ -88,7 +88,7 @@ def test_model_stored_is_loaded_by_transformers_with_the_same_weights(
     assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == ids
 
 
-def test_model_is_tried_without_an_adapter_and_refused_where_it_cannot_be_built(
+def test_model_is_checked_without_an_adapter_and_refused_where_it_cannot_be_built(
     tiny_model, tmp_path
 ):
     check_adapters(str(tiny_model), None, [None], 0)

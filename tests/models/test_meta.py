@@ -1,4 +1,4 @@
-"""Trying a model before any work."""
+"""Checks of a model before any work."""
 
 import os
 import shutil
@@ -61,62 +61,61 @@ def test_adapter_without_targets_is_refused(tiny_model):
 
 
 @pytest.fixture
-def trial() -> Iterator[ModelCheckProcess]:
-    process = ModelCheckProcess()
-    yield process
-    process.close()
+def process() -> Iterator[ModelCheckProcess]:
+    with ModelCheckProcess() as process:
+        yield process
 
 
-def test_trial_process_answers_in_order_and_raises_what_was_raised_there(tiny_model, trial):
-    trial.begin(check_adapters, str(tiny_model), None, [{"peft_type": "LORA"}], 0)
-    trial.begin(
+def test_process_returns_results_in_order_and_raises_what_was_raised_there(tiny_model, process):
+    process.begin(check_adapters, str(tiny_model), None, [{"peft_type": "LORA"}], 0)
+    process.begin(
         check_adapters, str(tiny_model), None, [{"peft_type": "LORA", "target_modules": []}], 0
     )
-    trial.begin(os.getpid)
-    assert trial.finish() is None
+    process.begin(os.getpid)
+    assert process.finish() is None
     with pytest.raises(ConfigError, match=r"model\.peft"):
-        trial.finish()
-    pid = trial.finish()
+        process.finish()
+    pid = process.finish()
     assert pid != os.getpid()
-    trial.close()
-    trial.begin(os.getpid)
-    assert trial.finish() not in (pid, os.getpid())
+    process.close()
+    process.begin(os.getpid)
+    assert process.finish() not in (pid, os.getpid())
 
 
-def test_trial_process_that_dies_is_an_error_with_its_code(trial):
-    trial.begin(os._exit, 7)
+def test_process_that_dies_is_an_error_with_its_code(process):
+    process.begin(os._exit, 7)
     with pytest.raises(PaftError, match="code 7"):
-        trial.finish()
+        process.finish()
 
 
 LORA = {"peft_type": "LORA", "target_modules": ["q_proj"]}
 
 
 @pytest.mark.parametrize(
-    ("peft", "says"),
+    ("peft", "message"),
     [
         ({**LORA, "r": "eight"}, "peft refuses it"),
         ({**LORA, "lora_dropout": 7}, "peft refuses it"),
         ({**LORA, "peft_type": "VERA"}, "save_projection"),
     ],
 )
-def test_what_peft_refuses_is_refused_with_its_reason(peft, says, tiny_model):
-    with pytest.raises(ConfigError, match=says):
+def test_what_peft_refuses_is_refused_with_its_reason(peft, message, tiny_model):
+    with pytest.raises(ConfigError, match=message):
         check_adapters(str(tiny_model), None, [peft], 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "message"),
     [
         ("tokenizer.json", "{}", "the tokenizer of"),
         ("config.json", '{"model_type": "nonsense"}', "no causal language model"),
     ],
 )
 def test_model_folder_that_transformers_cannot_read_is_refused(
-    name, content, says, tiny_model, tmp_path
+    name, content, message, tiny_model, tmp_path
 ):
     broken = tmp_path / "broken"
     shutil.copytree(tiny_model, broken)
     (broken / name).write_text(content)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         check_adapters(str(broken), None, [LORA], 0)

@@ -1,4 +1,4 @@
-"""What of `model.peft` is refused before any work, by the table and by the installed peft."""
+"""Checks of `model.peft` before any work, by the table and by the installed peft."""
 
 import pytest
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PromptLearningConfig
@@ -34,7 +34,7 @@ def test_peft_section_that_peft_takes_passes(tiny_model, arguments):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "parts"),
     [
         ({"peft_type": "LORRA"}, ["peft_type", "'LORRA'", "nearest: LORA"]),
         (lora(lora_alhpa=3), ["model.peft.lora_alhpa", "LORA", "nearest: lora_alpha"]),
@@ -55,7 +55,7 @@ def test_peft_section_that_peft_takes_passes(tiny_model, arguments):
     ],
 )
 def test_peft_section_that_cannot_be_is_refused_with_value_rule_and_remedy(
-    tiny_model, arguments, says
+    tiny_model, arguments, parts
 ):
     check_peft(arguments)
     for refuse in (
@@ -66,7 +66,7 @@ def test_peft_section_that_cannot_be_is_refused_with_value_rule_and_remedy(
             refuse()
         message = str(caught.value)
         assert message.startswith("model.peft")
-        assert all(part in message for part in says), message
+        assert all(part in message for part in parts), message
         assert "\n" not in message
 
 

@@ -1,21 +1,14 @@
-"""Rows in which sequences share what they begin with: complete, and scored as if none did."""
+"""Rows in which sequences share common beginnings: complete, and scored like separate ones."""
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-)
+from transformers import PreTrainedModel
 
 from paft_ray.models import attention
 from paft_ray.models.attention import BLOCK_ATTENTION
@@ -23,22 +16,6 @@ from paft_ray.models.logprobs import score_sequences
 from paft_ray.models.packing import Row, TokenSequence
 from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded, choice_sequences
-
-SMALL = {
-    "vocab_size": 100,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-}
-MODELS = {
-    "grouped queries": (LlamaForCausalLM, LlamaConfig, {}),
-    "sliding window": (MistralForCausalLM, MistralConfig, {"sliding_window": 7}),
-    "window in some layers": (Gemma3ForCausalLM, Gemma3TextConfig, {"sliding_window": 9}),
-}
 
 
 def make_sequences(common: int, answers: int, count: int = 9) -> list[TokenSequence]:
@@ -70,7 +47,7 @@ def paths(row: Row) -> list[list[int]]:
     answers=st.integers(1, 5),
     row_tokens=st.sampled_from([60, 100, 400]),
 )
-def test_shared_rows_read_and_ask_what_each_sequence_does(
+def test_shared_rows_read_and_predict_what_each_sequence_does(
     common: int, answers: int, row_tokens: int
 ) -> None:
     sequences = make_sequences(common, answers)
@@ -129,15 +106,16 @@ def test_rows_are_not_shared_where(contexts: list[tuple[int, ...]], row_tokens: 
 
 
 @pytest.mark.parametrize("longest_plain", [512, 20, 0])
-@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("common", "answers"), [(11, 1), (11, 4), (0, 4)])
 def test_scores_with_shared_parts_are_those_of_sequences_alone(
-    name: str, longest_plain: int, common: int, answers: int, monkeypatch: pytest.MonkeyPatch
+    make_model: Callable[..., PreTrainedModel],
+    longest_plain: int,
+    common: int,
+    answers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(attention, "_PLAIN_LENGTH", longest_plain)
-    model_class, config_class, more = MODELS[name]
-    torch.manual_seed(0)
-    model = model_class(config_class(**SMALL, **more, initializer_range=0.2)).eval()
+    model = make_model(initializer_range=0.2)
     sequences = make_sequences(common, answers)
     alone = score_sequences(model, sequences, "float32", 200, packing=False)
     model.set_attn_implementation(BLOCK_ATTENTION)

@@ -1,6 +1,5 @@
 """Training with less memory, or compiled, or with other attention computes the same."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from paft_ray.models.switches import checkpoint_activations, compile_layers
 CPU = torch.device("cpu")
 LENGTHS = [5, 40, 3, 12, 33]
 Gradients = dict[str, torch.Tensor]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def quietly(test):
@@ -30,14 +30,6 @@ def quietly(test):
     ):
         test = pytest.mark.filterwarnings(f"ignore:{warning}")(test)
     return test
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

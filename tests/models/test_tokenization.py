@@ -1,10 +1,8 @@
 """Text to tokens as lm-evaluation-harness does it, and sequences dealt into rows without loss."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
@@ -13,9 +11,6 @@ from paft_ray.models.load import load_tokenizer
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows, inert_row
 from paft_ray.models.tokenization import Encoded, TextEncoder, choice_sequences
 from paft_ray.prompts.template import parse
-
-# how long an example takes says how busy the machine is, not whether anything is wrong
-patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PLAIN = parse("{text}", ("text",))
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -27,11 +22,6 @@ CHAT = (
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
-    return load_tokenizer(str(tiny_model))
-
-
 def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
     return tuple(tokenizer(text)["input_ids"])
 
@@ -40,7 +30,6 @@ def encode(encoder: TextEncoder, text: str, *answers: str, **options) -> tuple[E
     return encoder.encode(PLAIN.render, {"text": text}, answers, **options)
 
 
-@patient
 @given(context=TEXTS, answers=st.lists(ANSWERS, min_size=1, max_size=4), spaces=st.integers(0, 3))
 def test_encode_splits_where_lm_eval_does(tokenizer, context, answers, spaces):
     encoder = TextEncoder(tokenizer, max_length=10_000)
@@ -99,7 +88,7 @@ def test_encode_of_an_empty_context_reads_the_end_token(tokenizer):
     assert encoded.sequence().input_ids == (tokenizer.eos_token_id, *encoded.answer_ids[:-1])
 
 
-def test_sequence_asks_for_each_answer_token_where_the_one_before_was_read():
+def test_sequence_predicts_each_answer_token_where_the_one_before_was_read():
     encoded = Encoded((5, 6, 7), (8, 9))
     assert encoded.sequence() == TokenSequence((5, 6, 7, 8), (2, 3), (8, 9), (0, 0))
 
@@ -128,7 +117,7 @@ def context_of(tokenizer: PreTrainedTokenizerBase, encoded: Encoded) -> str:
     return tokenizer.decode(encoded.context_ids)
 
 
-def test_trim_cuts_the_end_of_the_longest_field_only_and_says_so(tokenizer):
+def test_trim_cuts_the_end_of_the_longest_field_only_and_marks_it(tokenizer):
     fields = {"long": "the film was good and " * 20, "short": "a fine plot"}
     answers = ["good", "very bad"]
     encoded = trimming(tokenizer).encode(PAIR.render, fields, answers)
@@ -145,7 +134,6 @@ def test_trim_cuts_the_end_of_the_longest_field_only_and_says_so(tokenizer):
     assert fields["long"] == "the film was good and " * 20  # arguments are never changed
 
 
-@patient
 @given(text=st.text(st.sampled_from("aé文🎬 \n"), min_size=60, max_size=120))
 def test_trim_in_the_middle_of_a_character_leaves_a_beginning_of_the_field(tokenizer, text):
     fields = {"long": text, "short": "fine"}
@@ -187,7 +175,6 @@ def deals(draw):
     return lengths, row_tokens, draw(st.integers(1, 6)), draw(st.booleans())
 
 
-@patient
 @given(deals())
 def test_deal_rows_loses_nothing_and_respects_capacity(deal):
     lengths, row_tokens, ranks, packing = deal
@@ -203,7 +190,6 @@ def test_deal_rows_loses_nothing_and_respects_capacity(deal):
     assert deal_rows(lengths, row_tokens, ranks, packing) == dealt
 
 
-@patient
 @given(deals())
 def test_deal_rows_wastes_no_row_that_every_rank_could_do_without(deal):
     lengths, row_tokens, ranks, packing = deal
@@ -237,7 +223,6 @@ SEQUENCES = st.builds(
 )
 
 
-@patient
 @given(st.lists(SEQUENCES, min_size=1, max_size=6), st.randoms())
 def test_build_row_restarts_positions_and_points_at_each_target(sequences, rng):
     members = list(range(len(sequences)))

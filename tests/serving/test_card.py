@@ -1,4 +1,4 @@
-"""The model card: what it says, and that it stays Markdown and YAML whatever texts it holds."""
+"""The model card: its content, and that it stays Markdown and YAML whatever texts it holds."""
 
 import re
 from dataclasses import replace
@@ -59,7 +59,7 @@ def header(text: str) -> dict[str, Any]:
     return yaml.safe_load(found.group(1))
 
 
-def test_card_says_what_the_adapter_was_made_of() -> None:
+def test_card_names_what_the_adapter_was_made_of() -> None:
     text = card(revision="abc123")
     for figure in (
         "1,200 train, 8 validation, 25 test", "`aaaa`", "`bbbb`", "`cccc`", "`dddd`", "351",
@@ -89,7 +89,7 @@ def test_card_names_a_local_base_by_its_last_part() -> None:
     assert header(card(path="/srv/models/small"))["base_model"] == "small"
 
 
-def test_card_before_an_evaluation_says_so_and_after_it_has_the_table() -> None:
+def test_card_has_the_table_only_after_an_evaluation() -> None:
     assert "Not evaluated on held-out prompts yet" in card()
     rows = (("base model", "53.9", "5.9"), ("PAFT, 150 steps", "73.6", "5.8"))
     text = card(evaluation=Evaluation(("mean", "std over prompts"), rows, 12, 60))
@@ -98,7 +98,7 @@ def test_card_before_an_evaluation_says_so_and_after_it_has_the_table() -> None:
     assert "Not evaluated" not in text
 
 
-def test_card_of_free_text_and_one_prompt_says_so() -> None:
+def test_card_describes_free_text_and_a_single_prompt() -> None:
     text = card(task=replace(TASK, choices=None), prompts=1)
     assert "generated greedily" in text
     assert "rendered through one prompt" in text

@@ -38,52 +38,52 @@ def make(tiny_model: Path, tmp_path: Path) -> Callable[..., AnswerModel]:
     return make_model
 
 
-def ask(model: AnswerModel, *rows: dict[str, Any], **params: Any) -> list[str]:
+def predict(model: AnswerModel, *rows: dict[str, Any], **params: Any) -> list[str]:
     return list(model.predict(None, pd.DataFrame(rows), params)["answer"])
 
 
-# peft says so at every text that prompt tuning generates
+# peft warns at every text that prompt tuning generates
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
 @pytest.mark.parametrize("peft", [LORA, TUNED], ids=["lora", "prompt tuning"])
 def test_free_text_is_generated_as_the_model_alone_would(
     peft: dict, make, tiny_model: Path, tmp_path: Path
 ) -> None:
-    answers = ask(make(peft), {"review": "a film"}, {"text": "the plot was very poor and"})
+    answers = predict(make(peft), {"review": "a film"}, {"text": "the plot was very poor and"})
     model = load_adapter(load_base(str(tiny_model)), str(tmp_path), "default")
     tokenizer = load_tokenizer(str(tiny_model))
     expected = []
     for text in ("a film It is", "the plot was very poor and"):
         ids: Any = tokenizer(text)["input_ids"]
-        [(said, _)] = generate(model, tokenizer, [ids], 5)
-        expected.append(said.strip())
+        [(text, _)] = generate(model, tokenizer, [ids], 5)
+        expected.append(text.strip())
     assert answers == expected
 
 
 def test_rows_of_both_forms_may_stand_in_one_table(make) -> None:
     model = make(choices=["positive", "negative"])
     rows = [{"review": "a film"}, {"text": "a film It is"}, {"review": "x", "prompt": "a film {x}"}]
-    first, second, _ = ask(model, *rows)
+    first, second, _ = predict(model, *rows)
     assert first == second
-    assert ask(model) == []
+    assert predict(model) == []
 
 
 def test_text_and_choices_of_a_row_do_not_depend_on_the_other_rows(make) -> None:
     model = make(choices=["positive", "negative", "a very good film"])
     rows = [{"review": f"the film {number} was"} for number in range(9)]
-    assert ask(model, *rows) == [ask(model, row)[0] for row in rows]
+    assert predict(model, *rows) == [predict(model, row)[0] for row in rows]
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "message"),
     [
         (({"review": "x"}, {"review": None}), "row 1 has no review"),
         (({"foo": "x"},), "row 0 has no review.*column text"),
         (({"review": "good " * 50},), r"row 0 has \d+ tokens"),
     ],
 )
-def test_row_that_cannot_be_asked_is_refused_by_its_number(rows, said: str, make) -> None:
-    with pytest.raises(DataError, match=said):
-        ask(make(), *rows)
+def test_row_that_cannot_be_answered_is_refused_by_its_number(rows, message: str, make) -> None:
+    with pytest.raises(DataError, match=message):
+        predict(make(), *rows)
 
 
 def test_rows_without_any_known_column_are_refused_and_not_dropped(make) -> None:
@@ -91,11 +91,13 @@ def test_rows_without_any_known_column_are_refused_and_not_dropped(make) -> None
         make().predict(None, pd.DataFrame(index=range(2)), None)
 
 
-def test_overlong_field_is_cut_where_the_task_says_so_and_a_finished_prompt_never_is(make) -> None:
+def test_overlong_field_is_cut_where_the_task_allows_it_but_no_finished_prompt(
+    make,
+) -> None:
     model = make(overlong="trim", choices=["positive", "negative"])
-    assert len(ask(model, {"review": "good " * 50})) == 1
+    assert len(predict(model, {"review": "good " * 50})) == 1
     with pytest.raises(DataError, match="tokens"):
-        ask(model, {"text": "good " * 50})
+        predict(model, {"text": "good " * 50})
 
 
 def test_columns_beside_the_fields_avoid_their_names() -> None:

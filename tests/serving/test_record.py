@@ -1,4 +1,4 @@
-"""What a training's manifest says: the same JSON as ever, read with fewer and with more keys."""
+"""The record of a training: the same JSON as ever, read with fewer and with more keys."""
 
 import json
 from typing import Any

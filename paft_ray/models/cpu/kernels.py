@@ -1,14 +1,14 @@
-"""Two sums of a decoder on CPUs, forward and backward: frozen linear layers, short attention.
+"""CPU kernels of a decoder, forward and backward: frozen linear layers and short attention.
 
-In fp32 torch multiplies with MKL, which reaches 100 GFLOP/s on an AMD core where oneDNN, asked
-through the operator that torch.compile uses, reaches 230 with like rounding errors; in bf16 torch
-asks oneDNN by itself. Attention keeps its weights once, in the dtype they are used in.
+In fp32 torch multiplies with MKL, which reaches 100 GFLOP/s on an AMD core; oneDNN, called through
+torch.compile's operator, reaches 230 with similar rounding errors. In bf16 torch uses oneDNN.
+Attention keeps its weights once, in the dtype they are used in.
 
 Tried and left out, each below 3% of a step at 135M: RMSNorm in fewer passes, a gated MLP and LoRA
 as one function each, rotation inside the attention function.
 
-Shapes: T tokens of a row, N sequences of L tokens each, K tokens that these see, G groups of R
-query heads that share keys, D head width; I and O features into and out of a layer.
+Shapes: T tokens of a row, N sequences of L tokens each, K tokens that these attend to, G groups of
+R query heads that share keys, D head width, I input and O output features of a layer.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def onednn_is_quicker() -> bool:
-    """Whether fp32 products go to oneDNN: where it has AVX-512, which MKL uses on Intel only."""
+    """Whether oneDNN computes fp32 products: on CPUs with AVX-512, which MKL uses on Intel only."""
     return _ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -43,11 +43,11 @@ class FrozenLinear(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """`torch.nn.functional.linear`, by the quicker library where that is possible.
+    """Compute `torch.nn.functional.linear`, by the quicker library where that is possible.
 
-    It is not under autocast or torch.compile, for weights that are trained, for those of ZeRO 3,
-    whose shards are together only while their module runs, and for weights with gaps between their
-    rows, at which oneDNN falls back to code that is a hundred times slower.
+    It is not possible under autocast or torch.compile, for trained weights, for those of ZeRO 3,
+    whose shards are together only while their module runs, and for weights with gaps between rows,
+    for which oneDNN uses code that is a hundred times slower.
     """
     if (
         x.device.type != "cpu"
@@ -61,14 +61,14 @@ def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
         or not onednn_is_quicker()
     ):
         return torch.nn.functional.linear(x, weight_OI, bias_O)
-    # flat, since more dimensions come out as a view, to which nothing may be added in place
+    # flat, since more dimensions give a view, which cannot be changed in place
     flat: Any = FrozenLinear.apply(x.reshape(-1, x.shape[-1]), weight_OI)
     output = flat.view(*x.shape[:-1], -1)
     return output if bias_O is None else output + bias_O
 
 
 def use_quick_products(model: torch.nn.Module) -> None:
-    """Let the linear layers of a model multiply by `linear`, whatever is put around them later."""
+    """Replace the forward of a model's linear layers by `linear`, also for later adapters."""
     for module in model.modules():
         if type(module) is torch.nn.Linear:
             module.forward = MethodType(_forward, module)
@@ -81,9 +81,9 @@ def _forward(self: torch.nn.Linear, input: torch.Tensor) -> torch.Tensor:
 class BlockAttention(torch.autograd.Function):
     """Causal attention inside each sequence of a row; softmax in fp32.
 
-    Takes queries [T, G * R, D], keys and values [T, G, D], `gathers` and `back_T` of `Blocks`, a
-    factor of the scores, and how many tokens a query sees, its own included. Returns
-    [T, G * R, D].
+    Takes queries [T, G * R, D], keys and values [T, G, D], `gather_NL` and `back_T` of `Blocks`, a
+    factor of the scores, and the number of tokens that a query attends to, itself included.
+    Returns [T, G * R, D].
     """
 
     @staticmethod
@@ -116,7 +116,7 @@ class BlockAttention(torch.autograd.Function):
     ) -> tuple[torch.Tensor | None, ...]:
         back_T, *saved = ctx.saved_tensors
         sizes = [gather_NL.numel() for gather_NL in ctx.gathers]
-        # padding gets no gradient, and so gives none
+        # zeros, so that padding contributes no gradient
         flat = grad_THD.new_zeros(sum(sizes), *grad_THD.shape[1:]).index_copy_(0, back_T, grad_THD)
         grads: tuple[list[torch.Tensor], ...] = ([], [], [])
         for number, gather_NL in enumerate(ctx.gathers):
@@ -149,16 +149,16 @@ def attend_to_paths(
     hidden_NLK: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Attention of parts of a row to the paths that they end; has no backward pass.
+    """Compute attention of parts of a row to the paths that they end, without a backward pass.
 
     Args:
         query: [T, G * R, D].
         key: [T, G, D].
         value: [T, G, D].
         gather_NL: The tokens of every part.
-        keys_NK: The tokens of every path, its part the last of them.
-        hidden_NLK: Which of them a token does not see; N of 1 where that is the same for all.
-        scaling: Of the scores.
+        keys_NK: The tokens of every path, which ends with the part.
+        hidden_NLK: Keys that a token does not attend to; N of 1 where that is the same for all.
+        scaling: Factor of the scores.
 
     Returns:
         [N * L, G * R, D].
@@ -176,25 +176,25 @@ def attend_to_paths(
 
 
 def _take(states_THD: torch.Tensor, gather_NL: torch.Tensor) -> torch.Tensor:
-    """[T, H, D] to [N, L, H, D]."""
+    """Gather [T, H, D] to [N, L, H, D]."""
     return states_THD.index_select(0, gather_NL.flatten()).unflatten(0, gather_NL.shape)
 
 
 def _by_group(states_NLHD: torch.Tensor, groups: int) -> torch.Tensor:
-    """[N, L, G * R, D] to [N * G, R * L, D]: heads that share keys read them in one product."""
+    """Reshape [N, L, G * R, D] to [N * G, R * L, D], one product for heads that share keys."""
     n, length, heads, width = states_NLHD.shape
     grouped = states_NLHD.view(n, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
     return grouped.reshape(n * groups, heads // groups * length, width)
 
 
 def _by_token(states: torch.Tensor, gather_NL: torch.Tensor, heads: int) -> torch.Tensor:
-    """[N * G, R * L, D] back to [N * L, heads, D]."""
+    """Reshape [N * G, R * L, D] back to [N * L, heads, D]."""
     n, length = gather_NL.shape
     return states.view(n, heads, length, -1).transpose(1, 2).flatten(0, 1)
 
 
 def _causal_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """What is added to scores: [L, L]."""
+    """Return what is added to scores: 0, or minus infinity for hidden keys; [L, L]."""
     at = torch.arange(length, device=like.device)
     distance = at[:, None] - at[None, :]
     hidden = (distance < 0) | (distance >= (window or length))
