@@ -25,15 +25,6 @@ from paft_ray.training.distributed.trainer import train
 STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
 
 
-def stored_under(name: str) -> pytest.MarkDecorator:
-    """Skips where the fixture has no such run."""
-    missing = not (STORED / "storage" / "runs" / name).exists()
-    return pytest.mark.skipif(missing, reason=f"make_stored_run.py was not run for {name!r}")
-
-
-GENERATED, SEARCHED = stored_under("generated"), stored_under("searched")
-
-
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of everything, which is the working directory."""
@@ -57,9 +48,7 @@ def config_of(name: str) -> Config:
     return load_config(f"{name}.yaml")
 
 
-@pytest.mark.parametrize(
-    ("verb", "name"), [("run", "from-files"), pytest.param("tune", "searched", marks=SEARCHED)]
-)
+@pytest.mark.parametrize(("verb", "name"), [("run", "from-files"), ("tune", "searched")])
 def test_stored_run_or_search_is_complete(
     verb: str, name: str, stored: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +63,7 @@ def test_stored_run_or_search_is_complete(
     assert {name: after[name] for name in before} == before
 
 
-@pytest.mark.parametrize("name", ["from-files", pytest.param("generated", marks=GENERATED)])
+@pytest.mark.parametrize("name", ["from-files", "generated"])
 def test_stored_pool_and_trainings_are_found(name: str, stored: Path) -> None:
     context = open_context(config_of(name))
     pools = {path.name for path in (stored / "storage/pools").iterdir()}
@@ -118,7 +107,6 @@ def test_stored_run_gets_its_report_and_exports_its_adapter(stored: Path) -> Non
     assert (stored / "exported" / kept.name).read_bytes() == kept.read_bytes()
 
 
-@SEARCHED
 def test_stored_search_exports_its_best_finalist(stored: Path) -> None:
     assert call(["export", "searched.yaml", "--out", "exported"]) == 0
     assert (stored / "exported" / "adapter_model.safetensors").is_file()
