@@ -83,14 +83,12 @@ def open_run(
             context = replace(context, tracking=None)  # it is another run in MLflow
         if context.tracking is None:
             context = context.tracked()
-        record = {
-            "config": dump_config(context.config),
-            "results_from": result_fields(context.config),
-            "content": content,
-        }
+        tree = dump_config(context.config)
+        results_from = result_fields(context.config)
+        record = {"config": tree, "results_from": results_from, "content": content}
         folder.write_json("config.json", record)
         tracker = open_tracker(context.tracking, RUN_KEY, context.config.name)
-        tracker.log_params(record["config"])
+        tracker.log_params(tree)
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"
         try:
