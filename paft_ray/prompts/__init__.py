@@ -1,0 +1,1 @@
+"""Prompts: templates, lint, layouts, deduplication, a split without leaks, and the pool."""
