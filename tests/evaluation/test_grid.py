@@ -111,6 +111,7 @@ def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_context, sa
         assert row["choice_logprobs"] == pytest.approx(rows[key]["choice_logprobs"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_part_of_a_grid_is_the_same_for_any_number_of_workers_and_after_a_kill(
     make_context, save_adapter
 ):
