@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+import paft_ray
 from paft_ray.cli import call
 from paft_ray.config import Config
+from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.pipeline.run import evaluate
@@ -117,3 +119,13 @@ def test_stored_run_is_refused_under_another_configuration(
 ) -> None:
     assert call(["run", "from-files.yaml", "train.learning_rate=0.1"]) == 2
     assert "train.learning_rate (0.01 -> 0.1)" in capfd.readouterr().err
+
+
+def test_python_gets_what_the_command_prints(
+    stored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = paft_ray.run(paft_ray.load_config("from-files.yaml"))
+    assert call(["run", "from-files.yaml", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == result.data
+    with pytest.raises(ConfigError, match="learning_rate"):
+        paft_ray.train(paft_ray.load_config("from-files.yaml", ["train.learning_rate=0.1"]))
