@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from factories import WORDS, run_config, write_prompts, write_reviews
+
 if TYPE_CHECKING:
     from heads import Head
 
@@ -20,45 +22,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # read when ray is imported, which some test modules do
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-WORDS = [
-    "good",
-    "bad",
-    "fine",
-    "awful",
-    "great",
-    "poor",
-    "the",
-    "a",
-    "film",
-    "movie",
-    "plot",
-    "was",
-    "is",
-    "and",
-    "very",
-    "not",
-    "it",
-    "story",
-    "acting",
-    "sentence",
-    "review",
-    "label",
-    "answer",
-    "text",
-    "input",
-    "output",
-    "tell",
-    "whether",
-    "positive",
-    "negative",
-    "decide",
-    "how",
-    "feels",
-    "please",
-    "read",
-    "classify",
-]
 
 
 @pytest.fixture(scope="module")
@@ -91,20 +54,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 120 short reviews with their sentiment."""
-    import json
-    import random
-
-    rng = random.Random(0)
-    lines = []
-    for number in range(120):
-        positive = number % 2 == 0
-        word = rng.choice(["good", "fine", "great"] if positive else ["bad", "awful", "poor"])
-        tail = " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
-        text = f"the film {number} was {word} {tail}"
-        lines.append({"review": text, "label": "positive" if positive else "negative"})
-    path = tmp_path_factory.mktemp("data") / "reviews.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return path
+    return write_reviews(tmp_path_factory.mktemp("data") / "reviews.jsonl")
 
 
 @pytest.fixture(scope="session")
@@ -128,34 +78,20 @@ def head() -> "Iterator[Head]":
 @pytest.fixture
 def small_run(tmp_path: Path, tiny_model: Path, review_file: Path) -> dict[str, Any]:
     """The configuration of a run of half a minute; all its paths are absolute."""
-    import json
-
-    prompts = tmp_path / "prompts.jsonl"
     texts = [
         "Review: {review}\nLabel:", "{review}\nIs this positive or negative?",
         "Text: {review}\nSentiment:", "How does this feel? {review} ->", "{review} || mood ||",
         "Classify: {review} =", "<film> {review} </film>", "Say the attitude of: {review}\nAnswer:",
     ]  # fmt: skip
-    prompts.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-    return {
-        "name": "small",
-        "storage": str(tmp_path / "storage"),
-        "task": {
-            "type": "custom", "name": "reviews", "path": str(review_file),
-            "description": "Say whether a short film review is positive or negative.",
-            "fields": {"review": "review"}, "answer": "label",
-            "choices": ["positive", "negative"], "max_length": 200,
-            "validation_share": 0.2, "test_share": 0.2,
+    prompts = write_prompts(tmp_path / "prompts.jsonl", texts)
+    return run_config(
+        tiny_model, review_file, tmp_path / "storage",
+        task={"max_length": 200, "validation_share": 0.2, "test_share": 0.2},
+        prompts={"files": [str(prompts)], "split": {"validation": 2, "test": 2}},
+        train={
+            "steps": 20, "row_tokens": 512, "learning_rate": 1e-2,
+            "checkpoint": {"every_steps": 5},
         },
-        "prompts": {"files": [str(prompts)], "split": {"validation": 2, "test": 2}},
-        "model": {
-            "path": str(tiny_model), "dtype": "float32",
-            "peft": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]},
-        },
-        "train": {
-            "steps": 20, "batch_size": 4, "row_tokens": 512, "learning_rate": 1e-2,
-            "checkpoint": {"every_steps": 5}, "workers": {"num": 1, "cpus": 1},
-        },
-        "evaluation": {"examples": 10, "workers": {"num": 1, "cpus": 1}},
-        "variants": [{"type": "paft"}],
-    }  # fmt: skip
+        evaluation={"examples": 10},
+        variants=[{"type": "paft"}],
+    )  # fmt: skip

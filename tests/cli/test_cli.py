@@ -11,29 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from factories import run_config
 from paft_ray.cli import call
 
 
 @pytest.fixture
 def small(tiny_model: Path, review_file: Path, tmp_path: Path) -> Path:
     """A configuration that passes preflight."""
-    config = {
-        "name": "small",
-        "storage": str(tmp_path / "storage"),
-        "task": {
-            "type": "custom",
-            "name": "reviews",
-            "description": "Say whether a short film review is positive or negative.",
-            "path": str(review_file),
-            "fields": {"review": "review"},
-            "answer": "label",
-            "choices": ["positive", "negative"],
-        },
-        "prompts": {"generation": {"llms": [{"type": "fake"}]}},
-        "model": {"path": str(tiny_model), "dtype": "float32"},
-        "train": {"steps": 5, "batch_size": 4, "workers": {"cpus": 1}},
-        "evaluation": {"workers": {"cpus": 1}},
-    }
+    config = run_config(tiny_model, review_file, tmp_path / "storage")
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path

@@ -6,17 +6,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from factories import LORA, make_prompt, run_config
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.grid import Grid, GridScores, Subject, score_grid, score_part
 from paft_ray.pipeline.perform import open_context
-from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen
-from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
-LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 TEMPLATES = (
     "Tell how it feels: {review}\nAnswer:",
     "{review}\nIs that good or bad? ->",
@@ -27,33 +25,22 @@ TEMPLATES = (
 @pytest.fixture
 def make_context(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., RunContext]:
     def make(workers: int) -> RunContext:
-        templates = tmp_path / "prompts.txt"
-        templates.write_text("\n".join("Judge it: {review} =>" for _ in range(2)), encoding="utf-8")
-        config = {
-            "name": "graded",
-            "storage": str(tmp_path / f"storage-{workers}"),
-            "task": {
-                "type": "custom",
-                "name": "reviews",
-                "description": "Say whether a short film review is positive or negative.",
-                "path": str(review_file),
-                "fields": {"review": "review"},
-                "answer": "label",
-                "choices": ["positive", "negative"],
-            },
-            "prompts": {"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
-            "model": {"path": str(tiny_model), "dtype": "float32", "peft": LORA},
-            "train": {"steps": 1, "batch_size": 2},
-            "evaluation": {"row_tokens": 600, "workers": {"num": workers, "cpus": 1}},
-            "tracking": {"type": "none"},
-        }
+        config = run_config(
+            tiny_model,
+            review_file,
+            tmp_path / f"storage-{workers}",
+            prompts={"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
+            train={"steps": 1, "batch_size": 2},
+            evaluation={"row_tokens": 600, "workers": {"num": workers, "cpus": 1}},
+            tracking={"type": "none"},
+        )
         return open_context(load_config(config))
 
     return make
 
 
 def score(context: RunContext, adapter: str, share: float | None = None) -> GridScores:
-    prompts = [Prompt(fingerprint(t), t, t, t, "test", "", Origin(file="test")) for t in TEMPLATES]
+    prompts = [make_prompt(text, "test") for text in TEMPLATES]
     models = [
         Subject("base", 0, ""),
         Subject("paft", 0, "trained", Storage.open(adapter)),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from factories import METHODS
 from paft_ray.config import Config
 from paft_ray.config.errors import DataError
 from paft_ray.evaluation.predictors import (
@@ -27,11 +28,8 @@ from paft_ray.tasks import Example, Task
 from paft_ray.tasks.builtin import PUBLISHED
 from paft_ray.tasks.grading import extract_answer
 
-LORA = {
-    "peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"],
-}  # fmt: skip
-PROMPT_TUNING = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5}
-PREFIX_TUNING = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5}
+LORA = {**METHODS["LORA"], "lora_dropout": 0.5}
+PROMPT_TUNING, PREFIX_TUNING = METHODS["PROMPT_TUNING"], METHODS["PREFIX_TUNING"]
 PROMPT = "Tell how it feels: {review}\nAnswer:"
 WORDS = ["good", "bad", "the", "film", "movie", "was", "is", "and", "very", "not", "story"]
 GSM8K = PUBLISHED["gsm8k"].answer_pattern

@@ -15,6 +15,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from factories import LORA, run_config
 from paft_ray.cli import call
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import ModelPredictor
@@ -38,25 +39,17 @@ from paft_ray.training.job import Job, TrackedRun
 from paft_ray.training.output.save import complete_training, trainable_copy, training_record
 from paft_ray.training.state.checkpoint import Progress
 
-LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
 PROMPT = "Tell how it feels: {review}\nAnswer:"
 
 
 def write_config(folder: Path, model: Path, reviews: Path, peft: dict) -> Path:
-    config = {
-        "name": "small",
-        "storage": str(folder / "storage"),
-        "task": {
-            "type": "custom", "name": "reviews", "path": str(reviews),
-            "description": "Say whether a short film review is positive or negative.",
-            "fields": {"review": "review"}, "answer": "label", "choices": ["positive", "negative"],
-        },
-        "prompts": {"generation": {"llms": [{"type": "fake"}]}},
-        "model": {"path": str(model), "dtype": "float32", "peft": peft},
-        "train": {"steps": 5, "batch_size": 4, "workers": {"cpus": 1}},
-        "variants": [{"type": "single_prompt"}, {"type": "paft"}],
-        "evaluation": {"workers": {"cpus": 1}},
-    }  # fmt: skip
+    config = run_config(
+        model,
+        reviews,
+        folder / "storage",
+        model={"peft": peft},
+        variants=[{"type": "single_prompt"}, {"type": "paft"}],
+    )
     folder.mkdir(exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+import factories
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.load import (
     adapter_files,
@@ -22,20 +23,9 @@ from paft_ray.models.logprobs import answer_logprobs, inference, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row
 from paft_ray.models.tokenization import TextEncoder
 
-LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
-METHODS = {
-    "LORA": LORA,
-    "IA3": {
-        "peft_type": "IA3",
-        "target_modules": ["k_proj", "v_proj", "down_proj"],
-        "feedforward_modules": ["down_proj"],
-    },
-    "PROMPT_TUNING": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5},
-    "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
-    "P_TUNING": {
-        "peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 16,
-    },
-}  # fmt: skip
+LORA = {**factories.LORA, "lora_alpha": 8}
+METHODS = {**factories.METHODS, "LORA": LORA}
+del METHODS["DORA"]
 VIRTUAL_LOGITS = {"LORA": 0, "IA3": 0, "PROMPT_TUNING": 5, "PREFIX_TUNING": 0, "P_TUNING": 5}
 CONTEXTS = ("the film was", "a very good story and", "is it not a bad movie? answer:")
 CPU = torch.device("cpu")

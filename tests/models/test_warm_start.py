@@ -7,20 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import factories
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.load import adapter_files, add_adapter, load_base
 from paft_ray.models.meta import check_adapters
 from paft_ray.models.warm_start import StoredAdapter, begin_with, check_adapter, read_adapter
 
-LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+LORA = {**factories.LORA, "lora_alpha": 8}
 METHODS = {
+    **factories.METHODS,
     "LORA": LORA,
     "DORA": {**LORA, "use_dora": True},
     "all linear": {**LORA, "target_modules": "all-linear"},
     "IA3": {"peft_type": "IA3", "target_modules": ["k_proj"], "feedforward_modules": []},
-    "PROMPT_TUNING": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5},
-    "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
 }
+del METHODS["P_TUNING"]
 
 
 def store(tiny_model: Path, folder: Path, peft: dict, base: str | None = None) -> torch.Tensor:

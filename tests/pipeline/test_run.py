@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from factories import run_config
 from paft_ray.runs.opening import StageClock
 from paft_ray.storage.paths import Storage
 
@@ -98,51 +99,33 @@ def make_config(
 
     def make(label: str, steps: int = 12) -> Path:
         folder = tmp_path_factory.mktemp(label)
-        config = {
-            "name": "small",
-            "seed": 1,
-            "storage": str(folder / "storage"),
-            "task": {
-                "type": "custom",
-                "name": "reviews",
-                "description": "Say whether a short film review is positive or negative.",
-                "path": str(review_file),
-                "fields": {"review": "review"},
-                "answer": "label",
-                "choices": ["positive", "negative"],
-                "max_length": 200,
-            },
-            "prompts": {
-                "generation": {
-                    "llms": [{"type": "openai", "base_url": endpoint.url, "model": "m",
-                              "concurrency": 2, "api_key_env": KEY_ENV}],
-                    "form": "instruction",
-                    "per_llm": 30,
-                },
-                "split": {"validation": 2, "test": 3},
-            },
-            "model": {
-                "path": str(tiny_model),
-                "dtype": "float32",
-                "peft": {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]},
-            },
-            "train": {
+        generation = {
+            "llms": [{"type": "openai", "base_url": endpoint.url, "model": "m",
+                      "concurrency": 2, "api_key_env": KEY_ENV}],
+            "form": "instruction",
+            "per_llm": 30,
+        }  # fmt: skip
+        config = run_config(
+            tiny_model,
+            review_file,
+            folder / "storage",
+            seed=1,
+            task={"max_length": 200},
+            prompts={"generation": generation, "split": {"validation": 2, "test": 3}},
+            train={
                 "steps": steps,
-                "batch_size": 4,
                 "row_tokens": 256,
                 "learning_rate": 0.01,
                 "checkpoint": {"every_steps": 4},
-                "workers": {"num": 1, "cpus": 1},
             },
-            "variants": [{"type": "single_prompt"}, {"type": "paft"}],
-            "evaluation": {
+            variants=[{"type": "single_prompt"}, {"type": "paft"}],
+            evaluation={
                 "examples": 10,
                 "selection_prompts": 4,
                 "selection_examples": 5,
                 "row_tokens": 256,
-                "workers": {"num": 1, "cpus": 1},
             },
-        }  # fmt: skip
+        )
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(config), encoding="utf-8")
         return path

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from factories import make_prompt, run_config
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.pipeline.variants import human_prompt, prompts_by_variant, user_prompt
-from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
-from paft_ray.prompts.pool import Origin, Prompt, PromptPool
+from paft_ray.prompts.layouts import compose, enumerate_layouts
+from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 
 INSTRUCTIONS = ("Say what the reviewer felt about it.", "Decide if this film was liked at all.")
@@ -21,49 +22,27 @@ def make_session(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callabl
     def make(*variants: dict, instructions: tuple[str, ...] = INSTRUCTIONS) -> RunContext:
         templates = tmp_path / "prompts.txt"
         templates.write_text("Judge this review: {review} Answer:\n" * 2, encoding="utf-8")
-        config = {
-            "name": "compared",
-            "storage": str(tmp_path / "storage"),
-            "task": {
-                "type": "custom",
-                "name": "reviews",
-                "description": "Say whether a short film review is positive or negative.",
-                "path": str(review_file),
-                "fields": {"review": "review"},
-                "answer": "label",
-                "choices": ["positive", "negative"],
-                "instructions": list(instructions),
-            },
-            "prompts": {"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
-            "model": {"path": str(tiny_model)},
-            "train": {"steps": 1, "batch_size": 2},
-            "variants": list(variants),
-            "tracking": {"type": "none"},
-        }
+        config = run_config(
+            tiny_model,
+            review_file,
+            tmp_path / "storage",
+            task={"instructions": list(instructions)},
+            prompts={"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
+            train={"steps": 1, "batch_size": 2},
+            variants=list(variants),
+            tracking={"type": "none"},
+        )
         return open_context(load_config(config))
 
     return make
 
 
-def prompt(text: str, split: str = "train") -> Prompt:
-    slots = ("review",)
-    return Prompt(
-        id=text[:30],
-        text=text,
-        instruction=instruction_of(text, slots),
-        layout=layout_of(text, slots),
-        split=split,  # pyright: ignore[reportArgumentType]
-        cluster="",
-        origin=Origin(file="test"),
-    )
-
-
 def make_pool(*held_out: str) -> PromptPool:
     train = tuple(
-        prompt(f"Number {i} asks you to weigh each word of it.\n{{review}}\n=> {i}")
+        make_prompt(f"Number {i} asks you to weigh each word of it.\n{{review}}\n=> {i}")
         for i in range(20)
     )
-    return PromptPool(train, (), tuple(prompt(text, "test") for text in held_out))
+    return PromptPool(train, (), tuple(make_prompt(text, "test") for text in held_out))
 
 
 def test_each_variant_gets_the_prompts_that_its_name_promises(make_session):

@@ -11,20 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import factories
+from factories import LORA
+
 Weights = dict[str, torch.Tensor]
-LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
-METHODS = {
-    "LORA": {**LORA, "lora_dropout": 0.1},
-    "DORA": {**LORA, "use_dora": True},
-    "IA3": {
-        "peft_type": "IA3",
-        "target_modules": ["k_proj", "v_proj", "down_proj"],
-        "feedforward_modules": ["down_proj"],
-    },
-    "PROMPT_TUNING": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5},
-    "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
-    "P_TUNING": {"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 16},
-}
+METHODS = {**factories.METHODS, "LORA": {**LORA, "lora_dropout": 0.1}}
 QUICK = {"train": {"steps": 8, "learning_rate": 0.1}}
 ONE_RANK = [
     scenario

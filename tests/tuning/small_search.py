@@ -1,6 +1,5 @@
 """A small search on a tiny real model, as a user writes it, and the command as a user types it."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,8 @@ from typing import Any
 
 import yaml
 
-LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+from factories import run_config, write_prompts
+
 SPACE = {
     "prompts.pool_size": {"type": "randint", "low": 1, "high": 4},
     "train.sampling.temperature": {"type": "choice", "values": [0.5, float("inf")]},
@@ -38,31 +38,32 @@ def write_search(
     (folder / "test.jsonl").write_text("\n".join(lines[90:]), encoding="utf-8")
     texts = [layout.format(text) for text, layout in zip(INSTRUCTIONS, LAYOUTS, strict=True)]
     (folder / "tiny").symlink_to(tiny_model)
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    write_prompts(folder / "prompts.jsonl", texts)
 
-    config = {
-        "name": "searched",
-        "storage": "storage",  # relative paths: trials run in a folder of their own
-        "task": {
-            "type": "custom", "name": "reviews", "path": "rows.jsonl",
-            "test_path": "test.jsonl", "validation_share": 0.3,
-            "description": "Say whether a short film review is positive or negative.",
-            "fields": {"review": "review"}, "answer": "label",
-            "choices": ["positive", "negative"], "max_length": 200,
+    config = run_config(
+        "./tiny",
+        "rows.jsonl",
+        "storage",  # relative paths: trials run in a folder of their own
+        name="searched",
+        task={"test_path": "test.jsonl", "validation_share": 0.3, "max_length": 200},
+        prompts={"files": ["prompts.jsonl"], "split": {"validation": 3, "test": 3}},
+        train={
+            "steps": 40,
+            "row_tokens": 512,
+            "learning_rate": 1e-2,
+            "checkpoint": {"every_steps": 5},
         },
-        "prompts": {"files": ["prompts.jsonl"], "split": {"validation": 3, "test": 3}},
-        "model": {"path": "./tiny", "dtype": "float32", "peft": LORA},
-        "train": {
-            "steps": 40, "batch_size": 4, "row_tokens": 512, "learning_rate": 1e-2,
-            "checkpoint": {"every_steps": 5}, "workers": {"num": 1, "cpus": 1},
+        evaluation={"examples": 20},
+        tuning={
+            "space": SPACE,
+            "trials": 3,
+            "reports": 4,
+            "examples": 12,
+            "finalists": 1,
+            "seeds": [1],
+            **tuning,
         },
-        "evaluation": {"examples": 20, "workers": {"num": 1, "cpus": 1}},
-        "tuning": {
-            "space": SPACE, "trials": 3, "reports": 4, "examples": 12, "finalists": 1,
-            "seeds": [1], **tuning,
-        },
-    }  # fmt: skip
+    )
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
     return path, config

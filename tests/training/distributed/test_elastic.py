@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-PROGRAM = Path(__file__).with_name("elastic_program.py")
+TESTS = Path(__file__).parents[2]
+PROGRAM = TESTS / "training/elastic_program.py"
 STEPS = 60
 EVERY = 1000
 """Steps between two checkpoints."""
@@ -35,7 +36,12 @@ def run_on_nodes(
         said = storage / "said.txt"
         done = subprocess.Popen(
             [sys.executable, str(PROGRAM), what, *places, str(steps), str(answer)],
-            env={**clean, "RAY_AUTH_MODE": "disabled", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"},
+            env={
+                **clean,
+                "PYTHONPATH": str(TESTS),
+                "RAY_AUTH_MODE": "disabled",
+                "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+            },
             stdout=said.open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,

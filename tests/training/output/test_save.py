@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import factories
 from paft_ray.config.errors import TrainingError
 from paft_ray.models.load import (
     adapter_files,
@@ -23,7 +24,7 @@ from paft_ray.training.output.save import trainable_copy
 from paft_ray.training.output.verify import Base, Probe, Trained, relative_change, verify_adapter
 
 WEIGHTS = "adapter_model.safetensors"
-LORA = {"peft_type": "LORA", "r": 4, "lora_dropout": 0.5, "target_modules": ["q_proj", "v_proj"]}
+LORA = {**factories.LORA, "lora_dropout": 0.5}
 METHODS = {
     "lora": LORA,
     "dora": {**LORA, "use_dora": True},

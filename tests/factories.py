@@ -1,0 +1,103 @@
+"""What tests build: words, reviews, a tiny model's configuration, prompts; all of it small."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from paft_ray.prompts.layouts import instruction_of, layout_of
+from paft_ray.prompts.pool import Origin, Prompt
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.tasks.example import SplitName
+
+WORDS = (
+    "good", "bad", "fine", "awful", "great", "poor", "the", "a", "film", "movie", "plot", "was",
+    "is", "and", "very", "not", "it", "story", "acting", "sentence", "review", "label", "answer",
+    "text", "input", "output", "tell", "whether", "positive", "negative", "decide", "how", "feels",
+    "please", "read", "classify",
+)  # fmt: skip
+LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+METHODS: dict[str, dict[str, Any]] = {
+    "LORA": LORA,
+    "DORA": {**LORA, "use_dora": True},
+    "IA3": {
+        "peft_type": "IA3",
+        "target_modules": ["k_proj", "v_proj", "down_proj"],
+        "feedforward_modules": ["down_proj"],
+    },
+    "PROMPT_TUNING": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5},
+    "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 5},
+    "P_TUNING": {"peft_type": "P_TUNING", "num_virtual_tokens": 5, "encoder_hidden_size": 16},
+}
+
+
+def write_reviews(path: Path, count: int = 120) -> Path:
+    """Write short reviews with their sentiment as JSONL, half of them positive."""
+    rng = random.Random(0)
+    lines = []
+    for number in range(count):
+        positive = number % 2 == 0
+        word = rng.choice(["good", "fine", "great"] if positive else ["bad", "awful", "poor"])
+        tail = " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+        text = f"the film {number} was {word} {tail}"
+        lines.append({"review": text, "label": "positive" if positive else "negative"})
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+def reviews_task(path: Path | str, **changes: Any) -> dict[str, Any]:
+    """Return the task section for such a file."""
+    return {
+        "type": "custom",
+        "name": "reviews",
+        "description": "Say whether a short film review is positive or negative.",
+        "path": str(path),
+        "fields": {"review": "review"},
+        "answer": "label",
+        "choices": ["positive", "negative"],
+        **changes,
+    }
+
+
+def run_config(
+    model: Path | str, reviews: Path | str, storage: Path | str, /, **changes: Any
+) -> dict[str, Any]:
+    """Return the configuration of a run of seconds.
+
+    Args:
+        model: A folder, such as the fixture `tiny_model`.
+        reviews: What `write_reviews` wrote.
+        storage: Where the run is kept.
+        changes: Fields and sections; `task`, `model`, `train` and `evaluation` are added to.
+    """
+    config: dict[str, Any] = {
+        "name": "small",
+        "storage": str(storage),
+        "task": reviews_task(reviews),
+        "prompts": {"generation": {"llms": [{"type": "fake"}]}},
+        "model": {"path": str(model), "dtype": "float32", "peft": LORA},
+        "train": {"steps": 5, "batch_size": 4, "workers": {"num": 1, "cpus": 1}},
+        "evaluation": {"workers": {"num": 1, "cpus": 1}},
+    }
+    for section in ("task", "model", "train", "evaluation"):
+        config[section] |= changes.pop(section, {})
+    return config | changes
+
+
+def make_prompt(text: str, split: SplitName = "train") -> Prompt:
+    """Return a prompt of a file, as the pool would hold it."""
+    return Prompt(
+        id=fingerprint(text),
+        text=text,
+        instruction=instruction_of(text, ("review",)),
+        layout=layout_of(text, ("review",)),
+        split=split,
+        cluster="",
+        origin=Origin(file="test"),
+    )
+
+
+def write_prompts(path: Path, texts: list[str]) -> Path:
+    """Write prompts as JSONL."""
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+    return path
