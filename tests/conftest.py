@@ -14,6 +14,8 @@ from factories import WORDS, run_config, write_prompts, write_reviews
 if TYPE_CHECKING:
     from heads import Head
 
+    from paft_ray.models.meta import ModelCheckProcess
+
 # how long an example takes says how busy the machine is, not whether anything is wrong
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
@@ -55,6 +57,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 120 short reviews with their sentiment."""
     return write_reviews(tmp_path_factory.mktemp("data") / "reviews.jsonl")
+
+
+@pytest.fixture(scope="session")
+def _kept_checks() -> "Iterator[ModelCheckProcess]":
+    from warm_checks import KeptProcess
+
+    process = KeptProcess()
+    yield process
+    process.end()
+
+
+@pytest.fixture
+def warm_checks(_kept_checks: "ModelCheckProcess", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets commands in this process share the process that checks models, which imports for 7 s."""
+    monkeypatch.setattr("paft_ray.pipeline.perform.ModelCheckProcess", lambda: _kept_checks)
 
 
 @pytest.fixture(scope="session")

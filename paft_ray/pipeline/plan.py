@@ -109,18 +109,17 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-def describe_sizes(context: RunContext) -> dict[str, Any]:
+def describe_sizes(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
-    Builds the model without its weights in another process, which takes some seconds. Where its
-    configuration cannot be read here, `unknown` holds the reason.
+    The model is built without its weights, which takes some seconds. Where its configuration cannot
+    be read here, `unknown` holds the reason.
     """
     config, model = context.config, context.config.model
     steps = total_steps(config.train, len(context.task.train))
     try:
-        with ModelCheckProcess() as checks:
-            checks.begin(count_weights, model.path, model.revision, model.peft, config.seed)
-            sizes = ModelSizes(**checks.finish())
+        checks.begin(count_weights, model.path, model.revision, model.peft, config.seed)
+        sizes = ModelSizes(**checks.finish())
     except ConfigError:
         raise
     except PaftError as error:

@@ -184,7 +184,7 @@ def _plan(work: Work) -> Result:
         check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
     plan = describe_plan(context)
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
-        plan["sizes"] = describe_sizes(context)
+        plan["sizes"] = describe_sizes(context, work.checks)
         if named_cluster() is not None:
             plan |= _plan_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))

@@ -14,6 +14,8 @@ import yaml
 from factories import run_config
 from paft_ray.cli import call
 
+pytestmark = pytest.mark.usefixtures("warm_checks")
+
 
 @pytest.fixture
 def small(tiny_model: Path, review_file: Path, tmp_path: Path) -> Path:

@@ -95,7 +95,7 @@ def running_head(cpus: int, token: str | None) -> Iterator[Head]:
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            process.wait(timeout=30)
+            process.wait(timeout=3)  # `ray start` itself would wait for 30 s
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

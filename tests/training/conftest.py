@@ -18,6 +18,7 @@ def launch() -> Callable[[Path, Path, int, list[dict]], None]:
         settings = {
             "model": str(model), "folder": str(folder), "ranks": ranks, "scenarios": scenarios,
         }  # fmt: skip
+        (folder / f"meeting-{ranks}").unlink(missing_ok=True)
         said = [folder / f"said-{ranks}-{rank}.txt" for rank in range(ranks)]  # pipes fill up
         processes = [
             subprocess.Popen(

@@ -1,15 +1,17 @@
 """Training through the real engine against a plain padded loop with full logits, in fp32.
 
-All scenarios of one number of ranks share one launch: real processes, gloo, DeepSpeed.
+All scenarios of one tier and one number of ranks share a launch: real processes, gloo, DeepSpeed.
 """
 
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from _pytest.mark.structures import ParameterSet
 from peft import PeftModel, get_peft_model_state_dict
 from rank_program import ASKED, questions
 from transformers import AutoModelForCausalLM
@@ -41,6 +43,19 @@ ONE_RANK = [
     {"name": "resumed weighed", "train": LOSSES["weighed"], "continues": "cut weighed"},
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
+    {"name": "activations1", "stage": 1, "train": {"activation_checkpointing": True}},
+    {"name": "resumed4", "stage": 1, "continues": "cut4"},
+]
+TWO_RANKS = [
+    *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
+    *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
+    {"name": "validated1", "stage": 1, "validated": True},
+    {"name": "cut2", "stage": 2, "until": 11, "every": 4},
+    {"name": "cut4", "stage": 3, "until": 11, "every": 4},
+    {"name": "resumed2", "stage": 2, "continues": "cut2"},
+]
+SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
+SLOW_ONE_RANK = [
     {"name": "full-plain", "full": True, "plain": True},
     {"name": "optimizer offloaded", "stage": 2, "offload": "optimizer"},
     {"name": "parameters offloaded", "stage": 3, "offload": "parameters"},
@@ -50,28 +65,19 @@ ONE_RANK = [
     {"name": "resumed6", "stage": 3, "offload": "parameters", "continues": "cut6"},
     *(
         {"name": f"activations{stage}", "stage": stage, "train": {"activation_checkpointing": True}}
-        for stage in STAGES
+        for stage in (0, 2, 3)
     ),
+    {"name": "full-resumed2", "stage": 1, "continues": "full-cut2", **SHARDED},
 ]
-SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
-TWO_RANKS = [
-    *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
-    *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
-    *({"name": f"validated{stage}", "stage": stage, "validated": True} for stage in (1, 3)),
-    {"name": "cut2", "stage": 2, "until": 11, "every": 4},
+SLOW_TWO_RANKS = [
+    {"name": "validated3", "stage": 3, "validated": True},
     {"name": "cut3", "stage": 3, "until": 11, "every": 4},
-    {"name": "cut4", "stage": 3, "until": 11, "every": 4},
-    {"name": "resumed2", "stage": 2, "continues": "cut2"},
     {"name": "resumed3", "stage": 3, "continues": "cut3"},
     {"name": "full-two-stage3", "stage": 3, **SHARDED},
     {"name": "full-cut3", "stage": 3, "until": 8, "every": 4, **SHARDED},
     {"name": "full-resumed3", "stage": 3, "continues": "full-cut3", **SHARDED},
     {"name": "full-cut2", "stage": 2, "until": 8, "every": 4, **SHARDED},
     {"name": "two offloaded", "stage": 2, "offload": "optimizer"},
-]
-FEWER_RANKS = [
-    {"name": "resumed4", "stage": 1, "continues": "cut4"},
-    {"name": "full-resumed2", "stage": 1, "continues": "full-cut2", **SHARDED},
 ]
 PROMPT_TUNING = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
 IA3 = {
@@ -92,16 +98,35 @@ def launched(
     """The folder that all scenarios left: weights, checkpoints, adapters."""
     folder = tmp_path_factory.mktemp("exactness")
     launch(folder, tiny_model, 2, [*TWO_RANKS, *OTHER_METHODS])
-    (folder / "meeting-1").unlink(missing_ok=True)
-    launch(folder, tiny_model, 1, [*ONE_RANK, *FEWER_RANKS])
+    launch(folder, tiny_model, 1, ONE_RANK)
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(launched: Path) -> dict[str, Weights]:
-    """Trained weights after each scenario."""
-    paths = launched.glob("*.safetensors")
+def launched_slow(launch: Callable[..., None], tiny_model: Path, launched: Path) -> None:
+    """What the slow scenarios left, in the same folder."""
+    launch(launched, tiny_model, 2, SLOW_TWO_RANKS)
+    launch(launched, tiny_model, 1, SLOW_ONE_RANK)
+
+
+@pytest.fixture
+def trained(launched: Path, request: pytest.FixtureRequest) -> dict[str, Weights]:
+    """Trained weights after each scenario; after the slow ones in slow tests only."""
+    if request.node.get_closest_marker("slow"):
+        request.getfixturevalue("launched_slow")
+    return _read_all(launched, len(list(launched.glob("*.safetensors"))))
+
+
+@lru_cache(2)
+def _read_all(folder: Path, files: int) -> dict[str, Weights]:
+    paths = sorted(folder.glob("*.safetensors"))
+    assert len(paths) == files
     return {path.stem: safetensors.torch.load_file(path) for path in paths}
+
+
+def slow(*values: object) -> ParameterSet:
+    """Return a parameter for the slow tier."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def largest_relative_difference(one: Weights, other: Weights) -> float:
@@ -124,6 +149,7 @@ def test_engine_without_packing_agrees_with_a_plain_padded_loop(
     assert largest_relative_difference(trained["unpacked"], trained["plain"]) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offloaded", ["optimizer", "parameters", "two"])
 def test_engine_with_offload_agrees_with_a_plain_padded_loop(
     offloaded: str, trained: dict[str, Weights]
@@ -132,7 +158,7 @@ def test_engine_with_offload_agrees_with_a_plain_padded_loop(
     assert largest_relative_difference(weights, trained["plain"]) < 1e-3
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [slow(0), 1, slow(2), slow(3)])
 def test_checkpointing_activations_changes_no_bit(stage: int, trained: dict[str, Weights]) -> None:
     expected, found = trained[f"one-stage{stage}"], trained[f"activations{stage}"]
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -143,11 +169,11 @@ def test_checkpointing_activations_changes_no_bit(stage: int, trained: dict[str,
     [
         ("one-stage1", "resumed1"),
         ("two-stage2", "resumed2"),
-        ("two-stage3", "resumed3"),
         ("one-weighed", "resumed weighed"),
-        ("full-two-stage3", "full-resumed3"),
-        ("optimizer offloaded", "resumed5"),
-        ("parameters offloaded", "resumed6"),
+        slow("two-stage3", "resumed3"),
+        slow("full-two-stage3", "full-resumed3"),
+        slow("optimizer offloaded", "resumed5"),
+        slow("parameters offloaded", "resumed6"),
     ],
 )
 def test_interrupted_and_resumed_training_ends_with_the_same_bits(
@@ -169,6 +195,7 @@ def test_tracker_is_flushed_before_the_checkpoint_that_covers_what_it_recorded(
     assert second["checkpoints"] == ["step-000000004"]
 
 
+@pytest.mark.slow
 def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
     trained: dict[str, Weights],
 ) -> None:
@@ -176,7 +203,7 @@ def test_engine_that_trains_all_weights_agrees_with_a_plain_padded_loop(
 
 
 @pytest.mark.parametrize(
-    ("resumed", "plain"), [("resumed4", "plain"), ("full-resumed2", "full-plain")]
+    ("resumed", "plain"), [("resumed4", "plain"), slow("full-resumed2", "full-plain")]
 )
 def test_training_resumed_on_another_number_of_ranks_and_stage_stays_close(
     resumed: str, plain: str, trained: dict[str, Weights]
@@ -236,7 +263,7 @@ def test_adapter_handed_over_holds_the_weights_that_the_engine_trained(
     assert all(torch.equal(stored[name], expected[name]) for name in stored)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, slow(3)])
 def test_model_is_scored_on_its_way_as_evaluation_does_and_is_not_moved_by_it(
     stage: int, launched: Path, trained: dict[str, Weights], tiny_model: Path
 ) -> None:

@@ -83,11 +83,16 @@ def test_training_resumed_in_its_midst_ends_with_the_same_bits(method: str, fold
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_training_on_a_base_in_4_bits_agrees_with_a_plain_loop_on_it(
+def test_training_on_a_base_in_4_bits_agrees_with_a_plain_loop_on_it(folder: Path) -> None:
+    plain = weights(folder, "nf4-plain")
+    assert largest_relative_difference(weights(folder, "nf4"), plain) < 1e-3
+
+
+@pytest.mark.slow
+def test_training_on_two_ranks_and_a_base_in_4_bits_agrees_with_a_plain_loop_on_it(
     folder: Path, on_two_ranks: Path
 ) -> None:
     plain = weights(folder, "nf4-plain")
-    assert largest_relative_difference(weights(folder, "nf4"), plain) < 1e-3
     assert largest_relative_difference(weights(on_two_ranks, "nf4-two"), plain) < 1e-3
 
 

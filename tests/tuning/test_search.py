@@ -10,6 +10,7 @@ import mlflow
 import pytest
 from small_search import left_of, paft
 
+from paft_ray.cli import call
 from paft_ray.config import TuningConfig
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
@@ -40,24 +41,26 @@ from paft_ray.tuning.trial import read_records
         ({"seeds": [0]}, "tuning.seeds holds seed (0)"),
     ],
 )
+@pytest.mark.usefixtures("warm_checks")
 def test_impossible_search_exits_2_before_anything_is_written(
-    make_config, mark, tmp_path, tuning, said
+    make_config, tmp_path, monkeypatch, capfd, tuning, said
 ) -> None:
     path, _ = make_config(**tuning)
-    process = paft(mark, tmp_path, "tune", str(path))
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 2, out + err
+    monkeypatch.chdir(tmp_path)
+    assert call(["tune", str(path)]) == 2
+    err = capfd.readouterr().err
     assert said in err
     assert "Traceback" not in err
     assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
 
 
-def test_command_without_a_search_says_what_is_missing(make_config, mark, tmp_path) -> None:
+def test_command_without_a_search_says_what_is_missing(
+    make_config, tmp_path, monkeypatch, capfd
+) -> None:
     path, _ = make_config()
-    process = paft(mark, tmp_path, "tune", str(path), "tuning=null")
-    _, err = process.communicate(timeout=100)
-    assert process.returncode == 2
-    assert "tuning: missing" in err
+    monkeypatch.chdir(tmp_path)
+    assert call(["tune", str(path), "tuning=null"]) == 2
+    assert "tuning: missing" in capfd.readouterr().err
 
 
 @pytest.mark.ray
