@@ -85,6 +85,7 @@ def test_grid_is_the_same_for_any_number_of_workers_and_continues_where_it_was(
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
+@pytest.mark.slow
 def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_context, save_adapter):
     adapter, context = save_adapter(LORA), make_context(1)
     whole = score(context, adapter).table.to_pylist()
