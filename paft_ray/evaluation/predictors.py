@@ -24,7 +24,13 @@ from paft_ray.models.load import (
     store_frozen_in_bf16,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import best_choice, choice_logprobs, generate, inference
+from paft_ray.models.logprobs import (
+    ForwardPass,
+    best_choice,
+    choice_logprobs,
+    generate,
+    inference,
+)
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
@@ -115,14 +121,13 @@ class Predictor:
             Question(template.render, example.fields, choices, _name(example, prompt_id))
             for example in examples
         ]
-        likelihoods = choice_logprobs(
-            model,
-            self._encoder.encode_all(questions),
+        reading = ForwardPass(
             self._dtype,
             self._config.evaluation.row_tokens,
-            packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
+            packing=self._config.train.packing and (not adapted or reads_positions(model)),
             virtual_tokens=virtual_tokens(model) if adapted else 0,
         )
+        likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
         scores = []
         for example, logprobs in zip(examples, likelihoods, strict=True):
             if not all(map(math.isfinite, logprobs)):

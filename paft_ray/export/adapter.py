@@ -315,10 +315,10 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
 
 
 def _mean_loss(model: "PreTrainedModel | PeftModel", sequences: "list[TokenSequence]") -> float:
-    from paft_ray.models.logprobs import score_sequences
+    from paft_ray.models.logprobs import ForwardPass, score_sequences
 
     longest = max(len(sequence.input_ids) for sequence in sequences)
-    scores = score_sequences(model, sequences, "float32", longest, packing=False)
+    scores = score_sequences(model, sequences, ForwardPass("float32", longest, packing=False))
     return -sum(s[0] for s in scores) / sum(len(sequence.targets) for sequence in sequences)
 
 

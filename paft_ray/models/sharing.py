@@ -71,8 +71,8 @@ def _build_row(
         for index in members:
             path = writer.add(sequences[index].input_ids[len(context) :], head)
             at.extend(path.places[position] for position in sequences[index].positions)
-    members = [index for _, own in contexts for index in own]
-    return assemble_row(sequences, members, writer.ids, writer.position_ids, at, writer.parts)
+    chosen = {index: sequences[index] for _, own in contexts for index in own}
+    return assemble_row(chosen, writer.ids, writer.position_ids, at, writer.parts)
 
 
 @dataclass(frozen=True, slots=True)

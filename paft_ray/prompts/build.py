@@ -232,14 +232,15 @@ class _ProbeActor:
         import torch
 
         from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.models.logprobs import ForwardPass
         from paft_ray.models.tokenization import TextEncoder
 
         probe, revision = config.prompts.probe, config.model.revision
         assert probe is not None
         base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
-        self._task, self._dtype = task, dtype
-        self._rows = probe.row_tokens, config.train.packing
+        self._task = task
+        self._reading = ForwardPass(dtype, probe.row_tokens, config.train.packing)
         self._encoder = TextEncoder.from_config(load_tokenizer(base, revision), config)
         self._model: Any = load_base(base, revision)
         if probe.gpus:
@@ -250,8 +251,6 @@ class _ProbeActor:
     def __call__(self, batch: Any) -> Any:
         import pandas as pd
 
-        texts, task = list(batch["texts"].iloc[0]), self._task
-        scores = probe_prompts(
-            self._model, self._encoder, texts, task, task.train, self._dtype, *self._rows
-        )
+        texts = list(batch["texts"].iloc[0])
+        scores = probe_prompts(self._model, self._encoder, texts, self._task, self._reading)
         return pd.DataFrame({"ids": [list(batch["ids"].iloc[0])], "scores": [scores]})

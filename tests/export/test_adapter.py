@@ -26,7 +26,7 @@ from paft_ray.models.load import (
     load_tokenizer,
     reads_positions,
 )
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
@@ -146,7 +146,8 @@ def log_likelihoods(model: Any, folder: Path) -> list[float]:
         for answer in ("very good", "bad", "a poor plot")
     ]
     packing = not isinstance(model, PeftModel) or reads_positions(model)
-    return [s[0] for s in score_sequences(model.eval(), encoded, "float32", 64, packing)]
+    reading = ForwardPass("float32", 64, packing)
+    return [s[0] for s in score_sequences(model.eval(), encoded, reading)]
 
 
 def test_exported_adapter_loads_with_peft_and_its_card_runs(

@@ -19,7 +19,7 @@ import torch
 from paft_ray.config.errors import TrainingError, one_line
 from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows
 from paft_ray.serving.record import Verified
 from paft_ray.storage.paths import Storage
@@ -62,14 +62,9 @@ class Probe:
 
     def mean_loss(self, model: torch.nn.Module, dtype: str) -> float:
         """Mean negative log-likelihood of the answer tokens, in nats."""
-        sums = score_sequences(
-            model,
-            self.sequences,
-            dtype,
-            self.row_tokens,
-            self.packing,
-            virtual_tokens(model),  # pyright: ignore[reportArgumentType]
-        )
+        virtual = virtual_tokens(model)  # pyright: ignore[reportArgumentType]
+        reading = ForwardPass(dtype, self.row_tokens, self.packing, virtual)
+        sums = score_sequences(model, self.sequences, reading)
         tokens = sum(len(sequence.targets) for sequence in self.sequences)
         return -sum(sum(scores.values()) for scores in sums) / tokens
 
