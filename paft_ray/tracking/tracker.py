@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +51,18 @@ class Metric(StrEnum):
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
     VALIDATION_GOAL = "validation/goal"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """A run in MLflow."""
+
+    key: str
+    """Its key in a target ("run", "training/paft-s0"): letters, digits, /._-"""
+    name: str
+    """The name that MLflow shows."""
+    parent_key: str | None = None
+    """Key of the run that this one is nested under."""
 
 
 def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
@@ -162,27 +175,23 @@ def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
 
 def open_tracker(
     target: TrackingTarget | None,
-    key: str,
-    name: str,
-    parent_key: str | None = None,
+    run: TrackedRun,
     tags: Mapping[str, str] | None = None,
     rank: int = 0,
 ) -> Tracker:
-    """A tracker for the MLflow run with this key, which is created where there is none.
+    """A tracker for a run in MLflow, which is created where there is none with this key.
 
     Args:
         target: From `prepare_tracking`.
-        key: The run's key in this target ("run", "training/paft-s0"): letters, digits, /._-
-        name: The name that MLflow shows.
-        parent_key: Key of the run that this one is nested under.
+        run: The run.
         tags: Tags of a new run.
         rank: The worker's rank; only rank 0 records anything.
     """
     if target is None or rank != 0:
         return NullTracker()
-    parent = None if parent_key is None else f"{target.identity}/{parent_key}"
-    run = RunRef(f"{target.identity}/{key}", name, parent, _texts(tags or {}), now_ms())
-    return _MlflowTracker(target, run)
+    parent = None if run.parent_key is None else f"{target.identity}/{run.parent_key}"
+    key = f"{target.identity}/{run.key}"
+    return _MlflowTracker(target, RunRef(key, run.name, parent, _texts(tags or {}), now_ms()))
 
 
 class _MlflowTracker(Tracker):

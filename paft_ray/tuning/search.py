@@ -24,10 +24,10 @@ from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.tracking import Tracker, send_waiting
+from paft_ray.tracking import TrackedRun, Tracker, send_waiting
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import subjects
-from paft_ray.training.job import TrackedRun, TrainingHooks
+from paft_ray.training.job import TrainingHooks
 from paft_ray.training.lengths import check_lengths
 from paft_ray.tuning.finalists import (
     Finalist,

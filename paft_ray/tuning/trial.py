@@ -24,9 +24,10 @@ from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
+from paft_ray.tracking import TrackedRun
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import training_folder
-from paft_ray.training.job import TrackedRun, TrainingHooks
+from paft_ray.training.job import TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
 from paft_ray.tuning.goal import reached

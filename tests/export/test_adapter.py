@@ -32,9 +32,9 @@ from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.record import MadeFrom, Verified
 from paft_ray.storage.artifacts import ArtifactWriter
-from paft_ray.tracking import NullTracker
+from paft_ray.tracking import NullTracker, TrackedRun
 from paft_ray.training.identity import training_folder
-from paft_ray.training.job import Job, TrackedRun
+from paft_ray.training.job import Job
 from paft_ray.training.output.save import complete_training, trainable_copy, training_record
 from paft_ray.training.state.checkpoint import Progress
 

@@ -14,10 +14,11 @@ from paft_ray.config.errors import ArtifactError
 from paft_ray.models.base_model import locate_base
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
+from paft_ray.tracking import TrackedRun
 from paft_ray.training.distributed.launch import launch
 from paft_ray.training.identity import (
     finished_training,
@@ -25,7 +26,7 @@ from paft_ray.training.identity import (
     training_fingerprint,
     training_folder,
 )
-from paft_ray.training.job import Job, TrackedRun, TrainingHooks
+from paft_ray.training.job import Job, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 
 
@@ -111,7 +112,7 @@ def _job(
 ) -> Job:
     """The data for every rank."""
     config, made_from = context.config.of_training(training), provenance(context, pool)
-    own = TrackedRun(f"training/{training.name}", f"{config.name}/{config.called(training)}")
+    name = f"{config.name}/{config.called(training)}"
     warm_start = config.train.warm_start
     return Job(
         config=config,
@@ -128,6 +129,6 @@ def _job(
         control=Control(),
         made_from=replace(made_from, pool=hooks.pool) if hooks.pool else made_from,
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
-        tracked=hooks.tracked or own,
+        tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),
         validation=hooks.validation,
     )
