@@ -73,8 +73,7 @@ def plan_export(
     context: RunContext,
     variant: str | None = None,
     seed: int | None = None,
-    merge: bool = False,
-    pyfunc: bool = False,
+    kind: Form | None = None,
     out: str | None = None,
 ) -> ExportPlan:
     """Decide what is exported and where; refuse what cannot be exported.
@@ -83,27 +82,23 @@ def plan_export(
         context: The run.
         variant: Label of a variant; by default `paft`, or the only one.
         seed: Seed of the training; by default the first one of the configuration.
-        merge: Export a whole model, with the adapter merged into its weights.
-        pyfunc: Export an MLflow pyfunc.
+        kind: `merged` for a whole model with the adapter merged into its weights, or `pyfunc` for
+            an MLflow pyfunc; by default the adapter or model that was trained.
         out: Folder or URI; by default `runs/<name>/export/<training>/<kind>/`.
 
     Raises:
         ConfigError: The variant is not trained, cannot be merged, or `out` holds something else.
         ArtifactError: The training's files are damaged.
     """
-    if merge and pyfunc:
-        raise ConfigError(
-            "--merge and --pyfunc are two kinds of folder: export one, then the other"
-        )
     trained = _find(context, variant, seed)
-    whole = context.config.model.peft is None
-    if whole and (merge or pyfunc):
+    if kind is None:
+        kind = "model" if context.config.model.peft is None else "adapter"
+    elif context.config.model.peft is None:
+        use, option = ("merge", "merge") if kind == "merged" else ("serve beside a base", "pyfunc")
         raise ConfigError(
-            f"model.peft: null trained all weights, so there is no adapter to "
-            f"{'merge' if merge else 'serve beside a base'}: export without --"
-            f"{'merge' if merge else 'pyfunc'}"
+            f"model.peft: null trained all weights, so there is no adapter to {use}: export "
+            f"without --{option}"
         )
-    kind: Form = "merged" if merge else "pyfunc" if pyfunc else "model" if whole else "adapter"
     if kind == "merged":
         _refuse_what_cannot_merge(context)
     default = context.run_folder.child("export", context.config.called(trained.training), kind)

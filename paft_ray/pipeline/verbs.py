@@ -134,9 +134,12 @@ def _plan_export(context: RunContext, options: Options) -> Any:
                 "--merge and --pyfunc, and export the model by another command"
             )
         return plan_lm_eval(context, options.out)
-    return plan_export(
-        context, options.variant, options.seed, options.merge, options.pyfunc, options.out
-    )
+    if options.merge and options.pyfunc:
+        raise ConfigError(
+            "--merge and --pyfunc are two kinds of folder: export one, then the other"
+        )
+    kind = "merged" if options.merge else "pyfunc" if options.pyfunc else None
+    return plan_export(context, options.variant, options.seed, kind, options.out)
 
 
 def _export(work: Work) -> Result:
