@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
 from paft_ray.config.errors import PaftError, WorkersLostError
 from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.serving.record import TrainingRecord
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
@@ -60,8 +61,8 @@ class TrialRecord:
     reason: str = ""
     tracked: bool = False
     """Whether its tracked run has its final state."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Steps, tokens and seconds of its steps, from the training's manifest."""
+    about: TrainingRecord | None = None
+    """The record of its training, where that is finished."""
 
     @property
     def label(self) -> str:
@@ -81,20 +82,27 @@ def trial_label(number: int) -> str:
 
 def write_record(run: Storage, record: TrialRecord) -> None:
     """Write a trial's record into a search's folder."""
-    run.child(_FOLDER).write_json(f"{record.number:03d}.json", asdict(record))
+    about = {} if record.about is None else record.about.to_json()
+    content = {**asdict(record), "about": about}
+    run.child(_FOLDER).write_json(f"{record.number:03d}.json", content)
 
 
 def read_record(run: Storage, number: int) -> TrialRecord | None:
     """One trial's record, if it has begun."""
     name, folder = f"{number:03d}.json", run.child(_FOLDER)
-    return TrialRecord(**folder.read_json(name)) if folder.exists(name) else None
+    return _from_json(folder.read_json(name)) if folder.exists(name) else None
 
 
 def read_records(run: Storage) -> list[TrialRecord]:
     """All trials that have begun, by number."""
     folder = run.child(_FOLDER)
-    records = [TrialRecord(**folder.read_json(name)) for name in folder.names()]
+    records = [_from_json(folder.read_json(name)) for name in folder.names()]
     return sorted(records, key=lambda record: record.number)
+
+
+def _from_json(content: dict[str, Any]) -> TrialRecord:
+    about = content.pop("about", None)
+    return TrialRecord(**content, about=TrainingRecord.from_json(about) if about else None)
 
 
 @dataclass(frozen=True)
@@ -163,7 +171,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     try:
         finished = _train(context, setup, record, steps, report)
         manifest = load_manifest(folder) if finished else None
-        about = {} if manifest is None else manifest.about
+        about = None if manifest is None else TrainingRecord.from_json(manifest.about)
         record = replace(record, state="finished" if finished else "stopped", about=about)
     except WorkersLostError:
         raise  # not the sample's fault: Tune or the next command starts the trial again
