@@ -100,7 +100,7 @@ def plan_export(
             f"without --{option}"
         )
     if kind == "merged":
-        _refuse_what_cannot_merge(context)
+        _refuse_what_cannot_merge(str((context.config.model.peft or {})["peft_type"]))
     default = context.run_folder.child("export", context.config.called(trained.training), kind)
     identity = fingerprint("export", kind, trained.fingerprint)
     folder, reused = choose_folder(default, out, identity)
@@ -178,7 +178,7 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
     if seed is not None and seed not in seeds:
         raise ConfigError(f"--seed: {seed} is none of this run's: {', '.join(map(str, seeds))}")
     chosen = Training(config.variants[labels.index(label)], seeds[0] if seed is None else seed)
-    trained = find_trained(context, chosen)
+    trained = find_trained(context.run_folder, chosen)
     if trained is None:
         raise ConfigError(
             f"--variant: {config.called(chosen)} of run {config.name!r} is not trained in "
@@ -204,9 +204,8 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
     return trained
 
 
-def _refuse_what_cannot_merge(context: RunContext) -> None:
+def _refuse_what_cannot_merge(method: str) -> None:
     """Refuse methods with virtual tokens; peft refuses others when it merges."""
-    method = str((context.config.model.peft or {})["peft_type"])
     if puts_tokens_before(method):
         raise ConfigError(
             f"--merge: {method} puts virtual tokens before the text and changes no weight of the "

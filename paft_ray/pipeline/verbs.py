@@ -164,7 +164,7 @@ def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
 
     report_file = _near(context.run_folder.path("report.html"))
     lines = [results_table(summary), "", f"report:  {report_file}"]
-    if (uri := tracking_uri(context.config, context.storage)) is not None:
+    if (uri := tracking_uri(context.config.tracking, context.storage)) is not None:
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
         show = f"{mlflow} ui --backend-store-uri " if uri.startswith("sqlite:") else ""
         lines.append(f"MLflow:  {show}{uri}")

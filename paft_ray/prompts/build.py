@@ -37,7 +37,7 @@ from paft_ray.prompts.pool import (
     rejects_to_table,
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import Identities, RunContext
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
@@ -67,14 +67,14 @@ def pool_fingerprint(context: RunContext) -> str:
         [prompts, list(task.instructions)],
         [read_prompt_files(path) for path in context.config.prompts.files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
-        [] if prompts["probe"] is None else _probe_identity(context, *probed),
+        [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
     )
 
 
-def _probe_identity(context: RunContext, chat_template: str, packing: bool) -> list[str]:
+def _probe_identity(identities: Identities, chat_template: str, packing: bool) -> list[str]:
     packed = "packed" if packing else "alone"
-    return [context.model_identity, context.task_identity, chat_template, packed]
+    return [identities.model, identities.task, chat_template, packed]
 
 
 def request_book(context: RunContext) -> RequestBook | None:

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from paft_ray.config import Config
+from paft_ray.config import Config, TrackingConfig
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.event_log import (
     ARTIFACTS,
@@ -123,27 +123,26 @@ class NullTracker(Tracker):
     """Records nothing; for `tracking.type: none`, and for every rank but the first."""
 
 
-def import_early(config: Config) -> None:
+def import_early(config: TrackingConfig) -> None:
     """Import mlflow, which takes seconds, in a thread."""
-    if config.tracking.type != "none":
+    if config.type != "none":
         threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
-def tracking_server(config: Config) -> str | None:
+def tracking_server(config: TrackingConfig) -> str | None:
     """URI of the configured server; None for a sqlite file, which only the driver's node can use,
     and for no tracking."""
-    uri = config.tracking.uri
-    if config.tracking.type == "none" or uri is None or uri.startswith("sqlite:"):
+    if config.type == "none" or config.uri is None or config.uri.startswith("sqlite:"):
         return None
-    return uri
+    return config.uri
 
 
-def tracking_uri(config: Config, storage: Storage) -> str | None:
+def tracking_uri(config: TrackingConfig, storage: Storage) -> str | None:
     """URI of the MLflow store in which `config` records runs; None where it records none."""
-    if config.tracking.type == "none":
+    if config.type == "none":
         return None
     home = Path(storage.root) if storage.is_local else Path.cwd()
-    return _absolute(config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}")
+    return _absolute(config.uri or f"sqlite:///{home / 'mlflow.db'}")
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
@@ -152,7 +151,7 @@ def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
     A sqlite database and its experiment are created here, so that workers do not race for it
     (about 3 s, most of it the import of mlflow). Servers are not contacted.
     """
-    uri = tracking_uri(config, storage)
+    uri = tracking_uri(config.tracking, storage)
     if uri is None:
         return None
     folder = storage.child("runs", config.name)

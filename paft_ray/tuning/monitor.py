@@ -15,7 +15,7 @@ from typing import Any
 from paft_ray.config import TuningConfig
 from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
-from paft_ray.tracking import FinalStatus, Metric, TrackedRun, Tracker, open_tracker
+from paft_ray.tracking import FinalStatus, Metric, TrackedRun, Tracker, TrackingTarget, open_tracker
 from paft_ray.tuning.goal import reached
 from paft_ray.tuning.space import apply
 from paft_ray.tuning.trial import (
@@ -108,7 +108,7 @@ class TrialMonitor:
 
 
 @contextmanager
-def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
+def closing(target: TrackingTarget | None, tracked: TrackedRun) -> Iterator[None]:
     """End the tracked run of a training that other processes add to, however the block ends."""
     status: FinalStatus = "KILLED"
     try:
@@ -118,4 +118,4 @@ def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
         status = "FAILED"
         raise
     finally:
-        open_tracker(context.tracking, tracked).finish(status)
+        open_tracker(target, tracked).finish(status)

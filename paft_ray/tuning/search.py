@@ -87,7 +87,7 @@ def search(
                 context,
                 replace(pools.any, train=pools.trained),
                 checks,
-                (pools.any.validation[: tuning.prompts], validation_examples(context, tuning)),
+                (pools.any.validation[: tuning.prompts], validation_examples(context.task, tuning)),
             )
         with clock.stage("trials"):
             _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
@@ -101,7 +101,7 @@ def search(
                 for training in _train_finalist(final, finalist, pools)
             ]
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(final, pools.any, subjects(final, trained))
+            scores = evaluate_subjects(final, pools.any, subjects(final.config.model, trained))
         result = _write_result(context, tuning, finalists, scores, tracker)
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
         results = Results(pools.any, trained, scores, clock.seconds, configs)
@@ -244,7 +244,7 @@ def _train_finalist(
             trial_key(finalist.trial.number),
         )
         hooks = TrainingHooks(tracked=tracked, pool=pools.registered[generation_key(sample)])
-        with closing(own, tracked):
+        with closing(own.tracking, tracked):
             adapter = train_until(own, pool.train, training, pool, hooks)
         assert adapter is not None  # only a trial's training is stopped early
         trained.append(adapter)

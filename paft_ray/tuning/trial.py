@@ -24,7 +24,7 @@ from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.serving.record import TrainingRecord
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
 from paft_ray.tracking import TrackedRun
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import training_folder
@@ -126,19 +126,20 @@ def trial_key(number: int) -> str:
     return f"trial/{number:03d}"
 
 
-def trial_training(context: RunContext, number: int) -> Training:
+def trial_training(number: int, seed: int) -> Training:
     """The training of a trial."""
-    return Training(PaftVariant(type="paft", name=trial_label(number)), context.config.seed)
+    return Training(PaftVariant(type="paft", name=trial_label(number)), seed)
 
 
 def results_of(context: RunContext, number: int) -> dict[int, NDArray[np.bool_]]:
     """A trial's results so far: step to whether each answer is right, [P prompts, E examples]."""
-    return read_results(training_folder(context, trial_training(context, number)))
+    training = trial_training(number, context.config.seed)
+    return read_results(training_folder(context.run_folder, training))
 
 
-def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Example, ...]:
+def validation_examples(task: Task, tuning: TuningConfig) -> tuple[Example, ...]:
     """The examples that trials are scored on."""
-    return context.task.validation[: tuning.examples]
+    return task.validation[: tuning.examples]
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
@@ -148,7 +149,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     number, sample = int(config["number"]), config["sample"]
     run = setup.context.run_folder
     context = setup.context.of_config(apply(setup.context.config, sample))
-    folder = training_folder(context, trial_training(context, number))
+    folder = training_folder(run, trial_training(number, context.config.seed))
     record = read_record(run, number) or TrialRecord(number, sample)
     steps = report_steps(
         total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
@@ -196,12 +197,12 @@ def _train(
     """
     pool = setup.pools.of(record.sample, context.config.prompts.pool_size)
     prompts = pool.validation[: setup.tuning.prompts]
-    training = trial_training(context, record.number)
+    training = trial_training(record.number, context.config.seed)
     changed = threading.Event()
     hooks = TrainingHooks(
         validation=ValidationPlan(
             tuple((prompt.id, prompt.text) for prompt in prompts),
-            validation_examples(context, setup.tuning),
+            validation_examples(context.task, setup.tuning),
             frozenset(steps),
         ),
         validated=changed.set,

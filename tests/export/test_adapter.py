@@ -75,7 +75,7 @@ def leave_training(context: RunContext, noise: float) -> None:
             if parameter.requires_grad:
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * drawn.to(parameter))
-    writer = ArtifactWriter(training_folder(context, training))
+    writer = ArtifactWriter(training_folder(context.run_folder, training))
     files = adapter_files(model, trainable_copy(model), config.model.path)
     for name, data in files.items():
         writer.add(f"adapter/{name}", data)

@@ -60,7 +60,7 @@ def train_until(
     """Like `train`, but None where the hooks stopped it; the same call continues it."""
     config = context.config.of_training(training)
     identity = training_fingerprint(context, config, prompts)
-    folder = training_folder(context, training)
+    folder = training_folder(context.run_folder, training)
     title = f"train {context.config.called(training)}"
     with context.screen.stage(title) as stage:
         manifest = load_manifest(folder)
@@ -111,7 +111,8 @@ def _job(
     identity: str,
 ) -> Job:
     """The data for every rank."""
-    config, made_from = context.config.of_training(training), provenance(context, pool)
+    config = context.config.of_training(training)
+    made_from = provenance(context.identities, pool)
     name = f"{config.name}/{config.called(training)}"
     warm_start = config.train.warm_start
     return Job(
@@ -120,7 +121,7 @@ def _job(
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
         source=locate_base(config.model.path, config.model.revision, context.storage),
         dtype=context.training_dtype,
-        folder=training_folder(context, training),
+        folder=training_folder(context.run_folder, training),
         identity=identity,
         label=training.label,
         steps=total_steps(config.train, len(context.task.train)),
