@@ -144,7 +144,7 @@ def _score(
 
 
 def _correct(scores: pa.Table, grid: Grid) -> NDArray[np.bool_]:
-    """Whether one subject's answers are right: shape [P, E], False where there is none."""
+    """A mask of one subject's right answers: shape [P, E], False where there is none."""
     prompt_of = {prompt.id: p for p, prompt in enumerate(grid.prompts)}
     example_of = {example.id: e for e, example in enumerate(grid.examples)}
     correct_PE = np.zeros(grid.shape, bool)
@@ -190,7 +190,7 @@ def _cut(
 
 
 def _score_identity(context: RunContext) -> list[Any]:
-    """Everything but subject, prompt and examples on which a score depends."""
+    """Return all but subject, prompt and examples on which a score depends."""
     (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
         affecting(context.config, "scores"),
         *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),

@@ -56,7 +56,7 @@ SCORES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One model's answer to one example under one prompt, and whether it is right."""
+    """A model's answer to an example under a prompt, and its grade."""
 
     prompt_id: str
     example_id: str

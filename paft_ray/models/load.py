@@ -170,7 +170,7 @@ def make_trainable(
 
 
 def reads_positions(model: "PeftModel | PreTrainedModel") -> bool:
-    """Whether the model uses `position_ids`, which packing needs.
+    """Return whether the model uses `position_ids`, which packing needs.
 
     Prompt-learning methods (prompt tuning, P-tuning, prefix tuning) drop them.
     """

@@ -32,7 +32,7 @@ _TIMEOUT_S = 90.0
 
 @dataclass(frozen=True)
 class Needs:
-    """What a node must have; pickles."""
+    """The requirements of a node; pickles."""
 
     storage: Storage
     probe: str

@@ -91,7 +91,7 @@ class Verb:
 
     @property
     def joins(self) -> bool:
-        """Whether it may join a cluster."""
+        """Return whether it may join a cluster."""
         return self.needs_ray or self.may_join
 
 

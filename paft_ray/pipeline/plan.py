@@ -183,7 +183,7 @@ def describe_cluster(
 
 
 def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:
-    """How many workers each node holds."""
+    """The number of workers that each node holds."""
     return [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes]
 
 

@@ -112,7 +112,7 @@ def build_prompt_pool(context: RunContext) -> PromptPool:
 
 
 def pool_record(folder: Storage) -> dict[str, Any] | None:
-    """What the builder of a complete pool wrote down: the funnel, rejects by reason, costs."""
+    """The record of a complete pool: the funnel, rejects by reason, costs."""
     manifest = load_manifest(folder, check=True)
     return None if manifest is None else dict(manifest.about)
 

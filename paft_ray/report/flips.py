@@ -143,7 +143,7 @@ def _clipped(text: str) -> str:
 
 
 def _bars(answers: Answers, label: str, example: int, prompts: Sequence[int]) -> Bars:
-    """Over several seeds a bar is as high as the share of them that are right."""
+    """Draw bars; over several seeds one is as high as the share of them that are right."""
     right_SP = answers.right_MPE[answers.of(label), :, example][:, prompts]
     heights = (right_SP == 1).mean(axis=0).round(3).tolist()
     right = "".join(f"M{i} 1v-{h:g}h.82v{h:g}z" for i, h in enumerate(heights) if h > 0)

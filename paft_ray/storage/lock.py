@@ -154,7 +154,7 @@ def _try(folder: Storage, mine: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _exclusive(folder: Storage) -> Iterator[None]:
-    """One process at a time on a local file system; no such guarantee elsewhere."""
+    """Let in one process at a time on a local file system; no such guarantee elsewhere."""
     if not folder.is_local:
         yield
         return

@@ -146,7 +146,7 @@ def tracking_uri(config: TrackingConfig, storage: Storage) -> str | None:
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
-    """Where runs of `config` are recorded; None for no tracking. The driver calls this once.
+    """Return where runs of `config` are recorded, or None. The driver calls this once.
 
     A sqlite database and its experiment are created here, so that workers do not race for it
     (about 3 s, most of it the import of mlflow). Servers are not contacted.

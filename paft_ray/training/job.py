@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """What a caller wants of a training while it runs; used by searches."""
+    """A caller's requests to a training while it runs; used by searches."""
 
     validation: ValidationPlan | None = None
     """Validation data, and the steps after which the model is scored."""

@@ -144,7 +144,7 @@ def finished_search(context: RunContext) -> dict[str, Any] | None:
 
 
 def holds_search(context: RunContext) -> bool:
-    """Whether the run's folder holds a search that is complete."""
+    """Return whether the run's folder holds a search that is complete."""
     folder = context.run_folder
     return (
         context.config.tuning is not None

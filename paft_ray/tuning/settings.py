@@ -125,5 +125,5 @@ def _share(workers: int, of: TrainWorkersConfig) -> float:
 
 
 def _places(cpus: float, workers: TrainWorkersConfig) -> int:
-    """How many workers the nodes hold together."""
+    """The number of workers that the nodes hold together."""
     return sum(places(node, cpus, workers.gpus) for node in node_resources())

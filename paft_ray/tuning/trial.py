@@ -71,7 +71,7 @@ class TrialRecord:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Return whether there is nothing left to do."""
         return self.state != "begun"
 
 

@@ -57,7 +57,7 @@ def train_until(
     pool: PromptPool,
     hooks: TrainingHooks,
 ) -> TrainedAdapter | None:
-    """Like `train`, but None where the hooks stopped it; the same call continues it."""
+    """Do as `train`, but return None where the hooks stop it; the same call continues it."""
     config = context.config.of_training(training)
     identity = training_fingerprint(context, config, prompts)
     folder = training_folder(context.run_folder, training)

@@ -89,7 +89,7 @@ class Trained:
 
 
 def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
-    """How far the tensors of `before` moved together, as a share of their norm at the beginning.
+    """The change of the tensors of `before` together, as a share of their norm at the beginning.
 
     Raises:
         TrainingError: A tensor is not finite or missing, or nothing moved.
@@ -129,7 +129,7 @@ def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
 
 
 def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
-    """Like `verify_adapter`, for a model whose weights were all trained."""
+    """Verify like `verify_adapter` a model whose weights were all trained."""
     with folder.local() as files:
         try:
             model = load_base(files)

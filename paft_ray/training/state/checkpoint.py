@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training has come; resuming needs this and the configuration."""
+    """The progress of a training; resuming needs this and the configuration."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -258,7 +258,7 @@ class Checkpoints:
                 yield key, tensors.pop(key)
 
     def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
-        """In the thread of a rank other than 0: write its files, then the record of them."""
+        """Write the files of a rank other than 0, then the record of them; runs in a thread."""
         folder, record = self._folder.child(checkpoint_name(step)), self._record(self._group.rank)
         try:
             if written := self._write_files(folder, files, step):
@@ -276,7 +276,7 @@ class Checkpoints:
         peers: Sequence[int],
         before: Callable[[], None],
     ) -> None:
-        """In rank 0's thread: write its files, read the others' records, write manifest, prune."""
+        """Write rank 0's files, read others' records, write the manifest, prune; in a thread."""
         doing, name = _writing(progress.step), checkpoint_name(progress.step)
         folder = self._folder.child(name)
         self._retry(before, doing)

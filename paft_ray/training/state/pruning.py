@@ -21,7 +21,7 @@ def checkpoint_names(folder: Storage) -> list[str]:
 
 
 def count_complete(folder: Storage) -> int:
-    """How many checkpoints were finished."""
+    """Count the checkpoints that were finished."""
     return sum(folder.child(name).exists(MANIFEST) for name in checkpoint_names(folder))
 
 

@@ -1,4 +1,4 @@
-"""How a training's state is divided among ranks and files, and the room it takes; pure.
+"""The division of a training's state among ranks and files, and its size; pure.
 
 State is a set of whole tensors under names that do not depend on ranks. Rank 0 keeps all of a small
 state, so that most checkpoints are one file; a large one is spread by bytes over all ranks, so that
