@@ -91,14 +91,7 @@ class Predictor:
         examples: Sequence[Example],
         adapted: bool,
     ) -> list[Score]:
-        """Score one prompt on some examples.
-
-        Args:
-            model: A model in evaluation mode.
-            prompt_id: The prompt's id, for the result.
-            text: The prompt's text.
-            examples: The examples.
-            adapted: Whether an adapter of the model is in use.
+        """Score one prompt on some examples; `adapted` says that an adapter is in use.
 
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.

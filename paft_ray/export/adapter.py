@@ -108,12 +108,7 @@ def plan_export(
 
 
 def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Storage, bool]:
-    """Return the folder of an export, and whether it holds it complete.
-
-    Args:
-        default: Folder inside the run.
-        out: Folder or URI that replaces it.
-        identity: Fingerprint of the export.
+    """Return the folder of an export, `out` or the default, and whether it holds it complete.
 
     Raises:
         ConfigError: `out` holds something else.

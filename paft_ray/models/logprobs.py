@@ -151,14 +151,7 @@ def generate(
     max_new_tokens: int,
     decoding: Decoding = GREEDY,
 ) -> list[tuple[str, int]]:
-    """Continue a batch of texts greedily, or by sampling with a seed for the batch.
-
-    Args:
-        model: Causal language model, with or without an adapter.
-        tokenizer: Its tokenizer.
-        contexts: Token ids of the texts to continue.
-        max_new_tokens: Longest continuation, in tokens.
-        decoding: The choice of each token.
+    """Continue a batch of texts, given as token ids, by at most `max_new_tokens` tokens each.
 
     Returns:
         For each text its continuation, and the number of its tokens including the end token.

@@ -16,10 +16,7 @@ from paft_ray.models.peft_check import puts_tokens_before
 def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
     """Check the switches that make training faster or smaller; yields warnings.
 
-    Args:
-        config: The configuration.
-        dtype: Arithmetic of training.
-        cluster: Whether training runs on other machines.
+    `dtype` is the arithmetic of training; with `cluster` it runs on other machines.
 
     Raises:
         ConfigError: A switch cannot work.

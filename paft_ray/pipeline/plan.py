@@ -146,10 +146,7 @@ def describe_cluster(
 ) -> dict[str, Any]:
     """Resources of the joined cluster's nodes, needs of the stages, and what is missing.
 
-    Args:
-        context: The run.
-        nodes: From `survey`.
-        sizes: From `describe_sizes`.
+    `nodes` come from `survey`, `sizes` from `describe_sizes`.
     """
     config = context.config
     missing = [f"{node}: {text}" for node in nodes for text in (*node.missing, *node.notes)]

@@ -180,11 +180,7 @@ def open_tracker(
 ) -> Tracker:
     """A tracker for a run in MLflow, which is created where there is none with this key.
 
-    Args:
-        target: From `prepare_tracking`.
-        run: The run.
-        tags: Tags of a new run.
-        rank: The worker's rank; only rank 0 records anything.
+    `target` comes from `prepare_tracking`. Of several workers only the one with rank 0 records.
     """
     if target is None or rank != 0:
         return NullTracker()

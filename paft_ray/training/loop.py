@@ -152,13 +152,7 @@ def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
 
 
 def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks) -> StepResult:
-    """Take one optimizer step.
-
-    Args:
-        engine: Model and optimizer.
-        plan: The global batch.
-        recipe: Settings.
-        hooks: Receive positions; decide whether this rank must stop after the step.
+    """Take one optimizer step; `hooks` decide whether this rank must stop after it.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.

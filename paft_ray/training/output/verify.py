@@ -114,11 +114,6 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
 def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
     """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
 
-    Args:
-        folder: Folder of the files.
-        base: The adapter's base model.
-        trained: The model that was saved.
-
     Raises:
         TrainingError: The files cannot be loaded, or tensors or loss differ.
     """

@@ -87,10 +87,7 @@ def _gigabytes(count: int) -> str:
 def file_names(attempt: str, counts: Sequence[int], rank: int) -> list[str]:
     """Names of a rank's files, with numbers that run over all ranks.
 
-    Args:
-        attempt: Token of this attempt.
-        counts: Number of files of each rank.
-        rank: The rank.
+    `attempt` is the token of this attempt, `counts` the number of files of each rank.
     """
     total, first = sum(counts), sum(counts[:rank]) + 1
     return [
