@@ -149,7 +149,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     number, sample = int(config["number"]), config["sample"]
     run = setup.context.run_folder
     context = setup.context.of_config(apply(setup.context.config, sample))
-    folder = training_folder(run, trial_training(number, context.config.seed))
+    folder = training_folder(context.run_folder, trial_training(number, context.config.seed))
     record = read_record(run, number) or TrialRecord(number, sample)
     steps = report_steps(
         total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
