@@ -77,8 +77,9 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
 
 def _perform(work: Work, streams: Streams) -> Result | int:
     """The result of the work, or the exit code where it failed."""
-    screen, new = work.context.screen, not work.context.run_folder.exists()
-    with log_file(work.context) if work.verb.logged else nullcontext(None) as log:
+    screen, folder = work.context.screen, work.context.run_folder
+    new = not folder.exists()
+    with log_file(folder) if work.verb.logged else nullcontext(None) as log:
         try:
             with _interruptible():
                 return perform(work, _handle_termination)

@@ -13,8 +13,8 @@ from typing import TextIO
 from rich.console import Console
 
 from paft_ray.config.errors import PaftError
-from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
+from paft_ray.storage.paths import Storage
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ class Log:
 
 
 @contextmanager
-def log_file(context: RunContext) -> Iterator[Log]:
-    """Send everything that is printed or logged, by us and by libraries, to the run's log file."""
-    folder = context.run_folder
+def log_file(folder: Storage) -> Iterator[Log]:
+    """Send everything that is printed or logged, by us and by libraries, to a run's log file."""
     log = Log(folder.path(LOG))
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     made = [parent for parent in local.parents if not parent.exists()]

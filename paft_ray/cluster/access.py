@@ -31,7 +31,7 @@ _NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
 class Access(Enum):
-    """How a cluster's state server responds to a request."""
+    """The response of a cluster's state server to a request."""
 
     GRANTED = "granted"
     REFUSED = "refused"

@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended."""
+    """The end of a job."""
 
     status: str
     code: int

@@ -1,4 +1,4 @@
-"""How many workers of a size a cluster has room for."""
+"""The number of workers of a size that a cluster has room for."""
 
 import math
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -
 
 
 def _may_grow_to(cpus: float, gpus: float) -> bool:
-    """Whether an autoscaler may add this much to the cluster."""
+    """Return whether an autoscaler may add this much to the cluster."""
     from ray._private.state import state
 
     most: Mapping[str, float] = state.get_max_resources_from_cluster_config() or {}
@@ -57,7 +57,7 @@ def node_resources() -> list[dict[str, float]]:
 
 
 def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many workers fit into a node's resources."""
+    """The number of workers that fit into a node's resources."""
     needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
     return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
 

@@ -5,6 +5,7 @@ files, models or a cluster (`pipeline.preflight`).
 """
 
 from paft_ray.config.base import Section, WorkersConfig
+from paft_ray.config.evaluation import TrackingConfig
 from paft_ray.config.llms import (
     FakeLLM,
     LLMConfig,
@@ -13,6 +14,7 @@ from paft_ray.config.llms import (
     TransformersLLM,
     VLLMEngine,
 )
+from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import (
     GenerationConfig,
     LintConfig,
@@ -87,6 +89,7 @@ __all__ = [
     "MeanAccuracy",
     "MeanMinusStd",
     "MedianStopping",
+    "ModelConfig",
     "ObjectiveConfig",
     "OpenAILLM",
     "OptunaSearch",
@@ -100,6 +103,7 @@ __all__ = [
     "Section",
     "SinglePromptVariant",
     "TokenPrice",
+    "TrackingConfig",
     "TrainConfig",
     "TrainWorkersConfig",
     "Training",

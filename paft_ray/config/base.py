@@ -21,7 +21,7 @@ content is in identities.
 
 @dataclass(frozen=True, slots=True)
 class Affects:
-    """What a field affects; made by `affects`."""
+    """The effect of a field; made by `affects`."""
 
     targets: frozenset[Target]
     neutral: Any
@@ -96,7 +96,7 @@ Seeds = Annotated[
 
 
 class WorkerShare(Section, affects="nothing"):
-    """What one worker gets."""
+    """The resources of one worker."""
 
     cpus: float | None = Field(default=None, gt=0)
     """CPUs per worker, which are also its torch threads; by default an equal share of the

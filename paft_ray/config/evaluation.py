@@ -53,7 +53,7 @@ class EvaluationConfig(Section, affects="run"):
 
 
 class TrackingConfig(Section, affects="nothing"):
-    """Where runs are recorded."""
+    """The place where runs are recorded."""
 
     type: Literal["mlflow", "none"] = "mlflow"
     """MLflow, or nothing beyond the files under `storage`."""

@@ -10,7 +10,7 @@ _ANSWERS = affects("pool", "answers")
 
 
 class TokenPrice(Section, affects="nothing"):
-    """What an LLM costs, per million tokens, in one currency for all LLMs."""
+    """The price of an LLM, per million tokens, in one currency for all LLMs."""
 
     prompt: float = Field(default=0.0, ge=0)
     """A million tokens read."""
@@ -19,7 +19,7 @@ class TokenPrice(Section, affects="nothing"):
 
 
 class Author(Section, affects="pool"):
-    """What all LLMs have in common."""
+    """The fields that all LLMs have."""
 
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...] | None, _ANSWERS] = Field(
         default=None, min_length=1

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to one validated `Config`, with errors that name the remedy.
+"""Reads YAML and overrides into one validated `Config`, with errors that name the remedy.
 
 Order: YAML, `section.field=value` overrides, a check for secrets, one validation.
 """
@@ -247,7 +247,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _is_consequence(problem: Any, error: ValidationError) -> bool:
-    """Whether a list is only too short because an entry of it is wrong."""
+    """Return whether a list is only too short because an entry of it is wrong."""
     place = problem["loc"]
     return problem["type"] == "too_short" and any(
         len(other["loc"]) > len(place) and other["loc"][: len(place)] == place

@@ -9,7 +9,7 @@ from paft_ray.config.llms import LLMConfig
 
 
 class StopConfig(Section, affects="pool"):
-    """When generation stops early: new candidates repeat earlier ones."""
+    """The early stop of generation: new candidates repeat earlier ones."""
 
     new_share: float = Field(default=0.02, gt=0, lt=1)
     """Stop when a smaller share of a round's candidates is unlike all before."""
@@ -18,7 +18,7 @@ class StopConfig(Section, affects="pool"):
 
 
 class GenerationConfig(Section, affects="pool"):
-    """How candidate prompts are written."""
+    """The generation of candidate prompts."""
 
     llms: tuple[LLMConfig, ...] = Field(min_length=1)
     """The authors; several different ones make a more varied pool."""
@@ -59,7 +59,7 @@ class GenerationConfig(Section, affects="pool"):
 
 
 class LintConfig(Section, affects="pool"):
-    """What a prompt may look like."""
+    """The rules for a prompt's text."""
 
     max_characters: int = Field(default=1500, ge=20)
     """Longest template, slots counted by their names."""
@@ -70,14 +70,14 @@ class LintConfig(Section, affects="pool"):
 
 
 class DedupConfig(Section, affects="pool"):
-    """When two prompts count as the same."""
+    """The similarity at which two prompts count as the same."""
 
     similarity: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of the instructions' shingles at which one of them is dropped."""
 
 
 class PoolSplitConfig(Section, affects="pool"):
-    """How prompts are dealt into training, validation and test."""
+    """The split of prompts into training, validation and test."""
 
     similarity: float = Field(default=0.5, gt=0, le=1)
     """No test or validation instruction is this similar to one of another split."""
@@ -91,7 +91,7 @@ class PoolSplitConfig(Section, affects="pool"):
 
 
 class CoverageConfig(Section, affects="pool"):
-    """How the distance between training prompts is measured when they are ordered for coverage."""
+    """The distance between training prompts, by which they are ordered for coverage."""
 
     type: Literal["tfidf", "embeddings"] = "tfidf"
     """Character n-grams in common, or the embeddings of a model."""
@@ -106,7 +106,7 @@ class CoverageConfig(Section, affects="pool"):
 
 
 class ProbeConfig(Section, affects="pool"):
-    """How the base model scores each prompt; kept with the pool."""
+    """The base model's score of each prompt, which is kept with the pool."""
 
     examples: int = Field(default=8, ge=1)
     """Training examples that each prompt is tried on."""
@@ -126,7 +126,7 @@ class ProbeConfig(Section, affects="pool"):
 
 
 class PromptsConfig(Section, affects="pool"):
-    """Where prompts come from and how the pool is made of them."""
+    """The sources of prompts, and the making of the pool."""
 
     files: Annotated[tuple[str, ...], NOTHING] = ()
     """JSONL (`text`), CSV or Parquet (column `text`), or plain text (one template a line)."""

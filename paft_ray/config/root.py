@@ -19,7 +19,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 class Config(Section, affects="run"):
-    """Everything that one run needs to know."""
+    """The configuration of one run."""
 
     name: Annotated[str, NOTHING]
     """Name of the run: its folder, and its name in MLflow."""

@@ -11,7 +11,7 @@ PUBLISHED_TASKS = ("boolq", "gsm8k", "hellaswag", "piqa", "race", "sst2", "winog
 
 
 class TaskOptions(Section, affects="run"):
-    """How a task's examples are split and turned into tokens."""
+    """The split of a task's examples, and their lengths in tokens."""
 
     max_length: Annotated[int, affects("weights", "scores")] = Field(default=512, ge=16)
     """Longest example, in tokens of prompt and answer."""

@@ -20,7 +20,7 @@ class ScheduleConfig(Section, affects="weights"):
 
 
 class SamplingConfig(Section, affects="weights"):
-    """Which prompt an example is rendered through."""
+    """The choice of the prompt that an example is rendered through."""
 
     unit: Literal["example", "step", "bound"] = "example"
     """One draw per example of the batch, one for the whole step, or one per training example that
@@ -69,7 +69,7 @@ class DeepSpeedConfig(Section, affects="weights"):
 
 
 class CheckpointConfig(Section, affects="nothing"):
-    """When training state is saved."""
+    """The saving of training state."""
 
     every_steps: int = Field(default=50, ge=1)
     """Optimizer steps between two checkpoints."""

@@ -15,7 +15,7 @@ LABEL_PATTERN = re.compile(r"[a-z0-9]+(_[a-z0-9]+)*")
 
 
 class VariantOptions(Section, affects="run"):
-    """What all variants have in common."""
+    """The fields that all variants have."""
 
     name: str | None = Field(default=None, max_length=40)
     """Its label in folders, tables and MLflow; by default its type."""

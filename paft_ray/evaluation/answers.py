@@ -52,7 +52,7 @@ class Answers:
         return np.where(scored_SP > 0, right_SP / np.maximum(scored_SP, 1), np.nan)
 
     def correct(self, label: str) -> NDArray[np.bool_]:
-        """Whether the answers of a label's models are right, by seed: shape [S, P, E]."""
+        """A mask of the right answers of a label's models, by seed: shape [S, P, E]."""
         return self.right_MPE[self.of(label)] == 1
 
     def grid(self, model: int) -> AnswerGrid:
@@ -93,7 +93,7 @@ def read_answers(
     shape = (len(models), len(prompt_ids), len(example_ids))
 
     def spread(values: NDArray[Any], rest: Any = 0) -> NDArray[Any]:
-        """One value per row to [M, P, E], `rest` where there is no row."""
+        """Spread one value per row to [M, P, E], `rest` where there is no row."""
         spread_MPE = np.full(shape, rest, values.dtype)
         spread_MPE[place] = values
         return spread_MPE

@@ -126,7 +126,7 @@ def next_cells(
 
 
 def _dealt(weight_P: NDArray[np.float64], room_P: NDArray[np.int_], count: int) -> NDArray[np.int_]:
-    """How many of `count` cells each prompt gets: by its weight, and at most its room."""
+    """Deal `count` cells to prompts: by their weight, and at most their room."""
     dealt_P = np.zeros(len(weight_P), int)
     while (left := count - int(dealt_P.sum())) > 0:
         open_P = dealt_P < room_P

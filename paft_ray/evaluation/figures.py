@@ -1,4 +1,4 @@
-"""The one list of the figures that are reported of a model.
+"""The list of figures that are reported of a model.
 
 A figure in `FIGURES` is computed, gets an interval, stands in `summary.json`, in the tables of the
 screen, the page and the model card, and is tracked in MLflow. Nothing else lists figures; code
@@ -74,7 +74,7 @@ class Figure:
 
     @property
     def computed(self) -> bool:
-        """Whether it is computed from answers alone."""
+        """Return whether it is computed from answers alone."""
         return bool(self.over_prompts or self.of_answers or self.of_grid)
 
     def read(self, tree: Mapping[str, Any]) -> Any:

@@ -19,7 +19,6 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import cpus_per_worker
 from paft_ray.config import Config
 from paft_ray.config.affects import affecting, take
-from paft_ray.config.loading import dump_config
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, local_copy, locate_base
 from paft_ray.prompts.pool import Prompt
@@ -145,7 +144,7 @@ def _score(
 
 
 def _correct(scores: pa.Table, grid: Grid) -> NDArray[np.bool_]:
-    """Whether one subject's answers are right: shape [P, E], False where there is none."""
+    """A mask of one subject's right answers: shape [P, E], False where there is none."""
     prompt_of = {prompt.id: p for p, prompt in enumerate(grid.prompts)}
     example_of = {example.id: e for e, example in enumerate(grid.examples)}
     correct_PE = np.zeros(grid.shape, bool)
@@ -191,7 +190,7 @@ def _cut(
 
 
 def _score_identity(context: RunContext) -> list[Any]:
-    """Everything but subject, prompt and examples on which a score depends."""
+    """Return all but subject, prompt and examples on which a score depends."""
     (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
         affecting(context.config, "scores"),
         *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),
@@ -230,7 +229,15 @@ def _run(
     config = context.config
     workers = config.evaluation.workers
     cpus = cpus_per_worker(workers, "evaluation.workers")
-    base = locate_base(config.model.path, config.model.revision, context.storage)
+    job = _ScoreJob(
+        config,
+        context.task,
+        locate_base(config.model.path, config.model.revision, context.storage),
+        context.scoring_dtype,
+        max(1, int(cpus)),
+        subjects,
+        parts,
+    )
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _ScoreActor,
         batch_size=1,
@@ -238,45 +245,41 @@ def _run(
         compute=ray.data.ActorPoolStrategy(size=min(workers.num, len(units))),
         num_cpus=cpus,
         num_gpus=workers.gpus or None,
-        fn_constructor_args=(
-            dump_config(config),
-            context.task,
-            base,
-            context.scoring_dtype,
-            max(1, int(cpus)),
-            subjects,
-            parts,
-        ),
+        fn_constructor_args=(job,),
     )
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
 
 
+@dataclass(frozen=True, slots=True)
+class _ScoreJob:
+    """The data that every actor receives."""
+
+    config: Config
+    task: Task
+    base: BaseSource
+    dtype: str
+    threads: int
+    subjects: Sequence[Subject]
+    parts: Parts
+
+
 class _ScoreActor:
     """Scores units and writes each as a part; holds the base model and adapters."""
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        task: Task,
-        base: BaseSource,
-        dtype: str,
-        threads: int,
-        subjects: Sequence[Subject],
-        parts: Parts,
-    ) -> None:
+    def __init__(self, job: _ScoreJob) -> None:
         import torch
 
         from paft_ray.evaluation.predictors import ModelPredictor
 
-        torch.set_num_threads(threads)  # results depend on it bit by bit
-        tree = Config.model_validate(config)
-        device = "cuda" if tree.evaluation.workers.gpus > 0 else "cpu"
-        self._predictor = ModelPredictor(tree, task, base.local(), dtype, device)
-        splits = (task.train, task.validation, task.test)
+        torch.set_num_threads(job.threads)  # results depend on it bit by bit
+        device = "cuda" if job.config.evaluation.workers.gpus > 0 else "cpu"
+        base = job.base.local()
+        self._predictor = ModelPredictor(job.config, job.task, base, job.dtype, device)
+        splits = (job.task.train, job.task.validation, job.task.test)
         self._examples = {example.id: example for split in splits for example in split}
-        self._subjects, self._parts = subjects, parts
+        self._subjects, self._parts = job.subjects, job.parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from paft_ray.evaluation.predictors import scores_table

@@ -113,7 +113,7 @@ def consistency(answers: WeightedAnswers) -> Floats:
 
 
 def pairwise_agreement(answers: WeightedAnswers) -> Floats:
-    """How often two different prompts get the same answer to an example: shape [R]."""
+    """The share of pairs of prompts that get the same answer to an example: shape [R]."""
     with_itself_R = (answers.times_RP**2).sum(axis=1)
     others_R = answers.prompts_R**2 - with_itself_R
     alike_R = _over_examples((answers.count_REA**2).sum(axis=-1), answers.times_RE)

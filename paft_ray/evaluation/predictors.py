@@ -24,7 +24,13 @@ from paft_ray.models.load import (
     store_frozen_in_bf16,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import best_choice, choice_logprobs, generate, inference
+from paft_ray.models.logprobs import (
+    ForwardPass,
+    best_choice,
+    choice_logprobs,
+    generate,
+    inference,
+)
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
@@ -50,7 +56,7 @@ SCORES_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One model's answer to one example under one prompt, and whether it is right."""
+    """A model's answer to an example under a prompt, and its grade."""
 
     prompt_id: str
     example_id: str
@@ -85,14 +91,7 @@ class Predictor:
         examples: Sequence[Example],
         adapted: bool,
     ) -> list[Score]:
-        """Score one prompt on some examples.
-
-        Args:
-            model: A model in evaluation mode.
-            prompt_id: The prompt's id, for the result.
-            text: The prompt's text.
-            examples: The examples.
-            adapted: Whether an adapter of the model is in use.
+        """Score one prompt on some examples; `adapted` says that an adapter is in use.
 
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.
@@ -115,14 +114,13 @@ class Predictor:
             Question(template.render, example.fields, choices, _name(example, prompt_id))
             for example in examples
         ]
-        likelihoods = choice_logprobs(
-            model,
-            self._encoder.encode_all(questions),
+        reading = ForwardPass(
             self._dtype,
             self._config.evaluation.row_tokens,
-            packing=self._config.train.packing and (not adapted or reads_positions(model)),  # pyright: ignore
+            packing=self._config.train.packing and (not adapted or reads_positions(model)),
             virtual_tokens=virtual_tokens(model) if adapted else 0,
         )
+        likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
         scores = []
         for example, logprobs in zip(examples, likelihoods, strict=True):
             if not all(map(math.isfinite, logprobs)):

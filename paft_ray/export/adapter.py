@@ -73,8 +73,7 @@ def plan_export(
     context: RunContext,
     variant: str | None = None,
     seed: int | None = None,
-    merge: bool = False,
-    pyfunc: bool = False,
+    kind: Form | None = None,
     out: str | None = None,
 ) -> ExportPlan:
     """Decide what is exported and where; refuse what cannot be exported.
@@ -83,29 +82,25 @@ def plan_export(
         context: The run.
         variant: Label of a variant; by default `paft`, or the only one.
         seed: Seed of the training; by default the first one of the configuration.
-        merge: Export a whole model, with the adapter merged into its weights.
-        pyfunc: Export an MLflow pyfunc.
+        kind: `merged` for a whole model with the adapter merged into its weights, or `pyfunc` for
+            an MLflow pyfunc; by default the adapter or model that was trained.
         out: Folder or URI; by default `runs/<name>/export/<training>/<kind>/`.
 
     Raises:
         ConfigError: The variant is not trained, cannot be merged, or `out` holds something else.
         ArtifactError: The training's files are damaged.
     """
-    if merge and pyfunc:
-        raise ConfigError(
-            "--merge and --pyfunc are two kinds of folder: export one, then the other"
-        )
     trained = _find(context, variant, seed)
-    whole = context.config.model.peft is None
-    if whole and (merge or pyfunc):
+    if kind is None:
+        kind = "model" if context.config.model.peft is None else "adapter"
+    elif context.config.model.peft is None:
+        use, option = ("merge", "merge") if kind == "merged" else ("serve beside a base", "pyfunc")
         raise ConfigError(
-            f"model.peft: null trained all weights, so there is no adapter to "
-            f"{'merge' if merge else 'serve beside a base'}: export without --"
-            f"{'merge' if merge else 'pyfunc'}"
+            f"model.peft: null trained all weights, so there is no adapter to {use}: export "
+            f"without --{option}"
         )
-    kind: Form = "merged" if merge else "pyfunc" if pyfunc else "model" if whole else "adapter"
     if kind == "merged":
-        _refuse_what_cannot_merge(context)
+        _refuse_what_cannot_merge(str((context.config.model.peft or {})["peft_type"]))
     default = context.run_folder.child("export", context.config.called(trained.training), kind)
     identity = fingerprint("export", kind, trained.fingerprint)
     folder, reused = choose_folder(default, out, identity)
@@ -113,12 +108,7 @@ def plan_export(
 
 
 def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Storage, bool]:
-    """Return the folder of an export, and whether it holds it complete.
-
-    Args:
-        default: Folder inside the run.
-        out: Folder or URI that replaces it.
-        identity: Fingerprint of the export.
+    """Return the folder of an export, `out` or the default, and whether it holds it complete.
 
     Raises:
         ConfigError: `out` holds something else.
@@ -183,7 +173,7 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
     if seed is not None and seed not in seeds:
         raise ConfigError(f"--seed: {seed} is none of this run's: {', '.join(map(str, seeds))}")
     chosen = Training(config.variants[labels.index(label)], seeds[0] if seed is None else seed)
-    trained = find_trained(context, chosen)
+    trained = find_trained(context.run_folder, chosen)
     if trained is None:
         raise ConfigError(
             f"--variant: {config.called(chosen)} of run {config.name!r} is not trained in "
@@ -209,9 +199,8 @@ def _find(context: RunContext, variant: str | None, seed: int | None) -> Trained
     return trained
 
 
-def _refuse_what_cannot_merge(context: RunContext) -> None:
+def _refuse_what_cannot_merge(method: str) -> None:
     """Refuse methods with virtual tokens; peft refuses others when it merges."""
-    method = str((context.config.model.peft or {})["peft_type"])
     if puts_tokens_before(method):
         raise ConfigError(
             f"--merge: {method} puts virtual tokens before the text and changes no weight of the "
@@ -315,10 +304,10 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
 
 
 def _mean_loss(model: "PreTrainedModel | PeftModel", sequences: "list[TokenSequence]") -> float:
-    from paft_ray.models.logprobs import score_sequences
+    from paft_ray.models.logprobs import ForwardPass, score_sequences
 
     longest = max(len(sequence.input_ids) for sequence in sequences)
-    scores = score_sequences(model, sequences, "float32", longest, packing=False)
+    scores = score_sequences(model, sequences, ForwardPass("float32", longest, packing=False))
     return -sum(s[0] for s in scores) / sum(len(sequence.targets) for sequence in sequences)
 
 

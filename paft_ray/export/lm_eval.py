@@ -184,7 +184,7 @@ def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, st
     at = f",revision={revision}" if revision else ""
     yield "base", _command(f"pretrained={base}{at}", plan, plan.out.path(), chat)
     for training in context.config.trainings:
-        if (trained := find_trained(context, training)) is None:
+        if (trained := find_trained(context.run_folder, training)) is None:
             continue
         weights = trained.folder.path(result_folder(peft))
         model = f"{weights},tokenizer={base}" if peft is None else f"{base}{at},peft={weights}"

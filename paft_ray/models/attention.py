@@ -32,7 +32,7 @@ _PLAIN_LENGTH = 512
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How a packed row is cut into sequences or, where these share tokens, into parts.
+    """The sequences of a packed row or, where these share tokens, its parts.
 
     Sequences of similar length form a group, computed as a batch of N times L tokens.
     """
@@ -247,7 +247,7 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
 
 
 def attends_in_blocks(model: Any) -> bool:
-    """Whether a model, which may be adapted or inside an engine, uses this attention now.
+    """Return whether a model, perhaps adapted or inside an engine, uses this attention now.
 
     With a prompt-learning adapter it does not: its virtual tokens add keys before those of a row.
     """
@@ -277,5 +277,5 @@ AttentionMaskInterface.register(BLOCK_ATTENTION, sdpa_mask)
 
 
 def takes_blocks(model: "PreTrainedModel") -> bool:
-    """Whether a model uses transformers' attention interface and supports sdpa."""
+    """Return whether a model uses transformers' attention interface and supports sdpa."""
     return bool(model._supports_attention_backend and model._supports_sdpa)

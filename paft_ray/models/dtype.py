@@ -16,7 +16,7 @@ def resolve_dtype(dtype: str, gpus: float) -> str:
 
 
 def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's CPU multiplies bf16 in hardware; False where that is unknown."""
+    """Return whether this CPU multiplies bf16 in hardware; False where that is unknown."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

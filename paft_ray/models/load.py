@@ -63,23 +63,40 @@ def load_base(
         ConfigError: The model cannot be used with this attention.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
-    from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
     from paft_ray.models.cpu.kernels import use_quick_products
     from paft_ray.models.logprobs import FullPrecisionLinear
     from paft_ray.models.quantized import nf4_arguments, prepare_quantized
 
+    quantized = nf4_arguments() if quantization == "nf4" else {}
+    arguments = {"revision": revision, "dtype": dtype or torch.float32, **quantized}
+    model = _load_with_attention(location, attention, arguments)
+    if quantization == "nf4":
+        prepare_quantized(model)
+    model.requires_grad_(False)
+    if model.generation_config is not None:
+        end = model.generation_config.eos_token_id
+        model.generation_config = GenerationConfig(eos_token_id=end)
+    head = model.get_output_embeddings()
+    if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
+        head.__class__ = FullPrecisionLinear
+    use_quick_products(model)
+    return model.eval()
+
+
+def _load_with_attention(
+    location: str, attention: str, arguments: dict[str, Any]
+) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
+
     in_blocks = attention in ("auto", "blocks")
+    # None: transformers uses sdpa where the model supports it
+    arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            dtype=dtype or torch.float32,
-            # None: transformers uses sdpa where the model supports it
-            attn_implementation=None if in_blocks else attention,
-            **(nf4_arguments() if quantization == "nf4" else {}),
-        )
+        model = AutoModelForCausalLM.from_pretrained(location, **arguments)
     except (ValueError, ImportError) as error:
         if in_blocks or "attention" not in str(error).lower():
             raise
@@ -94,17 +111,7 @@ def load_base(
             f"model.attention: blocks, but {type(model).__name__} does not call its attention "
             "through transformers' interface; use auto"
         )
-    if quantization == "nf4":
-        prepare_quantized(model)
-    model.requires_grad_(False)
-    if model.generation_config is not None:
-        end = model.generation_config.eos_token_id
-        model.generation_config = GenerationConfig(eos_token_id=end)
-    head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
-        head.__class__ = FullPrecisionLinear
-    use_quick_products(model)
-    return model.eval()
+    return model
 
 
 def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
@@ -163,7 +170,7 @@ def make_trainable(
 
 
 def reads_positions(model: "PeftModel | PreTrainedModel") -> bool:
-    """Whether the model uses `position_ids`, which packing needs.
+    """Return whether the model uses `position_ids`, which packing needs.
 
     Prompt-learning methods (prompt tuning, P-tuning, prefix tuning) drop them.
     """

@@ -5,6 +5,7 @@ Shapes: T tokens of a row, U positions whose logits are needed, A answer tokens,
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,35 @@ from paft_ray.models.tokenization import Encoded, choice_sequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """Arithmetic and rows with which a model reads sequences."""
+
+    dtype: str
+    """`float32` or `bfloat16` (autocast)."""
+    row_tokens: int
+    """Most tokens in one row."""
+    packing: bool = True
+    """Put several sequences into a row; if the model attends in blocks, they share beginnings."""
+    virtual_tokens: int = 0
+    """See `answer_logprobs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """The choice of each next token."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Probability of the likeliest tokens, from which is sampled."""
+    seed: int = 0
+    """Determines the samples, together with the composition of the batch."""
+
+
+GREEDY = Decoding()
 
 
 class FullPrecisionLinear(torch.nn.Linear):
@@ -70,64 +100,38 @@ def inference(model: torch.nn.Module, dtype: str) -> Iterator[None]:
 
 
 def score_sequences(
-    model: torch.nn.Module,
-    sequences: Sequence[TokenSequence],
-    dtype: str,
-    row_tokens: int,
-    packing: bool = True,
-    virtual_tokens: int = 0,
+    model: torch.nn.Module, sequences: Sequence[TokenSequence], reading: ForwardPass
 ) -> list[dict[int, float]]:
     """Compute the summed log-likelihood of every answer of every sequence.
-
-    Args:
-        model: Causal language model, with or without an adapter.
-        sequences: Sequences to score.
-        dtype: `float32` or `bfloat16` (autocast).
-        row_tokens: Most tokens in one forward pass.
-        packing: Put several sequences into a row; if the model attends in blocks, they share
-            common beginnings.
-        virtual_tokens: See `answer_logprobs`.
 
     Returns:
         For each sequence, owner (index of a choice) to the sum of its tokens' log-probabilities.
     """
     device = next(model.parameters()).device
-    rows = share_rows(sequences, row_tokens) if packing and attends_in_blocks(model) else None
+    sharing = reading.packing and attends_in_blocks(model)
+    rows = share_rows(sequences, reading.row_tokens) if sharing else None
     if rows is None:
         lengths = [len(s.input_ids) for s in sequences]
-        [dealt] = deal_rows(lengths, row_tokens, ranks=1, packing=packing)
+        [dealt] = deal_rows(lengths, reading.row_tokens, ranks=1, packing=reading.packing)
         rows = [build_row(sequences, members) for members in dealt if members]
     scores: list[dict[int, float]] = [{} for _ in sequences]
-    with inference(model, dtype):
+    with inference(model, reading.dtype):
         for row in rows:
-            logprobs_A = answer_logprobs(model, row, device, virtual_tokens).double().cpu().numpy()
-            for value, member, owner in zip(logprobs_A, row.members_A, row.owners_A, strict=True):
+            logprobs_A = answer_logprobs(model, row, device, reading.virtual_tokens)
+            values_A = logprobs_A.double().cpu().numpy()
+            for value, member, owner in zip(values_A, row.members_A, row.owners_A, strict=True):
                 sums = scores[row.members[int(member)]]
                 sums[int(owner)] = sums.get(int(owner), 0.0) + float(value)
     return scores
 
 
 def choice_logprobs(
-    model: torch.nn.Module,
-    encoded: Sequence[Sequence[Encoded]],
-    dtype: str,
-    row_tokens: int,
-    packing: bool = True,
-    virtual_tokens: int = 0,
+    model: torch.nn.Module, encoded: Sequence[Sequence[Encoded]], reading: ForwardPass
 ) -> list[tuple[float, ...]]:
-    """Compute log-likelihoods of the answers to each context, in nats.
-
-    Args:
-        model: Causal language model, with or without an adapter.
-        encoded: For each context its answers.
-        dtype: See `score_sequences`, also for the remaining arguments.
-        row_tokens: Most tokens in one forward pass.
-        packing: Put several sequences into a row.
-        virtual_tokens: See `answer_logprobs`.
-    """
+    """Compute log-likelihoods of the answers to each context, in nats."""
     per_context = [choice_sequences(answers) for answers in encoded]
     flat = [sequence for sequences in per_context for sequence in sequences]
-    sums = iter(score_sequences(model, flat, dtype, row_tokens, packing, virtual_tokens))
+    sums = iter(score_sequences(model, flat, reading))
     result = []
     for answers, sequences in zip(encoded, per_context, strict=True):
         owned = {owner: value for _ in sequences for owner, value in next(sums).items()}
@@ -145,20 +149,9 @@ def generate(
     tokenizer: "PreTrainedTokenizerBase",
     contexts: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    decoding: Decoding = GREEDY,
 ) -> list[tuple[str, int]]:
-    """Continue a batch of texts greedily, or by sampling with a seed for the batch.
-
-    Args:
-        model: Causal language model, with or without an adapter.
-        tokenizer: Its tokenizer.
-        contexts: Token ids of the texts to continue.
-        max_new_tokens: Longest continuation, in tokens.
-        temperature: 0 is greedy.
-        top_p: Probability of the likeliest tokens, from which is sampled.
-        seed: Determines the samples, together with the composition of the batch.
+    """Continue a batch of texts, given as token ids, by at most `max_new_tokens` tokens each.
 
     Returns:
         For each text its continuation, and the number of its tokens including the end token.
@@ -168,12 +161,10 @@ def generate(
         padding_side="left",
         return_tensors="pt",
     ).to(model.device)
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-        if temperature > 0
-        else {"do_sample": False}
-    )
-    torch.manual_seed(seed)
+    sampling: dict[str, Any] = {"do_sample": decoding.temperature > 0}
+    if decoding.temperature > 0:
+        sampling |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    torch.manual_seed(decoding.seed)
     with torch.inference_mode():
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             **batch,

@@ -1,7 +1,7 @@
 """Token sequences, and rows of them that one forward pass reads."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -64,20 +64,19 @@ class Row:
 
 def build_row(sequences: Sequence[TokenSequence], members: Sequence[int]) -> Row:
     """Concatenate the sequences named by `members` into one row."""
-    chosen = [sequences[index] for index in members]
-    starts = accumulate((len(s.input_ids) for s in chosen), initial=0)
+    chosen = {index: sequences[index] for index in members}
+    own = chosen.values()
+    starts = accumulate((len(s.input_ids) for s in own), initial=0)
     return assemble_row(
-        sequences,
-        members,
-        input_ids=[token for s in chosen for token in s.input_ids],
-        position_ids=[position for s in chosen for position in range(len(s.input_ids))],
-        at=[start + p for start, s in zip(starts, chosen, strict=False) for p in s.positions],
+        chosen,
+        input_ids=[token for s in own for token in s.input_ids],
+        position_ids=[position for s in own for position in range(len(s.input_ids))],
+        at=[start + p for start, s in zip(starts, own, strict=False) for p in s.positions],
     )
 
 
 def assemble_row(
-    sequences: Sequence[TokenSequence],
-    members: Sequence[int],
+    chosen: Mapping[int, TokenSequence],
     input_ids: Sequence[int],
     position_ids: Sequence[int],
     at: Sequence[int],
@@ -86,24 +85,23 @@ def assemble_row(
     """Build a row from its tokens.
 
     Args:
-        sequences: All sequences.
-        members: Indices of those in the row.
+        chosen: The row's sequences, in their order, by index in the packed list.
         input_ids: Tokens of the row.
         position_ids: Their positions.
-        at: For each target of the members the place in the row that predicts it.
+        at: For each target of the sequences the place in the row that predicts it.
         parts: See `Row`.
     """
     keep_U, gather_A = np.unique(np.asarray(at, np.int64), return_inverse=True)
-    chosen = [sequences[index] for index in members]
+    own = chosen.values()
     return Row(
         input_ids_T=np.asarray(input_ids, np.int64),
         position_ids_T=np.asarray(position_ids, np.int64),
         keep_U=keep_U,
         gather_A=gather_A.astype(np.int64),
-        targets_A=np.asarray([target for s in chosen for target in s.targets], np.int64),
-        members_A=np.asarray([n for n, s in enumerate(chosen) for _ in s.targets], np.int64),
-        owners_A=np.asarray([owner for s in chosen for owner in s.owners], np.int64),
-        members=tuple(members),
+        targets_A=np.asarray([target for s in own for target in s.targets], np.int64),
+        members_A=np.asarray([n for n, s in enumerate(own) for _ in s.targets], np.int64),
+        owners_A=np.asarray([owner for s in own for owner in s.owners], np.int64),
+        members=tuple(chosen),
         parts=tuple(parts),
     )
 

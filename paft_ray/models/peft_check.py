@@ -61,7 +61,7 @@ def check_peft(peft: Mapping[str, Any]) -> None:
 
 
 def puts_tokens_before(method: str) -> bool:
-    """Whether a method learns virtual tokens before the text instead of changing weights."""
+    """Return whether a method learns virtual tokens instead of changing weights."""
     return method in _VIRTUAL_TOKENS
 
 

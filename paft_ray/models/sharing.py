@@ -14,14 +14,10 @@ _SHORTEST = 4
 
 
 def share_rows(sequences: Sequence[TokenSequence], row_tokens: int) -> list[Row] | None:
-    """Deal sequences into rows of parts.
+    """Deal sequences into rows of parts, of at most `row_tokens` tokens.
 
     A part is the common beginning of all contexts, the rest of a context, or the tokens of an
     answer. Sequences with the same context stand in the same row.
-
-    Args:
-        sequences: Sequences to read.
-        row_tokens: Most tokens in a row.
 
     Returns:
         The rows, or None where nothing can be shared, or sequences of a context do not fit a row.
@@ -71,8 +67,8 @@ def _build_row(
         for index in members:
             path = writer.add(sequences[index].input_ids[len(context) :], head)
             at.extend(path.places[position] for position in sequences[index].positions)
-    members = [index for _, own in contexts for index in own]
-    return assemble_row(sequences, members, writer.ids, writer.position_ids, at, writer.parts)
+    chosen = {index: sequences[index] for _, own in contexts for index in own}
+    return assemble_row(chosen, writer.ids, writer.position_ids, at, writer.parts)
 
 
 @dataclass(frozen=True, slots=True)

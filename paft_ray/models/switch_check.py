@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from paft_ray.config import Config
+from paft_ray.config import Config, TrainConfig
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.peft_check import puts_tokens_before
 
@@ -16,10 +16,7 @@ from paft_ray.models.peft_check import puts_tokens_before
 def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
     """Check the switches that make training faster or smaller; yields warnings.
 
-    Args:
-        config: The configuration.
-        dtype: Arithmetic of training.
-        cluster: Whether training runs on other machines.
+    `dtype` is the arithmetic of training; with `cluster` it runs on other machines.
 
     Raises:
         ConfigError: A switch cannot work.
@@ -28,7 +25,7 @@ def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
     _check_quantization(config)
     _check_method(config)
     if config.train.compile:
-        yield from _check_compile(config, cluster)
+        yield from _check_compile(config.train, cluster)
     if config.train.deepspeed.offload != "none" and config.train.workers.gpus == 0:
         yield (
             f"train.deepspeed.offload: {config.train.deepspeed.offload} frees no memory, as "
@@ -80,13 +77,13 @@ def _check_method(config: Config) -> None:
         )
 
 
-def _check_compile(config: Config, cluster: bool) -> Iterator[str]:
-    if config.train.deepspeed.stage == 3:
+def _check_compile(train: TrainConfig, cluster: bool) -> Iterator[str]:
+    if train.deepspeed.stage == 3:
         raise ConfigError(
             "train.compile: true with train.deepspeed.stage: 3, whose hooks fetch weights inside "
             "the layers that would be fused; use stage 2"
         )
-    if config.train.workers.gpus == 0 and not cluster:
+    if train.workers.gpus == 0 and not cluster:
         compiler = os.environ.get("CXX") or "g++"
         if shutil.which(compiler) is None:
             raise ConfigError(

@@ -72,7 +72,7 @@ class TextEncoder:
 
     @property
     def uses_chat_template(self) -> bool:
-        """Whether prompts are wrapped in the model's chat template, if it has one."""
+        """Return whether prompts are wrapped in the model's chat template, if it has one."""
         return self.chat_template == "auto" and self.tokenizer.chat_template is not None
 
     def context(self, text: str) -> tuple[str, str]:

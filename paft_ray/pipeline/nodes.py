@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paft_ray.config import Config, OpenAILLM
+from paft_ray.config import Config, OpenAILLM, PromptsConfig
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import from_anywhere
 from paft_ray.models.files import inspect_model
@@ -32,7 +32,7 @@ _TIMEOUT_S = 90.0
 
 @dataclass(frozen=True)
 class Needs:
-    """What a node must have; pickles."""
+    """The requirements of a node; pickles."""
 
     storage: Storage
     probe: str
@@ -79,8 +79,8 @@ def survey(config: Config, storage: Storage) -> list[Node]:
             probe,
             None if config.model.path.endswith(".gguf") else from_anywhere(config.model.path),
             config.model.revision,
-            tracking_server(config),
-            llm_keys(config),
+            tracking_server(config.tracking),
+            llm_keys(config.prompts),
             packages(),
         )
         return _check_all(needs)
@@ -103,7 +103,7 @@ def require_nodes(nodes: Sequence[Node]) -> None:
         raise ConfigError(f"{missing[0]}{more}")
 
 
-def llm_keys(config: Config) -> tuple[str, ...]:
+def llm_keys(config: PromptsConfig) -> tuple[str, ...]:
     """Environment variables from which LLM actors read their keys."""
     names = (llm.api_key_env for _, llm in configured_llms(config) if isinstance(llm, OpenAILLM))
     return tuple(dict.fromkeys(name for name in names if name))

@@ -91,7 +91,7 @@ class Verb:
 
     @property
     def joins(self) -> bool:
-        """Whether it may join a cluster."""
+        """Return whether it may join a cluster."""
         return self.needs_ray or self.may_join
 
 
@@ -156,7 +156,7 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
     from paft_ray.tracking import import_early
 
     check_access(options.insist)
-    import_early(context.config)
+    import_early(context.config.tracking)
     if verb.trains:
         _begin_model_check(work)
         import_ray()  # while the model is checked

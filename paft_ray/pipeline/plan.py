@@ -14,6 +14,7 @@ from paft_ray.config import (
     FakeLLM,
     LLMConfig,
     OpenAILLM,
+    PromptsConfig,
     SinglePromptVariant,
     TrainWorkersConfig,
     TransformersLLM,
@@ -32,6 +33,7 @@ from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.generate.units import is_answered, unit_size
 from paft_ray.runs.context import RunContext
+from paft_ray.storage.paths import Storage
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.training.identity import find_trained
 from paft_ray.tuning.pools import generation_samples
@@ -55,7 +57,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
     }
     if (book := request_book(context)) is not None:
-        plan["generation"] = _plan_generation(context, book)
+        plan["generation"] = _plan_generation(context.storage, book)
     if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
         plan["choose_single_prompt"] = {
             "prompts_at_most": evaluation.selection_prompts or "all",
@@ -63,7 +65,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         }
     trainings = config.trainings
     plan["training"] = {
-        config.called(t): "complete" if find_trained(context, t) else f"{steps} steps"
+        config.called(t): "complete" if find_trained(context.run_folder, t) else f"{steps} steps"
         for t in trainings
     }
     plan["sequences_per_training"] = steps * train.batch_size
@@ -143,10 +145,7 @@ def describe_cluster(
 ) -> dict[str, Any]:
     """Resources of the joined cluster's nodes, needs of the stages, and what is missing.
 
-    Args:
-        context: The run.
-        nodes: From `survey`.
-        sizes: From `describe_sizes`.
+    `nodes` come from `survey`, `sizes` from `describe_sizes`.
     """
     config = context.config
     missing = [f"{node}: {text}" for node in nodes for text in (*node.missing, *node.notes)]
@@ -159,7 +158,7 @@ def describe_cluster(
             stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
         except ConfigError as error:
             missing.append(str(error))
-    for field, actors, cpus, gpus in _llm_actors(config):
+    for field, actors, cpus, gpus in _llm_actors(config.prompts):
         room = sum(_places(nodes, cpus, gpus))
         stages[field] = {
             "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
@@ -180,11 +179,11 @@ def describe_cluster(
 
 
 def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:
-    """How many workers each node holds."""
+    """The number of workers that each node holds."""
     return [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes]
 
 
-def _llm_actors(config: Config) -> Iterator[tuple[str, int, float, float]]:
+def _llm_actors(config: PromptsConfig) -> Iterator[tuple[str, int, float, float]]:
     """LLMs that run in our actors: field, number of actors, CPUs and GPUs of each."""
     for field, llm in configured_llms(config):
         if isinstance(llm, TransformersLLM):
@@ -245,9 +244,9 @@ _SECONDS_PER_REQUEST = 2.0
 """Of an endpoint, as a guess."""
 
 
-def _plan_generation(context: RunContext, book: RequestBook) -> dict[str, Any]:
+def _plan_generation(storage: Storage, book: RequestBook) -> dict[str, Any]:
     """Requests whose answers are not on storage: tokens, cost and time, by LLM and in all."""
-    rows = [_plan_llm(context, book, llm) for llm in range(len(book.config.llms))]
+    rows = [_plan_llm(storage, book, llm) for llm in range(len(book.config.llms))]
     costs = [row["cost_at_most"] for row in rows if row["cost_at_most"] is not None]
     at_most = sum(row["completion_tokens_at_most"] for row in rows)
     budget = book.config.budget_tokens
@@ -262,10 +261,10 @@ def _plan_generation(context: RunContext, book: RequestBook) -> dict[str, Any]:
     }
 
 
-def _plan_llm(context: RunContext, book: RequestBook, llm: int) -> dict[str, Any]:
+def _plan_llm(storage: Storage, book: RequestBook, llm: int) -> dict[str, Any]:
     config = book.config.llms[llm]
     units = book.units(llm, unit_size(config))
-    missing = [u for u in units if not is_answered(book, u, context.storage)]
+    missing = [u for u in units if not is_answered(book, u, storage)]
     count = sum(map(len, missing))
     sample = [request for unit in missing[:2] for request in book.requests(unit)][:64]
     characters = sum(len(text) for request in sample for _, text in request.messages)

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, LLMConfig, OpenAILLM, SinglePromptVariant, TransformersLLM
+from paft_ray.config import (
+    Config,
+    LLMConfig,
+    OpenAILLM,
+    PromptsConfig,
+    SinglePromptVariant,
+    TrackingConfig,
+    TransformersLLM,
+)
 from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import changed_fields, dump_config, load_config, local_path
@@ -61,7 +69,7 @@ def preflight(
     storage = _check_storage(config.storage)
     if not overwrite:
         _check_identity(config, storage)
-    _check_tracking(config)
+    _check_tracking(config.tracking)
     warnings = _check_workers(config, planning)
     model = inspect_model(config.model.path)
     warnings += _check_model(config, model)
@@ -127,9 +135,9 @@ def _check_identity(config: Config, storage: Storage) -> None:
         )
 
 
-def _check_tracking(config: Config) -> None:
-    uri = config.tracking.uri
-    if config.tracking.type == "none" or uri is None:
+def _check_tracking(config: TrackingConfig) -> None:
+    uri = config.uri
+    if config.type == "none" or uri is None:
         return
     scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
     name = scheme[1].lower() if scheme else ""
@@ -174,7 +182,7 @@ def _require_places(config: Config) -> None:
         ("evaluation.workers", config.evaluation.workers),
     ):
         _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
-    for field, llm in configured_llms(config):
+    for field, llm in configured_llms(config.prompts):
         if isinstance(llm, TransformersLLM):
             _require_fit(field, "actors", llm.actors, llm.cpus, llm.gpus)
 
@@ -214,23 +222,23 @@ def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
         yield f"model.chat_template: {config.model.path} has none, so prompts are used as they are"
 
 
-def configured_llms(config: Config) -> list[tuple[str, LLMConfig]]:
+def configured_llms(config: PromptsConfig) -> list[tuple[str, LLMConfig]]:
     """The LLMs that write prompts, each after its field in the configuration."""
-    generation = config.prompts.generation
+    generation = config.generation
     llms = generation.llms if generation else ()
     return [(f"prompts.generation.llms.{i}", llm) for i, llm in enumerate(llms)]
 
 
 def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
     author = config.prompts.split.held_out_llm
-    labels = [llm_label(llm) for _, llm in configured_llms(config)]
+    labels = [llm_label(llm) for _, llm in configured_llms(config.prompts)]
     if author is not None and (author not in labels or len(set(labels)) < 2):
         raise ConfigError(
             f"prompts.split.held_out_llm: {author!r} writes nothing, or all there is (the LLMs are "
             f"{', '.join(labels) or 'none'}): name one of several"
         )
     seen = {config.model.path: model}
-    for field, llm in configured_llms(config):
+    for field, llm in configured_llms(config.prompts):
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
         elif isinstance(llm, OpenAILLM):

@@ -39,7 +39,7 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
             with clock.stage(f"train_{training.label}"):
                 trained.append(train(context, prompts[training.label], training, pool))
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(context, pool, subjects(context, trained))
+            scores = evaluate_subjects(context, pool, subjects(context.config.model, trained))
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)
 
@@ -71,7 +71,7 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     Raises:
         ConfigError: None is complete.
     """
-    found = [find_trained(context, training) for training in context.config.trainings]
+    found = [find_trained(context.run_folder, training) for training in context.config.trainings]
     trained = [adapter for adapter in found if adapter is not None]
     if not trained:
         raise ConfigError(
@@ -93,12 +93,12 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
         for adapter in trained:
-            if adapter.record.made_from != provenance(context, pool):
+            if adapter.record.made_from != provenance(context.identities, pool):
                 raise ConfigError(
                     f"{adapter.folder.path()} was trained on other data, prompts or weights than "
                     "the configuration names now: train again under another name"
                 )
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(context, pool, subjects(context, trained))
+            scores = evaluate_subjects(context, pool, subjects(context.config.model, trained))
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)

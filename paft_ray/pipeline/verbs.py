@@ -134,9 +134,12 @@ def _plan_export(context: RunContext, options: Options) -> Any:
                 "--merge and --pyfunc, and export the model by another command"
             )
         return plan_lm_eval(context, options.out)
-    return plan_export(
-        context, options.variant, options.seed, options.merge, options.pyfunc, options.out
-    )
+    if options.merge and options.pyfunc:
+        raise ConfigError(
+            "--merge and --pyfunc are two kinds of folder: export one, then the other"
+        )
+    kind = "merged" if options.merge else "pyfunc" if options.pyfunc else None
+    return plan_export(context, options.variant, options.seed, kind, options.out)
 
 
 def _export(work: Work) -> Result:
@@ -161,7 +164,7 @@ def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
 
     report_file = _near(context.run_folder.path("report.html"))
     lines = [results_table(summary), "", f"report:  {report_file}"]
-    if (uri := tracking_uri(context.config, context.storage)) is not None:
+    if (uri := tracking_uri(context.config.tracking, context.storage)) is not None:
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
         show = f"{mlflow} ui --backend-store-uri " if uri.startswith("sqlite:") else ""
         lines.append(f"MLflow:  {show}{uri}")

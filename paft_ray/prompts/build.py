@@ -37,7 +37,7 @@ from paft_ray.prompts.pool import (
     rejects_to_table,
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import Identities, RunContext
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
@@ -67,14 +67,14 @@ def pool_fingerprint(context: RunContext) -> str:
         [prompts, list(task.instructions)],
         [read_prompt_files(path) for path in context.config.prompts.files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
-        [] if prompts["probe"] is None else _probe_identity(context, *probed),
+        [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
     )
 
 
-def _probe_identity(context: RunContext, chat_template: str, packing: bool) -> list[str]:
+def _probe_identity(identities: Identities, chat_template: str, packing: bool) -> list[str]:
     packed = "packed" if packing else "alone"
-    return [context.model_identity, context.task_identity, chat_template, packed]
+    return [identities.model, identities.task, chat_template, packed]
 
 
 def request_book(context: RunContext) -> RequestBook | None:
@@ -112,7 +112,7 @@ def build_prompt_pool(context: RunContext) -> PromptPool:
 
 
 def pool_record(folder: Storage) -> dict[str, Any] | None:
-    """What the builder of a complete pool wrote down: the funnel, rejects by reason, costs."""
+    """The record of a complete pool: the funnel, rejects by reason, costs."""
     manifest = load_manifest(folder, check=True)
     return None if manifest is None else dict(manifest.about)
 
@@ -232,14 +232,15 @@ class _ProbeActor:
         import torch
 
         from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.models.logprobs import ForwardPass
         from paft_ray.models.tokenization import TextEncoder
 
         probe, revision = config.prompts.probe, config.model.revision
         assert probe is not None
         base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
-        self._task, self._dtype = task, dtype
-        self._rows = probe.row_tokens, config.train.packing
+        self._task = task
+        self._reading = ForwardPass(dtype, probe.row_tokens, config.train.packing)
         self._encoder = TextEncoder.from_config(load_tokenizer(base, revision), config)
         self._model: Any = load_base(base, revision)
         if probe.gpus:
@@ -250,8 +251,6 @@ class _ProbeActor:
     def __call__(self, batch: Any) -> Any:
         import pandas as pd
 
-        texts, task = list(batch["texts"].iloc[0]), self._task
-        scores = probe_prompts(
-            self._model, self._encoder, texts, task, task.train, self._dtype, *self._rows
-        )
+        texts = list(batch["texts"].iloc[0])
+        scores = probe_prompts(self._model, self._encoder, texts, self._task, self._reading)
         return pd.DataFrame({"ids": [list(batch["ids"].iloc[0])], "scores": [scores]})

@@ -1,4 +1,4 @@
-"""From answers and files to unique candidates: parsed, linted, deduplicated, counted.
+"""Turns answers and files into unique candidates: parsed, linted, deduplicated, counted.
 
 The same functions of tables run in this process or on Ray, see `dedup.deduplicate`; of many
 candidates this process sees one batch after another, and keeps the `max_unique` whose hashes come
@@ -207,7 +207,7 @@ def _duplicates(batch: pa.Table) -> pa.Table:
 def _first_by_hash(
     best: list[tuple[str, Candidate]], most: int
 ) -> tuple[list[tuple[str, Candidate]], list[tuple[str, Candidate]]]:
-    """At most so many candidates, chosen by the hashes of their texts, and the others."""
+    """Choose at most so many candidates by the hashes of their texts; return also the others."""
     if len(best) <= most:
         return best, []
     chosen = {id for id, _ in sorted(best, key=lambda entry: fingerprint(entry[1].text))[:most]}

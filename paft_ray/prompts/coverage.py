@@ -1,4 +1,4 @@
-"""How well prompts cover the space of wordings: order, map and distance.
+"""Coverage of the space of wordings by prompts: order, map and distance.
 
 Texts are embeddings by a model that the user names, or else vectors of their character 3- to
 5-grams inside words, weighted by TF-IDF; both of length one, so that distances are those of cosine.

@@ -109,7 +109,7 @@ def instruction_of(text: str, slots: Sequence[str]) -> str:
 
 
 class _Shape(NamedTuple):
-    """What the grammar has to know of a task."""
+    """The parts of a task that the grammar uses."""
 
     slots: tuple[str, ...]
     options: tuple[tuple[str, str], ...]

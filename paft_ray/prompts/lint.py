@@ -147,7 +147,7 @@ def _bracket_problem(literal: str, task: Task) -> _Problem:
 
 
 def _is_markup(found: re.Match[str], literal: str, task: Task) -> bool:
-    """Whether brackets are part of the text rather than something left to be filled in."""
+    """Return whether brackets are part of the text rather than something to be filled in."""
     inside = found[1].strip()
     if _HOLE in inside or not re.search(r"[^\W\d_]", inside):
         return True
@@ -199,7 +199,7 @@ def _answer_problem(template: Template, task: Task) -> _Problem:
 
 
 def _declares_answer(text: str, sentence: str, task: Task) -> bool:
-    """Whether the last sentence says what is so ("The review is positive.")."""
+    """Return whether the last sentence says what is so ("The review is positive.")."""
     mentioned = [choice for choice in task.choices or () if _mentions(text, choice)]
     if len(mentioned) != 1 or _EXPLAINS.search(sentence):
         return False
@@ -233,7 +233,7 @@ def _echo_problem(text: str) -> _Problem:
 
 
 def other_work(text: str, task: Task) -> _Problem:
-    """Whether an instruction asks for another kind of work than the task's: reason and detail."""
+    """Find an instruction for another kind of work than the task's: reason and detail."""
     other = _OTHER_WORK.search(text)
     if other is None or re.search(rf"\b{other[1][:5]}", task.description, re.IGNORECASE):
         return None

@@ -115,7 +115,7 @@ class PromptPool:
         return replace(self, train=self.train[:n])
 
     def to_table(self) -> pa.Table:
-        """One row per prompt, by split."""
+        """A table with a row per prompt, by split."""
         rows = []
         for prompt in (p for split in SPLITS for p in self.prompts(split)):
             row = asdict(prompt)
@@ -180,7 +180,7 @@ def load_pool(folder: Storage) -> PromptPool:
 
 
 def rejects_to_table(rejected: Iterable[Rejected]) -> pa.Table:
-    """One row per rejected candidate."""
+    """A table with a row per rejected candidate."""
     return pa.Table.from_pylist([asdict(reject) for reject in rejected], REJECTS_SCHEMA)
 
 

@@ -13,6 +13,7 @@ from paft_ray.prompts.template import parse
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from paft_ray.models.logprobs import ForwardPass
     from paft_ray.models.tokenization import TextEncoder
     from paft_ray.tasks.example import Example, Task
 
@@ -24,22 +25,16 @@ def probe_prompts(
     encoder: "TextEncoder",
     texts: Sequence[str],
     task: "Task",
-    examples: Sequence["Example"],
-    dtype: str,
-    row_tokens: int,
-    packing: bool = True,
+    reading: "ForwardPass",
 ) -> list[Mapping[str, float]]:
-    """Score every prompt on the same examples; sequences of several prompts share a row.
+    """Score every prompt on a task's training examples; several prompts share a row.
 
     Args:
         model: The base model.
         encoder: Its text encoder; what is too long is refused or trimmed as the task says.
         texts: Templates.
-        task: For slots and choices.
-        examples: Scored under every prompt.
-        dtype: Arithmetic: `float32` or `bfloat16`.
-        row_tokens: Most tokens in one forward pass.
-        packing: Several sequences in one row.
+        task: Its training examples are scored under every prompt.
+        reading: Arithmetic and rows.
 
     Returns:
         For each prompt the mean over examples of: `probe_log_likelihood` of the right answer in
@@ -54,24 +49,25 @@ def probe_prompts(
     per_pair = []
     for number, text in enumerate(texts):
         template = parse(text, task.slots)
-        for example in examples:
+        for example in task.train:
             answers = task.choices or (example.answer,)
             what = f"example {example.id} under prompt {number}"
             per_pair.append(encoder.encode(template.render, example.fields, answers, what=what))
-    logprobs = choice_logprobs(model, per_pair, dtype, row_tokens, packing)
-    count = len(examples)
+    logprobs = choice_logprobs(model, per_pair, reading)
+    count = len(task.train)
     return [
-        _summary(logprobs[start : start + count], task, examples)
+        _summary(logprobs[start : start + count], task.choices, task.train)
         for start in range(0, len(logprobs), count)
     ]
 
 
 def _summary(
-    logprobs: Sequence[Sequence[float]], task: "Task", examples: Sequence["Example"]
+    logprobs: Sequence[Sequence[float]],
+    choices: Sequence[str] | None,
+    examples: Sequence["Example"],
 ) -> Mapping[str, float]:
     from paft_ray.models.logprobs import best_choice
 
-    choices = task.choices
     if not choices:
         return {LIKELIHOOD: sum(owned[0] for owned in logprobs) / len(examples)}
     mass = right = likelihood = 0.0

@@ -146,7 +146,7 @@ def _assign(
     sets: Sequence[frozenset[str]],
     config: PoolSplitConfig,
 ) -> tuple[Assignment, ...]:
-    """Everything that is neither held out nor like what is held out trains; an exact check."""
+    """Train on all that is neither held out nor like what is held out; an exact check."""
     used = {clusters[index] for index in held_out}
     assignments = []
     for index, cluster in enumerate(clusters):
@@ -177,7 +177,7 @@ def place_instructions(
     config: PromptsConfig,
     seed: int,
 ) -> list[tuple[Layout, ...]]:
-    """For every piece the layouts that it is placed in; none for templates and dropped pieces.
+    """Choose the layouts that each piece is placed in; none for templates and dropped pieces.
 
     A held-out instruction gets one layout of its split, its own as long as there are enough; a
     training instruction gets `layouts_per_instruction`, chosen by its hash and the seed. An

@@ -76,5 +76,5 @@ def clean(text: str) -> str:
 
 
 def count_words(text: str) -> int:
-    """How many words a text has; in Chinese and Japanese every character counts."""
+    """Count the words of a text; in Chinese and Japanese every character counts."""
     return len(_WORD.findall(text))

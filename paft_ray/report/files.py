@@ -35,7 +35,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """How past losses weighed one prompt, over the checkpoints of a training."""
+    """One prompt's weight by past losses, over the checkpoints of a training."""
 
     prompt_id: str
     shares: tuple[float, ...]
@@ -87,7 +87,7 @@ class RunFiles:
 
     @property
     def partly_scored(self) -> bool:
-        """Whether figures are estimates from a part of the prompts x examples."""
+        """Return whether figures are estimates from a part of the prompts x examples."""
         return "scored_share" in self.summary
 
     def accuracy(self, label: str) -> NDArray[np.float64]:

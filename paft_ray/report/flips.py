@@ -102,15 +102,15 @@ def flipping_examples(run: RunFiles) -> Flips:
     examples = []
     for e in order[flips_E[order] > 0].tolist():
         known = run.examples.get(answers.example_ids[e], {})
-        seed = answers.models[answers.of(about)[int(_flipping(shares[about][:, e]).argmax())]][1]
+        model = answers.of(about)[int(_flipping(shares[about][:, e]).argmax())]
         examples.append(
             Flip(
                 answers.example_ids[e],
                 _fields(known.get("fields", "{}")),
                 known.get("answer"),
                 tuple(_bars(answers, label, e, bars) for label in labels),
-                str(seed) if len(answers.of(about)) > 1 else "",
-                _two_wordings(run, about, seed, e, ranked, grams),
+                str(answers.models[model][1]) if len(answers.of(about)) > 1 else "",
+                _two_wordings(run, model, e, ranked, grams),
             )
         )
     return Flips(
@@ -143,7 +143,7 @@ def _clipped(text: str) -> str:
 
 
 def _bars(answers: Answers, label: str, example: int, prompts: Sequence[int]) -> Bars:
-    """Over several seeds a bar is as high as the share of them that are right."""
+    """Draw bars; over several seeds one is as high as the share of them that are right."""
     right_SP = answers.right_MPE[answers.of(label), :, example][:, prompts]
     heights = (right_SP == 1).mean(axis=0).round(3).tolist()
     right = "".join(f"M{i} 1v-{h:g}h.82v{h:g}z" for i, h in enumerate(heights) if h > 0)
@@ -155,15 +155,15 @@ def _bars(answers: Answers, label: str, example: int, prompts: Sequence[int]) ->
 
 def _two_wordings(
     run: RunFiles,
-    about: str,
-    seed: int,
+    model: int,
     example: int,
     ranked: Sequence[int],
     grams: Sequence[frozenset[str]],
 ) -> tuple[Wording, Wording]:
     """The most similar pair of a wording with a right answer and one with a wrong answer."""
     answers = run.answers
-    right_P = answers.right_MPE[answers.models.index((about, seed)), :, example]
+    about, seed = answers.models[model]
+    right_P = answers.right_MPE[model, :, example]
     right = [p for p in ranked if right_P[p] == 1][:_MOST_COMPARED]
     wrong = [p for p in ranked if right_P[p] == 0][:_MOST_COMPARED]
     found = [(a, *nearest(grams[a], (grams[b] for b in wrong))) for a in right]

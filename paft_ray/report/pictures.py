@@ -74,7 +74,7 @@ def draw_learning_curve(plot: CurvePlot, colour: Mapping[str, str]) -> bytes:
 
 
 def draw_shares(plot: SharesPlot, shade: str) -> bytes:
-    """How losses weighed every training prompt over the steps, as PNG."""
+    """Draw the weight of every training prompt over the steps, as PNG."""
     figure, axes = _figure(8, 3.6)
     for place, line in enumerate(plot.lines):
         width, alpha = (1.8, 1.0) if place < LEADING_PROMPTS else (0.8, 0.25)

@@ -8,7 +8,7 @@ from paft_ray.report.pool_page import POOL_PAGE, write_pool_page
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.paths import to_json
 from paft_ray.tasks.example import SPLITS
-from paft_ray.tracking import open_tracker, pool_version
+from paft_ray.tracking import TrackedRun, open_tracker, pool_version
 
 
 def build_published_pool(context: RunContext) -> PromptPool:
@@ -23,9 +23,8 @@ def build_published_pool(context: RunContext) -> PromptPool:
         write_pool_page(folder)
     name, alias = pool_version(context.task.name, pool.fingerprint)
     tags = {"paft.pool": f"models:/{name}@{alias}"}
-    tracker = open_tracker(
-        context.tracking, f"pool/{pool.fingerprint}", f"{context.config.name}/pool", RUN_KEY, tags
-    )
+    run = TrackedRun(f"pool/{pool.fingerprint}", f"{context.config.name}/pool", RUN_KEY)
+    tracker = open_tracker(context.tracking, run, tags)
     rows = [
         [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]
         for split in SPLITS

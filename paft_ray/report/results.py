@@ -22,7 +22,8 @@ from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.storage.paths import to_json, to_parquet
+from paft_ray.storage.paths import Storage, to_json, to_parquet
+from paft_ray.tasks import Example
 from paft_ray.tracking import Tracker
 
 
@@ -76,13 +77,13 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     folder.write_bytes("scores.parquet", to_parquet(table))
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
-    folder.write_bytes("examples.parquet", to_parquet(_examples_table(context)))
+    folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
     folder.write_bytes("summary.json", to_json(summary))
     with context.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
     _write_cards(context, results, summary, tracker)
-    _track(context, summary, tracker)
+    _track(folder, summary, tracker)
     if len(trained) == len(context.config.trainings):
         writer = ArtifactWriter(folder)
         for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
@@ -91,9 +92,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     return summary
 
 
-def _examples_table(context: RunContext) -> pa.Table:
+def _examples_table(examples: Sequence[Example]) -> pa.Table:
     """The test examples that were scored, for readers of the scores."""
-    examples = context.task.test[: context.config.evaluation.examples]
     return pa.table(
         {
             "example_id": [e.id for e in examples],
@@ -130,8 +130,7 @@ def _write_cards(
         tracker.log_artifact(f"adapters/{context.config.called(model.training)}/{CARD}", text)
 
 
-def _track(context: RunContext, summary: Mapping[str, Any], tracker: Tracker) -> None:
-    folder = context.run_folder
+def _track(folder: Storage, summary: Mapping[str, Any], tracker: Tracker) -> None:
     for label in summary["models"]:
         known = {f"{label}/{name}": v for name, v in eval_metrics(summary, label).items()}
         tracker.log_metrics(known, 0)

@@ -39,7 +39,7 @@ class CurvePlot:
 
     @property
     def several_seeds(self) -> bool:
-        """Whether some curve is a mean over seeds."""
+        """Return whether some curve is a mean over seeds."""
         return any(len(curve.thin) > 1 for curve in self.curves)
 
     def points(self, losses: Sequence[float]) -> str:
@@ -51,7 +51,7 @@ class CurvePlot:
 
 @dataclass(frozen=True, slots=True)
 class SharesPlot:
-    """How losses weighed every training prompt in one training; a line per prompt."""
+    """The weights of training prompts by losses in one training; a line per prompt."""
 
     label: str
     seed: str

@@ -48,7 +48,7 @@ class Identities:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every stage of one command needs; can be pickled if its screen can."""
+    """The context of every stage of one command; can be pickled if its screen can."""
 
     config: Config
     task: Task

@@ -11,7 +11,7 @@ from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import Tracker, end_open_runs, open_tracker, send_waiting
+from paft_ray.tracking import TrackedRun, Tracker, end_open_runs, open_tracker, send_waiting
 
 
 class StageClock:
@@ -87,7 +87,7 @@ def open_run(
         results_from = result_fields(context.config)
         record = {"config": tree, "results_from": results_from, "content": content}
         folder.write_json("config.json", record)
-        tracker = open_tracker(context.tracking, RUN_KEY, context.config.name)
+        tracker = open_tracker(context.tracking, TrackedRun(RUN_KEY, context.config.name))
         tracker.log_params(tree)
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"

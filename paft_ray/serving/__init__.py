@@ -1,1 +1,1 @@
-"""What a trained model's folder holds for its users: model card and MLflow pyfunc."""
+"""The files for users in a trained model's folder: model card and MLflow pyfunc."""

@@ -57,15 +57,9 @@ def render_card(
     evaluation: Evaluation | None = None,
     form: Form = "adapter",
 ) -> str:
-    """Return the card as Markdown with a YAML header.
+    """Return the card of a training as Markdown with a YAML header.
 
-    Args:
-        config: Configuration of the run.
-        task: Task of the run.
-        identity: Fingerprint of the training.
-        record: Record of the training.
-        evaluation: Figures of the run, if it is evaluated.
-        form: Kind of model.
+    `identity` is the training's fingerprint; `evaluation` has the run's figures, if there are any.
     """
     import jinja2
 

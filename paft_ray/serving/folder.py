@@ -32,10 +32,7 @@ def input_columns(slots: tuple[str, ...]) -> tuple[str, str]:
 def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
     """Return the settings of `AnswerModel`, which its users may override.
 
-    Args:
-        config: Configuration of the run.
-        task: Task of the run.
-        prompt: Template for rows that name none.
+    `prompt` is the template for rows that name none.
     """
     return {
         "base": config.model.path,

@@ -104,17 +104,16 @@ class AnswerModel(PythonModel):
 
     def _rank_choices(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens
-        from paft_ray.models.logprobs import best_choice, choice_logprobs
+        from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs
 
         choices: list[str] = self._settings["choices"]
-        likelihoods = choice_logprobs(
-            self._model,
-            encoded,
+        reading = ForwardPass(
             self._settings["dtype"],
             self._settings["row_tokens"],
             packing=self._settings["packing"] and reads_positions(self._model),
             virtual_tokens=virtual_tokens(self._model),
         )
+        likelihoods = choice_logprobs(self._model, encoded, reading)
         return [choices[best_choice(logprobs)] for logprobs in likelihoods]
 
     def _generate(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:

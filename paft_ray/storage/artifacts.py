@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.storage.paths import Storage
@@ -18,13 +18,24 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
+class FileEntry(TypedDict):
+    """A file's size in bytes, and its checksum."""
+
+    size: int
+    sha256: str
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """The entry of a file with this content."""
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The record of a complete artifact."""
 
     fingerprint: str
-    files: Mapping[str, Mapping[str, Any]]
-    """File name to its `size` in bytes and `sha256`."""
+    files: Mapping[str, FileEntry]
     about: Mapping[str, Any]
     """Further facts from the writer: counts, inputs, versions."""
 
@@ -34,17 +45,18 @@ class ArtifactWriter:
     """Writes files first and the manifest last: readers see no artifact before `commit`."""
 
     folder: Storage
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: dict[str, FileEntry] = field(default_factory=dict)
 
     def add(self, name: str, data: bytes) -> None:
         """Write one file of the artifact."""
         self.folder.write_bytes(name, data)
-        self.files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self.files[name] = file_entry(data)
 
     def note(self, name: str) -> None:
         """Add a file that is already on storage."""
-        [size] = self.folder.sizes([name])
-        self.files[name] = {"size": size, "sha256": self.folder.digest(name)}
+        [size], sha256 = self.folder.sizes([name]), self.folder.digest(name)
+        assert size is not None  # a file with a digest has a size
+        self.files[name] = {"size": size, "sha256": sha256}
 
     def add_folder(self, local: Path) -> None:
         """Write every file of a local folder."""
@@ -69,7 +81,7 @@ def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
         return None
     try:
         raw = folder.read_json(MANIFEST)
-        files = {n: {"size": e["size"], "sha256": e["sha256"]} for n, e in raw["files"].items()}
+        files = {n: FileEntry(size=e["size"], sha256=e["sha256"]) for n, e in raw["files"].items()}
         manifest = Manifest(raw["fingerprint"], files, raw["about"])
     except (ArtifactError, KeyError, TypeError, AttributeError):
         logger.warning("%s: torn manifest, passed over", folder.path())

@@ -62,28 +62,10 @@ def lock(
     except BaseException:
         _held.discard(token)
         raise
-    stop, lost = threading.Event(), threading.Event()
-
-    def renew(stopping: int) -> None:
-        while not stop.wait(_SECONDS / 4):
-            try:
-                if _read(folder).get("token") not in (None, token):
-                    lost.set()
-                    os.kill(os.getpid(), stopping)
-                    return
-                folder.write_json(LOCK_FILE, {**mine, "renewed": time.time()})
-            except OSError as error:
-                logger.warning("lease of %s not renewed: %s", what, error)
-
+    lost = threading.Event()
     try:
-        with _stopping_signal() as stopping:
-            thread = threading.Thread(target=renew, args=[stopping], name="lock", daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                stop.set()
-                thread.join()
+        with _renewed(folder, mine, what, lost):
+            yield
     except KeyboardInterrupt:
         if not lost.is_set():
             raise
@@ -95,6 +77,34 @@ def lock(
         _held.discard(token)
         if _read(folder).get("token") == token:
             folder.delete(LOCK_FILE)
+
+
+@contextmanager
+def _renewed(
+    folder: Storage, mine: Mapping[str, Any], what: str, lost: threading.Event
+) -> Iterator[None]:
+    """Renew a lock during the block in a thread, which stops the block where the lock is lost."""
+    stop = threading.Event()
+
+    def renew(stopping: int) -> None:
+        while not stop.wait(_SECONDS / 4):
+            try:
+                if _read(folder).get("token") not in (None, mine["token"]):
+                    lost.set()
+                    os.kill(os.getpid(), stopping)
+                    return
+                folder.write_json(LOCK_FILE, {**mine, "renewed": time.time()})
+            except OSError as error:
+                logger.warning("lease of %s not renewed: %s", what, error)
+
+    with _stopping_signal() as stopping:
+        thread = threading.Thread(target=renew, args=[stopping], name="lock", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
 @contextmanager
@@ -144,7 +154,7 @@ def _try(folder: Storage, mine: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _exclusive(folder: Storage) -> Iterator[None]:
-    """One process at a time on a local file system; no such guarantee elsewhere."""
+    """Let in one process at a time on a local file system; no such guarantee elsewhere."""
     if not folder.is_local:
         yield
         return

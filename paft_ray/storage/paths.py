@@ -64,7 +64,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        """Whether the files lie in this machine's file system."""
+        """Return whether the files lie in this machine's file system."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def child(self, *names: str) -> "Storage":
@@ -76,7 +76,7 @@ class Storage:
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder of that name."""
+        """Return whether there is a file or folder of that name."""
         info = self.filesystem.get_file_info(self.path(name))
         return info.type != pafs.FileType.NotFound
 

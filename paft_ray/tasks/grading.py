@@ -1,4 +1,4 @@
-"""How generated text is read: the answer in it, as grading compares it."""
+"""Reads generated text: the answer in it, as grading compares it."""
 
 import re
 

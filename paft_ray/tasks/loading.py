@@ -1,4 +1,4 @@
-"""From rows to a `Task`: columns to slots, ids from content, splits by hash.
+"""Turns rows into a `Task`: columns into slots, ids from content, splits by hash.
 
 An example's id comes from its fields and answer alone, and its split and its place in that split
 from id and seed alone: adding, removing or reordering rows moves no other example.

@@ -38,7 +38,7 @@ _FILE_BYTES = 1 << 20  # a sender reads a whole file at a time
 
 @dataclass(frozen=True, slots=True)
 class TrackingTarget:
-    """All that a process on any node needs to record a run; can be pickled."""
+    """The destination of a run's records, for any node; can be pickled."""
 
     uri: str = field(repr=False)
     """MLflow tracking URI; it may carry a password, so it is never shown nor logged."""

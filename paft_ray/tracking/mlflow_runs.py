@@ -219,7 +219,7 @@ class MlflowRuns:
 
 
 def reach_server(uri: str) -> str | None:
-    """Why this process cannot use a tracking server now; None where it can."""
+    """The reason why this process cannot use a tracking server now; None where it can."""
     where = without_password(uri)
     try:
         import_client()(tracking_uri=uri).search_experiments(max_results=1)

@@ -11,11 +11,12 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from paft_ray.config import Config
+from paft_ray.config import Config, TrackingConfig
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.event_log import (
     ARTIFACTS,
@@ -50,6 +51,18 @@ class Metric(StrEnum):
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
     VALIDATION_GOAL = "validation/goal"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """A run in MLflow."""
+
+    key: str
+    """Its key in a target ("run", "training/paft-s0"): letters, digits, /._-"""
+    name: str
+    """The name that MLflow shows."""
+    parent_key: str | None = None
+    """Key of the run that this one is nested under."""
 
 
 def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
@@ -110,36 +123,35 @@ class NullTracker(Tracker):
     """Records nothing; for `tracking.type: none`, and for every rank but the first."""
 
 
-def import_early(config: Config) -> None:
+def import_early(config: TrackingConfig) -> None:
     """Import mlflow, which takes seconds, in a thread."""
-    if config.tracking.type != "none":
+    if config.type != "none":
         threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
-def tracking_server(config: Config) -> str | None:
+def tracking_server(config: TrackingConfig) -> str | None:
     """URI of the configured server; None for a sqlite file, which only the driver's node can use,
     and for no tracking."""
-    uri = config.tracking.uri
-    if config.tracking.type == "none" or uri is None or uri.startswith("sqlite:"):
+    if config.type == "none" or config.uri is None or config.uri.startswith("sqlite:"):
         return None
-    return uri
+    return config.uri
 
 
-def tracking_uri(config: Config, storage: Storage) -> str | None:
+def tracking_uri(config: TrackingConfig, storage: Storage) -> str | None:
     """URI of the MLflow store in which `config` records runs; None where it records none."""
-    if config.tracking.type == "none":
+    if config.type == "none":
         return None
     home = Path(storage.root) if storage.is_local else Path.cwd()
-    return _absolute(config.tracking.uri or f"sqlite:///{home / 'mlflow.db'}")
+    return _absolute(config.uri or f"sqlite:///{home / 'mlflow.db'}")
 
 
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
-    """Where runs of `config` are recorded; None for no tracking. The driver calls this once.
+    """Return where runs of `config` are recorded, or None. The driver calls this once.
 
     A sqlite database and its experiment are created here, so that workers do not race for it
     (about 3 s, most of it the import of mlflow). Servers are not contacted.
     """
-    uri = tracking_uri(config, storage)
+    uri = tracking_uri(config.tracking, storage)
     if uri is None:
         return None
     folder = storage.child("runs", config.name)
@@ -162,27 +174,19 @@ def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
 
 def open_tracker(
     target: TrackingTarget | None,
-    key: str,
-    name: str,
-    parent_key: str | None = None,
+    run: TrackedRun,
     tags: Mapping[str, str] | None = None,
     rank: int = 0,
 ) -> Tracker:
-    """A tracker for the MLflow run with this key, which is created where there is none.
+    """A tracker for a run in MLflow, which is created where there is none with this key.
 
-    Args:
-        target: From `prepare_tracking`.
-        key: The run's key in this target ("run", "training/paft-s0"): letters, digits, /._-
-        name: The name that MLflow shows.
-        parent_key: Key of the run that this one is nested under.
-        tags: Tags of a new run.
-        rank: The worker's rank; only rank 0 records anything.
+    `target` comes from `prepare_tracking`. Of several workers only the one with rank 0 records.
     """
     if target is None or rank != 0:
         return NullTracker()
-    parent = None if parent_key is None else f"{target.identity}/{parent_key}"
-    run = RunRef(f"{target.identity}/{key}", name, parent, _texts(tags or {}), now_ms())
-    return _MlflowTracker(target, run)
+    parent = None if run.parent_key is None else f"{target.identity}/{run.parent_key}"
+    key = f"{target.identity}/{run.key}"
+    return _MlflowTracker(target, RunRef(key, run.name, parent, _texts(tags or {}), now_ms()))
 
 
 class _MlflowTracker(Tracker):

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from paft_ray.config import Config, Training
+from paft_ray.config import Config, ModelConfig, Training
 from paft_ray.config.affects import affecting, take
 from paft_ray.evaluation.grid import Subject
 from paft_ray.models.load import result_folder
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import Identities, RunContext
 from paft_ray.serving.record import MadeFrom, TrainedAdapter, TrainingRecord
 from paft_ray.storage.artifacts import Manifest, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
@@ -40,19 +40,19 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
     )
 
 
-def provenance(context: RunContext, pool: PromptPool) -> MadeFrom:
+def provenance(identities: Identities, pool: PromptPool) -> MadeFrom:
     """Fingerprints of what a training is made from, to compare when it is evaluated."""
-    return MadeFrom(context.task_identity, context.model_identity, pool.fingerprint)
+    return MadeFrom(identities.task, identities.model, pool.fingerprint)
 
 
-def training_folder(context: RunContext, training: Training) -> Storage:
-    """Folder of a training."""
-    return context.run_folder.child("training", training.name)
+def training_folder(run: Storage, training: Training) -> Storage:
+    """Folder of a training below that of its run."""
+    return run.child("training", training.name)
 
 
-def find_trained(context: RunContext, training: Training) -> TrainedAdapter | None:
-    """A training of this run, or None where it is not complete."""
-    folder = training_folder(context, training)
+def find_trained(run: Storage, training: Training) -> TrainedAdapter | None:
+    """A training in this folder of a run, or None where it is not complete."""
+    folder = training_folder(run, training)
     manifest = load_manifest(folder)
     return manifest and finished_training(training, manifest, folder, True)
 
@@ -66,9 +66,9 @@ def finished_training(
     return TrainedAdapter(training, manifest.fingerprint, content, folder, record, reused)
 
 
-def subjects(context: RunContext, trained: Sequence[TrainedAdapter]) -> list[Subject]:
+def subjects(model: ModelConfig, trained: Sequence[TrainedAdapter]) -> list[Subject]:
     """Finished trainings as subjects of an evaluation."""
-    weights = result_folder(context.config.model.peft)
+    weights = result_folder(model.peft)
     return [
         Subject(t.training.label, t.training.seed, t.content, t.folder.child(weights))
         for t in trained

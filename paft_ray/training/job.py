@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from paft_ray.cluster.control import Control
 from paft_ray.config import Config
-from paft_ray.runs.context import RUN_KEY
 from paft_ray.serving.record import MadeFrom
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import TrackingTarget, pool_version
+from paft_ray.tracking import TrackedRun, TrackingTarget, pool_version
 from paft_ray.training.validation import ValidationPlan
 
 if TYPE_CHECKING:
@@ -17,18 +16,9 @@ if TYPE_CHECKING:
     from paft_ray.tasks import Task
 
 
-@dataclass(frozen=True, slots=True)
-class TrackedRun:
-    """How a training is tracked."""
-
-    key: str
-    name: str
-    parent_key: str = RUN_KEY
-
-
 @dataclass(frozen=True)
 class TrainingHooks:
-    """What a caller wants of a training while it runs; used by searches."""
+    """A caller's requests to a training while it runs; used by searches."""
 
     validation: ValidationPlan | None = None
     """Validation data, and the steps after which the model is scored."""

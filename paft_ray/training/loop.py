@@ -18,7 +18,7 @@ import torch
 
 from paft_ray.config import ObjectiveConfig
 from paft_ray.config.errors import TrainingError
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.packing import Row, TokenSequence
 from paft_ray.tracking import Metric, Tracker
 from paft_ray.training.batch_plan import StepPlan
@@ -152,13 +152,7 @@ def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
 
 
 def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks) -> StepResult:
-    """Take one optimizer step.
-
-    Args:
-        engine: Model and optimizer.
-        plan: The global batch.
-        recipe: Settings.
-        hooks: Receive positions; decide whether this rank must stop after the step.
+    """Take one optimizer step; `hooks` decide whether this rank must stop after it.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.
@@ -214,8 +208,9 @@ def packing_error(
     model.eval()  # dropout would differ between the two
     lengths = [len(sequence.input_ids) for sequence in sequences]
     with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
-        packed = score_sequences(model, sequences, "float32", max(row_tokens, sum(lengths)))
-        alone = score_sequences(model, sequences, "float32", row_tokens, packing=False)
+        wide = ForwardPass("float32", max(row_tokens, sum(lengths)))
+        packed = score_sequences(model, sequences, wide)
+        alone = score_sequences(model, sequences, ForwardPass("float32", row_tokens, packing=False))
     tokens = sum(len(sequence.targets) for sequence in sequences)
     difference = sum(abs(p[0] - a[0]) for p, a in zip(packed, alone, strict=True)) / tokens
     return difference if math.isfinite(difference) else math.inf

@@ -18,7 +18,7 @@ from paft_ray.training.batch_plan import StepPlan
 
 
 def views(objective: ObjectiveConfig) -> int:
-    """How many renderings of every example an objective compares."""
+    """The number of renderings of every example that an objective compares."""
     return 2 if isinstance(objective, Consistency) else 1
 
 
@@ -56,7 +56,7 @@ def row_loss(
 
 
 def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
-    """For every target of a row its slot, and whether it belongs to the right answer."""
+    """The slot of every target of a row, and whether it belongs to the right answer."""
     slot_A = np.asarray(plan.slots)[np.asarray(row.members)[row.members_A]]
     owner_S = np.array([draw.owner for draw in plan.draws])
     return slot_A, row.owners_A == owner_S[slot_A]

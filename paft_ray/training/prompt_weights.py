@@ -114,7 +114,7 @@ class PromptWeights:
 
     @property
     def active(self) -> bool:
-        """Whether past losses change anything."""
+        """Return whether past losses change anything."""
         return self._draws_by_loss or isinstance(self._objective, GroupDRO | CVaR)
 
     @property

@@ -1,4 +1,4 @@
-"""Which example and which prompt for (step, slot): pure functions of position.
+"""The example and the prompt of (step, slot): pure functions of position.
 
 Nothing is replayed to resume, ranks agree without communication, and the number of workers changes
 nothing. The draw is the paper's (PAFT, arXiv 2502.12859, section 3.2): uniform over the training

@@ -88,7 +88,7 @@ class Validation:
         return correct_PE
 
     def _score(self) -> Sequence[float]:
-        """For every prompt and example 1 where the answer is right, else 0, on all ranks; flat.
+        """Score every prompt and example on all ranks: 1 where the answer is right, else 0; flat.
 
         Ranks take prompts in turn. Where weights are spread over ranks (ZeRO 3), all score the same
         prompt at the same time, and rank 0's scores count.

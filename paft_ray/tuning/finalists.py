@@ -183,7 +183,7 @@ def _trial(
         record.state,
         record.reason,
         record.seconds,
-        record.about.get("tokens"),
+        record.about and record.about.tokens,
         interval and list(interval),
         [_report(tuning, step, correct_PE) for step, correct_PE in sorted(results.items())],
     )

@@ -15,8 +15,7 @@ from typing import Any
 from paft_ray.config import TuningConfig
 from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
-from paft_ray.tracking import FinalStatus, Metric, Tracker, open_tracker
-from paft_ray.training.job import TrackedRun
+from paft_ray.tracking import FinalStatus, Metric, TrackedRun, Tracker, TrackingTarget, open_tracker
 from paft_ray.tuning.goal import reached
 from paft_ray.tuning.space import apply
 from paft_ray.tuning.trial import (
@@ -104,12 +103,12 @@ class TrialMonitor:
 
     def _tracker(self, number: int) -> Tracker:
         name = f"{self._context.config.name}/{trial_label(number)}"
-        tags = {"paft.trial": str(number)}
-        return open_tracker(self._context.tracking, trial_key(number), name, RUN_KEY, tags)
+        run = TrackedRun(trial_key(number), name, RUN_KEY)
+        return open_tracker(self._context.tracking, run, {"paft.trial": str(number)})
 
 
 @contextmanager
-def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
+def closing(target: TrackingTarget | None, tracked: TrackedRun) -> Iterator[None]:
     """End the tracked run of a training that other processes add to, however the block ends."""
     status: FinalStatus = "KILLED"
     try:
@@ -119,5 +118,4 @@ def closing(context: RunContext, tracked: TrackedRun) -> Iterator[None]:
         status = "FAILED"
         raise
     finally:
-        tracker = open_tracker(context.tracking, tracked.key, tracked.name, tracked.parent_key)
-        tracker.finish(status)
+        open_tracker(target, tracked).finish(status)

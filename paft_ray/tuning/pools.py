@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from paft_ray.config import Choice, Config, PromptsConfig, RandInt, TuningConfig
+from paft_ray.config import Choice, PromptsConfig, RandInt, TuningConfig
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.leakage import first_like
@@ -112,15 +112,15 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
             f"{len(built)} pools with the same {len(pools.any.validation)} validation and "
             f"{len(pools.any.test)} test prompts; {dropped} training prompts like them are left out"
         )
-    _check_sizes(pools, names, config, tuning)
+    _check_sizes(pools, names, config.prompts.pool_size, tuning)
     return pools
 
 
 def _check_sizes(
-    pools: SearchPools, names: Mapping[str, str], config: Config, tuning: TuningConfig
+    pools: SearchPools, names: Mapping[str, str], size: int | None, tuning: TuningConfig
 ) -> None:
     dimension = tuning.space.get(_POOL_SIZE)
-    sizes = [s for s in (edges(dimension) if dimension else [config.prompts.pool_size]) if s]
+    sizes = [s for s in (edges(dimension) if dimension else [size]) if s]
     for key, pool in pools.by_generation.items():
         if sizes and max(sizes) > len(pool.train):
             where = f" generated with {names[key]}" if names[key] else ""

@@ -24,10 +24,10 @@ from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.tracking import Tracker, send_waiting
+from paft_ray.tracking import TrackedRun, Tracker, send_waiting
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import subjects
-from paft_ray.training.job import TrackedRun, TrainingHooks
+from paft_ray.training.job import TrainingHooks
 from paft_ray.training.lengths import check_lengths
 from paft_ray.tuning.finalists import (
     Finalist,
@@ -87,7 +87,7 @@ def search(
                 context,
                 replace(pools.any, train=pools.trained),
                 checks,
-                (pools.any.validation[: tuning.prompts], validation_examples(context, tuning)),
+                (pools.any.validation[: tuning.prompts], validation_examples(context.task, tuning)),
             )
         with clock.stage("trials"):
             _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
@@ -101,7 +101,7 @@ def search(
                 for training in _train_finalist(final, finalist, pools)
             ]
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(final, pools.any, subjects(final, trained))
+            scores = evaluate_subjects(final, pools.any, subjects(final.config.model, trained))
         result = _write_result(context, tuning, finalists, scores, tracker)
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
         results = Results(pools.any, trained, scores, clock.seconds, configs)
@@ -144,7 +144,7 @@ def finished_search(context: RunContext) -> dict[str, Any] | None:
 
 
 def holds_search(context: RunContext) -> bool:
-    """Whether the run's folder holds a search that is complete."""
+    """Return whether the run's folder holds a search that is complete."""
     folder = context.run_folder
     return (
         context.config.tuning is not None
@@ -244,7 +244,7 @@ def _train_finalist(
             trial_key(finalist.trial.number),
         )
         hooks = TrainingHooks(tracked=tracked, pool=pools.registered[generation_key(sample)])
-        with closing(own, tracked):
+        with closing(own.tracking, tracked):
             adapter = train_until(own, pool.train, training, pool, hooks)
         assert adapter is not None  # only a trial's training is stopped early
         trained.append(adapter)

@@ -5,10 +5,11 @@ import math
 from collections.abc import Sequence
 
 from paft_ray.cluster.resources import cpus_per_worker, node_resources, places
-from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig
+from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.settings import check_settings
+from paft_ray.tasks import Task
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
 
 _CHECKED = 64
@@ -56,18 +57,18 @@ def check_search(context: RunContext) -> list[Config]:
     for what, trial in found:
         try:
             check_settings(trial, context.task)
-            _check_trial(trial, config, context)
+            _check_trial(trial, config.model, context.task)
         except PaftError as error:
             raise ConfigError(f"tuning.space ({what}): {error}") from error
     return [trial for _, trial in found]
 
 
-def _check_trial(trial: Config, config: Config, context: RunContext) -> None:
-    if (trial.model.peft is None) != (config.model.peft is None):
+def _check_trial(trial: Config, model: ModelConfig, task: Task) -> None:
+    if (trial.model.peft is None) != (model.peft is None):
         raise ConfigError(
             "model.peft: training all weights and training an adapter cannot be searched together"
         )
-    if trial.train.deepspeed.stage == 3 and context.task.choices is None:
+    if trial.train.deepspeed.stage == 3 and task.choices is None:
         raise ConfigError(
             "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
             "a trial trains: use stage 2, or offload"
@@ -124,5 +125,5 @@ def _share(workers: int, of: TrainWorkersConfig) -> float:
 
 
 def _places(cpus: float, workers: TrainWorkersConfig) -> int:
-    """How many workers the nodes hold together."""
+    """The number of workers that the nodes hold together."""
     return sum(places(node, cpus, workers.gpus) for node in node_resources())

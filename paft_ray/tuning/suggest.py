@@ -118,7 +118,7 @@ class _Optuna:
             self._study.tell(trial, state=TrialState.FAIL)
 
     def _is_new(self, sample: Sample) -> bool:
-        """Whether there was no such sample yet, and it is a valid configuration."""
+        """Return whether a sample is new and a valid configuration."""
         if sample_key(sample) in self._seen:
             return False
         self._seen.add(sample_key(sample))

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,12 +21,14 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
 from paft_ray.config.errors import PaftError, WorkersLostError
 from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.serving.record import TrainingRecord
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
+from paft_ray.tracking import TrackedRun
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import training_folder
-from paft_ray.training.job import TrackedRun, TrainingHooks
+from paft_ray.training.job import TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
 from paft_ray.tuning.goal import reached
@@ -59,8 +61,8 @@ class TrialRecord:
     reason: str = ""
     tracked: bool = False
     """Whether its tracked run has its final state."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Steps, tokens and seconds of its steps, from the training's manifest."""
+    about: TrainingRecord | None = None
+    """The record of its training, where that is finished."""
 
     @property
     def label(self) -> str:
@@ -69,7 +71,7 @@ class TrialRecord:
 
     @property
     def over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Return whether there is nothing left to do."""
         return self.state != "begun"
 
 
@@ -80,20 +82,27 @@ def trial_label(number: int) -> str:
 
 def write_record(run: Storage, record: TrialRecord) -> None:
     """Write a trial's record into a search's folder."""
-    run.child(_FOLDER).write_json(f"{record.number:03d}.json", asdict(record))
+    about = {} if record.about is None else record.about.to_json()
+    content = {**asdict(record), "about": about}
+    run.child(_FOLDER).write_json(f"{record.number:03d}.json", content)
 
 
 def read_record(run: Storage, number: int) -> TrialRecord | None:
     """One trial's record, if it has begun."""
     name, folder = f"{number:03d}.json", run.child(_FOLDER)
-    return TrialRecord(**folder.read_json(name)) if folder.exists(name) else None
+    return _from_json(folder.read_json(name)) if folder.exists(name) else None
 
 
 def read_records(run: Storage) -> list[TrialRecord]:
     """All trials that have begun, by number."""
     folder = run.child(_FOLDER)
-    records = [TrialRecord(**folder.read_json(name)) for name in folder.names()]
+    records = [_from_json(folder.read_json(name)) for name in folder.names()]
     return sorted(records, key=lambda record: record.number)
+
+
+def _from_json(content: dict[str, Any]) -> TrialRecord:
+    about = content.pop("about", None)
+    return TrialRecord(**content, about=TrainingRecord.from_json(about) if about else None)
 
 
 @dataclass(frozen=True)
@@ -117,19 +126,20 @@ def trial_key(number: int) -> str:
     return f"trial/{number:03d}"
 
 
-def trial_training(context: RunContext, number: int) -> Training:
+def trial_training(number: int, seed: int) -> Training:
     """The training of a trial."""
-    return Training(PaftVariant(type="paft", name=trial_label(number)), context.config.seed)
+    return Training(PaftVariant(type="paft", name=trial_label(number)), seed)
 
 
 def results_of(context: RunContext, number: int) -> dict[int, NDArray[np.bool_]]:
     """A trial's results so far: step to whether each answer is right, [P prompts, E examples]."""
-    return read_results(training_folder(context, trial_training(context, number)))
+    training = trial_training(number, context.config.seed)
+    return read_results(training_folder(context.run_folder, training))
 
 
-def validation_examples(context: RunContext, tuning: TuningConfig) -> tuple[Example, ...]:
+def validation_examples(task: Task, tuning: TuningConfig) -> tuple[Example, ...]:
     """The examples that trials are scored on."""
-    return context.task.validation[: tuning.examples]
+    return task.validation[: tuning.examples]
 
 
 def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
@@ -139,7 +149,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     number, sample = int(config["number"]), config["sample"]
     run = setup.context.run_folder
     context = setup.context.of_config(apply(setup.context.config, sample))
-    folder = training_folder(context, trial_training(context, number))
+    folder = training_folder(context.run_folder, trial_training(number, context.config.seed))
     record = read_record(run, number) or TrialRecord(number, sample)
     steps = report_steps(
         total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
@@ -162,7 +172,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     try:
         finished = _train(context, setup, record, steps, report)
         manifest = load_manifest(folder) if finished else None
-        about = {} if manifest is None else manifest.about
+        about = None if manifest is None else TrainingRecord.from_json(manifest.about)
         record = replace(record, state="finished" if finished else "stopped", about=about)
     except WorkersLostError:
         raise  # not the sample's fault: Tune or the next command starts the trial again
@@ -187,12 +197,12 @@ def _train(
     """
     pool = setup.pools.of(record.sample, context.config.prompts.pool_size)
     prompts = pool.validation[: setup.tuning.prompts]
-    training = trial_training(context, record.number)
+    training = trial_training(record.number, context.config.seed)
     changed = threading.Event()
     hooks = TrainingHooks(
         validation=ValidationPlan(
             tuple((prompt.id, prompt.text) for prompt in prompts),
-            validation_examples(context, setup.tuning),
+            validation_examples(context.task, setup.tuning),
             frozenset(steps),
         ),
         validated=changed.set,

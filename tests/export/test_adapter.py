@@ -27,15 +27,15 @@ from paft_ray.models.load import (
     load_tokenizer,
     reads_positions,
 )
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.record import MadeFrom, Verified
 from paft_ray.storage.artifacts import ArtifactWriter
-from paft_ray.tracking import NullTracker
+from paft_ray.tracking import NullTracker, TrackedRun
 from paft_ray.training.identity import training_folder
-from paft_ray.training.job import Job, TrackedRun
+from paft_ray.training.job import Job
 from paft_ray.training.output.save import complete_training, trainable_copy, training_record
 from paft_ray.training.state.checkpoint import Progress
 
@@ -68,7 +68,7 @@ def leave_training(context: RunContext, noise: float) -> None:
             if parameter.requires_grad:
                 drawn = torch.randn(parameter.shape, generator=generator)
                 parameter.add_(noise * drawn.to(parameter))
-    writer = ArtifactWriter(training_folder(context, training))
+    writer = ArtifactWriter(training_folder(context.run_folder, training))
     files = adapter_files(model, trainable_copy(model), config.model.path)
     for name, data in files.items():
         writer.add(f"adapter/{name}", data)
@@ -139,7 +139,8 @@ def log_likelihoods(model: Any, folder: Path) -> list[float]:
         for answer in ("very good", "bad", "a poor plot")
     ]
     packing = not isinstance(model, PeftModel) or reads_positions(model)
-    return [s[0] for s in score_sequences(model.eval(), encoded, "float32", 64, packing)]
+    reading = ForwardPass("float32", 64, packing)
+    return [s[0] for s in score_sequences(model.eval(), encoded, reading)]
 
 
 def test_exported_adapter_loads_with_peft_and_its_card_runs(

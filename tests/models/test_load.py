@@ -19,7 +19,7 @@ from paft_ray.models.load import (
     reads_positions,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import answer_logprobs, inference, score_sequences
+from paft_ray.models.logprobs import ForwardPass, answer_logprobs, inference, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row
 from paft_ray.models.tokenization import TextEncoder
 
@@ -66,7 +66,7 @@ def trainable(model: PeftModel) -> dict[str, torch.Tensor]:
 def scores(model: torch.nn.Module, sequences: list[TokenSequence]) -> list[float]:
     virtual = virtual_tokens(model)
     packing = not isinstance(model, PeftModel) or reads_positions(model)
-    found = score_sequences(model, sequences, "float32", 200, packing, virtual)
+    found = score_sequences(model, sequences, ForwardPass("float32", 200, packing, virtual))
     return [by_owner[0] for by_owner in found]
 
 

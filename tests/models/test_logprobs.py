@@ -13,6 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
 from paft_ray.models.logprobs import (
+    Decoding,
+    ForwardPass,
     FullPrecisionLinear,
     answer_logprobs,
     generate,
@@ -64,8 +66,8 @@ def test_scores_packed_unpacked_and_from_full_logits_agree(model, tokenizer, cho
     per_example = [choice_sequences(encoded) for encoded in examples]
     assert {len(s) for s in per_example} == {1 if choices is SINGLE else len(choices)}
     sequences = [s for group in per_example for s in group]
-    packed = score_sequences(model, sequences, "float32", row_tokens)
-    unpacked = score_sequences(model, sequences, "float32", row_tokens, packing=False)
+    packed = score_sequences(model, sequences, ForwardPass("float32", row_tokens))
+    unpacked = score_sequences(model, sequences, ForwardPass("float32", row_tokens, packing=False))
     expected = [plain_logprob(model, e) for encoded in examples for e in encoded]
     for scores in (packed, unpacked):
         owners = [owner for by_owner in scores for owner in by_owner]
@@ -171,9 +173,7 @@ def test_generate_is_not_moved_by_the_models_own_decoding_preferences(tiny_model
 
 def test_generate_by_sampling_depends_on_the_seed_alone(model, tokenizer):
     def sample(seed):
-        return generate(
-            model, tokenizer, contexts(tokenizer), 12, temperature=1.0, top_p=0.9, seed=seed
-        )
+        return generate(model, tokenizer, contexts(tokenizer), 12, Decoding(1.0, 0.9, seed))
 
     first = sample(1)
     torch.rand(7)  # randomness that somebody else used
@@ -207,13 +207,13 @@ def test_output_head_of_a_loaded_model_gives_fp32_logits_under_autocast(model, t
 def test_frozen_weights_stored_in_bf16_change_no_score_under_bf16_autocast(tiny_model, tokenizer):
     model = load_base(str(tiny_model))
     sequences = [s for e in encode(tokenizer, SEVERAL) for s in choice_sequences(e)]
-    wide = score_sequences(model, sequences, "bfloat16", 500)
-    full = score_sequences(model, sequences, "float32", 500)
+    wide = score_sequences(model, sequences, ForwardPass("bfloat16", 500))
+    full = score_sequences(model, sequences, ForwardPass("float32", 500))
     store_frozen_in_bf16(model)
     stored = {name: p.dtype for name, p in model.named_parameters()}
     assert stored["model.layers.0.self_attn.q_proj.weight"] == torch.bfloat16
     assert stored["model.layers.0.mlp.down_proj.weight"] == torch.bfloat16
     for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.weight"):
         assert stored[name] == torch.float32
-    assert score_sequences(model, sequences, "bfloat16", 500) == wide
+    assert score_sequences(model, sequences, ForwardPass("bfloat16", 500)) == wide
     assert wide != full

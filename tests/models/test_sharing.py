@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from paft_ray.models import attention
 from paft_ray.models.attention import BLOCK_ATTENTION
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.packing import Row, TokenSequence
 from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded, choice_sequences
@@ -117,10 +117,10 @@ def test_scores_with_shared_parts_are_those_of_sequences_alone(
     monkeypatch.setattr(attention, "_PLAIN_LENGTH", longest_plain)
     model = make_model(initializer_range=0.2)
     sequences = make_sequences(common, answers)
-    alone = score_sequences(model, sequences, "float32", 200, packing=False)
+    alone = score_sequences(model, sequences, ForwardPass("float32", 200, packing=False))
     model.set_attn_implementation(BLOCK_ATTENTION)
     assert share_rows(sequences, 200) is not None
-    shared = score_sequences(model, sequences, "float32", 200)
+    shared = score_sequences(model, sequences, ForwardPass("float32", 200))
     assert [own.keys() for own in shared] == [own.keys() for own in alone]
     expected, found = ([v for own in scores for v in own.values()] for scores in (alone, shared))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.load import add_adapter, load_base
-from paft_ray.models.logprobs import answer_logprobs, score_sequences
+from paft_ray.models.logprobs import ForwardPass, answer_logprobs, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 
@@ -152,7 +152,7 @@ def test_layers_compiled_by_the_default_backend_give_the_same_gradients(base):
 
 def scores(model: torch.nn.Module, drawn: list[TokenSequence], packing: bool) -> list[float]:
     with torch.compiler.set_stance("force_eager"):  # flex attention, as it is written
-        found = score_sequences(model, drawn, "float32", 200, packing)
+        found = score_sequences(model, drawn, ForwardPass("float32", 200, packing))
     return [by_owner[0] for by_owner in found]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from paft_ray.models.load import load_base, load_tokenizer
+from paft_ray.models.logprobs import ForwardPass
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.probe import ACCURACY, LIKELIHOOD, MASS, probe_prompts
 from paft_ray.prompts.template import parse
@@ -27,7 +28,8 @@ PROMPTS = ["Review: {review} Verdict:", "Is this good? {review}\n", "{review} It
 def test_probe_is_what_the_model_says_to_each_prompt_and_example_alone(tiny_model, row_tokens):
     model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
     encoder = TextEncoder(tokenizer, "none", 128)
-    found = probe_prompts(model, encoder, PROMPTS, TASK, EXAMPLES, "float32", row_tokens)
+    reading = ForwardPass("float32", row_tokens)
+    found = probe_prompts(model, encoder, PROMPTS, TASK, reading)
     for text, scores in zip(PROMPTS, found, strict=True):
         logs = []
         for example in EXAMPLES:
@@ -55,6 +57,6 @@ def test_probe_of_free_text_knows_the_right_answer_only(tiny_model):
     task = Task("texts", "Say it.", ("review",), {}, None, EXAMPLES, (), ())
     model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
     encoder = TextEncoder(tokenizer, "none", 128)
-    [found] = probe_prompts(model, encoder, PROMPTS[:1], task, EXAMPLES, "float32", 2048)
+    [found] = probe_prompts(model, encoder, PROMPTS[:1], task, ForwardPass("float32", 2048))
     assert found.keys() == {LIKELIHOOD}
     assert found[LIKELIHOOD] < 0

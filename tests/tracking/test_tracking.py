@@ -24,6 +24,7 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tracking import (
     Metric,
     NullTracker,
+    TrackedRun,
     TrackingTarget,
     end_open_runs,
     open_tracker,
@@ -132,7 +133,7 @@ def test_import_of_tracking_brings_no_mlflow_and_no_torch():
 
 def test_tracking_none_gives_null_trackers_and_writes_nothing(tmp_path: Path):
     target = prepare_tracking(config("quiet", type="none"), Storage.open(str(tmp_path)))
-    tracker = open_tracker(target, "run", "quiet")
+    tracker = open_tracker(target, TrackedRun("run", "quiet"))
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step=1)
     tracker.finish("FINISHED")
     assert isinstance(tracker, NullTracker)
@@ -141,7 +142,7 @@ def test_tracking_none_gives_null_trackers_and_writes_nothing(tmp_path: Path):
 
 
 def test_tracker_of_another_rank_records_nothing(target: TrackingTarget):
-    assert isinstance(open_tracker(target, "run", "rank 1", rank=1), NullTracker)
+    assert isinstance(open_tracker(target, TrackedRun("run", "rank 1"), rank=1), NullTracker)
 
 
 def test_target_pickled_keeps_all_but_shows_no_password(away: TrackingTarget):
@@ -152,7 +153,7 @@ def test_target_pickled_keeps_all_but_shows_no_password(away: TrackingTarget):
 def test_run_with_everything_arrives_complete(target: TrackingTarget, tmp_path: Path):
     figure = tmp_path / "figure.png"
     figure.write_bytes(b"png")
-    tracker = open_tracker(target, "run", "the name", tags={"variant": "paft"})
+    tracker = open_tracker(target, TrackedRun("run", "the name"), tags={"variant": "paft"})
     tracker.log_params({"train": {"steps": 10, "betas": [0.9, 0.999]}, "model.path": "some/model"})
     for step in range(1, 2501):
         tracker.log_metrics({Metric.TRAIN_LOSS: 1 / step, "eval/accuracy/top_75": 0.5}, step)
@@ -185,19 +186,19 @@ def test_run_with_everything_arrives_complete(target: TrackingTarget, tmp_path: 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_finish_leaves_the_run_in_the_state_asked_for(target: TrackingTarget, status: str):
-    tracker = open_tracker(target, "run", "ends")
+    tracker = open_tracker(target, TrackedRun("run", "ends"))
     tracker.finish(status)  # pyright: ignore[reportArgumentType]
     tracker.finish("FINISHED")
     assert runs(target)["run"].info.status == status
 
 
 def test_resumed_run_continues_and_drops_repeated_steps(target: TrackingTarget):
-    first = open_tracker(target, "run", "name")
+    first = open_tracker(target, TrackedRun("run", "name"))
     first.log_params({"workers": 1, "seed": 0})
     for step in range(1, 8):
         first.log_metrics({Metric.TRAIN_LOSS: float(step)}, step)
     first.finish("KILLED")
-    second = open_tracker(target, "run", "name")
+    second = open_tracker(target, TrackedRun("run", "name"))
     second.log_params({"workers": 2, "seed": 0})
     for step in range(5, 11):
         second.log_metrics({Metric.TRAIN_LOSS: float(step)}, step)
@@ -213,8 +214,8 @@ def test_resumed_run_continues_and_drops_repeated_steps(target: TrackingTarget):
 
 
 def test_resumed_run_is_running_again(target: TrackingTarget):
-    open_tracker(target, "run", "name").finish("FINISHED")
-    again = open_tracker(target, "run", "name")
+    open_tracker(target, TrackedRun("run", "name")).finish("FINISHED")
+    again = open_tracker(target, TrackedRun("run", "name"))
     deadline = time.monotonic() + 20
     while runs(target)["run"].info.status != "RUNNING" and time.monotonic() < deadline:
         pass
@@ -225,10 +226,10 @@ def test_resumed_run_is_running_again(target: TrackingTarget):
 @pytest.mark.parametrize("order", ["parent first", "child first"])
 def test_training_is_nested_whichever_run_is_opened_first(target: TrackingTarget, order: str):
     def parent() -> None:
-        open_tracker(target, "run", "the run").finish("FINISHED")
+        open_tracker(target, TrackedRun("run", "the run")).finish("FINISHED")
 
     def child() -> None:
-        open_tracker(target, "training/paft-s0", "paft", parent_key="run").finish("FINISHED")
+        open_tracker(target, TrackedRun("training/paft-s0", "paft", "run")).finish("FINISHED")
 
     for record in (parent, child) if order == "parent first" else (child, parent):
         record()
@@ -248,7 +249,7 @@ def test_same_name_after_overwrite_is_a_new_run(storage: Storage):
 
 
 def record_while_away(away: TrackingTarget, tmp_path: Path) -> None:
-    tracker = open_tracker(away, "run", "name")
+    tracker = open_tracker(away, TrackedRun("run", "name"))
     tracker.log_params({"llm": "https://me:hunter2-secret@example.org/v1", "seed": 0})
     for step in range(1, 31):
         tracker.log_metrics({Metric.TRAIN_LOSS: 1 / step}, step)
@@ -266,7 +267,7 @@ def test_absent_server_delays_no_call_and_leaves_all_in_the_log(
 ):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     started = time.perf_counter()
-    tracker = open_tracker(away, "run", "name")
+    tracker = open_tracker(away, TrackedRun("run", "name"))
     for step in range(2000):
         tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
     called = time.perf_counter() - started
@@ -310,7 +311,7 @@ def test_resumed_run_first_sends_what_the_last_process_left(
     away: TrackingTarget, target: TrackingTarget, tmp_path: Path
 ):
     record_while_away(away, tmp_path)
-    resumed = open_tracker(target, "run", "name")
+    resumed = open_tracker(target, TrackedRun("run", "name"))
     for step in range(25, 36):
         resumed.log_metrics({Metric.TRAIN_LOSS: 1 / step}, step)
     resumed.finish("FINISHED")
@@ -335,11 +336,11 @@ def test_artifact_store_that_fails_holds_up_no_records(target: TrackingTarget, t
     experiment = f"broken-{uuid.uuid4().hex[:8]}"
     client.create_experiment(experiment, artifact_location=str(store))
     broken = replace(target, experiment=experiment)
-    tracker = open_tracker(broken, "run", "name")
+    tracker = open_tracker(broken, TrackedRun("run", "name"))
     tracker.log_artifact("report.html", b"report")
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.finish("FINISHED")
-    again = open_tracker(broken, "run", "name")
+    again = open_tracker(broken, TrackedRun("run", "name"))
     again.log_artifact("table.json", b"table")
     again.log_metrics({Metric.TRAIN_LOSS: 1.0}, 2)
     again.finish("FINISHED")
@@ -363,10 +364,10 @@ def test_runs_that_a_dead_process_left_open_end_as_killed_at_their_last_word(
     assert another is not None
     for place in (target, another):
         for key in ("run", "training/paft-s0"):
-            tracker = open_tracker(place, key, "name")
+            tracker = open_tracker(place, TrackedRun(key, "name"))
             tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
             tracker.release()  # as far as MLflow knows, its process died here
-    finished = open_tracker(target, "pool", "pool")
+    finished = open_tracker(target, TrackedRun("pool", "pool"))
     finished.finish("FINISHED")
     end_open_runs(target)
 
@@ -379,7 +380,7 @@ def test_runs_that_a_dead_process_left_open_end_as_killed_at_their_last_word(
     assert found["run"].info.end_time == last.timestamp
     assert {run.info.status for run in runs(another).values()} == {"RUNNING"}
 
-    resumed = open_tracker(target, "run", "name")
+    resumed = open_tracker(target, TrackedRun("run", "name"))
     resumed.log_metrics({Metric.TRAIN_LOSS: 0.5}, 2)
     resumed.release()
     assert runs(target)["run"].info.status == "RUNNING"
@@ -397,7 +398,7 @@ def test_registered_artifact_is_one_version_however_often_it_is_sent(target: Tra
     name = f"prompt-pool-{uuid.uuid4().hex[:6]}"
     for alias, attempts in (("pool-aaaa", 2), ("pool-bbbb", 1)):
         for _ in range(attempts):
-            tracker = open_tracker(target, f"pool/{alias}", "pool")
+            tracker = open_tracker(target, TrackedRun(f"pool/{alias}", "pool"))
             tracker.log_artifact("pool/pool.json", alias.encode())
             tracker.register(name, alias, "pool")
             tracker.finish("FINISHED")
@@ -419,7 +420,7 @@ def test_database_of_another_node_is_not_created_here_and_its_events_wait(
     target: TrackingTarget, tmp_path: Path
 ):
     elsewhere = replace(target, uri=f"sqlite:///{tmp_path / 'not-here.db'}")
-    tracker = open_tracker(elsewhere, "run", "name")
+    tracker = open_tracker(elsewhere, TrackedRun("run", "name"))
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.finish("FINISHED")
     assert not (tmp_path / "not-here.db").exists()
@@ -428,7 +429,7 @@ def test_database_of_another_node_is_not_created_here_and_its_events_wait(
 
 
 def test_records_that_mlflow_refuses_are_kept_and_stop_nothing(target: TrackingTarget):
-    tracker = open_tracker(target, "run", "name")
+    tracker = open_tracker(target, TrackedRun("run", "name"))
     tracker.log_params({"seed": 0})
     for step in (1, 2, 3):
         tracker.log_metrics({Metric.TRAIN_GRADIENT_NORM: 1.0}, step)
@@ -439,7 +440,7 @@ def test_records_that_mlflow_refuses_are_kept_and_stop_nothing(target: TrackingT
     assert runs(target)["run"].data.params == {"seed": "0"}
     assert steps(target, "run", Metric.TRAIN_GRADIENT_NORM) == [1, 2, 3]
     assert [Path(path).parent.name for path in waiting(target)] == ["refused"]
-    after = open_tracker(target, "run", "name")
+    after = open_tracker(target, TrackedRun("run", "name"))
     after.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     after.finish("FINISHED")
     assert steps(target, "run") == [1]
@@ -448,8 +449,8 @@ def test_records_that_mlflow_refuses_are_kept_and_stop_nothing(target: TrackingT
 
 RECORDER = """
 import pickle, sys, time
-from paft_ray.tracking import open_tracker
-tracker = open_tracker(pickle.load(sys.stdin.buffer), "run", "name")
+from paft_ray.tracking import TrackedRun, open_tracker
+tracker = open_tracker(pickle.load(sys.stdin.buffer), TrackedRun("run", "name"))
 tracker.log_params({"seed": 0})
 tracker.log_artifact("notes.txt", b"outside of storage")
 for step in range(1, 21):
@@ -499,7 +500,7 @@ def test_worker_killed_is_continued_by_its_successor_with_no_step_lost_or_twice(
     anywhere: TrackingTarget,
 ):
     kill_one_that_records(anywhere)
-    resumed = open_tracker(anywhere, "run", "name")
+    resumed = open_tracker(anywhere, TrackedRun("run", "name"))
     for step in range(16, 31):  # it goes on from the checkpoint of step 15
         resumed.log_metrics({Metric.TRAIN_LOSS: 1 / step}, step)
     resumed.finish("FINISHED")
@@ -517,7 +518,7 @@ def test_worker_killed_is_continued_by_its_successor_with_no_step_lost_or_twice(
 def test_metric_is_on_storage_within_5_s_while_the_server_is_away(
     anywhere: TrackingTarget, closed_port: str
 ):
-    tracker = open_tracker(replace(anywhere, uri=closed_port), "run", "name")
+    tracker = open_tracker(replace(anywhere, uri=closed_port), TrackedRun("run", "name"))
     began = time.monotonic()
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     while not events(anywhere, "metrics"):
@@ -528,7 +529,7 @@ def test_metric_is_on_storage_within_5_s_while_the_server_is_away(
 def test_log_of_a_live_process_on_an_object_store_keeps_only_what_is_not_sent(
     anywhere: TrackingTarget,
 ):
-    tracker = open_tracker(anywhere, "run", "name")
+    tracker = open_tracker(anywhere, TrackedRun("run", "name"))
     for step in range(1, 6):
         tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
         tracker.flush()
@@ -541,7 +542,7 @@ def test_log_of_a_live_process_on_an_object_store_keeps_only_what_is_not_sent(
 
 
 def test_large_log_is_many_files_of_which_all_arrive(away: TrackingTarget, target: TrackingTarget):
-    tracker = open_tracker(away, "run", "name")
+    tracker = open_tracker(away, TrackedRun("run", "name"))
     for part in range(3):
         tracker.set_tags({f"part-{part}-{tag}": 4900 * "x" for tag in range(300)})
         tracker.flush()
@@ -554,7 +555,7 @@ def test_large_log_is_many_files_of_which_all_arrive(away: TrackingTarget, targe
 def test_line_cut_off_by_a_kill_is_left_out_and_what_stands_before_it_arrives(
     away: TrackingTarget, target: TrackingTarget
 ):
-    tracker = open_tracker(away, "run", "name")
+    tracker = open_tracker(away, TrackedRun("run", "name"))
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.flush()
     [log] = [Path(path) for path in waiting(away)]
@@ -567,7 +568,7 @@ def test_damaged_log_stays_where_it_is_and_stops_nothing(
     away: TrackingTarget, target: TrackingTarget
 ):
     for key in ("one", "two"):
-        tracker = open_tracker(away, key, "name")
+        tracker = open_tracker(away, TrackedRun(key, "name"))
         tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
         tracker.finish("FINISHED")
     first, second = (Path(path) for path in waiting(away))
@@ -584,7 +585,7 @@ def test_storage_that_fails_loses_only_what_its_buffer_cannot_hold_and_says_how_
 ):
     obstacle = Path(target.run_logs(f"{target.identity}/run").root)
     obstacle.write_text("a file where a folder should be")
-    tracker = open_tracker(target, "run", "name")
+    tracker = open_tracker(target, TrackedRun("run", "name"))
     for step in range(10_010):
         tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step)
     with pytest.raises(OSError):
@@ -613,7 +614,7 @@ def test_storage_that_hangs_delays_no_step(target: TrackingTarget):
     gate = threading.Event()
     stuck = Storage(PyFileSystem(StuckStorage(gate)), f"/{uuid.uuid4().hex}")
     hanging = replace(target, storage=stuck, logs=stuck.child("events"))
-    tracker = open_tracker(hanging, "run", "name")
+    tracker = open_tracker(hanging, TrackedRun("run", "name"))
     flush = threading.Thread(target=tracker.flush)
     flush.start()
     began = time.monotonic()
@@ -666,7 +667,7 @@ def test_run_of_an_earlier_version_is_continued_and_its_spool_sent(storage: Stor
     )
     assert Path(card).read_text() == "card"
     assert [n for n in folder.names() if n.endswith(".json")] == []
-    resumed = open_tracker(target, "training/paft-s0", "paft")
+    resumed = open_tracker(target, TrackedRun("training/paft-s0", "paft"))
     resumed.finish("FINISHED")
     assert runs(target)["training/paft-s0"].info.status == "FINISHED"
     storage.delete(f"runs/{name}")

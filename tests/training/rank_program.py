@@ -25,7 +25,7 @@ from paft_ray.models.load import (
     reads_positions,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.storage.artifacts import ArtifactWriter
@@ -212,7 +212,8 @@ def mean_loss(model: torch.nn.Module, planner: Planner) -> float:
     """Mean loss per sequence of the first three steps, without dropout."""
     drawn = [own[0] for step in range(3) for own, _ in planner.draw(step, range(6))]
     virtual = virtual_tokens(model)  # pyright: ignore[reportArgumentType]
-    scored = score_sequences(model.eval(), drawn, "float32", 96, planner.packing, virtual)
+    reading = ForwardPass("float32", 96, planner.packing, virtual)
+    scored = score_sequences(model.eval(), drawn, reading)
     return -sum(by_owner[0] for by_owner in scored) / len(scored)
 
 

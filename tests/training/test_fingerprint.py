@@ -3,8 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -91,13 +89,13 @@ RECORD = TrainingRecord(
 def test_trained_again_is_the_same_training_with_weights_of_its_own(tmp_path: Path) -> None:
     """What is kept of the first weights, scores and a node's copy, is not for the second."""
     training = Training(PaftVariant(type="paft"), seed=0)
-    context: Any = SimpleNamespace(run_folder=Storage.open(str(tmp_path)))
+    run = Storage.open(str(tmp_path))
     found = []
     for weights in (b"once", b"again"):
-        writer = ArtifactWriter(training_folder(context, training))
+        writer = ArtifactWriter(training_folder(run, training))
         writer.add("adapter/adapter_model.safetensors", weights)
         writer.commit("same", RECORD.to_json())
-        found.append(find_trained(context, training))
+        found.append(find_trained(run, training))
     first, second = found
     assert first is not None
     assert second is not None

@@ -1,6 +1,6 @@
 """What `search.json` holds, and which trials become finalists."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from paft_ray.config.errors import TrainingError
 from paft_ray.config.loading import load_config
 from paft_ray.config.tuning import WorstPrompt
 from paft_ray.runs.context import RunContext
+from paft_ray.serving.record import MadeFrom, TrainingRecord
 from paft_ray.storage.paths import Storage, to_json
 from paft_ray.tasks import load_task
 from paft_ray.tuning.finalists import choose_finalists, search_result
@@ -19,6 +20,11 @@ from paft_ray.tuning.trial import TrialRecord, write_record
 
 SAMPLES = ({"prompts.pool_size": 2}, {"prompts.pool_size": 3}, {"prompts.pool_size": 4})
 BETTER, WORSE, BAD = [[1, 1, 1, 1], [1, 1, 1, 0]], [[1, 1, 1, 0], [1, 1, 1, 0]], [[0] * 4] * 2
+
+TRAINED = TrainingRecord(
+    variant="trial_000", seed=0, steps=2, tokens=70, answer_tokens=7, trimmed=0, seconds=1.5,
+    prompts=3, workers=1, dtype="float32", last_loss=0.5, made_from=MadeFrom("t", "m", "p"),
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -54,12 +60,13 @@ def scores_of(labels: list[str], seeds: tuple[int, ...]) -> pa.Table:
 
 def test_best_finished_trials_are_tested_and_every_trial_is_listed(context: RunContext) -> None:
     tuning = tuning_of(context.config)
-    put_trial(
-        context, TrialRecord(0, SAMPLES[0], "finished", 2.5, about={"tokens": 70}), BAD, WORSE
-    )
+    put_trial(context, TrialRecord(0, SAMPLES[0], "finished", 2.5, about=TRAINED), BAD, WORSE)
     put_trial(context, TrialRecord(1, SAMPLES[1], "stopped", 1.5), BETTER)
     put_trial(
-        context, TrialRecord(2, SAMPLES[2], "finished", 3.5, about={"tokens": 90}), BAD, BETTER
+        context,
+        TrialRecord(2, SAMPLES[2], "finished", 3.5, about=replace(TRAINED, tokens=90)),
+        BAD,
+        BETTER,
     )
     put_trial(context, TrialRecord(3, SAMPLES[2], "failed", 0.5, "too long"))
 

@@ -22,7 +22,7 @@ _ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def onednn_is_quicker() -> bool:
-    """Whether oneDNN computes fp32 products: on CPUs with AVX-512, which MKL uses on Intel only."""
+    """Return whether oneDNN computes fp32: on CPUs with AVX-512, which MKL uses on Intel only."""
     return _ONEDNN is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 

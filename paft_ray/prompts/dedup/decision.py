@@ -1,4 +1,4 @@
-"""Which of many distinct texts to keep, decided in turns.
+"""Decides in turns which of many distinct texts to keep.
 
 A text is dropped only if it is similar to one that is kept and comes before it. Pairs are looked
 for in partitions of the bands' keys, and the decision is made from the verified pairs of all
@@ -42,7 +42,7 @@ class Corpus:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which of N texts are kept."""
+    """The kept ones of N texts."""
 
     kept: NDArray[np.bool_]
     """[N]"""

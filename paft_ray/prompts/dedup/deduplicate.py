@@ -68,7 +68,7 @@ class InProcess:
         return self.blocks(rows)
 
     def partitions(self) -> int:
-        """How many calls look for similar pairs at a time."""
+        """The number of calls that look for similar pairs at a time."""
         return 1
 
     def call(self, function: Callable[..., Any], *arguments: Any, returns: int = 1) -> Any:
@@ -94,7 +94,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Which row stands for each distinct text: the one whose own wording has the smallest hash."""
+    """The row of each distinct text: the one whose own wording has the smallest hash."""
 
     keys: NDArray[np.uint64]
     """[N] ascending, of texts and groups."""

@@ -51,7 +51,7 @@ class OnRay(InProcess):
             )
 
     def partitions(self) -> int:
-        """How many tasks look for similar pairs at a time."""
+        """The number of tasks that look for similar pairs at a time."""
         import ray
 
         return self._partitions or max(1, int(ray.cluster_resources().get("CPU", 1)))

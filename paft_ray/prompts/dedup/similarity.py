@@ -118,7 +118,7 @@ def similar_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int
 def verify(
     texts: pa.LargeStringArray, sketches: Sketches, proposed: Proposed, threshold: float
 ) -> Pairs:
-    """Those of the proposed pairs that are truly similar, each once, in ascending order.
+    """The proposed pairs that are truly similar, each once, in ascending order.
 
     Args:
         texts: [N] normalised.
@@ -218,7 +218,7 @@ def bucket_pairs(texts: NDArray[np.int64], keys: NDArray[np.uint64]) -> Proposed
 def likely(
     sketches: Sketches, i: NDArray[np.int64], j: NDArray[np.int64], threshold: float
 ) -> NDArray[np.bool_]:
-    """Which pairs [P] can be as similar as the threshold, by their size and signatures."""
+    """A mask [P] of pairs that can reach the threshold, by their size and signatures."""
     a, b = sketches.shingles.take(i), sketches.shingles.take(j)
     able = np.minimum(a, b) >= threshold * np.maximum(a, b) - 1e-9  # else not even a subset is
     # four standard deviations of the estimate below the threshold

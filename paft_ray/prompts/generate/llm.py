@@ -109,7 +109,7 @@ class InProcessLLM:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer the batch; its first request's seed and temperature hold for all of it."""
-        from paft_ray.models.logprobs import generate
+        from paft_ray.models.logprobs import Decoding, generate
 
         batch = list(requests)
         if not batch:
@@ -120,10 +120,8 @@ class InProcessLLM:
             self._model,
             self._tokenizer,
             contexts,
-            max_new_tokens=max(request.max_tokens for request in batch),
-            temperature=batch[0].temperature,
-            top_p=batch[0].top_p,
-            seed=batch[0].seed,
+            max(request.max_tokens for request in batch),
+            Decoding(batch[0].temperature, batch[0].top_p, batch[0].seed),
         )
         seconds = (time.perf_counter() - started) / len(batch)
         yield [

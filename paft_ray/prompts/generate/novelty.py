@@ -28,7 +28,7 @@ class Novelty:
         self._bands: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
     def add(self, text: str) -> bool:
-        """Whether the text is unlike all before it; then it is known from now on."""
+        """Return whether the text is unlike all before it; then it is known from now on."""
         own = shingles(text)
         [digest] = RMinHash.digests_from_token_sets([sorted(own)], _PERMUTATIONS, _SEED)
         values = np.array(digest, np.uint32)

@@ -84,7 +84,7 @@ class RequestBook:
 
     @cached_property
     def _decoding(self) -> list[Any]:
-        """What is decoded with besides a request's own temperature."""
+        """Settings of decoding besides a request's own temperature."""
         [_, top_p, _], later = take(
             affecting(self.config, "answers"), "temperature", "top_p", "llms"
         )

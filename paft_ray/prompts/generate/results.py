@@ -1,4 +1,4 @@
-"""What generation leaves behind: candidates, failures, tokens and costs."""
+"""The results of generation: candidates, failures, tokens and costs."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,12 +53,12 @@ class Generated:
     """Why generation stopped early: `budget` or `nothing new`; empty where it did not."""
 
     def answers(self, unit: Unit) -> Answers:
-        """Where the answers of a unit are kept."""
+        """The answers of a unit on storage."""
         return answers_of(self.book, unit, self.storage)
 
 
 def parse_unit(generated: Generated, unit: Unit) -> Iterator[Candidate | Rejected]:
-    """For every request of a unit its candidate, or why there is none."""
+    """The candidate of every request of a unit, or why there is none."""
     store, config = generated.answers(unit), generated.book.config
     answers, failures = store.read(), store.failed()
     label = llm_label(config.llms[unit.llm])
@@ -107,7 +107,7 @@ def failure_message(
 
 
 def costs(generated: Generated) -> list[dict[str, Any]]:
-    """For each LLM its requests, answers, tokens, and their cost in the currency of its prices."""
+    """The requests, answers, tokens of each LLM, and their cost in the currency of its prices."""
     rows = []
     for llm, config in enumerate(generated.book.config.llms):
         own = [t for t in generated.tallies.values() if t.llm == llm]
@@ -122,5 +122,5 @@ def costs(generated: Generated) -> list[dict[str, Any]]:
 
 
 def cost(price: TokenPrice, prompt_tokens: float, completion_tokens: float) -> float:
-    """What so many tokens cost."""
+    """The cost of so many tokens."""
     return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6

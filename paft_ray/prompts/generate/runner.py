@@ -231,7 +231,7 @@ class _KnownTexts:
     def count_new(
         self, book: RequestBook, storage: Storage, units: Sequence[Unit]
     ) -> tuple[int, int]:
-        """How many candidates of these units are new, and how many there are."""
+        """The numbers of new candidates of these units, and of all."""
         new = seen = 0
         for unit in units:
             answers = answers_of(book, unit, storage).read()

@@ -20,7 +20,7 @@ def unit_size(llm: LLMConfig) -> int:
 
 
 def answers_of(book: RequestBook, unit: Unit, storage: Storage) -> Answers:
-    """Where the answers of a unit are kept."""
+    """The answers of a unit on storage."""
     llm = book.config.llms[unit.llm]
     if isinstance(llm, TransformersLLM):  # in another batch the answers would be others
         name = f"{book.request(unit, unit.start).id}-{len(unit)}"
@@ -39,7 +39,7 @@ def answers_found(book: RequestBook, unit: Unit, storage: Storage) -> dict[str, 
 
 
 def is_answered(book: RequestBook, unit: Unit, storage: Storage) -> bool:
-    """Whether all requests of a unit have an answer on storage."""
+    """Return whether all requests of a unit have an answer on storage."""
     return len(answers_found(book, unit, storage)) == len(unit)
 
 

@@ -14,10 +14,11 @@ from paft_ray.config.errors import ArtifactError
 from paft_ray.models.base_model import locate_base
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
+from paft_ray.tracking import TrackedRun
 from paft_ray.training.distributed.launch import launch
 from paft_ray.training.identity import (
     finished_training,
@@ -25,7 +26,7 @@ from paft_ray.training.identity import (
     training_fingerprint,
     training_folder,
 )
-from paft_ray.training.job import Job, TrackedRun, TrainingHooks
+from paft_ray.training.job import Job, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 
 
@@ -56,10 +57,10 @@ def train_until(
     pool: PromptPool,
     hooks: TrainingHooks,
 ) -> TrainedAdapter | None:
-    """Like `train`, but None where the hooks stopped it; the same call continues it."""
+    """Do as `train`, but return None where the hooks stop it; the same call continues it."""
     config = context.config.of_training(training)
     identity = training_fingerprint(context, config, prompts)
-    folder = training_folder(context, training)
+    folder = training_folder(context.run_folder, training)
     title = f"train {context.config.called(training)}"
     with context.screen.stage(title) as stage:
         manifest = load_manifest(folder)
@@ -110,8 +111,9 @@ def _job(
     identity: str,
 ) -> Job:
     """The data for every rank."""
-    config, made_from = context.config.of_training(training), provenance(context, pool)
-    own = TrackedRun(f"training/{training.name}", f"{config.name}/{config.called(training)}")
+    config = context.config.of_training(training)
+    made_from = provenance(context.identities, pool)
+    name = f"{config.name}/{config.called(training)}"
     warm_start = config.train.warm_start
     return Job(
         config=config,
@@ -119,7 +121,7 @@ def _job(
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
         source=locate_base(config.model.path, config.model.revision, context.storage),
         dtype=context.training_dtype,
-        folder=training_folder(context, training),
+        folder=training_folder(context.run_folder, training),
         identity=identity,
         label=training.label,
         steps=total_steps(config.train, len(context.task.train)),
@@ -128,6 +130,6 @@ def _job(
         control=Control(),
         made_from=replace(made_from, pool=hooks.pool) if hooks.pool else made_from,
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
-        tracked=hooks.tracked or own,
+        tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),
         validation=hooks.validation,
     )

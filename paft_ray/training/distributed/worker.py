@@ -83,9 +83,7 @@ def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
 
     tracker = open_tracker(
         job.tracking,
-        key=job.tracked.key,
-        name=job.tracked.name,
-        parent_key=job.tracked.parent_key,
+        job.tracked,
         tags={
             "paft.variant": job.label,
             "paft.fingerprint": job.identity,

@@ -19,7 +19,7 @@ import torch
 from paft_ray.config.errors import TrainingError, one_line
 from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
-from paft_ray.models.logprobs import score_sequences
+from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows
 from paft_ray.serving.record import Verified
 from paft_ray.storage.paths import Storage
@@ -62,14 +62,9 @@ class Probe:
 
     def mean_loss(self, model: torch.nn.Module, dtype: str) -> float:
         """Mean negative log-likelihood of the answer tokens, in nats."""
-        sums = score_sequences(
-            model,
-            self.sequences,
-            dtype,
-            self.row_tokens,
-            self.packing,
-            virtual_tokens(model),  # pyright: ignore[reportArgumentType]
-        )
+        virtual = virtual_tokens(model)  # pyright: ignore[reportArgumentType]
+        reading = ForwardPass(dtype, self.row_tokens, self.packing, virtual)
+        sums = score_sequences(model, self.sequences, reading)
         tokens = sum(len(sequence.targets) for sequence in self.sequences)
         return -sum(sum(scores.values()) for scores in sums) / tokens
 
@@ -94,7 +89,7 @@ class Trained:
 
 
 def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
-    """How far the tensors of `before` moved together, as a share of their norm at the beginning.
+    """The change of the tensors of `before` together, as a share of their norm at the beginning.
 
     Raises:
         TrainingError: A tensor is not finite or missing, or nothing moved.
@@ -119,11 +114,6 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
 def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
     """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
 
-    Args:
-        folder: Folder of the files.
-        base: The adapter's base model.
-        trained: The model that was saved.
-
     Raises:
         TrainingError: The files cannot be loaded, or tensors or loss differ.
     """
@@ -134,7 +124,7 @@ def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
 
 
 def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
-    """Like `verify_adapter`, for a model whose weights were all trained."""
+    """Verify like `verify_adapter` a model whose weights were all trained."""
     with folder.local() as files:
         try:
             model = load_base(files)

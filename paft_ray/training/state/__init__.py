@@ -1,1 +1,1 @@
-"""What a training keeps on storage to continue: checkpoints, shards, pruning, retries."""
+"""The state from which a training continues: checkpoints, shards, pruning, retries."""

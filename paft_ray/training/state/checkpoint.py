@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paft_ray.config.errors import ArtifactError, PaftError, TrainingError
-from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.artifacts import ArtifactWriter, FileEntry, file_entry
 from paft_ray.storage.paths import Storage, to_json
 from paft_ray.training.state.pruning import checkpoint_name, count_complete, find_newest, prune
 from paft_ray.training.state.retries import PAUSES_S, retry_storage
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training has come; resuming needs this and the configuration."""
+    """The progress of a training; resuming needs this and the configuration."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -95,6 +95,17 @@ class Restored:
     state: "Iterator[tuple[str, torch.Tensor]]"
     """Weights and moments by key, read lazily with one file in memory; collective: every rank reads
     to the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class _PartRecord:
+    """The files that one rank wrote of a checkpoint, or the error that it failed with."""
+
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    failed: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value}
 
 
 class Checkpoints:
@@ -239,7 +250,7 @@ class Checkpoints:
         return result  # pyright: ignore[reportReturnType]
 
     def _read_shards(
-        self, folder: Storage, files: Mapping[str, Mapping[str, Any]]
+        self, folder: Storage, files: Mapping[str, FileEntry]
     ) -> "Iterator[tuple[str, torch.Tensor]]":
         for name in sorted(files):
             tensors = self._together(partial(_read_tensors, folder, name, files[name]))
@@ -247,15 +258,15 @@ class Checkpoints:
                 yield key, tensors.pop(key)
 
     def _write_part(self, step: int, files: "dict[str, dict[str, torch.Tensor]]") -> None:
-        """In the thread of a rank other than 0: write its files, then the record of them."""
+        """Write the files of a rank other than 0, then the record of them; runs in a thread."""
         folder, record = self._folder.child(checkpoint_name(step)), self._record(self._group.rank)
         try:
             if written := self._write_files(folder, files, step):
-                content = {"files": written}
+                content = _PartRecord(written).to_json()
                 self._retry(lambda: folder.write_json(record, content), _writing(step))
         except TrainingError as error:
             with suppress(OSError):  # then rank 0 need not wait
-                folder.write_json(record, {"failed": str(error)})
+                folder.write_json(record, _PartRecord(failed=str(error)).to_json())
             raise
 
     def _write_all(
@@ -265,7 +276,7 @@ class Checkpoints:
         peers: Sequence[int],
         before: Callable[[], None],
     ) -> None:
-        """In rank 0's thread: write its files, read the others' records, write manifest, prune."""
+        """Write rank 0's files, read others' records, write the manifest, prune; in a thread."""
         doing, name = _writing(progress.step), checkpoint_name(progress.step)
         folder = self._folder.child(name)
         self._retry(before, doing)
@@ -280,14 +291,14 @@ class Checkpoints:
 
     def _write_files(
         self, folder: Storage, files: "dict[str, dict[str, torch.Tensor]]", step: int
-    ) -> dict[str, dict[str, Any]]:
+    ) -> dict[str, FileEntry]:
         import safetensors.torch
 
         written = {}
         for name in list(files):
             data = safetensors.torch.save(files.pop(name))  # frees its tensors
             self._retry(partial(folder.write_bytes, name, data), _writing(step))
-            written[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            written[name] = file_entry(data)
         return written
 
     def _record(self, rank: int) -> str:
@@ -295,17 +306,18 @@ class Checkpoints:
 
     def _read_records(
         self, folder: Storage, peers: Sequence[int], step: int
-    ) -> dict[str, dict[str, Any]]:
+    ) -> dict[str, FileEntry]:
         """Wait for the records of the other ranks' files, and return the files."""
-        written: dict[str, dict[str, Any]] = {}
+        written: dict[str, FileEntry] = {}
         missing = {self._record(rank): rank for rank in peers}
         deadline, pause_s = time.monotonic() + self._limits.peers_s, 0.05
         while missing:
             for name in set(self._retry(folder.names, _writing(step))) & set(missing):
-                record = self._retry(partial(folder.read_json, name), _writing(step))
-                if "failed" in record:
-                    raise TrainingError(record["failed"])
-                written |= record["files"]
+                found = self._retry(partial(folder.read_json, name), _writing(step))
+                record = _PartRecord(**found)
+                if record.failed:
+                    raise TrainingError(record.failed)
+                written |= record.files
                 del missing[name]
             if missing and time.monotonic() >= deadline:
                 raise TrainingError(
@@ -323,9 +335,7 @@ def _writing(step: int) -> str:
     return f"writing the checkpoint of step {step}"
 
 
-def _read_tensors(
-    folder: Storage, name: str, entry: Mapping[str, Any]
-) -> "dict[str, torch.Tensor]":
+def _read_tensors(folder: Storage, name: str, entry: FileEntry) -> "dict[str, torch.Tensor]":
     import safetensors.torch
 
     data = folder.read_bytes(name)

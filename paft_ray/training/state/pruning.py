@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from paft_ray.storage.artifacts import MANIFEST, load_manifest
+from paft_ray.storage.artifacts import MANIFEST, FileEntry, load_manifest
 from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
@@ -21,11 +21,11 @@ def checkpoint_names(folder: Storage) -> list[str]:
 
 
 def count_complete(folder: Storage) -> int:
-    """How many checkpoints were finished."""
+    """Count the checkpoints that were finished."""
     return sum(folder.child(name).exists(MANIFEST) for name in checkpoint_names(folder))
 
 
-def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, Mapping[str, Any]]] | None:
+def find_newest(folder: Storage, identity: str) -> tuple[str, dict[str, FileEntry]] | None:
     """Name and files of the newest complete checkpoint, checked byte by byte.
 
     Removes unfinished checkpoints of earlier attempts, which would take the room that the next one

@@ -1,4 +1,4 @@
-"""How a training's state is divided among ranks and files, and the room it takes; pure.
+"""The division of a training's state among ranks and files, and its size; pure.
 
 State is a set of whole tensors under names that do not depend on ranks. Rank 0 keeps all of a small
 state, so that most checkpoints are one file; a large one is spread by bytes over all ranks, so that
@@ -87,10 +87,7 @@ def _gigabytes(count: int) -> str:
 def file_names(attempt: str, counts: Sequence[int], rank: int) -> list[str]:
     """Names of a rank's files, with numbers that run over all ranks.
 
-    Args:
-        attempt: Token of this attempt.
-        counts: Number of files of each rank.
-        rank: The rank.
+    `attempt` is the token of this attempt, `counts` the number of files of each rank.
     """
     total, first = sum(counts), sum(counts[:rank]) + 1
     return [
