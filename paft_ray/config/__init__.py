@@ -6,6 +6,7 @@ files, models or a cluster (`pipeline.preflight`).
 
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.llms import (
+    Endpoint,
     FakeLLM,
     LLMConfig,
     OpenAILLM,
@@ -73,6 +74,7 @@ __all__ = [
     "CrossEntropy",
     "CustomTaskConfig",
     "DimensionConfig",
+    "Endpoint",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",

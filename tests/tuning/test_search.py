@@ -52,12 +52,21 @@ def test_impossible_search_exits_2_before_anything_is_written(
     assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
 
 
-def test_command_without_a_search_says_what_is_missing(make_config, mark, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tuning=null", "tuning: missing"),
+        ("prompts.split.validation=0", "prompts.split.validation: 0"),
+    ],
+)
+def test_command_without_what_a_search_needs_says_what_is_missing(
+    make_config, mark, tmp_path, override, said
+) -> None:
     path, _ = make_config()
-    process = paft(mark, tmp_path, "tune", str(path), "tuning=null")
+    process = paft(mark, tmp_path, "tune", str(path), override)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 2
-    assert "tuning: missing" in err
+    assert said in err
 
 
 @pytest.mark.ray
