@@ -231,7 +231,7 @@ def main() -> None:
         packages = ("ray", "torch", "deepspeed", "peft")
         print_record("chaos", options, packages, rows, ratios, comparison=asdict(comparison))
     if not _as_promised(ratios, options.change_workers):
-        sys.exit("the disturbed training is not what design.md promises")
+        sys.exit("the disturbed training is not the undisturbed one")
 
 
 def report(kills: list[Kill], comparison: Comparison) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Log:
     place: str
     """Path or URI on storage."""
     kept: bool = True
-    """Set to false, the file and the folders made for it are removed at the end."""
+    """Set to false, it and the folders made for it are removed, where nothing else was written."""
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def log_file(folder: Storage) -> Iterator[Log]:
             with suppress(OSError):  # a folder that is not empty stays
                 for parent in made:
                     parent.rmdir()
-    elif log.kept:
+    elif log.kept or folder.names():
         folder.write_bytes(LOG, local.read_bytes())
 
 

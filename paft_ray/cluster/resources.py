@@ -1,4 +1,4 @@
-"""The number of workers of a size that a cluster has room for."""
+"""How large workers are, and how many of them a cluster has room for."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from paft_ray.config import Config, TrainWorkersConfig, WorkersConfig
 from paft_ray.config.errors import ConfigError
 
 
-def cpus_per_worker(workers: WorkersConfig | TrainWorkersConfig, section: str) -> float:
+def fit_workers(workers: WorkersConfig | TrainWorkersConfig, section: str) -> float:
     """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
 
     Args:
@@ -68,5 +68,5 @@ def check_cluster(config: Config) -> None:
     Raises:
         ConfigError: A stage needs more CPUs or GPUs than there are.
     """
-    cpus_per_worker(config.train.workers, "train.workers")
-    cpus_per_worker(config.evaluation.workers, "evaluation.workers")
+    fit_workers(config.train.workers, "train.workers")
+    fit_workers(config.evaluation.workers, "evaluation.workers")

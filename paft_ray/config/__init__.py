@@ -7,6 +7,7 @@ files, models or a cluster (`pipeline.preflight`).
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.evaluation import TrackingConfig
 from paft_ray.config.llms import (
+    Endpoint,
     FakeLLM,
     LLMConfig,
     OpenAILLM,
@@ -75,6 +76,7 @@ __all__ = [
     "CrossEntropy",
     "CustomTaskConfig",
     "DimensionConfig",
+    "Endpoint",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",

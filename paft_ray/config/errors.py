@@ -1,13 +1,14 @@
 """The errors that `paft_ray` raises on purpose.
 
     PaftError            anything below; the CLI prints it in one or two lines
-      ConfigError        the configuration or an input is wrong: exit code 2, nothing was started
+      ConfigError        the configuration or an input is wrong: exit code 2
       TemplateError      a prompt template cannot be used
       DataError          a data set or a row of it cannot be used
-      ArtifactError      something on storage is missing, damaged or held by another run
-      PoolError          too few prompts survived
+      ArtifactError      something on storage is missing, damaged or of another run
+      PoolError          the pool has too few prompts, or others than variants need
       LLMError           an LLM or its endpoint failed
       TrainingError      training stopped before bad weights (a loss that is not finite, ...)
+        WorkersLostError workers were lost too often
 
 Every class is built from one message, so that it survives pickling between Ray processes.
 """
@@ -20,7 +21,7 @@ class PaftError(Exception):
 
 
 class ConfigError(PaftError, ValueError):
-    """The configuration or an input file is wrong; found before anything is started or written."""
+    """The configuration or an input is wrong; only nodes can show it once something is written."""
 
 
 class TemplateError(PaftError, ValueError):
@@ -32,11 +33,11 @@ class DataError(PaftError, ValueError):
 
 
 class ArtifactError(PaftError, RuntimeError):
-    """A stored result is missing, damaged, or held by another live run."""
+    """A stored result is missing, damaged, made from something else, or held by a live run."""
 
 
 class PoolError(PaftError, RuntimeError):
-    """The prompt pool cannot be built, for example because too few prompts survived."""
+    """The prompt pool cannot be built or used, for example because too few prompts survived."""
 
 
 class LLMError(PaftError, RuntimeError):

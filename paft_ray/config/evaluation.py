@@ -23,8 +23,8 @@ class EvaluationConfig(Section, affects="run"):
     prompts: int | None = Field(default=None, ge=1)
     """Test prompts to use; all by default."""
     estimate: EstimateConfig | None = None
-    """Save most of the work on many prompts or examples; see `evaluation.estimation` and
-    `evaluation.cells`."""
+    """Save most of the work on many prompts or examples; see `evaluation.estimate` and
+    `evaluation.estimate_cells`."""
     top_thresholds: tuple[float, ...] | None = Field(default=None, min_length=1)
     """Top@t is the share of prompts with at least accuracy t; by default the paper's t of the
     task."""

@@ -1,6 +1,7 @@
 """`prompts.generation.llms`: who writes candidate prompts."""
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +30,16 @@ class Author(Section, affects="pool"):
     price: Annotated[TokenPrice | None, NOTHING] = None
     """Price that `paft plan` and the funnel use; without it no cost is shown."""
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Its name in a pool and on the screen."""
+
+    @property
+    def actor_pool(self) -> tuple[int, float, float]:
+        """Most actors, and the CPUs and GPUs of each, as the fields of these names say."""
+        return getattr(self, "actors", 1), getattr(self, "cpus", 0.1), getattr(self, "gpus", 0.0)
+
 
 class TransformersLLM(Author, affects="pool"):
     """A model that runs in batches inside Ray actors of this run."""
@@ -48,12 +59,18 @@ class TransformersLLM(Author, affects="pool"):
     """CPUs per actor, which are its torch threads; they also determine the answers bit by bit."""
     gpus: Annotated[float, _ANSWERS] = Field(default=0, ge=0)
     """GPUs per actor."""
+    tokens_per_second: ClassVar[float] = 70.0
+    """Of one CPU with a 135M model in batches."""
+
+    @property
+    def label(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
 
 
-class OpenAILLM(Author, affects="pool"):
-    """Any endpoint with the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
+class Endpoint(Author, affects="pool"):
+    """What endpoints have in common: clients keep many requests in flight."""
 
-    type: Literal["openai"]
+    type: str
     base_url: Annotated[str, _ANSWERS] = Field(pattern=r"^https?://")
     """Root of the API, usually ending in /v1."""
     model: Annotated[str, _ANSWERS]
@@ -77,6 +94,16 @@ class OpenAILLM(Author, affects="pool"):
     max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)
     """Longest answer, in tokens."""
 
+    @property
+    def label(self) -> str:
+        return self.model
+
+
+class OpenAILLM(Endpoint, affects="pool"):
+    """Any endpoint with the OpenAI chat protocol: vLLM, Ray Serve LLM, hosted APIs."""
+
+    type: Literal["openai"]  # pyright: ignore[reportIncompatibleVariableOverride]
+
 
 class VLLMEngine(Author, affects="pool"):
     """vLLM inside Ray actors of this run (extra `vllm`, needs a GPU), with continuous batching."""
@@ -92,6 +119,12 @@ class VLLMEngine(Author, affects="pool"):
     """Copies of the model."""
     gpus: Annotated[int, _ANSWERS] = Field(default=1, ge=1)
     """GPUs per actor, over which the model is split."""
+    tokens_per_second: ClassVar[float] = 2000.0
+    """Of one GPU with a model of some billions."""
+
+    @property
+    def label(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
 
 
 class FakeLLM(Author, affects="pool"):
@@ -102,6 +135,10 @@ class FakeLLM(Author, affects="pool"):
     """Every n-th request fails, 0 for none."""
     seconds: float = Field(default=0, ge=0)
     """Time that one request takes."""
+
+    @property
+    def label(self) -> str:
+        return self.type
 
 
 LLMConfig = Annotated[

@@ -1,6 +1,5 @@
 """The whole configuration, and the combinations that cannot work."""
 
-import math
 import re
 from typing import Annotated, Self
 
@@ -79,7 +78,7 @@ class Config(Section, affects="run"):
         """The configuration as one training sees it: its own seed and way to draw prompts."""
         sampling, variant = self.train.sampling, training.variant
         if isinstance(variant, BoundPromptsVariant):
-            sampling = sampling.model_copy(update={"unit": "bound", "temperature": math.inf})
+            sampling = sampling.bound
         elif isinstance(variant, PaftVariant) and variant.sampling is not None:
             sampling = variant.sampling
         train = self.train.model_copy(update={"sampling": sampling})

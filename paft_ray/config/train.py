@@ -44,6 +44,11 @@ class SamplingConfig(Section, affects="weights"):
             )
         return self
 
+    @property
+    def bound(self) -> Self:
+        """The same, but every training example keeps its draw."""
+        return self.model_copy(update={"unit": "bound", "temperature": math.inf})
+
     @field_serializer("temperature", when_used="json")
     def _infinity_as_text(self, temperature: float) -> float | str:
         return "inf" if math.isinf(temperature) else temperature  # JSON has no infinity

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paft_ray.cluster.remote import own_errors
-from paft_ray.cluster.resources import cpus_per_worker
+from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Config
 from paft_ray.config.affects import affecting, take
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
@@ -154,7 +154,7 @@ def _correct(scores: pa.Table, grid: Grid) -> NDArray[np.bool_]:
 
 
 def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
-    """Join the parts; the table itself holds no times, so that those of two runs can be equal."""
+    """Join the parts without times, so that two runs can be equal; what older ones lack is null."""
     tables: list[pa.Table] = []
     spent: dict[str, tuple[float, int]] = {}
     for index, part in scored:
@@ -167,7 +167,7 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
         tables.append(table.replace_schema_metadata(None))
     each = {label: seconds / rows for label, (seconds, rows) in spent.items()}
     known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
-    return GridScores(pa.concat_tables(tables), known)
+    return GridScores(pa.concat_tables(tables, promote_options="default"), known)
 
 
 def _cut(
@@ -228,7 +228,7 @@ def _run(
 
     config = context.config
     workers = config.evaluation.workers
-    cpus = cpus_per_worker(workers, "evaluation.workers")
+    cpus = fit_workers(workers, "evaluation.workers")
     job = _ScoreJob(
         config,
         context.task,

@@ -1,1 +1,20 @@
-"""Language models: their files, tokens and rows, loading, adapters and scoring."""
+"""Language models: their files, tokens and rows, loading, adapters and scoring.
+
+files.py         a model's files and identity, without torch
+base_model.py    base models on every node; GGUF converted once
+load.py          models, tokenizers and adapters, loaded and saved
+full.py          a model whose weights were all trained, stored
+warm_start.py    an adapter with which training begins
+tokenization.py  texts and answers to tokens
+packing.py       sequences to rows; pure
+sharing.py       rows whose sequences share a common beginning; pure
+attention.py     attention inside the sequences of a row
+logprobs.py      log-probabilities of answers, and generation
+dtype.py         the arithmetic that `auto` means
+quantized.py     frozen weights in 4 bits
+switches.py      activation checkpointing and compilation
+switch_check.py  whether these work together, and here
+peft_check.py    checks of `model.peft`
+meta.py          checks with a model without weights, in a process of their own
+cpu/             kernels for CPUs
+"""

@@ -1,1 +1,10 @@
-"""Whole commands: variants, checks, plan, run, and one function per verb."""
+"""Whole commands: variants, checks, plan, run, and one function per verb.
+
+verbs.py      the Python API: one function per verb
+perform.py    a verb prepared, which only checks, and then performed
+preflight.py  checks of a configuration before the first write, without Ray and torch
+nodes.py      checks on every node of a joined cluster
+plan.py       the work and the needs of a run, without doing it
+run.py        pool, trainings, evaluation, report
+variants.py   the prompts that each variant trains on
+"""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paft_ray.config import Config, OpenAILLM, PromptsConfig
+from paft_ray.config import Config, Endpoint, PromptsConfig
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import from_anywhere
 from paft_ray.models.files import inspect_model
@@ -105,7 +105,7 @@ def require_nodes(nodes: Sequence[Node]) -> None:
 
 def llm_keys(config: PromptsConfig) -> tuple[str, ...]:
     """Environment variables from which LLM actors read their keys."""
-    names = (llm.api_key_env for _, llm in configured_llms(config) if isinstance(llm, OpenAILLM))
+    names = (llm.api_key_env for _, llm in configured_llms(config) if isinstance(llm, Endpoint))
     return tuple(dict.fromkeys(name for name in names if name))
 
 

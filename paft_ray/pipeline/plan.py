@@ -4,22 +4,19 @@ Work and needs follow from the configuration and files alone; nothing is sent or
 of nodes come from `survey`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from paft_ray.cluster.resources import cpus_per_worker, places
+from paft_ray.cluster.resources import fit_workers, places
 from paft_ray.config import (
     Config,
+    Endpoint,
     FakeLLM,
     LLMConfig,
-    OpenAILLM,
-    PromptsConfig,
     SinglePromptVariant,
     TrainWorkersConfig,
-    TransformersLLM,
     TuningConfig,
-    VLLMEngine,
     WorkersConfig,
     total_steps,
 )
@@ -28,7 +25,6 @@ from paft_ray.models.meta import ModelCheckProcess, count_weights
 from paft_ray.pipeline.nodes import Node
 from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.prompts.build import request_book
-from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.generate.units import is_answered, unit_size
@@ -155,10 +151,13 @@ def describe_cluster(
         ("evaluation.workers", config.evaluation.workers),
     ):
         try:
-            stages[field] = _plan_workers(workers, cpus_per_worker(workers, field), nodes)
+            stages[field] = _plan_workers(workers, fit_workers(workers, field), nodes)
         except ConfigError as error:
             missing.append(str(error))
-    for field, actors, cpus, gpus in _llm_actors(config.prompts):
+    for field, llm in configured_llms(config.prompts):
+        actors, cpus, gpus = llm.actor_pool
+        if cpus < 1 and not gpus:  # a client, which fits anywhere
+            continue
         room = sum(_places(nodes, cpus, gpus))
         stages[field] = {
             "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
@@ -181,15 +180,6 @@ def describe_cluster(
 def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:
     """The number of workers that each node holds."""
     return [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes]
-
-
-def _llm_actors(config: PromptsConfig) -> Iterator[tuple[str, int, float, float]]:
-    """LLMs that run in our actors: field, number of actors, CPUs and GPUs of each."""
-    for field, llm in configured_llms(config):
-        if isinstance(llm, TransformersLLM):
-            yield field, llm.actors, llm.cpus, llm.gpus
-        elif isinstance(llm, VLLMEngine):
-            yield field, llm.actors, 1.0, float(llm.gpus)
 
 
 def _plan_workers(
@@ -238,8 +228,6 @@ def _plan_search(
 
 
 _CHARACTERS_PER_TOKEN = 4
-_TOKENS_PER_SECOND = {"transformers": 70.0, "vllm": 2000.0}
-"""Of one CPU with a 135M model in batches, or of one GPU with a model of some billions."""
 _SECONDS_PER_REQUEST = 2.0
 """Of an endpoint, as a guess."""
 
@@ -271,7 +259,7 @@ def _plan_llm(storage: Storage, book: RequestBook, llm: int) -> dict[str, Any]:
     prompt = count * characters / max(1, len(sample)) / _CHARACTERS_PER_TOKEN
     completion = count * (sample[0].max_tokens if sample else 0)
     return {
-        "llm": llm_label(config),
+        "llm": config.label,
         "requests": sum(map(len, units)),
         "to_send": count,
         "prompt_tokens_about": round(prompt),
@@ -283,11 +271,11 @@ def _plan_llm(storage: Storage, book: RequestBook, llm: int) -> dict[str, Any]:
 
 def _minutes(config: LLMConfig, requests: int, tokens: float) -> float:
     """Estimated minutes, by configured limits, or else by a rule of thumb."""
-    if isinstance(config, OpenAILLM):
+    if isinstance(config, Endpoint):
         by_requests = requests / (config.requests_per_minute or float("inf"))
         by_tokens = tokens / (config.tokens_per_minute or float("inf"))
         by_flight = requests * _SECONDS_PER_REQUEST / config.concurrency / 60
         return max(by_requests, by_tokens, by_flight)
     if isinstance(config, FakeLLM):
         return requests * config.seconds / 60
-    return tokens / _TOKENS_PER_SECOND[config.type] / config.actors / 60
+    return tokens / config.tokens_per_second / config.actors / 60

@@ -16,8 +16,8 @@ from pathlib import Path
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import (
     Config,
+    Endpoint,
     LLMConfig,
-    OpenAILLM,
     PromptsConfig,
     SinglePromptVariant,
     TrackingConfig,
@@ -28,7 +28,6 @@ from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import changed_fields, dump_config, load_config, local_path
 from paft_ray.models.files import ModelFiles, inspect_model
 from paft_ray.prompts.files import read_prompt_files
-from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative
@@ -183,8 +182,9 @@ def _require_places(config: Config) -> None:
     ):
         _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
     for field, llm in configured_llms(config.prompts):
-        if isinstance(llm, TransformersLLM):
-            _require_fit(field, "actors", llm.actors, llm.cpus, llm.gpus)
+        actors, cpus, gpus = llm.actor_pool
+        if cpus >= 1:
+            _require_fit(field, "actors", actors, cpus, gpus)
 
 
 def _require_fit(field: str, count: str, num: int, cpus: float | None, gpus: float) -> None:
@@ -231,7 +231,7 @@ def configured_llms(config: PromptsConfig) -> list[tuple[str, LLMConfig]]:
 
 def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
     author = config.prompts.split.held_out_llm
-    labels = [llm_label(llm) for _, llm in configured_llms(config.prompts)]
+    labels = [llm.label for _, llm in configured_llms(config.prompts)]
     if author is not None and (author not in labels or len(set(labels)) < 2):
         raise ConfigError(
             f"prompts.split.held_out_llm: {author!r} writes nothing, or all there is (the LLMs are "
@@ -241,12 +241,12 @@ def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
     for field, llm in configured_llms(config.prompts):
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
-        elif isinstance(llm, OpenAILLM):
-            yield from _check_openai(field, llm)
+        elif isinstance(llm, Endpoint):
+            yield from _check_endpoint(field, llm)
 
 
-def _check_openai(field: str, llm: OpenAILLM) -> Iterator[str]:
-    if importlib.util.find_spec("openai") is None:
+def _check_endpoint(field: str, llm: Endpoint) -> Iterator[str]:
+    if llm.type == "openai" and importlib.util.find_spec("openai") is None:
         raise ConfigError(
             f"{field}: type openai needs the package openai, which is not installed: "
             "pip install 'paft_ray[openai]'"

@@ -7,7 +7,7 @@ and only reads the summary of a finished one.
 import logging
 from typing import Any
 
-from paft_ray.config.errors import ConfigError
+from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.meta import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
@@ -85,6 +85,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
     """Evaluate the base model and every variant whose training is complete.
 
     Raises:
+        ArtifactError: A variant was trained on other data, prompts or weights.
         ConfigError: No variant of this run is trained.
     """
     trained = find_all_trained(context)
@@ -94,7 +95,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
             pool = build_published_pool(context)
         for adapter in trained:
             if adapter.record.made_from != provenance(context.identities, pool):
-                raise ConfigError(
+                raise ArtifactError(
                     f"{adapter.folder.path()} was trained on other data, prompts or weights than "
                     "the configuration names now: train again under another name"
                 )

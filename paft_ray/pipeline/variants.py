@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 from paft_ray.config import BoundPromptsVariant, HumanPromptVariant, PaftVariant, VariantConfig
-from paft_ray.config.errors import ConfigError, PoolError
+from paft_ray.config.errors import PoolError
 from paft_ray.evaluation.selection import choose_single_prompt
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
 from paft_ray.prompts.leakage import first_like
@@ -29,7 +29,8 @@ def variant_prompts(
     """The prompts that a variant's sampler draws from.
 
     Raises:
-        PoolError: `prompts.pool_size` is more than the pool's training prompts.
+        PoolError: `prompts.pool_size` is more than the pool's training prompts, or the variant's
+            prompt is like a held-out one.
     """
     size = context.config.prompts.pool_size
     pool = pool if size is None else pool.take(size)
@@ -65,11 +66,11 @@ def user_prompt(text: str, context: RunContext, pool: PromptPool) -> Prompt:
     """A prompt that the configuration names, in the form of a pool's prompts.
 
     Raises:
-        ConfigError: It is too similar to a held-out prompt, which would then not be held out.
+        PoolError: It is too similar to a held-out prompt, which would then not be held out.
     """
     prompt = _as_prompt(clean(text), "configuration", context.task.slots)
     if (held_out := _held_out_like(prompt, context, pool)) is not None:
-        raise ConfigError(
+        raise PoolError(
             f"variants: prompt {prompt.text!r} has the layout or the wording of held-out prompt "
             f"{held_out.id}: choose another one, or change seed"
         )

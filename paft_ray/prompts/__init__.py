@@ -1,1 +1,16 @@
-"""Prompts: templates, lint, layouts, deduplication, a split without leaks, and the pool."""
+"""Prompts: templates, lint, layouts, deduplication, a split without leaks, and the pool.
+
+template.py    cleaning, parsing and rendering templates; pure
+lint.py        what is wrong with a template or an instruction; pure
+layouts.py     the grammar of layouts, and the layout of any template; pure
+leakage.py     whether two prompts share a wording or a layout; pure
+split.py       which prompts are held out, and which train; pure
+files.py       templates from files
+candidates.py  from answers and files to unique candidates, counted
+probe.py       how likely the base model makes the right answers under a prompt
+coverage.py    order, map and distance of wordings
+pool.py        the pool: its records, its assembly, its table
+build.py       Ray Data: the whole way to a pool on storage
+generate/      what LLMs are asked, and their answers
+dedup/         similarity, the decision what to keep, and the same on Ray
+"""

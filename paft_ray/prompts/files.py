@@ -1,7 +1,7 @@
 """Prompt templates from files: JSONL, CSV, Parquet or plain text, with errors that name the line.
 
 Covered: reading and checking that every row holds a text. Not covered: whether the text is a
-usable template, which is `template.lint`'s part.
+usable template, which is `lint`'s part.
 """
 
 from pathlib import Path

@@ -66,17 +66,19 @@ def main_label(summary: Mapping[str, Any]) -> str:
 
 
 def results(
-    summary: Mapping[str, Any], names: Mapping[str, str] | None = None, wide: bool = True
+    summary: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+    wide: Sequence[Figure] | None = None,
 ) -> Table:
     """The main figures of every model, with intervals.
 
     Args:
         summary: Content of `summary.json`.
         names: Label to name, where it is not made of the label's words.
-        wide: Whether to include the figures that a narrow table leaves out.
+        wide: Which to include of the figures that a narrow table leaves out; all by default.
     """
-    tables = ("results", "wide") if wide else ("results",)
-    shown = [figure for figure in figures_of(summary) if figure.table in tables]
+    tables = ("results", "wide") if wide is None else ("results",)
+    shown = [f for f in figures_of(summary) if f.table in tables or f in (wide or ())]
 
     def name(label: str) -> str:
         steps = summary["models"][label].get("steps")
@@ -93,7 +95,7 @@ def further_figures(summary: Mapping[str, Any]) -> Table:
 
 def card_figures(summary: Mapping[str, Any]) -> Evaluation:
     """The results for a model card."""
-    table = results(summary, wide=False)
+    table = results(summary, wide=())
     rows = tuple((row.name, *(cell.text for cell in row.cells)) for row in table.rows)
     return Evaluation(table.columns, rows, summary["prompts"], summary["examples"])
 

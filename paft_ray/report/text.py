@@ -1,6 +1,6 @@
 """The results as text: the table on the screen, and sentences about its limits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.config import BASE
@@ -14,7 +14,7 @@ ILLUSTRATION = (
 )
 
 _WIDTH = 100
-"""Width in characters above which the table leaves out a column."""
+"""Width in characters above which the table leaves out columns."""
 _FEW_SEEDS = 10
 _UNDECIDED = {
     (MEAN, STD): "both intervals include zero, so neither difference is shown",
@@ -26,21 +26,15 @@ _UNDECIDED = {
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
     """The results as aligned plain text, then differences and cautions.
 
-    The 5% quantile over prompts is shown where the table stays narrow with it.
+    Of the figures that make it wide, the first ones are shown that still fit.
 
     Args:
         summary: Content of `summary.json`.
         names: Label to name, where it is not made of the label's words.
     """
-    wide = all(
-        figure.read(model) is not None
-        for figure in figures_of(summary)
-        if figure.table == "wide"
-        for model in summary["models"].values()
-    )
-    table = _lines(summary, names, wide)
-    if len(table[0]) > _WIDTH:
-        table = _lines(summary, names, wide=False)
+    wide = [figure for figure in figures_of(summary) if figure.table == "wide"]
+    while len((table := _lines(summary, names, wide))[0]) > _WIDTH and wide:
+        wide.pop()
     paired = "" if "scored_share" in summary else "paired "
     differences = [
         f"{name}: {MEAN.heading} {_points(MEAN, entry)}, {STD.heading} {_points(STD, entry)}; "
@@ -50,7 +44,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     return "\n".join([*table, "", *differences, *cautions(summary, names)])
 
 
-def _lines(summary: Mapping[str, Any], names: Mapping[str, str] | None, wide: bool) -> list[str]:
+def _lines(
+    summary: Mapping[str, Any], names: Mapping[str, str] | None, wide: Sequence[Figure]
+) -> list[str]:
     """The results as aligned lines."""
     table = results(summary, names, wide)
     short = {figure.heading: figure.short for figure in figures_of(summary) if figure.short}

@@ -1,1 +1,8 @@
-"""Shared by the stages of one command: the context, opening a run, settings, progress, the log."""
+"""Shared by the stages of one command: the context, opening a run, settings, progress, the log.
+
+context.py   configuration, task, storage and identities of one command
+opening.py   the lock, the recorded configuration, tracking, seconds of stages
+settings.py  checks of settings that a search may change too
+progress.py  the protocol of progress, and its screens
+log.py       the run's log file
+"""

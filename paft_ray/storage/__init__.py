@@ -1,1 +1,8 @@
-"""Storage: paths and URIs, artifacts with a manifest, finished parts, the lock."""
+"""Storage: paths and URIs, artifacts with a manifest, finished parts, the lock.
+
+paths.py        local paths and URIs, through one interface
+fingerprint.py  names from content
+artifacts.py    files that are complete once their manifest is there
+parts.py        finished parts of long work
+lock.py         one live process at a time
+"""

@@ -6,11 +6,12 @@ prompts, kept for K steps; `prompt_weights` makes other probabilities from past 
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
+
+from paft_ray.config import SamplingConfig
 
 
 def uniform(*position: int | str) -> float:
@@ -38,10 +39,8 @@ class PromptSampler:
     seed: int
     prompts: int
     """Number of prompts."""
-    unit: Literal["example", "step", "bound"] = "example"
-    """One draw per slot of the global batch, per step, or per example for the whole training."""
-    steps_per_prompt: int = 1
-    """The paper's K: a draw is kept for this many steps."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Its slots are those of the global batch."""
 
     def index(
         self,
@@ -60,10 +59,10 @@ class PromptSampler:
             probability_N: Of every prompt, in float64; uniform by default.
             example: Index of the example, the only argument that matters where prompts are bound.
         """
-        block = step // self.steps_per_prompt
+        block = step // self.sampling.steps_per_prompt
         place = {"example": (block, slot), "step": (block, 0), "bound": ("bound", example)}
         views = (view,) if view else ()
-        draw = uniform("prompt", self.seed, *place[self.unit], *views)
+        draw = uniform("prompt", self.seed, *place[self.sampling.unit], *views)
         if probability_N is None:
             return int(draw * self.prompts)
         cumulative_N = np.cumsum(probability_N)

@@ -78,18 +78,6 @@ def final_context(context: RunContext, finalists: Sequence[Finalist]) -> RunCont
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """A trial's figures on validation prompts after one of its steps."""
-
-    step: int
-    goal: float
-    mean: float
-    std: float
-    worst_prompt: float
-    p05: float
-
-
-@dataclass(frozen=True, slots=True)
 class TrialResult:
     """One trial."""
 
@@ -103,7 +91,8 @@ class TrialResult:
     """Tokens that it was trained on, where it is finished."""
     interval: Sequence[float] | None
     """95% interval of the goal's figure at its last report."""
-    reports: Sequence[Report]
+    reports: Sequence[Mapping[str, float]]
+    """After each of its scored steps: `step`, `goal`, and the figures on validation prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +178,10 @@ def _trial(
     )
 
 
-def _report(tuning: TuningConfig, step: int, correct_PE: NDArray[np.bool_]) -> Report:
+def _report(tuning: TuningConfig, step: int, correct_PE: NDArray[np.bool_]) -> dict[str, float]:
     known = validation_metrics(correct_PE)
     figures = {name.rpartition("/")[2]: value for name, value in known.items()}
-    return Report(step, reached(tuning.goal, correct_PE), **figures)
+    return {"step": step, "goal": reached(tuning.goal, correct_PE), **figures}
 
 
 def _tested(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from paft_ray.config import Choice, PromptsConfig, RandInt, TuningConfig
-from paft_ray.config.errors import ConfigError, PoolError
+from paft_ray.config.errors import PoolError
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import Prompt, PromptPool
@@ -88,9 +88,7 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
     """Build every pool, or find it built, and hold prompts out of all of them.
 
     Raises:
-        ConfigError: `prompts.pool_size` may be more than a pool has, or no validation prompts are
-            held out.
-        PoolError: Too few prompts survive.
+        PoolError: Too few prompts survive, for validation or for the largest `prompts.pool_size`.
     """
     config = context.config
     built: dict[str, PromptPool] = {}
@@ -102,7 +100,7 @@ def build_pools(context: RunContext, tuning: TuningConfig) -> SearchPools:
     kept = hold_out(built, config.prompts.split.similarity, config.seed)
     pools = SearchPools(kept, {key: pool.fingerprint for key, pool in built.items()})
     if not pools.any.validation:
-        raise ConfigError(
+        raise PoolError(
             "prompts.split.validation: no validation prompts are left, by which a search compares: "
             "raise it"
         )
@@ -124,7 +122,7 @@ def _check_sizes(
     for key, pool in pools.by_generation.items():
         if sizes and max(sizes) > len(pool.train):
             where = f" generated with {names[key]}" if names[key] else ""
-            raise ConfigError(
+            raise PoolError(
                 f"tuning.space: {_POOL_SIZE} may be {max(sizes)}, but the pool{where} has "
                 f"{len(pool.train)} training prompts: lower it, or raise prompts.generation.per_llm"
             )

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from paft_ray.cluster.resources import cpus_per_worker, node_resources, places
+from paft_ray.cluster.resources import fit_workers, node_resources, places
 from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
@@ -60,6 +60,10 @@ def check_search(context: RunContext) -> list[Config]:
             _check_trial(trial, config.model, context.task)
         except PaftError as error:
             raise ConfigError(f"tuning.space ({what}): {error}") from error
+    if not any(trial.prompts.split.validation for _, trial in found):
+        raise ConfigError(
+            "prompts.split.validation: 0, but a search compares by validation prompts: raise it"
+        )
     return [trial for _, trial in found]
 
 
@@ -91,7 +95,7 @@ def fit_trials(
         ConfigError: The cluster cannot hold one trial, or not `tuning.concurrency` of them.
     """
     for each in (config, *configs):
-        cpus_per_worker(each.train.workers, "train.workers")  # one trial fits at least
+        fit_workers(each.train.workers, "train.workers")  # one trial fits at least
     largest = max(
         (each.train.workers for each in (config, *configs)),
         key=lambda workers: (workers.fewest * (workers.cpus or 1.0), workers.fewest),
@@ -100,7 +104,7 @@ def fit_trials(
     if largest.cpus is not None:
         cpus = largest.cpus
     elif concurrency is None:
-        cpus = cpus_per_worker(largest, "train.workers")
+        cpus = fit_workers(largest, "train.workers")
     else:
         cpus = _share(concurrency * largest.fewest, largest)
     room = _places(cpus, largest)

@@ -420,6 +420,7 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "taskoptions": "task options",
         "transformersllm": "transformers",
         "openaillm": "openai",
+        "endpoint": "openai",
         "fakellm": "fake",
         "poolsplit": "split",
         "singleprompt": "single_prompt",

@@ -88,5 +88,5 @@ def test_human_prompt_of_a_task_without_instructions_is_refused_before_the_start
 def test_prompt_of_the_configuration_like_a_held_out_one_is_refused(make_session):
     context = make_session({"type": "paft"})
     pool = make_pool("Entirely other words, please: <r>{review}</r> Verdict:")
-    with pytest.raises(ConfigError, match="wording of held-out prompt"):
+    with pytest.raises(PoolError, match="wording of held-out prompt"):
         user_prompt("Entirely other words, please:\n{review}", context, pool)

@@ -10,6 +10,8 @@ import pytest
 from synthetic_run import add_shares, make_run
 
 from paft_ray.config.errors import ArtifactError
+from paft_ray.evaluation import figures
+from paft_ray.evaluation.figures import Figure
 from paft_ray.report import results_table, write_report
 from paft_ray.report.tables import display_name
 from paft_ray.storage.paths import Storage
@@ -105,6 +107,23 @@ def test_results_table_has_the_5_percent_quantile_where_it_fits():
     tops = {label: {**model, "top": dict.fromkeys(("0.6", "0.7", "0.75"), 0.5)}
             for label, model in known.items()}  # fmt: skip
     assert "p05" not in results_table(known_summary(models=tops))
+    known["base"].pop("p05")  # from a summary without that figure
+    head, base, *_ = results_table(known_summary(models=known)).splitlines()
+    assert "p05" in head and "–" in base
+
+
+def test_wide_figure_that_older_summaries_lack_pushes_no_other_one_off(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    models = known_summary()["models"]
+    known = {label: {**model, "p05": 0.512} for label, model in models.items()}
+    with_p05 = results_table(known_summary(models=known))
+    wide = Figure(key="iqr", heading="between the quartiles", meaning="", table="wide")
+    monkeypatch.setattr(figures, "FIGURES", (*figures.FIGURES, wide))
+    assert results_table(known_summary(models=known)) == with_p05
+    for model in known.values():
+        model["iqr"] = 0.2
+    assert results_table(known_summary(models=known)) == with_p05, "it is too wide with both"
 
 
 def test_results_table_says_what_the_intervals_hold():

@@ -105,7 +105,7 @@ def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
         examples=examples,
         prompts=[(str(i), parse(text, ("text",))) for i, text in enumerate(texts)],
         encoder=TextEncoder(load_tokenizer(folder), max_length=90),
-        sampler=PromptSampler(3, len(texts), train.sampling.unit, train.sampling.steps_per_prompt),
+        sampler=PromptSampler(3, len(texts), train.sampling),
         seed=3,
         batch_size=6,
         row_tokens=train.row_tokens,

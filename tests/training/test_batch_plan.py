@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from paft_ray.config import SamplingConfig
 from paft_ray.config.errors import DataError
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.packing import Row
@@ -61,7 +62,7 @@ def make_planner(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Planner]:
 
 
 def test_plan_with_bound_prompts_shows_an_example_the_same_prompt_in_every_epoch(make_planner):
-    planner = make_planner(sampler=PromptSampler(seed=3, prompts=len(PROMPTS), unit="bound"))
+    planner = make_planner(sampler=PromptSampler(3, len(PROMPTS), SamplingConfig(unit="bound")))
     shown: dict[str, set[str]] = {}
     for step in range(15):  # three passes over 30 examples, in batches of 6
         for draw in planner.plan(step, ranks=1).draws:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paft_ray.config import SamplingConfig
 from paft_ray.training.sampler import PromptSampler, epoch_order, example_index, uniform
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
@@ -19,8 +20,11 @@ SAMPLERS = st.builds(
     PromptSampler,
     seed=st.integers(0, 2**40),
     prompts=st.integers(1, 500),
-    unit=st.sampled_from(["example", "step", "bound"]),
-    steps_per_prompt=st.integers(1, 9),
+    sampling=st.builds(
+        SamplingConfig,
+        unit=st.sampled_from(["example", "step", "bound"]),
+        steps_per_prompt=st.integers(1, 9),
+    ),
 )
 STEPS, SLOTS = st.integers(0, 10**6), st.integers(0, 4096)
 POSITIONS = st.lists(st.tuples(STEPS, SLOTS), min_size=1, max_size=20, unique=True)
@@ -47,7 +51,7 @@ def test_sampler_in_any_order_of_calls_draws_the_same_and_within_range(sampler, 
 
 
 def test_bound_prompts_are_kept_by_each_example_and_spread_over_the_pool():
-    sampler = PromptSampler(seed=1, prompts=12, unit="bound", steps_per_prompt=3)
+    sampler = PromptSampler(1, 12, SamplingConfig(unit="bound", steps_per_prompt=3))
     bound = [sampler.index(0, 0, example=e) for e in range(600)]
     later = [sampler.index(77, e % 8, example=e) for e in range(600)]
     assert bound == later
@@ -69,14 +73,15 @@ def test_examples_in_any_order_of_calls_are_the_same_and_within_range(
 @patient
 @given(SAMPLERS, STEPS, SLOTS)
 def test_sampler_within_a_block_of_k_steps_keeps_its_draw(sampler, step, slot):
-    first = step - step % sampler.steps_per_prompt
-    block = range(first, first + sampler.steps_per_prompt)
+    steps = sampler.sampling.steps_per_prompt
+    first = step - step % steps
+    block = range(first, first + steps)
     assert len({sampler.index(s, slot) for s in block}) == 1
 
 
 @pytest.mark.parametrize("unit", ["example", "step"])
 def test_sampler_after_a_block_of_k_steps_draws_anew(unit):
-    sampler = PromptSampler(seed=1, prompts=100, unit=unit, steps_per_prompt=4)
+    sampler = PromptSampler(1, 100, SamplingConfig(unit=unit, steps_per_prompt=4))
     table = draws(sampler, range(400))
     changes = (table[1:] != table[:-1]).mean(axis=1)
     boundary = np.arange(1, 400) % 4 == 0
@@ -87,7 +92,8 @@ def test_sampler_after_a_block_of_k_steps_draws_anew(unit):
 @patient
 @given(SAMPLERS, STEPS)
 def test_sampler_of_unit_step_shares_one_draw_in_the_whole_batch(sampler, step):
-    shared = PromptSampler(sampler.seed, sampler.prompts, "step", sampler.steps_per_prompt)
+    by_step = sampler.sampling.model_copy(update={"unit": "step"})
+    shared = PromptSampler(sampler.seed, sampler.prompts, by_step)
     assert len({shared.index(step, slot) for slot in range(16)}) == 1
 
 
@@ -117,7 +123,8 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("unit", ["example", "step"])
 def test_sampler_draws_every_prompt_about_equally_often(unit, seed):
-    table = draws(PromptSampler(seed, 20, unit), range(600), slots=8 if unit == "example" else 1)
+    sampler = PromptSampler(seed, 20, SamplingConfig(unit=unit))
+    table = draws(sampler, range(600), slots=8 if unit == "example" else 1)
     counts = np.bincount(table.ravel(), minlength=20)
     assert chi_square(counts) < 43.8  # one in a thousand fair samplers is above, at 19 degrees
 
@@ -138,12 +145,12 @@ def test_uniform_lies_in_the_half_open_unit_interval(position):
 
 
 def test_sampler_resumed_at_step_7_draws_the_same_prompts():
-    sampler = PromptSampler(seed=3, prompts=17, steps_per_prompt=3)  # 7 lies within a block
+    sampler = PromptSampler(3, 17, SamplingConfig(steps_per_prompt=3))  # 7 lies within a block
     whole = draws(sampler, range(20)).tolist()
     examples = [example_index(3, position, 11) for position in range(20 * 8)]
     program = (
         "import json; from paft_ray.training.sampler import *;"
-        "sampler = PromptSampler(seed=3, prompts=17, steps_per_prompt=3);"
+        "sampler = PromptSampler(3, 17, SamplingConfig(steps_per_prompt=3));"
         "print(json.dumps(["
         "[[sampler.index(step, slot) for slot in range(8)] for step in range(7, 20)],"
         "[example_index(3, position, 11) for position in range(7 * 8, 20 * 8)]]))"

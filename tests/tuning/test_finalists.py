@@ -10,6 +10,8 @@ import pytest
 from paft_ray.config.errors import TrainingError
 from paft_ray.config.loading import load_config
 from paft_ray.config.tuning import WorstPrompt
+from paft_ray.evaluation import figures
+from paft_ray.evaluation.figures import Figure, validation_metrics
 from paft_ray.runs.context import RunContext
 from paft_ray.serving.record import MadeFrom, TrainingRecord
 from paft_ray.storage.paths import Storage, to_json
@@ -82,14 +84,13 @@ def test_best_finished_trials_are_tested_and_every_trial_is_listed(context: RunC
     first, *others = found["trials"]
     low, high = first.pop("interval")
     assert low <= 0.75 <= high
-    report = {"mean": 0.0, "std": 0.0, "worst_prompt": 0.0, "p05": 0.0}
+    reports = first.pop("reports")
+    assert [(r["step"], r["goal"], r["mean"], r["worst_prompt"], r["p05"]) for r in reports] == [
+        (10, 0.0, 0.0, 0.0, 0.0), (20, 0.75, 0.75, 0.75, 0.75)
+    ]  # fmt: skip
     assert first == {
         "number": 0, "sample": SAMPLES[0], "state": "finished", "reason": "", "seconds": 2.5,
         "tokens": 70,
-        "reports": [
-            {"step": 10, "goal": 0.0, **report},
-            {"step": 20, "goal": 0.75, **dict.fromkeys(report, 0.75), "std": 0.0},
-        ],
     }  # fmt: skip
     assert list(others[0]) == [
         "number", "sample", "state", "reason", "seconds", "tokens", "interval", "reports"
@@ -107,6 +108,28 @@ def test_best_finished_trials_are_tested_and_every_trial_is_listed(context: RunC
         "seeds": [1, 2], "validation": 0.875, "test": 0.75, "gap": 0.125,
     }  # fmt: skip
     assert b"NaN" not in to_json(found)
+
+
+def test_added_figure_is_in_every_report_of_a_trial(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iqr = Figure(
+        key="iqr",
+        heading="IQR",
+        meaning="distance of the quartiles over prompts",
+        metric="accuracy/iqr",
+        table="results",
+        over_prompts=lambda a: np.quantile(a, 0.75, axis=-1) - np.quantile(a, 0.25, axis=-1),
+    )
+    before = list(validation_metrics(np.ones((2, 2), bool)))
+    monkeypatch.setattr(figures, "FIGURES", (*figures.FIGURES, iqr))
+    put_trial(context, TrialRecord(0, SAMPLES[0], "finished", 2.5), BETTER)
+    tuning = tuning_of(context.config)
+    scores = scores_of(["finalist_0"], (1, 2))
+    found = search_result(context, tuning, choose_finalists(context, tuning), scores, "abc")
+    [report] = found.trials[0].reports
+    assert list(report) == ["step", "goal", *(n.rpartition("/")[2] for n in before), "iqr"]
+    assert report["iqr"] == 0.125
 
 
 def test_search_without_a_finished_trial_says_why(context: RunContext) -> None:

@@ -54,13 +54,20 @@ def test_impossible_search_exits_2_before_anything_is_written(
     assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
 
 
-def test_command_without_a_search_says_what_is_missing(
-    make_config, tmp_path, monkeypatch, capfd
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("tuning=null", "tuning: missing"),
+        ("prompts.split.validation=0", "prompts.split.validation: 0"),
+    ],
+)
+def test_command_without_what_a_search_needs_says_what_is_missing(
+    make_config, tmp_path, monkeypatch, capfd, override, said
 ) -> None:
     path, _ = make_config()
     monkeypatch.chdir(tmp_path)
-    assert call(["tune", str(path), "tuning=null"]) == 2
-    assert "tuning: missing" in capfd.readouterr().err
+    assert call(["tune", str(path), override]) == 2
+    assert said in capfd.readouterr().err
 
 
 @pytest.mark.ray

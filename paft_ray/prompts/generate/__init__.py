@@ -1,1 +1,15 @@
-"""Candidate prompts written by LLMs: requests, clients, the runner, kept answers."""
+"""Candidate prompts written by LLMs: requests, clients, the runner, kept answers.
+
+meta_prompt.py   the message by which an LLM is requested to write a prompt; pure
+requests.py      requests as functions of seed, LLM, strategy and index; pure
+units.py         units of requests, their answers on storage, rounds, the token budget
+llm.py           the LLM of a configuration; models in this process
+endpoint.py      clients of endpoints: many requests in flight, retries
+fake.py          an LLM without a model
+rate_limit.py    one limit for all actors of an endpoint
+completions.py   one answer, and the candidate in it; pure
+kept_answers.py  answers on storage, appended as they arrive
+novelty.py       whether a text is unlike all before it; pure
+results.py       candidates, failures, tokens and costs
+runner.py        Ray Data: all LLMs at once, each in actors of its own
+"""

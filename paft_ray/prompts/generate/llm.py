@@ -7,9 +7,9 @@ Endpoints are in `endpoint`, the fake of tests and dry runs in `fake`.
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
-from paft_ray.config import LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
+from paft_ray.config import FakeLLM, LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
 from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import package_missing
 from paft_ray.models.dtype import resolve_dtype
@@ -52,18 +52,13 @@ def llm_key(config: LLMConfig) -> str:
     elif isinstance(config, OpenAILLM):
         known = ("temperatures", "max_tokens", "base_url", "model")
         key = fingerprint("openai", config.base_url, config.model)
-    else:
+    elif isinstance(config, FakeLLM):
         known = ("temperatures", "fail_every")
         key = fingerprint("fake", config.fail_every)
+    else:
+        assert_never(config)
     _, later = take(fields, *known)
     return f"{key}-{fingerprint(later)}" if later else key
-
-
-def llm_label(config: LLMConfig) -> str:
-    """Name of an author in a pool and on the screen."""
-    if isinstance(config, TransformersLLM | VLLMEngine):
-        return config.path.rsplit("/", 1)[-1]
-    return config.model if isinstance(config, OpenAILLM) else "fake"
 
 
 def open_llm(
@@ -86,7 +81,9 @@ def open_llm(
         return VLLMInProcess(config, storage)
     if isinstance(config, OpenAILLM):
         return EndpointLLM(config, limit, share)
-    return FakeClient(config)
+    if isinstance(config, FakeLLM):
+        return FakeClient(config)
+    assert_never(config)
 
 
 class InProcessLLM:

@@ -9,7 +9,6 @@ from paft_ray.config import TokenPrice
 from paft_ray.config.errors import LLMError
 from paft_ray.prompts.generate.completions import parse_completion
 from paft_ray.prompts.generate.kept_answers import Answers
-from paft_ray.prompts.generate.llm import llm_label
 from paft_ray.prompts.generate.requests import RequestBook, Unit
 from paft_ray.prompts.generate.units import answers_found, answers_of
 from paft_ray.prompts.pool import Candidate, Origin, Rejected
@@ -61,7 +60,7 @@ def parse_unit(generated: Generated, unit: Unit) -> Iterator[Candidate | Rejecte
     """The candidate of every request of a unit, or why there is none."""
     store, config = generated.answers(unit), generated.book.config
     answers, failures = store.read(), store.failed()
-    label = llm_label(config.llms[unit.llm])
+    label = config.llms[unit.llm].label
     for request in generated.book.requests(unit):
         origin = Origin(
             llm=label,
@@ -111,7 +110,7 @@ def costs(generated: Generated) -> list[dict[str, Any]]:
     rows = []
     for llm, config in enumerate(generated.book.config.llms):
         own = [t for t in generated.tallies.values() if t.llm == llm]
-        row: dict[str, Any] = {"llm": llm_label(config)}
+        row: dict[str, Any] = {"llm": config.label}
         for name in ("requests", "answered", "failed", "prompt_tokens", "completion_tokens"):
             row[name] = sum(getattr(t, name) for t in own)
         row["cost"] = config.price and cost(

@@ -14,7 +14,7 @@ from typing import Any
 
 from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
-from paft_ray.config import OpenAILLM, TransformersLLM, VLLMEngine
+from paft_ray.config import Endpoint, TransformersLLM
 from paft_ray.config.errors import LLMError
 from paft_ray.prompts.generate.completions import Completion, parse_completion
 from paft_ray.prompts.generate.kept_answers import Answers
@@ -118,9 +118,9 @@ def _generate_by(
 
     config = book.config.llms[llm]
     limit = None
-    cpus, gpus, actors = 0.1, 0.0, 1
-    if isinstance(config, OpenAILLM):
-        actors = min(config.actors, len(units))
+    actors, cpus, gpus = config.actor_pool
+    if isinstance(config, Endpoint):
+        actors = min(actors, len(units))
         rows = [units[start::actors] for start in range(actors)]
         if config.requests_per_minute or config.tokens_per_minute:
             limit = RateLimitHandle(config.requests_per_minute, config.tokens_per_minute)
@@ -130,10 +130,6 @@ def _generate_by(
         done.add(sum(map(len, units)) - sum(len(unit) for row in rows for unit in row))
         if not rows:
             return
-        if isinstance(config, TransformersLLM | VLLMEngine):
-            actors, gpus = config.actors, config.gpus
-        if isinstance(config, TransformersLLM):
-            cpus = config.cpus
         actors = min(actors, len(rows))
     dataset = ray.data.from_items(
         [{"units": [asdict(unit) for unit in row]} for row in rows], override_num_blocks=len(rows)
@@ -171,7 +167,7 @@ class _WriterActor:
     def __call__(self, batch: Any) -> Any:
         units = [Unit(**unit) for unit in batch["units"].iloc[0]]
         self._done = self._failed = 0
-        if isinstance(self._config, OpenAILLM):
+        if isinstance(self._config, Endpoint):
             for group in self._llm.complete(self._missing(units)):
                 self._keep(group)
         else:

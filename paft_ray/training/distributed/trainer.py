@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paft_ray.cluster.control import Control
-from paft_ray.cluster.resources import cpus_per_worker
+from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Training, total_steps
 from paft_ray.config.errors import ArtifactError
 from paft_ray.models.base_model import locate_base
@@ -125,7 +125,7 @@ def _job(
         identity=identity,
         label=training.label,
         steps=total_steps(config.train, len(context.task.train)),
-        cpus=hooks.cpus or cpus_per_worker(config.train.workers, "train.workers"),
+        cpus=hooks.cpus or fit_workers(config.train.workers, "train.workers"),
         tracking=context.tracking,
         control=Control(),
         made_from=replace(made_from, pool=hooks.pool) if hooks.pool else made_from,

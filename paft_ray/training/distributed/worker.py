@@ -272,9 +272,7 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
         examples=task.train,
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
         encoder=TextEncoder.from_config(tokenizer, config),
-        sampler=PromptSampler(
-            config.seed, len(job.prompts), train.sampling.unit, train.sampling.steps_per_prompt
-        ),
+        sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
         seed=config.seed,
         batch_size=train.batch_size,
         row_tokens=train.row_tokens,

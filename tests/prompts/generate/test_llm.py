@@ -27,12 +27,13 @@ from paft_ray.config import (
     VLLMEngine,
 )
 from paft_ray.config.errors import LLMError
+from paft_ray.config.llms import Author
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
 from paft_ray.prompts.generate.completions import Completion, parse_completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
 from paft_ray.prompts.generate.fake import FakeClient
-from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, llm_label, open_llm
+from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, open_llm
 from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint, lint_instruction
 from paft_ray.storage.paths import Storage
@@ -573,6 +574,21 @@ class FakeEngine:
         return [types.SimpleNamespace(outputs=[answer]) for answer in answers]
 
 
+class _Unfinished(Author, affects="pool"):
+    """A backend of which only the options are there."""
+
+    label: ClassVar[str] = "unfinished"  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+def test_backend_without_a_branch_of_its_own_is_never_taken_for_the_fake(tmp_path):
+    config: Any = _Unfinished()
+    assert config.actor_pool == (1, 0.1, 0)
+    with pytest.raises(AssertionError, match="unreachable"):
+        llm_key(config)
+    with pytest.raises(AssertionError, match="unreachable"):
+        open_llm(config, Storage.open(str(tmp_path)))
+
+
 def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     tiny_model, tmp_path, monkeypatch
 ):
@@ -580,7 +596,7 @@ def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     vars(fake).update(LLM=FakeEngine, SamplingParams=FakeSampling)
     monkeypatch.setitem(sys.modules, "vllm", fake)
     config = VLLMEngine(type="vllm", path=str(tiny_model), gpus=2)
-    assert llm_label(config) == tiny_model.name
+    assert config.label == tiny_model.name
     assert llm_key(config) != llm_key(config.model_copy(update={"dtype": "float32"}))
     assert llm_key(config) == llm_key(config.model_copy(update={"gpus": 1, "actors": 3}))
 

@@ -75,26 +75,36 @@ def test_added_figure_appears_in_summary_screen_page_card_and_mlflow(
 
 def test_names_in_files_and_mlflow_are_those_that_charts_and_readers_know():
     """Stored summaries and dashboards use them."""
-    assert {figure.key: figure.metric for figure in FIGURES} == {
-        "mean": "accuracy/mean",
-        "std": "accuracy/std",
-        "min": "accuracy/worst_prompt",
-        "p05": "accuracy/p05",
-        "max": "accuracy/best_prompt",
-        "std_by_chance": "accuracy/std_by_chance",
-        "consistency": "consistency",
-        "pairwise_agreement": "pairwise_agreement",
-        "flip_rate": "flip_rate",
-        "calibration_error": "calibration_error",
-        "generated_tokens": "generated_tokens",
-        "seconds_per_example": "seconds_per_example",
-        "trained_tokens": None,
-        "trained_answer_tokens": None,
-    }
+    names = {figure.key: figure.metric for figure in FIGURES}
+    assert (
+        names.items()
+        >= {
+            "mean": "accuracy/mean",
+            "std": "accuracy/std",
+            "min": "accuracy/worst_prompt",
+            "p05": "accuracy/p05",
+            "max": "accuracy/best_prompt",
+            "std_by_chance": "accuracy/std_by_chance",
+            "consistency": "consistency",
+            "pairwise_agreement": "pairwise_agreement",
+            "flip_rate": "flip_rate",
+            "calibration_error": "calibration_error",
+            "generated_tokens": "generated_tokens",
+            "seconds_per_example": "seconds_per_example",
+            "trained_tokens": None,
+            "trained_answer_tokens": None,
+        }.items()
+    )
     assert (top(0.75).metric, top("0.75").heading) == ("accuracy/top_75", "Top>=75%")
-    assert list(validation_metrics(np.ones((2, 2), bool))) == [
-        f"validation/accuracy/{name}" for name in ("mean", "std", "worst_prompt", "p05")
-    ]
+    assert (
+        validation_metrics(np.eye(2, dtype=bool)).items()
+        >= {
+            "validation/accuracy/mean": 0.5,
+            "validation/accuracy/std": 0.0,
+            "validation/accuracy/worst_prompt": 0.5,
+            "validation/accuracy/p05": 0.5,
+        }.items()
+    )
 
 
 def test_tracked_figures_are_those_of_the_summary_that_are_known(tmp_path: Path):
