@@ -117,5 +117,4 @@ def make_planner(setup: Setup) -> Planner:
         batch_size=setup.batch_size,
         row_tokens=setup.row_tokens,
         packing=True,
-        end_token=False,
     )

@@ -14,6 +14,8 @@ from paft_ray.config.base import Affects, Section, Target
 RULES: Mapping[Target, int] = {"pool": 1, "answers": 1, "weights": 1, "scores": 1, "search": 1}
 """What a rule affects, to the rule's version. Raise it when a rule changes that no field sets, such
 as how an answer is scored: results of the older rule are then made again, or refused."""
+FREE_TEXT_RULES: Mapping[Target, int] = {"scores": 2}
+"""The same for tasks without choices. Scores: 2, the whole text is compared, not its first line."""
 _OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "weights", "scores", "run")
 
 
@@ -24,7 +26,7 @@ def affecting(section: Section, *targets: Target) -> dict[str, Any]:
     Rules of another version than the first are under `rules`.
     """
     wanted = frozenset(targets)
-    return _with_rules(_kept(section, lambda note: bool(note.targets & wanted)), targets)
+    return _with_rules(section, _kept(section, lambda note: bool(note.targets & wanted)), targets)
 
 
 def result_fields(config: Section) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def result_fields(config: Section) -> dict[str, Any]:
 
 def recorded_fields(config: Section) -> dict[str, Any]:
     """The fields of the first version, and later ones that affect anything."""
-    return _with_rules(_kept(config, lambda note: note.neutral is ... or bool(note.targets)), RULES)
+    kept = _kept(config, lambda note: note.neutral is ... or bool(note.targets))
+    return _with_rules(config, kept, RULES)
 
 
 def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any]]:
@@ -57,9 +60,14 @@ def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any
     return values, rest
 
 
-def _with_rules(tree: dict[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
+def _with_rules(
+    section: Section, tree: dict[str, Any], targets: Iterable[Target]
+) -> dict[str, Any]:
     newer = {target: RULES[target] for target in targets if RULES.get(target, 1) > 1}
-    return {**tree, "rules": newer} if newer else tree
+    rules: dict[str, Any] = {"rules": newer} if newer else {}
+    if (task := getattr(section, "task", None)) is not None and not task.has_choices:
+        rules["free_text_rules"] = {t: FREE_TEXT_RULES[t] for t in targets if t in FREE_TEXT_RULES}
+    return tree | {name: versions for name, versions in rules.items() if versions}
 
 
 def _kept(section: Section, keep: Callable[[Affects], bool]) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def _kept_below(
     found = {}
     for name, note in type(value).declared.items():
         own = getattr(value, name)
-        if note.neutral is not ... and own == note.neutral:
+        if note.is_neutral(value, own):
             continue
         if _holds_sections(own):
             whole = outer or (note if note.whole else None)

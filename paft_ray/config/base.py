@@ -28,6 +28,11 @@ class Affects:
     """`...` for a field of the first version, which is in identities whatever its value."""
     whole: bool
 
+    def is_neutral(self, section: Any, value: Any) -> bool:
+        """Return whether a field of `section` means with `value` what earlier versions did."""
+        neutral = self.neutral(section) if callable(self.neutral) else self.neutral
+        return neutral is not ... and value == neutral
+
 
 def affects(*targets: Target, neutral: Any = ..., whole: bool = False) -> Affects:
     """Annotate a field with what it affects.
@@ -35,8 +40,9 @@ def affects(*targets: Target, neutral: Any = ..., whole: bool = False) -> Affect
     Args:
         targets: What it affects.
         neutral: Required for a field that a later version adds: the value that means what versions
-            without the field did. A field with this value is left out of identities, so that
-            results of earlier versions are still found.
+            without the field did, or a function of its section that returns it. A field with this
+            value is left out of identities, so that results of earlier versions are still found.
+            It is the default; `load_recorded` fills it in where it cannot be.
         whole: For a field that holds sections: the targets hold for all fields inside, whatever
             those declare.
     """

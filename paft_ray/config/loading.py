@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.config.task import earlier_answer_end
 
 _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
@@ -62,6 +63,19 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+
+
+def load_recorded(tree: Mapping[str, Any]) -> Config:
+    """Load the configuration that a run recorded; a field that it lacks means what it did then.
+
+    Raises:
+        ConfigError: It has a field that was removed since.
+    """
+    task = tree.get("task")
+    if isinstance(task, Mapping) and "answer_end" not in task:
+        earlier = earlier_answer_end(load_config(tree).task)
+        tree = {**tree, "task": {**task, "answer_end": earlier}}
+    return load_config(tree)
 
 
 def from_anywhere(location: str) -> str:

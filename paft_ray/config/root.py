@@ -131,6 +131,6 @@ class Config(Section, affects="run"):
         if self.train.row_tokens < 2 * self.task.max_length:
             raise ValueError(
                 f"train.row_tokens ({self.train.row_tokens}) is less than twice task.max_length "
-                f"({self.task.max_length}), but consistency reads two renderings in one row: "
-                "raise it"
+                f"({self.task.max_length}), but consistency reads two renderings in one row, each "
+                "with every choice: raise it"
             )

@@ -1,13 +1,21 @@
 """`task`: a data set, its fields, its answer, its splits."""
 
 import re
-from typing import Annotated, Literal, Self
+import unicodedata
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, affects
 
 PUBLISHED_TASKS = ("boolq", "gsm8k", "hellaswag", "piqa", "race", "sst2", "winogrande")
+FREE_TEXT_TASKS = ("gsm8k",)
+"""Those of them without choices."""
+
+
+def earlier_answer_end(task: Any) -> str:
+    """What versions without `task.answer_end` did: only free text was trained with its end."""
+    return "ignored" if task.has_choices else "scored"
 
 
 class TaskOptions(Section, affects="run"):
@@ -17,6 +25,15 @@ class TaskOptions(Section, affects="run"):
     """Longest example, in tokens of prompt and answer."""
     overlong: Annotated[Literal["refuse", "trim"], affects("weights", "scores")] = "refuse"
     """What happens to a longer one: the run stops, or its longest field is cut and counted."""
+    answer_end: Annotated[
+        Literal["scored", "ignored"], affects("weights", "scores", neutral=earlier_answer_end)
+    ] = "scored"
+    """Whether the end token after a choice is trained and scored with it. `ignored`, as in
+    lm-evaluation-harness, never finds a choice likelier than one that it begins with."""
+    stop: Annotated[
+        tuple[Annotated[str, Field(min_length=1)], ...], affects("scores", neutral=())
+    ] = ()
+    """Texts at the first of which a free-text answer ends, as it does at the end token."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the examples kept for choosing (single prompt, Tune)."""
     test_share: float = Field(default=0.2, gt=0, lt=1)
@@ -30,6 +47,25 @@ class TaskOptions(Section, affects="run"):
             raise ValueError("validation_share + test_share leave nothing to train on: lower them")
         return self
 
+    @property
+    def has_choices(self) -> bool:
+        """Return whether answers are chosen; otherwise they are free text."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _answers_end(self) -> Self:
+        if self.has_choices and self.stop:
+            raise ValueError(
+                f"stop: {list(self.stop)} ends generated answers, and this task has choices, which "
+                "are ranked: leave it out"
+            )
+        if not self.has_choices and self.answer_end == "ignored":
+            raise ValueError(
+                "answer_end: ignored is for choices; a free-text answer that is not trained to end "
+                "goes on to evaluation.max_new_tokens: leave it out"
+            )
+        return self
+
 
 class BuiltinTaskConfig(TaskOptions, affects="run"):
     """One of the tasks that `paft_ray` describes as data, see `paft_ray.tasks.builtin`."""
@@ -40,6 +76,11 @@ class BuiltinTaskConfig(TaskOptions, affects="run"):
     path: Annotated[str | None, NOTHING] = None
     """A local copy (file or saved Hugging Face data set; `pkg:NAME/inner/path` looks inside an
     installed Python package); without it the Hugging Face hub is read."""
+
+    @property
+    def has_choices(self) -> bool:
+        """Return whether answers are chosen; otherwise they are free text."""
+        return self.name not in FREE_TEXT_TASKS
 
 
 class CustomTaskConfig(TaskOptions, affects="run"):
@@ -72,6 +113,27 @@ class CustomTaskConfig(TaskOptions, affects="run"):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", slot):
                 raise ValueError(f"slot {slot!r} is not a word: use letters, digits and _")
         return fields
+
+    @property
+    def has_choices(self) -> bool:
+        """Return whether answers are chosen; otherwise they are free text."""
+        return self.choices is not None
+
+    @field_validator("choices")
+    @classmethod
+    def _choices_differ(cls, choices: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        seen: dict[str, str] = {}
+        for choice in choices or ():
+            text = " ".join(unicodedata.normalize("NFC", choice).split())
+            if not text:
+                raise ValueError(f"{choice!r} is an empty choice: name what the model should write")
+            if text in seen:
+                raise ValueError(
+                    f"{seen[text]!r} and {choice!r} do not differ in more than blanks or Unicode "
+                    "form, so that no answer could tell them apart: remove one"
+                )
+            seen[text] = choice
+        return choices
 
     @model_validator(mode="after")
     def _labels_name_choices(self) -> Self:

@@ -3,7 +3,7 @@
 Shapes: M models (one per training, and the base model), S seeds of a label, P prompts, E examples.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from paft_ray.evaluation.metrics import AnswerGrid
 
 COLUMNS = ("variant", "seed", "split", "prompt_id", "example_id", "prediction", "correct")
 """Columns of every scores table."""
+NUMBERS = ("generated_tokens", "unended", "begins_right")
+"""Columns of numbers and truth values that only some scores tables have, all of free text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ class Answers:
     """The different predictions, sorted; the empty one stands for those that could not be read."""
     confidence_MPE: NDArray[np.float64] | None
     """Probability of the answer among the choices; None for free text."""
-    tokens_MPE: NDArray[np.float64] | None
-    """Tokens generated for the answer; None for choices."""
+    numbers_MPE: Mapping[str, NDArray[np.float64]]
+    """By column of `NUMBERS` its values, of those that all rows have."""
     even_MPE: NDArray[np.bool_]
     """Whether a pair was chosen for scoring without regard to other answers."""
 
@@ -57,12 +59,12 @@ class Answers:
 
     def grid(self, model: int) -> AnswerGrid:
         """The answers of one model that was scored as a whole."""
-        confidence, tokens = self.confidence_MPE, self.tokens_MPE
+        confidence = self.confidence_MPE
         return AnswerGrid(
             self.right_MPE[model] == 1,
             self.prediction_MPE[model],
             None if confidence is None else confidence[model],
-            None if tokens is None else tokens[model],
+            {column: number_MPE[model] for column, number_MPE in self.numbers_MPE.items()},
         )
 
 
@@ -73,7 +75,7 @@ def read_answers(
 
     Args:
         scores: With `COLUMNS`, one row per model, prompt and example, and `choice_logprobs`,
-            `generated_tokens` or `look` where there are any.
+            `NUMBERS` or `look` where there are any.
         labels: Labels of the models to read.
         examples: Ids of examples that belong to the grid even where they were not scored.
 
@@ -103,8 +105,8 @@ def read_answers(
     if (count_MPE > 1).any():
         count_MPE = np.maximum(count_MPE, 1)
         raise DataError(_wrong_count(count_MPE, models, prompt_ids, example_ids))
-    confidence, tokens = _confidence(rows), _numbers(rows, "generated_tokens")
-    look = _numbers(rows, "look")
+    confidence, look = _confidence(rows), _numbers(rows, "look")
+    known = {column: _numbers(rows, column) for column in NUMBERS}
     return Answers(
         models,
         prompt_ids,
@@ -113,7 +115,7 @@ def read_answers(
         spread(prediction.astype(np.int32), -1),
         predictions,
         None if confidence is None else spread(confidence),
-        None if tokens is None else spread(tokens),
+        {column: spread(values) for column, values in known.items() if values is not None},
         spread(np.ones(rows.num_rows, bool) if look is None else look == 0),
     )
 
@@ -188,4 +190,4 @@ def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
 def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:
     if column not in rows.column_names or rows[column].null_count:
         return None
-    return rows[column].to_numpy().astype(np.float64)
+    return np.asarray(rows[column].to_numpy(zero_copy_only=False)).astype(np.float64)

@@ -21,7 +21,7 @@ from paft_ray.evaluation.metrics import (
     consistency,
     flip_rate,
     mean_calibration_error,
-    mean_tokens,
+    mean_of,
     pairwise_agreement,
     std_by_chance,
 )
@@ -202,7 +202,26 @@ GENERATED_TOKENS = Figure(
     most=float("inf"),
     scale=1,
     format=",.1f",
-    of_answers=mean_tokens,
+    of_answers=mean_of("generated_tokens"),
+)
+UNENDED = Figure(
+    key="unended",
+    heading="no end",
+    meaning="answers that went on past evaluation.max_new_tokens: no end token, nothing of "
+    "task.stop",
+    metric="unended",
+    table="results",
+    better="lower",
+    of_answers=mean_of("unended"),
+)
+BEGINS_RIGHT = Figure(
+    key="begins_right",
+    heading="only begin right",
+    meaning="answers that begin with the right one and go on, which is wrong",
+    metric="begins_right",
+    table="results",
+    better="lower",
+    of_answers=mean_of("begins_right"),
 )
 SECONDS_PER_EXAMPLE = Figure(
     key="seconds_per_example",
@@ -233,7 +252,8 @@ TRAINED_ANSWER_TOKENS = Figure(
 )
 FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, CONSISTENCY, PAIRWISE_AGREEMENT, FLIP_RATE,
-    CALIBRATION_ERROR, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS,
+    CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS,
+    TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 

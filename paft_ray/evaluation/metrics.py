@@ -5,6 +5,7 @@
 Shapes: P prompts, E examples, A answers to one example, B bins, R reweighings of a grid, N answers.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +40,8 @@ class WeightedAnswers:
     """How many prompts get the answer that most prompts get."""
     gap_RB: Floats | None
     """Sum of confidence less correctness in each bin of confidence; None for free text."""
-    tokens_R: Floats | None
-    """Sum of the tokens generated; None for choices."""
+    sums_R: Mapping[str, Floats]
+    """Sums of the numbers that are known of every answer, by name."""
 
     def over_examples(self, values_RE: NDArray[Any]) -> Floats:
         """Mean over examples."""
@@ -55,7 +56,7 @@ class AnswerGrid:
         correct_PE: NDArray[np.bool_],
         prediction_PE: NDArray[Any],
         confidence_PE: Floats | None = None,
-        tokens_PE: Floats | None = None,
+        numbers_PE: Mapping[str, Floats] | None = None,
     ) -> None:
         """Prepare the answers of a whole grid to be counted.
 
@@ -63,7 +64,7 @@ class AnswerGrid:
             correct_PE: Whether the answer is right.
             prediction_PE: The answers themselves, of any type that can be sorted.
             confidence_PE: Probability of the answer among the choices.
-            tokens_PE: Tokens generated for the answer.
+            numbers_PE: What else is known of every answer, by name.
 
         Raises:
             DataError: The grid is empty, or the two arrays differ in shape.
@@ -79,7 +80,7 @@ class AnswerGrid:
         codes_PE = np.stack(codes, axis=1).reshape(correct_PE.shape)
         chosen_PEA = codes_PE[..., None] == np.arange(codes_PE.max() + 1)
         self._chosen = chosen_PEA.reshape(prompts, -1).astype(np.float64)
-        self._examples, self._tokens_PE, self._gap = examples, tokens_PE, None
+        self._examples, self._numbers_PE, self._gap = examples, numbers_PE or {}, None
         if confidence_PE is not None:
             gap_PBE = np.zeros((prompts, _CALIBRATION_BINS, examples))
             place = np.ogrid[:prompts, :examples]
@@ -89,12 +90,10 @@ class AnswerGrid:
     def weighted(self, times_RP: Floats, times_RE: Floats) -> WeightedAnswers:
         """Count the answers, given how often every prompt and every example counts."""
         count_REA = (times_RP @ self._chosen).reshape(len(times_RP), self._examples, -1)
-        gap_RB = tokens_R = None
+        gap_RB = None
         if self._gap is not None:
             gap_RBE = (times_RP @ self._gap).reshape(len(times_RP), -1, self._examples)
             gap_RB = np.einsum("rbe,re->rb", gap_RBE, times_RE)
-        if self._tokens_PE is not None:
-            tokens_R = _over_examples(times_RP @ self._tokens_PE, times_RE)
         return WeightedAnswers(
             times_RP,
             times_RE,
@@ -103,7 +102,7 @@ class AnswerGrid:
             count_REA,
             count_REA.max(axis=-1),
             gap_RB,
-            tokens_R,
+            {k: _over_examples(times_RP @ v, times_RE) for k, v in self._numbers_PE.items()},
         )
 
 
@@ -133,11 +132,15 @@ def mean_calibration_error(answers: WeightedAnswers) -> Floats | None:
     return np.abs(answers.gap_RB).sum(axis=1) / (answers.prompts_R * answers.examples_R)
 
 
-def mean_tokens(answers: WeightedAnswers) -> Floats | None:
-    """Tokens generated per answer: shape [R]; None for choices."""
-    if answers.tokens_R is None:
-        return None
-    return answers.tokens_R / (answers.prompts_R * answers.examples_R)
+def mean_of(name: str) -> Callable[[WeightedAnswers], Floats | None]:
+    """The mean over answers of a number: shape [R]; None where it is not known of all."""
+
+    def mean(answers: WeightedAnswers) -> Floats | None:
+        if name not in answers.sums_R:
+            return None
+        return answers.sums_R[name] / (answers.prompts_R * answers.examples_R)
+
+    return mean
 
 
 def calibration_error(confidence_N: Floats, correct_N: NDArray[np.bool_]) -> float:

@@ -1,7 +1,7 @@
 """Scores of one model under one prompt on some examples; no Ray.
 
 Choices are ranked by log-likelihood, the first one where two are equal; free text is generated
-greedily and its answer extracted.
+greedily and compared as a whole, or an answer is found in it.
 """
 
 import math
@@ -25,10 +25,12 @@ from paft_ray.models.load import (
     virtual_tokens,
 )
 from paft_ray.models.logprobs import (
+    Continuation,
+    Ending,
     ForwardPass,
     best_choice,
     choice_logprobs,
-    generate,
+    continue_texts,
     inference,
 )
 from paft_ray.models.tokenization import Question, TextEncoder
@@ -50,6 +52,8 @@ SCORES_SCHEMA = pa.schema(
         ("normalised_correct", pa.bool_()),
         ("generated_text", pa.string()),
         ("generated_tokens", pa.int64()),
+        ("unended", pa.bool_()),
+        ("begins_right", pa.bool_()),
     ]
 )
 
@@ -63,12 +67,18 @@ class Score:
     prediction: str
     correct: bool
     choice_logprobs: tuple[float, ...] | None = None
-    """Log-likelihood of every choice, in the task's order, in nats."""
+    """Log-likelihood of every choice, in the task's order, in nats; with its end token, unless
+    `task.answer_end` is `ignored`."""
     normalised_correct: bool | None = None
     """Whether the choice with the best log-likelihood per character is right (lm-eval's
-    acc_norm)."""
+    acc_norm, which leaves out the end token)."""
     generated_text: str | None = None
     generated_tokens: int | None = None
+    unended: bool | None = None
+    """Whether the text reached `evaluation.max_new_tokens` without an end."""
+    begins_right: bool | None = None
+    """Whether the text begins with the right answer and goes on, which is wrong; None where
+    `Task.answer_pattern` finds the answer in the text."""
 
 
 def scores_table(scores: Sequence[Score]) -> pa.Table:
@@ -122,14 +132,15 @@ class Predictor:
         )
         likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
         scores = []
-        for example, logprobs in zip(examples, likelihoods, strict=True):
+        for example, found in zip(examples, likelihoods, strict=True):
+            logprobs = found.whole
             if not all(map(math.isfinite, logprobs)):
                 raise DataError(
                     f"{_name(example, prompt_id)}: the model's log-likelihoods are "
                     f"{list(logprobs)}; look at the adapter and at model.dtype"
                 )
             best = best_choice(logprobs)
-            normalised = best_choice([v / len(c) for v, c in zip(logprobs, choices, strict=True)])
+            normalised = best_choice([v / len(c) for v, c in zip(found.text, choices, strict=True)])
             scores.append(
                 Score(
                     prompt_id,
@@ -155,7 +166,6 @@ class Predictor:
                 template.render,
                 example.fields,
                 [example.answer],
-                end=True,
                 what=_name(example, prompt_id),
             )[0].context_ids
             for example in examples
@@ -166,30 +176,36 @@ class Predictor:
         evaluation = self._config.evaluation
         most = 0 if alone else evaluation.generation_tokens
         lengths = [len(context) for context in contexts]
-        answers: list[tuple[str, int]] = [("", 0)] * len(contexts)
+        answers: list[Continuation] = [Continuation("", 0, False)] * len(contexts)
+        ending = Ending(self._encoder.end_ids, self._config.task.stop)
         with inference(model, self._dtype):
             for batch in batches_by_length(lengths, evaluation.max_new_tokens, most):
-                generated = generate(
+                generated = continue_texts(
                     model,  # pyright: ignore[reportArgumentType]
                     self._encoder.tokenizer,
                     [contexts[place] for place in batch],
                     evaluation.max_new_tokens,
+                    ending,
                 )
                 for place, answer in zip(batch, generated, strict=True):
                     answers[place] = answer
         pattern = self._task.answer_pattern
         scores = []
-        for example, (text, tokens) in zip(examples, answers, strict=True):
-            prediction = extract_answer(text, pattern)
-            right = bool(prediction) and prediction == extract_answer(example.answer, pattern)
+        for example, answer in zip(examples, answers, strict=True):
+            prediction = extract_answer(answer.text, pattern)
+            expected = extract_answer(example.answer, pattern)
+            right = bool(prediction) and prediction == expected
+            begins = prediction.startswith(expected) and not right
             scores.append(
                 Score(
                     prompt_id,
                     example.id,
                     prediction,
                     right,
-                    generated_text=text,
-                    generated_tokens=tokens,
+                    generated_text=answer.text,
+                    generated_tokens=answer.tokens,
+                    unended=not answer.ended,
+                    begins_right=begins if pattern is None else None,
                 )
             )
         return scores

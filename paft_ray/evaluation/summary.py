@@ -16,7 +16,6 @@ from paft_ray.evaluation.bootstrap import Resamples, resample
 from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.figures import (
     CALIBRATION_ERROR,
-    GENERATED_TOKENS,
     MEAN,
     Figure,
     all_figures,
@@ -190,7 +189,6 @@ def _of_scored(answers: Answers, label: str) -> dict[str, float]:
             confidence_PE = answers.confidence_MPE[model]
             error = calibration_error(confidence_PE[even_PE], correct_PE[even_PE])
             values.setdefault(CALIBRATION_ERROR.key, []).append(error)
-        if answers.tokens_MPE is not None:
-            tokens = float(answers.tokens_MPE[model][even_PE].mean())
-            values.setdefault(GENERATED_TOKENS.key, []).append(tokens)
+        for column, number_MPE in answers.numbers_MPE.items():  # figures have the columns' names
+            values.setdefault(column, []).append(float(number_MPE[model][even_PE].mean()))
     return {key: float(np.mean(of_seeds)) for key, of_seeds in values.items()}

@@ -298,7 +298,7 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
     tokenizer = load_tokenizer(base, config.model.revision)
     encoder = TextEncoder.from_config(tokenizer, config)
     return [
-        encoder.encode(template.render, e.fields, [e.answer], task.choices is None)[0].sequence()
+        encoder.encode(template.render, e.fields, [e.answer])[0].sequence()
         for e in task.train[:_PROBES]
     ]
 

@@ -22,8 +22,11 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.training.identity import find_trained
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of the files, part of an export's identity."""
+WITHOUT_END = (
+    "lm-eval scores choices without their end, as a run with task.answer_end: ignored does"
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
         config.name,
         [context.task_identity, context.model_identity, config.model.chat_template],
         [list(task.choices or ()), task.answer_pattern, evaluation.max_new_tokens],
+        list(config.task.stop),
         [prompt.id for prompt in prompts],
         [example.id for example in examples],
         context.scoring_dtype,
@@ -110,6 +114,8 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
     base = prepare_base(config.model.path, config.model.revision, context.storage)
     tokenizer = load_tokenizer(base, config.model.revision)
     encoder = TextEncoder.from_config(tokenizer, config)
+    if context.task.choices is not None:
+        encoder = encoder.ending("ignored", choices=True)
     commands = dict(_commands(plan, base, encoder.uses_chat_template))
     with context.screen.stage("export for lm-eval") as stage:
         if not plan.reused:
@@ -120,6 +126,7 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
                 dict(_contexts(plan, encoder)),
                 config.evaluation.max_new_tokens,
                 _comment(plan, encoder.uses_chat_template),
+                config.task.stop,
             )
             if plan.default:
                 plan.out.delete()  # an unfinished export
@@ -131,7 +138,8 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
         if manifest is None:
             raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
         found = ", found complete" if plan.reused else ""
-        stage.finish(f"{len(plan.prompts)} tasks of {len(plan.examples)} examples{found}")
+        ends = f"; {WITHOUT_END}" if context.task.choices is not None else ""
+        stage.finish(f"{len(plan.prompts)} tasks of {len(plan.examples)} examples{found}{ends}")
     return LmEvalExported(
         "lm_eval",
         plan.out.path(),
@@ -154,7 +162,7 @@ def _contexts(
         ConfigError: One does not fit `task.max_length`, and may not be cut.
     """
     task = plan.context.task
-    end, plain = task.choices is None, replace(encoder, chat_template="none")
+    plain = replace(encoder, chat_template="none")
     for prompt in plan.prompts:
         render = parse(prompt.text, task.slots).render
         questions = [
@@ -167,11 +175,11 @@ def _contexts(
             for example in plan.examples
         ]
         try:
-            encoded = encoder.encode_all(questions, end)
+            encoded = encoder.encode_all(questions)
         except DataError as error:
             raise ConfigError(f"--lm-eval: {error}") from error
         fields = [
-            encoder.trimmed_fields(question, end) if first.trimmed else question.fields
+            encoder.trimmed_fields(question) if first.trimmed else question.fields
             for question, (first, *_) in zip(questions, encoded, strict=True)
         ]
         yield prompt.id, [plain.context(render(each)) for each in fields]
@@ -208,7 +216,8 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
 
 def _comment(plan: LmEvalPlan, chat: bool) -> str:
     """Return instructions for the group's file."""
-    return (
+    ends = "" if plan.context.task.choices is None else f"{WITHOUT_END}.\n"
+    return ends + (
         f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.\n"
         f"{_command('pretrained=MODEL', plan, 'FOLDER', chat)}\n"
         "An adapter: --model_args pretrained=MODEL,peft=ADAPTER,..."

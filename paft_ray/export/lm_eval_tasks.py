@@ -22,6 +22,7 @@ _CODE = '''"""Read by the YAMLs beside it; written by `paft export --lm-eval`.""
 
 import json
 import re
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -64,6 +65,8 @@ class LmEvalTasks:
     """Longest generated answer of a free-text task, in tokens."""
     comment: str
     """Instructions, written as comment lines of the group's file."""
+    stop: tuple[str, ...] = ()
+    """Texts at which a generated answer ends."""
 
     def files(self) -> dict[str, bytes]:
         """Return file names and contents."""
@@ -126,7 +129,11 @@ class LmEvalTasks:
         if choices is not None:
             more = {"output_type": "multiple_choice", "doc_to_choice": list(choices)}
             return _yaml({**task, **more}) + _LOAD
-        settings = {"until": [], "do_sample": False, "max_gen_toks": self.max_new_tokens}
+        settings = {
+            "until": list(self.stop),
+            "do_sample": False,
+            "max_gen_toks": self.max_new_tokens,
+        }
         more = {"output_type": "generate_until", "generation_kwargs": settings}
         return _yaml({**task, **more}) + _LOAD + _FILTER
 

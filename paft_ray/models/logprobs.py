@@ -125,23 +125,63 @@ def score_sequences(
     return scores
 
 
+@dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """Log-likelihoods of the answers to one context, in nats."""
+
+    whole: tuple[float, ...]
+    """Of each answer, with its end token where it has one."""
+    text: tuple[float, ...]
+    """The same without the end token."""
+
+
 def choice_logprobs(
     model: torch.nn.Module, encoded: Sequence[Sequence[Encoded]], reading: ForwardPass
-) -> list[tuple[float, ...]]:
-    """Compute log-likelihoods of the answers to each context, in nats."""
-    per_context = [choice_sequences(answers) for answers in encoded]
+) -> list[Likelihoods]:
+    """Compute the log-likelihoods of the answers to each context."""
+    per_context = [choice_sequences(answers, ends_apart=True) for answers in encoded]
     flat = [sequence for sequences in per_context for sequence in sequences]
     sums = iter(score_sequences(model, flat, reading))
     result = []
     for answers, sequences in zip(encoded, per_context, strict=True):
         owned = {owner: value for _ in sequences for owner, value in next(sums).items()}
-        result.append(tuple(owned[index] for index in range(len(answers))))
+        count = len(answers)
+        text = tuple(owned[index] for index in range(count))
+        whole = tuple(value + owned.get(count + index, 0.0) for index, value in enumerate(text))
+        result.append(Likelihoods(whole, text))
     return result
 
 
 def best_choice(values: Sequence[float]) -> int:
     """Return the index of the largest value, the first of several that are equal."""
     return max(range(len(values)), key=lambda index: (values[index], -index))
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A generated text."""
+
+    text: str
+    """Up to the end token or the first text to stop at, without either."""
+    tokens: int
+    """Number of its tokens, including those that end it."""
+    ended: bool
+    """Whether it came to an end, and was not cut at the most tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The ends of a generated text besides the model's own end tokens."""
+
+    ids: tuple[int, ...] = ()
+    """Further end tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts at the first of which it stops."""
+
+    def find(self, text: str) -> int:
+        """Return the place of the first text to stop at; -1 for none."""
+        found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
+        return min(found, default=-1)
 
 
 def generate(
@@ -151,34 +191,76 @@ def generate(
     max_new_tokens: int,
     decoding: Decoding = GREEDY,
 ) -> list[tuple[str, int]]:
-    """Continue a batch of texts, given as token ids, by at most `max_new_tokens` tokens each.
+    """Continue a batch of texts, see `continue_texts`.
 
     Returns:
         For each text its continuation, and the number of its tokens including the end token.
     """
+    found = continue_texts(model, tokenizer, contexts, max_new_tokens, decoding=decoding)
+    return [(continuation.text, continuation.tokens) for continuation in found]
+
+
+def continue_texts(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    contexts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ending: Ending = Ending(),
+    decoding: Decoding = GREEDY,
+) -> list[Continuation]:
+    """Continue a batch of texts, given as token ids, by at most `max_new_tokens` tokens each."""
     batch = tokenizer.pad(
         {"input_ids": [list(context) for context in contexts]},
         padding_side="left",
         return_tensors="pt",
     ).to(model.device)
-    sampling: dict[str, Any] = {"do_sample": decoding.temperature > 0}
+    start = batch["input_ids"].shape[1]
+    end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+    end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
+    own = [] if end is None else end if isinstance(end, list) else [end]
+    ends = list(dict.fromkeys([*own, *ending.ids]))
+    settings: dict[str, Any] = {"do_sample": decoding.temperature > 0}
     if decoding.temperature > 0:
-        sampling |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+        settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
+    if ending.stop:
+        settings["stopping_criteria"] = _stops_at(tokenizer, ending, start)
     torch.manual_seed(decoding.seed)
     with torch.inference_mode():
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             **batch,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            eos_token_id=ends or None,
+            **settings,
         )
-    new_BT = output[:, batch["input_ids"].shape[1] :].cpu().numpy()
-    end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-    end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
-    ends = np.asarray(end if isinstance(end, list) else [end])
-    results = []
-    for new_T in new_BT:
-        stops = np.flatnonzero(np.isin(new_T, ends))
-        length = int(stops[0]) + 1 if len(stops) else len(new_T)
-        results.append((tokenizer.decode(new_T[:length], skip_special_tokens=True), length))
-    return results
+    return [_finish(tokenizer, new_T, ends, ending) for new_T in output[:, start:].cpu().numpy()]
+
+
+def _stops_at(tokenizer: "PreTrainedTokenizerBase", ending: Ending, start: int) -> Any:
+    """Return criteria by which each text of a batch stops, whatever the others do."""
+    from transformers import StoppingCriteria, StoppingCriteriaList
+
+    class Stops(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
+            texts = tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+            return torch.tensor([ending.find(text) >= 0 for text in texts], device=input_ids.device)
+
+    return StoppingCriteriaList([Stops()])
+
+
+def _finish(
+    tokenizer: "PreTrainedTokenizerBase", new_T: np.ndarray, ends: Sequence[int], ending: Ending
+) -> Continuation:
+    """Cut generated tokens at the first end."""
+
+    def decode(length: int) -> str:
+        return str(tokenizer.decode(new_T[:length], skip_special_tokens=True))
+
+    found = np.flatnonzero(np.isin(new_T, ends))
+    length = int(found[0]) + 1 if len(found) else len(new_T)
+    text = decode(length - len(found[:1]))
+    place = ending.find(text)
+    if place < 0:
+        return Continuation(text, length, ended=len(found) > 0)
+    length = next(n for n in range(1, length + 1) if ending.find(decode(n)) >= 0)
+    return Continuation(text[:place], length, ended=True)

@@ -5,13 +5,16 @@ Not covered: weights, and whether they fit into memory.
 """
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from paft_ray.config.errors import ConfigError, PaftError, one_line
+from paft_ray.config import Config
+from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
@@ -135,6 +138,28 @@ def check_adapters(
             _check_adapter(model, peft, seed, warm_start)
 
 
+def check_answers(config: Config, choices: Sequence[str] | None) -> None:
+    """Check that the model's tokenizer tells the choices apart, and has the end token they need.
+
+    Of a GGUF, whose tokenizer is known once it is converted, nothing is checked here.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    from paft_ray.models.load import load_tokenizer
+    from paft_ray.models.tokenization import TextEncoder
+
+    local = resolve_path(config.model.path)
+    if local is not None and not local.is_dir():
+        return
+    tokenizer = load_tokenizer(str(local or config.model.path), config.model.revision)
+    encoder = replace(TextEncoder.from_config(tokenizer, config), max_length=sys.maxsize)
+    try:
+        encoder.encode(lambda _: "Answer:", {}, choices or ())
+    except DataError as error:
+        raise ConfigError(f"task.choices: {error}") from error
+
+
 def count_weights(
     path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
 ) -> dict[str, int]:
@@ -252,7 +277,6 @@ def refuse_overlong(
                 render,
                 example.fields,
                 choices or [example.answer],
-                end=choices is None,
                 what=f"example {example.id} under prompt {prompt_id}",
             )
 

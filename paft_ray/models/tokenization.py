@@ -1,15 +1,17 @@
-"""Encodes rendered texts and answers as lm-evaluation-harness does.
+"""Encodes rendered texts and answers, as lm-evaluation-harness does where the text allows it.
 
-Trailing spaces of the context move to the answer, both are encoded together, and the tokens after
-those of the context alone are the answer.
+Trailing spaces of the context move to the answer, both are encoded together, and the answer is what
+follows the tokens of the context alone. Where a token joins characters of both, it belongs to the
+answer, and the context of all answers ends before it; lm-evaluation-harness counts, and loses it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from paft_ray.config import Config
-from paft_ray.config.errors import DataError
+from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.models.packing import TokenSequence
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ class Encoded:
     answer_ids: tuple[int, ...]
     trimmed: bool = False
     """Whether a field had to be cut to fit `max_length`."""
+    ended: bool = False
+    """Whether the last of `answer_ids` is the end token."""
 
     @property
     def length(self) -> int:
@@ -63,12 +67,60 @@ class TextEncoder:
     chat_template: Literal["none", "auto"] = "none"
     max_length: int = 512
     overlong: Literal["refuse", "trim"] = "refuse"
+    end_id: int | None = None
+    """Token that is appended to every answer; None for none."""
 
     @classmethod
     def from_config(cls, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Self:
-        """Return the encoder of a run's task and model."""
+        """Return the encoder of a run's task and model.
+
+        Raises:
+            ConfigError: The tokenizer has no end token, and answers end with one.
+        """
         task = config.task
-        return cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
+        encoder = cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
+        return encoder.ending(task.answer_end, task.has_choices)
+
+    def ending(self, answer_end: str, choices: bool) -> Self:
+        """Return this encoder with the end token of `task.answer_end`.
+
+        A choice under a chat template ends as the template ends the assistant's turn. Free text
+        ends with the tokenizer's end token, at which every generation stops.
+
+        Raises:
+            ConfigError: The tokenizer has no end token.
+        """
+        if answer_end == "ignored":
+            return replace(self, end_id=None)
+        turn_end = self._turn_end() if choices and self.uses_chat_template else None
+        end_id: Any = self.tokenizer.eos_token_id if turn_end is None else turn_end
+        if end_id is None:
+            remedy = "set task.answer_end: ignored" if choices else "save it with one"
+            raise ConfigError(
+                f"model.path: the tokenizer has no end token (eos_token), with which answers end: "
+                f"{remedy}"
+            )
+        return replace(self, end_id=end_id)
+
+    def _turn_end(self) -> int | None:
+        """Return the token with which the chat template ends an answer, or None for none."""
+        from jinja2 import TemplateError
+
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "@answer@"}]
+        try:
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except TemplateError:  # it writes questions only
+            return None
+        assert isinstance(rendered, str)
+        after = rendered.rpartition("@answer@")[2].lstrip()
+        ids: Any = self.tokenizer(after, add_special_tokens=False)["input_ids"]
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return ids[0] if ids and ids[0] in special else None
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the tokens that are appended to every answer: one, or none."""
+        return () if self.end_id is None else (self.end_id,)
 
     @property
     def uses_chat_template(self) -> bool:
@@ -92,38 +144,28 @@ class TextEncoder:
         render: Callable[[Mapping[str, str]], str],
         fields: Mapping[str, str],
         answers: Sequence[str],
-        end: bool = False,
         what: str = "example",
     ) -> tuple[Encoded, ...]:
         """Encode one example; see `encode_all`, and `Question` for the arguments."""
-        return self.encode_all([Question(render, fields, answers, what)], end)[0]
+        return self.encode_all([Question(render, fields, answers, what)])[0]
 
-    def encode_all(
-        self, questions: Sequence[Question], end: bool = False
-    ) -> list[tuple[Encoded, ...]]:
+    def encode_all(self, questions: Sequence[Question]) -> list[tuple[Encoded, ...]]:
         """Encode rendered examples with each of their answers, in one call of the tokenizer.
 
-        Args:
-            questions: The examples.
-            end: Append the end token to each answer, for training on free text.
-
         Returns:
-            For each question its context with every answer.
+            For each question its context, the same for all, with every answer.
 
         Raises:
             DataError: Context and answer are longer than `max_length`, and may not or cannot be
-                trimmed.
+                trimmed; an answer has no tokens, or the same as another one.
         """
         texts = [question.render(question.fields) for question in questions]
-        encoded = self._encode_texts(texts, [question.answers for question in questions], end)
+        encoded = self._encode_texts(texts, [question.answers for question in questions])
         return [
-            self._fit(question, pair, end)
-            for question, pair in zip(questions, encoded, strict=True)
+            self._fit(question, pair) for question, pair in zip(questions, encoded, strict=True)
         ]
 
-    def _fit(
-        self, question: Question, encoded: tuple[Encoded, ...], end: bool
-    ) -> tuple[Encoded, ...]:
+    def _fit(self, question: Question, encoded: tuple[Encoded, ...]) -> tuple[Encoded, ...]:
         excess = max(e.length for e in encoded) - self.max_length
         if excess <= 0:
             return encoded
@@ -132,20 +174,19 @@ class TextEncoder:
                 f"{question.what} has {self.max_length + excess} tokens with its prompt, more than "
                 f"task.max_length ({self.max_length}): raise it, or set task.overlong: trim"
             )
-        return self._trim(question, end)[0]
+        return self._trim(question)[0]
 
-    def trimmed_fields(self, question: Question, end: bool = False) -> Mapping[str, str]:
+    def trimmed_fields(self, question: Question) -> Mapping[str, str]:
         """Return the fields of an overlong question, cut to fit."""
-        return self._trim(question, end)[1]
+        return self._trim(question)[1]
 
-    def _trim(self, question: Question, end: bool) -> tuple[tuple[Encoded, ...], Mapping[str, str]]:
+    def _trim(self, question: Question) -> tuple[tuple[Encoded, ...], Mapping[str, str]]:
         fields = dict(question.fields)
         for _ in range(16):
-            [encoded] = self._encode_texts([question.render(fields)], [question.answers], end)
+            [encoded] = self._encode_texts([question.render(fields)], [question.answers])
             excess = max(e.length for e in encoded) - self.max_length
             if excess <= 0:
-                cut = tuple(Encoded(e.context_ids, e.answer_ids, trimmed=True) for e in encoded)
-                return cut, fields
+                return tuple(replace(e, trimmed=True) for e in encoded), fields
             longest = max(fields, key=lambda name: (len(fields[name]), name))
             ids = self.tokenizer(fields[longest], add_special_tokens=False)["input_ids"]
             text = str(self.tokenizer.decode(ids[: max(0, len(ids) - excess)]))
@@ -159,7 +200,7 @@ class TextEncoder:
         )
 
     def _encode_texts(
-        self, texts: Sequence[str], answers: Sequence[Sequence[str]], end: bool
+        self, texts: Sequence[str], answers: Sequence[Sequence[str]]
     ) -> list[tuple[Encoded, ...]]:
         contexts = [self.context(text) for text in texts]
         whole = [
@@ -168,35 +209,90 @@ class TextEncoder:
         ]
         flat = [text for group in whole for text in group]
         special = not self.uses_chat_template
-        ids: Any = iter(self.tokenizer(flat, add_special_tokens=special)["input_ids"])
+        ids: Any = self.tokenizer(flat, add_special_tokens=special)["input_ids"]
+        appended = self._appended if special else 0
+        stripped = iter([tuple(own[: len(own) - appended]) for own in ids])
         return [
-            self._split(context, own, [next(ids) for _ in range(len(own) + 1)], end)
-            for (context, _), own in zip(contexts, answers, strict=True)
+            self._split(text, own, [next(stripped) for _ in text])
+            for text, own in zip(whole, answers, strict=True)
         ]
 
+    @cached_property
+    def _appended(self) -> int:
+        """Number of tokens that the tokenizer appends to every text, such as its end token."""
+        bare: Any = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        found: Any = self.tokenizer("a")["input_ids"]
+        after = [
+            len(found) - len(bare) - place
+            for place in range(len(found) - len(bare) + 1)
+            if found[place : place + len(bare)] == bare
+        ]
+        return min(after, default=0)
+
     def _split(
-        self, context: str, answers: Sequence[str], ids: Sequence[list[int]], end: bool
+        self, texts: Sequence[str], answers: Sequence[str], ids: Sequence[tuple[int, ...]]
     ) -> tuple[Encoded, ...]:
-        """Split the ids of the context with each answer where those of the context alone end."""
-        context_ids, *whole = ids
-        end_id: Any = self.tokenizer.eos_token_id
-        tail = (end_id,) if end else ()
+        """Split the ids of a context with each of its answers at the end of the context.
+
+        Args:
+            texts: The context, and the context with each answer.
+            answers: The answers.
+            ids: Token ids of `texts`.
+        """
+        context, (context_ids, *whole) = texts[0], ids
         cut = len(context_ids)
+        if any(with_answer[:cut] != context_ids for with_answer in whole):
+            cut = max(
+                _common_beginning(ids),
+                min(_common_beginning(whole), self._tokens_within(context, texts[1:])),
+            )
+        first: dict[tuple[int, ...], str] = {}
         for with_answer, answer in zip(whole, answers, strict=True):
-            if len(with_answer) <= cut:
+            if len(with_answer) <= cut or with_answer == context_ids:
                 raise DataError(
                     f"answer {answer!r} adds no token after {context[-40:]!r}: reword the answer"
                 )
+            if with_answer in first:
+                raise DataError(
+                    f"answers {first[with_answer]!r} and {answer!r} are the same tokens to this "
+                    "model's tokenizer, so that none could be told from the other: reword them"
+                )
+            first[with_answer] = answer
         # as in lm-evaluation-harness, an empty context is the end token
-        context_ids = context_ids or [end_id]
-        return tuple(Encoded(tuple(context_ids), tuple(i[cut:]) + tail) for i in whole)
+        shared: Any = context_ids[:cut] or (self.tokenizer.eos_token_id,)
+        tail = self.end_ids
+        return tuple(Encoded(shared, i[cut:] + tail, ended=bool(tail)) for i in whole)
+
+    def _tokens_within(self, context: str, texts: Sequence[str]) -> int:
+        """Return how many tokens at the beginning of all texts end within the context."""
+        if not self.tokenizer.is_fast:
+            return 0
+        special = not self.uses_chat_template
+        encoded: Any = self.tokenizer(
+            list(texts), add_special_tokens=special, return_offsets_mapping=True
+        )["offset_mapping"]
+        beyond = [[end > len(context) for _, end in offsets] for offsets in encoded]
+        return min(own.index(True) if True in own else len(own) for own in beyond)
 
 
-def choice_sequences(encoded: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
+def _common_beginning(ids: Sequence[tuple[int, ...]]) -> int:
+    """Return the number of tokens with which all begin."""
+    first, last = min(ids), max(ids)  # what these two share, all share
+    equal = [a == b for a, b in zip(first, last, strict=False)]
+    return equal.index(False) if False in equal else len(equal)
+
+
+def choice_sequences(
+    encoded: Sequence[Encoded], ends_apart: bool = False
+) -> tuple[TokenSequence, ...]:
     """Return the sequences that score several answers to one context.
 
     Where every answer is a single token, one sequence, which holds only the context, scores all;
     otherwise each answer has its own.
+
+    Args:
+        encoded: The answers.
+        ends_apart: The end token of answer `n` has the owner `len(encoded) + n`.
     """
     if all(len(e.answer_ids) == 1 for e in encoded):
         context = encoded[0].context_ids
@@ -209,7 +305,10 @@ def choice_sequences(encoded: Sequence[Encoded]) -> tuple[TokenSequence, ...]:
                 owners=tuple(range(len(encoded))),
             ),
         )
-    return tuple(
-        TokenSequence(s.input_ids, s.positions, s.targets, (owner,) * len(s.targets))
-        for owner, s in enumerate(e.sequence() for e in encoded)
-    )
+    sequences = []
+    for owner, e in enumerate(encoded):
+        owners = [owner] * len(e.answer_ids)
+        if ends_apart and e.ended:
+            owners[-1] += len(encoded)
+        sequences.append(replace(e.sequence(), owners=tuple(owners)))
+    return tuple(sequences)

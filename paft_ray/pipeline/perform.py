@@ -11,7 +11,7 @@ from typing import Any
 
 from paft_ray.cluster.access import check_access
 from paft_ray.config import Config
-from paft_ray.models.meta import ModelCheckProcess, check_adapters, warm_up
+from paft_ray.models.meta import ModelCheckProcess, check_adapters, check_answers, warm_up
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
 from paft_ray.runs.context import RunContext
@@ -158,9 +158,10 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
     check_access(options.insist)
     import_early(context.config.tracking)
     if verb.trains:
-        _begin_model_check(work)
+        begun = _begin_model_check(work)
         import_ray()  # while the model is checked
-        work.checks.finish()
+        for _ in range(begun):
+            work.checks.finish()
     with ray_session(options.insist):
         check_cluster(context.config)
         if len(node_resources()) > 1:
@@ -169,15 +170,15 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
         return verb.run(work)
 
 
-def _begin_model_check(work: Work) -> None:
+def _begin_model_check(work: Work) -> int:
     """Begin to check, with transformers and peft, whether model and adapters can be built.
 
-    A run that has begun has passed this check before.
+    A run that has begun has passed this check before. Returns the number of calls to wait for.
     """
     context, config = work.context, work.context.config
     if context.run_folder.exists(RUN_RECORD) and not work.options.overwrite:
         work.checks.begin(warm_up)
-        return
+        return 1
     pefts: list[Mapping[str, Any] | None] = []
     for each in (config, *(work.checked or ())):
         if each.model.peft not in pefts:
@@ -191,3 +192,5 @@ def _begin_model_check(work: Work) -> None:
         config.seed,
         None if warm_start is None else read_adapter(warm_start),
     )
+    work.checks.begin(check_answers, config, context.task.choices)
+    return 2

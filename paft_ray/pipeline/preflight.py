@@ -25,7 +25,7 @@ from paft_ray.config import (
 )
 from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
-from paft_ray.config.loading import changed_fields, dump_config, load_config, local_path
+from paft_ray.config.loading import changed_fields, dump_config, load_recorded, local_path
 from paft_ray.models.files import ModelFiles, inspect_model
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
@@ -119,7 +119,7 @@ def _check_identity(config: Config, storage: Storage) -> None:
             "--overwrite"
         ) from error
     try:
-        before, after = result_fields(load_config(recorded)), result_fields(config)
+        before, after = result_fields(load_recorded(recorded)), result_fields(config)
     except ConfigError:  # it has a field that was removed
         before, after = recorded, dump_config(config)
         if "results_from" in record:

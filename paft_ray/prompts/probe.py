@@ -39,7 +39,8 @@ def probe_prompts(
     Returns:
         For each prompt the mean over examples of: `probe_log_likelihood` of the right answer in
         nats and, where the task has choices, `probe_mass`, the probability that the model says
-        one of them, and `probe_accuracy`.
+        one of them, and `probe_accuracy`. Answers include their end token where the encoder adds
+        one.
 
     Raises:
         DataError: An example does not fit under a prompt.
@@ -53,7 +54,7 @@ def probe_prompts(
             answers = task.choices or (example.answer,)
             what = f"example {example.id} under prompt {number}"
             per_pair.append(encoder.encode(template.render, example.fields, answers, what=what))
-    logprobs = choice_logprobs(model, per_pair, reading)
+    logprobs = [each.whole for each in choice_logprobs(model, per_pair, reading)]
     count = len(task.train)
     return [
         _summary(logprobs[start : start + count], task.choices, task.train)

@@ -71,6 +71,9 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
     )
+    config = context.config.task
+    ends = {"answer_end": config.answer_end} if config.has_choices else {"stop": list(config.stop)}
+    summary |= ends
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label in labels[1:]:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.figures import MEAN, Figure, figures_of
+from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
 from paft_ray.serving.card import Evaluation
 
@@ -97,7 +97,24 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
     """The results for a model card."""
     table = results(summary, wide=())
     rows = tuple((row.name, *(cell.text for cell in row.cells)) for row in table.rows)
-    return Evaluation(table.columns, rows, summary["prompts"], summary["examples"])
+    size = summary["prompts"], summary["examples"]
+    return Evaluation(table.columns, rows, *size, how_answers_end(summary))
+
+
+def how_answers_end(summary: Mapping[str, Any]) -> str:
+    """Say what of the end of an answer counts, in a sentence that stands under the figures."""
+    if (stop := summary.get("stop")) is not None:
+        texts = f" or the first of task.stop ({', '.join(map(repr, stop))})" if stop else ""
+        return f"Generated answers count as a whole, up to the end token{texts}."
+    earlier = any(GENERATED_TOKENS.read(model) is not None for model in summary["models"].values())
+    if "answer_end" not in summary and earlier:
+        return "Of generated answers the first line counts, as in earlier versions."
+    if summary.get("answer_end", "ignored") == "scored":
+        return "The end token of an answer is scored with it (task.answer_end: scored)."
+    return (
+        "The end of an answer is not scored (task.answer_end: ignored, as lm-evaluation-harness "
+        "does it): a choice that begins with another choice cannot win against it."
+    )
 
 
 def differences(summary: Mapping[str, Any]) -> Table:

@@ -6,7 +6,7 @@ from typing import Any
 from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
-from paft_ray.report.tables import display_name, main_label, results
+from paft_ray.report.tables import display_name, how_answers_end, main_label, results
 
 ILLUSTRATION = (
     "one seed is an illustration, not a measurement: give `seeds: [0, 1, 2]`, which trains every "
@@ -61,8 +61,9 @@ def _lines(
 
 
 def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
-    """Sentences about what the results do not show."""
-    sentences = [
+    """Sentences about what the results measure, and what they do not show."""
+    sentences = [how_answers_end(summary)]
+    sentences += [
         f"{name}: {_UNDECIDED[undecided]}."
         for name, entry in _main_differences(summary, names)
         if (undecided := tuple(f for f in (MEAN, STD) if _includes_zero(of_figure(entry, f))))

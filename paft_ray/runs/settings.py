@@ -50,6 +50,7 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
             f"training examples of {task.name}; lower it, or add examples"
         )
+    yield from _check_ends(config, task)
     wanted = config.evaluation.examples
     if wanted is not None and task.test and wanted > len(task.test):
         yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
@@ -67,3 +68,23 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
         )
+
+
+def _check_ends(config: Config, task: Task) -> Iterator[str]:
+    """Check that every right answer can be given, whatever ends an answer."""
+    if config.task.answer_end == "ignored":
+        choices = task.choices or ()
+        pairs = [(a, b) for a in choices for b in choices if a != b and b.startswith(a)]
+        if pairs:
+            one, other = pairs[0]
+            yield (
+                f"task.answer_end: ignored, so that {other!r} never wins against {one!r}, which it "
+                "begins with; leave it out"
+            )
+    for stop in config.task.stop if task.answer_pattern is None else ():
+        for example in (*task.train, *task.validation, *task.test):
+            if stop in example.answer:
+                raise ConfigError(
+                    f"task.stop: {stop!r} occurs in the answer {example.answer[:80]!r}, which "
+                    "could never be right: name another text"
+                )

@@ -36,6 +36,8 @@ class Evaluation:
     """Name of a model, then a figure per column."""
     prompts: int
     examples: int
+    note: str = ""
+    """A sentence about how answers were scored."""
 
 
 def installed_versions() -> dict[str, str]:

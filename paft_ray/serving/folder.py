@@ -45,6 +45,8 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
         "chat_template": config.model.chat_template,
         "max_length": config.task.max_length,
         "overlong": config.task.overlong,
+        "answer_end": config.task.answer_end,
+        "stop": list(config.task.stop),
         "row_tokens": config.evaluation.row_tokens,
         "packing": config.train.packing,
         "max_new_tokens": config.evaluation.max_new_tokens,

@@ -50,12 +50,15 @@ class AnswerModel(PythonModel):
 
         settings = self._settings = dict(context.model_config or {})
         base = prepare_base(settings["base"], settings["revision"], Storage.open(str(user_cache())))
+        choices = settings["choices"] is not None
+        # an older folder says nothing of ends, and its choices were trained without
+        earlier = "ignored" if choices else "scored"
         self._encoder = TextEncoder(
             load_tokenizer(base, settings["revision"]),
             settings["chat_template"],
             settings["max_length"],
             settings["overlong"],
-        )
+        ).ending(settings.get("answer_end", earlier), choices)
         device = settings["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,12 +90,12 @@ class AnswerModel(PythonModel):
     def _encode(self, number: int, row: Mapping[Any, Any], prompt: str) -> tuple[Encoded, ...]:
         """Encode a row with every choice, or with a short stand-in for a generated answer."""
         slots, choices = tuple(self._settings["slots"]), self._settings["choices"]
-        answers, end, what = choices or ["a"], choices is None, f"row {number}"
+        answers, what = choices or ["a"], f"row {number}"
         given = {key: value for key, value in row.items() if isinstance(value, str)}
         text_column, prompt_column = input_columns(slots)
         if text_column in given:  # a finished prompt is never cut
             text, encoder = given[text_column], replace(self._encoder, overlong="refuse")
-            return encoder.encode(lambda _: text, {}, answers, end, what)
+            return encoder.encode(lambda _: text, {}, answers, what)
         template = parse(given.get(prompt_column, prompt), slots)
         if missing := [slot for slot in template.slots if slot not in given]:
             raise DataError(
@@ -100,7 +103,7 @@ class AnswerModel(PythonModel):
                 f"or a finished prompt in the column {text_column}"
             )
         fields = {slot: given[slot] for slot in template.slots}
-        return self._encoder.encode(template.render, fields, answers, end, what)
+        return self._encoder.encode(template.render, fields, answers, what)
 
     def _rank_choices(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens
@@ -114,23 +117,24 @@ class AnswerModel(PythonModel):
             virtual_tokens=virtual_tokens(self._model),
         )
         likelihoods = choice_logprobs(self._model, encoded, reading)
-        return [choices[best_choice(logprobs)] for logprobs in likelihoods]
+        return [choices[best_choice(each.whole)] for each in likelihoods]
 
     def _generate(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import virtual_tokens
-        from paft_ray.models.logprobs import generate, inference
+        from paft_ray.models.logprobs import Ending, continue_texts, inference
 
         contexts = [first.context_ids for first, *_ in encoded]
         # see ModelPredictor: texts with virtual tokens cannot be padded
         size = 1 if virtual_tokens(self._model) else _BATCH
         write = partial(
-            generate,
+            continue_texts,
             self._model,  # pyright: ignore[reportArgumentType]
             self._encoder.tokenizer,
             max_new_tokens=self._settings["max_new_tokens"],
+            ending=Ending(self._encoder.end_ids, tuple(self._settings.get("stop", ()))),
         )
         answers: list[str] = []
         with inference(self._model, self._settings["dtype"]):
             for start in range(0, len(contexts), size):
-                answers += [text.strip() for text, _ in write(contexts[start : start + size])]
+                answers += [each.text.strip() for each in write(contexts[start : start + size])]
         return answers

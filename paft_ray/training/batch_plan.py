@@ -77,8 +77,6 @@ class Planner:
     batch_size: int
     row_tokens: int
     packing: bool
-    end_token: bool
-    """Whether the end token is trained: for free text, not for choices."""
     answer_prefix: int | None = None
     """Train on the first so many answer tokens only."""
     views: int = 1
@@ -139,7 +137,7 @@ class Planner:
             )
             for example, prompt in chosen
         ]
-        encoded = self.encoder.encode_all(questions, end=self.end_token)
+        encoded = self.encoder.encode_all(questions)
         return [
             self._describe(example, prompt, own, weights.weight(prompt))
             for (example, prompt), own in zip(chosen, encoded, strict=True)

@@ -33,7 +33,7 @@ from paft_ray.config import (
 from paft_ray.config.affects import RULES, affecting, result_fields, take
 from paft_ray.config.base import Section, affects
 from paft_ray.config.evaluation import EvaluationConfig
-from paft_ray.config.loading import load_config
+from paft_ray.config.loading import load_config, load_recorded
 from paft_ray.config.model import ModelConfig
 from paft_ray.evaluation.grid import Grid, Subject, _cut
 from paft_ray.prompts.build import pool_fingerprint, request_book
@@ -48,6 +48,7 @@ from paft_ray.tuning import search
 STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
 FIRST = json.loads((STORED / "identities.json").read_text(encoding="utf-8"))
 MANY = yaml.safe_load((STORED / "many.yaml").read_text(encoding="utf-8"))
+MANY["task"]["answer_end"] = "ignored"  # what the first version did with choices
 FIELDS = json.loads((STORED.parent / "first_fields.json").read_text(encoding="utf-8"))
 
 
@@ -95,11 +96,15 @@ def moved(config: Config) -> set[str]:
     return {k for k, v in identities(config).items() if v != FIRST["unchanged"][k]}
 
 
-def test_every_identity_is_that_of_the_first_version_whatever_is_configured() -> None:
+def test_every_identity_is_that_of_the_first_version_whatever_is_configured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("paft_ray.config.affects.FREE_TEXT_RULES", {})  # its rules for free text
     assert identities(load_config(MANY)) == FIRST["unchanged"]
     assert [change["overrides"] for change in FIRST["changes"]] == changes()
     for change in FIRST["changes"]:
-        found = identities(load_config(MANY, change["overrides"]))
+        free = ["task.answer_end=scored"] * ("task.choices=null" in change["overrides"])
+        found = identities(load_config(MANY, [*change["overrides"], *free]))
         assert found == FIRST["unchanged"] | change["identities"], change["overrides"]
 
 
@@ -126,13 +131,16 @@ def test_fields_of_the_first_version_affect_what_they_did_and_others_have_a_neut
 
 
 def test_neutral_values_are_defaults() -> None:
-    """So that configurations without the field, recorded ones too, mean what they meant."""
+    """So that configurations without the field, recorded ones too, mean what they meant.
+
+    `load_recorded` fills in those that depend on their section.
+    """
     todo: list[type[Section]] = [Section]
     while todo:
         section = todo.pop()
         todo += section.__subclasses__()
         for name, note in section.declared.items():
-            if note.neutral is not ...:
+            if note.neutral is not ... and not callable(note.neutral):
                 assert section.model_fields[name].get_default() == note.neutral, (section, name)
 
 
@@ -267,6 +275,33 @@ def test_change_of_a_new_field_is_named_when_the_run_is_refused(
     old, new = (with_new_field("train", value, "weights") for value in (0, 1))
     assert "dummy" not in result_fields(old)["train"]
     assert result_fields(new)["train"]["dummy"] == 1
+
+
+def test_scored_ends_of_choices_move_all_that_is_trained_and_scored() -> None:
+    found = moved(load_config(MANY, ["task.answer_end=scored"]))
+    assert found == {"task", "training", "scores", "pool", "run", "search"}  # its pool is probed
+
+
+FREE = {**MANY, "task": {**MANY["task"], "choices": None, "answer_end": "scored"}}
+
+
+def test_free_text_keeps_its_weights_and_is_scored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = identities(load_config(FREE))
+    monkeypatch.setattr("paft_ray.config.affects.FREE_TEXT_RULES", {})
+    before = identities(load_config(FREE))
+    assert {k for k in now if now[k] != before[k]} == {"scores", "run", "search"}
+    assert "answer_end" not in affecting(load_config(FREE), "weights")["task"]
+
+
+@pytest.mark.parametrize(("tree", "end"), [(MANY, "ignored"), (FREE, "scored")])
+def test_recorded_configuration_without_an_end_means_what_it_did(
+    tree: dict[str, Any], end: str
+) -> None:
+    task = {key: value for key, value in tree["task"].items() if key != "answer_end"}
+    assert load_recorded({**tree, "task": task}).task.answer_end == end
+    assert load_recorded({**tree, "task": {**task, "answer_end": "scored"}}).task == (
+        load_config({**tree, "task": task}).task
+    )
 
 
 def test_taken_fields_leave_no_empty_section() -> None:

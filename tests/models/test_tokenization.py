@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from paft_ray.config.errors import DataError
+from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows, inert_row
 from paft_ray.models.tokenization import Encoded, TextEncoder, choice_sequences
@@ -20,6 +21,7 @@ CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>\n{% endif %}"
 )
+TURNS = CHAT.replace("{{ m.content }}", "{{ m.content }} <turn>\n")
 
 
 def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
@@ -30,18 +32,90 @@ def encode(encoder: TextEncoder, text: str, *answers: str, **options) -> tuple[E
     return encoder.encode(PLAIN.render, {"text": text}, answers, **options)
 
 
-@given(context=TEXTS, answers=st.lists(ANSWERS, min_size=1, max_size=4), spaces=st.integers(0, 3))
-def test_encode_splits_where_lm_eval_does(tokenizer, context, answers, spaces):
+@given(
+    context=TEXTS,
+    answers=st.lists(ANSWERS, min_size=1, max_size=4, unique=True),
+    spaces=st.integers(0, 3),
+)
+def test_encode_splits_where_lm_eval_does_unless_a_token_lies_across(
+    tokenizer, context, answers, spaces
+):
     encoder = TextEncoder(tokenizer, max_length=10_000)
     encoded = encode(encoder, context + " " * spaces, *answers)
     context = context.rstrip(" ")
     delimiter = "" if context.endswith("\n") else " "
+    wholes = [ids(tokenizer, context + delimiter + answer) for answer in answers]
     expected = ids(tokenizer, context)
-    for answer, found in zip(answers, encoded, strict=True):
-        whole = ids(tokenizer, context + delimiter + answer)
-        assert found.answer_ids == whole[len(expected) :]
-        assert found.context_ids == (expected or (tokenizer.eos_token_id,))
+    across = any(whole[: len(expected)] != expected for whole in wholes)
+    assert len({found.context_ids for found in encoded}) == 1
+    read = encoded[0].context_ids
+    read = () if read == (tokenizer.eos_token_id,) else read
+    assert (read == expected) == (not across)
+    assert context.startswith(tokenizer.decode(read).rstrip("\ufffd"))
+    for whole, found in zip(wholes, encoded, strict=True):
+        assert (*read, *found.answer_ids) == whole
         assert not found.trimmed
+
+
+def word_tokenizer(appends_end: bool = False) -> PreTrainedTokenizerFast:
+    """Knows whole words, in small letters, and letters within them."""
+    words = ["[UNK]", "</s>", "yes", "no", "answer", ":", "answer:no", "answer:yes"]
+    own = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, "[UNK]"))
+    own.normalizer, own.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    if appends_end:
+        own.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=own, unk_token="[UNK]", eos_token="</s>")
+
+
+@pytest.mark.parametrize("end_id", [None, 1])
+def test_encode_with_a_tokenizer_that_appends_its_end_token_is_as_with_one_that_does_not(end_id):
+    plain, appending = word_tokenizer(), word_tokenizer(appends_end=True)
+    expected, found = (
+        encode(TextEncoder(each, end_id=end_id), "answer :", "yes", "no", "yes no")
+        for each in (plain, appending)
+    )
+    assert found == expected
+    assert expected[0].answer_ids == ((2,) if end_id is None else (2, 1))
+
+
+def test_encode_of_a_token_across_context_and_answer_gives_it_to_the_answer():
+    encoder = TextEncoder(word_tokenizer())
+    across = encoder.encode(lambda _: "no answer:\n", {}, ["no", "yes"])
+    assert [e.context_ids for e in across] == [(3, 0), (3, 0)]  # the line end parts them
+    encoder.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\n", "")
+    across = encoder.encode(lambda _: "no answer:\n", {}, ["no", "yes"])
+    assert [e.context_ids for e in across] == [(3,), (3,)]
+    assert [e.answer_ids for e in across] == [(6,), (7,)]
+
+
+@pytest.mark.parametrize("answers", [["Good", "bad"], ["Yes", "yes"], ["a", "a"]])
+def test_encode_of_answers_that_are_the_same_tokens_is_refused(answers):
+    one, other = map(repr, answers)
+    with pytest.raises(DataError, match=rf"{one} and {other} are the same tokens .* reword them"):
+        encode(TextEncoder(word_tokenizer()), "answer :", *answers)
+
+
+def test_end_of_a_choice_under_a_chat_template_is_that_of_the_assistants_turn(tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    turn = tokenizer.convert_tokens_to_ids("<turn>")
+    ends = TURNS, CHAT, "{{ raise_exception('no') if messages[-1].role != 'user' else 'q' }}"
+    found = []
+    for template in ends:
+        tokenizer.chat_template = template
+        encoder = TextEncoder(tokenizer, "auto")
+        found.append(encoder.ending("scored", choices=True).end_id)
+        assert encoder.ending("scored", choices=False).end_id == tokenizer.eos_token_id
+        assert encoder.ending("ignored", choices=True).end_id is None
+    assert found == [turn, tokenizer.eos_token_id, tokenizer.eos_token_id]
+    assert TextEncoder(tokenizer).ending("scored", choices=True).end_id == tokenizer.eos_token_id
+
+
+def test_end_that_the_tokenizer_does_not_have_is_refused():
+    tokenizer = word_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="no end token .*task.answer_end: ignored"):
+        TextEncoder(tokenizer).ending("scored", choices=True)
 
 
 def test_encode_moves_trailing_spaces_of_the_context_to_the_answer(tokenizer):
@@ -58,9 +132,10 @@ def test_encode_after_a_line_end_puts_no_space_before_the_answer(tokenizer):
 
 
 def test_encode_with_end_appends_the_end_token_to_every_answer(tokenizer):
-    encoder = TextEncoder(tokenizer)
-    without = encode(encoder, "the film:", "good", "very bad")
-    with_end = encode(encoder, "the film:", "good", "very bad", end=True)
+    without, with_end = (
+        encode(TextEncoder(tokenizer, end_id=end_id), "the film:", "good", "very bad")
+        for end_id in (None, tokenizer.eos_token_id)
+    )
     for short, long in zip(without, with_end, strict=True):
         assert long.answer_ids == (*short.answer_ids, tokenizer.eos_token_id)
         assert long.context_ids == short.context_ids
@@ -96,6 +171,14 @@ def test_sequence_predicts_each_answer_token_where_the_one_before_was_read():
 def test_choice_sequences_of_single_tokens_read_the_context_once():
     encoded = [Encoded((5, 6, 7), (answer,)) for answer in (8, 9, 8)]
     assert choice_sequences(encoded) == (TokenSequence((5, 6, 7), (2, 2, 2), (8, 9, 8), (0, 1, 2)),)
+
+
+def test_choice_sequences_with_ends_are_one_each_and_may_keep_the_ends_apart():
+    encoded = [Encoded((5, 6), (answer, 0), ended=True) for answer in (8, 9)]
+    together = [TokenSequence((5, 6, a), (1, 2), (a, 0), (n, n)) for n, a in enumerate((8, 9))]
+    assert choice_sequences(encoded) == tuple(together)
+    apart = choice_sequences(encoded, ends_apart=True)
+    assert [s.owners for s in apart] == [(0, 2), (1, 3)]
 
 
 def test_choice_sequences_of_several_tokens_are_one_each():

@@ -32,6 +32,9 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of everything, which is the working directory."""
     folder = tmp_path / "copy"
     shutil.copytree(STORED, folder)
+    for path in folder.glob("*.yaml"):  # that version did not score the end of a choice
+        text = path.read_text().replace("\ntask:\n", "\ntask:\n  answer_end: ignored\n")
+        path.write_text(text)
     monkeypatch.chdir(folder)
     return folder
 
@@ -119,6 +122,13 @@ def test_stored_run_is_refused_under_another_configuration(
 ) -> None:
     assert call(["run", "from-files.yaml", "train.learning_rate=0.1"]) == 2
     assert "train.learning_rate (0.01 -> 0.1)" in capfd.readouterr().err
+
+
+def test_stored_run_is_not_continued_by_another_way_of_scoring(
+    stored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", "from-files.yaml", "task.answer_end=scored"]) == 2
+    assert "task.answer_end (null -> 'scored')" in capfd.readouterr().err
 
 
 def test_python_gets_what_the_command_prints(

@@ -104,13 +104,12 @@ def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
     return Planner(
         examples=examples,
         prompts=[(str(i), parse(text, ("text",))) for i, text in enumerate(texts)],
-        encoder=TextEncoder(load_tokenizer(folder), max_length=90),
+        encoder=TextEncoder(load_tokenizer(folder), max_length=90).ending("scored", choices=True),
         sampler=PromptSampler(3, len(texts), train.sampling),
         seed=3,
         batch_size=6,
         row_tokens=train.row_tokens,
         packing=packing,
-        end_token=True,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
     )

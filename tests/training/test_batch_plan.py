@@ -44,17 +44,20 @@ def tokenizer(tiny_model: Path) -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def make_planner(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Planner]:
-    def make(max_length: int = 90, overlong: str = "refuse", **changes) -> Planner:
+    def make(
+        max_length: int = 90, overlong: str = "refuse", end: bool = True, **changes
+    ) -> Planner:
         settings = {
             "examples": make_examples(),
             "prompts": PROMPTS,
-            "encoder": TextEncoder(tokenizer, max_length=max_length, overlong=overlong),
+            "encoder": TextEncoder(
+                tokenizer, "none", max_length, overlong, tokenizer.eos_token_id if end else None
+            ),
             "sampler": PromptSampler(seed=3, prompts=len(PROMPTS)),
             "seed": 3,
             "batch_size": 6,
             "row_tokens": 96,
             "packing": True,
-            "end_token": True,
         }
         return Planner(**{**settings, **changes})
 
@@ -135,11 +138,9 @@ def test_plan_packs_rows_up_to_row_tokens_and_never_over(make_planner):
     assert all(len(row.members) == 1 for rows in unpacked.rows for row in rows)
 
 
-@pytest.mark.parametrize("end_token", [True, False])
-def test_plan_predicts_exactly_the_answer_after_the_rendered_prompt(
-    make_planner, tokenizer, end_token
-):
-    planner = make_planner(end_token=end_token)
+@pytest.mark.parametrize("end", [True, False])
+def test_plan_predicts_exactly_the_answer_after_the_rendered_prompt(make_planner, tokenizer, end):
+    planner = make_planner(end=end)
     examples = {example.id: example for example in planner.examples}
     templates = dict(PROMPTS)
     for step in range(6):
@@ -149,8 +150,8 @@ def test_plan_predicts_exactly_the_answer_after_the_rendered_prompt(
             example = examples[draw.example_id]
             context = templates[draw.prompt_id].render(example.fields).rstrip(" ")
             delimiter = "" if context.endswith("\n") else " "
-            end = "<end>" if end_token else ""
-            assert tokenizer.decode(asked) == delimiter + example.answer + end
+            tail = "<end>" if end else ""
+            assert tokenizer.decode(asked) == delimiter + example.answer + tail
             assert tokenizer.decode([*read, asked[-1]]) == context + tokenizer.decode(asked)
             assert draw.answer_tokens == len(asked)
 
@@ -237,14 +238,17 @@ def test_views_of_an_example_share_a_row_and_have_draws_of_their_own(
         assert all(places.count(place) == 2 for place in places)
 
 
-def test_choices_are_all_read_and_the_right_one_is_named(make_planner: Callable[..., Planner]):
-    planner = make_planner(choices=tuple(ANSWERS), end_token=False, row_tokens=400)
+@pytest.mark.parametrize("end", [True, False])
+def test_choices_are_all_read_and_the_right_one_is_named(
+    make_planner: Callable[..., Planner], end: bool
+):
+    planner = make_planner(choices=tuple(ANSWERS), end=end, row_tokens=400)
     plan = planner.plan(0, 1)
     assert plan.slots == tuple(slot for slot in range(6) for _ in ANSWERS)
     for slot, draw in enumerate(plan.draws):
         example = next(e for e in planner.examples if e.id == draw.example_id)
         assert ANSWERS[draw.owner] == example.answer
-        alone = make_planner(end_token=False).draw(0, [slot])[0][1]
+        alone = make_planner(end=end).draw(0, [slot])[0][1]
         assert draw.answer_tokens == alone.answer_tokens
 
 

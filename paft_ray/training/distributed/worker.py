@@ -277,7 +277,6 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
         batch_size=train.batch_size,
         row_tokens=train.row_tokens,
         packing=train.packing and reads_positions(model),
-        end_token=task.choices is None,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
         choices=task.choices if views(train.objective) > 1 else None,
