@@ -258,8 +258,9 @@ def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Cand
     if candidate.kind == "instruction":
         result = lint_instruction(candidate.text, task, config)
     else:
-        result = lint(candidate.text, task, config)
-        if result.problem is None and candidate.origin.llm is not None:
+        authored = candidate.origin.llm is not None
+        result = lint(candidate.text, task, config, authored=authored)
+        if result.problem is None and authored:
             result = _lint_authored(result, task, config)
     if result.problem is None:
         return replace(candidate, text=result.text)
