@@ -16,6 +16,12 @@ RULES: Mapping[Target, int] = {"pool": 1, "answers": 1, "weights": 1, "scores": 
 as how an answer is scored: results of the older rule are then made again, or refused."""
 FREE_TEXT_RULES: Mapping[Target, int] = {"scores": 2}
 """The same for tasks without choices. Scores: 2, the whole text is compared, not its first line."""
+PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 2}
+"""Rules of the pool that move only some pools, to the rule's version; `prompts.build` knows which.
+
+lint 2: braces that are no slots are text, and brackets too in what a user wrote. parse 2: answers
+of LLMs without reasoning, and none that was cut off, filtered or refused.
+"""
 _OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "weights", "scores", "run")
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ RUN_RECORD = "config.json"
 """File of a run's folder that holds its configuration, under the key `config`."""
 _DATABASES = ("postgresql", "mysql", "mssql")
 _SHOWN_CHANGES = 3
+_SHOWN_PROMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
                 f"prompts.files: none of the {len(results)} templates in {path} can be used"
                 f"{_first_problem(results)}; a template holds each of {slots} once"
             )
+        yield from _unusable(path, texts, results)
     split = config.prompts.split
     wanted = (config.prompts.pool_size or 1) + split.validation + split.test
     if config.prompts.generation is None and len(usable) < wanted:
@@ -295,6 +297,20 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
     wanted = config.evaluation.prompts
     if wanted is not None and wanted > split.test:
         yield f"evaluation.prompts: {wanted}, of {split.test} test prompts; all are used"
+
+
+def _unusable(path: str, texts: Sequence[str], results: Sequence[LintResult]) -> Iterator[str]:
+    """Name the templates of a user's own file that are not used."""
+    bad = [(n, t, r) for n, (t, r) in enumerate(zip(texts, results, strict=True), 1) if r.problem]
+    for number, text, result in bad[:_SHOWN_PROMPTS]:
+        start = " ".join(text[:200].split())
+        start = start if len(start) <= 60 else f"{start[:57]}..."
+        yield (
+            f"prompts.files: template {number} of {path} is left out"
+            f"{_first_problem([result])}: {start!r}"
+        )
+    if (more := len(bad) - _SHOWN_PROMPTS) > 0:
+        yield f"prompts.files: {more} more templates of {path} are left out"
 
 
 def _first_problem(results: Iterable[LintResult]) -> str:

@@ -6,13 +6,14 @@ fingerprint of what would make it.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from paft_ray.cluster.remote import own_errors
-from paft_ray.config import Config, ProbeConfig
-from paft_ray.config.affects import affecting, take
+from paft_ray.config import Config, FakeLLM, ProbeConfig, PromptsConfig
+from paft_ray.config.affects import PROMPT_RULES, affecting, take
 from paft_ray.config.errors import PoolError
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.dtype import resolve_dtype
@@ -24,6 +25,7 @@ from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import costs
 from paft_ray.prompts.generate.runner import generate
+from paft_ray.prompts.lint import refused_by_rule_1
 from paft_ray.prompts.pool import (
     CANDIDATES_SCHEMA,
     REJECTS_SCHEMA,
@@ -60,16 +62,31 @@ def pool_fingerprint(context: RunContext) -> str:
         *("seed", "prompts", "model.chat_template", "train.packing"),
     )
     task, generation = context.task, context.config.prompts.generation
+    files = [read_prompt_files(path) for path in context.config.prompts.files]
+    rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))
     return fingerprint(
         "pool",
         seed,
         [task.description, list(task.slots), list(task.choices or ()), dict(task.option_slots)],
         [prompts, list(task.instructions)],
-        [read_prompt_files(path) for path in context.config.prompts.files],
+        files,
         [llm_key(llm) for llm in generation.llms] if generation else [],
         [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
+        *([rules] if rules else []),
     )
+
+
+def _newer_rules(config: PromptsConfig, task: Task, texts: Iterable[str]) -> dict[str, int]:
+    """The rules of later versions that can make another pool of these prompts.
+
+    What the fake writes is the same under all of them.
+    """
+    llms = config.generation.llms if config.generation else ()
+    answered = any(not isinstance(llm, FakeLLM) for llm in llms)
+    linted = answered or any(refused_by_rule_1(text, task, config.lint) for text in texts)
+    moving = {"lint": linted, "parse": answered}
+    return {rule: PROMPT_RULES[rule] for rule in moving if moving[rule] and PROMPT_RULES[rule] > 1}
 
 
 def _probe_identity(identities: Identities, chat_template: str, packing: bool) -> list[str]:

@@ -55,8 +55,6 @@ _ROWS = pa.schema(
 Ids order candidates by given text, kind and origin, whatever process sees them, and end with the
 cleaned text: the first one stands for all with its wording and layout.
 """
-_EARLY = ("generation", "parse")
-"""Stages that reject answers before there is a candidate."""
 _NUL = "\0"
 """Separates the parts of an id; `clean` takes it out of texts."""
 
@@ -172,7 +170,7 @@ def keep_unique(
                 Rejected(c.text, "dedup", "beyond_max_unique", c.origin, detail) for _, c in beyond
             )
         )
-    reasons = {key: count for key, count in rejects.reasons.items() if key[0] not in _EARLY}
+    reasons = dict(rejects.reasons)
     counts = {"candidates": candidates.rows, "linted": linted, "unique": unique}
     return Survivors(tuple(candidate for _, candidate in best), counts, reasons)
 
@@ -258,8 +256,9 @@ def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Cand
     if candidate.kind == "instruction":
         result = lint_instruction(candidate.text, task, config)
     else:
-        result = lint(candidate.text, task, config)
-        if result.problem is None and candidate.origin.llm is not None:
+        authored = candidate.origin.llm is not None
+        result = lint(candidate.text, task, config, authored=authored)
+        if result.problem is None and authored:
             result = _lint_authored(result, task, config)
     if result.problem is None:
         return replace(candidate, text=result.text)

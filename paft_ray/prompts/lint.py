@@ -1,17 +1,23 @@
-"""Lint of templates and instructions: slots, brackets, given answers, topic, length."""
+"""Lint of templates and instructions: slots, brackets, given answers, topic, length.
+
+Every pattern takes a time that grows with the text's length, however hostile the text is.
+"""
 
 import re
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 from itertools import chain
 
 from paft_ray.config import LintConfig
-from paft_ray.prompts.template import Template, clean, count_words, parse
+from paft_ray.prompts.template import Template, clean, count_words, names_in_braces, parse
 from paft_ray.tasks.example import Task
 
 EMPTY = "empty"
 REFUSAL = "refusal"
 UNKNOWN_SLOT = "unknown_slot"
-STRAY_BRACE = "stray_brace"
+ESCAPED_SLOT = "escaped_slot"
 MISSING_SLOT = "missing_slot"
 REPEATED_SLOT = "repeated_slot"
 UNFILLED_BRACKET = "unfilled_bracket"
@@ -26,9 +32,19 @@ OFF_TOPIC = "off_topic"
 _HOLE = "\x00"
 """Stands for a slot in the literal text; `clean` removes it from every other text."""
 
-_NAME_IN_BRACES = re.compile(r"\{[ \t]*([\w.-][\w .-]{0,60})\}")
+_WORDS_IN_BRACES = re.compile(r"\{[ \t]*[^\W\d][\w.-]*+(?: [\w.-]++)+[ \t]*\}")
 _BRACKETED = re.compile(r"\[([^\[\]\n]{1,200})\](?!\()")
 _ANGLED = re.compile(r"<([A-Za-z][^<>\n]{0,200})>")
+_CLOSING = re.compile(r"\[/[^\[\]\n]{1,200}\]|</[A-Za-z][^<>\n]{0,200}>")
+_LOOKS_BACK = 200
+"""Characters of a line that are looked at to see whether brackets begin it."""
+_LISTED = re.compile(
+    r"(?:[^\W_]-[^\W_]|\\\w)+[^\W_]*|[\"'].*|[\w.+-]+(?: *[,|/] *[\w.+-]+)+|\.\.\.", re.DOTALL
+)
+_OF_ANSWERS = re.compile(
+    r"(?:final[ _-]?)?(?:answer|label|output|response|result|reasoning|thinking|think|eos|sep|s)",
+    re.IGNORECASE,
+)
 _SLOT_FOLLOWS = re.compile(rf"[*_:\s]{{0,9}}{_HOLE}")
 _MARKUP = frozenset(("b", "br", "em", "h1", "h2", "h3", "hr", "i", "li", "ol", "p", "strong", "ul"))
 _FILL_ME_IN = re.compile(
@@ -81,15 +97,24 @@ class LintResult:
     """The offending piece, for a reader."""
 
 
-def lint(text: str, task: Task, config: LintConfig) -> LintResult:
-    """Clean a whole template and name the first reason, if any, for which it cannot be used."""
+def lint(text: str, task: Task, config: LintConfig, *, authored: bool = False) -> LintResult:
+    """Clean a whole template and name the first reason, if any, for which it cannot be used.
+
+    Args:
+        text: The template.
+        task: For its slots and answers.
+        config: The rules.
+        authored: An LLM wrote it, which may ask with brackets or words in braces for something to
+            be filled in; what a user wrote shows these as text.
+    """
     text = clean(text)
     template = parse(text, task.slots)
     literal = _HOLE.join(template.literals)
     problem = (
         _unusable_text(text, config)
-        or _slot_problem(template, literal, task)
-        or _bracket_problem(literal, task)
+        or _brace_problem(text, template.slots, task)
+        or _slot_problem(template, task)
+        or (authored and _fill_in_problem(literal, task))
         or _option_problem(template, literal, task)
         or _answer_problem(template, task)
         or _brevity(literal.replace(_HOLE, " "), 1)
@@ -97,13 +122,24 @@ def lint(text: str, task: Task, config: LintConfig) -> LintResult:
     return LintResult(text, *problem) if problem else LintResult(text, None)
 
 
+def refused_by_rule_1(text: str, task: Task, config: LintConfig) -> bool:
+    """Return whether a user's template can be used that earlier versions refused.
+
+    To these every brace that was not a slot's and most brackets were faults.
+    """
+    literal = _HOLE.join(parse(clean(text), task.slots).literals)
+    refused = re.search("[{}]", literal) or _bracket_to_fill_in(literal, task, strict=True)
+    return bool(refused) and lint(text, task, config).problem is None
+
+
 def lint_instruction(text: str, task: Task, config: LintConfig) -> LintResult:
     """Clean a bare instruction (one line, no slots) and name the first reason to refuse it."""
     text = " ".join(clean(text).split())
     problem = (
         _unusable_text(text, config)
-        or _any_brace(text)
-        or _bracket_problem(text, task)
+        or _slot_in_instruction(text, task)
+        or _brace_problem(text, (), task)
+        or _fill_in_problem(text, task)
         or _answer_problem(Template(text, (text,)), task)
         or _brevity(text, config.min_instruction_words)
         or _echo_problem(text)
@@ -122,11 +158,20 @@ def _unusable_text(text: str, config: LintConfig) -> _Problem:
     return None
 
 
-def _slot_problem(template: Template, literal: str, task: Task) -> _Problem:
-    if name := _NAME_IN_BRACES.search(literal):
-        return UNKNOWN_SLOT, name[0]
-    if problem := _any_brace(literal):
-        return problem
+def _brace_problem(text: str, slots: Sequence[str], task: Task) -> _Problem:
+    """A bare word in braces that is no slot, or a slot only as text. All other braces are text."""
+    for word, is_text in names_in_braces(text):
+        name = word.strip()
+        if is_text and name in task.slots and name not in slots:
+            return ESCAPED_SLOT, f"{{{{{word}}}}}; write {{{name}}}"
+        if not is_text and word not in task.slots:
+            [nearest] = get_close_matches(name, task.slots, 1, 0.0) or [""]
+            slot = f"write {{{nearest}}}, or " if nearest else "write "
+            return UNKNOWN_SLOT, f"{{{word}}}; {slot}{{{{{name}}}}} for braces that are text"
+    return None
+
+
+def _slot_problem(template: Template, task: Task) -> _Problem:
     for slot in task.slots:
         if (times := template.slots.count(slot)) != 1:
             name = "{" + slot + "}"
@@ -134,19 +179,47 @@ def _slot_problem(template: Template, literal: str, task: Task) -> _Problem:
     return None
 
 
-def _any_brace(literal: str) -> _Problem:
-    brace = re.search(r"[{}]", literal)
-    return (STRAY_BRACE, _around(literal, brace)) if brace else None
+def _slot_in_instruction(text: str, task: Task) -> _Problem:
+    """A slot in what is still to be placed in a layout, which has every slot already."""
+    slots = parse(text, task.slots).slots
+    return (REPEATED_SLOT, f"{{{slots[0]}}} in an instruction") if slots else None
 
 
-def _bracket_problem(literal: str, task: Task) -> _Problem:
+def _fill_in_problem(literal: str, task: Task) -> _Problem:
+    """Brackets, or words in braces, that ask to be filled in."""
+    if words := _WORDS_IN_BRACES.search(literal):
+        return UNKNOWN_SLOT, words[0]
+    bracket = _bracket_to_fill_in(literal, task)
+    return (UNFILLED_BRACKET, bracket.replace(_HOLE, "{...}")) if bracket else None
+
+
+def _bracket_to_fill_in(literal: str, task: Task, strict: bool = False) -> str:
+    """The first bracket that asks to be filled in; strictly, all do but markup."""
+    closing = {found[0].lower() for found in _CLOSING.finditer(literal)}
     for found in chain(_BRACKETED.finditer(literal), _ANGLED.finditer(literal)):
-        if not _is_markup(found, literal, task):
-            return UNFILLED_BRACKET, found[0].replace(_HOLE, "{...}")
-    return None
+        text = not strict and _is_code(found, literal)
+        if not (text or _is_markup(found, literal, closing, task)):
+            return found[0]
+    return ""
 
 
-def _is_markup(found: re.Match[str], literal: str, task: Task) -> bool:
+def _is_code(found: re.Match[str], literal: str) -> bool:
+    """Return whether brackets are a type, a pattern, a list or a place for the answer.
+
+    `List[str]`, `[A-Za-z]`, `[a, b]`, `["yes"]`, `<answer>`; what asks to be filled in is none.
+    """
+    inside = found[1].strip()
+    if _FILL_ME_IN.search(inside):
+        return False
+    if found[0].startswith("<"):
+        return _OF_ANSWERS.fullmatch(inside) is not None
+    before = literal[max(0, found.start() - 1) : found.start()]
+    after = literal[found.end() : found.end() + 1]
+    attached = before.isalnum() or before == "_" or after in ("+", "{")
+    return attached or _LISTED.fullmatch(inside) is not None
+
+
+def _is_markup(found: re.Match[str], literal: str, closing: Set[str], task: Task) -> bool:
     """Return whether brackets are part of the text rather than something to be filled in."""
     inside = found[1].strip()
     if _HOLE in inside or not re.search(r"[^\W\d_]", inside):
@@ -154,14 +227,13 @@ def _is_markup(found: re.Match[str], literal: str, task: Task) -> bool:
     if task.choices and all(_mentions(inside, choice) for choice in task.choices):
         return True
     if found[0].startswith("["):
-        start = literal.rfind("\n", 0, found.start()) + 1
-        names_slot = _SLOT_FOLLOWS.match(literal, found.end())
-        is_heading = names_slot or not literal[start : found.start()].strip(" *#-_")
-        is_paired = inside.startswith("/") or f"[/{inside}]" in literal
+        line = literal[max(0, found.start() - _LOOKS_BACK) : found.start()].rpartition("\n")[2]
+        is_heading = not line.strip(" *#-_") or _SLOT_FOLLOWS.match(literal, found.end())
+        is_paired = inside.startswith("/") or f"[/{inside}]".lower() in closing
         short = count_words(inside) <= 3 and not _FILL_ME_IN.search(inside)
         return is_paired or bool(is_heading and short)
     tag = inside.split()[0].rstrip("/").lower()
-    return tag in _MARKUP or f"</{tag}>" in literal.lower()
+    return tag in _MARKUP or f"</{tag}>" in closing
 
 
 def _option_problem(template: Template, literal: str, task: Task) -> _Problem:
@@ -211,13 +283,17 @@ def _declares_answer(text: str, sentence: str, task: Task) -> bool:
 def _answers(task: Task) -> str:
     """A pattern for any answer of the task; in free text, for a number."""
     if not task.choices:
-        return r"[-+]?\$?\d[\d,.]*"
+        return r"[-+]?\$?\d[\d,.]*+"
     return "|".join(rf"{re.escape(choice.strip())}(?!\w)" for choice in task.choices)
 
 
 def _mentions(text: str, choice: str) -> bool:
-    pattern = rf"(?<!\w){re.escape(choice.strip())}(?!\w)"
-    return re.search(pattern, text, re.IGNORECASE) is not None
+    return _mention(choice).search(text) is not None
+
+
+@lru_cache(4096)
+def _mention(choice: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", re.IGNORECASE)
 
 
 def _brevity(text: str, fewest: int) -> _Problem:

@@ -2,11 +2,12 @@
 
 A template is text that holds each slot of its task once, as `{slot}`. It was written by an LLM or
 a stranger: nothing here evaluates it, `str.format` is not used, and whatever is no known slot is
-plain text. What is wrong with a template is found by `lint`.
+plain text, braces included. Only a name in two braces, `{{name}}`, stands for another text, which
+is `{name}`. What is wrong with a template is found by `lint`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from paft_ray.config.errors import TemplateError
@@ -16,6 +17,8 @@ _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # the exceptions are LaTeX: \nabla, \neq, \theta, \times, ...
 _ESCAPED_LINE_END = re.compile(r"(?:\\{1,3}r)?\\{1,3}n(?!abla\b|eq?\b|eg\b|ot(?:in)?\b|u\b|mid\b)")
 _ESCAPED_TAB = re.compile(r"\\{1,3}t(?!ext|frac|heta\b|imes\b|au\b|o\b|an\b|op\b|riangle)")
+_NAME = r"[ \t]*+[^\W\d]\w*+(?:[.-]\w++)*+[ \t]*+"
+_NAME_IN_BRACES = re.compile(rf"\{{(\{{{_NAME}\}})\}}|\{{({_NAME})\}}")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*")
 
 
@@ -56,10 +59,24 @@ class Template:
 
 def parse(text: str, slots: Sequence[str]) -> Template:
     """Take a text apart at its known slots; every text is a template, if maybe a useless one."""
-    if not slots:
-        return Template(text, (text,))
-    pattern = r"\{(" + "|".join(map(re.escape, slots)) + r")\}"
-    return Template(text, tuple(re.split(pattern, text)))
+    parts, behind = [""], 0
+    for found in _NAME_IN_BRACES.finditer(text):
+        shown, name = found.groups()
+        if shown is None and name not in slots:
+            continue
+        parts[-1] += text[behind : found.start()] + (shown or "")
+        behind = found.end()
+        if shown is None:
+            parts += [name, ""]
+    parts[-1] += text[behind:]
+    return Template(text, tuple(parts))
+
+
+def names_in_braces(text: str) -> Iterator[tuple[str, bool]]:
+    """Every bare word in braces, slots included, and whether two braces make it plain text."""
+    for found in _NAME_IN_BRACES.finditer(text):
+        shown, name = found.groups()
+        yield (name, False) if shown is None else (shown[1:-1], True)
 
 
 def clean(text: str) -> str:

@@ -30,7 +30,7 @@ from paft_ray.config import (
     VLLMEngine,
     loading,
 )
-from paft_ray.config.affects import RULES, affecting, result_fields, take
+from paft_ray.config.affects import PROMPT_RULES, RULES, affecting, result_fields, take
 from paft_ray.config.base import Section, affects
 from paft_ray.config.evaluation import EvaluationConfig
 from paft_ray.config.loading import load_config, load_recorded
@@ -61,6 +61,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def first_prompt_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rule in PROMPT_RULES:
+        monkeypatch.setitem(PROMPT_RULES, rule, 1)  # pyright: ignore[reportArgumentType]
 
 
 def identities(config: Config) -> dict[str, Any]:
@@ -267,6 +273,14 @@ def test_rule_of_another_version_moves_what_it_affects(
 ) -> None:
     monkeypatch.setitem(RULES, target, 2)  # pyright: ignore[reportArgumentType]
     assert moved(load_config(MANY)) == found
+
+
+@pytest.mark.parametrize("rule", list(PROMPT_RULES))
+def test_rule_of_prompts_moves_the_pool_of_an_llm_s_answers(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROMPT_RULES, rule, 2)  # pyright: ignore[reportArgumentType]
+    assert moved(load_config(MANY)) == {"pool", "run", "search"}
 
 
 def test_change_of_a_new_field_is_named_when_the_run_is_refused(

@@ -509,6 +509,20 @@ def test_what_may_not_be_meant_is_warned_of(world, overrides, says):
     assert "\n" not in warning
 
 
+def test_templates_of_a_file_that_are_left_out_are_named(world):
+    bad = ["What colour has {thng}?", "Say {{thing}} now.", *(f"Say {n}." for n in range(5))]
+    good = ['Reply as {"colour": "red"}: {thing}', "Fill [in] List[str] for {thing}"]
+    world.write("own.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in [*bad, *good]))
+    files = [str(world.root / "prompts.jsonl"), str(world.root / "own.jsonl")]
+    *named, more = world.check(f"prompts.files={json.dumps(files)}").warnings
+    assert len(named) == 5
+    where = f"prompts.files: template 1 of {files[1]} is left out"
+    assert named[0].startswith(f"{where} (unknown_slot: {{thng}}; write {{thing}}, or ")
+    assert "What colour has {thng}?" in named[0]
+    assert "{{thing}}; write {thing})" in named[1]
+    assert more == f"prompts.files: 2 more templates of {files[1]} are left out"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from paft_ray.config import Config
+from paft_ray.config.affects import PROMPT_RULES
 from paft_ray.config.errors import LLMError
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
@@ -82,7 +83,9 @@ def open_at(tiny_model: Path, review_file: Path, prompt_file: Path) -> OpenConte
     return open_context_at
 
 
-def test_pool_fingerprint_changes_with_what_moves_the_pool_only(open_at, tmp_path, prompt_file):
+def test_pool_fingerprint_changes_with_what_moves_the_pool_only(
+    open_at, tmp_path, prompt_file, monkeypatch
+):
     context = open_at(tmp_path / "one")
     first = pool_fingerprint(context)
     prompts = context.config.prompts
@@ -96,7 +99,14 @@ def test_pool_fingerprint_changes_with_what_moves_the_pool_only(open_at, tmp_pat
     before = prompt_file.read_text(encoding="utf-8")
     try:
         prompt_file.write_text(before + "\nIs this {review} kind?", encoding="utf-8")
-        assert pool_fingerprint(context) != first
+        with_one_more = pool_fingerprint(context)
+        assert with_one_more != first
+        prompt_file.write_text(before + '\nSay {"a": "b"} of {review} now.', encoding="utf-8")
+        with_braces = pool_fingerprint(context)
+        monkeypatch.setitem(PROMPT_RULES, "lint", 1)
+        assert pool_fingerprint(context) != with_braces
+        prompt_file.write_text(before + "\nIs this {review} kind?", encoding="utf-8")
+        assert pool_fingerprint(context) == with_one_more
     finally:
         prompt_file.write_text(before, encoding="utf-8")
 

@@ -69,7 +69,12 @@ def test_render_field_that_looks_like_a_slot_is_not_replaced_again():
         ("{goal.__class__}", "{goal.__class__}"),
         ("{goal!r:>999999999}", "{goal!r:>999999999}"),
         ("{0} {} {goal", "{0} {} {goal"),
-        ("{{goal}}", "{X}"),
+        ("{{goal}}{{other}}", "{goal}{other}"),
+        ("{{ goal }} {goal}", "{ goal } X"),
+        ("{{{goal}}}", "{{goal}}"),
+        ('{{"a": {goal}}} {{goal}', '{{"a": X}} {X'),
+        ('{"a": {"b": [1, {"c": "{goal}"}]}}', '{"a": {"b": [1, {"c": "X"}]}}'),
+        ("\\frac{a}{b} x^{2} {goal}}", "\\frac{a}{b} x^{2} X}"),
         ("}{goal}{", "}X{"),
         ("%(goal)s $goal ${goal}", "%(goal)s $goal $X"),
         ("{ goal }{Goal}", "{ goal }{Goal}"),
@@ -81,8 +86,9 @@ def test_render_hostile_text_stays_text(text, rendered):
 
 @settings(deadline=None)
 @given(st.text(alphabet="{}gol!.:0_ []\\n", max_size=60), st.text(max_size=20))
-@example("{goal!s}{goal.x}{goal[0]}{{goal}}", "{goal}")
-def test_render_any_text_replaces_exactly_the_slots(text, value):
+@example("{goal!s}{goal.x}{goal[0]}{goal}}", "{goal}")
+def test_render_any_text_without_names_in_two_braces_replaces_exactly_the_slots(text, value):
+    text = text.replace("{{", "{ {")
     template = parse(text, ("goal",))
     assert template.render({"goal": value}) == value.join(text.split("{goal}"))
 
@@ -91,7 +97,8 @@ def test_render_any_text_replaces_exactly_the_slots(text, value):
 @given(st.text(max_size=200))
 @example("{goal!r:>99} \x00 \ud800 {{sol1}} [insert")
 def test_lint_any_text_gives_a_verdict_and_a_storable_text(text):
-    for result in (lint(text, PIQA, LINT), lint_instruction(text, PIQA, LINT)):
+    results = [lint(text, PIQA, LINT, authored=authored) for authored in (False, True)]
+    for result in (*results, lint_instruction(text, PIQA, LINT)):
         result.text.encode("utf-8")
         assert result.problem is None or result.detail
 
@@ -117,13 +124,42 @@ def test_clean_twice_changes_nothing_more(text):
 
 @pytest.mark.parametrize(
     "piece",
-    [" ", "\\", "[", "<a", "answer ", "\n", "A.", "A. ", "is ", "the answer is ", "a,", '"'],
+    [
+        " ",
+        "\\",
+        "[",
+        "<a",
+        "answer ",
+        "\n",
+        "A.",
+        "A. ",
+        "is ",
+        "the answer is ",
+        "a,",
+        '"',
+        ".",
+        "{",
+        "{{",
+        "{a",
+        "{{a.",
+        "{a }",
+        "[a]",
+        "[/a]",
+        "[a][/a]",
+        "<a></a>",
+        "[a, ",
+        "answer: 1.",
+        "[a-z",
+        "\t",
+    ],
 )
 def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
     # quadratic work on 100,000 characters would run into the timeout
     roomy, filler = LintConfig(max_characters=10**7), piece * (100_000 // len(piece))
     text = f"{filler} {{goal}} A. {{sol1}} B. {{sol2}}{filler}x"
-    assert lint(text, PIQA, roomy).text.endswith("x")
+    assert lint(text, PIQA, roomy, authored=True).text.endswith("x")
+    numbers = f"{{question}}\nThe answer: 1{filler}x"
+    assert lint(numbers, MATHS, roomy, authored=True).text.endswith("x")
     assert lint_instruction(f"{filler}x {filler}x", PIQA, roomy).text.endswith("x")
 
 
@@ -134,17 +170,14 @@ def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
         (REVIEW, "I'm sorry, but I can't write {sentence}.", linting.REFUSAL),
         (REVIEW, "As an AI language model I {sentence}", linting.REFUSAL),
         (REVIEW, "Is this kind? {text}", linting.UNKNOWN_SLOT),
-        (REVIEW, "Is {sentence} kind? {0}", linting.UNKNOWN_SLOT),
+        (REVIEW, "Is {sentence} kind? {label}", linting.UNKNOWN_SLOT),
+        (REVIEW, "Is { sentence } kind?", linting.UNKNOWN_SLOT),
         (REVIEW, "Is {sentence.__class__} kind?", linting.UNKNOWN_SLOT),
-        (REVIEW, "Is {sentence!r:>999999999} kind?", linting.STRAY_BRACE),
-        (REVIEW, "Is {{sentence}} kind?", linting.STRAY_BRACE),
-        (REVIEW, 'Is {sentence} kind? Reply as {"answer": "yes"}', linting.STRAY_BRACE),
+        (REVIEW, "Is {sentence!r:>999999999} kind?", linting.MISSING_SLOT),
+        (REVIEW, "Is {{sentence}} kind?", linting.ESCAPED_SLOT),
+        (REVIEW, "Is {{{ sentence }}} kind?", linting.ESCAPED_SLOT),
         (REVIEW, "Is this kind?", linting.MISSING_SLOT),
         (REVIEW, "{sentence}\nIs {sentence} kind?", linting.REPEATED_SLOT),
-        (REVIEW, "Is {sentence} kind? [describe the scale here]", linting.UNFILLED_BRACKET),
-        (REVIEW, "{sentence}\nAnswer: [insert answer]", linting.UNFILLED_BRACKET),
-        (REVIEW, "{sentence}\nAnswer: <your answer>", linting.UNFILLED_BRACKET),
-        (REVIEW, "[Your task]\n{sentence}\nAnswer:", linting.UNFILLED_BRACKET),
         (REVIEW, "{sentence}\nSentiment: positive", linting.ANSWER_GIVEN),
         (REVIEW, "{sentence}\nThe sentiment of this review is negative.", linting.ANSWER_GIVEN),
         (REVIEW, "{sentence}\nThis film sounds very positive.", linting.ANSWER_GIVEN),
@@ -160,8 +193,60 @@ def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
     ],
 )
 def test_lint_bad_template_is_refused_with_its_reason(task, text, problem):
-    result = lint(text, task, LINT)
+    for authored in (False, True):
+        result = lint(text, task, LINT, authored=authored)
+        assert (result.problem, bool(result.detail)) == (problem, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [
+        ("Rate {txt} now.", "{txt}; write {text}, or {{txt}} for braces that are text"),
+        (
+            "Rate {text} as {label}.",
+            "{label}; write {title}, or {{label}} for braces that are text",
+        ),
+        ("Rate {{text}} under {title}.", "{{text}}; write {text}"),
+    ],
+)
+def test_lint_name_in_braces_that_is_no_slot_says_what_to_write(text, detail):
+    assert lint(text, make_task(("title", "text")), LINT).detail == detail
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Is {sentence} kind? [describe the scale here]", linting.UNFILLED_BRACKET),
+        ("{sentence}\nAnswer: [insert answer]", linting.UNFILLED_BRACKET),
+        ("{sentence}\nAnswer: <your answer>", linting.UNFILLED_BRACKET),
+        ("[Your task]\n{sentence}\nAnswer:", linting.UNFILLED_BRACKET),
+        ("What does the film [title] of {sentence} say?", linting.UNFILLED_BRACKET),
+        ("Judge {sentence} as {movie critic} would.", linting.UNKNOWN_SLOT),
+    ],
+)
+def test_lint_what_asks_to_be_filled_in_is_text_only_in_a_user_s_own_template(text, problem):
+    assert lint(text, REVIEW, LINT).problem is None
+    result = lint(text, REVIEW, LINT, authored=True)
     assert (result.problem, bool(result.detail)) == (problem, True)
+
+
+@pytest.mark.parametrize("authored", [False, True])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '{"label": "positive"}', '{"a": {"b": ["c", {}]}}', '{{"label": ...}}', "{0}", "x^{2}",
+        "{", "}", "}{", "{{", "{}", "{ }", "{positive|negative}", "{yes, no}", "{{label}}",
+        "{{ label }}", "List[str]", "[A-Za-z]", "[^a-z]+", '["yes", "no"]', "[a, b]", "[1, 2]",
+        "<answer>", "<answer>yes</answer>", "x[0]", "{sentence!r}", "[0-9]{4}", "a < b > c",
+    ],
+)  # fmt: skip
+def test_lint_braces_and_brackets_that_are_no_slots_are_text(piece, authored):
+    text = f"Is this kind? Say it like {piece}\n{{sentence}}\nIt is"
+    result = lint(text, REVIEW, LINT, authored=authored)
+    assert (result.problem, result.detail) == (None, "")
+    shown = piece.replace("{{label}}", "{label}").replace("{{ label }}", "{ label }")
+    rendered = parse(result.text, REVIEW.slots).render({"sentence": "X"})
+    assert rendered == text.replace("{sentence}", "X").replace(piece, shown)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +286,9 @@ def test_lint_returns_the_cleaned_text():
     ("text", "problem"),
     [
         ("", linting.EMPTY),
-        ("Classify {sentence} now please.", linting.STRAY_BRACE),
+        ("Classify {sentence} now please.", linting.REPEATED_SLOT),
+        ("Classify {text} now please.", linting.UNKNOWN_SLOT),
+        ("Classify {{sentence}} now please.", linting.ESCAPED_SLOT),
         ("Classify the [text] as you like.", linting.UNFILLED_BRACKET),
         ("Judge the sentiment of <sentence> here.", linting.UNFILLED_BRACKET),
         ("The sentiment of the review is positive.", linting.ANSWER_GIVEN),

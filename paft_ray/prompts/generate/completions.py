@@ -1,10 +1,20 @@
-"""Completions of LLMs, and the candidate prompt that each one holds."""
+"""Completions of LLMs, and the candidate prompt that each one holds.
+
+Every pattern takes a time that grows with the answer's length, however hostile the answer is.
+"""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paft_ray.prompts.generate.meta_prompt import Form
+from paft_ray.prompts.generate.reasoning import without_reasoning
+
+CUT_OFF = "length"
+FILTERED = "content_filter"
+REFUSED = "refusal"
+_LONGEST = 200_000
+"""Characters of the longest answer that is looked at, reasoning included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +23,7 @@ class Completion:
 
     request_id: str
     text: str | None
-    """The answer; None where the request failed."""
+    """The answer, empty where a model was paid for none; None where the request failed."""
     error: str | None
     """Why it failed, in a few words."""
     status: int | None
@@ -23,15 +33,50 @@ class Completion:
     """Wall time, retries included."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    finish_reason: str = ""
+    """Why the answer ends: `stop`, or one of this module's constants; empty in answers that
+    earlier versions kept."""
+    left_out: str = ""
+    """Parameters that the endpoint refused and the request was sent without, with commas."""
+
+    @property
+    def billed_tokens(self) -> int:
+        """Completion tokens that a budget counts: the bytes of a text that nobody counted."""
+        return self.completion_tokens or len((self.text or "").encode("utf-8", "replace"))
+
+
+def candidate_in(answer: Completion, form: Form, max_tokens: int) -> tuple[str | None, str]:
+    """The candidate in an LLM's answer, or None and the reason why it holds none.
+
+    An answer that was cut off behind the candidate holds it whole.
+    """
+    text, finish = answer.text or "", answer.finish_reason
+    if finish in (FILTERED, REFUSED):
+        return None, {FILTERED: "filtered", REFUSED: "refused"}[finish]
+    if len(text) > _LONGEST:
+        return None, "too_long"
+    cut_off = finish == CUT_OFF or (not finish and 0 < max_tokens <= answer.completion_tokens)
+    said = without_reasoning(text)
+    if said is None or not said.strip():
+        return None, "cut_off" if cut_off else "only_reasoning" if text.strip() else "no_text"
+    found = _prompt_in(said, form)
+    if found is not None and cut_off and _prompt_in(f"{said}x", form) != found:
+        return None, "cut_off"
+    return found, "" if found is not None else "no_prompt_found"
 
 
 def parse_completion(text: str, form: Form) -> str | None:
     """The candidate in an LLM's answer, without the talk around it; None where there is none.
 
-    Reasoning in tags, code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of
-    several templates the first counts; of an instruction, the first sentence.
+    Reasoning, code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of several
+    templates the first counts; of an instruction, the first sentence.
     """
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", "", text, flags=re.DOTALL).strip()
+    said = without_reasoning(text) if len(text) <= _LONGEST else None
+    return None if said is None else _prompt_in(said, form)
+
+
+def _prompt_in(text: str, form: Form) -> str | None:
+    text = text.strip()
     if fence := re.search(r"```[\w-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", text, re.DOTALL):
         text = fence[1]
     text = text.replace("\r\n", "\n").strip().strip("`").strip()
@@ -45,7 +90,7 @@ _CHAT = re.compile(
     re.IGNORECASE,
 )
 _NUMBERING = re.compile(r"(?:[-*•]\s+|\(?\d{1,2}[.):]\s+|#{1,4}\s+)(?=\S)")
-_NAMED = r"(?:\*\*|__)?(?:{})s?(?:\s+\d+)?\s*(?:\*\*|__)?\s*(?::|\n|\Z)\s*(?:\*\*|__)?\s*"
+_NAMED = r"(?:\*\*|__)?(?:{})s?(?:\s++\d++)?[^\S\n]*+(?:\*\*|__)?[^\S\n]*+(?::|\n|\Z)\s*+(?:\*\*|__)?\s*+"
 _NAMED_INSTRUCTION = re.compile(
     _NAMED.format(
         r"(?:(?:new|final|my|the|your|one)\s+)?"
@@ -58,16 +103,20 @@ _NAMED_TEMPLATE = re.compile(
     re.IGNORECASE,
 )
 _AFTERWORD = re.compile(
-    r"\n\s*\n(?:\*\*)?(?:(?:this|the above|that) (?:prompt|template)|note\b|explanation\b|i hope"
-    r"|let me know|in this template|feel free)(?:(?!\{).)*\Z",
-    re.IGNORECASE | re.DOTALL,
+    r"(?:\*\*)?(?:(?:this|the above|that) (?:prompt|template)|note\b|explanation\b|i hope"
+    r"|let me know|in this template|feel free)",
+    re.IGNORECASE,
 )
+_BLANKS = re.compile(r"\s*+")
+_LINE_ENDS = re.compile(r"\n\s*+")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "`": "`"}
 
 
 def _instruction_in(text: str) -> str:
     """The first sentence that is not talk about the sentence."""
     for line in text.split("\n"):
+        if not line or line.isspace():
+            continue
         line = _peel(line.strip(), (_CHAT, _NUMBERING, _NAMED_INSTRUCTION))
         line = re.sub(r"\*\*|__", "", line).strip()
         if re.search(r"\w", line):
@@ -93,18 +142,27 @@ def _template_in(text: str) -> str:
         repeats = set(re.findall(r"\{\w+\}", first)) & set(re.findall(r"\{\w+\}", others))
         if repeats or not others:  # a list of templates, not a template that holds a list
             text = first
-    return _unquote(_AFTERWORD.sub("", text).strip())
+    return _unquote(_without_afterword(text).strip())
+
+
+def _without_afterword(text: str) -> str:
+    """A text up to the paragraph of talk after its last brace, if there is one."""
+    for gap in _LINE_ENDS.finditer(text, text.rfind("{") + 1):
+        blank_line = gap[0].count("\n") > 1 and gap[0].endswith("\n")
+        if blank_line and _AFTERWORD.match(text, gap.end()):
+            return text[: gap.start()]
+    return text
 
 
 def _peel(text: str, leads: Sequence[re.Pattern[str]]) -> str:
     """A text without any of these at its beginning, however often they come."""
-    peeled = True
+    start, peeled = 0, True
     while peeled:
         peeled = False
         for lead in leads:
-            if found := lead.match(text):
-                text, peeled = text[found.end() :].lstrip(), True
-    return text
+            if (found := lead.match(text, start)) and found.end() > start:
+                start, peeled = _BLANKS.match(text, found.end()).end(), True  # pyright: ignore
+    return text[start:]
 
 
 def _unquote(text: str) -> str:

@@ -14,7 +14,7 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.errors import package_missing
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
-from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.completions import CUT_OFF, Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM, Limit
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.requests import Request
@@ -122,7 +122,8 @@ class InProcessLLM:
         )
         seconds = (time.perf_counter() - started) / len(batch)
         yield [
-            _written(request, text, seconds, len(context), tokens)
+            # an end token in the very last place counts as cut off, too: nobody can tell
+            _written(request, text, seconds, (len(context), tokens), tokens >= request.max_tokens)
             for request, context, (text, tokens) in zip(batch, contexts, answers, strict=True)
         ]
 
@@ -187,7 +188,13 @@ class VLLMInProcess:
         )
         seconds = (time.perf_counter() - started) / len(fitting)
         yield [
-            _written(request, answer.text, seconds, len(context), len(answer.token_ids))
+            _written(
+                request,
+                answer.text,
+                seconds,
+                (len(context), len(answer.token_ids)),
+                getattr(answer, "finish_reason", None) == CUT_OFF,
+            )
             for (request, context), answer in zip(
                 fitting, (output.outputs[0] for output in outputs), strict=True
             )
@@ -206,7 +213,10 @@ def _context(tokenizer: Any, request: Request) -> list[int]:
     return tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"]
 
 
-def _written(request: Request, text: str, seconds: float, read: int, written: int) -> Completion:
+def _written(
+    request: Request, text: str, seconds: float, tokens: tuple[int, int], cut_off: bool
+) -> Completion:
+    """An answer of a model in this process; `tokens` were read and written."""
     return Completion(
         request_id=request.id,
         text=request.prefill.rpartition("\n")[2] + text,
@@ -214,6 +224,7 @@ def _written(request: Request, text: str, seconds: float, read: int, written: in
         status=None,
         attempts=1,
         seconds=seconds,
-        prompt_tokens=read,
-        completion_tokens=written,
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        finish_reason=CUT_OFF if cut_off else "stop",
     )

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paft_ray.config import TokenPrice
+from paft_ray.config import Endpoint, LLMConfig, TokenPrice
 from paft_ray.config.errors import LLMError
-from paft_ray.prompts.generate.completions import parse_completion
+from paft_ray.prompts.generate.completions import candidate_in
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.requests import RequestBook, Unit
 from paft_ray.prompts.generate.units import answers_found, answers_of
@@ -25,6 +25,8 @@ class Tally:
     failed: int
     prompt_tokens: int
     completion_tokens: int
+    left_out: str = ""
+    """Parameters that the endpoint refused, with commas."""
 
 
 def tally(book: RequestBook, unit: Unit, storage: Storage) -> Tally:
@@ -36,8 +38,13 @@ def tally(book: RequestBook, unit: Unit, storage: Storage) -> Tally:
         len(found),
         len(unit) - len(found),
         sum(c.prompt_tokens for c in found),
-        sum(c.completion_tokens for c in found),
+        sum(c.billed_tokens for c in found),
+        _all_of(c.left_out for c in found),
     )
+
+
+def _all_of(lists: Iterable[str]) -> str:
+    return ", ".join(sorted({name for names in lists for name in names.split(", ") if name}))
 
 
 @dataclass(frozen=True)
@@ -72,9 +79,12 @@ def parse_unit(generated: Generated, unit: Unit) -> Iterator[Candidate | Rejecte
             detail = str(failures[request.id].error) if request.id in failures else "no answer"
             yield Rejected("", "generation", "request_failed", origin, detail)
             continue
-        text = answers[request.id].text or ""
-        if (parsed := parse_completion(text, config.form)) is None:
-            yield Rejected(text, "parse", "no_prompt_found", origin)
+        answer = answers[request.id]
+        if "temperature" in answer.left_out.split(", "):
+            origin = replace(origin, decoding_temperature=None)
+        parsed, reason = candidate_in(answer, config.form, request.max_tokens)
+        if parsed is None:
+            yield Rejected(answer.text or "", "parse", reason, origin)
         else:
             yield Candidate(text=parsed, kind=config.form, origin=origin)
 
@@ -90,18 +100,25 @@ def refuse_many_failures(generated: Generated) -> None:
     failed = sum(t.failed for t in tallies.values())
     if failed > rate * requests:
         failures = (f for unit in tallies for f in generated.answers(unit).failed().values())
-        raise LLMError(failure_message(failed, requests, (f.error for f in failures), rate))
+        worst = max(tallies.values(), key=lambda t: t.failed).llm
+        who = addressed(generated.book.config.llms[worst])
+        raise LLMError(failure_message(who, failed, requests, (f.error for f in failures), rate))
+
+
+def addressed(llm: LLMConfig) -> str:
+    """An LLM's name, of an endpoint also its address."""
+    return f"{llm.label} at {llm.base_url}" if isinstance(llm, Endpoint) else llm.label
 
 
 def failure_message(
-    failed: int, requests: int, errors: Iterable[str | None], max_error_rate: float
+    who: str, failed: int, requests: int, errors: Iterable[str | None], max_error_rate: float
 ) -> str:
     """The message of an error about too many failed requests, with the commonest reason."""
     [(reason, _)] = Counter(str(error) for error in errors if error).most_common(1)
     return (
-        f"{failed} of {requests} requests failed (mostly {reason}), more than "
+        f"{who}: {failed} of {requests} requests failed (mostly {reason}), more than "
         f"prompts.generation.max_error_rate ({max_error_rate:g}): finished answers are kept; mend "
-        "the endpoint and run the same command again"
+        "that and run the same command again"
     )
 
 
@@ -113,6 +130,7 @@ def costs(generated: Generated) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"llm": config.label}
         for name in ("requests", "answered", "failed", "prompt_tokens", "completion_tokens"):
             row[name] = sum(getattr(t, name) for t in own)
+        row["left_out"] = _all_of(t.left_out for t in own)
         row["cost"] = config.price and cost(
             config.price, row["prompt_tokens"], row["completion_tokens"]
         )

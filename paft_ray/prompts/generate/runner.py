@@ -16,7 +16,7 @@ from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
 from paft_ray.config import Endpoint, TransformersLLM
 from paft_ray.config.errors import LLMError
-from paft_ray.prompts.generate.completions import Completion, parse_completion
+from paft_ray.prompts.generate.completions import Completion, candidate_in
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.llm import open_llm
 from paft_ray.prompts.generate.novelty import Novelty
@@ -25,6 +25,7 @@ from paft_ray.prompts.generate.requests import Request, RequestBook, Unit
 from paft_ray.prompts.generate.results import (
     Generated,
     Tally,
+    addressed,
     failure_message,
     refuse_many_failures,
     tally,
@@ -201,7 +202,8 @@ class _WriterActor:
         rate = self._book.config.max_error_rate
         if self._done >= _ENOUGH_TO_JUDGE and self._failed > rate * self._done:
             errors = (completion.error for completion in group)
-            raise LLMError(failure_message(self._failed, self._done, errors, rate))
+            who = addressed(self._config)
+            raise LLMError(failure_message(who, self._failed, self._done, errors, rate))
 
     def _count(self, done: int, failed: int) -> None:
         self._done += done
@@ -232,8 +234,9 @@ class _KnownTexts:
         for unit in units:
             answers = answers_of(book, unit, storage).read()
             for request in book.requests(unit):
-                answer = answers.get(request.id)
-                text = parse_completion(answer.text or "", book.config.form) if answer else None
+                if (answer := answers.get(request.id)) is None:
+                    continue
+                text, _ = candidate_in(answer, book.config.form, request.max_tokens)
                 if text is not None:
                     seen += 1
                     new += self._novelty.add(text)

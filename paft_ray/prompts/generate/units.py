@@ -89,7 +89,7 @@ def affordable_units(
         stop = unit.start
         for request in book.requests(unit):
             answer = answers.get(request.id)
-            left -= request.max_tokens if answer is None else answer.completion_tokens
+            left -= request.max_tokens if answer is None else answer.billed_tokens
             if left < 0:
                 break
             stop += 1

@@ -1,12 +1,14 @@
 """Generation: requests are functions of position, answers are stripped to the candidate."""
 
+import re
+import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from paft_ray.config import GenerationConfig, LintConfig
-from paft_ray.prompts.generate.completions import parse_completion
+from paft_ray.prompts.generate.completions import Completion, candidate_in, parse_completion
 from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint
 from paft_ray.tasks.example import Task
@@ -190,3 +192,92 @@ TEMPLATE = "Question: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:"
 )  # fmt: skip
 def test_parse_template_keeps_the_template_only(answer, template):
     assert parse_completion(answer, "template") == template
+
+
+@pytest.mark.parametrize(
+    "reasoning",
+    [
+        "Okay, the user wants a template with {goal}.\n</think>\n\n",
+        "<think>\nHm, {goal}.</think>",
+        "<thinking>Maybe\n\nthis.</thinking>\n",
+        "<think>a<think>b</think>c</think>",
+        "<reasoning>First {goal}</reasoning>\n\n",
+        "<seed:think>Hm.</seed:think>",
+        "[THINK]Let me plan: [a] {b}[/THINK]",
+        "◁think▷Hm.◁/think▷",
+        "<|START_THINKING|>Hm.<|END_THINKING|>",
+        "<|begin_of_thought|>Hm.<|end_of_thought|>",
+        "<|channel|>analysis<|message|>We need {goal}.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>",
+        "analysisWe need a template with {goal}.assistantfinal",
+    ],
+)
+def test_parse_what_an_llm_thought_is_no_part_of_the_prompt(reasoning):
+    assert parse_completion(reasoning + TEMPLATE, "template") == TEMPLATE
+    thought_only = reasoning.replace("</think>", "").replace("assistantfinal", "")
+    if reasoning.startswith(("<", "[", "◁", "analysis")):
+        opening = re.split(r"</|\[/|◁/|<\|END|<\|end", thought_only)[0]
+        assert parse_completion(opening, "template") is None
+        assert parse_completion(f"{opening}{TEMPLATE}", "template") is None
+
+
+def test_parse_template_ends_with_the_mark_of_its_channel():
+    answer = f"<|channel|>final<|message|>{TEMPLATE}<|return|>"
+    assert parse_completion(answer, "template") == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "finish", "tokens", "expected"),
+    [
+        ("template", TEMPLATE, "stop", 99, (TEMPLATE, "")),
+        ("template", TEMPLATE, "length", 99, (None, "cut_off")),
+        ("template", f"{TEMPLATE}\nYou are an expe", "length", 9, (None, "cut_off")),
+        ("template", f"```\n{TEMPLATE}\n```\nThis temp", "length", 99, (TEMPLATE, "")),
+        ("template", f"```\n{TEMPLATE}", "length", 99, (None, "cut_off")),
+        ("instruction", "Say what is right here. And th", "length", 99,
+         ("Say what is right here.", "")),
+        ("instruction", "Say what is right here.\nOr sa", "length", 99,
+         ("Say what is right here.", "")),
+        ("instruction", "Say what is right here and wh", "length", 99, (None, "cut_off")),
+        ("instruction", "Say what is right here.", "length", 99, (None, "cut_off")),
+        ("instruction", "Say what is right here.", "", 30, (None, "cut_off")),  # kept earlier
+        ("instruction", "Say what is right here.", "", 29, ("Say what is right here.", "")),
+        ("instruction", "Say what is right here.", "", 0, ("Say what is right here.", "")),
+        ("template", "<think>Hm, a tem", "length", 99, (None, "cut_off")),
+        ("template", "", "length", 99, (None, "cut_off")),
+        ("template", "<think>Hm.</think>", "stop", 9, (None, "only_reasoning")),
+        ("template", " ", "stop", 9, (None, "no_text")),
+        ("template", TEMPLATE, "content_filter", 9, (None, "filtered")),
+        ("template", "", "refusal", 9, (None, "refused")),
+        ("template", "Sure!\n", "stop", 9, (None, "no_prompt_found")),
+        ("template", "a" * 300_000, "stop", 9, (None, "too_long")),
+    ],
+)  # fmt: skip
+def test_candidate_of_an_answer_is_whole_or_dropped_with_the_reason(
+    form, text, finish, tokens, expected
+):
+    answer = Completion("a", text, None, 200, 1, 0.0, 9, tokens, finish)
+    assert candidate_in(answer, form, max_tokens=30) == expected
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "\n", "\n\n", "\n ", "\r\n", " ", "\t", "1. ", "\n1. ", "- ", "Sure! ", "sure, here is ",
+        "template ", "\n\nnote ", "**", "prompt: ", "<think>", "</think>", "<|channel|>",
+        "<|channel|>a<|message|>", "`", "```\n", "```a", "{", "{a", "A. ", 'a." ', "'", "<|",
+        "(1) ", "Here is: ", "analysisA", "assistantfinal", "e.g. A", "“",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("frame", ["{}", "template{}x", "prompt{}x{{a}}", "sure, here is {}x"])
+def test_parse_huge_repetitive_answer_is_parsed_in_linear_time(piece, frame):
+    def seconds(size: int) -> float:
+        text = frame.format(piece * (size // len(piece)))
+        started = time.process_time()
+        for form in ("template", "instruction"):
+            parse_completion(text, form)
+        return time.process_time() - started
+
+    # quadratic work takes 256 times as long, here half a minute and more
+    assert seconds(160_000) < 60 * max(0.02, seconds(10_000))
+    assert parse_completion("a" * 10**6, "template") is None
