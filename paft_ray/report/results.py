@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -71,6 +71,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
     )
+    summary["task_rows"] = asdict(context.task.rows)
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label in labels[1:]:
