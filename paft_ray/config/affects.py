@@ -11,9 +11,19 @@ from typing import Any
 
 from paft_ray.config.base import Affects, Section, Target
 
-RULES: Mapping[Target, int] = {"pool": 1, "answers": 1, "weights": 1, "scores": 1, "search": 1}
+RULES: Mapping[Target, int] = {
+    "pool": 1,
+    "answers": 1,
+    "examples": 2,
+    "weights": 1,
+    "scores": 1,
+    "search": 1,
+}
 """What a rule affects, to the rule's version. Raise it when a rule changes that no field sets, such
-as how an answer is scored: results of the older rule are then made again, or refused."""
+as how an answer is scored: results of the older rule are then made again, or refused.
+
+Examples: 2, splits keep the same text together and are exact in every answer; before, every row was
+placed by a hash of its text and answer to the letter."""
 FREE_TEXT_RULES: Mapping[Target, int] = {"scores": 2}
 """The same for tasks without choices. Scores: 2, the whole text is compared, not its first line."""
 PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 2}
@@ -22,7 +32,7 @@ PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 2}
 lint 2: braces that are no slots are text, and brackets too in what a user wrote. parse 2: answers
 of LLMs without reasoning, and none that was cut off, filtered or refused.
 """
-_OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "weights", "scores", "run")
+_OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "examples", "weights", "scores", "run")
 
 
 def affecting(section: Section, *targets: Target) -> dict[str, Any]:
@@ -38,6 +48,12 @@ def affecting(section: Section, *targets: Target) -> dict[str, Any]:
 def result_fields(config: Section) -> dict[str, Any]:
     """The fields that change a run's results: all but names, places, and how work is spread."""
     return affecting(config, *_OF_A_RUN)
+
+
+def older_rules(results_from: Mapping[str, Any]) -> list[Target]:
+    """What a run, from its recorded `result_fields`, was made by another rule of than today's."""
+    made_by = results_from.get("rules", {})
+    return [target for target in _OF_A_RUN if made_by.get(target, 1) != RULES.get(target, 1)]
 
 
 def recorded_fields(config: Section) -> dict[str, Any]:

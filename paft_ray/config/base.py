@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Target = Literal["pool", "answers", "weights", "scores", "run", "search", "nothing"]
+Target = Literal["pool", "answers", "examples", "weights", "scores", "run", "search", "nothing"]
 """What a field can affect; each is stored under an identity.
 
-`pool`: the prompts; `answers`: an LLM's answer to a request; `weights`: a training; `scores`: how a
+`pool`: the prompts; `answers`: an LLM's answer to a request; `examples`: the task's examples and
+their splits; `weights`: a training; `scores`: how a
 model is scored on an example under a prompt; `run`: which of these a run makes, compares and
 reports; `search`: what a search tries; `nothing`: how work is spread, and names and places, whose
 content is in identities.

@@ -23,7 +23,10 @@ _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{30,})"
 )
-_FILE_ENDINGS = (".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".txt")
+_FILE_ENDINGS = (
+    *(".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"),
+    *(".bz2", ".gz", ".xz", ".zst"),
+)
 _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 

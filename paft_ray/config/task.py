@@ -18,6 +18,10 @@ def earlier_answer_end(task: Any) -> str:
     return "ignored" if task.has_choices else "scored"
 
 
+Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
+"""A path, a pattern, or a list of these."""
+
+
 class TaskOptions(Section, affects="run"):
     """The split of a task's examples, and their lengths in tokens."""
 
@@ -40,6 +44,8 @@ class TaskOptions(Section, affects="run"):
     """Share kept for the final figure, unless the source has a test split of its own."""
     max_train_examples: int | None = Field(default=None, ge=1)
     """Use at most this many training examples (in an order given by id and seed)."""
+    group: Annotated[str | None, affects("run", neutral=None)] = None
+    """A column (user, document, conversation) whose rows stay together in one split."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -91,10 +97,12 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     """A short name, for reports."""
     description: str = Field(min_length=10)
     """What the model has to do, in one or two sentences; LLMs that write prompts read it."""
-    path: Annotated[str, NOTHING]
-    """JSONL, Parquet, CSV, or a folder saved by Hugging Face `datasets`."""
+    path: Annotated[Paths, NOTHING]
+    """JSONL, JSON, CSV, TSV (also .gz, .bz2, .xz, .zst) or Parquet, or a folder saved by Hugging
+    Face `datasets`; a path, a pattern (`data/*.parquet`), or a list of these."""
     fields: dict[str, str] = Field(min_length=1)
-    """Slot name to column name; each slot may be used in templates as `{slot}`."""
+    """Slot name to column name; each slot may be used in templates as `{slot}`. `a.b[0]` is a value
+    inside a column."""
     answer: str
     """The column that holds the answer."""
     choices: tuple[str, ...] | None = Field(default=None, min_length=2)
@@ -103,8 +111,13 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     """Value of the answer column, as text, to one of `choices`, where the two differ."""
     instructions: tuple[str, ...] = ()
     """A few instructions written by hand, which few-shot requests show to LLMs."""
-    test_path: Annotated[str | None, NOTHING] = None
-    """A separate file with the test examples; without it they are split off `path`."""
+    test_path: Annotated[Paths | None, NOTHING] = None
+    """Separate files with the test examples; without it they are split off `path`."""
+    splits: Annotated[
+        dict[Literal["train", "validation", "test"], str] | None, affects("nothing", neutral=None)
+    ] = None
+    """What each split of a saved data set is for, such as `{train: train, validation: dev}`; what
+    is not named is split off the training rows."""
 
     @field_validator("fields")
     @classmethod
@@ -134,6 +147,21 @@ class CustomTaskConfig(TaskOptions, affects="run"):
                 )
             seen[text] = choice
         return choices
+
+    @model_validator(mode="after")
+    def _splits_differ(self) -> Self:
+        if self.splits is None:
+            return self
+        if self.test_path is not None and "test" in self.splits:
+            raise ValueError("test rows come from test_path or from splits.test: remove one")
+        if "train" not in self.splits:
+            raise ValueError("splits names no train split: add splits.train")
+        if len(set(self.splits.values())) < len(self.splits):
+            raise ValueError(
+                f"splits {self.splits} uses one split twice, so that the same rows would be "
+                "trained and tested on: name each once"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_name_choices(self) -> Self:

@@ -15,6 +15,7 @@ from paft_ray.models.meta import ModelCheckProcess, check_adapters, check_answer
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
 from paft_ray.storage.paths import Storage
 
@@ -129,6 +130,8 @@ def prepare(
         PaftError: They cannot be used; nothing was started or written.
     """
     context = open_context(config, options.overwrite, screen, not verb.needs_ray, verb.reads_test)
+    if verb.trains and not options.overwrite:
+        refuse_other_content(context)
     checked = None if verb.check is None else verb.check(context, options)
     with ModelCheckProcess() as checks:
         yield Work(verb, context, options, checked, checks)

@@ -49,6 +49,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "storage": context.storage.path(),
         "task": task.name,
         "examples": {name: len(task.examples(name)) for name in ("train", "validation", "test")},
+        "shares": task.rows.shares(),
+        "rows": {k: v for k, v in asdict(task.rows).items() if v and k != "sizes"},
         "model": config.model.path,
         "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
     }

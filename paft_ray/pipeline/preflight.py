@@ -75,6 +75,7 @@ def preflight(
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)
+    warnings += task.rows.sentences()
     warnings += check_settings(config, task)
     warnings += _check_prompts(config, task)
     return Checked(task, model, tuple(warnings))

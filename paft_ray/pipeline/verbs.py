@@ -18,6 +18,7 @@ from paft_ray.config.errors import ConfigError
 from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
+from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
 from paft_ray.tracking import tracking_uri
 
@@ -59,6 +60,7 @@ def _check_evaluate(context: RunContext, options: Options) -> None:
     from paft_ray.pipeline.run import find_all_trained
 
     find_all_trained(context)
+    refuse_other_content(context)
 
 
 def _evaluate(work: Work) -> Result:
@@ -182,6 +184,8 @@ def _plan(work: Work) -> Result:
     from paft_ray.pipeline.plan import describe_plan, describe_sizes, plan_lines
 
     context, options = work.context, work.options
+    if context.config.tuning is None:  # a search is opened without test examples
+        refuse_other_content(context)
     prepare_environment()
     if named_cluster() is not None:
         check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")

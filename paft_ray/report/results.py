@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -73,7 +73,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     )
     config = context.config.task
     ends = {"answer_end": config.answer_end} if config.has_choices else {"stop": list(config.stop)}
-    summary |= ends
+    summary |= {**ends, "task_rows": asdict(context.task.rows)}
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label in labels[1:]:

@@ -7,6 +7,7 @@ from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.report.tables import display_name, how_answers_end, main_label, results
+from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
     "one seed is an illustration, not a measurement: give `seeds: [0, 1, 2]`, which trains every "
@@ -70,6 +71,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     ]
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
+    sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "

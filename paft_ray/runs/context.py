@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Self
 
 from paft_ray.config import Config
-from paft_ray.config.affects import affecting, take
+from paft_ray.config.affects import RULES, affecting, take
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
 from paft_ray.runs.progress import Screen, SilentScreen
@@ -34,7 +34,7 @@ class Identities:
     def task(self) -> str:
         """Fingerprint of all that changes weights or scores in the task."""
         task = self._task
-        fields = affecting(self._config, "weights", "scores")["task"]
+        fields = affecting(self._config, "examples", "weights", "scores")["task"]
         limits, later = take(fields, "max_length", "overlong")
         return fingerprint(
             task.name,
@@ -43,6 +43,7 @@ class Identities:
             [examples_identity(split) for split in (task.train, task.validation, task.test)],
             limits,
             *([later] if later else []),
+            *([{"rule": RULES["examples"]}] if RULES["examples"] > 1 else []),
         )
 
 

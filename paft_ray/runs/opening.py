@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-from paft_ray.config.affects import result_fields
+from paft_ray.config.affects import older_rules, result_fields
+from paft_ray.config.base import Target
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config
 from paft_ray.runs.context import RUN_KEY, RunContext
@@ -64,12 +65,7 @@ def open_run(
             other data or weights.
     """
     folder = context.run_folder
-    content = {
-        "work": "run",
-        "task": context.task_identity,
-        "model": context.model_identity,
-        **(made_from or {}),
-    }
+    content = {"work": "run", **_content(context), **(made_from or {})}
     if not overwrite:
         _refuse_other_content(folder, content)
     with lock(folder, f"run {context.config.name!r}", show=context.screen.line):
@@ -108,15 +104,40 @@ def open_run(
                 end_open_runs(context.tracking)
 
 
+def refuse_other_content(context: RunContext) -> None:
+    """Refuse a run that was made from other data or weights, or by other rules, before Ray starts.
+
+    Raises:
+        ConfigError: It was.
+    """
+    _refuse_other_content(context.run_folder, _content(context))
+
+
+def older_rules_of(folder: Storage) -> list[Target]:
+    """What the run in a folder was made by another rule of than today's."""
+    if not folder.exists("config.json"):
+        return []
+    return older_rules(folder.read_json("config.json").get("results_from", {}))
+
+
+def _content(context: RunContext) -> dict[str, str]:
+    return {"task": context.task_identity, "model": context.model_identity}
+
+
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
     """Compare the content of paths, which a configuration's identity does not hold."""
     if not folder.exists("config.json"):
         return
     recorded = {"work": "run", **folder.read_json("config.json").get("content", content)}
-    if recorded["work"] != content["work"]:
+    if recorded["work"] != content.get("work", recorded["work"]):
         raise ConfigError(
             f"name: {folder.path()} holds a {recorded['work']}, this is a {content['work']}: "
             "choose another name, or pass --overwrite"
+        )
+    if "examples" in older_rules_of(folder) and recorded.get("task") != content["task"]:
+        raise ConfigError(
+            f"name: {folder.path()} was made by an earlier version, which split rows into train, "
+            "validation and test by another rule; choose another name, or pass --overwrite"
         )
     if changed := [part for part in content if recorded.get(part) != content[part]]:
         raise ConfigError(

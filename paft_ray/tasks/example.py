@@ -1,7 +1,7 @@
-"""The records of a task: `Example`, `Task`."""
+"""The records of a task: `Example`, `RowCounts`, `Task`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 SplitName = Literal["train", "validation", "test"]
@@ -18,6 +18,58 @@ class Example:
     """Slot name to text."""
     answer: str
     """The right answer; one of the task's choices, where it has any."""
+    where: str = field(default="", compare=False, repr=False)
+    """File and line of its first row, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """What became of the rows of a source besides examples."""
+
+    duplicates: int = 0
+    """Rows that repeat another one, and were left out."""
+    tied: int = 0
+    """Examples that differ from another one in no more than blanks, capitals, Unicode form and
+    answer, and stay in one split with it."""
+    contradicting: int = 0
+    """Of these, examples that the other one has another answer for."""
+    in_held_out: int = 0
+    """Training rows left out because the source's own test or validation rows have their text or
+    group, and validation rows that its test rows have."""
+    empty_fields: int = 0
+    """Fields without a value, read as empty."""
+    groups: int = 0
+    """Groups of `task.group` whose rows stay together."""
+
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Examples of each split, before `task.max_train_examples`."""
+
+    def shares(self) -> str:
+        """The share of all examples that each split reached, in words."""
+        total = sum(self.sizes.values())
+        return ", ".join(f"{split} {size / total:.1%}" for split, size in self.sizes.items())
+
+    def sentences(self) -> list[str]:
+        """What a reader of figures has to know, one sentence each."""
+        found = []
+        if self.tied:
+            found.append(
+                f"{self.tied} examples have the text of another one (but for blanks, capitals and "
+                f"Unicode form) and stay in one split with it; {self.contradicting} of them "
+                "contradict it by another answer"
+            )
+        if self.groups:
+            found.append(
+                f"{self.groups} groups stay whole in a split each; shares reached: {self.shares()}"
+            )
+        if self.in_held_out:
+            found.append(
+                f"{self.in_held_out} rows were left out of training or validation because held-out "
+                "rows have the same text or group"
+            )
+        if self.empty_fields:
+            found.append(f"{self.empty_fields} fields hold no value and are read as empty")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +88,8 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    duplicates: int = 0
-    """Source rows that repeated another row and were left out."""
+    rows: RowCounts = RowCounts()
+    """What became of rows that are no examples of their own."""
     answer_pattern: str | None = None
     """Regular expression whose last match in a generated text is the answer (free text only)."""
     relevance_words: tuple[str, ...] = ()

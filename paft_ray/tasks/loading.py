@@ -1,31 +1,24 @@
-"""Turns rows into a `Task`: columns into slots, ids from content, splits by hash.
+"""Turns rows into a `Task`: columns into fields and answers, ids from content, splits.
 
-An example's id comes from its fields and answer alone, and its split and its place in that split
-from id and seed alone: adding, removing or reordering rows moves no other example.
+An example's id comes from its fields and answer alone, and its place in its split from id and seed
+alone. Which split it is in is the part of `split`.
 """
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
-from paft_ray.config.errors import ConfigError, DataError
-from paft_ray.config.loading import resolve_path
+from paft_ray.config.errors import DataError
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
-from paft_ray.tasks.example import Example, SplitName, Task
-from paft_ray.tasks.sources import (
-    Row,
-    column_value,
-    declared_splits,
-    read_hub,
-    read_rows,
-    shown,
-    text_of,
-)
+from paft_ray.tasks.example import SPLITS, Example, RowCounts, SplitName, Task
+from paft_ray.tasks.sources import Source, open_source
+from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
+from paft_ray.tasks.tables import Row, shown
+from paft_ray.tasks.values import column_value, spellings, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +26,8 @@ logger = logging.getLogger(__name__)
 def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
     """Read a task's rows and split them into train, validation and test.
 
-    Where the source has a test split, test examples come from it and validation examples from the
-    rest; otherwise all rows are split three ways.
+    Where the source has a test split, test examples come from it, and rows of the rest with the
+    same text leave; where `task.splits` names a validation split, the same holds for that.
 
     Args:
         config: The task's section of the configuration.
@@ -47,21 +40,33 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         ConfigError: `task.path` names a Python package that is not installed.
     """
     outline = task_outline(config)
-    source = _open_source(config, outline, test)
-    rest, duplicates = _collect(source.rows, outline)
-    if source.test is None:
-        splits = _deal(rest.values(), seed, config.validation_share, config.test_share)
-    else:
-        own_test, repeated = _collect(source.test if test else (), outline)
-        kept = [example for identity, example in rest.items() if identity not in own_test]
-        duplicates += repeated + len(rest) - len(kept)
-        splits = _deal(kept, seed, config.validation_share, 0.0)
-        splits["test"] = _in_order(own_test.values(), seed)
+    source = open_source(config, outline, test)
+    rest = _collect(source.rows, outline, config.group)
+    own: dict[SplitName, _Collected] = {}
+    if source.test is not None:
+        own["test"] = _collect(source.test, outline, config.group)
+    if source.validation is not None:
+        own["validation"] = _collect(source.validation, outline, config.group)
+    splits, ties = _split(config, outline, seed, rest.rows, own)
+    read = [rest, *own.values()]
+    distinct = sum(len(each.rows.examples) for each in read)
+    sizes = {split: len(splits[split]) for split in SPLITS}
     if not test:
         splits.pop("test")
-    _refuse_empty(splits, source, config)
-    if duplicates:
-        logger.info("%s: %d rows repeat another one and were left out", source.where, duplicates)
+    counts = RowCounts(
+        duplicates=sum(each.duplicates for each in read),
+        tied=ties.same_text,
+        contradicting=ties.contradicting,
+        in_held_out=distinct - sum(sizes.values()),
+        empty_fields=sum(each.empty_fields for each in read),
+        groups=ties.groups,
+        sizes=sizes,
+    )
+    _refuse_empty(splits, source, config, ties, counts)
+    if counts.duplicates:
+        logger.info(
+            "%s: %d rows repeat another one and were left out", source.where, counts.duplicates
+        )
     return Task(
         name=outline.name,
         description=outline.description,
@@ -71,12 +76,41 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         train=splits["train"][: config.max_train_examples],
         validation=splits["validation"],
         test=splits.get("test", ()),
-        duplicates=duplicates,
+        rows=counts,
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,
         top_threshold=outline.top_threshold,
         instructions=outline.instructions,
     )
+
+
+def _split(
+    config: BuiltinTaskConfig | CustomTaskConfig,
+    outline: TaskOutline,
+    seed: int,
+    rest: Rows,
+    own: "Mapping[SplitName, _Collected]",
+) -> tuple[dict[SplitName, tuple[Example, ...]], Ties]:
+    """Deal `rest`, of which rows like those of held-out splits of the source's own have left."""
+    held_out: dict[SplitName, Rows] = {}
+    for split in own:  # test before validation
+        rows = own[split].rows
+        for other in held_out.values():
+            rows = rows.without(other)
+        held_out[split] = rows
+    for other in held_out.values():
+        rest = rest.without(other)
+    shares: dict[SplitName, float] = {
+        "test": config.test_share, "validation": config.validation_share,
+    }  # fmt: skip
+    shares = {split: share for split, share in shares.items() if split not in held_out}
+    ties = tie(rest, seed)
+    dealt = deal(ties.units, shares, outline.choices)
+    splits: dict[SplitName, tuple[Example, ...]] = {
+        split: _in_order(members, seed) for split, members in dealt.items()
+    }
+    splits |= {s: _in_order(rows.examples.values(), seed) for s, rows in held_out.items()}
+    return splits, ties
 
 
 def task_outline(config: BuiltinTaskConfig | CustomTaskConfig) -> TaskOutline:
@@ -105,113 +139,75 @@ def example_id(fields: Mapping[str, str], answer: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def split_of(identity: str, seed: int, validation_share: float, test_share: float) -> SplitName:
-    """The split that an example belongs to, from its id and the seed alone."""
-    place = _uniform(identity, seed, "split")
-    if place < test_share:
-        return "test"
-    return "validation" if place < test_share + validation_share else "train"
-
-
 @dataclass(frozen=True, slots=True)
-class _Source:
-    rows: Iterable[Row]
-    test: Iterable[Row] | None
-    """Rows of the source's own test split."""
-    where: str
+class _Collected:
+    """The rows of one source as examples."""
+
+    rows: Rows
+    duplicates: int
+    """Rows that repeat another one."""
+    empty_fields: int
+    """Fields without a value, which are read as empty."""
 
 
-def _open_source(
-    config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline, with_test: bool
-) -> _Source:
-    declared: tuple[str, ...] = ()
-    if config.path is None:
-        assert outline.hub_name is not None
-        where = f"data set {outline.hub_name}"
-        splits = read_hub(outline.hub_name, outline.hub_config)
-    else:
-        path = _local(config.path, "task.path")
-        where, splits, declared = str(path), read_rows(path), declared_splits(path)
-    test_path = config.test_path if isinstance(config, CustomTaskConfig) else None
-    if test_path is not None:
-        test: Iterable[Row] = ()
-        if with_test:
-            path = _local(test_path, "task.test_path")
-            test = _only_split(read_rows(path), outline.test_split, str(path))
-        return _Source(_only_split(splits, outline.train_split, where), test, where)
-    if not with_test and outline.train_split in splits and outline.test_split in declared:
-        return _Source(splits[outline.train_split], (), where)
-    if outline.train_split in splits and outline.test_split in splits:
-        unused = sorted(set(splits) - {outline.train_split, outline.test_split})
-        if unused:
-            logger.info("%s: splits that are not used: %s", where, ", ".join(unused))
-        return _Source(splits[outline.train_split], splits[outline.test_split], where)
-    return _Source(_only_split(splits, outline.train_split, where), None, where)
-
-
-def _local(location: str, field: str) -> Path:
-    try:
-        path = resolve_path(location)
-    except ConfigError as error:
-        raise ConfigError(f"{field}: {error}") from error
-    if path is None:
-        raise DataError(
-            f"{field}: {location!r} is not in the local file system; name an existing file, or a "
-            "folder saved by Hugging Face datasets"
-        )
-    return path
-
-
-def _only_split(splits: Mapping[str, Iterator[Row]], wanted: str, where: str) -> Iterator[Row]:
-    if len(splits) == 1:
-        return next(iter(splits.values()))
-    if wanted not in splits:
-        raise DataError(
-            f"{where}: has the splits {', '.join(sorted(splits))} and none called {wanted!r}; "
-            "name the folder of one split"
-        )
-    return splits[wanted]
-
-
-def _collect(rows: Iterable[Row], outline: TaskOutline) -> tuple[dict[str, Example], int]:
-    """The examples of rows by their ids, and how many rows repeat another one."""
+def _collect(rows: Iterable[Row], outline: TaskOutline, group: str | None) -> _Collected:
+    """The examples of rows, each once."""
     examples: dict[str, Example] = {}
-    count = 0
+    keys: dict[str, bytes] = {}
+    groups: dict[str, list[str]] = {}
+    count = empty = 0
     for row in rows:
         count += 1
-        fields = {slot: _field(row, column, outline) for slot, column in outline.columns.items()}
+        found = {slot: _field(row, column, outline) for slot, column in outline.columns.items()}
+        fields = {slot: text or "" for slot, text in found.items()}
         if not any(fields.values()):
             raise DataError(
-                f"{row.where}: all of {', '.join(outline.columns)} are empty; an example needs a "
-                "text: fill it in or remove the row"
+                f"{row.where}: column {', '.join(map(repr, outline.columns.values()))} holds no "
+                "value or is empty; an example needs a text: fill it in or remove the row"
             )
+        empty += sum(text is None for text in found.values())
         answer = _answer(row, outline)
         identity = example_id(fields, answer)
-        examples.setdefault(identity, Example(identity, fields, answer))
-    return examples, count - len(examples)
+        if identity not in examples:
+            examples[identity] = Example(identity, fields, answer, row.where)
+            keys[identity] = text_key(fields)
+        if group is not None:
+            groups.setdefault(identity, []).append(_group(row, group))
+    return _Collected(Rows(examples, keys, groups), count - len(examples), empty)
 
 
-def _field(row: Row, column: str, outline: TaskOutline) -> str:
+def _group(row: Row, column: str) -> str:
     value = column_value(row, column)
-    text = text_of(value)
-    if text is None:
+    text = (text_of(value) or "").strip()
+    if not text:
+        raise DataError(
+            f"{row.where}: the group (column {column!r}) is {shown(value)}; task.group needs a "
+            "text or number in every row: mend the row, or name another column"
+        )
+    return text
+
+
+def _field(row: Row, column: str, outline: TaskOutline) -> str | None:
+    value = column_value(row, column)
+    text = None if value is None else text_of(value)
+    if text is None and value is not None:
         raise DataError(
             f"{row.where}: column {column!r} is {shown(value)}, which is no single text or number; "
-            f"name one entry of it, as in {column}[0]"
+            f"name one entry of it, as in {column}[0] or {column}.name"
         )
-    return _rewrite(text, outline.field_rewrites)
+    return None if text is None else _rewrite(text, outline.field_rewrites)
 
 
 def _answer(row: Row, outline: TaskOutline) -> str:
     value = column_value(row, outline.answer)
-    text = text_of(value)
+    text = None if value is None else text_of(value)
     if text is None or not text.strip():
+        found = "holds no value" if value is None else f"is {shown(value)}"
         raise DataError(
-            f"{row.where}: the answer (column {outline.answer!r}) is {shown(value)}; it must be a "
-            "text that is not empty: mend the row or remove it"
+            f"{row.where}: the answer (column {outline.answer!r}) {found}; it must be a text that "
+            "is not empty: fill it in, mend the row or remove it"
         )
-    text = text.strip()
-    text = outline.labels.get(text, outline.labels.get(str(value), text))
+    text = _choice(value, text.strip(), outline)
     if outline.choices is not None:
         if text not in outline.choices:
             raise DataError(
@@ -226,6 +222,17 @@ def _answer(row: Row, outline: TaskOutline) -> str:
             f"{outline.answer_pattern!r} finds no final answer: mend the row or remove it"
         )
     return text
+
+
+def _choice(value: object, text: str, outline: TaskOutline) -> str:
+    """The choice that an answer stands for, or its text where it stands for none."""
+    if outline.choices is None:
+        return outline.labels.get(text, text)
+    if isinstance(value, str) and not outline.labels and text in outline.choices:
+        return text
+    said = list(spellings(value, frozenset((*outline.labels, *outline.choices))))
+    labels = [outline.labels[each] for each in said if each in outline.labels]
+    return next((each for each in (*labels, *said) if each in outline.choices), text)
 
 
 def _rewrite(text: str, rewrites: Iterable[tuple[str, str]]) -> str:
@@ -245,29 +252,28 @@ def _in_order(examples: Iterable[Example], seed: int) -> tuple[Example, ...]:
     return tuple(sorted(examples, key=lambda e: (_uniform(e.id, seed, "order"), e.id)))
 
 
-def _deal(
-    examples: Iterable[Example], seed: int, validation_share: float, test_share: float
-) -> dict[SplitName, tuple[Example, ...]]:
-    dealt: dict[SplitName, list[Example]] = {"train": [], "validation": [], "test": []}
-    for example in examples:
-        dealt[split_of(example.id, seed, validation_share, test_share)].append(example)
-    return {split: _in_order(members, seed) for split, members in dealt.items()}
-
-
 def _refuse_empty(
     splits: Mapping[SplitName, tuple[Example, ...]],
-    source: _Source,
+    source: Source,
     config: BuiltinTaskConfig | CustomTaskConfig,
+    ties: Ties,
+    counts: RowCounts,
 ) -> None:
     total = sum(map(len, splits.values()))
     if total == 0:
         raise DataError(f"{source.where}: there are no rows; name a source that has some")
     for split, members in splits.items():
         if not members:
+            left = ""
+            if counts.in_held_out:
+                left = f" ({counts.in_held_out} rows are in its test or validation rows too)"
+            elif config.group is not None:
+                largest = max((len(unit.examples) for unit in ties.units), default=0)
+                left = f" (the largest of {len(ties.units)} groups has {largest} of them)"
             shares = f"validation_share {config.validation_share}"
             if source.test is None:
                 shares += f" and test_share {config.test_share}"
             raise DataError(
-                f"{source.where}: {total} examples leave the {split} split empty at task.{shares}: "
-                "add rows, or change the shares"
+                f"{source.where}: {total} examples leave the {split} split empty at task.{shares}"
+                f"{left}: add rows, or change the shares"
             )

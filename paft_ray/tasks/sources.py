@@ -1,43 +1,205 @@
-"""Rows of a task from a file, a saved data set, or the Hugging Face hub.
+"""Rows of a task from files, saved data sets, or the Hugging Face hub.
 
-Covered: JSONL, CSV and Parquet files (through `tables`); folders saved by Hugging Face `datasets`
-(`Dataset`, `DatasetDict`, or a folder of such folders, one per split); data sets on the hub. Not
-covered: the meaning of a row (`loading`).
+Covered: tables (through `tables`); folders saved by Hugging Face `datasets` (`Dataset`,
+`DatasetDict`, or a folder of such folders, one per split); data sets on the hub; which split of
+them serves as which. Not covered: the meaning of a row (`loading`).
 """
 
-import ast
+import glob
+import itertools
 import json
 import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paft_ray.config.errors import DataError
+from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
+from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.loading import resolve_path
+from paft_ray.tasks.builtin import TaskOutline
+from paft_ray.tasks.example import SPLITS, SplitName
 from paft_ray.tasks.tables import (
+    COMPRESSIONS,
     READ_TOGETHER,
-    Messages,
+    TABLE_ENDINGS,
     Row,
     Table,
-    read_csv,
-    read_jsonl,
-    read_parquet,
+    read_table,
     shown,
+    table_kind,
 )
+from paft_ray.tasks.values import NamedLabel
 
 logger = logging.getLogger(__name__)
 
-_INDEXED = re.compile(r"(?P<column>.+)\[(?P<index>\d+)\]")
-_MESSAGES = Messages(
-    json="{where}: not valid JSON ({error}): write one object per line, in UTF-8",
-    row="{where}: {value} is no JSON object: write one object per line",
-    csv="{name}, after line {number}: not valid CSV ({error}): write UTF-8, and double quotes "
-    "inside quoted cells",
-    parquet="{name}, after row {number}: not a readable Parquet file ({error}): write it again",
-)
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one split of one file or data set."""
+
+    rows: Iterator[Row]
+    place: Path | None = None
+    """The file, or the folder of the split; None on the hub."""
 
 
-def read_rows(path: Path) -> dict[str, Iterator[Row]]:
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of a task, by what they are for."""
+
+    rows: Iterable[Row]
+    """Rows to split, of which parts with rows of their own get none."""
+    validation: Iterable[Row] | None
+    """Rows of the source's own validation split, where it is used."""
+    test: Iterable[Row] | None
+    """Rows of the source's own test split; empty where it has one that is not to be read."""
+    where: str
+
+
+def open_source(
+    config: BuiltinTaskConfig | CustomTaskConfig, outline: TaskOutline, with_test: bool
+) -> Source:
+    """Find the rows of a task; they are read when they are taken.
+
+    Raises:
+        DataError: There is no such source or split, or the same rows are to train and to test.
+        ConfigError: `task.path` names a Python package that is not installed.
+    """
+    if config.path is None:
+        assert outline.hub_name is not None
+        hub = read_hub(outline.hub_name, outline.hub_config)
+        where = f"data set {outline.hub_name}"
+        return _of_splits([(where, hub, ())], outline, with_test)
+    paths = _local_paths(config.path, "task.path")
+    sources = [(str(path), read_rows(path), declared_splits(path)) for path in paths]
+    if not isinstance(config, CustomTaskConfig):
+        return _of_splits(sources, outline, with_test)
+    if config.splits is None and config.test_path is None:
+        return _of_splits(sources, outline, with_test)
+    if config.splits is None:
+        train = [_only_split(splits, outline.train_split, name) for name, splits, _ in sources]
+        parts: dict[SplitName, list[Part]] = {"train": train}
+    else:
+        parts = _named_parts(sources, config.splits, with_test)
+    if config.test_path is not None:
+        parts["test"] = [
+            _only_split(read_rows(path), outline.test_split, str(path))
+            for path in (_local_paths(config.test_path, "task.test_path") if with_test else ())
+        ]
+        for role in SPLITS[:2]:
+            _refuse_shared(parts.get(role, ()), parts["test"])
+    return Source(
+        _rows_of(parts["train"]),
+        _rows_of(parts["validation"]) if "validation" in parts else None,
+        _rows_of(parts["test"]) if "test" in parts else None,
+        _together(name for name, _, _ in sources),
+    )
+
+
+_Named = tuple[str, Mapping[str, Part], tuple[str, ...]]
+"""Name of a source, its splits, and the splits that it lists."""
+
+
+def _of_splits(sources: Sequence[_Named], outline: TaskOutline, with_test: bool) -> Source:
+    """Rows by the usual names of splits."""
+    where = _together(name for name, _, _ in sources)
+    [(name, splits, declared), *others] = sources
+    if others or outline.train_split not in splits:
+        parts = [_only_split(splits, outline.train_split, name) for name, splits, _ in sources]
+        return Source(_rows_of(parts), None, None, where)
+    train = splits[outline.train_split]
+    if not with_test and outline.test_split in declared:
+        return Source(train.rows, None, (), where)
+    if outline.test_split in splits:
+        unused = sorted(set(splits) - {outline.train_split, outline.test_split})
+        if unused:
+            logger.info("%s: splits that are not used: %s", where, ", ".join(unused))
+        return Source(train.rows, None, splits[outline.test_split].rows, where)
+    return Source(_only_split(splits, outline.train_split, name).rows, None, None, where)
+
+
+def _named_parts(
+    sources: Sequence[_Named], names: Mapping[SplitName, str], with_test: bool
+) -> dict[SplitName, list[Part]]:
+    """Parts by the splits that `task.splits` names."""
+    found: dict[SplitName, list[Part]] = {role: [] for role in names}
+    for where, splits, declared in sources:
+        for role, name in names.items():
+            if role == "test" and not with_test and name in {*splits, *declared}:
+                continue
+            if name not in splits:
+                have = ", ".join(filter(None, sorted(splits))) or "no splits with names"
+                raise DataError(
+                    f"{where}: task.splits.{role} is {name!r}, which is none of its splits "
+                    f"({have}): name one of them"
+                )
+            found[role].append(splits[name])
+    return found
+
+
+def _rows_of(parts: Iterable[Part]) -> Iterator[Row]:
+    return itertools.chain.from_iterable(part.rows for part in parts)
+
+
+def _together(names: Iterable[str]) -> str:
+    """One name for several sources."""
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
+
+
+def _refuse_shared(train: Iterable[Part], test: Iterable[Part]) -> None:
+    """Refuse a file that is to train and to test, also by another name."""
+    seen = {_file_identity(part.place): part.place for part in train if part.place is not None}
+    for part in test:
+        if part.place is not None and (same := seen.get(_file_identity(part.place))) is not None:
+            also = "" if same == part.place else f" ({part.place} is the same file)"
+            raise DataError(
+                f"task.test_path: {same} is in task.path too{also}, so that every test row would "
+                "be trained on: name other rows, or leave test_path out and test_share splits them"
+            )
+
+
+def _file_identity(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
+
+def _only_split(splits: Mapping[str, Part], wanted: str, where: str) -> Part:
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    if wanted not in splits:
+        raise DataError(
+            f"{where}: has the splits {', '.join(sorted(splits))} and none called {wanted!r}; "
+            "name the folder of one split, or say in task.splits what each is for"
+        )
+    return splits[wanted]
+
+
+def _local_paths(location: str | Sequence[str], field: str) -> list[Path]:
+    """The files and folders that a field names: a path, a pattern, or a list of these."""
+    if not isinstance(location, str):
+        return [path for each in location for path in _local_paths(each, field)]
+    try:
+        path = resolve_path(location)
+        inside = location.startswith("pkg:") or "://" in location
+        if not inside and glob.has_magic(location) and not (path and path.exists()):
+            pattern = str(Path(location).expanduser())
+            # Path.glob takes no absolute pattern
+            found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207
+            if not found:
+                raise DataError(f"{field}: no file fits the pattern {location!r}: mend it")
+            return found
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+    if path is None:
+        raise DataError(
+            f"{field}: {location!r} is not in the local file system; name an existing file, or a "
+            "folder saved by Hugging Face datasets"
+        )
+    return [path]
+
+
+def read_rows(path: Path) -> dict[str, Part]:
     """Rows of a file or of a saved data set, by split; a single split has an empty name.
 
     Raises:
@@ -47,26 +209,19 @@ def read_rows(path: Path) -> dict[str, Iterator[Row]]:
         return _saved_rows(path)
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; task.path names JSONL, CSV, Parquet, or a folder "
-            "saved by Hugging Face datasets"
+            f"{path}: no such file or folder; task.path names JSONL, JSON, CSV, TSV or Parquet "
+            "files, or a folder saved by Hugging Face datasets"
         )
-    readers = {
-        ".jsonl": read_jsonl,
-        ".ndjson": read_jsonl,
-        ".json": read_jsonl,
-        ".csv": _csv_rows,
-        ".parquet": read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if table_kind(path) is None:
         raise DataError(
             f"{path}: {path.suffix or 'no ending'!r} is no kind of file that rows are read from; "
-            f"use one of {', '.join(readers)}"
+            f"use one of {', '.join(TABLE_ENDINGS)}, of which text may be compressed "
+            f"({', '.join(COMPRESSIONS)})"
         )
-    return {"": reader(Table(path, str(path), _MESSAGES))}
+    return {"": Part(read_table(Table(path, str(path))), path)}
 
 
-def read_hub(name: str, config: str | None) -> dict[str, Iterator[Row]]:
+def read_hub(name: str, config: str | None) -> dict[str, Part]:
     """Rows of a data set on the Hugging Face hub (or in its local cache), by split.
 
     Raises:
@@ -82,72 +237,9 @@ def read_hub(name: str, config: str | None) -> dict[str, Iterator[Row]]:
             f"data set {name!r} cannot be read from the Hugging Face hub ({shown(error)}): "
             "check the network and HF_HUB_OFFLINE, or set task.path to a local copy"
         ) from error
-    return {str(split): _dataset_rows(rows, f"{name}, {split}") for split, rows in loaded.items()}
-
-
-def column_value(row: Row, column: str) -> Any:
-    """A row's value in a column; `column[2]` is an entry of a list, which may be written as text.
-
-    Raises:
-        DataError: There is no such column or entry, or it is empty.
-    """
-    value = row.values.get(column)
-    if column not in row.values:
-        indexed = _INDEXED.fullmatch(column)
-        if indexed is None or indexed["column"] not in row.values:
-            raise DataError(
-                f"{row.where}: there is no column {column!r} among {_names(row.values)}; "
-                "every row needs it: mend the data, or map another column in task.fields"
-            )
-        value = _entry(row, indexed["column"], int(indexed["index"]))
-    if value is None or value != value:
-        raise DataError(
-            f"{row.where}: column {column!r} holds no value; every row needs one: "
-            "fill it in or remove the row"
-        )
-    return value
-
-
-def text_of(value: Any) -> str | None:
-    """A cell's value as text, whole floats as integers; None where it is no single value."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, str | int | float) else None
-
-
-def _names(values: Mapping[str, Any]) -> str:
-    return ", ".join(map(repr, values)) if len(values) <= 12 else f"{len(values)} columns"
-
-
-def _entry(row: Row, column: str, index: int) -> Any:
-    value = row.values[column]
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-            raise DataError(
-                f"{row.where}: column {column!r} is {shown(row.values[column])}, which is no "
-                "list: write it as a JSON list or as ['a', 'b']"
-            ) from error
-    if not isinstance(value, list | tuple) or index >= len(value):
-        raise DataError(
-            f"{row.where}: column {column!r} is {shown(value)}, which has no entry {index}: "
-            "every row needs a list that is long enough"
-        )
-    return value[index]
-
-
-def _csv_rows(table: Table) -> Iterator[Row]:
-    for row in read_csv(table):
-        if None in row.values or None in row.values.values():
-            raise DataError(
-                f"{row.where}: the row has another number of cells than the header's "
-                f"{sum(column is not None for column in row.values)}: quote cells that hold commas "
-                "or newlines"
-            )
-        yield row
+    return {
+        str(split): Part(_dataset_rows(rows, f"{name}, {split}")) for split, rows in loaded.items()
+    }
 
 
 def declared_splits(path: Path) -> tuple[str, ...]:
@@ -159,19 +251,21 @@ def declared_splits(path: Path) -> tuple[str, ...]:
         return ()
 
 
-def _saved_rows(folder: Path) -> dict[str, Iterator[Row]]:
+def _saved_rows(folder: Path) -> dict[str, Part]:
     """Splits of a folder that holds a `DatasetDict`, a `Dataset`, or a `Dataset` per subfolder."""
     if (folder / "state.json").is_file():
-        return {"": _dataset_rows(_load_saved(folder), str(folder))}
+        return {"": Part(_dataset_rows(_load_saved(folder), str(folder)), folder)}
     splits = sorted(p.parent for p in folder.glob("*/state.json"))
     if not splits:
         deeper = ", ".join(sorted({p.parents[1].name for p in folder.glob("*/*/state.json")}))
         raise DataError(
             f"{folder}: no data set saved by Hugging Face datasets is in this folder"
             f"{f', but in its {deeper}' if deeper else ''}; name the folder that "
-            "save_to_disk wrote, or a JSONL, CSV or Parquet file"
+            f"save_to_disk wrote, or files, as in {folder}/*.parquet"
         )
-    return {split.name: _dataset_rows(_load_saved(split), str(split)) for split in splits}
+    return {
+        split.name: Part(_dataset_rows(_load_saved(split), str(split)), split) for split in splits
+    }
 
 
 def _load_saved(folder: Path) -> Any:
@@ -187,9 +281,25 @@ def _load_saved(folder: Path) -> Any:
 
 
 def _dataset_rows(dataset: Any, where: str) -> Iterator[Row]:
+    from datasets import ClassLabel
+
+    names = {
+        column: tuple(feature.names)
+        for column, feature in dataset.features.items()
+        if isinstance(feature, ClassLabel)
+    }
     number = 0
     for batch in dataset.iter(batch_size=READ_TOGETHER):
         columns = list(batch)
         for cells in zip(*batch.values(), strict=True):
             number += 1
-            yield Row(dict(zip(columns, cells, strict=True)), f"{where}, row {number}")
+            values = dict(zip(columns, cells, strict=True))
+            for column, known in names.items():
+                values[column] = _named(values[column], known)
+            yield Row(values, f"{where}, row {number}")
+
+
+def _named(value: Any, names: tuple[str, ...]) -> Any:
+    """A label with its name; one without, as of test rows whose labels are secret, stays as is."""
+    known = isinstance(value, int) and 0 <= value < len(names)
+    return NamedLabel(value, names) if known else value

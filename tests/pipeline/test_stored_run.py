@@ -1,9 +1,11 @@
-"""What the version that made `fixtures/stored_run` left behind is complete, and is read, today.
+"""What the version that made `fixtures/stored_run` left behind is read today, and never mixed.
 
-Nothing here starts Ray: whatever were not found would have to.
+That version split rows by another rule (`RULES["examples"]`): its runs and searches are refused
+with that reason, while its pools and answers, in which no split takes part, are found, and its
+reports and adapters can still be had. Nothing here starts Ray: whatever were not found would have
+to.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,11 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
-from paft_ray.pipeline.run import evaluate
-from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
 from paft_ray.prompts.generate.kept_answers import Answers
-from paft_ray.report.pool import build_published_pool
+from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
-from paft_ray.training.distributed.trainer import train
+from paft_ray.training.identity import training_fingerprint, training_folder
 
 STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
 
@@ -53,41 +53,52 @@ def config_of(name: str) -> Config:
     return load_config(f"{name}.yaml")
 
 
-@pytest.mark.parametrize(("verb", "name"), [("run", "from-files"), ("tune", "searched")])
-def test_stored_run_or_search_is_complete(
+EARLIER = "made by an earlier version, which split rows into train, validation and test by another"
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        ("run", "from-files"),
+        ("train", "from-files"),
+        ("evaluate", "from-files"),
+        ("plan", "from-files"),
+        ("train", "generated"),
+        ("tune", "searched"),
+    ],
+)
+def test_stored_run_or_search_of_another_rule_is_refused_with_the_reason(
     verb: str, name: str, stored: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = files(stored / "storage")
-    assert call([verb, f"{name}.yaml", "--json"]) == 0
-    out, err = capfd.readouterr()
-    summary = json.loads((stored / f"storage/runs/{name}/summary.json").read_text())
-    found = json.loads(out)
-    assert (found["summary"] if verb == "tune" else found) == summary
-    assert "is complete, nothing to do" in err
-    after = files(stored / "storage")
-    assert {name: after[name] for name in before} == before
+    assert call([verb, f"{name}.yaml"]) == 2
+    err = capfd.readouterr().err
+    assert EARLIER in err
+    assert "--overwrite" in err
+    assert files(stored / "storage") == before
 
 
-@pytest.mark.parametrize("name", ["from-files", "generated"])
-def test_stored_pool_and_trainings_are_found(name: str, stored: Path) -> None:
-    context = open_context(config_of(name))
+def test_stored_pool_is_found(stored: Path) -> None:
+    context = open_context(config_of("from-files"))
     pools = {path.name for path in (stored / "storage/pools").iterdir()}
-    pool = build_prompt_pool(context)
+    build_prompt_pool(context)
     assert pool_fingerprint(context) in pools
     assert {path.name for path in (stored / "storage/pools").iterdir()} == pools
-    prompts = prompts_by_variant(context, build_published_pool(context))
-    for training in context.config.trainings:
-        assert train(context, prompts[training.label], training, pool).reused
 
 
-def test_stored_scores_are_found_part_by_part(stored: Path) -> None:
-    run = stored / "storage" / "runs" / "from-files"
-    for lost in ("manifest.json", "summary.json", "scores.parquet"):
-        (run / lost).rename(stored / lost)
-    parts = files(run / "scores")
-    evaluate(open_context(config_of("from-files")))
-    assert files(run / "scores") == parts
-    assert (run / "scores.parquet").read_bytes() == (stored / "scores.parquet").read_bytes()
+def test_pool_that_was_probed_on_examples_of_another_split_is_not_found(stored: Path) -> None:
+    context = open_context(config_of("generated"))
+    assert not (stored / "storage/pools" / pool_fingerprint(context)).exists()
+
+
+def test_stored_training_of_another_rule_is_not_continued(stored: Path) -> None:
+    context = open_context(config_of("from-files"))
+    training = next(t for t in context.config.trainings if t.label == "paft")
+    manifest = load_manifest(training_folder(context.run_folder, training))
+    assert manifest is not None
+    prompts = build_prompt_pool(context).train
+    now = training_fingerprint(context, context.config.of_training(training), prompts)
+    assert manifest.fingerprint != now
 
 
 def test_stored_answers_of_an_llm_are_those_that_are_asked_for(stored: Path) -> None:
@@ -124,18 +135,8 @@ def test_stored_run_is_refused_under_another_configuration(
     assert "train.learning_rate (0.01 -> 0.1)" in capfd.readouterr().err
 
 
-def test_stored_run_is_not_continued_by_another_way_of_scoring(
-    stored: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert call(["run", "from-files.yaml", "task.answer_end=scored"]) == 2
-    assert "task.answer_end (null -> 'scored')" in capfd.readouterr().err
-
-
-def test_python_gets_what_the_command_prints(
-    stored: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    result = paft_ray.run(paft_ray.load_config("from-files.yaml"))
-    assert call(["run", "from-files.yaml", "--json"]) == 0
-    assert json.loads(capfd.readouterr().out) == result.data
+def test_python_refuses_what_the_command_refuses(stored: Path) -> None:
+    with pytest.raises(ConfigError, match=EARLIER):
+        paft_ray.run(paft_ray.load_config("from-files.yaml"))
     with pytest.raises(ConfigError, match="learning_rate"):
         paft_ray.train(paft_ray.load_config("from-files.yaml", ["train.learning_rate=0.1"]))

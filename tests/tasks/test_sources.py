@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from paft_ray.config.errors import DataError
-from paft_ray.tasks.sources import Row, column_value, read_rows, text_of
+from paft_ray.tasks.sources import read_rows
+from paft_ray.tasks.tables import Row
+from paft_ray.tasks.values import column_value, text_of
 
 VALUES = [
     {"text": 'a, "b"', "label": "1"},
@@ -21,7 +23,7 @@ VALUES = [
 
 
 def rows_of(path: Path, split: str = "") -> list[Row]:
-    return list(read_rows(path)[split])
+    return list(read_rows(path)[split].rows)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -76,7 +78,7 @@ def test_saved_dataset_dict_yields_its_splits(tmp_path):
     datasets = pytest.importorskip("datasets")
     splits = {"train": saved(VALUES), "test": saved(VALUES[:1])}
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "set")
-    assert {split: len(list(rows)) for split, rows in read_rows(tmp_path / "set").items()} == {
+    assert {split: len(list(p.rows)) for split, p in read_rows(tmp_path / "set").items()} == {
         "train": 3,
         "test": 1,
     }
@@ -86,17 +88,17 @@ def test_folder_around_one_saved_dataset_yields_it_under_its_name(tmp_path):
     saved(VALUES).save_to_disk(tmp_path / "set" / "validation")
     splits = read_rows(tmp_path / "set")
     assert list(splits) == ["validation"]
-    assert [r.values for r in splits["validation"]] == VALUES
+    assert [r.values for r in splits["validation"].rows] == VALUES
 
 
 BROKEN = [
     ("a.jsonl", '{"a": 1}\n{"a": \n', ["line 2", "not valid JSON", "one object per line"]),
-    ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ["line 2", "not valid JSON", "UTF-8"]),
+    ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ["line 2", "not UTF-8", "save"]),
     ("a.jsonl", '{"a": 1}\n[1, 2]\n', ["line 2", "[1, 2]", "no JSON object"]),
     ("a.csv", "a,b\n1,2\n1\n", ["line 3", "another number of cells", "2", "quote"]),
     ("a.csv", "a,b\n1,2\n1,2,3\n", ["line 3", "another number of cells", "2", "quote"]),
-    ("a.csv", b"a,b\n1,2\n1,\xff\n", ["not valid CSV", "UTF-8"]),
-    ("a.csv", 'a,b\n1,2\n"1" x,2\n', ["after line 2", "not valid CSV", "double quotes"]),
+    ("a.csv", b"a,b\n1,2\n1,\xff\n", ["line 3", "not UTF-8", "save"]),
+    ("a.csv", 'a,b\n1,2\n"1" x,2\n', ["line 3", "not valid CSV", "double quotes"]),
     ("a.parquet", b"PAR1 no more", ["row 0", "not a readable Parquet", "write it again"]),
     ("a.xlsx", "x", ["'.xlsx'", ".jsonl", ".csv", ".parquet"]),
     ("a", "x", ["'no ending'", "use one of"]),
@@ -115,7 +117,7 @@ def test_broken_file_is_refused_with_place_rule_and_remedy(tmp_path, name, conte
 
 
 def test_rows_before_a_broken_one_are_readable(tmp_path):
-    rows = read_rows(write(tmp_path / "a.jsonl", '{"a": 1}\nnonsense\n'))[""]
+    rows = read_rows(write(tmp_path / "a.jsonl", '{"a": 1}\nnonsense\n'))[""].rows
     assert next(rows).values == {"a": 1}
     with pytest.raises(DataError, match="line 2"):
         next(rows)
@@ -128,7 +130,7 @@ def test_missing_file_is_refused(tmp_path):
 
 def test_folder_without_a_data_set_is_refused(tmp_path):
     write(tmp_path / "notes.txt", "x")
-    with pytest.raises(DataError, match=r"no data set saved .* save_to_disk"):
+    with pytest.raises(DataError, match=r"no data set saved .* save_to_disk .*\*\.parquet"):
         read_rows(tmp_path)
     saved(VALUES).save_to_disk(tmp_path / "plain" / "validation")
     with pytest.raises(DataError, match=r"no data set saved .* but in its plain; name"):
