@@ -190,4 +190,5 @@ def _begin_model_check(work: Work) -> None:
         pefts,
         config.seed,
         None if warm_start is None else read_adapter(warm_start),
+        config.model.trust_remote_code,
     )

@@ -50,8 +50,9 @@ class AnswerModel(PythonModel):
 
         settings = self._settings = dict(context.model_config or {})
         base = prepare_base(settings["base"], settings["revision"], Storage.open(str(user_cache())))
+        trust = bool(settings.get("trust_remote_code", False))
         self._encoder = TextEncoder(
-            load_tokenizer(base, settings["revision"]),
+            load_tokenizer(base, settings["revision"], trust),
             settings["chat_template"],
             settings["max_length"],
             settings["overlong"],
@@ -60,7 +61,7 @@ class AnswerModel(PythonModel):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         settings["dtype"] = resolve_dtype(settings["dtype"], gpus=int(device != "cpu"))
-        fresh = load_base(base, settings["revision"])
+        fresh = load_base(base, settings["revision"], trust=trust)
         if settings["dtype"] == "bfloat16":
             store_frozen_in_bf16(fresh)
         model = load_adapter(fresh, context.artifacts["adapter"], "default")
