@@ -47,6 +47,11 @@ class TransformersLLM(Author, affects="pool"):
     type: Literal["transformers"]
     path: Annotated[str, NOTHING]
     """Model folder, `pkg:NAME/file.gguf`, or hub name."""
+    revision: Annotated[str | None, affects("pool", "answers", neutral=None)] = None
+    """Commit or tag of a hub model."""
+    trust_remote_code: Annotated[bool, affects("pool", "answers", neutral=False)] = False
+    """Run Python files that lie beside this model's weights; a hub model then needs a commit as its
+    `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], _ANSWERS] = "auto"
     """Precision of the weights while generating; auto is bf16 where the processor has it."""
     batch_size: Annotated[int, _ANSWERS] = Field(default=32, ge=1)
@@ -111,6 +116,11 @@ class VLLMEngine(Author, affects="pool"):
     type: Literal["vllm"]
     path: Annotated[str, NOTHING]
     """Model folder or hub name."""
+    revision: Annotated[str | None, affects("pool", "answers", neutral=None)] = None
+    """Commit or tag of a hub model."""
+    trust_remote_code: Annotated[bool, affects("pool", "answers", neutral=False)] = False
+    """Run Python files that lie beside this model's weights; a hub model then needs a commit as its
+    `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], _ANSWERS] = "auto"
     """Precision of the weights."""
     max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)

@@ -14,6 +14,9 @@ class ModelConfig(Section, affects="weights"):
     """Model folder, `pkg:NAME/file.gguf` inside an installed package, or hub name."""
     revision: Annotated[str | None, affects("run")] = None
     """Commit or tag of a hub model; name one, so that a run can be repeated."""
+    trust_remote_code: Annotated[bool, affects("pool", "weights", "scores", neutral=False)] = False
+    """Run Python files that lie beside the model's weights, on the driver and all nodes: read them
+    first. A hub model then needs a commit as its `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], affects("weights", "scores")] = "auto"
     """Arithmetic in training and scoring; auto is bf16 (autocast over fp32 weights) where the
     device has it."""

@@ -97,6 +97,11 @@ class CoverageConfig(Section, affects="pool"):
     """Character n-grams in common, or the embeddings of a model."""
     path: str | None = None
     """Folder or hub name of a sentence-transformers model, for `embeddings`."""
+    revision: Annotated[str | None, affects("pool", neutral=None)] = None
+    """Commit or tag of a hub model."""
+    trust_remote_code: Annotated[bool, affects("pool", neutral=False)] = False
+    """Run Python files that lie beside this model's weights; a hub model then needs a commit as its
+    `revision`."""
 
     @model_validator(mode="after")
     def _embeddings_have_a_model(self) -> Self:

@@ -220,7 +220,7 @@ class ModelPredictor:
     def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
         """Load the base model from `base`, to score in `dtype` (`float32` or `bfloat16`)."""
         self._config, self._dtype = config, dtype
-        tokenizer = load_tokenizer(base, config.model.revision)
+        tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
         encoder = TextEncoder.from_config(tokenizer, config)
         self._predictor = Predictor(config, task, encoder, dtype)
         self._device = torch.device(device)
@@ -229,7 +229,7 @@ class ModelPredictor:
         self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
 
     def _load(self, location: str, revision: str | None) -> "PreTrainedModel | PeftModel":
-        model = load_base(location, revision)
+        model = load_base(location, revision, trust=self._config.model.trust_remote_code)
         model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
         if self._dtype == "bfloat16":
             store_frozen_in_bf16(model)

@@ -233,19 +233,20 @@ def _write_files(plan: ExportPlan, writer: ArtifactWriter) -> None:
 def _write_merged(plan: ExportPlan, writer: ArtifactWriter) -> dict[str, float]:
     """Merge in fp32, store in the base's type, load again, compare losses, add the files."""
     import torch
-    from transformers import AutoConfig
+
+    from paft_ray.models.pretrained import read_config
 
     config = plan.context.config
     base = prepare_base(config.model.path, config.model.revision, plan.context.storage)
-    stored = getattr(
-        AutoConfig.from_pretrained(base, revision=config.model.revision), "dtype", None
-    )
+    source = (base, config.model.revision, config.model.trust_remote_code)
+    stored = getattr(read_config(*source), "dtype", None)
     dtype = stored if isinstance(stored, torch.dtype) else torch.float32
     sequences = _probe(plan, base)
     with tempfile.TemporaryDirectory(prefix="paft-export-") as temporary:
         losses = {"base and adapter": _merge_into(Path(temporary), plan, base, dtype, sequences)}
-        load_tokenizer(base, config.model.revision).save_pretrained(temporary)
-        losses["merged"] = _mean_loss(_load(temporary, None), sequences)
+        load_tokenizer(*source).save_pretrained(temporary)
+        merged = _load(temporary, None, config.model.trust_remote_code)
+        losses["merged"] = _mean_loss(merged, sequences)
         before, after = losses.values()
         name = str(dtype).removeprefix("torch.")
         allowed = MERGE_TOLERANCE.get(name, max(MERGE_TOLERANCE.values())) * max(1.0, before)
@@ -271,7 +272,8 @@ def _merge_into(
 
     config = plan.context.config
     with plan.trained.folder.child(ADAPTER_FOLDER).local() as adapter:
-        model = PeftModel.from_pretrained(_load(base, config.model.revision), adapter).eval()
+        fresh = _load(base, config.model.revision, config.model.trust_remote_code)
+        model = PeftModel.from_pretrained(fresh, adapter).eval()
     loss = _mean_loss(model, sequences)
     try:
         merged: Any = model.merge_and_unload()  # pyright: ignore[reportCallIssue]
@@ -284,12 +286,13 @@ def _merge_into(
     return loss
 
 
-def _load(location: str, revision: str | None) -> "PreTrainedModel":
+def _load(location: str, revision: str | None, trust: bool) -> "PreTrainedModel":
     """Load a model in fp32 as its users do, with its own output head and generation settings."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(location, revision=revision, dtype=torch.float32)
+    from paft_ray.models.pretrained import read_model
+
+    model = read_model(location, revision, trust, dtype=torch.float32)
     return model.requires_grad_(False).eval()
 
 
@@ -298,7 +301,7 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
     config, task = plan.context.config, plan.context.task
     assert plan.trained.record.prompt is not None  # by _find
     template = parse(plan.trained.record.prompt.text, task.slots)
-    tokenizer = load_tokenizer(base, config.model.revision)
+    tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     return [
         encoder.encode(template.render, e.fields, [e.answer])[0].sequence()

@@ -112,7 +112,7 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
     """
     context, config = plan.context, plan.context.config
     base = prepare_base(config.model.path, config.model.revision, context.storage)
-    tokenizer = load_tokenizer(base, config.model.revision)
+    tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     if context.task.choices is not None:
         encoder = encoder.ending("ignored", choices=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import model_identity
+from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import user_cache
 from paft_ray.storage.paths import Storage
@@ -92,16 +93,16 @@ def node_lock(name: str) -> Iterator[None]:
 
 def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import GgufConfig
 
     logger.info("converting %s", source.name)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = read_model(
         str(source.parent),
         gguf_file=source.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    tokenizer = read_tokenizer(str(source.parent), gguf_file=source.name)
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -57,10 +57,10 @@ def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
         raise ConfigError(f"{field}: {error}") from error
 
 
-def model_identity(path: str, revision: str | None = None) -> str:
+def model_identity(path: str, revision: str | None = None, trust: bool = False) -> str:
     """Fingerprint a local model's configuration, weights and tokenizer; `repo@revision` for hubs.
 
-    The folder's name and its documentation do not matter.
+    The folder's name and its documentation do not matter; Python files do where they are trusted.
 
     Raises:
         ConfigError: `path` names a Python package that is not installed.
@@ -72,7 +72,8 @@ def model_identity(path: str, revision: str | None = None) -> str:
         return fingerprint_files(location)
     endings = (".safetensors", ".json", ".model", ".jinja", ".txt")
     files = [p for p in sorted(location.iterdir()) if p.is_file() and p.suffix in endings]
-    return fingerprint([fingerprint_files(p) for p in files])
+    code = sorted(location.rglob("*.py")) if trust else []
+    return fingerprint([fingerprint_files(p) for p in (*files, *code)])
 
 
 def _local(path: str, field: str) -> Path | None:

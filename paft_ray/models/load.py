@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.files import ADAPTER_WEIGHTS
+from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ MODEL_FOLDER = "model"
 """Folder of a full fine-tuning that holds the whole model."""
 
 
-def load_tokenizer(location: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a prepared base model."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+def load_tokenizer(
+    location: str, revision: str | None = None, trust: bool = False
+) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a prepared base model, see `read_tokenizer`."""
+    tokenizer = read_tokenizer(location, revision, trust)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -43,6 +44,7 @@ def load_base(
     dtype: "torch.dtype | None" = None,
     attention: str = "auto",
     quantization: str = "none",
+    trust: bool = False,
 ) -> "PreTrainedModel":
     """Load a prepared base model, frozen and in evaluation mode.
 
@@ -58,9 +60,11 @@ def load_base(
             packed row from its positions.
         quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
             embeddings, norms and output head stay as they are.
+        trust: Run the model's own Python files, if it has any.
 
     Raises:
-        ConfigError: The model cannot be used with this attention.
+        ConfigError: The model cannot be used with this attention, or needs code that is not
+            trusted.
     """
     import torch
     from transformers import GenerationConfig
@@ -70,7 +74,8 @@ def load_base(
     from paft_ray.models.quantized import nf4_arguments, prepare_quantized
 
     quantized = nf4_arguments() if quantization == "nf4" else {}
-    arguments = {"revision": revision, "dtype": dtype or torch.float32, **quantized}
+    arguments = {"dtype": dtype or torch.float32, **quantized}
+    arguments |= {"revision": revision, "trust": trust}
     model = _load_with_attention(location, attention, arguments)
     if quantization == "nf4":
         prepare_quantized(model)
@@ -88,17 +93,15 @@ def load_base(
 def _load_with_attention(
     location: str, attention: str, arguments: dict[str, Any]
 ) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
     from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
 
     in_blocks = attention in ("auto", "blocks")
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, **arguments)
+        model = read_model(location, **arguments)
     except (ValueError, ImportError) as error:
-        if in_blocks or "attention" not in str(error).lower():
+        if isinstance(error, ConfigError) or in_blocks or "attention" not in str(error).lower():
             raise
         raise ConfigError(
             f"model.attention: {attention} cannot be used with this model here "

@@ -112,6 +112,7 @@ def check_adapters(
     pefts: Sequence[Mapping[str, Any] | None],
     seed: int,
     warm_start: StoredAdapter | None = None,
+    trust: bool = False,
 ) -> None:
     """Build the model without weights and add each of the adapters to it.
 
@@ -124,7 +125,9 @@ def check_adapters(
     local = resolve_path(path)
     if local is None or local.is_dir():
         try:
-            load_tokenizer(str(local or path), revision)
+            load_tokenizer(str(local or path), revision, trust)
+        except ConfigError as error:
+            raise ConfigError(f"model.path: {error}") from error
         except Exception as error:
             raise ConfigError(
                 f"model.path: the tokenizer of {path} cannot be read ({one_line(error)}); fetch "
@@ -133,7 +136,7 @@ def check_adapters(
     for peft in pefts:
         if peft is not None:
             check_arguments(peft)
-        model = _without_weights(path, local, revision)
+        model = _without_weights(path, local, revision, trust)
         if peft is not None:
             _check_adapter(model, peft, seed, warm_start)
 
@@ -161,7 +164,11 @@ def check_answers(config: Config, choices: Sequence[str] | None) -> None:
 
 
 def count_weights(
-    path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
+    path: str,
+    revision: str | None,
+    peft: Mapping[str, Any] | None,
+    seed: int,
+    trust: bool = False,
 ) -> dict[str, int]:
     """Build the model and its adapter without weights, and count their parameters.
 
@@ -176,7 +183,7 @@ def count_weights(
     if peft is not None:
         check_arguments(peft)
     try:
-        model = _without_weights(path, resolve_path(path), revision)
+        model = _without_weights(path, resolve_path(path), revision, trust)
     except ConfigError as error:
         raise PaftError(str(error)) from error
     text = model.config.get_text_config()
@@ -230,17 +237,22 @@ def _adapted(model: Any, peft: Mapping[str, Any], seed: int) -> Any:
     return add_adapter(model, dict(peft), seed)
 
 
-def _without_weights(path: str, local: Path | None, revision: str | None) -> "PreTrainedModel":
+def _without_weights(
+    path: str, local: Path | None, revision: str | None, trust: bool
+) -> "PreTrainedModel":
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from paft_ray.models.pretrained import build_model, read_config
 
     try:
         if local is not None and local.suffix.lower() == ".gguf":
-            config = AutoConfig.from_pretrained(str(local.parent), gguf_file=local.name)
+            config = read_config(str(local.parent), gguf_file=local.name)
         else:
-            config = AutoConfig.from_pretrained(str(local or path), revision=revision)
+            config = read_config(str(local or path), revision, trust)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return build_model(config, trust)
+    except ConfigError as error:
+        raise ConfigError(f"model.path: {error}") from error
     except Exception as error:
         raise ConfigError(
             f"model.path: no causal language model can be built from {path} ({one_line(error)}); "

@@ -194,6 +194,7 @@ def _begin_model_check(work: Work) -> int:
         pefts,
         config.seed,
         None if warm_start is None else read_adapter(warm_start),
+        config.model.trust_remote_code,
     )
     work.checks.begin(check_answers, config, context.task.choices)
     return 2

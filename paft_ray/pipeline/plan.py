@@ -24,6 +24,7 @@ from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.meta import ModelCheckProcess, count_weights
 from paft_ray.pipeline.nodes import Node
 from paft_ray.pipeline.preflight import configured_llms
+from paft_ray.pipeline.trust import trusted_models
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
@@ -52,6 +53,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "shares": task.rows.shares(),
         "rows": {k: v for k, v in asdict(task.rows).items() if v and k != "sizes"},
         "model": config.model.path,
+        **({"python_files_run": trusted} if (trusted := _trusted(config)) else {}),
         "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
     }
     if (book := request_book(context)) is not None:
@@ -81,6 +83,14 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def _trusted(config: Config) -> list[str]:
+    """Models whose own Python files run, each with its setting."""
+    return [
+        f"{path} {revision or ''}".rstrip() + f" ({field}.trust_remote_code)"
+        for field, path, revision in trusted_models(config)
+    ]
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
@@ -118,7 +128,8 @@ def describe_sizes(context: RunContext, checks: ModelCheckProcess) -> dict[str, 
     config, model = context.config, context.config.model
     steps = total_steps(config.train, len(context.task.train))
     try:
-        checks.begin(count_weights, model.path, model.revision, model.peft, config.seed)
+        trust = model.trust_remote_code
+        checks.begin(count_weights, model.path, model.revision, model.peft, config.seed, trust)
         sizes = ModelSizes(**checks.finish())
     except ConfigError:
         raise

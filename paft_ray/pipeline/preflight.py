@@ -27,6 +27,7 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded, local_path
 from paft_ray.models.files import ModelFiles, inspect_model
+from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
@@ -70,6 +71,7 @@ def preflight(
     if not overwrite:
         _check_identity(config, storage)
     _check_tracking(config.tracking)
+    check_trusted(config)
     warnings = _check_workers(config, planning)
     model = inspect_model(config.model.path)
     warnings += _check_model(config, model)

@@ -252,14 +252,15 @@ class _ProbeActor:
         from paft_ray.models.logprobs import ForwardPass
         from paft_ray.models.tokenization import TextEncoder
 
-        probe, revision = config.prompts.probe, config.model.revision
+        probe, model = config.prompts.probe, config.model
         assert probe is not None
         base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
         self._task = task
         self._reading = ForwardPass(dtype, probe.row_tokens, config.train.packing)
-        self._encoder = TextEncoder.from_config(load_tokenizer(base, revision), config)
-        self._model: Any = load_base(base, revision)
+        tokenizer = load_tokenizer(base, model.revision, model.trust_remote_code)
+        self._encoder = TextEncoder.from_config(tokenizer, config)
+        self._model: Any = load_base(base, model.revision, trust=model.trust_remote_code)
         if probe.gpus:
             self._model.to(torch.device("cuda"))
         if dtype == "bfloat16":

@@ -13,37 +13,45 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.config.prompts import CoverageConfig
+
 _ORDERED = 4000
 """Of more texts the rest follows in the order given: each step looks at all of them."""
 
 
-def vectors(texts: Sequence[str], model: str | None = None) -> Any:
+def vectors(texts: Sequence[str], by: CoverageConfig = CoverageConfig()) -> Any:
     """Vectors as a sparse matrix of shape [texts, features], rows of length one.
 
     Args:
         texts: Whatever is compared.
-        model: A sentence-transformers model whose embeddings are taken; TF-IDF without.
+        by: Names the model whose embeddings are taken; TF-IDF without.
     """
     from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    if model is not None:
-        return csr_matrix(embed(texts, model))
+    if by.path is not None:
+        return csr_matrix(embed(texts, by.path, by.revision, by.trust_remote_code))
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True)
     return vectorizer.fit_transform([text or " . " for text in texts]).tocsr()
 
 
-def embed(texts: Sequence[str], model: str) -> NDArray[np.float64]:
+def embed(
+    texts: Sequence[str], model: str, revision: str | None = None, trust: bool = False
+) -> NDArray[np.float64]:
     """Embeddings of texts, mean over tokens, of length one: shape [texts, dimensions].
 
     Args:
         texts: One batch of 64 after another is read, the longest first.
         model: Folder or hub name of an encoder, as sentence-transformers publishes them.
+        revision: Commit or tag of a hub model.
+        trust: Run the model's own Python files, if it has any.
     """
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, encoder = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model)
+    from paft_ray.models.pretrained import read_encoder, read_tokenizer
+
+    tokenizer: Any = read_tokenizer(model, revision, trust)
+    encoder = read_encoder(model, revision, trust)
     order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
     found: dict[int, NDArray[np.float64]] = {}
     with torch.inference_mode():
@@ -60,15 +68,15 @@ def embed(texts: Sequence[str], model: str) -> NDArray[np.float64]:
     return np.array([found[index] for index in range(len(texts))])
 
 
-def covering_order(texts: Sequence[str], model: str | None = None) -> list[int]:
+def covering_order(texts: Sequence[str], by: CoverageConfig = CoverageConfig()) -> list[int]:
     """Indices of the texts, each the farthest from all before it; a pure function of the texts.
 
-    Distances are those of `vectors` with or without `model`. The first is the one nearest to the
+    Distances are those of `vectors`. The first is the one nearest to the
     mean. Of equally far ones the first given comes first.
     """
     if len(texts) < 3:
         return list(range(len(texts)))
-    matrix = vectors(texts, model)
+    matrix = vectors(texts, by)
     mean = np.asarray(matrix.mean(axis=0)).ravel()
     first = int(np.argmax(np.round(matrix @ mean, 9)))
     order, nearest = [first], np.full(len(texts), -np.inf)

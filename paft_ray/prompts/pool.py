@@ -229,7 +229,7 @@ def assemble_pool(found: Survivors, task: Task, config: PromptsConfig, seed: int
         for split in SPLITS
     }
     train = [prompt.text for prompt in by_split["train"]]
-    order = covering_order(train, config.coverage.path)
+    order = covering_order(train, config.coverage)
     by_split["train"] = tuple(by_split["train"][index] for index in order)
     if (len(by_split["test"]), len(by_split["validation"])) != (
         config.split.test,

@@ -28,7 +28,8 @@ class Identities:
     @cached_property
     def model(self) -> str:
         """Fingerprint of the base model's files."""
-        return model_identity(self._config.model.path, self._config.model.revision)
+        model = self._config.model
+        return model_identity(model.path, model.revision, model.trust_remote_code)
 
     @cached_property
     def task(self) -> str:

@@ -37,6 +37,7 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
     return {
         "base": config.model.path,
         "revision": config.model.revision,
+        "trust_remote_code": config.model.trust_remote_code,
         "device": "auto",
         "dtype": config.model.dtype,
         "prompt": prompt,

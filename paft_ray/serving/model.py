@@ -53,8 +53,9 @@ class AnswerModel(PythonModel):
         choices = settings["choices"] is not None
         # an older folder says nothing of ends, and its choices were trained without
         earlier = "ignored" if choices else "scored"
+        trust = bool(settings.get("trust_remote_code", False))
         self._encoder = TextEncoder(
-            load_tokenizer(base, settings["revision"]),
+            load_tokenizer(base, settings["revision"], trust),
             settings["chat_template"],
             settings["max_length"],
             settings["overlong"],
@@ -63,7 +64,7 @@ class AnswerModel(PythonModel):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         settings["dtype"] = resolve_dtype(settings["dtype"], gpus=int(device != "cpu"))
-        fresh = load_base(base, settings["revision"])
+        fresh = load_base(base, settings["revision"], trust=trust)
         if settings["dtype"] == "bfloat16":
             store_frozen_in_bf16(fresh)
         model = load_adapter(fresh, context.artifacts["adapter"], "default")

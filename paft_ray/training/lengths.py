@@ -60,7 +60,8 @@ def _read_longest(
     from paft_ray.models.load import load_tokenizer
     from paft_ray.models.tokenization import TextEncoder
 
-    tokenizer = load_tokenizer(base.local(), config.model.revision)
+    model = config.model
+    tokenizer = load_tokenizer(base.local(), model.revision, model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     for prompts, examples in texts:
         rendered = [(id, text, parse(text, slots).render) for id, text in prompts]

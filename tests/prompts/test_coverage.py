@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paft_ray.config.prompts import CoverageConfig
 from paft_ray.prompts.coverage import covering_order, discrepancy, embed, flat_map, vectors
 
 TOPICS = {
@@ -98,7 +99,9 @@ def test_embeddings_do_not_depend_on_which_texts_share_a_batch(encoder):
 
 
 def test_covering_order_by_embeddings_is_farthest_first_by_them(encoder):
-    order = [TEXTS[i] for i in covering_order(TEXTS, encoder)]
+    order = [
+        TEXTS[i] for i in covering_order(TEXTS, CoverageConfig(type="embeddings", path=encoder))
+    ]
     assert sorted(order) == sorted(TEXTS)
     similar = embed(order, encoder) @ embed(order, encoder).T
     for place in range(1, len(order) - 1):

@@ -45,10 +45,10 @@ def llm_key(config: LLMConfig) -> str:
     if isinstance(config, TransformersLLM):
         known = ("temperatures", "max_tokens", "dtype", "gpus", "batch_size", "cpus")
         dtype = resolve_dtype(config.dtype, config.gpus)
-        key = f"{model_identity(config.path)}-{dtype}-b{config.batch_size}-c{config.cpus:g}"
+        key = f"{_files(config)}-{dtype}-b{config.batch_size}-c{config.cpus:g}"
     elif isinstance(config, VLLMEngine):
         known = ("temperatures", "max_tokens", "dtype", "gpus")
-        key = f"{model_identity(config.path)}-{resolve_dtype(config.dtype, config.gpus)}-vllm"
+        key = f"{_files(config)}-{resolve_dtype(config.dtype, config.gpus)}-vllm"
     elif isinstance(config, OpenAILLM):
         known = ("temperatures", "max_tokens", "base_url", "model")
         key = fingerprint("openai", config.base_url, config.model)
@@ -59,6 +59,10 @@ def llm_key(config: LLMConfig) -> str:
         assert_never(config)
     _, later = take(fields, *known)
     return f"{key}-{fingerprint(later)}" if later else key
+
+
+def _files(config: TransformersLLM | VLLMEngine) -> str:
+    return model_identity(config.path, config.revision, config.trust_remote_code)
 
 
 def open_llm(
@@ -98,9 +102,10 @@ class InProcessLLM:
 
         dtype = resolve_dtype(config.dtype, config.gpus)
         torch.set_num_threads(max(1, int(config.cpus)))
-        location = prepare_base(config.path, None, storage)
-        self._tokenizer = load_tokenizer(location)
-        self._model = load_base(location, dtype=getattr(torch, dtype))
+        location = prepare_base(config.path, config.revision, storage)
+        trust = config.trust_remote_code
+        self._tokenizer = load_tokenizer(location, config.revision, trust)
+        self._model = load_base(location, config.revision, dtype=getattr(torch, dtype), trust=trust)
         if config.gpus:
             self._model.to(torch.device("cuda"))  # pyright: ignore
 
@@ -144,14 +149,17 @@ class VLLMInProcess:
         from paft_ray.models.base_model import prepare_base
         from paft_ray.models.load import load_tokenizer
 
-        location = prepare_base(config.path, None, storage)
-        self._tokenizer = load_tokenizer(location)
+        location = prepare_base(config.path, config.revision, storage)
+        self._tokenizer = load_tokenizer(location, config.revision, config.trust_remote_code)
         # its workers as processes of this one: the GPUs are those that Ray gave to this actor
         split = {"distributed_executor_backend": "mp"} if config.gpus > 1 else {}
         self._model: Any = vllm.LLM(
             model=location,
             dtype=resolve_dtype(config.dtype, config.gpus),
             tensor_parallel_size=config.gpus,
+            revision=config.revision,
+            tokenizer_revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
             **split,
         )
         self._sampling: Any = vllm.SamplingParams

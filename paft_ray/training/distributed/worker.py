@@ -128,7 +128,14 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
         return progress.step
     heartbeat.move("saving")
     settings, writer = job.config.model, ArtifactWriter(job.folder)
-    base = Base(job.base, settings.revision, settings.path, job.dtype, settings.quantization)
+    base = Base(
+        job.base,
+        settings.revision,
+        settings.path,
+        job.dtype,
+        settings.quantization,
+        settings.trust_remote_code,
+    )
     verified = save_and_verify(engine, base, first_batch(planner), beginning, writer)
     if verified is not None:  # on rank 0
         record = training_record(job, progress, engine.ranks, verified)
@@ -249,6 +256,7 @@ def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedMod
         config.model.revision,
         attention=config.model.attention,
         quantization=config.model.quantization,
+        trust=config.model.trust_remote_code,
     )
     model = make_trainable(base, config.model.peft, config.seed)
     model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -267,7 +275,7 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
 
     config, task = job.config, job.task
     train = config.train
-    tokenizer = load_tokenizer(job.base, config.model.revision)
+    tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
     return Planner(
         examples=task.train,
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],

@@ -90,7 +90,7 @@ def save_and_verify(
         return None
     change = relative_change(beginning, weights)
     if not isinstance(model, PeftModel):
-        tokenizer = load_tokenizer(base.location, base.revision)
+        tokenizer = load_tokenizer(base.location, base.revision, base.trust)
         for name, data in full_model_files(model, weights, tokenizer):
             _write(writer, f"{MODEL_FOLDER}/{name}", data)
         trained = Trained(probe, weights, change, loss)

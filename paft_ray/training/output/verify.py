@@ -50,6 +50,8 @@ class Base:
     """`float32` or `bfloat16`."""
     quantization: str = "none"
     """How it was stored in training."""
+    trust: bool = False
+    """`model.trust_remote_code`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
     """Verify like `verify_adapter` a model whose weights were all trained."""
     with folder.local() as files:
         try:
-            model = load_base(files)
+            model = load_base(files, trust=base.trust)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise TrainingError(
                 f"{folder.path()}: transformers cannot load the model: {one_line(error)}"
@@ -157,7 +159,9 @@ def _reload(folder: Storage, base: Base) -> "PeftModel":
     """Load the adapter as a user does, with frozen weights stored as in training."""
     from peft import PeftConfig, PeftModel
 
-    fresh = load_base(base.location, base.revision, quantization=base.quantization)
+    fresh = load_base(
+        base.location, base.revision, quantization=base.quantization, trust=base.trust
+    )
     with folder.local() as files:
         try:
             # a frozen adapter would be stored in bf16 below, like weights of the base; weights

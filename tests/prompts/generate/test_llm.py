@@ -605,6 +605,7 @@ def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     assert engine.options == {
         "model": str(tiny_model), "dtype": "bfloat16", "tensor_parallel_size": 2,
         "distributed_executor_backend": "mp",
+        "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
     }  # fmt: skip
     requests = [replace(r, temperature=r.seed / 10) for r in make_requests(3)]
     requests[1] = replace(requests[1], prefill="- Decide")
