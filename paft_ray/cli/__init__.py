@@ -10,6 +10,18 @@ a worker's node can show it; 1 the run failed, work kept; 130 and 143 interrupte
 libraries print goes to the run's log file; the screen shows stages.
 """
 
-from paft_ray.cli.command import call, main
+from collections.abc import Sequence
 
-__all__ = ["call", "main"]
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code."""
+    from paft_ray.cli import command  # late: `__main__` decides first where modules are found
+
+    command.main(arguments)
+
+
+def call(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    from paft_ray.cli import command
+
+    return command.call(arguments)

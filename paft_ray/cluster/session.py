@@ -6,10 +6,12 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from paft_ray.cluster.access import check_access, named_cluster
+from paft_ray.cluster.surroundings import job_config, ray_folder
+from paft_ray.config.launchers import without_launchers
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +85,24 @@ def ray_session(insist: bool = False) -> Iterator[None]:
         names = {*_ENVIRONMENT, DASHBOARD_VARIABLE} - _variables_of_job()
         known = {name: os.environ[name] for name in sorted(names) if name in os.environ}
         where = {"address": address, "runtime_env": {"env_vars": known}}
-    ray.init(logging_level=logging.WARNING, configure_logging=False, **where)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # else a `PaftError` arrives as text only
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with ExitStack() as stack:
+        if address is None:
+            where["_temp_dir"] = stack.enter_context(ray_folder())
+        with without_launchers():
+            ray.init(
+                logging_level=logging.WARNING,
+                configure_logging=False,
+                job_config=job_config(),
+                **where,
+            )
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.raise_original_map_exception = True  # else a `PaftError` arrives as text only
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _variables_of_job() -> set[str]:

@@ -19,6 +19,7 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Config
 from paft_ray.config.affects import affecting, take
+from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, local_copy, locate_base
 from paft_ray.prompts.pool import Prompt
@@ -273,6 +274,7 @@ class _ScoreActor:
 
         from paft_ray.evaluation.predictors import ModelPredictor
 
+        clear_launchers()
         torch.set_num_threads(job.threads)  # results depend on it bit by bit
         device = "cuda" if job.config.evaluation.workers.gpus > 0 else "cpu"
         base = job.base.local()

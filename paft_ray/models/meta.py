@@ -5,8 +5,10 @@ Not covered: weights, and whether they fit into memory.
 """
 
 import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
+from paft_ray.config.launchers import without_launchers
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
@@ -53,7 +56,8 @@ class ModelCheckProcess:
             context = multiprocessing.get_context("spawn")
             connection, other = context.Pipe()
             process = context.Process(target=_serve, args=(other,), name="model check", daemon=True)
-            process.start()
+            with without_launchers(), _safe_path():
+                process.start()
             other.close()  # so that each side sees the end of the other
             self._running = connection, process
         self._running[0].send((function, arguments))
@@ -91,6 +95,24 @@ class ModelCheckProcess:
 def warm_up() -> None:
     """Import transformers ahead of the first check."""
     from transformers import AutoTokenizer  # noqa: F401
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let Python look for modules where this process does from the very first import on.
+
+    `python -c`, by which processes are spawned, looks into the working directory first.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _serve(connection: Connection) -> None:

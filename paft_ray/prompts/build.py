@@ -15,6 +15,7 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.config import Config, FakeLLM, ProbeConfig, PromptsConfig
 from paft_ray.config.affects import PROMPT_RULES, affecting, take
 from paft_ray.config.errors import PoolError
+from paft_ray.config.launchers import clear_launchers
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
@@ -252,6 +253,7 @@ class _ProbeActor:
         from paft_ray.models.logprobs import ForwardPass
         from paft_ray.models.tokenization import TextEncoder
 
+        clear_launchers()
         probe, model = config.prompts.probe, config.model
         assert probe is not None
         base = source.local()

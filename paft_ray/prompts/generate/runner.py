@@ -16,6 +16,7 @@ from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
 from paft_ray.config import Endpoint, TransformersLLM
 from paft_ray.config.errors import LLMError
+from paft_ray.config.launchers import clear_launchers
 from paft_ray.prompts.generate.completions import Completion, candidate_in
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.llm import open_llm
@@ -160,6 +161,7 @@ class _WriterActor:
         share: int,
         done: Count,
     ) -> None:
+        clear_launchers()
         self._book, self._storage, self._all_done = book, storage, done
         self._config = book.config.llms[llm]
         self._llm = open_llm(self._config, storage, limit, share)

@@ -21,6 +21,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from paft_ray.cluster.control import Control
 from paft_ray.cluster.session import DASHBOARD_VARIABLE
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.launchers import clear_launchers
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _prepare_worker(interface: str | None, attempt: int) -> None:
     import ray.train
     import torch.distributed  # noqa: F401
 
+    clear_launchers()  # of the node's, on a cluster that was joined
     os.environ[ATTEMPT] = str(attempt)
     if interface is not None:
         check_interface(interface)
