@@ -9,15 +9,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.config.task import earlier_answer_end
+from paft_ray.config.uris import has_password, without_password
+from paft_ray.config.yaml_text import MAX_BYTES, parse_value, parse_yaml, without_quotes
 
 _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
@@ -27,24 +29,6 @@ _FILE_ENDINGS = (
     *(".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"),
     *(".bz2", ".gz", ".xz", ".zst"),
 )
-_URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1, but for 1e-4, which is a number as in YAML 1.2, and keys given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := sorted({key for key in keys if isinstance(key, str) and keys.count(key) > 1}):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -52,7 +36,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
     Args:
         source: Path of a YAML file, or the tree itself.
-        overrides: `section.field=value`; the value is YAML, a number selects a list's entry.
+        overrides: `section.field=value`; the value is YAML without comments, and for a field that
+            is text all that follows, without outer quotes. A number selects a list's entry.
 
     Raises:
         ConfigError: Unreadable file, malformed override, unknown key, wrong type, impossible
@@ -158,13 +143,15 @@ def _numbered(values: Sequence[Any]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        with path.open("rb") as stream:  # which may be a pipe, or have no end
+            text = stream.read(MAX_BYTES + 1).decode("utf-8")
+        tree = parse_yaml(text)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file; name an existing YAML configuration") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); name a YAML text file") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {one_line(error, 400)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping of sections")
     try:
@@ -178,15 +165,75 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _override(tree: dict[str, Any], override: str) -> dict[str, Any]:
     path, equals, text = override.partition("=")
-    if not equals or not all(path.split(".")):
-        raise ConfigError(f"override {override!r} is not of the form section.field=value")
-    try:
-        value = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(
-            f"override {override!r}: the value is not valid YAML; quote it"
-        ) from error
-    return _assign(tree, path.split("."), value, override)
+    keys, shown = path.split("."), without_password(override)
+    if not equals or not all(keys):
+        raise ConfigError(f"override {shown!r} is not of the form section.field=value")
+    return _assign(tree, keys, _value(text, _fields_at(tree, keys), shown), shown)
+
+
+def _value(text: str, fields: Sequence[dict[str, Any]], override: str) -> Any:
+    """The value of an override, by the types that its field may have.
+
+    What a text field gets is all of it, but for outer quotes. A field that may be a list or mapping
+    as well takes what reads as one.
+    """
+    kinds = {kind for field in fields for kind in _kinds(field)}
+    if "string" not in kinds or kinds & {"number", "integer", "boolean", "any"}:
+        try:
+            return parse_value(text)
+        except ConfigError as error:
+            raise ConfigError(f"override {override!r}: the value is {error}; quote it") from error
+    if not text or ("null" in kinds and text in ("null", "Null", "NULL", "~")):
+        return None
+    if text[0] in "[{" and kinds & {"array", "object"}:
+        try:
+            value = parse_value(text)
+        except ConfigError:
+            return text
+        return text if isinstance(value, str) else value
+    return without_quotes(text)
+
+
+def _fields_at(tree: Any, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The schemas that a path may have; several where a union's `type` is not in the tree yet."""
+    schema = _schema()
+    nodes, place = _alternatives(schema, schema, tree), tree
+    for key in keys:
+        found = []
+        if isinstance(place, list):
+            place = place[int(key)] if key.isdigit() and int(key) < len(place) else None
+        else:
+            place = place.get(key) if isinstance(place, Mapping) else None
+        for node in nodes:
+            child = node.get("properties", {}).get(key, node.get("additionalProperties"))
+            child = node.get("items") if child is None and key.isdigit() else child
+            if child is True:
+                child = {}
+            if isinstance(child, dict):
+                found += _alternatives(schema, child, place)
+        nodes = found
+    return nodes
+
+
+def _alternatives(schema: dict[str, Any], node: dict[str, Any], value: Any) -> list[dict[str, Any]]:
+    """What a schema stands for, without references; of a union, what the value's `type` names."""
+    if "$ref" in node:
+        return _alternatives(schema, _resolve(schema, node), value)
+    by_tag = node.get("discriminator", {}).get("mapping", {})
+    tag = value.get("type") if isinstance(value, Mapping) else None
+    if isinstance(tag, str) and tag in by_tag:
+        return _alternatives(schema, {"$ref": by_tag[tag]}, value)
+    options = [*node.get("anyOf", ()), *node.get("oneOf", ())]
+    found = [found for option in options for found in _alternatives(schema, option, value)]
+    return found or [node]
+
+
+def _kinds(field: dict[str, Any]) -> set[str]:
+    """Names of JSON types that a field without references may have; `any` for all of them."""
+    if "type" in field:
+        return {field["type"]}
+    values = [*field.get("enum", ()), *([field["const"]] if "const" in field else ())]
+    return {"string" if isinstance(value, str) else "number" for value in values} or {"any"}
 
 
 def _assign(node: Any, keys: list[str], value: Any, override: str) -> Any:
@@ -209,7 +256,7 @@ def _assign(node: Any, keys: list[str], value: Any, override: str) -> Any:
 
 def _refuse_secrets(tree: Any, path: str = "") -> None:
     for where, text in _texts(tree, path):
-        if _SECRET.search(text) or _URL_PASSWORD.search(text):
+        if _SECRET.search(text) or has_password(text):
             raise ConfigError(
                 f"{where}: the value looks like a secret and is not shown; put it into an "
                 "environment variable and name that variable (api_key_env) instead"
@@ -287,7 +334,7 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
 
     pydantic puts the tag of a union into its locations; a user's path does not have it.
     """
-    schema = Config.model_json_schema()
+    schema = _schema()
     keys: list[str] = []
     node: dict[str, Any] = schema
     for part in location:
@@ -302,6 +349,11 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
         child = node.get("properties", {}).get(part, node.get("additionalProperties"))
         node = child if isinstance(child, dict) else node.get("items") or {}
     return keys, _resolve(schema, node)
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return Config.model_json_schema()
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

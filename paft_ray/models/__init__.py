@@ -1,6 +1,7 @@
 """Language models: their files, tokens and rows, loading, adapters and scoring.
 
 files.py         a model's files and identity, without torch
+gguf_header.py   the header of a GGUF file, in bounded time
 base_model.py    base models on every node; GGUF converted once
 load.py          models, tokenizers and adapters, loaded and saved
 full.py          a model whose weights were all trained, stored

@@ -4,23 +4,28 @@ Covered: folders with safetensors, GGUF files. Hub models are not fetched, pickl
 refused; `meta.py` checks whether a model and its adapter can be built.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from paft_ray.config.errors import ConfigError
+from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.loading import resolve_path
+from paft_ray.models.gguf_header import read_gguf
 from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
+from paft_ray.storage.paths import inner_name
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """peft's name for the file of an adapter's tensors."""
 
 _INDEX = "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "vocab.txt")
+_LONGEST_JSON = 100_000_000
+_LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "num_decoder_layers")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_MOST = {**dict.fromkeys(_LAYERS, 2000), **dict.fromkeys(_EXPERTS, 10_000)}
+"""More than any model has."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
 
@@ -51,9 +56,12 @@ def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
         return ModelFiles(location=path, kind="hub")
     try:
         if location.suffix.lower() == ".gguf":
-            return _inspect_gguf(location)
+            header = read_gguf(location)
+            return ModelFiles(
+                str(location), "gguf", header.has_chat_template, header.context_length
+            )
         return _inspect_folder(location)
-    except ConfigError as error:
+    except (ConfigError, ArtifactError) as error:
         raise ConfigError(f"{field}: {error}") from error
 
 
@@ -95,6 +103,7 @@ def _inspect_folder(folder: Path) -> ModelFiles:
             f"{folder / 'config.json'} has no model_type, so that no model can be built from it; "
             "save the model again with save_pretrained"
         )
+    _check_counts(folder / "config.json", config)
     _check_weights(folder)
     if not _has_tokenizer(folder):
         raise ConfigError(
@@ -112,9 +121,11 @@ def _inspect_folder(folder: Path) -> ModelFiles:
 def _read_json(path: Path, rule: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist; {rule}: name such a folder")
+    if path.stat().st_size > _LONGEST_JSON:
+        raise ConfigError(f"{path} has more than {_LONGEST_JSON} bytes; fetch or save it again")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}); fetch or save it again") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no JSON object; fetch or save it again")
@@ -126,7 +137,7 @@ def _check_weights(folder: Path) -> None:
         weight_map = _read_json(folder / _INDEX, "").get("weight_map")
         if not isinstance(weight_map, dict):
             raise ConfigError(f"{folder / _INDEX} has no weight_map; fetch or save it again")
-        shards = sorted({str(shard) for shard in weight_map.values()})
+        shards = sorted({inner_name(str(shard)) for shard in weight_map.values()})
         missing = sorted(set(weight_map).difference(*(_tensors(folder / s) for s in shards)))
         if missing:
             raise ConfigError(
@@ -170,47 +181,21 @@ def _has_chat_template(folder: Path) -> bool:
     return path.is_file() and bool(_read_json(path, "").get("chat_template"))
 
 
+def _check_counts(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse counts for which a model would be built for hours, also without weights."""
+    sections = [config, *(part for part in config.values() if isinstance(part, Mapping))]
+    for key, value in ((key, part.get(key)) for part in sections for key in _MOST):
+        if isinstance(value, int | float) and not 0 <= value <= _MOST[key]:
+            raise ConfigError(
+                f"{path} states {key} {value:.10g}, which no model has (0 to {_MOST[key]}): it is "
+                "broken; fetch or save it again"
+            )
+
+
 def _context_length(config: Mapping[str, Any]) -> int | None:
     for section in (config, config.get("text_config")):
         found = section if isinstance(section, Mapping) else {}
         for key in _CONTEXT_KEYS:
-            if isinstance(found.get(key), int):
+            if isinstance(found.get(key), int) and found[key] > 0:
                 return found[key]
     return None
-
-
-def _inspect_gguf(path: Path) -> ModelFiles:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; name an existing .gguf file")
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError(
-            f"{path} is read with the package gguf, which is not installed: "
-            "pip install 'paft_ray[gguf]'"
-        )
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise ConfigError(
-            f"{path} is no readable GGUF file ({error}); it is broken or cut off: fetch it again"
-        ) from error
-    metadata = partial(_gguf_value, reader.fields)
-    architecture = metadata("general.architecture")
-    if architecture not in gguf.MODEL_ARCH_NAMES.values():
-        raise ConfigError(
-            f"{path} holds a model of architecture {architecture!r}, which the installed gguf does "
-            "not know; upgrade gguf, or name a model folder"
-        )
-    if "tokenizer.ggml.tokens" not in reader.fields:
-        raise ConfigError(f"{path} has no tokenizer in it; use a GGUF of a language model")
-    return ModelFiles(
-        location=str(path),
-        kind="gguf",
-        has_chat_template="tokenizer.chat_template" in reader.fields,
-        context_length=metadata(f"{architecture}.context_length"),
-    )
-
-
-def _gguf_value(fields: Mapping[str, Any], key: str) -> Any:
-    return fields[key].contents() if key in fields else None

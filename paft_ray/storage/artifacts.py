@@ -83,10 +83,10 @@ def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
         raw = folder.read_json(MANIFEST)
         files = {n: FileEntry(size=e["size"], sha256=e["sha256"]) for n, e in raw["files"].items()}
         manifest = Manifest(raw["fingerprint"], files, raw["about"])
+        sizes = folder.sizes(manifest.files)
     except (ArtifactError, KeyError, TypeError, AttributeError):
         logger.warning("%s: torn manifest, passed over", folder.path())
         return None
-    sizes = folder.sizes(manifest.files)
     for size, (name, entry) in zip(sizes, manifest.files.items(), strict=True):
         if size != entry["size"] or (check and folder.digest(name) != entry["sha256"]):
             logger.warning("%s: does not match its manifest, passed over", folder.path(name))

@@ -8,16 +8,17 @@ lock later is stopped.
 
 import fcntl
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.storage.paths import Storage
@@ -33,6 +34,17 @@ _held: set[str] = set()
 """Tokens of the locks that this process holds."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """The content of the lock's file: the process that holds the lock."""
+
+    host: str
+    pid: int
+    token: str
+    renewed: float = 0.0
+    """Seconds since 1970, by the clock of its host, which may be wrong."""
+
+
 @contextmanager
 def lock(
     folder: Storage, what: str, wait: bool = False, show: Callable[[str], None] | None = None
@@ -42,7 +54,7 @@ def lock(
     The lock of a process that died on this host is taken over at once. The lock of another host is
     taken over after 60 s without renewal, for which this waits, because a job that is tried again
     on a new cluster starts sooner. A live process renews its lock within 15 s; then this is
-    refused.
+    refused. A time in the future says nothing: then only what is seen to be renewed is live.
 
     Args:
         folder: The folder; it may not exist yet.
@@ -55,7 +67,7 @@ def lock(
         ArtifactError: Another process took it over while this one slept; the block was stopped.
     """
     token = uuid.uuid4().hex
-    mine = {"host": socket.gethostname(), "pid": os.getpid(), "token": token}
+    mine = _Holder(socket.gethostname(), os.getpid(), token)
     _held.add(token)
     try:
         _acquire(folder, mine, what, wait, show or logger.info)
@@ -75,25 +87,25 @@ def lock(
         ) from None
     finally:
         _held.discard(token)
-        if _read(folder).get("token") == token:
+        held = _read(folder)
+        if held is not None and held.token == token:
             folder.delete(LOCK_FILE)
 
 
 @contextmanager
-def _renewed(
-    folder: Storage, mine: Mapping[str, Any], what: str, lost: threading.Event
-) -> Iterator[None]:
+def _renewed(folder: Storage, mine: _Holder, what: str, lost: threading.Event) -> Iterator[None]:
     """Renew a lock during the block in a thread, which stops the block where the lock is lost."""
     stop = threading.Event()
 
     def renew(stopping: int) -> None:
         while not stop.wait(_SECONDS / 4):
             try:
-                if _read(folder).get("token") not in (None, mine["token"]):
+                held = _read(folder)
+                if held is not None and held.token != mine.token:
                     lost.set()
                     os.kill(os.getpid(), stopping)
                     return
-                folder.write_json(LOCK_FILE, {**mine, "renewed": time.time()})
+                _write(folder, mine)
             except OSError as error:
                 logger.warning("lease of %s not renewed: %s", what, error)
 
@@ -121,14 +133,17 @@ def _stopping_signal() -> Iterator[int]:
 
 
 def _acquire(
-    folder: Storage, mine: Mapping[str, Any], what: str, wait: bool, show: Callable[[str], None]
+    folder: Storage, mine: _Holder, what: str, wait: bool, show: Callable[[str], None]
 ) -> None:
-    first: Mapping[str, Any] | None = None
-    while (held := _try(folder, mine)) is not None:
-        age = time.time() - float(held.get("renewed", 0))
-        holder = f"process {held.get('pid')} on {held.get('host')} (seen {age:.0f} s ago)"
-        elsewhere = held.get("host") != mine["host"]
-        if not wait and not (elsewhere and first in (None, held)):
+    first = last = None
+    since_s = time.monotonic()
+    while (held := _try(folder, mine, last, since_s)) is not None:
+        if held != last:
+            last, since_s = held, time.monotonic()
+        age = max(time.time() - held.renewed, 0.0)
+        holder = f"process {held.pid} on {held.host} (seen {age:.0f} s ago)"
+        doubtful = held.host != mine.host or held.renewed > time.time()
+        if not wait and not (doubtful and first in (None, held)):
             raise ConfigError(
                 f"{what} is in use by {holder}: wait for it to end, or choose another name"
             )
@@ -138,18 +153,22 @@ def _acquire(
         time.sleep(_SETTLE_S)
 
 
-def _try(folder: Storage, mine: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Write the lock, or return the live one of another holder."""
+def _try(folder: Storage, mine: _Holder, last: _Holder | None, since_s: float) -> _Holder | None:
+    """Write the lock, or return the live one of another holder.
+
+    `last` was there when this looked first at `since_s`, or is None.
+    """
     with _exclusive(folder):
         held = _read(folder)
-        if _is_live(held, mine):
+        silent_s = time.monotonic() - since_s if held == last else 0.0
+        if held is not None and silent_s < _SECONDS and _is_live(held, mine):
             return held
-        folder.write_json(LOCK_FILE, {**mine, "renewed": time.time()})
+        _write(folder, mine)
     if folder.is_local:
         return None
     time.sleep(_SETTLE_S)
     held = _read(folder)
-    return None if held.get("token") == mine["token"] else held
+    return None if held is None or held.token == mine.token else held
 
 
 @contextmanager
@@ -165,23 +184,30 @@ def _exclusive(folder: Storage) -> Iterator[None]:
         yield
 
 
-def _read(folder: Storage) -> Mapping[str, Any]:
-    """The content of the lock's file; empty where there is none or it is damaged."""
+def _write(folder: Storage, mine: _Holder) -> None:
+    folder.write_json(LOCK_FILE, asdict(replace(mine, renewed=time.time())))
+
+
+def _read(folder: Storage) -> _Holder | None:
+    """Who holds the lock; nobody where there is no file, or one that no process wrote like this."""
     try:
         held = folder.read_json(LOCK_FILE)
-    except ArtifactError:
-        return {}
-    return held if isinstance(held, dict) else {}
+        holder = _Holder(held["host"], held["pid"], held["token"], float(held["renewed"]))
+    except (ArtifactError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    texts = isinstance(holder.host, str) and isinstance(holder.token, str)
+    is_pid = type(holder.pid) is int and 0 < holder.pid < 2**31
+    return holder if texts and is_pid and math.isfinite(holder.renewed) else None
 
 
-def _is_live(held: Mapping[str, Any], mine: Mapping[str, Any]) -> bool:
-    if time.time() - float(held.get("renewed", 0)) >= _SECONDS:
+def _is_live(held: _Holder, mine: _Holder) -> bool:
+    if time.time() - held.renewed >= _SECONDS:
         return False  # its pid may have been given to another process
-    if held.get("host") != mine["host"]:
+    if held.host != mine.host:
         return True
-    if held.get("pid") == mine["pid"]:
-        return held.get("token") in _held  # else a process of an earlier boot had our pid
-    return _is_alive(int(held.get("pid", -1)))
+    if held.pid == mine.pid:
+        return held.token in _held  # else a process of an earlier boot had our pid
+    return _is_alive(held.pid)
 
 
 def _is_alive(pid: int) -> bool:

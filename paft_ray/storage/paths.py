@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -33,6 +34,25 @@ def refuse_relative(location: str) -> None:
             f"storage: {location!r} would lie in the job's working directory, which is deleted "
             "with the cluster: name a path that all nodes share, or a URI, such as storage=/storage"
         )
+
+
+def is_inner_name(name: str) -> bool:
+    """Return whether a name, whoever wrote it, names something inside of the folder it is for."""
+    return not ("\0" in name or "\\" in name or {"", ".", ".."} & set(name.split("/")))
+
+
+def inner_name(name: str) -> str:
+    """A name of a file or folder, of which slashes may separate parts.
+
+    Raises:
+        ArtifactError: It leads out of the folder, or could elsewhere.
+    """
+    if not is_inner_name(name):
+        raise ArtifactError(
+            f"{name!r} is no name of a file inside of its folder: what names it is damaged or "
+            "from a stranger; delete that, and make it again"
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -68,12 +88,25 @@ class Storage:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def child(self, *names: str) -> "Storage":
-        """The storage of a subfolder."""
-        return replace(self, root="/".join([self.root, *names]))
+        """The storage of a subfolder.
+
+        Raises:
+            ArtifactError: It would lie outside of this one.
+        """
+        return replace(self, root="/".join([self.root, *map(inner_name, names)]))
 
     def path(self, name: str = "") -> str:
-        """The full path of a file, as the file system names it."""
-        return f"{self.root}/{name}" if name else self.root
+        """The full path of a file, as the file system names it.
+
+        Raises:
+            ArtifactError: It would lie outside of this folder.
+        """
+        return f"{self.root}/{inner_name(name)}" if name else self.root
+
+    def holds(self, path: str) -> bool:
+        """Return whether a full path lies in this folder."""
+        inside = path.removeprefix(f"{self.root}/")
+        return inside != path and is_inner_name(inside)
 
     def exists(self, name: str = "") -> bool:
         """Return whether there is a file or folder of that name."""
@@ -151,7 +184,7 @@ class Storage:
         """
         try:
             return json.loads(self.read_bytes(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{self.path(name)}: not valid JSON; delete it and rerun"
             ) from error
@@ -165,12 +198,19 @@ class Storage:
         return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
 
     def delete(self, name: str = "") -> None:
-        """Remove a file, or a folder with its content, if it exists."""
-        info = self.filesystem.get_file_info(self.path(name))
+        """Remove a file, or a folder with its content, if it exists; of a link the link alone."""
+        path = self.path(name)
+        if self.is_local and Path(path).is_symlink():  # what it points at is not this folder's
+            Path(path).unlink()
+            return
+        info = self.filesystem.get_file_info(path)
         if info.type == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path(name))
+            if self.is_local:
+                shutil.rmtree(path)  # does not follow symbolic links
+            else:
+                self.filesystem.delete_dir(path)
         elif info.type == pafs.FileType.File:
-            self.filesystem.delete_file(self.path(name))
+            self.filesystem.delete_file(path)
 
     def prune(self, keep: Collection[str]) -> None:
         """Remove all files of this folder but these, unfinished ones too."""

@@ -4,6 +4,7 @@ import json
 import string
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import changed_fields, dump_config, load_config, resolve_path
+from paft_ray.config.uris import without_password
 
 BASE = {
     "name": "try",
@@ -62,6 +64,27 @@ def test_loading_changes_neither_the_tree_nor_its_parts():
             {"peft_type": "LORA", "x": [0.1, "1e-1"]},
         ),
         ("train.packing=no", ("train", "packing"), False),
+        # a text field takes what stands there
+        ("storage=/data/my runs #1", ("storage",), "/data/my runs #1"),
+        ("storage='/data/my runs #1'", ("storage",), "/data/my runs #1"),
+        ("storage=[a, b]", ("storage",), "[a, b]"),
+        ("storage=a: {b", ("storage",), "a: {b"),
+        ("storage='a' # 'b'", ("storage",), "'a' # 'b'"),
+        ('storage="C:\\data"', ("storage",), "C:\\data"),
+        ("name=2024", ("name",), "2024"),
+        ("model.revision=0123", ("model", "revision"), "0123"),
+        ("model.revision=null", ("model", "revision"), None),
+        ("model.revision='null'", ("model", "revision"), "null"),
+        ("prompts.files.0=x: #y", ("prompts", "files"), ("x: #y",)),
+        # others are YAML, in which nothing is a comment
+        ("prompts.files=[my runs #1.txt, b]", ("prompts", "files"), ("my runs #1.txt", "b")),
+        ("evaluation.prompts=null", ("evaluation", "prompts"), None),
+        ("train.sampling.temperature=inf", ("train", "sampling", "temperature"), float("inf")),
+        (
+            "model.peft={peft_type: LORA, x: [a #1, null]}",
+            ("model", "peft"),
+            {"peft_type": "LORA", "x": ["a #1", None]},
+        ),
         ("model.path='1e3'", ("model", "path"), "1e3"),
         ("evaluation.workers.cpus=0.5", ("evaluation", "workers", "cpus"), 0.5),
     ],
@@ -155,7 +178,7 @@ def test_dumped_configuration_loads_to_the_same_one():
         (["train.batch_size=many"], ["train.batch_size: 'many'", "integer"]),
         (["train=3"], ["train: 3", "section"]),
         (["prompts.files=a.txt"], ["prompts.files: 'a.txt'", "list"]),
-        (["name=2024"], ["name: 2024", "string", "quotes"]),
+        (["prompts.files=[2024]"], ["prompts.files.0: 2024", "string", "quotes"]),
         # malformed overrides
         (["train.steps"], ["'train.steps'", "section.field=value"]),
         (["=3"], ["'=3'", "section.field=value"]),
@@ -310,3 +333,79 @@ def test_configuration_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 3  # type: ignore[misc]
     assert isinstance(config, Config)
+
+
+def repeated(first: str, form: str) -> str:
+    """YAML that names nine copies of each line in the next one."""
+    lines = [f"a: &a {first}"]
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True):
+        lines.append(f"{name}: &{name} " + form % ", ".join([f"*{before}"] * 9))
+    return "\n".join(lines)
+
+
+LAUGHS = repeated("[x, x, x, x, x, x, x, x, x]", "[%s]")
+MERGES = repeated("{x: 1}", "{<<: [%s]}")
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (LAUGHS, "more than 200000 values"),
+        ("a: &a {b: [*a]}", "more than 200000 values"),
+        (MERGES, "more than 200000 values"),
+        ("[" * 100_000, "nested too deeply"),
+        ("seed: " + "9" * 5000, "not valid YAML"),
+        ("seed: !!bool maybe", "not valid YAML"),
+        ("seed: !!timestamp never", "not valid YAML"),
+        ("seed: 2024-99-99", "not valid YAML"),
+        ("x" * 500_001, "longer than 500000 bytes"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_hostile_yaml_is_refused_soon(tmp_path, text, rule):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    assert rule in message_of(path)
+    assert time.process_time() - began < 10
+
+
+def test_file_without_an_end_is_refused():
+    assert "/dev/zero" in message_of("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://user:pass@host/x", "http://***@host/x"),
+        ("http://user:pa/ss@host/x", "http://***@host/x"),
+        ("http://user:pa?ss@host/x", "http://***@host/x"),
+        ("http://user:12/ab@host", "http://***@host"),
+        ("https://token@host/x", "https://***@host/x"),
+        ("redis://:pass@host", "redis://***@host"),
+        ("s3://KEY:SEC/RET@bucket/x?region=a", "s3://***@bucket/x?region=a"),
+        ("http://h/?password=x&a=b", "http://h/?password=***&a=b"),
+        ("http://h/?a=b&Access%2DToken=x", "http://h/?a=b&Access%2DToken=***"),
+        ("postgresql://team@db/x?sslpassword=x", "postgresql://team@db/x?sslpassword=***"),
+        ("http://h/x#access_token=x", "http://h/x#access_token=***"),
+    ],
+)
+def test_password_in_a_uri_is_refused_and_hidden_wherever_it_is(uri, shown):
+    for text in (uri, f"see {uri} there"):
+        assert without_password(text) == text.replace(uri, shown)
+        message = message_of({**BASE, "tracking": {"uri": text}})
+        assert "looks like a secret" in message and uri not in message
+    assert uri not in message_of(BASE, [f"tracking.uri:{uri}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://team@db/mlflow", "gs://anonymous@bucket/x", "sqlite:////a@b/x:y@z.db",
+        "http://host:80/?mail=a@b", "see http://x.com and mail a@b.c", "hf://datasets/a/b@main",
+        "http://h/?keyword=x", "s3://b/x?endpoint_override=127.0.0.1:90&scheme=http",
+    ],
+)  # fmt: skip
+def test_uri_without_a_password_is_taken_as_it_is(text):
+    assert without_password(text) == text
+    assert load_config({**BASE, "tracking": {"uri": text}}).tracking.uri == text

@@ -1,8 +1,10 @@
 """A model's files read without torch: what is found, and errors where they are broken."""
 
 import json
+import struct
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -180,6 +182,89 @@ def test_broken_gguf_is_refused(tmp_path, size):
     message = message_of(tmp_path / "m.gguf")
     assert message.startswith(f"model.path: {tmp_path / 'm.gguf'}")
     assert "again" in message or "name a model folder" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "rule"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000, which no model has"),
+        ({"n_layer": 1e9}, "n_layer 1000000000, which"),
+        ({"text_config": {"num_hidden_layers": -1}}, "num_hidden_layers -1, which"),
+        ({"num_local_experts": 10**7}, "num_local_experts 10000000, which"),
+    ],
+)
+def test_config_of_a_model_with_absurd_counts_is_refused(tmp_path, changed, rule):
+    assert rule in message_of(make_model(tmp_path / "model", **changed))
+
+
+def test_config_of_a_model_that_is_nested_too_deeply_or_too_long_is_refused(tmp_path):
+    folder = make_model(tmp_path / "model")
+    (folder / "config.json").write_text('{"a":' * 100_000)
+    assert "not valid JSON" in message_of(folder)
+    with (folder / "config.json").open("r+") as stream:
+        stream.truncate(10**10)  # a sparse file
+    assert "more than 100000000 bytes" in message_of(folder)
+
+
+def test_weights_that_an_index_places_outside_of_the_folder_are_refused(tmp_path):
+    save_file(tensors(SHAPES), tmp_path / "other.safetensors")
+    folder = make_sharded(tmp_path / "model")
+    weight_map = dict.fromkeys(SHAPES, "../other.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert "'../other.safetensors' is no name of a file inside" in message_of(folder)
+
+
+@pytest.mark.parametrize("length", [2**63, 10**8 + 1])
+def test_weights_whose_header_is_said_to_be_absurdly_long_are_refused(tmp_path, length):
+    folder = make_model(tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
+    assert "model.safetensors cannot be read" in message_of(folder)
+
+
+def gguf_bytes(fields: list[bytes], tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(fields)) + b"".join(fields)
+
+
+def gguf_field(name: str, kind: int, value: bytes) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode() + struct.pack("<I", kind) + value
+
+
+def text_of(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+ARCHITECTURE = gguf_field("general.architecture", 8, text_of("llama"))
+TOKENS = gguf_field("tokenizer.ggml.tokens", 9, struct.pack("<IQ", 8, 1) + text_of("a"))
+NESTED = b"".join([struct.pack("<IQ", 9, 1)] * 20_000)
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed")
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (gguf_bytes([gguf_field("x", 9, struct.pack("<IQ", 0, 2**62))]), "states 461168601842738"),
+        (gguf_bytes([gguf_field("x", 9, struct.pack("<IQ", 8, 40) + text_of("a"))]), "ends before"),
+        (gguf_bytes([gguf_field("x", 9, NESTED)]), "nested too deeply"),
+        (gguf_bytes([gguf_field("x", 8, struct.pack("<Q", 2**63))]), "ends before"),
+        (gguf_bytes([gguf_field("x", 77, b"")]), "no readable GGUF file"),
+        (gguf_bytes([ARCHITECTURE], tensors=2**62), "ends before"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**62), "ends before"),
+        (
+            gguf_bytes(
+                [
+                    ARCHITECTURE, TOKENS,
+                    gguf_field("llama.block_count", 4, struct.pack("<I", 2**32 - 1)),
+                ]
+            ),
+            "states 4294967295 layers, but holds 0 tensors",
+        ),
+    ],
+)  # fmt: skip
+def test_gguf_whose_counts_are_absurd_is_refused_soon(tmp_path, content, rule):
+    (tmp_path / "m.gguf").write_bytes(content)
+    began = time.process_time()
+    assert rule in message_of(tmp_path / "m.gguf")
+    assert time.process_time() - began < 10
 
 
 def test_missing_gguf_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -207,3 +208,39 @@ def test_parts_know_what_is_finished_and_read_in_the_order_asked_for(storage):
     (Path(storage.root) / "parts" / "notes.txt").write_bytes(b"x")
     assert parts.finished() == {"a", "b", "c.d"}
     assert [t.to_pydict() for t in parts.read(["c.d", "a"])] == [{"key": ["c.d"]}, {"key": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "a/../../x", "/etc/passwd", "a//x", "..", ".", "a/./x", "a\\x", "a\0x", "a/"]
+)
+def test_name_that_leads_out_of_its_folder_is_refused_wherever_it_is_used(storage, name):
+    uses = (storage.path, storage.child, storage.exists, storage.read_bytes, storage.delete)
+    for use in (*uses, partial(ArtifactWriter(storage).add, data=b"")):
+        with pytest.raises(ArtifactError, match="is no name of a file inside"):
+            use(name)
+    assert not storage.holds(f"{storage.root}/{name}") and not storage.holds(f"/x/{name}")
+    assert storage.holds(f"{storage.root}/a/x")
+
+
+def test_manifest_that_names_files_outside_of_its_folder_is_passed_over(storage):
+    """Whoever copies the files that it lists would write outside of the copy."""
+    writer = write_artifact(storage)
+    Path(storage.root).with_name("outside").write_bytes(b"first")
+    writer.files["../outside"] = writer.files["a.bin"]
+    writer.commit("id", {})
+    assert load_manifest(storage) is None
+
+
+def test_deleting_a_folder_does_not_follow_links_out_of_it(storage, tmp_path):
+    other = tmp_path / "other"
+    (other / "inner").mkdir(parents=True)
+    (other / "kept").write_text("x")
+    storage.write_bytes("a/x", b"")
+    for name in ("link", "a/link"):
+        Path(storage.path(name)).symlink_to(other)
+    Path(storage.path("a/file")).symlink_to(other / "kept")
+    Path(storage.path("broken")).symlink_to(tmp_path / "nowhere")
+    for name in ("a/file", "a", "link", "broken", "missing"):
+        storage.delete(name)
+    assert sorted(path.name for path in other.iterdir()) == ["inner", "kept"]
+    assert list(Path(storage.root).iterdir()) == []

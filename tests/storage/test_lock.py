@@ -177,3 +177,58 @@ def test_process_that_loses_the_lock_is_stopped_also_in_the_background(
     finally:
         signal.signal(signal.SIGINT, before)
     assert storage.read_json("lease.json")["token"] == "theirs"
+
+
+@pytest.mark.parametrize("host", ["elsewhere", None])
+def test_lock_of_a_dead_job_whose_clock_was_ahead_is_taken_once_nobody_renews_it(
+    storage, monkeypatch, host
+):
+    """Also where its process number belongs to somebody now."""
+    monkeypatch.setattr(module, "_SECONDS", 0.5)
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+    dead = {"host": host or socket.gethostname(), "pid": 1, "token": "t"}
+    storage.write_json("lease.json", {**dead, "renewed": time.time() + 1e6})
+    began = time.monotonic()
+    with lock(storage, "run x"):
+        assert time.monotonic() - began >= 0.5
+        assert storage.read_json("lease.json")["pid"] == os.getpid()
+
+
+def test_lock_of_a_live_job_whose_clock_is_ahead_is_refused(storage, monkeypatch):
+    monkeypatch.setattr(module, "_SETTLE_S", 0.05)
+    other = {"host": "elsewhere", "pid": 1, "token": "t"}
+    storage.write_json("lease.json", {**other, "renewed": time.time() + 1e6})
+    renewed = {**other, "renewed": time.time() + 1e6 + 15}
+    shown: list[str] = []
+
+    def renew(line: str) -> None:
+        shown.append(line)
+        storage.write_json("lease.json", renewed)
+
+    with pytest.raises(ConfigError, match="in use by process 1"), lock(storage, "x", show=renew):
+        pass
+    assert len(shown) == 1 and storage.read_json("lease.json") == renewed
+
+
+LEASE = {"host": "elsewhere", "pid": 1, "token": "t", "renewed": 4e9}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"\xff\xfe", b"[1, 2]", b"3", b"[" * 100_000, b"{}",
+        *(
+            json.dumps({**LEASE, key: value}).encode()
+            for key, value in [
+                ("renewed", "soon"), ("renewed", None), ("renewed", [1]), ("renewed", 10**400),
+                ("renewed", float("nan")), ("renewed", float("inf")), ("pid", "x"), ("pid", -1),
+                ("pid", 0), ("pid", 2**70), ("pid", True), ("pid", 1.5), ("host", 3), ("token", {}),
+            ]
+        ),
+    ],
+    ids=lambda content: content[:60].decode(errors="replace"),
+)  # fmt: skip
+def test_garbage_in_a_lock_holds_nobody_up(storage, content):
+    storage.write_bytes("lease.json", content)
+    with lock(storage, "run x"):
+        assert storage.read_json("lease.json")["pid"] == os.getpid()

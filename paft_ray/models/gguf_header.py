@@ -1,0 +1,93 @@
+"""Reads the header of a GGUF file, in time that its size bounds; without torch.
+
+The package gguf believes the counts that a file states: 100 bytes could state an array of 2^62
+entries, or layers for hours of work.
+"""
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paft_ray.config.errors import ConfigError
+
+_LONGEST_ARRAY = 10_000_000
+"""More entries than any vocabulary or list of merges has."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """Facts of a file's header."""
+
+    has_chat_template: bool
+    context_length: int | None
+
+
+def read_gguf(path: Path) -> GgufHeader:
+    """Read and check the header of a file.
+
+    Raises:
+        ConfigError: It is broken, or no language model that the installed gguf knows.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; name an existing .gguf file")
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            f"{path} is read with the package gguf, which is not installed: "
+            "pip install 'paft_ray[gguf]'"
+        )
+    import gguf
+
+    try:
+        reader = _reader()(path)
+        values = {n: f.contents() for n, f in reader.fields.items() if len(f.data) == 1}
+    # the package raises any of these for what it does not expect
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
+        raise ConfigError(
+            f"{path} is no readable GGUF file ({error}); it is broken or cut off: fetch it again"
+        ) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is no readable GGUF file: nested too deeply") from error
+    architecture = values.get("general.architecture")
+    if architecture not in gguf.MODEL_ARCH_NAMES.values():
+        raise ConfigError(
+            f"{path} holds a model of architecture {architecture!r}, which the installed gguf does "
+            "not know; upgrade gguf, or name a model folder"
+        )
+    if "tokenizer.ggml.tokens" not in reader.fields:
+        raise ConfigError(f"{path} has no tokenizer in it; use a GGUF of a language model")
+    layers = values.get(f"{architecture}.block_count")
+    if isinstance(layers, int) and not 0 < layers <= len(reader.tensors):
+        raise ConfigError(
+            f"{path} states {layers} layers, but holds {len(reader.tensors)} tensors; it is broken "
+            "or cut off: fetch it again"
+        )
+    length = values.get(f"{architecture}.context_length")
+    return GgufHeader(
+        "tokenizer.chat_template" in reader.fields,
+        length if isinstance(length, int) and length > 0 else None,
+    )
+
+
+@functools.cache
+def _reader() -> type[Any]:
+    """The package's reader, which refuses what lies behind the file's end, and absurd arrays."""
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+            end = int(offset) + int(count) * np.dtype(dtype).itemsize
+            if end > len(self.data):
+                raise ValueError(f"it ends before byte {end}")
+            return super()._get(offset, dtype, count, override_order)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type == gguf.GGUFValueType.ARRAY:
+                entries = int(self._get(orig_offs + 4, np.uint64)[0])
+                if entries > min(_LONGEST_ARRAY, len(self.data)):
+                    raise ValueError(f"an array states {entries} entries")
+            return super()._get_field_parts(orig_offs, raw_type)
+
+    return Reader
