@@ -9,8 +9,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import ValidationError
@@ -27,7 +28,15 @@ _URL_PASSWORD = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1, but for 1e-4, which is a number as in YAML 1.2, and keys given twice."""
+    """Safe YAML 1.1, with the numbers of YAML 1.2, and without keys given twice.
+
+    1e-4 is a number, 010 is not eight, and 1:30 is no number of sixtieths.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:int"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -40,6 +49,11 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
 )
 
 
@@ -235,9 +249,13 @@ def _explain(error: ValidationError) -> str:
         text = f"{path}.type: {given}; use one of: {tags}"
     else:
         rule = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-        rule = re.sub(r"valid dictionary or instance of \w+", "section with keys of its own", rule)
+        rule = re.sub(
+            r"valid dictionary( or (instance of \w+|object to extract fields from))?",
+            "section with keys of its own",
+            rule,
+        )
         rule = rule[0].lower() + rule[1:]
-        if first["type"] == "string_type" and isinstance(value, bool | int | float):
+        if first["type"] == "string_type" and isinstance(value, bool | int | float | date):
             rule += "; put it in quotes"
         hidden = isinstance(value, Mapping) or path == "configuration"
         text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"
