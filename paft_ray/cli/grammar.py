@@ -2,16 +2,25 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
+from paft_ray.cli.streams import write_error
 from paft_ray.cluster.access import INSIST
 from paft_ray.cluster.jobs import DASHBOARD, JOBS
 from paft_ray.pipeline.perform import Options
 from paft_ray.pipeline.verbs import VERBS
 
 SUBMIT = "submit"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other refusal, without the whole usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(write_error(sys.stderr, f"{message}; see {self.prog} --help", 2))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -40,7 +49,7 @@ def options_of(parsed: argparse.Namespace) -> Options:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="paft", description="Prompt-agnostic fine-tuning on Ray (arXiv 2502.12859)."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -4,10 +4,17 @@ Every field declares what it affects: by its own annotation (`affects`), or by t
 class that defines it. A class with an undeclared field cannot be defined.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 Target = Literal["pool", "answers", "examples", "weights", "scores", "run", "search", "nothing"]
 """What a field can affect; each is stored under an identity.
@@ -62,6 +69,23 @@ class Section(BaseModel):
     )
     declared: ClassVar[dict[str, Affects]] = {}
     """What each field affects."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, tree: Any) -> Any:
+        """Make a text of `yes` for a number, which is then refused; pydantic would read it as 1."""
+        if not isinstance(tree, Mapping):
+            return tree
+        return {
+            name: str(value) if isinstance(value, bool) and cls._is_number(name) else value
+            for name, value in tree.items()
+        }
+
+    @classmethod
+    def _is_number(cls, name: str) -> bool:
+        annotation = cls.model_fields[name].annotation if name in cls.model_fields else None
+        kinds = {annotation, *get_args(annotation)}
+        return bool(kinds & {int, float}) and bool not in kinds
 
     def __init_subclass__(cls, affects: Target | None = None, **settings: Any) -> None:
         """Accept `affects`, the default for fields without an annotation."""

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -299,9 +300,13 @@ def _explain(error: ValidationError) -> str:
         text = f"{path}.type: {given}; use one of: {tags}"
     else:
         rule = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-        rule = re.sub(r"valid dictionary or instance of \w+", "section with keys of its own", rule)
+        rule = re.sub(
+            r"valid dictionary( or (instance of \w+|object to extract fields from))?",
+            "section with keys of its own",
+            rule,
+        )
         rule = rule[0].lower() + rule[1:]
-        if first["type"] == "string_type" and isinstance(value, bool | int | float):
+        if first["type"] == "string_type" and isinstance(value, bool | int | float | date):
             rule += "; put it in quotes"
         hidden = isinstance(value, Mapping) or path == "configuration"
         text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"

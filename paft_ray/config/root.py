@@ -27,7 +27,7 @@ class Config(Section, affects="run"):
     seeds: Seeds | None = None
     """Train every variant once with each of these; all share the pool and the base model's
     scores. By default `seed` alone."""
-    storage: Annotated[str, NOTHING] = "storage"
+    storage: Annotated[str, NOTHING] = Field(default="storage", min_length=1)
     """Folder or URI (s3://, gs://) for everything that is kept."""
     task: TaskConfig
     prompts: PromptsConfig

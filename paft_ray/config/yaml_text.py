@@ -5,7 +5,7 @@ holds: what a text stands for is counted before it is built.
 """
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -19,7 +19,15 @@ _NUMBER_SIGN = "\ue000"
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.1, but for 1e-4, which is a number as in YAML 1.2, and keys given twice."""
+    """Safe YAML 1.1, with the numbers of YAML 1.2, and without keys given twice.
+
+    1e-4 is a number, 010 is not eight, and 1:30 is no number of sixtieths.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:int"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def get_single_node(self) -> Any:
         node: Any = super().get_single_node()
@@ -40,6 +48,11 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
 )
 
 

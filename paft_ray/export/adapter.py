@@ -24,7 +24,7 @@ from paft_ray.serving.folder import model_config, pyfunc_files
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.storage.paths import Storage
+from paft_ray.storage.paths import Storage, require_writable
 from paft_ray.training.identity import find_trained
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def choose_folder(default: Storage, out: str | None, identity: str) -> tuple[Sto
     Raises:
         ConfigError: `out` holds something else.
     """
-    folder = default if out is None else Storage.open(out)
+    folder = default if out is None else Storage.open(out, "--out")
+    if folder.is_local:
+        require_writable(Path(folder.root), "--out")
     manifest = load_manifest(folder, check=True)
     reused = manifest is not None and manifest.fingerprint == identity
     if not reused and out is not None and folder.exists() and folder.names():

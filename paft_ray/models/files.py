@@ -52,6 +52,11 @@ def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
         ConfigError: Folder, configuration, weights or tokenizer are missing or broken.
     """
     location = _local(path, field)
+    if location is None and "://" in path:
+        raise ConfigError(
+            f"{field}: {path} is a URI, from which no model is read; fetch it and name its folder, "
+            "or name a hub model (owner/model)"
+        )
     if location is None:
         return ModelFiles(location=path, kind="hub")
     try:
@@ -96,6 +101,11 @@ def _inspect_folder(folder: Path) -> ModelFiles:
         what = "is a file that is no .gguf" if folder.exists() else "does not exist"
         raise ConfigError(
             f"{folder} {what}; name a model folder, a .gguf file or a hub name (owner/model)"
+        )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds an adapter; name its base model here, and the adapter in "
+            "train.warm_start"
         )
     config = _read_json(folder / "config.json", "a Hugging Face model folder has one")
     if not isinstance(config.get("model_type"), str):

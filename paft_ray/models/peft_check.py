@@ -80,12 +80,14 @@ def check_arguments(peft: Mapping[str, Any]) -> None:
             f"model.peft.peft_type: the installed peft has no method {method!r}; "
             f"{_nearest(method, configs)}"
         )
-    known = [field.name for field in dataclasses.fields(configs[method])]
-    for name in peft:
+    known = {field.name: field.type for field in dataclasses.fields(configs[method])}
+    for name, value in peft.items():
         if name not in known:
             raise ConfigError(
                 f"model.peft.{name}: peft's {method} has no such argument; {_nearest(name, known)}"
             )
+        if known[name] in (int, float, "int", "float") and isinstance(value, str | bool):
+            raise ConfigError(f"model.peft.{name}: {value!r} is no number")
 
 
 def check_targets(peft: Mapping[str, Any], model: "Module") -> None:

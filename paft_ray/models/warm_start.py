@@ -56,7 +56,7 @@ def read_adapter(location: str) -> StoredAdapter:
             f"train.warm_start: {location} is no folder; name the adapter/ folder of a training, "
             "as a path, a URI or pkg:NAME/folder"
         )
-    folder = Storage.open(location if local is None else str(local))
+    folder = Storage.open(location if local is None else str(local), "train.warm_start")
     try:
         config = json.loads(folder.read_bytes(_CONFIG))
         weights = folder.read_bytes(ADAPTER_WEIGHTS)

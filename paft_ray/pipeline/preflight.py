@@ -31,7 +31,7 @@ from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
-from paft_ray.storage.paths import Storage, refuse_relative
+from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
 
 RUN_RECORD = "config.json"
@@ -88,20 +88,8 @@ def _check_storage(location: str) -> Storage:
     if "runtime_resources" in Path.cwd().parts:  # where Ray unpacks a job's working directory
         refuse_relative(location)
     if storage.is_local:
-        _require_writable(Path(storage.root), "storage")
+        require_writable(Path(storage.root), "storage")
     return storage
-
-
-def _require_writable(folder: Path, field: str) -> None:
-    """Refuse a folder that can be neither written nor created."""
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not existing.is_dir():
-        raise ConfigError(f"{field}: {existing} is a file, not a folder; name a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{field}: {existing} is not writable for this user; change its permissions, or name "
-            "another folder"
-        )
 
 
 def _check_identity(config: Config, storage: Storage) -> None:
@@ -144,6 +132,8 @@ def _check_tracking(config: TrackingConfig) -> None:
         return
     scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
     name = scheme[1].lower() if scheme else ""
+    if name in ("http", "https") and not re.match(r"[^:]+://[^/]", uri):
+        raise ConfigError(f"tracking.uri: {uri!r} names no host; write {name}://host:port")
     if uri == "databricks" or name in ("http", "https", "databricks", *_DATABASES):
         return
     if name == "sqlite":
@@ -155,7 +145,7 @@ def _check_tracking(config: TrackingConfig) -> None:
         database = local_path(path).absolute()
         if database.is_dir():
             raise ConfigError(f"tracking.uri: {database} is a folder; name a file in it")
-        _require_writable(database.parent, "tracking.uri")
+        require_writable(database.parent, "tracking.uri")
         return
     rule = (
         "is a folder, which MLflow 3 no longer writes to"
@@ -255,7 +245,14 @@ def _check_endpoint(field: str, llm: Endpoint) -> Iterator[str]:
             f"{field}: type openai needs the package openai, which is not installed: "
             "pip install 'paft_ray[openai]'"
         )
-    if llm.api_key_env is None or os.environ.get(llm.api_key_env):
+    if llm.api_key_env is None:
+        return
+    if key := os.environ.get(llm.api_key_env, "").strip():
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                f"{field}.api_key_env: {llm.api_key_env} holds characters that an HTTP header "
+                "cannot carry; set it to the key alone"
+            )
         return
     text = (
         f"{field}.api_key_env: the environment variable {llm.api_key_env} is not set; set it to "

@@ -114,6 +114,10 @@ def read_run(folder: Storage) -> RunFiles:
                 "run or evaluate first"
             )
     summary = folder.read_json("summary.json")
+    if not isinstance(summary, dict) or not isinstance(summary.get("models"), dict):
+        raise ArtifactError(
+            f"{folder.path('summary.json')}: no summary of a run; delete it and rerun"
+        )
     scores = folder.read_table("scores.parquet", [*COLUMNS, "generated_tokens"])
     return RunFiles(
         about=folder.read_json("config.json"),

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -21,6 +22,8 @@ from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import local_path
 
 _CHUNK = 1 << 24  # bytes that are read at a time for a digest
+_ALMOST_A_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
+"""How s3:/bucket begins, and a drive of Windows; what follows `://` is looked at before."""
 
 
 def refuse_relative(location: str) -> None:
@@ -55,6 +58,36 @@ def inner_name(name: str) -> str:
     return name
 
 
+def require_writable(folder: Path, field: str) -> None:
+    """Refuse a folder that can be neither written nor created.
+
+    Raises:
+        ConfigError: It is no folder, or may not be written; the message begins with `field`.
+    """
+    existing = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+    if not existing.exists():
+        raise ConfigError(f"{field}: {existing} is a link to nothing; name a folder")
+    if not existing.is_dir():
+        raise ConfigError(f"{field}: {existing} is a file, not a folder; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{field}: {existing} is not writable for this user; change its permissions, or name "
+            "another folder"
+        )
+
+
+def _local(location: str, field: str) -> Path:
+    if _ALMOST_A_URI.match(location):
+        raise ConfigError(
+            f"{field}: {location!r} is neither a path of this machine nor a URI: write "
+            "scheme://bucket/folder, or ./ before a folder of this name"
+        )
+    try:
+        return local_path(location)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
 @dataclass(frozen=True)
 class Storage:
     """A folder on a pyarrow file system; picklable, so that Ray workers can use it."""
@@ -63,21 +96,25 @@ class Storage:
     root: str
 
     @classmethod
-    def open(cls, location: str) -> "Storage":
+    def open(cls, location: str, field: str = "storage") -> "Storage":
         """Storage for a path or URI; nothing is created.
+
+        Args:
+            location: The path or URI.
+            field: Where it was given, with which messages begin.
 
         Raises:
             ConfigError: The scheme is unknown or the URI malformed.
         """
         if "://" not in location:
-            return cls(pafs.LocalFileSystem(), str(local_path(location).absolute()))
+            return cls(pafs.LocalFileSystem(), str(_local(location, field).absolute()))
         try:
             filesystem, root = pafs.FileSystem.from_uri(location)
             if not root.strip("/"):
                 raise ValueError("it names no bucket and folder")
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ConfigError(
-                f"storage: {location!r} is no usable path or URI ({one_line(error)}); "
+                f"{field}: {location!r} is no usable path or URI ({one_line(error)}); "
                 "use a local path, s3://bucket/folder or gs://bucket/folder"
             ) from error
         return cls(filesystem, root.rstrip("/"))
@@ -194,8 +231,19 @@ class Storage:
         self.write_bytes(name, to_json(value))
 
     def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A Parquet file's content, or only some of its columns."""
-        return pq.read_table(pa.BufferReader(self.read_bytes(name)), columns=columns)
+        """A Parquet file's content, or only some of its columns.
+
+        Raises:
+            ArtifactError: There is no such file, or it is not Parquet.
+        """
+        data = self.read_bytes(name)
+        try:
+            return pq.read_table(pa.BufferReader(data), columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise ArtifactError(
+                f"{self.path(name)}: no readable Parquet file ({one_line(error)}); delete it and "
+                "rerun"
+            ) from error
 
     def delete(self, name: str = "") -> None:
         """Remove a file, or a folder with its content, if it exists; of a link the link alone."""
