@@ -128,7 +128,7 @@ def test_stored_run_is_not_continued_by_another_way_of_scoring(
     stored: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert call(["run", "from-files.yaml", "task.answer_end=scored"]) == 2
-    assert "task.answer_end (null -> 'scored')" in capfd.readouterr().err
+    assert "task.answer_end ('ignored' -> 'scored')" in capfd.readouterr().err
 
 
 def test_python_gets_what_the_command_prints(
