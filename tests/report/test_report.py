@@ -118,12 +118,12 @@ def test_every_table_names_how_answers_end(known: dict, said: str):
 
 def test_answers_that_did_not_end_or_only_begin_right_stand_beside_the_mean():
     models = {
-        label: {**model, "generated_tokens": 4.0, "unended": 0.1 * n, "begins_right": 0.25 * n}
+        label: {**model, "generated_tokens": 4.0, "no_end": 0.1 * n, "only_begins_right": 0.25 * n}
         for n, (label, model) in enumerate(known_summary()["models"].items())
     }
     head, *rows = results_table(known_summary(models=models, stop=[])).splitlines()[:4]
-    assert re.split(r" {3,}", head)[-2:] == ["no end", "only begin right"]
-    shown = [re.split(r" {3,}", row)[-2:] for row in rows]
+    assert re.split(r" {3,}", head)[-3:-1] == ["no end", "only begin right"]
+    shown = [re.split(r" {3,}", row)[-3:-1] for row in rows]
     assert shown == [["0.0", "0.0"], ["10.0", "25.0"], ["20.0", "50.0"]]
 
 
