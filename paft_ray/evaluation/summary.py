@@ -15,8 +15,11 @@ from paft_ray.evaluation.answers import Answers, read_answers, require_paired
 from paft_ray.evaluation.bootstrap import Resamples, resample
 from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.figures import (
+    BEGINS_RIGHT,
     CALIBRATION_ERROR,
+    GENERATED_TOKENS,
     MEAN,
+    UNENDED,
     Figure,
     all_figures,
     as_tree,
@@ -27,6 +30,11 @@ SINGLE_PROMPT = "single_prompt"
 """Label of the variant that every other variant is compared with."""
 PAFT = "paft"
 """Label of the variant that is compared with every other one."""
+_FIGURES_OF_COLUMNS = {
+    "generated_tokens": GENERATED_TOKENS,
+    "unended": UNENDED,
+    "begins_right": BEGINS_RIGHT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,7 @@ def _of_scored(answers: Answers, label: str) -> dict[str, float]:
             confidence_PE = answers.confidence_MPE[model]
             error = calibration_error(confidence_PE[even_PE], correct_PE[even_PE])
             values.setdefault(CALIBRATION_ERROR.key, []).append(error)
-        for column, number_MPE in answers.numbers_MPE.items():  # figures have the columns' names
-            values.setdefault(column, []).append(float(number_MPE[model][even_PE].mean()))
+        for column, number_MPE in answers.numbers_MPE.items():
+            mean = float(number_MPE[model][even_PE].mean())
+            values.setdefault(_FIGURES_OF_COLUMNS[column].key, []).append(mean)
     return {key: float(np.mean(of_seeds)) for key, of_seeds in values.items()}

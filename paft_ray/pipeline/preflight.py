@@ -111,7 +111,11 @@ def _check_identity(config: Config, storage: Storage) -> None:
             "--overwrite"
         ) from error
     try:
-        before, after = result_fields(load_recorded(recorded)), result_fields(config)
+        earlier = load_recorded(recorded)
+        before, after = result_fields(earlier), result_fields(config)
+        if earlier.task.answer_end != config.task.answer_end:  # one of them is left out
+            before["task"]["answer_end"] = earlier.task.answer_end
+            after["task"]["answer_end"] = config.task.answer_end
     except ConfigError:  # it has a field that was removed
         before, after = recorded, dump_config(config)
         if "results_from" in record:

@@ -68,6 +68,7 @@ def test_every_field_of_every_section_says_what_it_means(section):
         assert field.description or name in plain or nested, f"{section.__name__}.{name}"
 
 
+FREE = {key: value for key, value in CUSTOM.items() if key not in ("choices", "labels")}
 SPACE = {"train.steps": {"type": "choice", "values": [1, 2]}}
 WRONG = [
     # section or variant, changes, parts of the message: path, value, rule
@@ -95,6 +96,14 @@ WRONG = [
         {"task": {**CUSTOM, "validation_share": 0.5, "test_share": 0.5}},
         ["validation_share + test_share", "lower them"],
     ),
+    ("custom", {"task": {**CUSTOM, "choices": ["a", "a"]}}, ["'a' and 'a' do not differ"]),
+    ("custom", {"task": {**CUSTOM, "choices": ["a b", "a  b"]}}, ["do not differ", "remove one"]),
+    ("custom", {"task": {**CUSTOM, "choices": ["\u00e9", "e\u0301"]}}, ["do not differ"]),
+    ("custom", {"task": {**CUSTOM, "choices": ["a", " "]}}, ["' ' is an empty choice"]),
+    ("task options", {"task": {**CUSTOM, "stop": ["."]}}, ["task: stop: ['.']", "ranked"]),
+    ("task options", {"task": {**FREE, "stop": [""]}}, ["task.stop.0"]),
+    ("task options", {"task": {**FREE, "answer_end": "ignored"}}, ["is for choices", "leave it"]),
+    ("task options", {"task": {**CUSTOM, "answer_end": "off"}}, ["'scored' or 'ignored'"]),
     ("task options", {"task": {**CUSTOM, "max_length": 8}}, ["task.max_length: 8", "16"]),
     ("task options", {"task": {**CUSTOM, "overlong": "drop"}}, ["'drop'", "'refuse' or 'trim'"]),
     ("prompts", {"prompts": {}}, ["prompts", "no source", "prompts.generation"]),

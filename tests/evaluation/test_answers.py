@@ -83,8 +83,11 @@ def test_confidence_is_the_probability_among_the_choices_and_tokens_are_those_ge
     text = table.append_column("generated_tokens", pa.array(range(rows)))
     answers = read_answers(text, ["paft"])
     assert answers.confidence_MPE is None
-    assert answers.tokens_MPE is not None
-    assert sorted(answers.tokens_MPE.ravel()) == list(range(rows))
+    assert answers.numbers_MPE.keys() == {"generated_tokens"}
+    assert sorted(answers.numbers_MPE["generated_tokens"].ravel()) == list(range(rows))
+    unended = text.append_column("unended", pa.array([row % 3 == 0 for row in range(rows)]))
+    [unended_PE] = read_answers(unended, ["paft"]).numbers_MPE["unended"]
+    assert unended_PE.sum() == len(range(0, rows, 3))
 
 
 def test_examples_that_were_never_scored_belong_to_the_grid_where_they_are_named():

@@ -142,7 +142,7 @@ def test_intervals_of_agreement_tokens_and_top_cover_what_another_sample_would_g
         correct_PE = rng.random((40, 100)) < np.where(rng.random(40) < 0.5, 0.3, 0.95)[:, None]
         prediction_PE = np.where(rng.random((40, 100)) < 0.7, "a", "b")
         tokens_PE = rng.poisson(rng.normal(20, 3, 40)[:, None], (40, 100)).astype(float)
-        grid = AnswerGrid(correct_PE, prediction_PE, None, tokens_PE)
+        grid = AnswerGrid(correct_PE, prediction_PE, None, {"generated_tokens": tokens_PE})
         found = resample({"one": correct_PE}, 300, trial, (0.7,), {"one": [grid]})
         for figure, value in zip(figures, expected, strict=True):
             low, high = found.interval("one", figure)
@@ -154,7 +154,9 @@ def test_difference_in_tokens_may_be_larger_than_one_and_is_paired():
     correct_PE = random_grid(1)
     tokens_PE = np.random.default_rng(0).integers(5, 50, correct_PE.shape).astype(float)
     longer, shorter = (
-        AnswerGrid(correct_PE, np.full(correct_PE.shape, "a"), None, tokens_PE + more)
+        AnswerGrid(
+            correct_PE, np.full(correct_PE.shape, "a"), None, {"generated_tokens": tokens_PE + more}
+        )
         for more in (3, 0)
     )
     grids = {"a": correct_PE, "b": correct_PE}

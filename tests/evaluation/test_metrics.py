@@ -1,5 +1,8 @@
 """Figures of one model over prompts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,10 +27,10 @@ def measured(
     prediction_PE: NDArray,
     thresholds: tuple[float, ...] = (),
     confidence_PE: NDArray | None = None,
-    tokens_PE: NDArray | None = None,
+    numbers_PE: Mapping[str, NDArray] | None = None,
 ) -> dict[str, float]:
     """All figures of one model by key."""
-    grid = AnswerGrid(correct_PE, prediction_PE, confidence_PE, tokens_PE)
+    grid = AnswerGrid(correct_PE, prediction_PE, confidence_PE, numbers_PE)
     found = resample({"one": correct_PE}, 1, thresholds=thresholds, answers={"one": [grid]})
     return dict(found.values["one"])
 
@@ -121,10 +124,15 @@ def test_calibration_error_of_a_calibrated_model_shrinks_to_nothing(
 
 
 def test_tokens_of_answers_are_averaged_over_all():
-    tokens_PE = np.array([[1.0, 3.0], [5.0, 7.0]])
+    numbers_PE = {
+        "generated_tokens": np.array([[1.0, 3.0], [5.0, 7.0]]),
+        "unended": np.array([[1.0, 0.0], [0.0, 0.0]]),
+        "begins_right": np.array([[1.0, 1.0], [0.0, 1.0]]),
+    }
     correct_PE = np.ones((2, 2), bool)
-    found = measured(correct_PE, answers(correct_PE), tokens_PE=tokens_PE)
-    assert found["generated_tokens"] == 4
+    found = measured(correct_PE, answers(correct_PE), numbers_PE=numbers_PE)
+    names = ("generated_tokens", "no_end", "only_begins_right")
+    assert [found[name] for name in names] == [4, 0.25, 0.75]
 
 
 def answers_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
@@ -132,7 +140,18 @@ def answers_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[
         "correct_PE": rng.random(shape) < 0.6,
         "prediction_PE": rng.choice(["a", "b", "c"], shape),
         "confidence_PE": rng.random(shape),
-        "tokens_PE": rng.integers(1, 9, shape).astype(float),
+        "numbers_PE": {
+            "generated_tokens": rng.integers(1, 9, shape).astype(float),
+            "unended": (rng.random(shape) < 0.3).astype(float),
+            "begins_right": (rng.random(shape) < 0.3).astype(float),
+        },
+    }
+
+
+def repeat(grids: dict[str, Any], times: NDArray, axis: int) -> dict[str, Any]:
+    return {
+        name: repeat(grid, times, axis) if isinstance(grid, dict) else np.repeat(grid, times, axis)
+        for name, grid in grids.items()
     }
 
 
@@ -143,7 +162,7 @@ def test_figures_of_weighted_examples_are_those_of_repeated_ones(shape: tuple[in
     times_E = rng.multinomial(shape[1], np.full(shape[1], 1 / shape[1]))
     times_RP, times_RE = np.ones((1, shape[0])), times_E[None].astype(float)
     weighted = of_answers(AnswerGrid(**found).weighted(times_RP, times_RE))
-    repeated = measured(**{name: np.repeat(grid, times_E, axis=1) for name, grid in found.items()})
+    repeated = measured(**repeat(found, times_E, axis=1))
     assert set(weighted) == OF_ANSWERS
     for name, value in weighted.items():
         assert value == pytest.approx([repeated[name]]), name
@@ -158,7 +177,7 @@ def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_
     times_P = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]))
     times_RP, times_RE = times_P[None].astype(float), np.ones((1, shape[1]))
     weighted = of_answers(AnswerGrid(**found).weighted(times_RP, times_RE))
-    repeated = measured(**{name: np.repeat(grid, times_P, axis=0) for name, grid in found.items()})
+    repeated = measured(**repeat(found, times_P, axis=0))
     for name in OF_ANSWERS - {"pairwise_agreement"}:
         assert weighted[name] == pytest.approx([repeated[name]]), name
     words_PE = found["prediction_PE"]

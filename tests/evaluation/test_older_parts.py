@@ -26,4 +26,4 @@ def test_column_that_older_parts_lack_is_null_there(old_first: bool):
         assert own["generated_tokens"].to_pylist() == expected
     answers = read_answers(scores, ["base", "paft"])
     assert answers.right_MPE.tolist() == [[[1, 0]], [[1, 0]]]
-    assert answers.tokens_MPE is None, "not all have it"
+    assert not answers.numbers_MPE, "not all have it"

@@ -23,6 +23,9 @@ from paft_ray.evaluation.predictors import (
 )
 from paft_ray.models.full import full_model_files
 from paft_ray.models.load import load_adapter, load_base, load_tokenizer, make_trainable
+from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.models.packing import build_row
+from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.builtin import PUBLISHED
@@ -74,6 +77,7 @@ def make_predictor(tiny_model: Path) -> Callable[..., ModelPredictor]:
         generation_tokens: int = 1000,
         base: Path = tiny_model,
         peft: dict | None = LORA,
+        **changes,
     ) -> ModelPredictor:
         config = Config.model_validate(
             {
@@ -82,6 +86,7 @@ def make_predictor(tiny_model: Path) -> Callable[..., ModelPredictor]:
                     "type": "custom", "name": "reviews", "description": "Say how it feels.",
                     "path": "none.jsonl", "fields": {"review": "review"}, "answer": "label",
                     "max_length": max_length, "overlong": overlong,
+                    "choices": task.choices, **changes,
                 },
                 "prompts": {"files": ["none.txt"]},
                 "model": {"path": str(tiny_model), "peft": peft},
@@ -176,30 +181,56 @@ def test_free_text_of_an_adapter_is_what_forward_passes_without_batch_and_cache_
     assert found == expected
 
 
-def test_prediction_is_the_choice_with_the_best_loglikelihood(make_predictor, tiny_model):
-    found = predict(make_predictor(), None)
+@pytest.mark.parametrize("end", ["scored", "ignored"])
+def test_prediction_is_the_choice_with_the_best_loglikelihood(make_predictor, tiny_model, end):
+    found = predict(make_predictor(answer_end=end), None)
     tokenizer, model = load_tokenizer(str(tiny_model)), load_base(str(tiny_model))
     template = parse(PROMPT, ("review",))
     for example, score in zip(RANKING.test, found, strict=True):
         context = template.render(example.fields)
         read = tokenizer(context)["input_ids"]
-        expected = []
+        expected, without = [], []
         for choice in CHOICES:
-            ids = tokenizer(f"{context} {choice}")["input_ids"]
+            ids = [*tokenizer(f"{context} {choice}")["input_ids"], tokenizer.eos_token_id]
             with torch.no_grad():
                 logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            places = range(len(read), len(ids))
-            expected.append(sum(float(logprobs[place - 1, ids[place]]) for place in places))
+            each = [float(logprobs[at - 1, ids[at]]) for at in range(len(read), len(ids))]
+            without.append(sum(each[:-1]))
+            expected.append(sum(each) if end == "scored" else without[-1])
         assert score.choice_logprobs == pytest.approx(expected, abs=1e-5)
         best = CHOICES[expected.index(max(expected))]
-        per_character = [value / len(c) for value, c in zip(expected, CHOICES, strict=True)]
+        per_character = [value / len(c) for value, c in zip(without, CHOICES, strict=True)]
         normalised = CHOICES[per_character.index(max(per_character))]
         assert (score.prediction, score.correct) == (best, best == example.answer)
         assert score.normalised_correct == (normalised == example.answer)
         assert (score.prompt_id, score.example_id) == ("p1", example.id)
         assert score.generated_text is None
     assert {score.correct for score in found} == {True, False}
-    assert {score.correct == score.normalised_correct for score in found} == {True, False}
+
+
+@pytest.mark.parametrize(("end", "answer"), [("scored", "!!"), ("ignored", "!")])
+def test_choice_that_begins_with_another_one_wins_only_where_ends_are_scored(
+    end, answer, make_predictor, tiny_model, tmp_path
+):
+    choices = ("!", "!!")
+    model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
+    encoder = TextEncoder(tokenizer, end_id=tokenizer.eos_token_id)
+    render = parse(PROMPT, ("review",)).render
+    task = Task("marks", "Say.", ("review",), {}, choices, (), (), make_examples(choices))
+    both = [encoder.encode(render, example.fields, choices) for example in task.test]
+    [(short, long), *_] = [[e.answer_ids[:-1] for e in each] for each in both]
+    assert long[: len(short)] == short
+    row = build_row([long.sequence() for _, long in both], range(len(both)))
+    optimizer = torch.optim.Adam(model.requires_grad_(True).parameters(), 1e-2)
+    for _ in range(20):  # it learns to say "!!" whatever it is asked
+        loss = -answer_logprobs(model, row, torch.device("cpu")).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    found = predict(make_predictor(task, base=tmp_path, answer_end=end), None, task)
+    assert {score.prediction for score in found} == {answer}
 
 
 @pytest.mark.parametrize("choices", [("?", "!"), ("!", "?")])
@@ -254,7 +285,7 @@ def test_scores_that_are_no_numbers_are_refused(make_predictor, tiny_model, tmp_
         predict(make_predictor(base=tmp_path), None)
 
 
-def test_free_text_is_generated_and_its_first_line_compared(make_predictor, tiny_model):
+def test_free_text_is_generated_and_compared_as_a_whole(make_predictor, tiny_model):
     tokenizer, model = load_tokenizer(str(tiny_model)), load_base(str(tiny_model))
     template = parse(PROMPT, ("review",))
     expected = []
@@ -263,19 +294,37 @@ def test_free_text_is_generated_and_its_first_line_compared(make_predictor, tiny
         output = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=0)
         expected.append(output[0, ids.shape[1] :].tolist())
     texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in expected]
-    first_lines = [extract_answer(text, None) for text in texts]
+    wholes = [extract_answer(text, None) for text in texts]
     known = tuple(
-        Example(e.id, e.fields, f" {line.upper()}. " if number % 2 else "something else")
-        for number, (e, line) in enumerate(zip(WRITING.test, first_lines, strict=True))
+        Example(e.id, e.fields, (f" {whole.upper()} ", whole[:3], "something else")[number % 3])
+        for number, (e, whole) in enumerate(zip(WRITING.test, wholes, strict=True))
     )
-    assert all(first_lines)
+    assert all(wholes)
     task = Task("texts", "Say.", ("review",), {}, None, (), (), known)
     found = predict(make_predictor(task), None, task)
     assert [s.generated_text for s in found] == texts
     assert [s.generated_tokens for s in found] == [len(ids) for ids in expected]
-    assert [s.prediction for s in found] == first_lines
-    assert [s.correct for s in found] == [bool(number % 2) for number in range(len(known))]
+    assert [s.prediction for s in found] == wholes
+    assert [s.correct for s in found] == [number % 3 == 0 for number in range(len(known))]
+    assert [s.begins_right for s in found] == [number % 3 == 1 for number in range(len(known))]
+    assert [s.unended for s in found] == [tokenizer.eos_token_id not in ids for ids in expected]
     assert all(s.choice_logprobs is None and s.normalised_correct is None for s in found)
+
+
+def test_free_text_ends_at_the_first_text_to_stop_at(make_predictor):
+    whole = predict(make_predictor(WRITING), None, WRITING)
+    one = whole[0].generated_text
+    stop = (one[len(one) // 2 :][:4], one[3:6])
+    found = predict(make_predictor(WRITING, stop=stop), None, WRITING)
+    for score, before in zip(found, whole, strict=True):
+        places = [p for text in stop if (p := before.generated_text.find(text)) >= 0]
+        cut = min(places, default=len(before.generated_text))
+        assert score.generated_text == before.generated_text[:cut]
+        assert score.unended == (before.unended and not places)
+        assert score.generated_tokens <= before.generated_tokens
+    assert found[0].generated_tokens < whole[0].generated_tokens
+    alone = predict(make_predictor(WRITING, stop=stop, generation_tokens=16), None, WRITING)
+    assert alone == found
 
 
 @given(st.lists(st.integers(1, 90), max_size=40), st.integers(1, 50), st.integers(0, 900))
@@ -306,12 +355,12 @@ def test_free_text_without_a_match_of_the_pattern_is_wrong_even_to_an_answer_wit
     examples = tuple(Example(e.id, e.fields, "no number here") for e in WRITING.test)
     task = Task("sums", "Add.", ("review",), {}, None, (), (), examples, 0, GSM8K)
     found = predict(make_predictor(task), None, task)
-    assert {(s.prediction, s.correct) for s in found} == {("", False)}
+    assert {(s.prediction, s.correct, s.begins_right) for s in found} == {("", False, None)}
 
 
 def test_scores_as_a_table_have_the_schema_and_every_field():
     ranked = Score("p", "e", "A", True, (-1.5, -2.0), False)
-    written = Score("p", "f", "12", False, generated_text="#### 12", generated_tokens=4)
+    written = Score("p", "f", "12", False, None, None, "#### 12", 4, True, False)
     table = scores_table([ranked, written])
     assert table.schema == SCORES_SCHEMA
     assert table.to_pylist() == [
@@ -319,11 +368,13 @@ def test_scores_as_a_table_have_the_schema_and_every_field():
             "prompt_id": "p", "example_id": "e", "prediction": "A", "correct": True,
             "choice_logprobs": [-1.5, -2.0], "normalised_correct": False,
             "generated_text": None, "generated_tokens": None,
+            "unended": None, "begins_right": None,
         },
         {
             "prompt_id": "p", "example_id": "f", "prediction": "12", "correct": False,
             "choice_logprobs": None, "normalised_correct": None,
             "generated_text": "#### 12", "generated_tokens": 4,
+            "unended": True, "begins_right": False,
         },
     ]  # fmt: skip
     assert isinstance(scores_table([]), pa.Table)
@@ -363,15 +414,17 @@ def test_extract_answer_takes_a_pattern_without_a_group_whole_and_leaves_words_a
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (" Positive.\nBecause it is good.", "positive"),
-        ("\n\n  **Yes**  \nreally", "yes"),
-        ("\t`Paris`!", "paris"),
-        ("don't", "don't"),
+        (" Positive.\nBecause it is good.", "positive.\nbecause it is good."),
+        ("\n\n  Yes \n", "yes"),
+        ("STRASSE", "strasse"),
+        ("Straße", "strasse"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("A+", "a+"),
         (" \n ", ""),
         ("", ""),
     ],
 )
-def test_extract_answer_without_a_pattern_reads_the_first_line(text, answer):
+def test_extract_answer_without_a_pattern_is_the_whole_text(text, answer):
     assert extract_answer(text, None) == answer
 
 

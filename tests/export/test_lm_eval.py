@@ -56,7 +56,8 @@ def write_run(
         "task": {
             "type": "custom", "name": "reviews", "path": str(folder / "rows.jsonl"),
             "description": "Say whether a short film review is positive or negative.",
-            "fields": {"review": "review"}, "test_share": 0.5, **task,
+            "fields": {"review": "review"}, "test_share": 0.5,
+            **({"answer_end": "ignored"} if "choices" in task else {}), **task,
         },
         "prompts": {
             "files": [str(folder / "prompts.jsonl")],

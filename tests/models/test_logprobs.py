@@ -17,6 +17,7 @@ from paft_ray.models.logprobs import (
     ForwardPass,
     FullPrecisionLinear,
     answer_logprobs,
+    choice_logprobs,
     generate,
     inference,
     score_sequences,
@@ -75,6 +76,17 @@ def test_scores_packed_unpacked_and_from_full_logits_agree(model, tokenizer, cho
         values = [value for by_owner in scores for value in by_owner.values()]
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-5)
     assert np.std(expected) > 0.1  # scores that are all alike would prove nothing
+
+
+@pytest.mark.parametrize("choices", [SINGLE, SEVERAL], ids=["single-token", "multi-token"])
+def test_choices_are_as_likely_as_their_tokens_and_their_end(model, tokenizer, choices):
+    encoder = TextEncoder(tokenizer, end_id=tokenizer.eos_token_id)
+    encoded = [encoder.encode(lambda _: "the film was", {}, choices)]
+    [found] = choice_logprobs(model, encoded, ForwardPass("float32", 200))
+    whole = [plain_logprob(model, e) for e in encoded[0]]
+    text = [plain_logprob(model, replace(e, answer_ids=e.answer_ids[:-1])) for e in encoded[0]]
+    np.testing.assert_allclose(found.whole, whole, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found.text, text, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +156,7 @@ def test_generate_ends_each_text_at_its_own_end_token(tiny_model, tokenizer, as_
     assert len(set(lengths)) > 1
     found = generate(model, tokenizer, contexts(tokenizer), max_new_tokens=24)
     assert [tokens for _, tokens in found] == lengths
-    kept = [ids[:length] for ids, length in zip(free, lengths, strict=True)]
+    kept = [ids[: ids.index(end)] if end in ids else ids for ids in free]
     assert [text for text, _ in found] == [tokenizer.decode(ids) for ids in kept]
 
 

@@ -3,12 +3,21 @@
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
+from tokenizers.normalizers import Lowercase
 
+from factories import run_config
 from paft_ray.config.errors import ConfigError, DataError, PaftError
+from paft_ray.config.loading import load_config
 from paft_ray.models.load import load_tokenizer
-from paft_ray.models.meta import ModelCheckProcess, check_adapters, refuse_overlong
+from paft_ray.models.meta import (
+    ModelCheckProcess,
+    check_adapters,
+    check_answers,
+    refuse_overlong,
+)
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
@@ -43,6 +52,25 @@ def test_the_longest_example_under_the_longest_prompt_decides(tiny_model):
 
 def test_nothing_to_read_is_no_error(tiny_model):
     check(tiny_model, [], 16)
+
+
+@pytest.mark.parametrize(
+    ("choices", "eos", "problem"),
+    [
+        (["good", "bad"], "<end>", None),
+        (["good", "Good"], "<end>", "task.choices: answers 'good' and 'Good' are the same tokens"),
+        (["good", "bad"], None, "model.path: the tokenizer has no end token"),
+    ],
+)
+def test_choices_are_tried_on_the_models_tokenizer(choices, eos, problem, tiny_model, tmp_path):
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    tokenizer.eos_token = eos
+    tokenizer.save_pretrained(tmp_path)
+    config = load_config(run_config(tmp_path, "reviews", "st", task={"choices": choices}))
+    expected = nullcontext() if problem is None else pytest.raises(ConfigError, match=problem)
+    with expected:
+        check_answers(config, choices)
 
 
 @pytest.mark.parametrize("method", ["LORA", "IA3", "HRA"])

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,15 @@ def test_shared_rows_read_a_common_beginning_once_a_row_and_a_context_once() -> 
 def test_rows_are_not_shared_where(contexts: list[tuple[int, ...]], row_tokens: int) -> None:
     sequences = [Encoded(c, (7, n)).sequence() for n, c in enumerate(contexts)]
     assert share_rows(sequences, row_tokens) is None
+
+
+def test_ends_of_single_token_choices_share_their_context() -> None:
+    encoded = [Encoded((*range(1, 9), n), (n + 50, 0), ended=True) for n in (20, 21) for _ in "ab"]
+    encoded = [replace(e, answer_ids=(60 + n, 0)) for n, e in enumerate(encoded)]
+    sequences = [s for two in (encoded[:2], encoded[2:]) for s in choice_sequences(two, True)]
+    [row] = share_rows(sequences, 100) or []
+    assert row.tokens == 8 + 2 * (1 + 2)
+    assert row.owners_A.tolist() == [0, 2, 1, 3] * 2
 
 
 @pytest.mark.parametrize("longest_plain", [512, 20, 0])

@@ -114,7 +114,7 @@ def test_end_of_a_choice_under_a_chat_template_is_that_of_the_assistants_turn(ti
 def test_end_that_the_tokenizer_does_not_have_is_refused():
     tokenizer = word_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ConfigError, match="no end token .*task.answer_end: ignored"):
+    with pytest.raises(ConfigError, match=r"no end token .*task\.answer_end: ignored"):
         TextEncoder(tokenizer).ending("scored", choices=True)
 
 

@@ -391,7 +391,7 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     gone = {"workers", "checkpoint", "max_failures", "warm_start", "activation_checkpointing"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
-    assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path"}
+    assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path", "stop"}
     assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"}
     same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
@@ -556,3 +556,19 @@ def test_preflight_imports_neither_ray_nor_torch(world):
     )
     command = [sys.executable, "-c", code, str(world.root / "config.yaml")]
     subprocess.run(command, check=True, timeout=60)
+
+
+def test_choice_that_cannot_win_without_its_end_is_warned_of(world: World) -> None:
+    ignored = "task.answer_end=ignored"
+    assert world.check(ignored).warnings == ()
+    prefixed = ["task.choices=[red, blue, redder]", ignored]
+    [warning] = world.check(*prefixed).warnings
+    assert "'redder' never wins against 'red'" in warning
+    assert world.check(prefixed[0]).warnings == ()
+
+
+def test_text_to_stop_at_that_an_answer_holds_is_refused(world: World) -> None:
+    free = ["task.choices=null", "task.labels=null"]
+    assert world.check(*free, "task.stop=['!']").warnings == ()
+    with pytest.raises(ConfigError, match=r"task\.stop: 'e' occurs in the answer .* another text"):
+        world.check(*free, "task.stop=['!', e]")

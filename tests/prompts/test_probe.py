@@ -24,10 +24,11 @@ TASK = Task("reviews", "Say how it feels.", ("review",), {}, CHOICES, EXAMPLES, 
 PROMPTS = ["Review: {review} Verdict:", "Is this good? {review}\n", "{review} It is"]
 
 
+@pytest.mark.parametrize("end", ["ignored", "scored"])
 @pytest.mark.parametrize("row_tokens", [128, 2048])
-def test_probe_is_what_the_model_says_to_each_prompt_and_example_alone(tiny_model, row_tokens):
+def test_probe_is_what_the_model_says_to_each_prompt_and_example_alone(tiny_model, row_tokens, end):
     model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
-    encoder = TextEncoder(tokenizer, "none", 128)
+    encoder = TextEncoder(tokenizer, "none", 128).ending(end, choices=True)
     reading = ForwardPass("float32", row_tokens)
     found = probe_prompts(model, encoder, PROMPTS, TASK, reading)
     for text, scores in zip(PROMPTS, found, strict=True):

@@ -12,7 +12,7 @@ from synthetic_run import add_shares, make_run
 from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation import figures
 from paft_ray.evaluation.figures import Figure
-from paft_ray.report import results_table, write_report
+from paft_ray.report import card_figures, results_table, write_report
 from paft_ray.report.tables import display_name
 from paft_ray.storage.paths import Storage
 
@@ -76,6 +76,7 @@ def known_summary(**changes: Any) -> dict[str, Any]:
         "examples": 60,
         "seeds": [0],
         "seconds": {},
+        "answer_end": "scored",
         **changes,
     }
 
@@ -91,11 +92,39 @@ def test_results_table_of_known_figures_is_aligned_to_the_letter():
     assert lines[5:] == [
         "PAFT - single prompt: mean +5.9 (+1.2 to +10.4), std over prompts +0.0 (-1.0 to +1.0); "
         "points, paired 95% intervals.",
+        "The end token of an answer is scored with it (task.answer_end: scored).",
         "PAFT - single prompt: the interval of the std includes zero, "
         "so a difference in spread is not shown.",
         "one seed is an illustration, not a measurement: "
         "give `seeds: [0, 1, 2]`, which trains every variant with each on the same pool.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        ({"answer_end": "scored"}, "task.answer_end: scored"),
+        ({"answer_end": "ignored"}, "cannot win against it"),
+        ({}, "cannot win against it"),
+        ({"stop": []}, "as a whole, up to the end token."),
+        ({"stop": ["\n\n"]}, "the end token or the first of task.stop ('\\n\\n')"),
+    ],
+)
+def test_every_table_names_how_answers_end(known: dict, said: str):
+    summary = {k: v for k, v in known_summary().items() if k != "answer_end"} | known
+    assert said in results_table(summary)
+    assert said in card_figures(summary).note
+
+
+def test_answers_that_did_not_end_or_only_begin_right_stand_beside_the_mean():
+    models = {
+        label: {**model, "generated_tokens": 4.0, "no_end": 0.1 * n, "only_begins_right": 0.25 * n}
+        for n, (label, model) in enumerate(known_summary()["models"].items())
+    }
+    head, *rows = results_table(known_summary(models=models, stop=[])).splitlines()[:4]
+    assert re.split(r" {3,}", head)[-3:-1] == ["no end", "only begin right"]
+    shown = [re.split(r" {3,}", row)[-3:-1] for row in rows]
+    assert shown == [["0.0", "0.0"], ["10.0", "25.0"], ["20.0", "50.0"]]
 
 
 def test_results_table_has_the_5_percent_quantile_where_it_fits():

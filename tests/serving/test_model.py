@@ -59,6 +59,23 @@ def test_free_text_is_generated_as_the_model_alone_would(
     assert answers == expected
 
 
+def test_generated_answer_ends_at_a_text_to_stop_at(make) -> None:
+    [whole] = predict(make(max_new_tokens=12), {"review": "a film"})
+    stop = whole[len(whole) // 2 :][:3]
+    [cut] = predict(make(max_new_tokens=12, stop=[stop]), {"review": "a film"})
+    assert stop
+    assert cut == whole[: whole.find(stop)].strip()
+
+
+def test_choice_is_ranked_with_its_end_unless_the_folder_is_older_or_says_otherwise(make) -> None:
+    choices = {"choices": ["positive", "negative"]}
+    ends = [
+        make(**choices, **more)._encoder.end_id is not None
+        for more in ({}, {"answer_end": "ignored"}, {"answer_end": "scored"})
+    ]
+    assert ends == [False, False, True]
+
+
 def test_rows_of_both_forms_may_stand_in_one_table(make) -> None:
     model = make(choices=["positive", "negative"])
     rows = [{"review": "a film"}, {"text": "a film It is"}, {"review": "x", "prompt": "a film {x}"}]
