@@ -6,24 +6,21 @@ answer is in `chat_protocol`, a rate limit that actors share in `rate_limit`.
 """
 
 import asyncio
-import concurrent.futures
 import json
 import logging
 import math
 import os
 import random
 import ssl
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
+from paft_ray.prompts.generate.background import background_loop
 from paft_ray.prompts.generate.chat_protocol import (
     Refusal,
     read_answer,
@@ -33,6 +30,7 @@ from paft_ray.prompts.generate.chat_protocol import (
 )
 from paft_ray.prompts.generate.completions import FILTERED, Completion
 from paft_ray.prompts.generate.requests import Request
+from paft_ray.prompts.generate.retry_after import retry_after
 
 if TYPE_CHECKING:
     import openai
@@ -145,7 +143,7 @@ class EndpointLLM:
         most = 2 * self._in_flight
         waiting: asyncio.Queue[Request] = asyncio.Queue()
         answers: asyncio.Queue[Completion | None] = asyncio.Queue()
-        with _background_loop() as loop:
+        with background_loop() as loop:
             work = asyncio.run_coroutine_threadsafe(self._answer(waiting, answers), loop)
             taken, exhausted = 0, False  # taken and not handed out
             while True:
@@ -330,7 +328,7 @@ class EndpointLLM:
             f"{refusal}{refusal.remedy(body)}",
             status,
             status in _RETRYABLE,
-            _retry_after(response.headers) if status in _RETRYABLE else 0.0,
+            retry_after(response.headers) if status in _RETRYABLE else 0.0,
             refused=refusal.parameter(body),
         )
 
@@ -342,60 +340,9 @@ class EndpointLLM:
         return shown(text, self._secret)
 
 
-@contextmanager
-def _background_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own; what still runs in it at the end is cancelled.
-
-    Requests stay in flight while the reader of the answers is busy with something else.
-    """
-    started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
-    started = concurrent.futures.Future()
-
-    async def stay() -> None:
-        stop = asyncio.Event()
-        started.set_result((asyncio.get_running_loop(), stop))
-        await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(stay()), name="endpoint", daemon=True)
-    thread.start()
-    loop, stop = started.result()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-
-
 async def _take(answers: asyncio.Queue[Completion | None]) -> list[Completion | None]:
     """All answers that are there, at least one."""
     group = [await answers.get()]
     while not answers.empty():
         group.append(answers.get_nowait())
     return group
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds that an answer's headers demand, two minutes at most; 0 without such a header.
-
-    RFC 9110, section 10.2.3: a number of seconds, or a date, which is read by the endpoint's own
-    clock where it tells the time. OpenAI and Azure also say it in milliseconds.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name) or "") * unit
-        except ValueError:
-            continue
-        return min(120.0, seconds) if seconds > 0 else 0.0
-    until = _date(headers.get("retry-after"))
-    if until is None:
-        return 0.0
-    now = _date(headers.get("date")) or datetime.now(UTC)
-    return min(120.0, max(0.0, (until - now).total_seconds()))
-
-
-def _date(header: str | None) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(header or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)

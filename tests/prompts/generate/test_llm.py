@@ -34,10 +34,11 @@ from paft_ray.config.llms import Author
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
 from paft_ray.prompts.generate.completions import Completion, parse_completion
-from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
+from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, open_llm
 from paft_ray.prompts.generate.requests import Request, RequestBook
+from paft_ray.prompts.generate.retry_after import retry_after
 from paft_ray.prompts.lint import lint, lint_instruction
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task
@@ -530,7 +531,7 @@ def test_endpoint_that_names_a_time_to_wait_is_left_alone_that_long(endpoint, ma
     ],
 )  # fmt: skip
 def test_time_to_wait_is_read_from_seconds_milliseconds_and_dates(headers, seconds):
-    assert _retry_after(headers) == seconds
+    assert retry_after(headers) == seconds
 
 
 def test_endpoint_has_as_many_requests_in_flight_as_it_may_and_never_more(endpoint, make_llm):
