@@ -3,11 +3,14 @@
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue, field_validator
 
 from paft_ray.config.base import NOTHING, Section, affects
 
 _ANSWERS = affects("pool", "answers")
+_SENT = (
+    "model", "messages", "temperature", "top_p", "seed", "max_tokens", "max_completion_tokens"
+)  # fmt: skip
 
 
 class TokenPrice(Section, affects="nothing"):
@@ -98,6 +101,36 @@ class Endpoint(Author, affects="pool"):
     """Tries of one request before it counts as failed."""
     max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)
     """Longest answer, in tokens."""
+    max_completion_tokens: Annotated[int | None, affects("pool", "answers", neutral=None)] = Field(
+        default=None, ge=1
+    )
+    """Longest answer with its reasoning, for endpoints that take this parameter instead of
+    `max_tokens`; takes its place."""
+    omit: Annotated[
+        tuple[Literal["temperature", "top_p", "seed", "max_tokens"], ...],
+        affects("pool", "answers", neutral=()),
+    ] = ()
+    """Parameters that are not sent. Those that an endpoint refuses as unknown are left out by
+    themselves."""
+    extra_body: Annotated[dict[str, JsonValue], affects("pool", "answers", neutral={})] = Field(
+        default={}
+    )
+    """Parameters that are sent besides, as they stand."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _other_fields_stand_elsewhere(cls, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in body:
+            if name in _SENT:
+                raise ValueError(f"{name} is sent already: set it by its own field")
+            if name in ("n", "stream"):
+                raise ValueError(f"{name} would change how answers come: take it out")
+        return body
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens that an answer may have, in which form ever the endpoint is told."""
+        return self.max_completion_tokens or self.max_tokens
 
     @property
     def label(self) -> str:

@@ -37,7 +37,8 @@ class GenerationConfig(Section, affects="pool"):
     """Decode from the likeliest tokens that together have this probability; small models need
     less than 1 to stay on topic."""
     budget_tokens: int | None = Field(default=None, ge=1)
-    """Send no more requests once this many completion tokens could be spent."""
+    """Send no more requests once this many completion tokens could be spent. Reasoning counts; so
+    do the bytes of answers whose tokens an endpoint does not count."""
     max_error_rate: Annotated[float, NOTHING] = Field(default=0.5, ge=0, le=1)
     """Stop the stage when a larger share of the requests fails."""
     stop: StopConfig | None = None
@@ -55,6 +56,16 @@ class GenerationConfig(Section, affects="pool"):
         seen = [llm.model_dump_json() for llm in self.llms]
         if len(set(seen)) < len(seen):
             raise ValueError("llms has the same entry twice: remove one, or raise per_llm")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_needs_bounded_answers(self) -> Self:
+        for llm in self.llms:
+            if self.budget_tokens and "max_tokens" in getattr(llm, "omit", ()):
+                raise ValueError(
+                    f"budget_tokens cannot be kept where {llm.label} omits max_tokens: an answer "
+                    "of any length could come; take one of them out"
+                )
         return self
 
 
@@ -134,7 +145,10 @@ class PromptsConfig(Section, affects="pool"):
     """The sources of prompts, and the making of the pool."""
 
     files: Annotated[tuple[str, ...], NOTHING] = ()
-    """JSONL (`text`), CSV or Parquet (column `text`), or plain text (one template a line)."""
+    """Files with templates, by ending: `.jsonl` with an object `{"text": ...}` a line, `.csv` and
+    `.parquet` with a column `text`, `.txt` with a template a line, where `\\n` stands for a line
+    end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`, all
+    other braces and brackets are text."""
     generation: GenerationConfig | None = None
     """Write candidates with LLMs; without it the pool consists of `files` alone."""
     layouts_per_instruction: int = Field(default=3, ge=1)

@@ -24,7 +24,7 @@ from paft_ray.prompts.dedup.distributed import OnRay
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import RequestBook
-from paft_ray.prompts.generate.results import costs
+from paft_ray.prompts.generate.results import costs, refused_line
 from paft_ray.prompts.generate.runner import generate
 from paft_ray.prompts.lint import refused_by_rule_1
 from paft_ray.prompts.pool import (
@@ -156,6 +156,9 @@ def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) ->
         writer.add("candidates.parquet", candidates.content())
         writer.add("rejected.parquet", rejects.content())
     llms = [] if generated is None else costs(generated)
+    for row in llms:
+        if row["left_out"]:
+            context.screen.line(f"note: {refused_line(row)}")
     about = {
         **built.counts,
         "from_files": len(files),

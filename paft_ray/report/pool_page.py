@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.prompts.coverage import discrepancy
+from paft_ray.prompts.generate.results import refused_line
 from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
 from paft_ray.report.coverage import COLOURS, map_points
 from paft_ray.report.rendering import render
@@ -60,6 +61,8 @@ def funnel_lines(about: Mapping[str, Any]) -> list[str]:
             f"{row['llm']}: {row['answered']:,} of {row['requests']:,} requests answered, "
             f"{row['prompt_tokens']:,} tokens read, {row['completion_tokens']:,} written{cost}"
         )
+        if row.get("left_out"):
+            lines.append(refused_line(row))
     if about["stopped"]:
         lines.append(f"asking ended early: {about['stopped']}")
     if about["rejected"]:

@@ -90,7 +90,10 @@ _CHAT = re.compile(
     re.IGNORECASE,
 )
 _NUMBERING = re.compile(r"(?:[-*•]\s+|\(?\d{1,2}[.):]\s+|#{1,4}\s+)(?=\S)")
-_NAMED = r"(?:\*\*|__)?(?:{})s?(?:\s++\d++)?[^\S\n]*+(?:\*\*|__)?[^\S\n]*+(?::|\n|\Z)\s*+(?:\*\*|__)?\s*+"
+_NAMED = (
+    r"(?:\*\*|__)?(?:{})s?(?:\s++\d++)?[^\S\n]*+(?:\*\*|__)?[^\S\n]*+(?::|\n|\Z)"
+    r"\s*+(?:\*\*|__)?\s*+"
+)
 _NAMED_INSTRUCTION = re.compile(
     _NAMED.format(
         r"(?:(?:new|final|my|the|your|one)\s+)?"

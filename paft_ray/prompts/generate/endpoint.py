@@ -1,29 +1,36 @@
 """Any endpoint of the OpenAI chat protocol: many requests in flight, retried until answered.
 
-Covered: retries by status and exception, Retry-After, time limits, malformed answers, and the key,
-which is written nowhere. A rate limit that actors share is in `rate_limit`.
+Covered: retries by status and exception, Retry-After, time limits, parameters that an endpoint
+refuses, and the key, which is written nowhere and follows no redirect. What is in a body and an
+answer is in `chat_protocol`, a rate limit that actors share in `rate_limit`.
 """
 
 import asyncio
-import concurrent.futures
+import json
 import logging
 import math
 import os
 import random
 import ssl
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
-from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.background import background_loop
+from paft_ray.prompts.generate.chat_protocol import (
+    Refusal,
+    read_answer,
+    read_refusal,
+    request_body,
+    shown,
+)
+from paft_ray.prompts.generate.completions import FILTERED, Completion
 from paft_ray.prompts.generate.requests import Request
+from paft_ray.prompts.generate.retry_after import retry_after
 
 if TYPE_CHECKING:
     import openai
@@ -32,6 +39,17 @@ logger = logging.getLogger(__name__)
 
 _RETRYABLE = frozenset({408, 409, 425, 429, *range(500, 600)}) - {501, 505}
 """Statuses that another attempt may mend; proxies have made up many of the 500s."""
+_FINAL = {
+    401: "check the key",
+    402: "it asks for payment",
+    403: "check what the key may do",
+    404: "check base_url and model",
+    405: "check base_url",
+    410: "name another model",
+}
+"""Statuses that every other request would get too."""
+_MOST_REFUSED = 6
+"""Attempts of one request that leave out one parameter more."""
 _CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
 
 
@@ -58,8 +76,13 @@ class _Outcome:
     """Whether another attempt may mend it."""
     retry_after_s: float = 0.0
     """Pause that the endpoint demands."""
+    finish_reason: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reported: bool = False
+    """The endpoint itself counted the tokens."""
+    refused: str | None = None
+    """A parameter that the endpoint does not take."""
 
 
 class EndpointLLM:
@@ -92,6 +115,7 @@ class EndpointLLM:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._config = config
         self._limit = limit
+        self._refused: frozenset[str] = frozenset()
         self._in_flight = math.ceil(config.concurrency / share)
         env = config.api_key_env
         self._key = os.environ.get(env, "").strip() if env else "none"
@@ -109,6 +133,9 @@ class EndpointLLM:
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer with this process's share of the requests in flight.
 
+        Raises:
+            LLMError: The endpoint refuses this key, this model or this address, or redirects.
+
         Requests are taken in the reader's thread, as many again as may be in flight, so that some
         are left while the reader is busy. Answers come in groups of all that are there.
         """
@@ -116,7 +143,7 @@ class EndpointLLM:
         most = 2 * self._in_flight
         waiting: asyncio.Queue[Request] = asyncio.Queue()
         answers: asyncio.Queue[Completion | None] = asyncio.Queue()
-        with _background_loop() as loop:
+        with background_loop() as loop:
             work = asyncio.run_coroutine_threadsafe(self._answer(waiting, answers), loop)
             taken, exhausted = 0, False  # taken and not handed out
             while True:
@@ -170,35 +197,47 @@ class EndpointLLM:
         import httpx2
         import openai
 
+        from paft_ray.prompts.generate.bounded import ENCODINGS, bound
+
         # openai's own limits hold 1000 connections and keep 100; how many there are is our part
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-        client = openai.AsyncOpenAI(
+        return openai.AsyncOpenAI(
             base_url=self._config.base_url,
             api_key=self._key,
             max_retries=0,
             timeout=None,  # it would hold for each read, ours holds for the whole request
-            http_client=openai.DefaultAsyncHttpxClient(limits=limits, timeout=None, verify=trusted),
+            http_client=openai.DefaultAsyncHttpxClient(
+                limits=limits,
+                timeout=None,
+                verify=trusted,
+                follow_redirects=False,  # they would take the key along
+                headers={"Accept-Encoding": ENCODINGS},
+                event_hooks={"response": [bound]},
+            ),
         )
-        _ = client.chat.completions  # imported at first use, which takes a while
-        return client
 
     async def _complete_one(self, client: "openai.AsyncOpenAI", request: Request) -> Completion:
         started = time.perf_counter()
         estimate = sum(len(text) for _, text in request.messages) / 4 + request.max_tokens
-        attempt = 0
+        attempt = tried = read = written = 0
         while True:
             attempt += 1
             if self._limit is not None:
                 await self._limit.wait(estimate)
-            outcome = await self._attempt(client, request)
-            used = outcome.prompt_tokens + outcome.completion_tokens
-            if self._limit is not None and used:
+            left_out = self._refused
+            outcome = await self._attempt(
+                client, request_body(self._config, request, left_out), request
+            )
+            read += outcome.prompt_tokens
+            written += outcome.completion_tokens
+            if self._limit is not None and outcome.reported:
+                used = outcome.prompt_tokens + outcome.completion_tokens
                 await self._limit.correct(used - estimate)
-            if (
-                outcome.text is not None
-                or not outcome.retry
-                or attempt == self._config.max_attempts
-            ):
+            if outcome.refused is not None and attempt - tried <= _MOST_REFUSED:
+                self._refused |= {outcome.refused}
+                continue
+            tried += 1
+            if outcome.text is not None or not outcome.retry or tried == self._config.max_attempts:
                 return Completion(
                     request_id=request.id,
                     text=outcome.text,
@@ -206,74 +245,99 @@ class EndpointLLM:
                     status=outcome.status,
                     attempts=attempt,
                     seconds=time.perf_counter() - started,
-                    prompt_tokens=outcome.prompt_tokens,
-                    completion_tokens=outcome.completion_tokens,
+                    prompt_tokens=read,
+                    completion_tokens=written,
+                    finish_reason=outcome.finish_reason,
+                    left_out=", ".join(sorted(left_out)),
                 )
-            await asyncio.sleep(self._pause(attempt, outcome.retry_after_s))
+            await asyncio.sleep(self._pause(tried, outcome.retry_after_s))
 
     def _pause(self, attempt: int, retry_after_s: float) -> float:
         """Seconds before the next attempt, drawn at random so that not all come back at once."""
         own = random.uniform(0.5, 1.0) * min(30.0, self._pause_s * 2.0 ** (attempt - 1))
         return max(own, retry_after_s * random.uniform(1.0, 1.1))
 
-    async def _attempt(self, client: "openai.AsyncOpenAI", request: Request) -> _Outcome:
+    async def _attempt(
+        self, client: "openai.AsyncOpenAI", body: dict[str, Any], request: Request
+    ) -> _Outcome:
+        import httpx2
         import openai
 
-        messages: Any = [{"role": role, "content": text} for role, text in request.messages]
+        from paft_ray.prompts.generate.bounded import UnreadableError
+
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                answer = await client.chat.completions.create(
-                    model=self._config.model,
-                    messages=messages,
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    max_tokens=request.max_tokens,
-                    seed=request.seed,
+                response = await client.post(
+                    "/chat/completions", cast_to=httpx2.Response, body=body
                 )
-        # no text of these errors is kept: an endpoint may repeat the key in its message
         except openai.APIStatusError as failure:
-            status = failure.status_code
-            after = _retry_after(failure.response.headers) if status in _RETRYABLE else 0.0
-            return _Outcome(None, f"HTTP {status}", status, status in _RETRYABLE, after)
+            return self._refusal(failure.response, body)
         except (TimeoutError, openai.APITimeoutError):
             return _Outcome(None, f"no answer within {self._config.timeout_s:g} s")
+        except UnreadableError as failure:
+            return _Outcome(None, str(failure), retry=failure.retry)
         except openai.OpenAIError as failure:  # no connection, or one that was dropped
             return _Outcome(None, type(failure).__name__)
+        try:
+            reading = read_answer(json.loads(response.content), request)
         except (ValueError, RecursionError):  # a body that is no JSON, or a bomb of brackets
-            return _Outcome(None, "the endpoint's answer is not JSON", 200)
-        usage = getattr(answer, "usage", None)
-        text = _text_of(answer)
+            kind = self._shown(response.headers.get("content-type", "").partition(";")[0])
+            other = f"{kind}, not JSON" if kind and not kind.endswith("json") else "not JSON"
+            return _Outcome(None, f"the endpoint's answer is {other}", response.status_code)
+        if reading.text is None:
+            return _Outcome(None, "the endpoint answered without a text", response.status_code)
         return _Outcome(
-            text or None,
-            None if text else "the endpoint answered without a text",
-            200,
-            prompt_tokens=_count(getattr(usage, "prompt_tokens", None)),
-            completion_tokens=_count(getattr(usage, "completion_tokens", None)),
+            reading.text,
+            status=response.status_code,
+            finish_reason=reading.finish_reason,
+            prompt_tokens=reading.prompt_tokens,
+            completion_tokens=reading.completion_tokens,
+            reported=reading.reported,
         )
 
+    def _refusal(self, response: Any, body: dict[str, Any]) -> _Outcome:
+        """The outcome of a status that is no success.
 
-@contextmanager
-def _background_loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop in a thread of its own; what still runs in it at the end is cancelled.
+        Raises:
+            LLMError: Every other request would get it too.
+        """
+        status = response.status_code
+        try:
+            said = json.loads(response.content)
+        except (ValueError, RecursionError):
+            said = response.content.decode("utf-8", "replace")
+        try:
+            refusal = read_refusal(status, said, self._secret)
+        except RecursionError:
+            refusal = Refusal(status, "")
+        if refusal.filtered:
+            return _Outcome("", status=status, finish_reason=FILTERED)
+        where = f"{self._config.label} at {self._config.base_url}"
+        if 300 <= status < 400:
+            target = self._shown(response.headers.get("location", "nowhere"))
+            raise LLMError(
+                f"{where}: HTTP {status}, a redirect to {target}, which is not followed with a "
+                "key: set base_url to where the API is"
+            )
+        if status in _FINAL or refusal.no_credit:
+            env = f" ({self._config.api_key_env or 'set api_key_env'})" if status == 401 else ""
+            remedy = _FINAL.get(status, "the account has no credit left")
+            raise LLMError(f"{where}: {refusal}: {remedy}{env}")
+        return _Outcome(
+            None,
+            f"{refusal}{refusal.remedy(body)}",
+            status,
+            status in _RETRYABLE,
+            retry_after(response.headers) if status in _RETRYABLE else 0.0,
+            refused=refusal.parameter(body),
+        )
 
-    Requests stay in flight while the reader of the answers is busy with something else.
-    """
-    started: concurrent.futures.Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
-    started = concurrent.futures.Future()
+    @property
+    def _secret(self) -> str:
+        return self._key if self._config.api_key_env else ""
 
-    async def stay() -> None:
-        stop = asyncio.Event()
-        started.set_result((asyncio.get_running_loop(), stop))
-        await stop.wait()
-
-    thread = threading.Thread(target=lambda: asyncio.run(stay()), name="endpoint", daemon=True)
-    thread.start()
-    loop, stop = started.result()
-    try:
-        yield loop
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
+    def _shown(self, text: str) -> str:
+        return shown(text, self._secret)
 
 
 async def _take(answers: asyncio.Queue[Completion | None]) -> list[Completion | None]:
@@ -282,48 +346,3 @@ async def _take(answers: asyncio.Queue[Completion | None]) -> list[Completion | 
     while not answers.empty():
         group.append(answers.get_nowait())
     return group
-
-
-def _text_of(answer: Any) -> str | None:
-    """The text in an answer, None where there is none.
-
-    openai checks no shapes: a proxy's login page arrives as a str, JSON as whatever it holds. Half
-    a surrogate pair, which JSON can say and no file can hold, becomes a question mark.
-    """
-    choices = getattr(answer, "choices", None)
-    first = choices[0] if isinstance(choices, list) and choices else None
-    content = getattr(getattr(first, "message", None), "content", None)
-    if not isinstance(content, str):
-        return None
-    return content.encode("utf-8", "replace").decode("utf-8")
-
-
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 <= value < 2**31 else 0
-
-
-def _retry_after(headers: Any) -> float:
-    """Seconds that an answer's headers demand, two minutes at most; 0 without such a header.
-
-    RFC 9110, section 10.2.3: a number of seconds, or a date, which is read by the endpoint's own
-    clock where it tells the time. OpenAI and Azure also say it in milliseconds.
-    """
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name) or "") * unit
-        except ValueError:
-            continue
-        return min(120.0, seconds) if seconds > 0 else 0.0
-    until = _date(headers.get("retry-after"))
-    if until is None:
-        return 0.0
-    now = _date(headers.get("date")) or datetime.now(UTC)
-    return min(120.0, max(0.0, (until - now).total_seconds()))
-
-
-def _date(header: str | None) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(header or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return date if date.tzinfo else date.replace(tzinfo=UTC)

@@ -1,7 +1,7 @@
 """Takes what an LLM thought out of what it answered.
 
-Covered: tags (`<think>`, `[THINK]`, `<reasoning>`, ...), also where the template wrote the first one
-into the prompt, and the channels of gpt-oss. Every function is linear in the text's length.
+Covered: tags (`<think>`, `[THINK]`, `<reasoning>`, ...), also where a chat template wrote the first
+one, and the channels of gpt-oss. Every function is linear in the text's length.
 """
 
 import re

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from paft_ray.config import FakeLLM, GenerationConfig
+from paft_ray.config import Endpoint, FakeLLM, GenerationConfig, LLMConfig
 from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.generate.meta_prompt import build_message
 from paft_ray.prompts.layouts import Layout, enumerate_layouts
@@ -59,6 +59,12 @@ class Unit:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+def _longest_answer(llm: LLMConfig) -> int:
+    if isinstance(llm, FakeLLM):
+        return 96
+    return llm.longest_answer if isinstance(llm, Endpoint) else llm.max_tokens
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class RequestBook:
     def request(self, unit: Unit, index: int) -> Request:
         """The request with this index among those of the unit's LLM, strategy and temperature."""
         llm, config = self.config.llms[unit.llm], self.config
-        max_tokens = 96 if isinstance(llm, FakeLLM) else llm.max_tokens
+        max_tokens = _longest_answer(llm)
         place = (self.seed, self.keys[unit.llm], unit.strategy, index)
         content, prefill = build_message(self.task, config.form, self._layouts, place)
         messages = (("user", content),)

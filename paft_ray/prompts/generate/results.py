@@ -138,6 +138,12 @@ def costs(generated: Generated) -> list[dict[str, Any]]:
     return rows
 
 
+def refused_line(row: Mapping[str, Any]) -> str:
+    """A line about the parameters that an LLM of `costs` refused."""
+    renamed = " (max_completion_tokens is sent)" if "max_tokens" in row["left_out"] else ""
+    return f"{row['llm']} refuses {row['left_out']}: left out of its requests{renamed}"
+
+
 def cost(price: TokenPrice, prompt_tokens: float, completion_tokens: float) -> float:
     """The cost of so many tokens."""
     return (prompt_tokens * price.prompt + completion_tokens * price.completion) / 1e6

@@ -30,7 +30,7 @@ MENDS = (
     "429", "429-seconds", "429-date", "500-text", "500-json", "503-empty", "truncated",
     "no-choices", "not-json", "hang", "dropped", "dropped-midway",
 )  # fmt: skip
-LASTS = {"400": 400, "401": 401}
+LASTS = {"400": 400, "422": 422}
 
 
 def respond(status: int, body: bytes, headers: dict[str, str] | None = None) -> bytes:
@@ -68,7 +68,7 @@ ANSWERS = {
     "dropped": b"",
     "dropped-midway": respond(200, good("never read"))[:-30],
     "400": respond(400, ERROR),
-    "401": respond(401, ERROR),
+    "422": respond(422, ERROR),
 }
 
 
@@ -207,7 +207,9 @@ def test_endpoint_that_fails_three_of_ten_loses_no_request(count, server, make_l
     assert sorted(answers) == list(range(count))
     failed = {seed: answer.status for seed, answer in answers.items() if answer.text is None}
     assert failed == refused
-    assert {answers[seed].error for seed in refused} == {"HTTP 400", "HTTP 401"}
+    assert {answers[seed].error for seed in refused} == {
+        f"HTTP {status}: wrong key {'*' * len(KEY)}" for status in LASTS.values()
+    }
     assert {answers[seed].attempts for seed in refused} == {1}
     assert all(a.text == f"answer {seed}" for seed, a in answers.items() if seed not in refused)
     calls = Counter(call.seed for call in server.calls)

@@ -36,6 +36,18 @@ def test_answers_are_there_after_every_addition(store):
     assert store.read() == {"a": answer("a"), "b": answer("b", "later"), "c": answer("c")}
 
 
+def test_answers_of_earlier_versions_are_read_and_cost_at_least_their_bytes(tmp_path):
+    line = (
+        '{"request_id": "a", "text": "gr\\u00fcn", "error": null, "status": 200, "attempts": 1,'
+        ' "seconds": 0.5, "prompt_tokens": 0, "completion_tokens": 0}\n'
+    )
+    (tmp_path / "unit.jsonl").write_text(line)
+    found = Answers(Storage.open(str(tmp_path)), "unit").read()["a"]
+    assert (found.text, found.finish_reason, found.billed_tokens) == ("grün", "", 5)
+    assert answer("b").billed_tokens == 5
+    assert answer("c", "").billed_tokens == 5
+
+
 def test_the_first_answer_counts(tmp_path):
     store = Answers(Storage.open(str(tmp_path)), "unit")
     store.add([answer("a", "first")])

@@ -1,11 +1,14 @@
 """LLMs behind one protocol: a real endpoint that misbehaves, a real tiny model, and the fake."""
 
+import gzip
+import itertools
 import json
 import re
 import sys
 import threading
 import time
 import types
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,10 +34,11 @@ from paft_ray.config.llms import Author
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
 from paft_ray.prompts.generate.completions import Completion, parse_completion
-from paft_ray.prompts.generate.endpoint import EndpointLLM, _retry_after
+from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, open_llm
 from paft_ray.prompts.generate.requests import Request, RequestBook
+from paft_ray.prompts.generate.retry_after import retry_after
 from paft_ray.prompts.lint import lint, lint_instruction
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task
@@ -80,16 +84,17 @@ def with_choices(*choices: Any) -> Reply:
 
 WHOLE = good("never read").body
 FAULTS: dict[str, tuple[Reply, str, int | None]] = {
-    "429": (as_json({"error": "slow down"}, 429, **{"Retry-After": "0"}), "HTTP 429", 429),
+    "429": (as_json({"error": "slow down"}, 429, **{"Retry-After": "0"}),
+            "HTTP 429: slow down", 429),
     "429-odd-header": (as_json({}, 429, **{"Retry-After": "soon"}), "HTTP 429", 429),
-    "500-text": (Reply(500, b"oh no", content_type="text/plain"), "HTTP 500", 500),
-    "500-json": (as_json({"error": {"message": "oh no", "type": "x"}}, 500), "HTTP 500", 500),
+    "500-text": (Reply(500, b"oh no", content_type="text/plain"), "HTTP 500: oh no", 500),
+    "500-json": (as_json({"error": {"message": "oh no", "type": "x"}}, 500),
+                 "HTTP 500: oh no", 500),
     "503-empty": (Reply(503, b""), "HTTP 503", 503),
     "truncated": (Reply(200, WHOLE[:-20]), "the endpoint's answer is not JSON", 200),
     "cut-off": (Reply(200, WHOLE[:-20], missing_bytes=20), "APIConnectionError", None),
     "no-choices": (with_choices(), "the endpoint answered without a text", 200),
     "null-choices": (as_json({"choices": None}), "the endpoint answered without a text", 200),
-    "empty-text": (good(""), "the endpoint answered without a text", 200),
     "no-text": (with_choices({"index": 0, "message": {"role": "assistant", "content": None}}),
                 "the endpoint answered without a text", 200),
     "no-message": (with_choices({"index": 0}), "the endpoint answered without a text", 200),
@@ -99,9 +104,10 @@ FAULTS: dict[str, tuple[Reply, str, int | None]] = {
     "numbers-for-choices": (with_choices(1, None), "the endpoint answered without a text", 200),
     "a-bomb": (Reply(200, b"[" * 200_000), "the endpoint's answer is not JSON", 200),
     "not-utf-8": (Reply(200, b'{"id": "\xff\xfe"}'), "the endpoint's answer is not JSON", 200),
-    "not-gzip": (Reply(200, b"plain", {"Content-Encoding": "gzip"}), "APIConnectionError", None),
+    "not-gzip": (Reply(200, b"plain", {"Content-Encoding": "gzip"}),
+                 "the endpoint's answer is not the gzip it says", None),
     "a-page": (Reply(200, b"<html>Please log in</html>", content_type="text/html"),
-               "the endpoint answered without a text", 200),
+               "the endpoint's answer is text/html, not JSON", 200),
 }  # fmt: skip
 
 each_fault = pytest.mark.parametrize("fault", list(FAULTS))
@@ -119,6 +125,10 @@ class Endpoint:
         self.before: Callable[[int], object] = lambda seed: None
         self.drip: Callable[[], object] | None = None
         """What is done before every single byte of a body."""
+        self.refuses: dict[str, Reply] = {}
+        """What is sent where a body holds a parameter."""
+        self.endless: Callable[[], Iterator[bytes]] | None = None
+        self.bodies: dict[int, list[dict[str, Any]]] = defaultdict(list)
         self.in_flight = self.peak = 0
         self.changed = threading.Condition()
         endpoint = self
@@ -140,11 +150,15 @@ class Endpoint:
             def reply(self, reply: Reply) -> None:
                 self.send_response(reply.status)
                 self.send_header("Content-Type", reply.content_type)
-                self.send_header("Content-Length", str(len(reply.body) + reply.missing_bytes))
+                if endpoint.endless is None:
+                    length = len(reply.body) + reply.missing_bytes
+                    self.send_header("Content-Length", str(length))
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
                 with suppress(ConnectionError):  # a client that did not wait for the answer
                     self.end_headers()
+                    for piece in endpoint.endless() if endpoint.endless else ():
+                        self.wfile.write(piece)
                     if endpoint.drip is None:
                         self.wfile.write(reply.body)
                         return
@@ -160,7 +174,12 @@ class Endpoint:
         self.thread.start()
 
     def answer(self, path: str, body: dict[str, Any], headers: Message) -> Reply:
-        seed = body["seed"]
+        number = body["messages"][-1]["content"].split()[-1].rstrip(".")
+        seed = body["seed"] if "seed" in body else int(number)
+        self.bodies[seed].append(body)
+        for name, refusal in self.refuses.items():
+            if name in body:
+                return refusal
         with self.changed:
             self.received[seed].append((body, headers))
             self.times[seed].append(time.monotonic())
@@ -252,12 +271,16 @@ def test_endpoint_gets_the_request_with_the_key_and_tokens_are_counted(endpoint,
     assert headers["Authorization"] == f"Bearer {KEY}"
 
 
-@pytest.mark.parametrize("usage", [None, {}, {"total_tokens": 3}, "unknown"])
-def test_endpoint_that_does_not_say_how_many_tokens_it_used_counts_none(usage, endpoint, make_llm):
-    body = {**json.loads(good("an answer").body), "usage": usage}
+@pytest.mark.parametrize(
+    "usage", [None, {}, {"total_tokens": 3}, "unknown", {"completion_tokens": 0}]
+)
+def test_endpoint_that_does_not_say_how_many_tokens_it_used_counts_bytes(usage, endpoint, make_llm):
+    body = {**json.loads(good("ein Grüßen").body), "usage": usage}
     endpoint.script = {0: [as_json(body)]}
     [answer] = complete(make_llm(), make_requests(1)).values()
-    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("an answer", 0, 0)
+    written = 3 if usage == {"total_tokens": 3} else len("ein Grüßen".encode())
+    assert answer.text == "ein Grüßen"
+    assert (answer.prompt_tokens, answer.completion_tokens) == (len("Write prompt 0."), written)
 
 
 @each_fault
@@ -291,15 +314,191 @@ def test_endpoint_with_every_fault_at_once_answers_every_request(endpoint, make_
     assert sum(endpoint.calls.values()) == len(requests) + 2 * len(faults) - 1
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
+@pytest.mark.parametrize("status", [400, 413, 422])
 def test_endpoint_that_refuses_a_request_gets_it_once(status, endpoint, make_llm):
-    message = f"Incorrect API key provided: {KEY}"
+    message = f"Incorrect:\x1b[31m key\n{KEY} and {KEY[:12]}"
     endpoint.last = {0: as_json({"error": {"message": message, "code": "invalid"}}, status)}
     answers = complete(make_llm(), make_requests(2))
     failed = answers[f"{0:016x}"]
-    assert (failed.error, failed.status, failed.attempts) == (f"HTTP {status}", status, 1)
+    words = f"Incorrect: [31m key {'*' * len(KEY)} and {'*' * 12}"
+    assert (failed.error, failed.status, failed.attempts) == (f"HTTP {status}: {words}", status, 1)
     assert endpoint.calls == {0: 1, 1: 1}
     assert KEY not in repr(answers)
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405, 410, 429])
+def test_endpoint_that_refuses_the_key_or_model_ends_all_requests_at_once(
+    status, endpoint, make_llm
+):
+    error = {"message": f"No way with {KEY}, {'x' * 9999}", "code": "insufficient_quota"}
+    endpoint.last = {seed: as_json({"error": error}, status) for seed in range(40)}
+    with pytest.raises(LLMError, match="No way with") as caught:
+        list(make_llm(concurrency=4).complete(make_requests(40)))
+    line = str(caught.value)
+    assert line.startswith(f"m at {endpoint.url}: HTTP {status}: ")
+    assert KEY not in line and "\n" not in line and len(line) < 500
+    assert sum(endpoint.calls.values()) <= 8
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_endpoint_that_redirects_gets_no_key_to_follow(status, endpoint, make_llm):
+    other = Endpoint()
+    try:
+        headers = {"Location": f"{other.url}/chat/completions"}
+        endpoint.last = {0: Reply(status, b"", headers)}
+        with pytest.raises(LLMError, match=rf"HTTP {status}, a redirect to {other.url}/chat"):
+            list(make_llm().complete(make_requests(1)))
+        assert (endpoint.calls, other.calls) == ({0: 1}, {})
+    finally:
+        other.close()
+
+
+def test_endpoint_whose_answer_is_a_bomb_or_too_long_gets_it_once(endpoint, make_llm):
+    bomb = zlib.compressobj(9, zlib.DEFLATED, 31)
+    packed = b"".join(bomb.compress(bytes(2**20)) for _ in range(200)) + bomb.flush()
+    endpoint.last = {
+        0: Reply(200, packed, {"Content-Encoding": "gzip"}),
+        1: Reply(200, good("x" * 5_000_000).body),
+        2: Reply(500, packed, {"Content-Encoding": "gzip"}),
+        3: Reply(200, packed, {"Content-Encoding": "zstd"}),
+    }
+    answers = [a for _, a in sorted(complete(make_llm(), make_requests(4)).items())]
+    too_long = "the endpoint's answer is longer than 4 MiB"
+    assert [a.error for a in answers[:3]] == [too_long] * 3
+    assert "not asked for" in str(answers[3].error)
+    assert {a.attempts for a in answers} == {1}
+
+
+def test_endpoint_whose_answer_never_ends_is_left(endpoint, make_llm):
+    endpoint.endless = lambda: itertools.repeat(b"a" * 2**16)
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.error, answer.attempts) == ("the endpoint's answer is longer than 4 MiB", 1)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_endpoint_that_packs_its_answer_is_read(encoding, endpoint, make_llm):
+    body = good("packed").body
+    data = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    endpoint.script = {0: [Reply(200, data, {"Content-Encoding": encoding})]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.text, answer.attempts) == ("packed", 1)
+
+
+def refused(message: Any, param: str | None = None, status: int = 400) -> Reply:
+    return as_json({"error": {"message": message, "param": param}}, status)
+
+
+@pytest.mark.parametrize(
+    ("takes_no", "reply", "sent"),
+    [
+        ("max_tokens", refused("Unsupported parameter: 'max_tokens' is not supported with this "
+                               "model. Use 'max_completion_tokens' instead.", "max_tokens"),
+         {"temperature", "top_p", "seed", "max_completion_tokens"}),
+        ("temperature", refused("'temperature' does not support 0.7 with this model. Only the "
+                                "default (1) value is supported: it is not supported."),
+         {"top_p", "seed", "max_tokens"}),
+        ("seed", as_json({"message": {"detail": [{"type": "extra_forbidden", "loc":
+                 ["body", "seed"], "msg": "Extra inputs are not permitted"}]}}, 422),
+         {"temperature", "top_p", "max_tokens"}),
+        ("seed", as_json({"detail": [{"loc": ["body", "seed"], "msg": "unexpected"}]}, 422),
+         {"temperature", "top_p", "max_tokens"}),
+        ("top_p", refused("`temperature` and `top_p` cannot both be specified for this model."),
+         {"temperature", "seed", "max_tokens"}),
+    ],
+)  # fmt: skip
+def test_endpoint_that_does_not_take_a_parameter_gets_requests_without_it(
+    takes_no, reply, sent, endpoint, make_llm
+):
+    endpoint.refuses = {takes_no: reply}
+    answers = complete(
+        make_llm(max_attempts=1, concurrency=1),
+        make_requests(
+            3,
+        ),
+    )
+    assert [a.text is not None for a in answers.values()] == [True] * 3
+    assert {a.left_out for a in answers.values()} == {takes_no}
+    assert sum(map(len, endpoint.bodies.values())) == 4  # once, not once per request
+    last = endpoint.bodies[2][-1]
+    assert last.keys() - {"model", "messages"} == sent
+
+
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        (refused("temperature must be between 0 and 1", "temperature"), "omit: [temperature]"),
+        (refused("max_tokens is too large: 12 is not supported"), "omit: [max_tokens]"),
+        (refused("unknown field top_k", "top_k"), "extra_body holds top_k"),
+    ],
+)
+def test_endpoint_that_refuses_a_value_names_the_setting(reply, remedy, endpoint, make_llm):
+    endpoint.last = {0: reply}
+    llm = make_llm(extra_body={"top_k": 5})
+    [answer] = complete(llm, make_requests(1)).values()
+    assert remedy in str(answer.error) and answer.attempts == 1
+
+
+def test_endpoint_gets_what_is_configured_besides_and_not_what_is_omitted(endpoint, make_llm):
+    llm = make_llm(
+        omit=["temperature", "top_p"],
+        extra_body={"reasoning_effort": "low", "nested": {"a": [1]}},
+        max_completion_tokens=12,
+    )
+    complete(llm, make_requests(1))
+    [(body, _)] = endpoint.received[0]
+    del body["messages"]
+    assert body == {
+        "model": "m", "seed": 0, "max_completion_tokens": 12, "reasoning_effort": "low",
+        "nested": {"a": [1]},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["stream", "n", "seed", "messages", "max_tokens"])
+def test_endpoint_s_own_parameters_are_no_extra_ones(name, make_llm):
+    with pytest.raises(ValueError, match=name):
+        make_llm(extra_body={name: 1})
+
+
+def ended(message: dict[str, Any], finish: str | None, usage: Any = None) -> Reply:
+    choice = {"index": 0, "finish_reason": finish, "message": message}
+    return as_json({"choices": [choice], "usage": usage})
+
+
+USED = {"prompt_tokens": 11, "completion_tokens": 7}
+PARTS = [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+    {"type": "text", "text": "Say "},
+    {"type": "text", "text": "it."},
+]
+
+
+@pytest.mark.parametrize(
+    ("reply", "text", "finish", "tokens"),
+    [
+        (ended({"content": PARTS}, "stop", USED), "Say it.", "stop", 7),
+        (ended({"content": PARTS}, "stop"), "Say it.", "stop",
+         len("thinkingHm.textSay textit.text")),
+        (ended({"content": "Say"}, "length", USED), "Say", "length", 7),
+        (ended({"content": "Say"}, "MAX_TOKENS", USED), "Say", "length", 7),
+        (ended({"content": "Say"}, None, {**USED, "completion_tokens": 12}), "Say", "length", 12),
+        (ended({"content": None, "reasoning_content": "Hm. "}, "length", USED), "", "length", 7),
+        (ended({"content": "", "refusal": "No."}, "stop", USED), "", "refusal", 7),
+        (ended({"content": ""}, "content_filter"), "", "content_filter", 0),
+        (ended({"content": ""}, "stop", USED), "", "stop", 7),
+        (ended({"content": "a"}, "stop", {**USED, "total_tokens": 99}), "a", "stop", 88),
+        (ended({"content": "a"}, "stop", {**USED, "completion_tokens_details":
+               {"reasoning_tokens": 50}}), "a", "stop", 57),
+        (as_json({"error": {"message": "no", "code": "content_filter"}}, 400), "",
+         "content_filter", 0),
+    ],
+)  # fmt: skip
+def test_endpoint_that_answered_is_asked_once_and_paid_for_all_tokens(
+    reply, text, finish, tokens, endpoint, make_llm
+):
+    endpoint.script = {0: [reply]}
+    [answer] = complete(make_llm(), make_requests(1)).values()
+    assert (answer.text, answer.finish_reason, answer.attempts) == (text, finish, 1)
+    assert answer.completion_tokens == tokens
 
 
 def test_endpoint_that_names_a_time_to_wait_is_left_alone_that_long(endpoint, make_llm):
@@ -332,7 +531,7 @@ def test_endpoint_that_names_a_time_to_wait_is_left_alone_that_long(endpoint, ma
     ],
 )  # fmt: skip
 def test_time_to_wait_is_read_from_seconds_milliseconds_and_dates(headers, seconds):
-    assert _retry_after(headers) == seconds
+    assert retry_after(headers) == seconds
 
 
 def test_endpoint_has_as_many_requests_in_flight_as_it_may_and_never_more(endpoint, make_llm):
@@ -459,10 +658,11 @@ def test_endpoint_whose_text_no_file_can_hold_is_mended(half, endpoint, make_llm
 
 
 @pytest.mark.parametrize("usage", [{"prompt_tokens": "11"}, {"prompt_tokens": -1}, [1], 10**30])
-def test_endpoint_that_counts_in_an_odd_way_counts_none(usage, endpoint, make_llm):
+def test_endpoint_that_counts_in_an_odd_way_counts_bytes(usage, endpoint, make_llm):
     endpoint.script = {0: [as_json({**json.loads(WHOLE), "usage": usage})]}
     [answer] = complete(make_llm(), make_requests(1)).values()
-    assert (answer.text, answer.prompt_tokens, answer.completion_tokens) == ("never read", 0, 0)
+    counted = (answer.text, answer.prompt_tokens, answer.completion_tokens)
+    assert counted == ("never read", len("Write prompt 0."), len("never read"))
 
 
 def test_endpoint_hands_out_an_answer_when_it_is_there(endpoint, make_llm):
