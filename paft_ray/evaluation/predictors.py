@@ -111,7 +111,7 @@ class Predictor:
         choices = self._task.choices
         assert choices is not None
         questions = [
-            Question(template.render, example.fields, choices, _name(example, prompt_id))
+            Question(template.render, example.fields, choices, example.under(prompt_id))
             for example in examples
         ]
         reading = ForwardPass(
@@ -125,7 +125,7 @@ class Predictor:
         for example, logprobs in zip(examples, likelihoods, strict=True):
             if not all(map(math.isfinite, logprobs)):
                 raise DataError(
-                    f"{_name(example, prompt_id)}: the model's log-likelihoods are "
+                    f"{example.under(prompt_id)}: the model's log-likelihoods are "
                     f"{list(logprobs)}; look at the adapter and at model.dtype"
                 )
             best = best_choice(logprobs)
@@ -156,7 +156,7 @@ class Predictor:
                 example.fields,
                 [example.answer],
                 end=True,
-                what=_name(example, prompt_id),
+                what=example.under(prompt_id),
             )[0].context_ids
             for example in examples
         ]
@@ -279,10 +279,6 @@ def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list
         else:
             last.append(place)
     return batches
-
-
-def _name(example: Example, prompt_id: str) -> str:
-    return f"example {example.id} under prompt {prompt_id}"
 
 
 def _adapter_name(folder: str) -> str:
