@@ -16,7 +16,7 @@ from paft_ray.cli.grammar import SUBMIT, options_of, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError, PaftError, one_line
+from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.verbs import VERBS
@@ -83,7 +83,7 @@ def _perform(work: Work, streams: Streams) -> Result | int:
         try:
             with _interruptible():
                 return perform(work, _handle_termination)
-        except ConfigError as error:
+        except (ConfigError, DataError) as error:
             if log is not None and new:
                 log.kept = False
             return write_error(streams.stderr, error, 2)

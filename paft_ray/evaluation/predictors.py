@@ -121,7 +121,7 @@ class Predictor:
         choices = self._task.choices
         assert choices is not None
         questions = [
-            Question(template.render, example.fields, choices, _name(example, prompt_id))
+            Question(template.render, example.fields, choices, example.under(prompt_id))
             for example in examples
         ]
         reading = ForwardPass(
@@ -136,7 +136,7 @@ class Predictor:
             logprobs = found.whole
             if not all(map(math.isfinite, logprobs)):
                 raise DataError(
-                    f"{_name(example, prompt_id)}: the model's log-likelihoods are "
+                    f"{example.under(prompt_id)}: the model's log-likelihoods are "
                     f"{list(logprobs)}; look at the adapter and at model.dtype"
                 )
             best = best_choice(logprobs)
@@ -166,7 +166,7 @@ class Predictor:
                 template.render,
                 example.fields,
                 [example.answer],
-                what=_name(example, prompt_id),
+                what=example.under(prompt_id),
             )[0].context_ids
             for example in examples
         ]
@@ -295,10 +295,6 @@ def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list
         else:
             last.append(place)
     return batches
-
-
-def _name(example: Example, prompt_id: str) -> str:
-    return f"example {example.id} under prompt {prompt_id}"
 
 
 def _adapter_name(folder: str) -> str:

@@ -170,7 +170,7 @@ def _contexts(
                 render,
                 example.fields,
                 task.choices or [example.answer],
-                f"example {example.id} under prompt {prompt.id}",
+                example.under(prompt.id),
             )
             for example in plan.examples
         ]

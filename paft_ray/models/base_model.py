@@ -76,6 +76,14 @@ def locate_base(path: str, revision: str | None, storage: Storage) -> BaseSource
     return BaseSource(path, folder, identity)
 
 
+def is_prepared(path: str, storage: Storage) -> bool:
+    """Return whether a base model can be located without converting it."""
+    local = resolve_path(path)
+    if local is None or local.suffix != ".gguf":
+        return True
+    return load_manifest(storage.child("models", model_identity(path))) is not None
+
+
 def prepare_base(path: str, revision: str | None, storage: Storage) -> str:
     """Make a base model loadable and return the location on this node that `load_base` takes."""
     return locate_base(path, revision, storage).local()

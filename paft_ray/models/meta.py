@@ -41,6 +41,8 @@ class ModelCheckProcess:
     def __init__(self) -> None:
         """Start nothing yet."""
         self._running: tuple[Connection, BaseProcess] | None = None
+        self.passed: set[str] = set()
+        """Fingerprints of what passed a check, which need not be checked again."""
 
     def __enter__(self) -> Self:
         """Return the process, which is not started yet."""
@@ -311,7 +313,7 @@ def refuse_overlong(
                 render,
                 example.fields,
                 choices or [example.answer],
-                what=f"example {example.id} under prompt {prompt_id}",
+                what=example.under(prompt_id),
             )
 
 

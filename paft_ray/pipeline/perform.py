@@ -18,6 +18,7 @@ from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
 from paft_ray.storage.paths import Storage
+from paft_ray.training.lengths import check_lengths_early
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
         import_ray()  # while the model is checked
         for _ in range(begun):
             work.checks.finish()
+        if not context.run_folder.exists(RUN_RECORD) or options.overwrite:
+            check_lengths_early(context, work.checks, whole=verb.reads_test)
     with ray_session(options.insist):
         check_cluster(context.config)
         if len(node_resources()) > 1:

@@ -15,12 +15,14 @@ from typing import Any
 from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import resolve_path
 from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
 from paft_ray.tracking import tracking_uri
+from paft_ray.training.lengths import check_lengths_early
 
 
 def _prompts(work: Work) -> Result:
@@ -191,6 +193,8 @@ def _plan(work: Work) -> Result:
         check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
     plan = describe_plan(context)
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
+        if resolve_path(context.config.model.path) is not None:  # others are fetched to train
+            check_lengths_early(context, work.checks, whole=context.config.tuning is None)
         plan["sizes"] = describe_sizes(context, work.checks)
         if named_cluster() is not None:
             plan |= _plan_cluster(context, options.insist, plan["sizes"])

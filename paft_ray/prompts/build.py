@@ -135,13 +135,41 @@ def pool_record(folder: Storage) -> dict[str, Any] | None:
     return None if manifest is None else dict(manifest.about)
 
 
-def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
-    config, task, seed = context.config.prompts, context.task, context.config.seed
-    files = [
+def pool_without_work(context: RunContext) -> PromptPool | None:
+    """The pool where it is complete, or follows from files alone; nothing is written.
+
+    None where an LLM writes or scores prompts, where there are too many for this process, or where
+    too few survive.
+    """
+    folder = context.storage.child("pools", pool_fingerprint(context))
+    if pool_record(folder) is not None:
+        return load_pool(folder)
+    config, seed = context.config.prompts, context.config.seed
+    if config.generation is not None or config.probe is not None:
+        return None
+    files = _candidates_of_files(config)
+    if len(files) > _IN_DRIVER:
+        return None
+    with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
+        rows = lint_all(files, None, context.task, config.lint, InProcess())
+        found = keep_unique(rows, config, InProcess(), candidates, rejects)
+        try:
+            return assemble_pool(found, context.task, config, seed).pool
+        except PoolError:  # building it says so
+            return None
+
+
+def _candidates_of_files(config: PromptsConfig) -> list[Candidate]:
+    return [
         Candidate(text=text, kind="template", origin=Origin(file=path))
         for path in config.files
         for text in read_prompt_files(path)
     ]
+
+
+def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
+    config, task, seed = context.config.prompts, context.task, context.config.seed
+    files = _candidates_of_files(config)
     book = request_book(context)
     generated = None if book is None else generate(book, context.storage, stage)
     requested = 0 if generated is None else sum(t.requests for t in generated.tallies.values())

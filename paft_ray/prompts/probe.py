@@ -52,7 +52,7 @@ def probe_prompts(
         template = parse(text, task.slots)
         for example in task.train:
             answers = task.choices or (example.answer,)
-            what = f"example {example.id} under prompt {number}"
+            what = example.under(str(number))
             per_pair.append(encoder.encode(template.render, example.fields, answers, what=what))
     logprobs = [each.whole for each in choice_logprobs(model, per_pair, reading)]
     count = len(task.train)

@@ -2,8 +2,10 @@
 
 example.py   the records: `Example`, `Task`
 builtin.py   the published tasks, described as data
-tables.py    JSONL, CSV and Parquet files to rows
-sources.py   files, saved data sets and the hub to rows
+tables.py    JSONL, JSON, CSV, TSV and Parquet files to rows
+values.py    a row's values: nested ones by a path, every kind as text
+sources.py   files, saved data sets and the hub to rows, and which split serves as which
+split.py     examples to train, validation and test
 loading.py   rows to `Task`: mapping, ids, splits
 grading.py   the answer in a generated text
 """

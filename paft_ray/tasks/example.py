@@ -21,6 +21,11 @@ class Example:
     where: str = field(default="", compare=False, repr=False)
     """File and line of its first row, for messages."""
 
+    def under(self, prompt: str) -> str:
+        """Its name in messages about it and a prompt."""
+        place = f"{self.where}: " if self.where else ""
+        return f"{place}example {self.id} under prompt {prompt}"
+
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:

@@ -133,7 +133,7 @@ class Planner:
                 self.prompts[prompt][1].render,
                 example.fields,
                 self.choices or (example.answer,),
-                f"example {example.id} under prompt {self.prompts[prompt][0]}",
+                example.under(self.prompts[prompt][0]),
             )
             for example, prompt in chosen
         ]

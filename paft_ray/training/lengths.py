@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-from paft_ray.config import Config
-from paft_ray.models.base_model import BaseSource, locate_base
+from paft_ray.config import Config, SinglePromptVariant
+from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.meta import ModelCheckProcess, refuse_overlong
+from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
 from paft_ray.runs.context import RunContext
+from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example
 
 
@@ -29,22 +31,67 @@ def check_lengths(
         DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
     """
     config, task = context.config, context.task
+    pairs = [
+        (_named(pool.train), task.train),
+        (_named(pool.test[: config.evaluation.prompts]), task.test[: config.evaluation.examples]),
+        (_named(validation[0]), validation[1]),
+    ]
+    singles = [v for v in config.variants if isinstance(v, SinglePromptVariant)]
+    if any(variant.prompt is None for variant in singles):
+        selection = config.evaluation
+        prompts = _named(pool.train[: selection.selection_prompts])
+        pairs.append((prompts, task.validation[: selection.selection_examples]))
+    given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
+    pairs.append((given, task.train))
+    _check(context, checks, pairs)
+
+
+def check_lengths_early(context: RunContext, checks: ModelCheckProcess, whole: bool) -> None:
+    """Refuse what is known to be too long before Ray starts.
+
+    Where the pool is known without work, that is all of `check_lengths`; else it is examples that
+    fit under no prompt. Nothing is written: a GGUF file that has to be converted first is not read.
+
+    Args:
+        context: The run.
+        checks: Process that tokenises texts.
+        whole: The work is a run with one pool, not a search.
+
+    Raises:
+        DataError: See `check_lengths`.
+    """
+    config, task = context.config, context.task
+    if config.task.overlong == "trim" or not is_prepared(config.model.path, context.storage):
+        return
+    pool = pool_without_work(context) if whole else None
+    if pool is not None:
+        check_lengths(context, pool, checks)
+        return
+    shortest = [("that is as short as can be", " ".join(f"{{{slot}}}" for slot in task.slots))]
+    examples = (*task.train, *task.test[: config.evaluation.examples])
+    _check(context, checks, [(shortest, examples)])
+
+
+_Texts = tuple[Sequence[tuple[str, str]], Sequence[Example]]
+"""Names and texts of prompts, and the examples that they are to render."""
+
+
+def _named(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
+    return [(prompt.id, prompt.text) for prompt in prompts]
+
+
+def _check(context: RunContext, checks: ModelCheckProcess, pairs: Sequence[_Texts]) -> None:
+    config, task = context.config, context.task
     try:
-        if config.task.overlong == "trim":
+        texts = [(prompts, examples) for prompts, examples in pairs if prompts and examples]
+        ids = [([*prompts], [example.id for example in examples]) for prompts, examples in texts]
+        checked = fingerprint("lengths", ids, config.task.max_length, config.model.chat_template)
+        if config.task.overlong == "trim" or checked in checks.passed:
             return
         base = locate_base(config.model.path, config.model.revision, context.storage)
-        pairs = (
-            (pool.train, task.train),
-            (pool.test[: config.evaluation.prompts], task.test[: config.evaluation.examples]),
-            validation,
-        )
-        texts = [
-            ([(p.id, p.text) for p in prompts], examples)
-            for prompts, examples in pairs
-            if prompts and examples
-        ]
         checks.begin(_read_longest, config, base, task.slots, task.choices, texts)
         checks.finish()
+        checks.passed.add(checked)
     finally:
         checks.close()
 
@@ -54,7 +101,7 @@ def _read_longest(
     base: BaseSource,
     slots: Sequence[str],
     choices: Sequence[str] | None,
-    texts: Sequence[tuple[Sequence[tuple[str, str]], Sequence[Example]]],
+    texts: Sequence[_Texts],
 ) -> None:
     """Check lengths, in the process of model checks."""
     from paft_ray.models.load import load_tokenizer

@@ -391,7 +391,8 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     gone = {"workers", "checkpoint", "max_failures", "warm_start", "activation_checkpointing"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
-    assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path", "stop"}
+    gone = {"path", "test_path", "splits", "group", "stop"}
+    assert set(everything["task"]) - set(fields["task"]) == gone
     assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"}
     same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}

@@ -1,5 +1,6 @@
 """Prompt files: every format is read, every fault is named with file and line."""
 
+import gzip
 import json
 
 import pyarrow as pa
@@ -79,3 +80,20 @@ def test_read_parquet_null_text_names_the_row(tmp_path):
 def test_read_path_that_names_no_local_file_is_an_error(tmp_path, path, message):
     with pytest.raises(DataError, match=message):
         read_prompt_files(path.replace("{tmp}", str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    "content", ["text\nSay, kindly, if {x}\n", "text,by\nSay {x},me,too\n", "text,by\nSay {x}\n"]
+)
+def test_row_with_another_number_of_cells_than_the_header_is_refused(tmp_path, content):
+    """An unquoted comma would cut the prompt, and nobody would know."""
+    with pytest.raises(DataError, match=r"p\.csv, line 2: .*number of cells.* quote"):
+        read_prompt_files(write(tmp_path / "p.csv", content))
+
+
+def test_read_json_list_tsv_and_compressed_text(tmp_path):
+    listed = json.dumps([{"text": text} for text in TEXTS], indent=1)
+    assert read_prompt_files(write(tmp_path / "p.json", listed)) == TEXTS
+    assert read_prompt_files(write(tmp_path / "p.tsv", "text\tby\nA, b {x}\tme\n")) == ["A, b {x}"]
+    packed = gzip.compress(("text\n" + "x" * 200_000 + "\n").encode())
+    assert read_prompt_files(write(tmp_path / "p.csv.gz", packed)) == ["x" * 200_000]
