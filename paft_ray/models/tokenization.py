@@ -5,11 +5,13 @@ those of the context alone are the answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from paft_ray.config import Config
 from paft_ray.config.errors import DataError
+from paft_ray.models.chat import Chat, open_chat
 from paft_ray.models.packing import TokenSequence
 
 if TYPE_CHECKING:
@@ -63,28 +65,43 @@ class TextEncoder:
     chat_template: Literal["none", "auto"] = "none"
     max_length: int = 512
     overlong: Literal["refuse", "trim"] = "refuse"
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Self:
         """Return the encoder of a run's task and model."""
-        task = config.task
-        return cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
+        task, model = config.task, config.model
+        return cls(
+            tokenizer,
+            model.chat_template,
+            task.max_length,
+            task.overlong,
+            model.system,
+            model.chat_template_kwargs,
+        )
 
     @property
     def uses_chat_template(self) -> bool:
         """Return whether prompts are wrapped in the model's chat template, if it has one."""
         return self.chat_template == "auto" and self.tokenizer.chat_template is not None
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template, where it is used.
+
+        Raises:
+            ConfigError: It cannot be used, see `open_chat`.
+        """
+        return open_chat(self.tokenizer, self.system, self.chat_template_kwargs)
+
     def context(self, text: str) -> tuple[str, str]:
         """Return the context as the model reads it, and the delimiter before the answer."""
         stripped = text.rstrip(" ")
         if self.uses_chat_template:
-            message = [{"role": "user", "content": stripped}]
-            rendered = self.tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True
-            )
-            assert isinstance(rendered, str)
-            return rendered, ""
+            rendered = self.chat.ask(stripped)
+            context = rendered.rstrip(" ")
+            return context, rendered[len(context) :]
         return stripped, "" if stripped.endswith("\n") else " "
 
     def encode(

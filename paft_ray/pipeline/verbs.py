@@ -15,7 +15,7 @@ from typing import Any
 from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
-from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
+from paft_ray.pipeline.perform import Options, Result, Verb, Work, chat_notes, perform, prepare
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.progress import Screen
@@ -188,6 +188,8 @@ def _plan(work: Work) -> Result:
     plan = describe_plan(context)
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
         plan["sizes"] = describe_sizes(context, work.checks)
+        if context.config.model.chat_template == "auto" and (notes := chat_notes(work)):
+            plan["chat_template"] = list(notes)
         if named_cluster() is not None:
             plan |= _plan_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))

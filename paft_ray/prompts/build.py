@@ -59,6 +59,8 @@ def pool_fingerprint(context: RunContext) -> str:
         affecting(context.config, "pool"),
         *("seed", "prompts", "model.chat_template", "train.packing"),
     )
+    if prompts["probe"] is None:  # else nothing renders a prompt here
+        later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
     return fingerprint(
         "pool",
