@@ -1,8 +1,9 @@
 """`model`: the base model and how it is adapted."""
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, affects
 
@@ -21,7 +22,17 @@ class ModelConfig(Section, affects="weights"):
     """Arithmetic in training and scoring; auto is bf16 (autocast over fp32 weights) where the
     device has it."""
     chat_template: Annotated[Literal["none", "auto"], affects("pool", "weights", "scores")] = "none"
-    """Whether a rendered prompt is wrapped in the model's chat template."""
+    """Whether a rendered prompt is wrapped in the model's chat template. With `auto` thinking is
+    switched off where the template can, and a date that it prints is pinned; the report says so."""
+    chat_template_kwargs: Annotated[
+        dict[str, Any], affects("pool", "weights", "scores", neutral={})
+    ] = Field(default={})
+    """Variables of the chat template, such as `enable_thinking: true`."""
+    system: Annotated[str | None, affects("pool", "weights", "scores", neutral=None)] = Field(
+        default=None, min_length=1
+    )
+    """System message before every prompt; it begins the user's text where the template takes none.
+    Needs `chat_template: auto`."""
     attention: Annotated[
         Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
     ] = "auto"
@@ -36,10 +47,24 @@ class ModelConfig(Section, affects="weights"):
             "peft_type": "LORA",
             "r": 8,
             "lora_alpha": 16,
-            "target_modules": ["q_proj", "v_proj"],
+            "target_modules": None,
         }
     )
-    """Passed to peft unchanged; null trains all weights of the model."""
+    """Passed to peft; null trains all weights of the model. Where it is left out, or names no
+    `target_modules`, these are the attention projections that peft knows for the model's family, or
+    else `all-linear`; `paft plan` shows them."""
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _values_are_json(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return json.loads(json.dumps(values, default=str))  # YAML makes dates of some texts
+
+    @model_validator(mode="after")
+    def _chat_settings_are_read(self) -> Self:
+        for name in ("system", "chat_template_kwargs"):
+            if getattr(self, name) and self.chat_template == "none":
+                raise ValueError(f"{name} is read by a chat template: set chat_template: auto")
+        return self
 
     @field_validator("peft")
     @classmethod

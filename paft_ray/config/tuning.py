@@ -20,7 +20,10 @@ _FIXED = {
     "model.path": "all trials adapt one base model",
     "model.revision": "all trials adapt one base model",
     "model.dtype": "figures in other arithmetic cannot be compared",
+    "model.trust_remote_code": "all trials adapt one base model",
     "model.chat_template": "figures measured in other ways cannot be compared",
+    "model.chat_template_kwargs": "figures measured in other ways cannot be compared",
+    "model.system": "figures measured in other ways cannot be compared",
     "prompts.files": "prompts of other files cannot be held out together",
     "prompts.split": "figures on other held-out prompts cannot be compared",
 }

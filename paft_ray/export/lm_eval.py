@@ -4,7 +4,7 @@ It needs the pool, the test examples and the model's tokenizer, but no training 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from paft_ray.config.errors import ArtifactError, ConfigError, DataError
 from paft_ray.export.adapter import choose_folder
@@ -22,8 +22,8 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.training.identity import find_trained
 
-_FORMAT = 3
-"""Version of the files, part of an export's identity."""
+_FORMAT, _CHAT_FORMAT = 3, 4
+"""Versions of the files, without and with a chat template: part of an export's identity."""
 WITHOUT_END = (
     "lm-eval scores choices without their end, as a run with task.answer_end: ignored does"
 )
@@ -90,7 +90,7 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
     prompts = load_pool(pool_folder).test[: evaluation.prompts]
     examples = task.test[: evaluation.examples]
     made_from = [
-        _FORMAT,
+        _FORMAT if config.model.chat_template == "none" else _CHAT_FORMAT,
         config.name,
         [context.task_identity, context.model_identity, config.model.chat_template],
         [list(task.choices or ()), task.answer_pattern, evaluation.max_new_tokens],
@@ -99,6 +99,8 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
         [example.id for example in examples],
         context.scoring_dtype,
     ]
+    if chat := [each for each in (config.model.system, config.model.chat_template_kwargs) if each]:
+        made_from.append(chat)
     identity = fingerprint("export", "lm_eval", made_from)
     folder, reused = choose_folder(context.run_folder.child("lm_eval"), out, identity)
     return LmEvalPlan(context, prompts, examples, folder, identity, reused, out is None)
@@ -162,7 +164,6 @@ def _contexts(
         ConfigError: One does not fit `task.max_length`, and may not be cut.
     """
     task = plan.context.task
-    plain = replace(encoder, chat_template="none")
     for prompt in plan.prompts:
         render = parse(prompt.text, task.slots).render
         questions = [
@@ -182,7 +183,7 @@ def _contexts(
             encoder.trimmed_fields(question) if first.trimmed else question.fields
             for question, (first, *_) in zip(questions, encoded, strict=True)
         ]
-        yield prompt.id, [plain.context(render(each)) for each in fields]
+        yield prompt.id, [encoder.context(render(each)) for each in fields]
 
 
 def _commands(plan: LmEvalPlan, base: str, chat: bool) -> Iterator[tuple[str, str]]:
@@ -208,9 +209,8 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
     if plan.context.scoring_dtype == "bfloat16":
         dtype += ",mixed_precision_dtype=bfloat16"
     words = ["lm_eval", "--model hf", f"--model_args {model},{dtype}"]
-    if chat:  # a chat template has its own first token
+    if chat:  # the contexts are rendered, and a chat template has its own first token
         words[-1] += ",add_bos_token=False"
-        words.append("--apply_chat_template")
     return " ".join([*words, f"--include_path {folder}", f"--tasks {plan.name}"])
 
 

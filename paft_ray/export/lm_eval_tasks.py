@@ -2,8 +2,8 @@
 
 `lm_eval --include_path FOLDER --tasks NAME` reads the YAMLs, which name a Python file that reads
 the rows. A row holds a finished context, so that no text of a prompt or an example is read as a
-template. Not covered: the chat template (`--apply_chat_template`), and the end of a generation,
-which follows the model's settings.
+template; the chat template, where one is used, is rendered already. Not covered: the end of a
+generation, which follows the model's settings.
 """
 
 import inspect
@@ -59,8 +59,8 @@ class LmEvalTasks:
     task: Task
     examples: Sequence[Example]
     contexts: Mapping[str, Sequence[tuple[str, str]]]
-    """By prompt id, for each example its context without a chat template and the delimiter before
-    the answer; see `TextEncoder.context`."""
+    """By prompt id, for each example its context and the delimiter before the answer; see
+    `TextEncoder.context`."""
     max_new_tokens: int
     """Longest generated answer of a free-text task, in tokens."""
     comment: str

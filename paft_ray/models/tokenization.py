@@ -6,12 +6,13 @@ answer, and the context of all answers ends before it; lm-evaluation-harness cou
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.models.chat import Chat, open_chat
 from paft_ray.models.packing import TokenSequence
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class TextEncoder:
     chat_template: Literal["none", "auto"] = "none"
     max_length: int = 512
     overlong: Literal["refuse", "trim"] = "refuse"
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     end_id: int | None = None
     """Token that is appended to every answer; None for none."""
 
@@ -77,8 +80,15 @@ class TextEncoder:
         Raises:
             ConfigError: The tokenizer has no end token, and answers end with one.
         """
-        task = config.task
-        encoder = cls(tokenizer, config.model.chat_template, task.max_length, task.overlong)
+        task, model = config.task, config.model
+        encoder = cls(
+            tokenizer,
+            model.chat_template,
+            task.max_length,
+            task.overlong,
+            model.system,
+            model.chat_template_kwargs,
+        )
         return encoder.ending(task.answer_end, task.has_choices)
 
     def ending(self, answer_end: str, choices: bool) -> Self:
@@ -104,15 +114,7 @@ class TextEncoder:
 
     def _turn_end(self) -> int | None:
         """Return the token with which the chat template ends an answer, or None for none."""
-        from jinja2 import TemplateError
-
-        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "@answer@"}]
-        try:
-            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
-        except TemplateError:  # it writes questions only
-            return None
-        assert isinstance(rendered, str)
-        after = rendered.rpartition("@answer@")[2].lstrip()
+        after = self.chat.after_answer().lstrip()
         ids: Any = self.tokenizer(after, add_special_tokens=False)["input_ids"]
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         return ids[0] if ids and ids[0] in special else None
@@ -127,16 +129,22 @@ class TextEncoder:
         """Return whether prompts are wrapped in the model's chat template, if it has one."""
         return self.chat_template == "auto" and self.tokenizer.chat_template is not None
 
+    @cached_property
+    def chat(self) -> Chat:
+        """The chat template, where it is used.
+
+        Raises:
+            ConfigError: It cannot be used, see `open_chat`.
+        """
+        return open_chat(self.tokenizer, self.system, self.chat_template_kwargs)
+
     def context(self, text: str) -> tuple[str, str]:
         """Return the context as the model reads it, and the delimiter before the answer."""
         stripped = text.rstrip(" ")
         if self.uses_chat_template:
-            message = [{"role": "user", "content": stripped}]
-            rendered = self.tokenizer.apply_chat_template(
-                message, tokenize=False, add_generation_prompt=True
-            )
-            assert isinstance(rendered, str)
-            return rendered, ""
+            rendered = self.chat.ask(stripped)
+            context = rendered.rstrip(" ")
+            return context, rendered[len(context) :]
         return stripped, "" if stripped.endswith("\n") else " "
 
     def encode(

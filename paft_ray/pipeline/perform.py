@@ -6,12 +6,15 @@ refuse the same and write the same files.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from paft_ray.cluster.access import check_access
 from paft_ray.config import Config
+from paft_ray.config.loading import resolve_path
+from paft_ray.models.chat import describe_chat
 from paft_ray.models.meta import ModelCheckProcess, check_adapters, check_answers, warm_up
+from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
 from paft_ray.runs.context import RunContext
@@ -116,6 +119,7 @@ def open_context(
     Raises:
         PaftError: See `preflight`; nothing was written.
     """
+    config = with_targets(config)
     checked = preflight(config, overwrite, planning, test)
     storage = Storage.open(config.storage)
     return RunContext.create(config, checked.task, storage, screen, checked.warnings)
@@ -168,12 +172,26 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
             work.checks.finish()
         if not context.run_folder.exists(RUN_RECORD) or options.overwrite:
             check_lengths_early(context, work.checks, whole=verb.reads_test)
+    if context.config.model.chat_template == "auto":
+        work = replace(work, context=replace(context, notes=chat_notes(work)))
     with ray_session(options.insist):
         check_cluster(context.config)
         if len(node_resources()) > 1:
             require_nodes(survey(context.config, context.storage))
         ray_started()
         return verb.run(work)
+
+
+def chat_notes(work: Work) -> tuple[str, ...]:
+    """Look at the model's chat template, in the process of model checks.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    model = work.context.config.model
+    local = resolve_path(model.path)
+    work.checks.begin(describe_chat, str(local or model.path), model.revision, model)
+    return work.checks.finish()
 
 
 def _begin_model_check(work: Work) -> int:

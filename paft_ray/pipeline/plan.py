@@ -22,6 +22,7 @@ from paft_ray.config import (
 )
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.meta import ModelCheckProcess, count_weights
+from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.nodes import Node
 from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.pipeline.trust import trusted_models
@@ -54,6 +55,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "rows": {k: v for k, v in asdict(task.rows).items() if v and k != "sizes"},
         "model": config.model.path,
         **({"python_files_run": trusted} if (trusted := _trusted(config)) else {}),
+        "adapter": _adapter(config.model.peft),
         "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
     }
     if (book := request_book(context)) is not None:
@@ -83,6 +85,16 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def _adapter(peft: Mapping[str, Any] | None) -> str:
+    """The method, and the modules that it adapts."""
+    if peft is None:
+        return "none, all weights are trained"
+    targets = peft.get("target_modules") or "chosen by peft"
+    if puts_tokens_before(peft["peft_type"]):
+        return peft["peft_type"]
+    return f"{peft['peft_type']} on {targets if isinstance(targets, str) else ', '.join(targets)}"
 
 
 def _trusted(config: Config) -> list[str]:

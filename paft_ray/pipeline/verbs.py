@@ -16,7 +16,7 @@ from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
-from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
+from paft_ray.pipeline.perform import Options, Result, Verb, Work, chat_notes, perform, prepare
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
@@ -196,6 +196,8 @@ def _plan(work: Work) -> Result:
         if resolve_path(context.config.model.path) is not None:  # others are fetched to train
             check_lengths_early(context, work.checks, whole=context.config.tuning is None)
         plan["sizes"] = describe_sizes(context, work.checks)
+        if context.config.model.chat_template == "auto" and (notes := chat_notes(work)):
+            plan["chat_template"] = list(notes)
         if named_cluster() is not None:
             plan |= _plan_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))

@@ -62,6 +62,8 @@ def pool_fingerprint(context: RunContext) -> str:
         affecting(context.config, "pool"),
         *("seed", "prompts", "model.chat_template", "train.packing"),
     )
+    if prompts["probe"] is None:  # else nothing renders a prompt here
+        later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
     files = [read_prompt_files(path) for path in context.config.prompts.files]
     rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))

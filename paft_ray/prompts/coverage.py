@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from paft_ray.config.prompts import CoverageConfig
 
+_NGRAMS = CoverageConfig()
 _ORDERED = 4000
 """Of more texts the rest follows in the order given: each step looks at all of them."""
 
 
-def vectors(texts: Sequence[str], by: CoverageConfig = CoverageConfig()) -> Any:
+def vectors(texts: Sequence[str], by: CoverageConfig = _NGRAMS) -> Any:
     """Vectors as a sparse matrix of shape [texts, features], rows of length one.
 
     Args:
@@ -68,7 +69,7 @@ def embed(
     return np.array([found[index] for index in range(len(texts))])
 
 
-def covering_order(texts: Sequence[str], by: CoverageConfig = CoverageConfig()) -> list[int]:
+def covering_order(texts: Sequence[str], by: CoverageConfig = _NGRAMS) -> list[int]:
     """Indices of the texts, each the farthest from all before it; a pure function of the texts.
 
     Distances are those of `vectors`. The first is the one nearest to the

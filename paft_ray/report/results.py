@@ -78,6 +78,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label in labels[1:]:
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
+    if context.notes:
+        summary["chat_template"] = list(context.notes)
     folder.write_bytes("scores.parquet", to_parquet(table))
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
     folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))

@@ -78,6 +78,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
             "figures of all are estimated from them, and the intervals say only what the rest "
             "leaves open; those of differences are not paired."
         )
+    sentences += [f"chat template: {note}." for note in summary.get("chat_template", ())]
     if len(summary["seeds"]) == 1:
         sentences.append(f"{ILLUSTRATION}.")
     elif summary["differences"] and share is None:

@@ -6,6 +6,8 @@ from typing import Self
 
 from paft_ray.config import Config
 from paft_ray.config.affects import RULES, affecting, take
+from paft_ray.models.chat import CHAT_RULE
+from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
 from paft_ray.runs.progress import Screen, SilentScreen
@@ -27,9 +29,12 @@ class Identities:
 
     @cached_property
     def model(self) -> str:
-        """Fingerprint of the base model's files."""
+        """Fingerprint of the base model's files, and of how its chat template is rendered."""
         model = self._config.model
-        return model_identity(model.path, model.revision, model.trust_remote_code)
+        files = model_identity(model.path, model.revision, model.trust_remote_code)
+        if model.chat_template == "auto" and chat_moved(model.path):
+            return fingerprint("chat", CHAT_RULE, files)
+        return files
 
     @cached_property
     def task(self) -> str:
@@ -60,6 +65,8 @@ class RunContext:
     warnings: tuple[str, ...] = ()
     tracking: TrackingTarget | None = None
     """Where to record; set by `tracked`."""
+    notes: tuple[str, ...] = ()
+    """What a reader of results must know about the model's chat template; set by `perform`."""
 
     @classmethod
     def create(

@@ -44,6 +44,8 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
         "slots": list(task.slots),
         "choices": list(task.choices) if task.choices else None,
         "chat_template": config.model.chat_template,
+        "chat_template_kwargs": config.model.chat_template_kwargs,
+        "system": config.model.system,
         "max_length": config.task.max_length,
         "overlong": config.task.overlong,
         "answer_end": config.task.answer_end,

@@ -12,6 +12,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from paft_ray.config.errors import DataError
+from paft_ray.models.chat import renders_anew
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.tokenization import Encoded, TextEncoder
 from paft_ray.prompts.template import parse
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 """Number of texts that are generated together."""
+
+
+def _refuse_older_rendering(encoder: TextEncoder) -> None:
+    """Refuse a folder whose model was trained while its chat template let it think.
+
+    Raises:
+        DataError: Its chats would be rendered otherwise than in training.
+    """
+    if renders_anew(encoder.chat.text):
+        raise DataError(
+            "this folder was written by an older paft_ray, which rendered the model's chat "
+            "template otherwise (with thinking, or today's date): train and export it again"
+        )
 
 
 class AnswerModel(PythonModel):
@@ -59,7 +73,11 @@ class AnswerModel(PythonModel):
             settings["chat_template"],
             settings["max_length"],
             settings["overlong"],
+            settings.get("system"),
+            settings.get("chat_template_kwargs") or {},
         ).ending(settings.get("answer_end", earlier), choices)
+        if self._encoder.uses_chat_template and "chat_template_kwargs" not in settings:
+            _refuse_older_rendering(self._encoder)
         device = settings["device"]
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

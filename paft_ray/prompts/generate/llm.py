@@ -11,7 +11,9 @@ from typing import Any, Protocol, assert_never
 
 from paft_ray.config import FakeLLM, LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
 from paft_ray.config.affects import affecting, take
-from paft_ray.config.errors import package_missing
+from paft_ray.config.errors import ConfigError, package_missing
+from paft_ray.models.chat import CHAT_RULE, Chat, open_chat
+from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
 from paft_ray.prompts.generate.completions import CUT_OFF, Completion
@@ -62,7 +64,8 @@ def llm_key(config: LLMConfig) -> str:
 
 
 def _files(config: TransformersLLM | VLLMEngine) -> str:
-    return model_identity(config.path, config.revision, config.trust_remote_code)
+    files = model_identity(config.path, config.revision, config.trust_remote_code)
+    return f"{files}-chat{CHAT_RULE}" if chat_moved(config.path) else files
 
 
 def open_llm(
@@ -105,6 +108,7 @@ class InProcessLLM:
         location = prepare_base(config.path, config.revision, storage)
         trust = config.trust_remote_code
         self._tokenizer = load_tokenizer(location, config.revision, trust)
+        self._chat = _open_chat(self._tokenizer, config)
         self._model = load_base(location, config.revision, dtype=getattr(torch, dtype), trust=trust)
         if config.gpus:
             self._model.to(torch.device("cuda"))  # pyright: ignore
@@ -117,7 +121,7 @@ class InProcessLLM:
         if not batch:
             return
         started = time.perf_counter()
-        contexts = [_context(self._tokenizer, request) for request in batch]
+        contexts = [_context(self._tokenizer, self._chat, request) for request in batch]
         answers = generate(
             self._model,
             self._tokenizer,
@@ -151,6 +155,7 @@ class VLLMInProcess:
 
         location = prepare_base(config.path, config.revision, storage)
         self._tokenizer = load_tokenizer(location, config.revision, config.trust_remote_code)
+        self._chat = _open_chat(self._tokenizer, config)
         # its workers as processes of this one: the GPUs are those that Ray gave to this actor
         split = {"distributed_executor_backend": "mp"} if config.gpus > 1 else {}
         self._model: Any = vllm.LLM(
@@ -167,7 +172,7 @@ class VLLMInProcess:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer all requests in one call, each with its own seed, temperature and length."""
-        batch = [(request, _context(self._tokenizer, request)) for request in requests]
+        batch = [(r, _context(self._tokenizer, self._chat, r)) for r in requests]
         longest = self._longest
         fitting = [(request, context) for request, context in batch if len(context) < longest]
         failed = [
@@ -209,16 +214,33 @@ class VLLMInProcess:
         ]
 
 
-def _context(tokenizer: Any, request: Request) -> list[int]:
-    """The tokens that a model in this process continues, prefill included."""
+def _open_chat(tokenizer: Any, config: TransformersLLM | VLLMEngine) -> Chat | None:
+    """The author's chat template, by which it writes without thinking where it can.
+
+    Raises:
+        ConfigError: The template cannot be used.
+    """
     if tokenizer.chat_template is None:
+        return None
+    try:
+        chat = open_chat(tokenizer)
+    except ConfigError as error:
+        raise ConfigError(f"prompts.generation.llms: {config.label}: {error}") from error
+    for note in chat.notes:
+        logger.info("%s: %s", config.label, note)
+    return chat
+
+
+def _context(tokenizer: Any, chat: Chat | None, request: Request) -> list[int]:
+    """The tokens that a model in this process continues, prefill included."""
+    if chat is None:
         texts = [*(content for _, content in request.messages), request.prefill]
         text = "\n\n".join(texts)
         return tokenizer(text, add_special_tokens=True)["input_ids"]
-    messages = [{"role": role, "content": content} for role, content in request.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     # a template writes its own special tokens
-    return tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"]
+    return tokenizer(chat.render(request.messages) + request.prefill, add_special_tokens=False)[
+        "input_ids"
+    ]
 
 
 def _written(
