@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.models.base_check import require_all_loaded
 from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.storage.paths import to_json
 
@@ -60,7 +61,7 @@ def load_base(
             embeddings, norms and output head stay as they are.
 
     Raises:
-        ConfigError: The model cannot be used with this attention.
+        ConfigError: The model cannot be used with this attention, or its files lack weights.
     """
     import torch
     from transformers import GenerationConfig
@@ -96,7 +97,9 @@ def _load_with_attention(
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, **arguments)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            location, output_loading_info=True, **arguments
+        )
     except (ValueError, ImportError) as error:
         if in_blocks or "attention" not in str(error).lower():
             raise
@@ -104,6 +107,7 @@ def _load_with_attention(
             f"model.attention: {attention} cannot be used with this model here "
             f"({one_line(error)}); use auto"
         ) from error
+    require_all_loaded(location, model, info["missing_keys"])
     if in_blocks and takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     elif attention == "blocks":

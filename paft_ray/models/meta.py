@@ -13,9 +13,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.launchers import without_launchers
 from paft_ray.config.loading import resolve_path
+from paft_ray.models.base_check import (
+    refuse_unknown,
+    require_end_token,
+    require_weights,
+    unknown_tokens,
+)
+from paft_ray.models.files import quantization_of, refuse_quantized
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
@@ -157,6 +165,52 @@ def check_adapters(
             _check_adapter(model, peft, seed, warm_start)
 
 
+def check_base(config: Config, free_text: bool) -> dict[int, str]:
+    """Check the base model's weights, as far as names and shapes tell, and its tokenizer.
+
+    Of a GGUF, which is converted first, nothing is checked here.
+
+    Args:
+        config: The configuration.
+        free_text: Answers are free text, which ends with the end token.
+
+    Returns:
+        Tokens by id for which the model's embedding has no row, see `check_texts`.
+
+    Raises:
+        ConfigError: Weights are missing or quantised, or there is no end token.
+    """
+    from paft_ray.models.load import load_tokenizer
+
+    path, revision = config.model.path, config.model.revision
+    local = resolve_path(path)
+    if local is not None and not local.is_dir():
+        return {}
+    model = _without_weights(path, local, revision)
+    refuse_quantized(path, quantization_of(model.config.to_dict()))
+    if local is not None:
+        require_weights(model, local)
+    tokenizer = load_tokenizer(str(local or path), revision)
+    unknown = unknown_tokens(tokenizer, model.get_input_embeddings())
+    if free_text:
+        require_end_token(tokenizer, unknown)
+    return unknown
+
+
+def check_texts(config: Config, unknown: dict[int, str], texts: Sequence[str]) -> None:
+    """Check that no text has one of the tokens that `check_base` found unknown to the model.
+
+    Raises:
+        ConfigError: One has.
+    """
+    from paft_ray.models.load import load_tokenizer
+    from paft_ray.models.tokenization import TextEncoder
+
+    location = str(resolve_path(config.model.path) or config.model.path)
+    tokenizer = load_tokenizer(location, config.model.revision)
+    refuse_unknown(TextEncoder.from_config(tokenizer, config), unknown, texts)
+
+
 def count_weights(
     path: str, revision: str | None, peft: Mapping[str, Any] | None, seed: int
 ) -> dict[str, int]:
@@ -167,15 +221,12 @@ def count_weights(
         head; `layers` and `hidden`.
 
     Raises:
-        PaftError: The model cannot be built here, or its adapter's size depends on weights.
-        ConfigError: peft refuses the adapter.
+        PaftError: Its adapter's size depends on weights.
+        ConfigError: The model cannot be built here, or peft refuses the adapter.
     """
     if peft is not None:
         check_arguments(peft)
-    try:
-        model = _without_weights(path, resolve_path(path), revision)
-    except ConfigError as error:
-        raise PaftError(str(error)) from error
+    model = _without_weights(path, resolve_path(path), revision)
     text = model.config.get_text_config()
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     linear = sum(

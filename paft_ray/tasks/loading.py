@@ -14,6 +14,7 @@ from pathlib import Path
 
 from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import resolve_path
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
 from paft_ray.tasks.example import Example, SplitName, Task
@@ -128,6 +129,7 @@ def _open_source(
     if config.path is None:
         assert outline.hub_name is not None
         where = f"data set {outline.hub_name}"
+        require_hub("task.path", where)
         splits = read_hub(outline.hub_name, outline.hub_config)
     else:
         path = _local(config.path, "task.path")
