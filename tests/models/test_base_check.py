@@ -76,7 +76,7 @@ def test_weights_that_are_missing_are_named_before_work_and_when_loading(new, na
 def test_weights_of_another_shape_are_refused(folder, check):
     config = json.loads((folder / "config.json").read_text())
     change_json(folder / "config.json", intermediate_size=config["intermediate_size"] * 2)
-    with pytest.raises(ConfigError, match="do not fit its config.json"):
+    with pytest.raises(ConfigError, match=r"do not fit its config\.json"):
         check()
 
 
