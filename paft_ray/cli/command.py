@@ -16,7 +16,7 @@ from paft_ray.cli.grammar import SUBMIT, options_of, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
+from paft_ray.config.errors import ConfigError, DataError, PaftError, last_line
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.verbs import VERBS
@@ -101,7 +101,7 @@ def _perform(work: Work, streams: Streams) -> Result | int:
             if log is None:
                 traceback.print_exc(file=streams.stderr)
             place = "above" if log is None else f"in {log.place}"
-            message = f"{type(error).__name__}: {one_line(error)}\nthe traceback is {place}"
+            message = f"{type(error).__name__}: {last_line(error)}\nthe traceback is {place}"
             return write_error(streams.stderr, message, 1)
 
 

@@ -1,27 +1,34 @@
 """How large workers are, and how many of them a cluster has room for."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from paft_ray.config import Config, TrainWorkersConfig, WorkersConfig
 from paft_ray.config.errors import ConfigError
 
+Nodes = Sequence[Mapping[str, float]]
+"""Total resources of every node."""
 
-def fit_workers(workers: WorkersConfig | TrainWorkersConfig, section: str) -> float:
+
+def fit_workers(
+    workers: WorkersConfig | TrainWorkersConfig, section: str, nodes: Nodes | None = None
+) -> float:
     """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
 
     Args:
         workers: The stage's workers.
         section: Their section of the configuration, for the error.
+        nodes: By default those of the joined cluster, which may grow.
 
     Raises:
         ConfigError: The cluster has no room for the fewest workers.
     """
-    nodes, fewest = node_resources(), workers.fewest
+    may_grow, fewest = nodes is None, workers.fewest
+    nodes = node_resources() if nodes is None else nodes
     largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     share = workers.cpus or max(1.0, math.floor(largest / workers.most))
     room = sum(places(node, share, workers.gpus) for node in nodes)
-    if room < fewest and not _may_grow_to(fewest * share, fewest * workers.gpus):
+    if room < fewest and not (may_grow and _may_grow_to(fewest * share, fewest * workers.gpus)):
         gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
         raise ConfigError(
             f"{section}: {fewest} workers with {share:g} CPUs{gpus} each need more than this "

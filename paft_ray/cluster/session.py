@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from paft_ray.cluster.access import check_access, named_cluster
+from paft_ray.cluster.own_node import own_node
 from paft_ray.cluster.surroundings import job_config, ray_folder
 from paft_ray.config.launchers import without_launchers
 
@@ -100,7 +101,8 @@ def ray_session(insist: bool = False) -> Iterator[None]:
         context.print_on_execution_start = False
         context.raise_original_map_exception = True  # else a `PaftError` arrives as text only
         try:
-            yield
+            with own_node():
+                yield
         finally:
             ray.shutdown()
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import paft_ray
 from paft_ray.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def job_config() -> Any:
 
 def _folder_run_from() -> str | None:
     """The folder of this package, if only Python's first entry of `sys.path` leads to it."""
-    root = os.path.realpath(Path(paft_ray.__file__).parents[1])
+    root = os.path.realpath(Path(__file__).parents[2])
     return None if root in map(os.path.realpath, sys.path[1:]) else root
 
 

@@ -9,6 +9,7 @@
       LLMError           an LLM or its endpoint failed
       TrainingError      training stopped before bad weights (a loss that is not finite, ...)
         WorkersLostError workers were lost too often
+      NodeLostError      Ray's own processes on this machine died
 
 Every class is built from one message, so that it survives pickling between Ray processes.
 """
@@ -52,6 +53,10 @@ class WorkersLostError(TrainingError):
     """Workers of a training were lost too often; its settings are not the cause."""
 
 
+class NodeLostError(PaftError, RuntimeError):
+    """Ray's own processes on this machine died; the run's settings are not the cause."""
+
+
 def package_missing(package: str, extra: str) -> LLMError:
     """The error for an optional package that a node does not have."""
     return LLMError(
@@ -62,5 +67,20 @@ def package_missing(package: str, extra: str) -> LLMError:
 
 def one_line(error: BaseException, longest: int = 200) -> str:
     """A library error's text, shortened to one line for use inside a message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    return _shortened(str(error), longest) or type(error).__name__
+
+
+def last_line(error: BaseException, longest: int = 200) -> str:
+    """As `one_line`; of a text that holds a traceback, only the exception at its end."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    frames = [place for place, line in enumerate(lines) if line.lstrip().startswith('File "')]
+    if not frames:
+        return one_line(error, longest)
+    after = lines[frames[-1] + 1 :]
+    end = [line for line in after if not line[0].isspace()] or after[-1:]
+    return _shortened(" ".join(end), longest) or type(error).__name__
+
+
+def _shortened(text: str, longest: int) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."

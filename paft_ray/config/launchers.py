@@ -9,9 +9,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _NAMES = frozenset(
-    "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE NODE_RANK GROUP_RANK GROUP_WORLD_SIZE ROLE_NAME "
-    "ROLE_RANK ROLE_WORLD_SIZE CROSS_RANK CROSS_SIZE MASTER_ADDR MASTER_PORT NNODES "
-    "AZUREML_EXPERIMENT_ID SM_TRAINING_ENV DLTS_JOB_ID".split()
+    [
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "GROUP_RANK",
+        "GROUP_WORLD_SIZE",
+        "ROLE_NAME",
+        "ROLE_RANK",
+        "ROLE_WORLD_SIZE",
+        "CROSS_RANK",
+        "CROSS_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NNODES",
+        "AZUREML_EXPERIMENT_ID",
+        "SM_TRAINING_ENV",
+        "DLTS_JOB_ID",
+    ]
 )
 _PREFIXES = (
     "OMPI_", "PMI_", "PMI2_", "PMIX_", "PRTE_", "PALS_", "HYDRA_", "HYDI_", "I_MPI_", "MPI_",

@@ -5,6 +5,7 @@ gguf_header.py   the header of a GGUF file, in bounded time
 base_model.py    base models on every node; GGUF converted once
 load.py          models, tokenizers and adapters, loaded and saved
 full.py          a model whose weights were all trained, stored
+base_check.py    a base model's files against its architecture and tokenizer
 warm_start.py    an adapter with which training begins
 tokenization.py  texts and answers to tokens
 packing.py       sequences to rows; pure

@@ -83,9 +83,7 @@ class Chat:
         except Exception:  # noqa: BLE001 - whatever a template does
             return ""
 
-    def _apply(
-        self, messages: Sequence[tuple[str, str]], date: datetime, asks: bool = True
-    ) -> str:
+    def _apply(self, messages: Sequence[tuple[str, str]], date: datetime, asks: bool = True) -> str:
         messages = _folded(messages) if self.folds_system else messages
         rendered = self.tokenizer.apply_chat_template(
             [

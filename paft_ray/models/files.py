@@ -39,14 +39,18 @@ class ModelFiles:
     has_chat_template: bool | None = None
     context_length: int | None = None
     """Longest sequence, in tokens, that the model was made for."""
+    quantized: str | None = None
+    """Method by which its weights are stored in fewer bits; None where they are not."""
+    has_weights: bool = True
 
 
-def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
+def inspect_model(path: str, field: str = "model.path", weightless: bool = False) -> ModelFiles:
     """Look at a model's files without loading it.
 
     Args:
         path: Model folder, GGUF file, `pkg:NAME/inner/path`, or hub name.
         field: The configuration's field, with which messages begin.
+        weightless: Accept a folder without any weights.
 
     Raises:
         ConfigError: Folder, configuration, weights or tokenizer are missing or broken.
@@ -65,7 +69,7 @@ def inspect_model(path: str, field: str = "model.path") -> ModelFiles:
             return ModelFiles(
                 str(location), "gguf", header.has_chat_template, header.context_length
             )
-        return _inspect_folder(location)
+        return _inspect_folder(location, weightless)
     except (ConfigError, ArtifactError) as error:
         raise ConfigError(f"{field}: {error}") from error
 
@@ -96,7 +100,7 @@ def _local(path: str, field: str) -> Path | None:
         raise ConfigError(f"{field}: {error}") from error
 
 
-def _inspect_folder(folder: Path) -> ModelFiles:
+def _inspect_folder(folder: Path, weightless: bool) -> ModelFiles:
     if not folder.is_dir():
         what = "is a file that is no .gguf" if folder.exists() else "does not exist"
         raise ConfigError(
@@ -114,7 +118,9 @@ def _inspect_folder(folder: Path) -> ModelFiles:
             "save the model again with save_pretrained"
         )
     _check_counts(folder / "config.json", config)
-    _check_weights(folder)
+    has_weights = not weightless or _has_weights(folder)
+    if has_weights:
+        _check_weights(folder)
     if not _has_tokenizer(folder):
         raise ConfigError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}); save it there with "
@@ -125,7 +131,32 @@ def _inspect_folder(folder: Path) -> ModelFiles:
         kind="local",
         has_chat_template=_has_chat_template(folder),
         context_length=_context_length(config),
+        quantized=quantization_of(config),
+        has_weights=has_weights,
     )
+
+
+def quantization_of(config: Mapping[str, Any]) -> str | None:
+    """Return the method by which a model's configuration says that its weights are quantised."""
+    for section in (config, config.get("text_config")):
+        found = section.get("quantization_config") if isinstance(section, Mapping) else None
+        if found:
+            return str(found.get("quant_method") if isinstance(found, Mapping) else found)
+    return None
+
+
+def refuse_quantized(path: str, method: str | None) -> None:
+    """Refuse a base model whose weights are stored quantised: nothing here computes with them.
+
+    Raises:
+        ConfigError: `method` names how they are.
+    """
+    if method is not None:
+        raise ConfigError(
+            f"model.path: {path} is quantised ({method}, in its config.json), and training and "
+            "scoring read plain weights: name the model that it was made from; model.quantization: "
+            "nf4 stores its frozen weights in 4 bits while training"
+        )
 
 
 def _read_json(path: Path, rule: str) -> dict[str, Any]:
@@ -164,6 +195,11 @@ def _check_weights(folder: Path) -> None:
         f"{folder} has no weights in model.safetensors{has}; save the whole base model with "
         "save_pretrained"
     )
+
+
+def _has_weights(folder: Path) -> bool:
+    names = (_INDEX, "*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+    return any(True for name in names for _ in folder.glob(name))
 
 
 def _tensors(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.models.base_check import require_all_loaded
 from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
@@ -63,8 +64,8 @@ def load_base(
         trust: Run the model's own Python files, if it has any.
 
     Raises:
-        ConfigError: The model cannot be used with this attention, or needs code that is not
-            trusted.
+        ConfigError: The model cannot be used with this attention, needs code that is not trusted, or
+            its files lack weights.
     """
     import torch
     from transformers import GenerationConfig
@@ -99,7 +100,7 @@ def _load_with_attention(
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model = read_model(location, **arguments)
+        model, info = read_model(location, output_loading_info=True, **arguments)
     except (ValueError, ImportError) as error:
         if isinstance(error, ConfigError) or in_blocks or "attention" not in str(error).lower():
             raise
@@ -107,6 +108,7 @@ def _load_with_attention(
             f"model.attention: {attention} cannot be used with this model here "
             f"({one_line(error)}); use auto"
         ) from error
+    require_all_loaded(location, model, info["missing_keys"])
     if in_blocks and takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     elif attention == "blocks":

@@ -19,6 +19,13 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
 from paft_ray.config.launchers import without_launchers
 from paft_ray.config.loading import resolve_path
+from paft_ray.models.base_check import (
+    refuse_unknown,
+    require_end_token,
+    require_weights,
+    unknown_tokens,
+)
+from paft_ray.models.files import quantization_of, refuse_quantized
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
@@ -173,18 +180,69 @@ def check_answers(config: Config, choices: Sequence[str] | None) -> None:
     Raises:
         ConfigError: It does not.
     """
+    encoder = _encoder(config)
+    if encoder is None:
+        return
+    try:
+        replace(encoder, max_length=sys.maxsize).encode(lambda _: "Answer:", {}, choices or ())
+    except DataError as error:
+        raise ConfigError(f"task.choices: {error}") from error
+
+
+def check_base(config: Config, free_text: bool) -> dict[int, str]:
+    """Check the base model's weights, as far as names and shapes tell, and its tokenizer.
+
+    Of a GGUF, which is converted first, nothing is checked here.
+
+    Args:
+        config: The configuration.
+        free_text: Answers are free text, which ends with the end token.
+
+    Returns:
+        Tokens by id for which the model's embedding has no row, see `check_texts`.
+
+    Raises:
+        ConfigError: Weights are missing or quantised, or there is no end token.
+    """
+    from paft_ray.models.load import load_tokenizer
+
+    path, revision = config.model.path, config.model.revision
+    trust = config.model.trust_remote_code
+    local = resolve_path(path)
+    if local is not None and not local.is_dir():
+        return {}
+    model = _without_weights(path, local, revision, trust)
+    refuse_quantized(path, quantization_of(model.config.to_dict()))
+    if local is not None:
+        require_weights(model, local)
+    tokenizer = load_tokenizer(str(local or path), revision, trust)
+    unknown = unknown_tokens(tokenizer, model.get_input_embeddings())
+    if free_text:
+        require_end_token(tokenizer, unknown)
+    return unknown
+
+
+def check_texts(config: Config, unknown: dict[int, str], texts: Sequence[str]) -> None:
+    """Check that no text has one of the tokens that `check_base` found unknown to the model.
+
+    Raises:
+        ConfigError: One has.
+    """
+    if (encoder := _encoder(config)) is not None:
+        refuse_unknown(encoder, unknown, texts)
+
+
+def _encoder(config: Config) -> "TextEncoder | None":
+    """Return the encoder of a model that is read as it lies; None for a GGUF."""
     from paft_ray.models.load import load_tokenizer
     from paft_ray.models.tokenization import TextEncoder
 
     local = resolve_path(config.model.path)
     if local is not None and not local.is_dir():
-        return
-    tokenizer = load_tokenizer(str(local or config.model.path), config.model.revision)
-    encoder = replace(TextEncoder.from_config(tokenizer, config), max_length=sys.maxsize)
-    try:
-        encoder.encode(lambda _: "Answer:", {}, choices or ())
-    except DataError as error:
-        raise ConfigError(f"task.choices: {error}") from error
+        return None
+    location, model = str(local or config.model.path), config.model
+    tokenizer = load_tokenizer(location, model.revision, model.trust_remote_code)
+    return TextEncoder.from_config(tokenizer, config)
 
 
 def count_weights(
@@ -201,15 +259,12 @@ def count_weights(
         head; `layers` and `hidden`.
 
     Raises:
-        PaftError: The model cannot be built here, or its adapter's size depends on weights.
-        ConfigError: peft refuses the adapter.
+        PaftError: Its adapter's size depends on weights.
+        ConfigError: The model cannot be built here, or peft refuses the adapter.
     """
     if peft is not None:
         check_arguments(peft)
-    try:
-        model = _without_weights(path, resolve_path(path), revision, trust)
-    except ConfigError as error:
-        raise PaftError(str(error)) from error
+    model = _without_weights(path, resolve_path(path), revision, trust)
     text = model.config.get_text_config()
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     linear = sum(

@@ -24,6 +24,11 @@ _IRRELEVANT = ("dropout", "init_", "auto_mapping", "base_model_name", "inference
                "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
                "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
 """Parts of the names of fields that do not change what stored weights compute."""
+_SELECTIONS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
+               "layers_pattern", "target_parameters")  # fmt: skip
+"""Fields that say where weights are: the names of the tensors say whether that is the same."""
+_SETS = (*_SELECTIONS, "feedforward_modules")
+"""Fields that peft keeps as sets, and writes in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,25 +137,43 @@ def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
     from peft import get_peft_model_state_dict
 
     where = f"train.warm_start: {adapter.location}"
-    ours = plain_settings(model.active_peft_config.to_dict())
-    for name, value in sorted(adapter.config.items()):
-        if any(part in name for part in _IRRELEVANT) or name not in ours:
-            continue
-        if value != ours[name]:
-            raise ConfigError(
-                f"{where} has {name} {value}, but with model.peft it is {ours[name]}: set it to "
-                "the adapter's, or name another adapter"
-            )
+    changed = {
+        name: f"{where} has {name} {value}, but with model.peft it is {ours}: set it to the "
+        "adapter's, or name another adapter"
+        for name, value, ours in _differences(adapter.config, model.active_peft_config.to_dict())
+    }
+    for name, message in changed.items():
+        if name not in _SELECTIONS:
+            raise ConfigError(message)
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fresh = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     stored = safetensors.torch.load(adapter.weights)
     for name in sorted(fresh.keys() | stored.keys()):
         have, want = (list(s[name].shape) if name in s else "missing" for s in (stored, fresh))
         if have != want:
-            raise ConfigError(
-                f"{where} does not fit: {name} is {have} there and {want} under model.peft on this "
-                "model; name an adapter of the same shape"
-            )
+            other = f"{where} does not fit: {name} is {have} there and {want} under model.peft on "
+            other += "this model; name an adapter of the same shape"
+            raise ConfigError(next(iter(changed.values()), other))
+
+
+def _differences(
+    stored: Mapping[str, Any], fresh: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Names of settings that differ, with both values; the order in sets does not matter."""
+    for name in sorted(stored.keys() & fresh.keys()):
+        if not any(part in name for part in _IRRELEVANT):
+            theirs, ours = (plain_settings(settings[name]) for settings in (stored, fresh))
+            if name in _SETS:
+                theirs, ours = _as_set(theirs), _as_set(ours)
+            if theirs != ours:
+                yield name, theirs, ours
+
+
+def _as_set(value: Any) -> Any:
+    """A list in a fixed order, also where peft takes one entry instead; patterns stay."""
+    if isinstance(value, list):
+        return sorted(value, key=str)
+    return [] if value is None else [value] if isinstance(value, int) else value
 
 
 def begin_with(model: "PeftModel", weights: bytes) -> None:

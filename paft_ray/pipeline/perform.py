@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paft_ray.cluster.access import check_access
-from paft_ray.config import Config
+from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.chat import describe_chat
-from paft_ray.models.meta import ModelCheckProcess, check_adapters, check_answers, warm_up
+from paft_ray.models.meta import (
+    ModelCheckProcess,
+    check_adapters,
+    check_answers,
+    check_base,
+    check_texts,
+    warm_up,
+)
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
+from paft_ray.prompts.files import read_prompt_files
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
@@ -80,8 +88,9 @@ class Verb:
     help: str
     run: Callable[[Work], Result]
     needs_ray: bool = True
-    may_join: bool = False
-    """Whether it joins a cluster where one is named, but needs none."""
+    plans: bool = False
+    """Whether it only says what would be done: it needs neither weights of the model nor a cluster,
+    and joins one where it is named."""
     logged: bool = True
     """Whether output of libraries goes to the run's log, which may be the first file written."""
     trains: bool = False
@@ -97,7 +106,7 @@ class Verb:
     @property
     def joins(self) -> bool:
         """Return whether it may join a cluster."""
-        return self.needs_ray or self.may_join
+        return self.needs_ray or self.plans
 
 
 def open_context(
@@ -106,6 +115,7 @@ def open_context(
     screen: Screen | None = None,
     planning: bool = False,
     test: bool = True,
+    weightless: bool = False,
 ) -> RunContext:
     """Check everything that can be checked before work, and create the context.
 
@@ -115,12 +125,13 @@ def open_context(
         screen: Shows progress to a person; silent by default.
         planning: No worker will run here.
         test: Read test examples; a search does not.
+        weightless: Accept a model folder without weights.
 
     Raises:
         PaftError: See `preflight`; nothing was written.
     """
     config = with_targets(config)
-    checked = preflight(config, overwrite, planning, test)
+    checked = preflight(config, overwrite, planning, test, weightless)
     storage = Storage.open(config.storage)
     return RunContext.create(config, checked.task, storage, screen, checked.warnings)
 
@@ -134,7 +145,9 @@ def prepare(
     Raises:
         PaftError: They cannot be used; nothing was started or written.
     """
-    context = open_context(config, options.overwrite, screen, not verb.needs_ray, verb.reads_test)
+    context = open_context(
+        config, options.overwrite, screen, not verb.needs_ray, verb.reads_test, verb.plans
+    )
     if verb.trains and not options.overwrite:
         refuse_other_content(context)
     checked = None if verb.check is None else verb.check(context, options)
@@ -166,12 +179,7 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
     check_access(options.insist)
     import_early(context.config.tracking)
     if verb.trains:
-        begun = _begin_model_check(work)
-        import_ray()  # while the model is checked
-        for _ in range(begun):
-            work.checks.finish()
-        if not context.run_folder.exists(RUN_RECORD) or options.overwrite:
-            check_lengths_early(context, work.checks, whole=verb.reads_test)
+        check_model(work, import_ray)
     if context.config.model.chat_template == "auto":
         work = replace(work, context=replace(context, notes=chat_notes(work)))
     with ray_session(options.insist):
@@ -194,21 +202,31 @@ def chat_notes(work: Work) -> tuple[str, ...]:
     return work.checks.finish()
 
 
-def _begin_model_check(work: Work) -> int:
-    """Begin to check, with transformers and peft, whether model and adapters can be built.
+def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Check, with transformers and peft, whether model, adapters and texts go together.
 
-    A run that has begun has passed this check before. Returns the number of calls to wait for.
+    A run that has begun has passed this check before.
+
+    Args:
+        work: The prepared work.
+        meanwhile: Done here while the other process begins.
+
+    Raises:
+        ConfigError: They do not.
+        DataError: An example does not fit `task.max_length`.
     """
-    context, config = work.context, work.context.config
+    context, config, checks = work.context, work.context.config, work.checks
     if context.run_folder.exists(RUN_RECORD) and not work.options.overwrite:
-        work.checks.begin(warm_up)
-        return 1
+        checks.begin(warm_up)
+        meanwhile()
+        checks.finish()
+        return
     pefts: list[Mapping[str, Any] | None] = []
     for each in (config, *(work.checked or ())):
         if each.model.peft not in pefts:
             pefts.append(each.model.peft)
     warm_start = config.train.warm_start
-    work.checks.begin(
+    checks.begin(
         check_adapters,
         config.model.path,
         config.model.revision,
@@ -217,5 +235,29 @@ def _begin_model_check(work: Work) -> int:
         None if warm_start is None else read_adapter(warm_start),
         config.model.trust_remote_code,
     )
-    work.checks.begin(check_answers, config, context.task.choices)
-    return 2
+    checks.begin(check_base, config, context.task.choices is None)
+    checks.begin(check_answers, config, context.task.choices)
+    meanwhile()
+    checks.finish()
+    unknown = checks.finish()
+    checks.finish()
+    if unknown:
+        checks.begin(check_texts, config, unknown, list(_known_texts(context)))
+        checks.finish()
+    if not work.verb.plans or resolve_path(config.model.path) is not None:  # else fetched to train
+        whole = config.tuning is None if work.verb.plans else work.verb.reads_test
+        check_lengths_early(context, checks, whole)
+
+
+def _known_texts(context: RunContext) -> Iterator[str]:
+    """The texts of which prompts are made, and their answers, as far as files hold them."""
+    prompts, task = context.config.prompts, context.task
+    for path in prompts.files:
+        yield from read_prompt_files(path)
+    for variant in context.config.variants:
+        if isinstance(variant, SinglePromptVariant) and variant.prompt:
+            yield variant.prompt
+    yield from (*task.instructions, *(task.choices or ()))
+    for split in (task.train, task.validation, task.test):
+        for example in split:
+            yield from (*example.fields.values(), example.answer)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from paft_ray.cluster.resources import fit_workers, places
+from paft_ray.cluster.resources import Nodes, fit_workers, places
 from paft_ray.config import (
     Config,
     Endpoint,
@@ -35,7 +35,8 @@ from paft_ray.storage.paths import Storage
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.training.identity import find_trained
 from paft_ray.tuning.pools import generation_samples
-from paft_ray.tuning.space import count_trials
+from paft_ray.tuning.settings import fit_trials, tuning_of
+from paft_ray.tuning.space import count_trials, trial_configs
 
 _ESTIMATE_FACTOR = 1.5
 """Estimates of memory are right within this factor."""
@@ -71,7 +72,9 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         for t in trainings
     }
     plan["sequences_per_training"] = steps * train.batch_size
-    plan["workers"] = {"train": train.workers.num, "evaluate": evaluation.workers.num}
+    fewest, most = train.workers.fewest, train.workers.most
+    together = most if fewest == most else f"{fewest} to {most}"
+    plan["workers"] = {"train": together, "evaluate": evaluation.workers.num}
     test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
     test_examples = min(len(task.test), evaluation.examples or len(task.test))
     models = 1 + len(trainings)
@@ -134,8 +137,8 @@ def _in_words(value: Any) -> str:
 def describe_sizes(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
-    The model is built without its weights, which takes some seconds. Where its configuration cannot
-    be read here, `unknown` holds the reason.
+    The model is built without its weights, which takes some seconds. Where the adapter's size
+    depends on weights, `unknown` says so.
     """
     config, model = context.config, context.config.model
     steps = total_steps(config.train, len(context.task.train))
@@ -192,6 +195,9 @@ def describe_cluster(
                 f"{field}: no node has room for an actor of {cpus:g} CPUs and {gpus:g} GPUs: "
                 "give it less, or add a node"
             )
+    if "train.workers" in stages and config.tuning is not None:
+        each = [{"CPU": node.cpus, "GPU": node.gpus} for node in nodes]
+        missing += _search_misplaced(context, each)
     if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
         missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
     hidden = ("id", "missing", "notes")
@@ -200,6 +206,16 @@ def describe_cluster(
         "stages": stages,
         "missing": missing,
     }
+
+
+def _search_misplaced(context: RunContext, nodes: Nodes) -> list[str]:
+    """Why the trials of the search cannot be placed on these nodes, if they cannot."""
+    config, tuning = context.config, tuning_of(context.config)
+    try:
+        fit_trials(config, tuning, trial_configs(config, tuning), nodes)
+    except ConfigError as error:
+        return [str(error)]
+    return []
 
 
 def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:

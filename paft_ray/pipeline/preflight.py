@@ -25,8 +25,9 @@ from paft_ray.config import (
 )
 from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
+from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded, local_path
-from paft_ray.models.files import ModelFiles, inspect_model
+from paft_ray.models.files import ModelFiles, inspect_model, refuse_quantized
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
@@ -52,7 +53,11 @@ class Checked:
 
 
 def preflight(
-    config: Config, overwrite: bool = False, planning: bool = False, test: bool = True
+    config: Config,
+    overwrite: bool = False,
+    planning: bool = False,
+    test: bool = True,
+    weightless: bool = False,
 ) -> Checked:
     """Check a configuration against the files, the environment and this machine.
 
@@ -61,6 +66,7 @@ def preflight(
         overwrite: The run's name may belong to a run with another configuration.
         planning: No worker will run here, so that a lack of this machine is a warning.
         test: Read test examples, see `load_task`.
+        weightless: Accept a model folder without weights.
 
     Raises:
         ConfigError: The configuration cannot be used here; the message names the remedy.
@@ -73,7 +79,7 @@ def preflight(
     _check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
-    model = inspect_model(config.model.path)
+    model = inspect_model(config.model.path, weightless=weightless)
     warnings += _check_model(config, model)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)
@@ -173,6 +179,16 @@ def _check_workers(config: Config, planning: bool) -> list[str]:
     return []
 
 
+def fits_this_machine(config: Config) -> bool:
+    """Return whether the workers fit this machine, where no cluster is named."""
+    return named_cluster() is not None or not _check_workers(config, planning=True)
+
+
+def this_machine() -> dict[str, float]:
+    """Resources of this machine as Ray would count them; the number of GPUs is not looked up."""
+    return {"CPU": os.cpu_count() or 1, "GPU": 1e9 if _sees_gpu() else 0}
+
+
 def _require_places(config: Config) -> None:
     for field, workers in (
         ("train.workers", config.train.workers),
@@ -211,6 +227,14 @@ def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
             f"task.max_length: {config.task.max_length} is more than the {model.context_length} "
             f"tokens that {config.model.path} was made for; lower it"
         )
+    refuse_quantized(config.model.path, model.quantized)
+    if not model.has_weights:
+        yield (
+            f"model.path: {config.model.path} has no weights: it can be planned with, and nothing "
+            "else"
+        )
+    if model.kind == "hub":
+        require_hub("model.path", config.model.path)
     if model.kind == "hub" and config.model.revision is None:
         yield (
             f"model.revision: none is given for {config.model.path}, so that the run cannot be "
@@ -239,6 +263,8 @@ def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
     for field, llm in configured_llms(config.prompts):
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
+            if seen[llm.path].kind == "hub":
+                require_hub(f"{field}.path", llm.path)
         elif isinstance(llm, Endpoint):
             yield from _check_endpoint(field, llm)
 

@@ -15,14 +15,22 @@ from typing import Any
 from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.loading import resolve_path
-from paft_ray.pipeline.perform import Options, Result, Verb, Work, chat_notes, perform, prepare
+from paft_ray.pipeline.perform import (
+    Options,
+    Result,
+    Verb,
+    Work,
+    chat_notes,
+    check_model,
+    perform,
+    prepare,
+)
+from paft_ray.pipeline.preflight import fits_this_machine, this_machine
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
 from paft_ray.tracking import tracking_uri
-from paft_ray.training.lengths import check_lengths_early
 
 
 def _prompts(work: Work) -> Result:
@@ -99,8 +107,24 @@ def _finished_search(context: RunContext) -> Result | None:
 
 
 def _check_search(context: RunContext, options: Options) -> Sequence[Config]:
+    from paft_ray.tuning.settings import check_search, fit_trials, tuning_of
+    from paft_ray.tuning.space import trial_configs
+
+    config, checked = context.config, check_search(context)
+    if named_cluster() is None:
+        tuning = tuning_of(config)
+        fit_trials(config, tuning, trial_configs(config, tuning), [this_machine()])
+    return checked
+
+
+def _check_plan(context: RunContext, options: Options) -> Sequence[Config]:
+    """What the other verbs would refuse; a plan for larger machines than this one may be made."""
     from paft_ray.tuning.settings import check_search
 
+    if context.config.tuning is None:
+        return ()
+    if fits_this_machine(context.config):
+        return _check_search(context, options)
     return check_search(context)
 
 
@@ -192,9 +216,9 @@ def _plan(work: Work) -> Result:
     if named_cluster() is not None:
         check_access(options.insist, "--cluster" if options.cluster else "RAY_ADDRESS")
     plan = describe_plan(context)
+    # what libraries print while they check goes nowhere
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
-        if resolve_path(context.config.model.path) is not None:  # others are fetched to train
-            check_lengths_early(context, work.checks, whole=context.config.tuning is None)
+        check_model(work)
         plan["sizes"] = describe_sizes(context, work.checks)
         if context.config.model.chat_template == "auto" and (notes := chat_notes(work)):
             plan["chat_template"] = list(notes)
@@ -241,7 +265,8 @@ VERBS: Mapping[str, Verb] = {
         "check everything and say what would be done",
         _plan,
         needs_ray=False,
-        may_join=True,
+        check=_check_plan,
+        plans=True,
         logged=False,
     ),
 }

@@ -16,6 +16,7 @@ from typing import Any
 
 from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import resolve_path
 from paft_ray.tasks.builtin import TaskOutline
 from paft_ray.tasks.example import SPLITS, SplitName
@@ -67,8 +68,9 @@ def open_source(
     """
     if config.path is None:
         assert outline.hub_name is not None
-        hub = read_hub(outline.hub_name, outline.hub_config)
         where = f"data set {outline.hub_name}"
+        require_hub("task.path", where)
+        hub = read_hub(outline.hub_name, outline.hub_config)
         return _of_splits([(where, hub, ())], outline, with_test)
     paths = _local_paths(config.path, "task.path")
     sources = [(str(path), read_rows(path), declared_splits(path)) for path in paths]

@@ -39,7 +39,7 @@ from paft_ray.tuning.finalists import (
 from paft_ray.tuning.monitor import TrialMonitor, closing
 from paft_ray.tuning.pools import SearchPools, build_pools, generation_key, pools_fingerprint
 from paft_ray.tuning.settings import fit_trials, tuning_of
-from paft_ray.tuning.space import apply, edge_configs, samples
+from paft_ray.tuning.space import apply, trial_configs
 from paft_ray.tuning.suggest import Suggester
 from paft_ray.tuning.trial import (
     TRIAL_CPUS,
@@ -71,9 +71,7 @@ def search(
         TrainingError: No trial is finished.
     """
     tuning, config = tuning_of(context.config), context.config
-    trials = [apply(config, sample) for sample in samples(tuning, config.seed)]
-    trials += [trial for _, trial in edge_configs(config, tuning)]
-    cpus, concurrency = fit_trials(config, tuning, trials)
+    cpus, concurrency = fit_trials(config, tuning, trial_configs(config, tuning))
     made_from = {
         "work": "search",
         "search space": fingerprint(affecting(tuning, "search")),

@@ -4,7 +4,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 
-from paft_ray.cluster.resources import fit_workers, node_resources, places
+from paft_ray.cluster.resources import Nodes, fit_workers, node_resources, places
 from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
@@ -80,7 +80,7 @@ def _check_trial(trial: Config, model: ModelConfig, task: Task) -> None:
 
 
 def fit_trials(
-    config: Config, tuning: TuningConfig, configs: Sequence[Config]
+    config: Config, tuning: TuningConfig, configs: Sequence[Config], nodes: Nodes | None = None
 ) -> tuple[float, int]:
     """CPUs of each worker of a trial where none are configured, and how many trials run at a time.
 
@@ -90,12 +90,14 @@ def fit_trials(
         config: Configuration of the search.
         tuning: Its section `tuning`.
         configs: Configurations that its trials may have.
+        nodes: By default those of the joined cluster.
 
     Raises:
         ConfigError: The cluster cannot hold one trial, or not `tuning.concurrency` of them.
     """
     for each in (config, *configs):
-        fit_workers(each.train.workers, "train.workers")  # one trial fits at least
+        fit_workers(each.train.workers, "train.workers", nodes)  # one trial fits at least
+    nodes = node_resources() if nodes is None else nodes
     largest = max(
         (each.train.workers for each in (config, *configs)),
         key=lambda workers: (workers.fewest * (workers.cpus or 1.0), workers.fewest),
@@ -104,10 +106,10 @@ def fit_trials(
     if largest.cpus is not None:
         cpus = largest.cpus
     elif concurrency is None:
-        cpus = fit_workers(largest, "train.workers")
+        cpus = fit_workers(largest, "train.workers", nodes)
     else:
-        cpus = _share(concurrency * largest.fewest, largest)
-    room = _places(cpus, largest)
+        cpus = _share(concurrency * largest.fewest, largest, nodes)
+    room = _places(cpus, largest, nodes)
     fit = room // largest.fewest
     wanted = concurrency or max(1, fit)
     if wanted > fit:
@@ -121,13 +123,13 @@ def fit_trials(
     return cpus, wanted
 
 
-def _share(workers: int, of: TrainWorkersConfig) -> float:
+def _share(workers: int, of: TrainWorkersConfig, nodes: Nodes) -> float:
     """The most whole CPUs, one at least, with which so many workers fit."""
-    most = max((node.get("CPU", 0.0) for node in node_resources()), default=1.0)
+    most = max((node.get("CPU", 0.0) for node in nodes), default=1.0)
     shares = range(max(1, math.floor(most)), 0, -1)
-    return float(next((share for share in shares if _places(share, of) >= workers), 1))
+    return float(next((share for share in shares if _places(share, of, nodes) >= workers), 1))
 
 
-def _places(cpus: float, workers: TrainWorkersConfig) -> int:
+def _places(cpus: float, workers: TrainWorkersConfig, nodes: Nodes) -> int:
     """The number of workers that the nodes hold together."""
-    return sum(places(node, cpus, workers.gpus) for node in node_resources())
+    return sum(places(node, cpus, workers.gpus) for node in nodes)

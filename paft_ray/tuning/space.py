@@ -70,6 +70,12 @@ def samples(tuning: TuningConfig, seed: int) -> list[Sample]:
     return list(itertools.islice(draws(tuning.space, seed), tuning.trials or DEFAULT_TRIALS))
 
 
+def trial_configs(config: Config, tuning: TuningConfig) -> list[Config]:
+    """The configurations that trials may have: those of all samples, and of the space's edges."""
+    drawn = [apply(config, sample) for sample in samples(tuning, config.seed)]
+    return drawn + [trial for _, trial in edge_configs(config, tuning)]
+
+
 def count_trials(tuning: TuningConfig, seed: int) -> int:
     """The most trials that a search can have."""
     if isinstance(tuning.search, OptunaSearch):

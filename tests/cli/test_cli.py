@@ -101,6 +101,43 @@ def test_more_workers_than_the_machine_has_are_refused_where_they_would_run(
     assert not (small.parent / "storage").exists()
 
 
+def test_folder_without_weights_is_for_plans_alone(
+    small: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = small.parent / "weightless"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert call(["plan", str(small), f"model.path={folder}", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out)["sizes"]["parameters"] > 0
+    assert "has no weights" in err
+    assert call(["train", str(small), f"model.path={folder}"]) == 2
+    assert "has no weights" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["plan", "tune"])
+def test_search_whose_trials_cannot_be_placed_here_is_refused(
+    verb: str, small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    space = "space: {train.learning_rate: {type: choice, values: [0.001, 0.01]}}"
+    assert call([verb, str(small), f"tuning={{{space}, concurrency: 4096}}"]) == 2
+    _, err = capfd.readouterr()
+    assert "tuning.concurrency: 4096" in err
+    assert not (small.parent / "storage").exists()
+
+
+@pytest.mark.parametrize("verb", ["plan", "train", "prompts"])
+def test_quantised_model_is_refused(
+    verb: str, small: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = small.parent / "gptq"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert call([verb, str(small), f"model.path={folder}"]) == 2
+    assert "is quantised (gptq" in capfd.readouterr().err
+
+
 PEFT = "model.peft={peft_type: LORA, target_modules: [q_proj], %s}"
 
 
@@ -160,6 +197,20 @@ def test_model_that_transformers_cannot_build_exits_2_and_writes_nothing(
     _, err = capfd.readouterr()
     assert f"model.path: {named}" in err
     assert not (small.parent / "storage").exists()
+
+
+def test_plan_refuses_what_training_would_find_in_the_model(
+    small: Path, tiny_model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = small.parent / "broken"
+    shutil.copytree(tiny_model, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.Mine"}}
+    (broken / "config.json").write_text(json.dumps(config))
+    (broken / "configuration_mine.py").write_text("raise RuntimeError('run')")
+    for verb in ("plan", "train"):
+        assert call([verb, str(small), f"model.path={broken}"]) == 2
+        assert "model.path: " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["report", "evaluate", "export"])

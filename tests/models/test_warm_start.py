@@ -76,6 +76,43 @@ def test_adapter_of_another_shape_is_refused(peft, rule, tiny_model, tmp_path):
         check_adapters(str(tiny_model), None, [peft], 0, read_adapter(str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("peft", "written"),
+    [
+        (LORA, {"target_modules": ["v_proj", "q_proj"]}),
+        (LORA, {"modules_to_save": [], "exclude_modules": None, "layers_to_transform": None}),
+        ({**LORA, "modules_to_save": ["norm", "lm_head"]},
+         {"modules_to_save": ["lm_head", "norm"]}),
+        ({**LORA, "layers_to_transform": [1, 0]}, {"layers_to_transform": [0, 1]}),
+        ({**LORA, "layers_to_transform": [1]}, {"layers_to_transform": 1}),
+        ({**LORA, "target_modules": r".*\.[qv]_proj"}, {"target_modules": ["v_proj", "q_proj"]}),
+        (
+            {"peft_type": "IA3", "target_modules": ["k_proj", "up_proj", "down_proj"],
+             "feedforward_modules": ["up_proj", "down_proj"]},
+            {"feedforward_modules": ["down_proj", "up_proj"]},
+        ),
+    ],
+)  # fmt: skip
+def test_adapter_whose_sets_are_written_in_another_way_is_accepted(
+    peft, written, tiny_model, tmp_path
+):
+    store(tiny_model, tmp_path, peft)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | written))
+    adapter = read_adapter(str(tmp_path))
+    assert check_adapters(str(tiny_model), None, [peft], 0, adapter) is None
+
+
+def test_adapter_with_other_feedforward_modules_is_refused(tiny_model, tmp_path):
+    peft = {"peft_type": "IA3", "target_modules": ["q_proj", "o_proj"]}
+    store(tiny_model, tmp_path, {**peft, "feedforward_modules": ["q_proj"]})
+    with pytest.raises(ConfigError, match="has feedforward_modules"):
+        check_adapters(
+            str(tiny_model), None, [{**peft, "feedforward_modules": ["o_proj"]}], 0,
+            read_adapter(str(tmp_path)),
+        )  # fmt: skip
+
+
 def test_adapter_whose_tensors_are_of_another_model_is_refused(tiny_model, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -14,7 +14,7 @@ from typing import Any
 from paft_ray.cluster.control import Control, ControlState, follow
 from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import spare_workers
-from paft_ray.config.errors import WorkersLostError, one_line
+from paft_ray.config.errors import WorkersLostError, last_line
 from paft_ray.runs.progress import Stage
 from paft_ray.training.distributed.elastic_size import ElasticSize
 from paft_ray.training.distributed.heartbeat import HangDetector, Verdict
@@ -121,7 +121,9 @@ def _run_workers(
         with own_errors():
             return trainer.fit().return_value
     except TrainingFailedError as error:
-        reasons = [*verdicts, one_line(error, 300)]
+        if (refusal := job.control.state().refusal) is not None:
+            raise refusal from error
+        reasons = [*verdicts, last_line(error, 300)]
         raise WorkersLostError(
             f"training {name} stopped after step {job.control.state().step} of {job.steps}, having "
             f"lost workers more than {train.max_failures} times (train.max_failures): "

@@ -86,6 +86,8 @@ class _ProcessGroup(Backend):
         from ray.train._internal.utils import get_address_and_port
 
         assert isinstance(backend_config, RankGroupConfig)
+        if (refusal := backend_config.control.state().refusal) is not None:
+            raise refusal  # of the attempt before
         self.attempt = time.time_ns()
         worker_group.execute(_prepare_worker, backend_config.interface, self.attempt)
         address, port = worker_group.execute_single(0, get_address_and_port)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paft_ray.cluster.control import Control, Heartbeat
 from paft_ray.config.errors import PaftError, TrainingError
 from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.training.distributed.failures import comes_again, program_error
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
 from paft_ray.training.job import Job
 from paft_ray.training.state.retries import retry_storage
@@ -45,10 +46,15 @@ def run_rank(payload: dict[str, Any]) -> int | None:
     try:
         with heartbeat.sending():
             return _train_tracked(job, heartbeat)
-    except PaftError as error:
+    except Exception as error:
+        first = heartbeat.heartbeat
+        if not comes_again(error, first.ranks):
+            raise
         # another attempt would end the same way: report why, and end without a failure
         logger.exception("training refused")
-        job.control.refuse(error)
+        job.control.refuse(program_error(error, first.rank))
+        if first.ranks > 1 and not isinstance(error, PaftError):
+            raise  # the other ranks wait for this one, and are ended with it
         return None
 
 

@@ -1,0 +1,134 @@
+"""Checks of a base model's files against its architecture and its tokenizer, without its weights.
+
+Covered: weights that the files do not hold, which transformers would draw at random; tokens without
+a row in the embedding; a tokenizer without an end token. Runs in the process of `meta.py`.
+"""
+
+import copy
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paft_ray.config.errors import ConfigError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from paft_ray.models.tokenization import TextEncoder
+
+_TEXTS_TOGETHER = 1000
+
+
+def require_all_loaded(path: str, model: "PreTrainedModel", missing: Collection[str]) -> None:
+    """Refuse a model of whose weights some were missing in its files.
+
+    Args:
+        path: The model, for messages.
+        model: As transformers built it.
+        missing: The names that transformers reported, after its own renaming and tying.
+
+    Raises:
+        ConfigError: Some are missing.
+    """
+    if missing:
+        first, more = min(missing), len(missing) - 1
+        others = f" and {more} more" if more else ""
+        raise ConfigError(
+            f"model.path: the files of {path} lack {first}{others} of a {type(model).__name__}, "
+            "which would be random; save the whole causal model with save_pretrained, a peft model "
+            "after merge_and_unload"
+        )
+
+
+def require_weights(model: "PreTrainedModel", folder: Path) -> None:
+    """Compare the names and shapes in a folder's safetensors with those of a model.
+
+    transformers itself maps the names, from their headers: no weights are read.
+
+    Args:
+        model: Built on the meta device from the folder's configuration.
+        folder: A model folder; one without weights is left alone.
+
+    Raises:
+        ConfigError: Weights are missing, or have another shape.
+    """
+    import torch
+
+    state = {
+        name: torch.empty(shape, dtype=torch.float32, device="meta")
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, shape in _shapes(file)
+    }
+    if not state:
+        return
+    built: Any = type(model)
+    try:
+        loaded, info = built.from_pretrained(
+            None,
+            config=copy.deepcopy(model.config),
+            state_dict=state,
+            dtype=torch.float32,
+            device_map="meta",
+            output_loading_info=True,
+        )
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"model.path: the weights in {folder} do not fit its config.json ({one_line(error)}); "
+            "fetch or save both again"
+        ) from error
+    require_all_loaded(str(folder), loaded, info["missing_keys"])
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, Sequence[int]]]:
+    """Names and shapes of a safetensors file's tensors, from its header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    for name, about in header.items():
+        if name != "__metadata__":
+            yield name, about["shape"]
+
+
+def unknown_tokens(
+    tokenizer: "PreTrainedTokenizerBase", embedding: "torch.nn.Module"
+) -> dict[int, str]:
+    """Return the tokens, by id, for which a model's embedding has no row."""
+    weight: Any = embedding.weight
+    rows = int(weight.shape[0])
+    return {id: token for token, id in tokenizer.get_vocab().items() if id >= rows}
+
+
+def refuse_unknown(encoder: "TextEncoder", unknown: dict[int, str], texts: Sequence[str]) -> None:
+    """Refuse texts in which a token occurs for which the model has no row.
+
+    Some published models have such tokens, which nothing uses: these do no harm.
+
+    Raises:
+        ConfigError: One occurs, maybe by the chat template.
+    """
+    for start in range(0, len(texts), _TEXTS_TOGETHER):
+        some = texts[start : start + _TEXTS_TOGETHER]
+        rendered = [encoder.context(text)[0] for text in some]
+        encoded: Any = encoder.tokenizer(rendered)["input_ids"]
+        for text, ids in zip(some, encoded, strict=True):
+            if found := [unknown[id] for id in ids if id in unknown]:
+                raise ConfigError(
+                    f"model.path: the embedding has no row for the token {found[0]!r} (one of "
+                    f"{len(unknown)} of its tokenizer's), which occurs in {text[:60]!r}: save the "
+                    "model after resize_token_embeddings(len(tokenizer)), or reword the text"
+                )
+
+
+def require_end_token(tokenizer: "PreTrainedTokenizerBase", unknown: dict[int, str]) -> None:
+    """Refuse a tokenizer without the token that ends a free-text answer.
+
+    Raises:
+        ConfigError: It has none, or the model does not know it.
+    """
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id in unknown:
+        raise ConfigError(
+            f"model.path: its tokenizer's end token (eos_token) is {tokenizer.eos_token!r}, and a "
+            "task without choices needs one that the model knows, with which answers end: set it, "
+            "and save the tokenizer again"
+        )

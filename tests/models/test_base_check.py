@@ -1,0 +1,105 @@
+"""Base models whose files and tokenizer do not go together, found without reading weights."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from factories import run_config
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
+from paft_ray.models.load import load_base
+from paft_ray.models.meta import check_base, check_texts
+
+
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def check(folder: Path, review_file: Path, tmp_path: Path) -> Callable[..., dict[int, str]]:
+    config = load_config(run_config(folder, review_file, tmp_path / "storage"))
+    return lambda free_text=False: check_base(config, free_text)
+
+
+def rename(folder: Path, new: Callable[[str], str | None]) -> None:
+    file = folder / "model.safetensors"
+    named = {new(name): tensor for name, tensor in load_file(file).items()}
+    save_file({name: tensor for name, tensor in named.items() if name}, file, {"format": "pt"})
+
+
+def change_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_model_with_all_its_weights_is_accepted_without_reading_them(folder, check, monkeypatch):
+    monkeypatch.setattr("safetensors.safe_open", None)
+    assert check() == {}
+
+
+def test_names_that_transformers_maps_are_accepted(folder, check):
+    """A base model saved without its head, which is tied to the embedding."""
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    rename(folder, lambda name: None if "lm_head" in name else name.removeprefix("model."))
+    assert check() == {}
+    load_base(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("new", "named"),
+    [
+        (lambda name: f"base_model.model.{name}", "and .* more of a LlamaForCausalLM"),
+        (lambda name: None if "lm_head" in name else name, "lack lm_head.weight of a"),
+        (lambda name: None if name.endswith("layers.1.mlp.up_proj.weight") else name, "up_proj"),
+        (lambda name: name.replace("self_attn", "attention"), "self_attn"),
+    ],
+)
+def test_weights_that_are_missing_are_named_before_work_and_when_loading(new, named, folder, check):
+    change_json(folder / "config.json", tie_word_embeddings=False)
+    rename(folder, lambda name: name if name != "lm_head.weight" else None)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    assert check() == {}
+    rename(folder, new)
+    with pytest.raises(ConfigError, match=named):
+        check()
+    with pytest.raises(ConfigError, match=named):
+        load_base(str(folder))
+
+
+def test_weights_of_another_shape_are_refused(folder, check):
+    config = json.loads((folder / "config.json").read_text())
+    change_json(folder / "config.json", intermediate_size=config["intermediate_size"] * 2)
+    with pytest.raises(ConfigError, match=r"do not fit its config\.json"):
+        check()
+
+
+def test_token_without_a_row_is_refused_only_where_a_text_has_it(folder, check, review_file):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<user_text>"]})
+    rows = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    tokenizer.add_tokens([f"<pad {i}>" for i in range(rows)])
+    tokenizer.save_pretrained(folder)
+    unknown = check()
+    assert unknown
+    token = next(iter(unknown.values()))
+    config = load_config(run_config(folder, review_file, "storage"))
+    check_texts(config, unknown, ["a good film"] * 3)
+    with pytest.raises(ConfigError, match="no row for the token"):
+        check_texts(config, unknown, ["a good film", f"a {token} film"])
+
+
+def test_free_text_needs_an_end_token_and_choices_do_not(folder, check):
+    assert check(free_text=True) == {}
+    change_json(folder / "tokenizer_config.json", eos_token=None)
+    if (folder / "special_tokens_map.json").exists():
+        change_json(folder / "special_tokens_map.json", eos_token=None)
+    assert check(free_text=False) == {}
+    with pytest.raises(ConfigError, match="end token"):
+        check(free_text=True)
