@@ -52,6 +52,8 @@ def call(arguments: Sequence[str]) -> int:
             return _execute(VERBS[options.verb], config, options, streams)
     except ConfigError as error:
         return write_error(sys.stderr, error, 2)
+    except KeyboardInterrupt:  # before or after the work, or a second one during it
+        return 130
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
@@ -67,9 +69,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
     if isinstance(result, int):
         return result
     for line in result.missing:
-        streams.console.print(
-            f"missing: {line}", style="red", soft_wrap=True, highlight=False, markup=False
-        )
+        screen.problem(f"missing: {line}")
     text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
     write(streams.stdout, text + "\n")
     return 2 if result.missing else 0
@@ -79,10 +79,11 @@ def _perform(work: Work, streams: Streams) -> Result | int:
     """The result of the work, or the exit code where it failed."""
     screen, folder = work.context.screen, work.context.run_folder
     new = not folder.exists()
+    termination = _Termination()
     with log_file(folder) if work.verb.logged else nullcontext(None) as log:
         try:
-            with _interruptible():
-                return perform(work, _handle_termination)
+            with termination.handled():
+                return perform(work, termination.handle)
         except (ConfigError, DataError) as error:
             if log is not None and new:
                 log.kept = False
@@ -93,31 +94,40 @@ def _perform(work: Work, streams: Streams) -> Result | int:
         except KeyboardInterrupt:
             screen.line("interrupted; run the same command to continue")
             return 130
-        except SystemExit:  # from SIGTERM; Ray may have changed its code on the way
+        except SystemExit:  # Ray may have changed its code on the way
+            if not termination.received:  # Ray Train's own answer to a second or third Ctrl-C
+                screen.line("interrupted; run the same command to continue")
+                return 130
             screen.line("terminated; run the same command to continue")
             return 143
         except Exception as error:
             logger.exception("failed unexpectedly")
             if log is None:
-                traceback.print_exc(file=streams.stderr)
+                write(streams.stderr, traceback.format_exc())
             place = "above" if log is None else f"in {log.place}"
             message = f"{type(error).__name__}: {last_line(error)}\nthe traceback is {place}"
             return write_error(streams.stderr, message, 1)
 
 
-def _handle_termination() -> None:
-    """Replace Ray's handler of SIGTERM, which ends the raylet and then aborts this process."""
-    signal.signal(signal.SIGTERM, _terminate)
+class _Termination:
+    """SIGTERM during the work, which raises SystemExit."""
 
+    received = False
 
-def _terminate(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signal during the block."""
+        before = signal.getsignal(signal.SIGTERM)
+        self.handle()
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
+    def handle(self) -> None:
+        """Replace Ray's handler, which ends the raylet and then aborts this process."""
+        signal.signal(signal.SIGTERM, self._receive)
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = True
+        raise SystemExit(128 + number)

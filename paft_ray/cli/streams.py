@@ -13,6 +13,7 @@ from typing import TextIO
 from rich.console import Console
 
 from paft_ray.config.errors import PaftError
+from paft_ray.config.visible import visible
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.storage.paths import Storage
 
@@ -36,7 +37,11 @@ def open_streams(as_json: bool) -> Iterator[Streams]:
         os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
         os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
     ):
-        yield Streams(stdout, stderr, Console(file=stderr if as_json else stdout))
+        # no text from outside is taken for markup
+        console = Console(
+            file=stderr if as_json else stdout, markup=False, emoji=False, highlight=False
+        )
+        yield Streams(stdout, stderr, console)
 
 
 @dataclass
@@ -58,12 +63,8 @@ def log_file(folder: Storage) -> Iterator[Log]:
     local.parent.mkdir(parents=True, exist_ok=True)
     with redirected(local):
         handler = logging.StreamHandler(sys.stderr)
-        logging.basicConfig(
-            level=logging.INFO,
-            format="%(asctime)s %(name)s %(levelname)s %(message)s",
-            handlers=[handler],
-            force=True,
-        )
+        handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
         try:
             yield log
         finally:
@@ -79,9 +80,16 @@ def log_file(folder: Storage) -> Iterator[Log]:
         folder.write_bytes(LOG, local.read_bytes())
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Formats records without control characters, since people read logs on terminals."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def write(stream: TextIO, text: str) -> None:
-    """Write to a stream at once."""
-    stream.write(text)
+    """Write to a stream at once, without control characters."""
+    stream.write(visible(text))
     stream.flush()
 
 

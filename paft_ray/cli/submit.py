@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ from paft_ray.cluster.access import INSIST, check_dashboard_access
 from paft_ray.cluster.jobs import follow, plan_job, send
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError
+from paft_ray.config.visible import shell_words
 from paft_ray.pipeline.verbs import VERBS
+from paft_ray.runs.progress import RichScreen
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int:
@@ -20,7 +25,7 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     insist = [INSIST] if options.insist and VERBS[options.job].joins else []
     arguments = [*options.overrides, *options.for_job, *insist]
     job = plan_job(config, options.job, options.config, arguments, home)
-    by_hand = f"--address {options.address} {job.id}"
+    by_hand = shell_words(["--address", options.address, job.id])
     check_dashboard_access(options.address, options.insist)
     try:
         client = send(job, options.address)
@@ -28,14 +33,12 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
         raise
     except PaftError as error:
         return write_error(streams.stderr, error, 1)
-    streams.console.print(
-        f"job {job.id}: {job.entrypoint}", soft_wrap=True, highlight=False, markup=False
-    )
+    RichScreen(streams.console).line(f"job {job.id}: {job.entrypoint}")
     data: dict[str, Any] = {"job": job.id}
     text, code = f"follow it: ray job logs --follow {by_hand}", 0
     if not options.no_wait:
         try:
-            ended = follow(client, job, lambda piece: write(progress, piece))
+            ended = follow(client, job, lambda piece: write(progress, _plain(piece)))
         except PaftError as error:
             return write_error(streams.stderr, error, 1)
         except KeyboardInterrupt:
@@ -53,3 +56,8 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
             )
     write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
     return code
+
+
+def _plain(piece: str) -> str:
+    """A piece of a job's log without colours, and with lines where bars were drawn again."""
+    return _COLOUR.sub("", piece).replace("\r\n", "\n").replace("\r", "\n")

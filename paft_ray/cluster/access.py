@@ -18,14 +18,17 @@ from collections.abc import Callable
 from enum import Enum
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.config.uris import has_password
 
 INSIST = "--allow-unauthenticated-cluster"
 """The option of the command line that allows clusters without authentication."""
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 _TIMEOUT_S = 10.0
+_LONGEST_ANSWER = 1 << 20
 _NO_PROXY = [("grpc.enable_http_proxy", 0)]
 """As in Ray's own channels; a proxy would see the token."""
 
@@ -99,7 +102,7 @@ def check_dashboard_access(address: str, insist: bool = False) -> None:
     Raises:
         ConfigError: Jobs must not or cannot be sent.
     """
-    if not address.startswith(("http://", "https://")) or "@" in address:
+    if not address.startswith(("http://", "https://")) or has_password(address) or "@" in address:
         raise ConfigError(
             "--address: not the address of a dashboard, such as http://host:8265, without a name "
             "or a password"
@@ -219,14 +222,24 @@ def _request_access(address: str, token: str | None) -> Access:
     return Access.GRANTED
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Lets an answer that points elsewhere fail: where it points, a token would go along."""
+
+    def redirect_request(self, *request: Any, **more: Any) -> None:
+        return None
+
+
 def _get(url: str, token: str | None) -> str:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            return response.read().decode()
+        opener = urllib.request.build_opener(_NoRedirects)
+        with opener.open(request, timeout=_TIMEOUT_S) as response:
+            return response.read(_LONGEST_ANSWER).decode()
     except urllib.error.HTTPError as error:
-        raise OSError(f"it answered {error.code}") from error
+        where = error.headers.get("Location")
+        to = f", which redirects to {where!r}: name the cluster's own address" if where else ""
+        raise OSError(f"it answered {error.code}{to}") from error
     except HTTPException as error:
         raise OSError(f"what answers speaks no HTTP: {error!r}") from error
 

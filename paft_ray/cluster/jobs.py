@@ -112,7 +112,7 @@ def send(job: Job, address: str) -> Any:
 
     try:
         with _no_other_address():
-            client = JobSubmissionClient(address.rstrip("/"))
+            client = _without_redirects(JobSubmissionClient)(address.rstrip("/"))
         # the client has set up its own log, with a line for every file that is not uploaded
         logging.getLogger("ray").setLevel(logging.ERROR)
         client.submit_job(
@@ -130,6 +130,23 @@ def send(job: Job, address: str) -> Any:
             f"--address: the cluster at {address} did not take the job: {one_line(error)}"
         ) from error
     return client
+
+
+def _without_redirects(client: type[Any]) -> type[Any]:
+    """A client class whose requests carry token and code to no other address."""
+
+    class Client(client):
+        def _do_request(self, method: str, endpoint: str, **settings: Any) -> Any:
+            settings["allow_redirects"] = False
+            answer = super()._do_request(method, endpoint, **settings)
+            if answer.is_redirect:
+                raise RuntimeError(
+                    f"it redirects to {answer.headers['Location']!r}: name the cluster's own "
+                    "address"
+                )
+            return answer
+
+    return Client
 
 
 @contextmanager

@@ -58,7 +58,7 @@ class TrackingConfig(Section, affects="nothing"):
     type: Literal["mlflow", "none"] = "mlflow"
     """MLflow, or nothing beyond the files under `storage`."""
     uri: str | None = None
-    """MLflow tracking URI; by default a sqlite file under `storage`. Credentials come from
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
-    experiment: str = Field(default="paft", min_length=1)
-    """MLflow experiment."""
+    """MLflow tracking URI; by default MLFLOW_TRACKING_URI, and where that is not set a sqlite file
+    under `storage`. Credentials come from MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+    experiment: str | None = Field(default=None, min_length=1)
+    """MLflow experiment; by default MLFLOW_EXPERIMENT_NAME, and where that is not set `paft`."""

@@ -7,7 +7,8 @@ without a password stay: users of databases ("postgresql://team@host"), git's, a
 import re
 from urllib.parse import parse_qsl
 
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^\s'\"<>|]+)")
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,30})://(\S+)")
+"""With a bound on the scheme, without which long words would take quadratic time."""
 _LOCAL = ("sqlite", "file")
 """Beginnings of schemes that name a file, and nobody who reads it."""
 _NAMED_USERS = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle", "ssh", "git")

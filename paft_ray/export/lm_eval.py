@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from paft_ray.config.errors import ArtifactError, ConfigError, DataError
+from paft_ray.config.visible import shell_words
 from paft_ray.export.adapter import choose_folder
 from paft_ray.export.lm_eval_tasks import LmEvalTasks
 from paft_ray.models.base_model import prepare_base
@@ -208,10 +209,10 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
     dtype = "dtype=float32"
     if plan.context.scoring_dtype == "bfloat16":
         dtype += ",mixed_precision_dtype=bfloat16"
-    words = ["lm_eval", "--model hf", f"--model_args {model},{dtype}"]
+    words = ["lm_eval", "--model", "hf", "--model_args", f"{model},{dtype}"]
     if chat:  # the contexts are rendered, and a chat template has its own first token
         words[-1] += ",add_bos_token=False"
-    return " ".join([*words, f"--include_path {folder}", f"--tasks {plan.name}"])
+    return shell_words([*words, "--include_path", folder, "--tasks", plan.name])
 
 
 def _comment(plan: LmEvalPlan, chat: bool) -> str:

@@ -64,8 +64,8 @@ def load_base(
         trust: Run the model's own Python files, if it has any.
 
     Raises:
-        ConfigError: The model cannot be used with this attention, needs code that is not trusted, or
-            its files lack weights.
+        ConfigError: The model cannot be used with this attention, needs code that is not trusted,
+            or its files lack weights.
     """
     import torch
     from transformers import GenerationConfig

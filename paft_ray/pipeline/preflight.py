@@ -27,6 +27,7 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded, local_path
+from paft_ray.config.uris import without_password
 from paft_ray.models.files import ModelFiles, inspect_model, refuse_quantized
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
@@ -34,6 +35,7 @@ from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
+from paft_ray.tracking import named_uri, sqlite_path
 
 RUN_RECORD = "config.json"
 """File of a run's folder that holds its configuration, under the key `config`."""
@@ -137,8 +139,8 @@ def _check_identity(config: Config, storage: Storage) -> None:
 
 
 def _check_tracking(config: TrackingConfig) -> None:
-    uri = config.uri
-    if config.type == "none" or uri is None:
+    uri, field = named_uri(config)
+    if uri is None:
         return
     scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
     name = scheme[1].lower() if scheme else ""
@@ -147,23 +149,23 @@ def _check_tracking(config: TrackingConfig) -> None:
     if uri == "databricks" or name in ("http", "https", "databricks", *_DATABASES):
         return
     if name == "sqlite":
-        path = uri.removeprefix("sqlite:///")
-        if path in (uri, ""):
-            raise ConfigError(
-                f"tracking.uri: {uri!r} names no file; write sqlite:///folder/mlflow.db"
-            )
-        database = local_path(path).absolute()
+        path = sqlite_path(uri)
+        if path is None or path == Path():
+            raise ConfigError(f"{field}: {uri!r} names no file; write sqlite:///folder/mlflow.db")
+        database = local_path(str(path)).absolute()
         if database.is_dir():
-            raise ConfigError(f"tracking.uri: {database} is a folder; name a file in it")
-        require_writable(database.parent, "tracking.uri")
+            raise ConfigError(f"{field}: {database} is a folder; name a file in it")
+        require_writable(database.parent, field)
         return
     rule = (
         "is a folder, which MLflow 3 no longer writes to"
         if name in ("", "file")
         else f"has the scheme {name!r}, which MLflow does not know"
     )
+    other = "" if field == "tracking.uri" else ", or another one as tracking.uri"
     raise ConfigError(
-        f"tracking.uri: {uri!r} {rule}; use sqlite:///file.db, a database, http(s):// or databricks"
+        f"{field}: {without_password(uri)!r} {rule}; use sqlite:///file.db, a database, http(s):// "
+        f"or databricks{other}"
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.uris import without_password
+from paft_ray.config.visible import shell_words
 from paft_ray.pipeline.perform import (
     Options,
     Result,
@@ -30,7 +32,7 @@ from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
-from paft_ray.tracking import tracking_uri
+from paft_ray.tracking import tracking_place
 
 
 def _prompts(work: Work) -> Result:
@@ -192,10 +194,12 @@ def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
 
     report_file = _near(context.run_folder.path("report.html"))
     lines = [results_table(summary), "", f"report:  {report_file}"]
-    if (uri := tracking_uri(context.config.tracking, context.storage)) is not None:
+    if (place := tracking_place(context.config.tracking, context.storage)) is not None:
+        uri = place.uri
         mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
-        show = f"{mlflow} ui --backend-store-uri " if uri.startswith("sqlite:") else ""
-        lines.append(f"MLflow:  {show}{uri}")
+        local = uri.startswith("sqlite:")
+        show = shell_words([mlflow, "ui", "--backend-store-uri", uri]) if local else uri
+        lines.append(f"MLflow:  {without_password(show)}")
     return Result(summary, "\n".join(lines))
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from paft_ray.config.visible import visible
 from paft_ray.report.accuracy import AccuracyPlot, levels_without_overlap
 from paft_ray.report.search import DimensionPlot
 from paft_ray.report.training import LEADING_PROMPTS, CurvePlot, SharesPlot
@@ -44,7 +45,7 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
             axes.scatter(strip.seeds, heights, marker="^", s=22, color=shade, zorder=3)
         beside = axes.get_yaxis_transform()
         axes.text(1.015, row, strip.figures, transform=beside, va="center", color="#444b55")
-    axes.set_yticks(range(len(plot.strips)), [strip.name for strip in plot.strips])
+    axes.set_yticks(range(len(plot.strips)), [_text(strip.name) for strip in plot.strips])
     axes.set_ylim(len(plot.strips) - 0.42, -0.58)
     seeds = "; triangles: the mean of each seed" if plot.several_seeds else ""
     axes.set_xlabel(
@@ -63,7 +64,7 @@ def draw_learning_curve(plot: CurvePlot, colour: Mapping[str, str]) -> bytes:
         for losses in curve.thin:
             axes.plot(range(1, len(losses) + 1), losses, color=shade, alpha=0.25, linewidth=0.8)
         steps = range(1, len(curve.thick) + 1)
-        axes.plot(steps, curve.thick, color=shade, linewidth=2, label=curve.name)
+        axes.plot(steps, curve.thick, color=shade, linewidth=2, label=_text(curve.name))
     axes.set_ylim(plot.axis.low, plot.axis.high)
     axes.set_xlabel("optimizer step")
     several = "\nthin: seeds, thick: mean" if plot.several_seeds else ""
@@ -97,13 +98,20 @@ def draw_search(plots: Sequence[DimensionPlot], goal: str) -> bytes:
             )
             filled = shade if point.finished else "white"
             axes.scatter(point.value, reached, s=34, facecolor=filled, edgecolor=shade, zorder=3)
-        axes.set_xticks([place for place, _ in plot.ticks], [label for _, label in plot.ticks])
+        axes.set_xticks(
+            [place for place, _ in plot.ticks], [_text(label) for _, label in plot.ticks]
+        )
         axes.set_xlim(-0.04, 1.04)
         explained = "" if plot.importance is None else f" (explains {plot.importance:.0%})"
-        axes.set_xlabel(f"{plot.path}{explained}")
-        axes.set_ylabel(f"{goal}, percent")
+        axes.set_xlabel(f"{_text(plot.path)}{explained}")
+        axes.set_ylabel(f"{_text(goal)}, percent")
         axes.grid(axis="y", alpha=0.3)
     return _png(figure)
+
+
+def _text(text: str) -> str:
+    """A text in which matplotlib sees no formula, and that it can draw."""
+    return visible(text).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> "tuple[Figure, Axes]":

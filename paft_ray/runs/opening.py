@@ -9,10 +9,18 @@ from paft_ray.config.affects import older_rules, result_fields
 from paft_ray.config.base import Target
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config
+from paft_ray.config.uris import without_password
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
-from paft_ray.tracking import TrackedRun, Tracker, end_open_runs, open_tracker, send_waiting
+from paft_ray.tracking import (
+    TrackedRun,
+    Tracker,
+    end_open_runs,
+    open_tracker,
+    send_waiting,
+    tracking_place,
+)
 
 
 class StageClock:
@@ -79,6 +87,7 @@ def open_run(
             context = replace(context, tracking=None)  # it is another run in MLflow
         if context.tracking is None:
             context = context.tracked()
+        _show_place(context)
         tree = dump_config(context.config)
         results_from = result_fields(context.config)
         record = {"config": tree, "results_from": results_from, "content": content}
@@ -97,8 +106,9 @@ def open_run(
             tracker.finish(status)
             if waiting := send_waiting(context.tracking):
                 context.screen.line(
-                    f"tracking: {waiting} event logs wait in {folder.path('events')}; they are "
-                    "sent when the same command runs again"
+                    f"tracking: {waiting.logs} event logs wait in {folder.path('events')}; they "
+                    "are sent when the same command runs again"
+                    + (f", once this is mended: {waiting.reason}" if waiting.reason else "")
                 )
             else:
                 end_open_runs(context.tracking)
@@ -143,4 +153,14 @@ def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
         raise ConfigError(
             f"name: {folder.path()} was made from another {' and another '.join(changed)}: files "
             "behind the same or another path differ; choose another name, or pass --overwrite"
+        )
+
+
+def _show_place(context: RunContext) -> None:
+    """Say where records go, where the environment decides it."""
+    place = tracking_place(context.config.tracking, context.storage)
+    if place is not None and place.variables:
+        context.screen.line(
+            f"tracking: {without_password(place.uri)}, experiment {place.experiment} (from "
+            f"{' and '.join(place.variables)})"
         )

@@ -9,9 +9,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
+
+from paft_ray.config.visible import visible
 
 
 @dataclass
@@ -82,6 +86,19 @@ class SilentScreen:
         return nullcontext()
 
 
+@dataclass(frozen=True, slots=True)
+class _Visible:
+    """Something to show, without control characters of the texts in it."""
+
+    shown: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.shown, options):
+            end = "\n" if segment.text.endswith("\n") else ""
+            text = segment.text if segment.control else visible(segment.text.rstrip("\n")) + end
+            yield segment._replace(text=text)
+
+
 class RichScreen:
     """Lines on a console, and a progress bar where that is a terminal."""
 
@@ -94,7 +111,7 @@ class RichScreen:
         """Show a bar while the stage runs, and one line when it is over."""
         stage = Stage(name)
         progress = Progress(
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -103,26 +120,28 @@ class RichScreen:
             redirect_stdout=False,  # other output belongs to the log, not above the bar
             redirect_stderr=False,
         )
-        bar = progress.add_task(name, total=None)
+        bar = progress.add_task(visible(name), total=None)
         stage.changed = lambda: progress.update(bar, completed=stage.done, total=stage.total)
         with progress if self._console.is_terminal else nullcontext():
             yield stage
-        self._console.print(
-            f"{name:<24} {stage.outcome}  [dim]{stage.seconds:.0f} s[/dim]",
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = visible(f"{name:<24} {stage.outcome}")
+        line = Text.assemble(text, "  ", (f"{stage.seconds:.0f} s", "dim"))
+        self._console.print(line, soft_wrap=True)
 
     def line(self, text: str) -> None:
         """Show one line as it is."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(Text(visible(text)), soft_wrap=True)
+
+    def problem(self, text: str) -> None:
+        """Show one line in red."""
+        self._console.print(Text(visible(text), "red"), soft_wrap=True)
 
     def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
         """Show something, redrawn every second, where the output is a terminal."""
         if not self._console.is_terminal:
             return nullcontext()
         return Live(
-            get_renderable=draw,
+            get_renderable=lambda: _Visible(draw()),
             console=self._console,
             refresh_per_second=1,
             transient=True,

@@ -14,6 +14,7 @@ import yaml
 
 from paft_ray.config import Config
 from paft_ray.config.loading import dump_config, resolve_path
+from paft_ray.config.visible import markdown, markdown_block, markdown_code, visible
 from paft_ray.serving.folder import input_columns
 from paft_ray.serving.record import TrainingRecord
 from paft_ray.tasks import Task
@@ -74,7 +75,12 @@ def render_card(
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    environment.filters |= {
+        "tojson": lambda value: json.dumps(value, ensure_ascii=False),
+        "text": markdown,
+        "code": markdown_code,
+        "block": lambda text, language: markdown_block(text.strip("\n"), language),
+    }
     text_column, prompt_column = input_columns(task.slots)
     shown = {key: value for key, value in tree.items() if key not in _PRIVATE}
     text = environment.from_string(source).render(
@@ -99,7 +105,7 @@ def render_card(
         evaluation=evaluation,
         tree=yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).strip(),
     )
-    return text.rstrip() + "\n"
+    return visible(text.rstrip()) + "\n"
 
 
 def _header(task: Task, base: str, form: Form) -> str:

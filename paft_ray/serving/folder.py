@@ -42,6 +42,8 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
         "dtype": config.model.dtype,
         "prompt": prompt,
         "slots": list(task.slots),
+        "option_slots": dict(task.option_slots),
+        "lint": config.prompts.lint.model_dump(),
         "choices": list(task.choices) if task.choices else None,
         "chat_template": config.model.chat_template,
         "chat_template_kwargs": config.model.chat_template_kwargs,

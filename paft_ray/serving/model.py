@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
+from paft_ray.config import LintConfig
 from paft_ray.config.errors import DataError
 from paft_ray.models.chat import renders_anew
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.tokenization import Encoded, TextEncoder
+from paft_ray.prompts.lint import lint
 from paft_ray.prompts.template import parse
 from paft_ray.serving.folder import input_columns
 from paft_ray.storage.fingerprint import user_cache
 from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Task
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PythonModelContext
@@ -97,14 +100,21 @@ class AnswerModel(PythonModel):
             params: `prompt`, the template of rows that name none.
 
         Raises:
-            DataError: A row has neither a finished prompt nor all fields, or is too long.
+            DataError: There is no row; a row has neither a finished prompt nor all fields, or is
+                too long; a prompt could not have been trained on.
         """
         prompt = (params or {}).get("prompt") or self._settings["prompt"]
+        if not isinstance(model_input, pd.DataFrame) or not len(model_input):
+            slots = tuple(self._settings["slots"])
+            raise DataError(
+                f"there is no row to answer: give a DataFrame with the columns {', '.join(slots)}, "
+                f"or with finished prompts in the column {input_columns(slots)[0]}"
+            )
         # mlflow drops unknown columns, and pandas would drop rows without any column
         rows = model_input.to_dict(orient="records") or [{}] * len(model_input)
         encoded = [self._encode(number, row, prompt) for number, row in enumerate(rows)]
         answer = self._generate if self._settings["choices"] is None else self._rank_choices
-        return pd.DataFrame({"answer": answer(encoded) if encoded else []}, dtype="object")
+        return pd.DataFrame({"answer": answer(encoded)}, dtype="object")
 
     def _encode(self, number: int, row: Mapping[Any, Any], prompt: str) -> tuple[Encoded, ...]:
         """Encode a row with every choice, or with a short stand-in for a generated answer."""
@@ -115,7 +125,7 @@ class AnswerModel(PythonModel):
         if text_column in given:  # a finished prompt is never cut
             text, encoder = given[text_column], replace(self._encoder, overlong="refuse")
             return encoder.encode(lambda _: text, {}, answers, what)
-        template = parse(given.get(prompt_column, prompt), slots)
+        template = parse(self._checked(given.get(prompt_column, prompt), what), slots)
         if missing := [slot for slot in template.slots if slot not in given]:
             raise DataError(
                 f"row {number} has no {', '.join(missing)}: give the columns {', '.join(slots)}, "
@@ -123,6 +133,23 @@ class AnswerModel(PythonModel):
             )
         fields = {slot: given[slot] for slot in template.slots}
         return self._encoder.encode(template.render, fields, answers, what)
+
+    def _checked(self, prompt: str, what: str) -> str:
+        """A prompt as training would have taken it; its own one was checked there."""
+        settings = self._settings
+        if prompt == settings["prompt"]:
+            return prompt
+        slots, choices = tuple(settings["slots"]), settings["choices"]
+        options = settings.get("option_slots", {})  # pyfuncs of earlier versions have none
+        task = Task("served", "", slots, options, choices and tuple(choices), (), (), ())
+        result = lint(prompt, task, LintConfig.model_validate(settings.get("lint", {})))
+        if result.problem is not None:
+            each = ", ".join(f"{{{slot}}}" for slot in slots)
+            raise DataError(
+                f"{what}: its prompt cannot be used ({result.problem}: {result.detail}): a prompt "
+                f"holds each of {each} once"
+            )
+        return result.text
 
     def _rank_choices(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens

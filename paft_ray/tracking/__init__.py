@@ -4,6 +4,7 @@ tracker.py      the `Tracker` that callers record with; names of metrics
 event_log.py    a process's unsent events, append-only on storage
 sender.py       sends logs from the offset of the events that MLflow has
 mlflow_runs.py  events into MLflow, safe to repeat; the only module that uses its client
+place.py        the configuration's store, MLflow's own variables, URIs of sqlite files
 earlier.py      files that versions before the event log left on storage
 
 Covered: parameters, metrics, tags, artifacts and the final state of runs; nesting; a resumed run
@@ -12,7 +13,8 @@ that continues its MLflow run without logging a step twice. Importing this impor
 
 from paft_ray.tracking.event_log import TrackingTarget
 from paft_ray.tracking.mlflow_runs import reach_server
-from paft_ray.tracking.sender import end_open_runs, send_waiting
+from paft_ray.tracking.place import named_uri, sqlite_path, tracking_place, tracking_server
+from paft_ray.tracking.sender import Waiting, end_open_runs, send_waiting
 from paft_ray.tracking.tracker import (
     FinalStatus,
     Metric,
@@ -23,8 +25,6 @@ from paft_ray.tracking.tracker import (
     open_tracker,
     pool_version,
     prepare_tracking,
-    tracking_server,
-    tracking_uri,
 )
 
 __all__ = [
@@ -34,13 +34,16 @@ __all__ = [
     "TrackedRun",
     "Tracker",
     "TrackingTarget",
+    "Waiting",
     "end_open_runs",
     "import_early",
+    "named_uri",
     "open_tracker",
     "pool_version",
     "prepare_tracking",
     "reach_server",
     "send_waiting",
+    "sqlite_path",
+    "tracking_place",
     "tracking_server",
-    "tracking_uri",
 ]

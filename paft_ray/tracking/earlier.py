@@ -36,7 +36,8 @@ def _convert(target: TrackingTarget, folder: Storage, name: str) -> None:
         if number % 5_000 == 0:
             log.flush()
     for artifact, path in batch["artifacts"].items():
-        log.add("artifact", {"name": artifact, "path": path})
+        if target.storage.holds(path):
+            log.add("artifact", {"name": artifact, "path": path})
     for model, (alias, artifact) in batch["versions"].items():
         log.add("version", {"name": model, "alias": alias, "artifact": artifact})
     if batch["status"] is not None:

@@ -25,6 +25,7 @@ from typing import Any
 from paft_ray.config.errors import ArtifactError
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
+from paft_ray.tracking.place import sqlite_path
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,7 @@ class TrackingTarget:
     @property
     def database(self) -> Path | None:
         """The file behind a sqlite URI, None for any other."""
-        prefix = "sqlite:///"
-        return Path(self.uri.removeprefix(prefix)) if self.uri.startswith(prefix) else None
+        return sqlite_path(self.uri)
 
     def run_logs(self, key: str) -> Storage:
         """The folder of the logs of one run."""
@@ -150,7 +150,7 @@ class EventLog:
     def _stored(self, event: Event) -> Event:
         """The event; an artifact that is not on storage is replaced by a copy in the log."""
         payload = event.payload
-        if event.kind != "artifact" or payload.get("path", "").startswith(f"{self._storage.root}/"):
+        if event.kind != "artifact" or self._storage.holds(payload.get("path", "")):
             return event
         try:
             given = payload.get("content")
@@ -203,11 +203,6 @@ def log_names(run_logs: Storage) -> list[str]:
 def now_ms() -> int:
     """The time in MLflow's unit, milliseconds."""
     return int(time.time() * 1000)
-
-
-def without_password(text: str) -> str:
-    """A text in which user and password of URLs are replaced by stars."""
-    return re.sub(r"://[^/\s@]+@", "://***@", text)
 
 
 def _files(log: Storage) -> list[str]:

@@ -7,6 +7,7 @@ thread that trains.
 
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections import defaultdict
@@ -16,7 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paft_ray.config.errors import ConfigError, one_line
-from paft_ray.tracking.event_log import Event, RunRef, TrackingTarget, without_password
+from paft_ray.config.uris import without_password
+from paft_ray.config.visible import shell_words
+from paft_ray.storage.paths import is_inner_name
+from paft_ray.tracking.event_log import Event, RunRef, TrackingTarget
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +32,7 @@ _PER_CALL = {"params": 100, "tags": 100, "metrics": 1000}
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default of 7, with 120 s each, takes 4 minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # credentials would go along
     "MLFLOW_CONFIGURE_LOGGING": "false",  # no MLflow handler on stderr
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for --json
     "MLFLOW_DISABLE_TELEMETRY": "true",  # users did not agree to it
@@ -204,6 +209,10 @@ class MlflowRuns:
             client.set_registered_model_alias(name, alias, version.version)
 
     def _record_artifact(self, run: _OpenRun, name: str, path: str) -> None:
+        if not (is_inner_name(name) and self._target.storage.holds(path)):
+            # an event log is a file on storage, which others may write to
+            logger.warning("tracking: artifact %s is not on storage, left out", path)
+            return
         try:
             with self._target.storage.filesystem.open_input_stream(path) as stream:
                 content = stream.read()
@@ -220,17 +229,48 @@ class MlflowRuns:
 
 def reach_server(uri: str) -> str | None:
     """The reason why this process cannot use a tracking server now; None where it can."""
-    where = without_password(uri)
     try:
         import_client()(tracking_uri=uri).search_experiments(max_results=1)
     except remote_errors() as error:
-        reason = without_password(one_line(error))
-        if "error code 401" in reason or "not authenticated" in reason.lower():
-            return (
-                f"tracking.uri: {where} does not take this node's name and password: set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
-            )
-        return f"tracking.uri: {where} cannot be used from here, records would wait: {reason}"
+        where, reason = without_password(uri), without_password(one_line(error))
+        away = f"tracking.uri: {where} cannot be used from here, records would wait: {reason}"
+        return lasting_reason(error, uri) or away
+    return None
+
+
+def lasting_reason(error: Exception, uri: str) -> str | None:
+    """Why a store takes no records until somebody does something about it, and what to do.
+
+    None where waiting may be enough: the store is away.
+    """
+    if isinstance(error, ConfigError):
+        return str(error)
+    where, reason = without_password(uri), without_password(one_line(error))
+    code, text = getattr(error, "error_code", ""), reason.lower()
+    if "out-of-date database schema" in text:
+        command = without_password(shell_words(["mlflow", "db", "upgrade", uri]))
+        return (
+            f"tracking.uri: {where} has the schema of another version of MLflow than the one "
+            f"installed here: make a copy of the database, then run `{command}`"
+        )
+    if code == "UNAUTHENTICATED" or "error code 401" in text or "not authenticated" in text:
+        return (
+            f"tracking.uri: {where} does not take this node's name and password: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD there"
+        )
+    if code == "PERMISSION_DENIED" or "error code 403" in text:
+        return f"tracking.uri: {where} lets this user write nothing there ({reason}): ask for it"
+    if redirect := re.search(r"error code 30[12378]\b", text):
+        return (
+            f"tracking.uri: {where} redirects ({redirect[0]}), and credentials follow no redirect: "
+            "name the address that it leads to"
+        )
+    if "error code 404" in text:
+        return f"tracking.uri: {where} answers that it is no MLflow server: mend the address"
+    if isinstance(error, ImportError):
+        return f"tracking.uri: {where} needs a package that is missing here: {reason}"
+    if re.search("readonly database|not a database|permission denied", text):
+        return f"tracking.uri: {where} is no database that this user can write ({reason})"
     return None
 
 
@@ -254,7 +294,7 @@ def _experiment_id(client: Any, target: TrackingTarget) -> str:
     found = client.get_experiment_by_name(target.experiment)
     if found is None:
         database = target.database
-        artifacts = None if database is None else str(database.with_name("mlartifacts"))
+        artifacts = None if database is None else _artifact_place(database)
         try:
             return client.create_experiment(target.experiment, artifact_location=artifacts)
         except MlflowException:
@@ -267,3 +307,9 @@ def _experiment_id(client: Any, target: TrackingTarget) -> str:
             "(mlflow experiments restore), or name another"
         )
     return found.experiment_id
+
+
+def _artifact_place(database: Path) -> str:
+    """The folder of artifacts beside a database, as a URI where MLflow would misread the path."""
+    folder = database.with_name("mlartifacts")
+    return folder.as_uri() if re.search("[%?#]", str(folder)) else str(folder)

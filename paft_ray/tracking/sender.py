@@ -8,9 +8,10 @@ of one log do no harm, because recording an event again changes nothing.
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from paft_ray.config.errors import ArtifactError
+from paft_ray.config.uris import without_password
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.earlier import convert_spool
@@ -22,9 +23,8 @@ from paft_ray.tracking.event_log import (
     advance,
     log_names,
     read_unsent,
-    without_password,
 )
-from paft_ray.tracking.mlflow_runs import MlflowRuns, remote_errors
+from paft_ray.tracking.mlflow_runs import MlflowRuns, lasting_reason, remote_errors
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Sender:
         self.away = False
         """Whether MLflow or storage was unreachable at the last attempt."""
         self._artifacts_away = False
+        self.reason: str | None = None
+        """Why waiting is not enough, after an attempt that failed for that."""
 
     def send(self, run_logs: Storage) -> int:
         """Send the logs of one run until something is unreachable; returns the number of logs left.
@@ -57,10 +59,13 @@ class Sender:
                 del names[0]
             self.away = False
         except remote_errors() as error:
+            self.reason = lasting_reason(error, self._target.uri)
             if not self.away:  # one message per outage
                 where, logs = without_password(self._target.uri), self._target.logs.path()
                 cause = without_password(str(error))[-_CAUSE_CHARACTERS:]  # urllib3 puts it last
-                logger.warning("tracking: %s is away, records wait in %s: %s", where, logs, cause)
+                if self.reason is None:
+                    cause = f"{where} is away: {cause}"
+                logger.warning("tracking: records wait in %s: %s", logs, self.reason or cause)
             self._artifacts_away = bool(names) and names[0].endswith(ARTIFACTS)
             self.away = not self._artifacts_away
         return len(names) or int(self.away)
@@ -92,15 +97,28 @@ class Sender:
             )
 
 
-def send_waiting(target: TrackingTarget | None) -> int:
-    """Send all logs of all runs of the target, until MLflow is unreachable; returns logs left."""
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What is not sent."""
+
+    logs: int
+    """Number of logs."""
+    reason: str | None
+    """Why sending them again does not help before somebody does something; None where it may."""
+
+
+def send_waiting(target: TrackingTarget | None) -> Waiting | None:
+    """Send all logs of all runs of the target, until MLflow is unreachable; returns what is left.
+
+    None where nothing is left.
+    """
     if target is None:
-        return 0
+        return None
     convert_spool(target)
     sender, left = Sender(target), 0
     for folder in _run_folders(target):
         left += len(log_names(folder)) if sender.away else sender.send(folder)
-    return left
+    return Waiting(left, sender.reason) if left else None
 
 
 def end_open_runs(target: TrackingTarget | None) -> None:

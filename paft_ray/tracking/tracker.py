@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from paft_ray.config import Config, TrackingConfig
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.uris import without_password
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.event_log import (
     ARTIFACTS,
@@ -24,9 +26,14 @@ from paft_ray.tracking.event_log import (
     RunRef,
     TrackingTarget,
     now_ms,
-    without_password,
 )
-from paft_ray.tracking.mlflow_runs import MlflowRuns, import_client, remote_errors
+from paft_ray.tracking.mlflow_runs import (
+    MlflowRuns,
+    import_client,
+    lasting_reason,
+    remote_errors,
+)
+from paft_ray.tracking.place import tracking_place
 from paft_ray.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -129,35 +136,22 @@ def import_early(config: TrackingConfig) -> None:
         threading.Thread(target=import_client, name="import mlflow", daemon=True).start()
 
 
-def tracking_server(config: TrackingConfig) -> str | None:
-    """URI of the configured server; None for a sqlite file, which only the driver's node can use,
-    and for no tracking."""
-    if config.type == "none" or config.uri is None or config.uri.startswith("sqlite:"):
-        return None
-    return config.uri
-
-
-def tracking_uri(config: TrackingConfig, storage: Storage) -> str | None:
-    """URI of the MLflow store in which `config` records runs; None where it records none."""
-    if config.type == "none":
-        return None
-    home = Path(storage.root) if storage.is_local else Path.cwd()
-    return _absolute(config.uri or f"sqlite:///{home / 'mlflow.db'}")
-
-
 def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
     """Return where runs of `config` are recorded, or None. The driver calls this once.
 
     A sqlite database and its experiment are created here, so that workers do not race for it
     (about 3 s, most of it the import of mlflow). Servers are not contacted.
+
+    Raises:
+        ConfigError: The database takes no records until the user does something.
     """
-    uri = tracking_uri(config.tracking, storage)
-    if uri is None:
+    place = tracking_place(config.tracking, storage)
+    if place is None:
         return None
     folder = storage.child("runs", config.name)
     target = TrackingTarget(
-        uri=uri,
-        experiment=config.tracking.experiment,
+        uri=place.uri,
+        experiment=place.experiment,
         logs=folder.child("events"),
         storage=storage,
         identity=_identity(folder),
@@ -167,8 +161,9 @@ def prepare_tracking(config: Config, storage: Storage) -> TrackingTarget | None:
         try:
             MlflowRuns(target).connect(create_database=True)
         except remote_errors() as error:
-            reason = without_password(str(error))
-            logger.warning("tracking: records wait in %s: %s", target.logs.path(), reason)
+            if (reason := lasting_reason(error, target.uri)) is not None:
+                raise ConfigError(reason) from error
+            logger.warning("tracking: records wait in %s: %s", target.logs.path(), error)
     return target
 
 
@@ -266,14 +261,6 @@ def _texts(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
             text = value if isinstance(value, str) else json.dumps(value, default=str)
             flat[name] = without_password(text)[:_TEXT_CHARACTERS]
     return flat
-
-
-def _absolute(uri: str) -> str:
-    """A sqlite URI with an absolute path; other URIs unchanged."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return uri
-    return f"{prefix}{Path(uri.removeprefix(prefix)).expanduser().absolute()}"
 
 
 def _identity(folder: Storage) -> str:

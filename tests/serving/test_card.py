@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from paft_ray.config import Config
 from paft_ray.serving.card import Evaluation, Form, render_card
@@ -110,3 +111,47 @@ def test_code_in_a_card_is_python_whatever_the_prompt_holds(form: Form, path: st
     code = card(path=path, form=form).partition("```python\n")[2].partition("\n```\n")[0]
     compile(code, "card", "exec")
     assert form == "pyfunc" or r'text = "Is it \"good\"?\n{review}\n```\nAnswer:"' in code
+
+
+HOSTILE = (
+    "</code><script>alert(1)</script> ![x](http://evil/x.png) | a | b |\n```\n# Heading\n"
+    "---\n[link](javascript:x) `tick` <img src=x> https://evil/ *bold* &lt; \x1b[31m "
+    "\u202e {{ 7*7 }}"
+)
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "pyfunc", "model"])
+def test_texts_from_outside_stay_text_in_a_card(form: Form) -> None:
+    """As a Markdown renderer with tables and links reads it, which loads no picture for it."""
+    task = replace(
+        TASK, name=HOSTILE, description=HOSTILE, choices=(HOSTILE, "b"), slots=(HOSTILE,)
+    )
+    rows = ((HOSTILE, "53.9"), ("b", HOSTILE))
+    text = card(
+        path=f"/models/{HOSTILE.replace('/', '')}", revision=HOSTILE, form=form, task=task,
+        evaluation=Evaluation((HOSTILE,), rows, 12, 60), variant=HOSTILE,
+        prompt={"id": "p", "text": HOSTILE}, versions={"paft_ray": HOSTILE, HOSTILE: "1"},
+        made_from=dict.fromkeys(("task", "model", "pool"), "aaaa"),
+    )  # fmt: skip
+    assert header(text)["tags"][-1] == HOSTILE
+    assert "\x1b" not in text and "\u202e" not in text
+    body = text.partition("\n---\n")[2]
+    renderer = MarkdownIt("commonmark", {"html": True, "linkify": False}).enable("table")
+    tokens = renderer.parse(body)
+    inner = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inner)}
+    assert not kinds & {"image", "html_inline", "em_open"}
+    assert [t.attrs["href"] for t in inner if t.type == "link_open"] == [
+        "https://arxiv.org/abs/2502.12859"
+    ]
+    html = [token.content for token in tokens if token.type == "html_block"]
+    assert len(html) == 1 and "No license" in html[0]
+    headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    assert headings[1:] == ["Use", "Data and prompts", "Training", "Evaluation", "Configuration"]
+    cells = [tokens[i + 1] for i, t in enumerate(tokens) if t.type in ("th_open", "td_open")]
+    shown = ["".join(child.content for child in cell.children) for cell in cells]
+    plain = " ".join(HOSTILE.split()).replace("\x1b", r"\u001b").replace("\u202e", r"\u202e")
+    assert shown[-6:] == ["model", plain, plain, "53.9", "b", plain]
+    [code, tree] = [token.content for token in tokens if token.type == "fence"]
+    compile(code, "card", "exec")
+    yaml.safe_load(tree)

@@ -78,10 +78,41 @@ def test_choice_is_ranked_with_its_end_unless_the_folder_is_older_or_says_otherw
 
 def test_rows_of_both_forms_may_stand_in_one_table(make) -> None:
     model = make(choices=["positive", "negative"])
-    rows = [{"review": "a film"}, {"text": "a film It is"}, {"review": "x", "prompt": "a film {x}"}]
-    first, second, _ = predict(model, *rows)
+    rows = [
+        {"review": "a film"}, {"text": "a film It is"},
+        {"review": "a film", "prompt": "{review}  \\n was it good?"},
+    ]  # fmt: skip
+    first, second, third = predict(model, *rows)
     assert first == second
-    assert predict(model) == []
+    assert [third] == predict(model, {"text": "a film\n was it good?"})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ("Is it good? {x} Answer:", "unknown_slot: {x}"),
+        ("Is it good? Answer:", "missing_slot: {review}"),
+        ("{review} and {review}", "repeated_slot"),
+        ("good {review} " + "and " * 1000, "too_long"),
+    ],
+)
+def test_prompt_that_training_would_refuse_is_refused(make, prompt: str, problem: str) -> None:
+    """Else the answer is to a question without the text."""
+    model = make(choices=["positive", "negative"])
+    with pytest.raises(DataError, match=f"row 0: its prompt cannot be used .{problem}"):
+        predict(model, {"review": "a film"}, prompt=prompt)
+    with pytest.raises(DataError, match=f"row 1: its prompt cannot be used .{problem}"):
+        predict(model, {"review": "a film"}, {"review": "a film", "prompt": prompt})
+
+
+@pytest.mark.parametrize(
+    "given", ["a film", b"a film", [], pd.DataFrame(), pd.DataFrame({"a": []})]
+)
+def test_what_holds_no_row_is_refused(make, given: Any) -> None:
+    with pytest.raises(
+        DataError, match="no row to answer: give a DataFrame with the columns review"
+    ):
+        make().predict(None, given, None)
 
 
 def test_text_and_choices_of_a_row_do_not_depend_on_the_other_rows(make) -> None:

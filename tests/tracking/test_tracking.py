@@ -137,7 +137,7 @@ def test_tracking_none_gives_null_trackers_and_writes_nothing(tmp_path: Path):
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, step=1)
     tracker.finish("FINISHED")
     assert isinstance(tracker, NullTracker)
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,16 +284,16 @@ def test_log_sent_when_the_server_is_back_is_complete_and_has_nothing_twice(
     record_while_away(away, tmp_path)
     assert runs(target) == {}
     left = waiting(away)
-    assert send_waiting(away) == 2  # the records, and the artifacts
+    assert send_waiting(away).logs == 2  # the records, and the artifacts
     assert waiting(away) == left
 
     copies = {Path(path): Path(path).read_bytes() for path in left}
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert waiting(target) == []
     for path, content in copies.items():  # as if the answer had been lost after it arrived
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
 
     run = runs(target)["run"]
     assert run.info.status == "FAILED"
@@ -346,10 +346,10 @@ def test_artifact_store_that_fails_holds_up_no_records(target: TrackingTarget, t
     again.finish("FINISHED")
     assert steps(broken, "run") == [1, 2]
     assert runs(broken)["run"].info.status == "FINISHED"
-    assert send_waiting(broken) == 2  # the artifacts of two processes
+    assert send_waiting(broken).logs == 2  # the artifacts of two processes
 
     store.unlink()
-    assert send_waiting(broken) == 0
+    assert send_waiting(broken) is None
     assert [f.path for f in client.list_artifacts(runs(broken)["run"].info.run_id)] == [
         "report.html",
         "table.json",
@@ -424,7 +424,7 @@ def test_database_of_another_node_is_not_created_here_and_its_events_wait(
     tracker.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     tracker.finish("FINISHED")
     assert not (tmp_path / "not-here.db").exists()
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert steps(target, "run") == [1]
 
 
@@ -444,7 +444,7 @@ def test_records_that_mlflow_refuses_are_kept_and_stop_nothing(target: TrackingT
     after.log_metrics({Metric.TRAIN_LOSS: 1.0}, 1)
     after.finish("FINISHED")
     assert steps(target, "run") == [1]
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
 
 
 RECORDER = """
@@ -483,7 +483,7 @@ def test_process_killed_leaves_all_that_it_flushed_for_the_driver_to_send(
 ):
     uri = anywhere.uri if server == "there" else closed_port
     kill_one_that_records(replace(anywhere, uri=uri))
-    assert send_waiting(anywhere) == 0
+    assert send_waiting(anywhere) is None
     end_open_runs(anywhere)
     run = runs(anywhere)["run"]
     recorded = steps(anywhere, "run")
@@ -507,7 +507,7 @@ def test_worker_killed_is_continued_by_its_successor_with_no_step_lost_or_twice(
     recorded = steps(anywhere, "run")
     assert recorded == list(range(1, len(recorded) + 1))
     assert len(recorded) >= 30
-    assert send_waiting(anywhere) == 0
+    assert send_waiting(anywhere) is None
     assert steps(anywhere, "run") == recorded
     assert runs(anywhere)["run"].info.status == "FINISHED"
     end_open_runs(anywhere)
@@ -548,7 +548,7 @@ def test_large_log_is_many_files_of_which_all_arrive(away: TrackingTarget, targe
         tracker.flush()
     tracker.finish("FINISHED")
     assert len([path for path in waiting(away) if path.endswith(".jsonl")]) > 1
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert len([t for t in runs(target)["run"].data.tags if t.startswith("part-")]) == 900
 
 
@@ -560,7 +560,7 @@ def test_line_cut_off_by_a_kill_is_left_out_and_what_stands_before_it_arrives(
     tracker.flush()
     [log] = [Path(path) for path in waiting(away)]
     log.write_bytes(log.read_bytes() + b'{"kind": "metrics", "payload": {"st')
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert steps(target, "run") == [1]
 
 
@@ -573,7 +573,7 @@ def test_damaged_log_stays_where_it_is_and_stops_nothing(
         tracker.finish("FINISHED")
     first, second = (Path(path) for path in waiting(away))
     first.write_bytes(first.read_bytes()[5:])
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     end_open_runs(target)
     assert list(runs(target)) == ["two"]
     assert waiting(target) == [str(first)]
@@ -592,7 +592,7 @@ def test_storage_that_fails_loses_only_what_its_buffer_cannot_hold_and_says_how_
         tracker.flush()
     obstacle.unlink()
     tracker.finish("FINISHED")
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     assert steps(target, "run") == list(range(9_999))  # the first event was the state
     assert runs(target)["run"].data.tags["paft.lost_records"] == "11"
     assert runs(target)["run"].info.status == "FINISHED"
@@ -625,7 +625,7 @@ def test_storage_that_hangs_delays_no_step(target: TrackingTarget):
     gate.set()
     flush.join()
     tracker.finish("FINISHED")
-    assert send_waiting(hanging) == 0
+    assert send_waiting(hanging) is None
     assert steps(target, "run") == list(range(1000))
 
 
@@ -656,7 +656,7 @@ def test_run_of_an_earlier_version_is_continued_and_its_spool_sent(storage: Stor
     target = prepare_tracking(config(name), storage)
     assert target is not None
     assert target.identity == "0123456789abcdef"
-    assert send_waiting(target) == 0
+    assert send_waiting(target) is None
     found = runs(target)["training/paft-s0"]
     assert found.info.status == "KILLED"
     assert found.info.end_time == 1_700_000_001_000
