@@ -392,7 +392,8 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     assert set(everything["task"]) - set(fields["task"]) == {"path", "test_path"}
-    assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"}
+    neutral = {"trust_remote_code", "chat_template_kwargs", "system"}
+    assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"} | neutral
     same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
 
