@@ -7,8 +7,8 @@ streams.py   streams and the log file of a command
 
 Exit codes: 0 done; 2 the input or the configuration is wrong and nothing was written, unless only
 a worker's node or a finished pool (a row too long for a prompt) can show it; 1 the run failed, work
-kept; 130 and 143 interrupted. Everything that libraries print goes to the run's log file; the screen
-shows stages.
+kept; 130 and 143 interrupted. What libraries print goes to the run's log file; the screen shows
+stages.
 """
 
 from collections.abc import Sequence

@@ -72,7 +72,7 @@ def build_model(config: "PreTrainedConfig", trust: bool = False) -> "PreTrainedM
     """Build a causal language model from what `read_config` read, without its weights."""
     from transformers import AutoModelForCausalLM
 
-    with _named_refusal(config.name_or_path, trust):
+    with _named_refusal(str(config.name_or_path), trust):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
 
 

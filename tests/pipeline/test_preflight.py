@@ -393,7 +393,8 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     gone = {"path", "test_path", "splits", "group", "stop"}
     assert set(everything["task"]) - set(fields["task"]) == gone
-    assert set(everything["model"]) - set(fields["model"]) == {"path", "attention"}
+    gone = {"path", "attention", "trust_remote_code", "chat_template_kwargs", "system"}
+    assert set(everything["model"]) - set(fields["model"]) == gone
     same = ("seed", "variants")
     assert {key: fields[key] for key in same} == {key: everything[key] for key in same}
 
