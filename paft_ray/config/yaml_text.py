@@ -24,7 +24,9 @@ class _Loader(yaml.SafeLoader):
     1e-4 is a number, 010 is not eight, and 1:30 is no number of sixtieths.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers: ClassVar[  # pyright: ignore[reportIncompatibleVariableOverride]
+        dict[str, list[tuple[str, re.Pattern[str]]]]
+    ] = {
         first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:int"]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -39,6 +39,7 @@ import yaml
 from input_files import write_file
 
 from factories import run_config, write_prompts, write_reviews
+from paft_ray.config import CustomTaskConfig
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "fixtures" / "stored_run"
@@ -126,6 +127,11 @@ class World:
         (self.folder / "home").mkdir(parents=True)
         if row.world == "stored":
             shutil.copytree(STORED, self.folder, dirs_exist_ok=True)
+            if "answer_end" in CustomTaskConfig.model_fields:  # that version scored no end
+                for path in self.folder.glob("*.yaml"):
+                    text = path.read_text(encoding="utf-8")
+                    text = text.replace("\ntask:\n", "\ntask:\n  answer_end: ignored\n")
+                    path.write_text(text, encoding="utf-8")
         else:
             write_reviews(self.folder / "reviews.jsonl")
             write_prompts(self.folder / "prompts.jsonl", TEXTS)
@@ -206,12 +212,12 @@ def judge(row: Row, world: World, outcome: Outcome) -> list[str]:
     if raw := RAW_CONTROL.search(printed):
         faults.append(f"the control character {raw[0]!r}")
     faults += [f"shows {text!r}" for text in map(world.text, row.never) if text in printed]
-    if row.want == "accepted":
+    if outcome.code == 0:
         faults += [f"does not say {text!r}" for text in map(world.text, row.says)
                    if text not in printed]  # fmt: skip
     else:
         lines = outcome.err.strip().splitlines()
-        if row.want == "refused" and len(lines) > MOST_LINES:
+        if outcome.code == 2 and len(lines) > MOST_LINES:
             faults.append(f"{len(lines)} lines")
         plain = " ".join(outcome.err.split())
         faults += [f"does not say {text!r}" for text in map(world.text, row.words)

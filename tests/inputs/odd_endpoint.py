@@ -71,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Only a client that followed a redirect asks so."""
         self.server.elsewhere.append(f"{self.path} {self.headers.get('authorization', '')}")
-        self._send({"message": {"content": "from elsewhere"}})
+        self._send({"message": {"content": "Elsewhere: {review} =>"}})
 
     def do_POST(self) -> None:
         size = int(self.headers.get("content-length", 0))
