@@ -100,7 +100,8 @@ def _load_with_attention(
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model, info = read_model(location, output_loading_info=True, **arguments)
+        loaded: Any = read_model(location, output_loading_info=True, **arguments)
+        model, info = loaded
     except (ValueError, ImportError) as error:
         if isinstance(error, ConfigError) or in_blocks or "attention" not in str(error).lower():
             raise
