@@ -233,6 +233,7 @@ class _ProbeActor:
 
         from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
         from paft_ray.models.logprobs import ForwardPass
+        from paft_ray.models.row_check import Together
         from paft_ray.models.tokenization import TextEncoder
 
         probe, revision = config.prompts.probe, config.model.revision
@@ -240,11 +241,13 @@ class _ProbeActor:
         base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
         self._task = task
-        self._reading = ForwardPass(dtype, probe.row_tokens, config.train.packing)
         self._encoder = TextEncoder.from_config(load_tokenizer(base, revision), config)
         self._model: Any = load_base(base, revision)
         if probe.gpus:
             self._model.to(torch.device("cuda"))
+        together = Together.of(self._model, config, probe.row_tokens)
+        packing = config.train.packing and not together.rows
+        self._reading = ForwardPass(dtype, probe.row_tokens, packing)
         if dtype == "bfloat16":
             store_frozen_in_bf16(self._model)
 

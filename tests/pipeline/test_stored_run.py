@@ -65,8 +65,9 @@ def test_stored_run_or_search_is_complete(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.ray  # the model is checked before scores of a version without checks are used
 @pytest.mark.parametrize("name", ["from-files", "generated"])
-def test_stored_pool_and_trainings_are_found(name: str, stored: Path) -> None:
+def test_stored_pool_and_trainings_are_found(name: str, stored: Path, ray_cluster: None) -> None:
     context = open_context(config_of(name))
     pools = {path.name for path in (stored / "storage/pools").iterdir()}
     pool = build_prompt_pool(context)
@@ -77,7 +78,8 @@ def test_stored_pool_and_trainings_are_found(name: str, stored: Path) -> None:
         assert train(context, prompts[training.label], training, pool).reused
 
 
-def test_stored_scores_are_found_part_by_part(stored: Path) -> None:
+@pytest.mark.ray
+def test_stored_scores_are_found_part_by_part(stored: Path, ray_cluster: None) -> None:
     run = stored / "storage" / "runs" / "from-files"
     for lost in ("manifest.json", "summary.json", "scores.parquet"):
         (run / lost).rename(stored / lost)
