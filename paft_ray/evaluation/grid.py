@@ -5,10 +5,11 @@ that the worker count changes no result. A finished unit is kept as a part, so t
 evaluation continues. Where only a part of the grid is scored, every look at it is cut like this.
 """
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, local_copy, locate_base
+from paft_ray.models.packing import MIXES
 from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import Stage
@@ -30,11 +32,16 @@ from paft_ray.storage.parts import Parts
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 
+logger = logging.getLogger(__name__)
+
 _UNIT_EXAMPLES = 64
 LOOK = "look"
 """Column of the number of the look at which a pair was scored, from 0."""
 _SECONDS = b"seconds"
 """Key in a part's metadata of the seconds that its scoring took."""
+_PACKING = b"packing"
+"""Key of what `ModelPredictor.describe_rows` returned; absent in parts of earlier versions, which
+checked nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,8 @@ class GridScores:
     subjects, prompts and examples; where a part was scored, first by look (`LOOK`)."""
     seconds_per_example: Mapping[str, float]
     """Label to wall-clock seconds of one actor for an example under a prompt, without loading."""
+    packing: Mapping[str, str] = field(default_factory=dict)
+    """Label to whether its rows were packed, and why not; without labels of earlier versions."""
 
     @property
     def on_test_prompts(self) -> pa.Table:
@@ -136,12 +145,46 @@ def _score(
     units = _cut(context, grid, wanted)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
-    todo = [unit for unit in units if unit["key"] not in finished]
-    stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
-    if todo:
+    done = [unit for unit in units if unit["key"] in finished]
+    mixed = _mixed(context, done, parts)
+    kept = {unit["key"] for unit in done} - mixed
+    stage.advance(sum(len(unit["examples"]) for unit in done if unit["key"] in kept))
+    if todo := [unit for unit in units if unit["key"] not in kept]:
         _run(context, todo, grid.subjects, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
+
+
+def _mixed(context: RunContext, units: Sequence[Mapping[str, Any]], parts: Parts) -> set[str]:
+    """Keys of parts that an earlier version scored in rows or batches that this model mixes."""
+    if not context.config.train.packing and context.task.choices is not None:
+        return set()
+    keys = [unit["key"] for unit in units]
+    described = (_from_metadata(part, _PACKING, "") for part in parts.read(keys))
+    unchecked = {key for key, how in zip(keys, described, strict=True) if not how}
+    if not unchecked or not _describe_base(context).startswith(MIXES):
+        return set()
+    logger.warning("%d parts of an earlier version mix sequences: scored again", len(unchecked))
+    return unchecked
+
+
+def _describe_base(context: RunContext) -> str:
+    """Check the base model on a worker; returns how it reads rows."""
+    import ray
+
+    workers = context.config.evaluation.workers
+    cpus = fit_workers(workers, "evaluation.workers")
+    job = _job(context, (), Parts(context.run_folder.child("scores")), cpus)
+    check = ray.remote(num_cpus=cpus, num_gpus=workers.gpus or None)(_describe)
+    return ray.get(check.remote(job))
+
+
+def _describe(job: "_ScoreJob") -> str:
+    return _ScoreActor(job).describe_rows()
+
+
+def _from_metadata(table: pa.Table, key: bytes, default: str) -> str:
+    return (table.schema.metadata or {}).get(key, default.encode()).decode()
 
 
 def _correct(scores: pa.Table, grid: Grid) -> NDArray[np.bool_]:
@@ -158,17 +201,20 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     """Join the parts without times, so that two runs can be equal; what older ones lack is null."""
     tables: list[pa.Table] = []
     spent: dict[str, tuple[float, int]] = {}
+    packing: dict[str, str] = {}
     for index, part in scored:
         subject, rows = subjects[index], part.num_rows
         seconds, examples = spent.get(subject.label, (0.0, 0))
-        own = float((part.schema.metadata or {}).get(_SECONDS, "nan"))
+        own = float(_from_metadata(part, _SECONDS, "nan"))
+        if how := _from_metadata(part, _PACKING, ""):
+            packing[subject.label] = max(how, packing.get(subject.label, ""))
         spent[subject.label] = (seconds + own, examples + rows)
         table = part.append_column("variant", pa.array([subject.label] * rows, pa.string()))
         table = table.append_column("seed", pa.array([subject.seed] * rows, pa.int64()))
         tables.append(table.replace_schema_metadata(None))
     each = {label: seconds / rows for label, (seconds, rows) in spent.items()}
     known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
-    return GridScores(pa.concat_tables(tables, promote_options="default"), known)
+    return GridScores(pa.concat_tables(tables, promote_options="default"), known, packing)
 
 
 def _cut(
@@ -230,15 +276,7 @@ def _run(
     config = context.config
     workers = config.evaluation.workers
     cpus = fit_workers(workers, "evaluation.workers")
-    job = _ScoreJob(
-        config,
-        context.task,
-        locate_base(config.model.path, config.model.revision, context.storage),
-        context.scoring_dtype,
-        max(1, int(cpus)),
-        subjects,
-        parts,
-    )
+    job = _job(context, subjects, parts, cpus)
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _ScoreActor,
         batch_size=1,
@@ -251,6 +289,21 @@ def _run(
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
+
+
+def _job(
+    context: RunContext, subjects: Sequence[Subject], parts: Parts, cpus: float
+) -> "_ScoreJob":
+    config = context.config
+    return _ScoreJob(
+        config,
+        context.task,
+        locate_base(config.model.path, config.model.revision, context.storage),
+        context.scoring_dtype,
+        max(1, int(cpus)),
+        subjects,
+        parts,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +336,10 @@ class _ScoreActor:
         self._examples = {example.id: example for split in splits for example in split}
         self._subjects, self._parts = job.subjects, job.parts
 
+    def describe_rows(self) -> str:
+        """Return how the base model reads rows."""
+        return self._predictor.describe_rows(adapted=False)
+
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from paft_ray.evaluation.predictors import scores_table
 
@@ -294,6 +351,7 @@ class _ScoreActor:
         self._predictor.load(weights)
         started = time.perf_counter()
         scores = self._predictor.score(weights, prompt_id, text, examples)
-        seconds = str(time.perf_counter() - started)
-        self._parts.write(key, scores_table(scores).replace_schema_metadata({_SECONDS: seconds}))
+        packing = self._predictor.describe_rows(weights is not None)
+        about = {_SECONDS: str(time.perf_counter() - started), _PACKING: packing}
+        self._parts.write(key, scores_table(scores).replace_schema_metadata(about))
         return {"done": [len(examples)]}

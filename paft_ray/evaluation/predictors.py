@@ -33,6 +33,8 @@ from paft_ray.models.logprobs import (
     continue_texts,
     inference,
 )
+from paft_ray.models.packing import MIXES, PACKED
+from paft_ray.models.row_check import Together, read_apart
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
@@ -89,9 +91,20 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
 class Predictor:
     """Scores a model that is in memory already."""
 
-    def __init__(self, config: Config, task: Task, encoder: TextEncoder, dtype: str) -> None:
-        """Prepare to score with the model's `encoder`, in `dtype` (`float32` or `bfloat16`)."""
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        encoder: TextEncoder,
+        dtype: str,
+        together: Together | None = None,
+    ) -> None:
+        """Prepare to score with the model's `encoder`, in `dtype` (`float32` or `bfloat16`).
+
+        `together` says what the checks of the model found; all is right by default.
+        """
         self._config, self._task, self._encoder, self._dtype = config, task, encoder, dtype
+        self._together = together or Together()
 
     def score(
         self,
@@ -127,7 +140,9 @@ class Predictor:
         reading = ForwardPass(
             self._dtype,
             self._config.evaluation.row_tokens,
-            packing=self._config.train.packing and (not adapted or reads_positions(model)),
+            packing=self._config.train.packing
+            and not self._together.rows
+            and (not adapted or reads_positions(model)),
             virtual_tokens=virtual_tokens(model) if adapted else 0,
         )
         likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
@@ -172,7 +187,7 @@ class Predictor:
         ]
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
-        alone = adapted and virtual_tokens(model) > 0
+        alone = self._together.batches or (adapted and virtual_tokens(model) > 0)
         evaluation = self._config.evaluation
         most = 0 if alone else evaluation.generation_tokens
         lengths = [len(context) for context in contexts]
@@ -214,23 +229,35 @@ class Predictor:
 class ModelPredictor:
     """Scores a base model and trained ones, which it loads when they are used first.
 
-    All adapters stay in memory; where all weights are trained (`model.peft: null`), one model does.
+    The base model is checked once, in fp32; what holds for it holds for trained ones. All adapters
+    stay in memory; where all weights are trained (`model.peft: null`), one model does.
     """
+
+    together: Together
+    """What the checks of the base model found."""
 
     def __init__(self, config: Config, task: Task, base: str, dtype: str, device: str) -> None:
         """Load the base model from `base`, to score in `dtype` (`float32` or `bfloat16`)."""
         self._config, self._dtype = config, dtype
         tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
         encoder = TextEncoder.from_config(tokenizer, config)
-        self._predictor = Predictor(config, task, encoder, dtype)
         self._device = torch.device(device)
-        self._base = self._model = self._load(base, config.model.revision)
+        writes_with = tokenizer if task.choices is None else None
+        loaded = self._read(base, config.model.revision)
+        self.together = Together.of(loaded, config, config.evaluation.row_tokens, writes_with)
+        self._base = self._model = self._prepare(loaded)
+        self._predictor = Predictor(config, task, encoder, dtype, self.together)
         self._adapters: set[str] = set()
         self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
 
-    def _load(self, location: str, revision: str | None) -> "PreTrainedModel | PeftModel":
+    def _read(self, location: str, revision: str | None) -> "PreTrainedModel":
         model = load_base(location, revision, trust=self._config.model.trust_remote_code)
         model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return model
+
+    def _prepare(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        if self.together.rows:
+            read_apart(model)
         if self._dtype == "bfloat16":
             store_frozen_in_bf16(model)
         return model
@@ -247,6 +274,16 @@ class ModelPredictor:
             return self._predictor.score(
                 self._model, prompt_id, text, examples, weights is not None
             )
+
+    def describe_rows(self, adapted: bool) -> str:
+        """Return whether the model in use reads packed rows, and why not."""
+        if apart := self.together.describe():
+            return MIXES + apart
+        if not self._config.train.packing:
+            return "unpacked, as configured"
+        if adapted and not reads_positions(self._model):
+            return "unpacked, as prompt learning drops positions"
+        return PACKED
 
     def load(self, weights: str | None) -> None:
         """Load weights that the next `score` uses."""
@@ -265,7 +302,7 @@ class ModelPredictor:
             return
         if self._whole is None or self._whole[0] != folder:
             self._model, self._whole = self._base, None  # frees memory for the next one
-            self._whole = (folder, self._load(folder, None))
+            self._whole = (folder, self._prepare(self._read(folder, None)))
         self._model = self._whole[1]
 
     def _use_adapter(self, adapter: str | None) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ packing.py       sequences to rows; pure
 sharing.py       rows whose sequences share a common beginning; pure
 attention.py     attention inside the sequences of a row
 logprobs.py      log-probabilities of answers, and generation
+row_check.py     whether rows keep sequences apart, and batches texts
 dtype.py         the arithmetic that `auto` means
 quantized.py     frozen weights in 4 bits
 switches.py      activation checkpointing and compilation

@@ -79,14 +79,22 @@ def answer_logprobs(
     keep_U = torch.from_numpy(row.keep_U).to(device)
     if virtual_tokens:
         positions: dict[str, Any] = {"attention_mask": torch.ones_like(input_ids)}
-    else:
+    elif attends_in_blocks(forward):
+        positions = {
+            "position_ids": torch.from_numpy(row.position_ids_T).to(device)[None],
+            **block_arguments(row.position_ids_T, device, row.parts),
+        }
+    elif (row.position_ids_T == 0).sum() > 1:
         positions = {"position_ids": torch.from_numpy(row.position_ids_T).to(device)[None]}
-        if attends_in_blocks(forward):
-            positions.update(block_arguments(row.position_ids_T, device, row.parts))
+    else:
+        positions = {}  # a model may count from another number, or know no positions
     output = forward(
         input_ids=input_ids, logits_to_keep=keep_U + virtual_tokens, use_cache=False, **positions
     )
-    logits_AV = output.logits[0].float()[torch.from_numpy(row.gather_A).to(device)]
+    logits_UV = output.logits[0]
+    if len(logits_UV) != len(keep_U):  # some models return all
+        logits_UV = logits_UV[keep_U + virtual_tokens]
+    logits_AV = logits_UV.float()[torch.from_numpy(row.gather_A).to(device)]
     targets_A = torch.from_numpy(row.targets_A).to(device)
     return -torch.nn.functional.cross_entropy(logits_AV, targets_A, reduction="none")
 

@@ -30,7 +30,7 @@ from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from paft_ray.models.tokenization import TextEncoder
     from paft_ray.tasks import Example
@@ -328,15 +328,36 @@ def _without_weights(
             config = read_config(str(local.parent), gguf_file=local.name)
         else:
             config = read_config(str(local or path), revision, trust)
+        refuse_not_causal(config, path)
         with torch.device("meta"):
             return build_model(config, trust)
     except ConfigError as error:
-        raise ConfigError(f"model.path: {error}") from error
+        named = str(error).startswith("model.path")
+        raise error if named else ConfigError(f"model.path: {error}") from error
     except Exception as error:
         raise ConfigError(
             f"model.path: no causal language model can be built from {path} ({one_line(error)}); "
             "name a decoder model that the installed transformers knows"
         ) from error
+
+
+def refuse_not_causal(config: "PreTrainedConfig", path: str) -> None:
+    """Refuse families that transformers builds as causal models though they are not.
+
+    Others that are not are found when their weights are loaded, see `row_check`.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = config.model_type
+    if config.is_encoder_decoder or kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+        what = "an encoder-decoder"
+    elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(
+        config, "is_decoder", False
+    ):
+        what = "a bidirectional model, which reads what follows a token too"
+    else:
+        return
+    raise ConfigError(f"model.path: {path} ({kind}) is {what}; name a causal language model")
 
 
 def refuse_overlong(

@@ -10,6 +10,11 @@ import numpy as np
 
 from paft_ray.config.errors import DataError
 
+PACKED = "packed"
+MIXES = "unpacked: "
+"""How rows are described where a model has to read or write one by one; the reason follows."""
+ROWS = "one sequence a row"
+"""The beginning of the reason where rows mix."""
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 

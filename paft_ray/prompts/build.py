@@ -284,6 +284,7 @@ class _ProbeActor:
 
         from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
         from paft_ray.models.logprobs import ForwardPass
+        from paft_ray.models.row_check import Together
         from paft_ray.models.tokenization import TextEncoder
 
         clear_launchers()
@@ -292,12 +293,14 @@ class _ProbeActor:
         base = source.local()
         torch.set_num_threads(max(1, int(probe.cpus)))
         self._task = task
-        self._reading = ForwardPass(dtype, probe.row_tokens, config.train.packing)
         tokenizer = load_tokenizer(base, model.revision, model.trust_remote_code)
         self._encoder = TextEncoder.from_config(tokenizer, config)
         self._model: Any = load_base(base, model.revision, trust=model.trust_remote_code)
         if probe.gpus:
             self._model.to(torch.device("cuda"))
+        together = Together.of(self._model, config, probe.row_tokens)
+        packing = config.train.packing and not together.rows
+        self._reading = ForwardPass(dtype, probe.row_tokens, packing)
         if dtype == "bfloat16":
             store_frozen_in_bf16(self._model)
 

@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config
 from paft_ray.config.affects import result_fields
+from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
+from paft_ray.models.packing import MIXES, ROWS
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
@@ -55,6 +57,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     The run is complete, and has a manifest, when all its variants are in the summary.
     """
     pool, trained, scores = results.pool, results.trained, results.scores
+    _refuse_mixed_trainings(context, results)
     folder, evaluation = context.run_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
@@ -76,6 +79,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     summary |= {**ends, "task_rows": asdict(context.task.rows)}
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
+    for label, packing in scores.packing.items():
+        summary["models"][label]["packing"] = packing
     for label in labels[1:]:
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     if context.notes:
@@ -97,6 +102,18 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     return summary
 
 
+def _refuse_mixed_trainings(context: RunContext, results: Results) -> None:
+    """Raise where an earlier version trained in packed rows a model whose sequences mix in them."""
+    mixes = [how for how in results.scores.packing.values() if how.startswith(f"{MIXES}{ROWS}")]
+    old = [t for t in results.trained if t.record.packing is None]
+    if mixes and old and context.config.train.packing:
+        raise ArtifactError(
+            f"{old[0].folder.path()}: an earlier version trained in packed rows, which mix this "
+            f"model's sequences ({mixes[0].removeprefix(MIXES)}): train again under another name, "
+            "or with --overwrite"
+        )
+
+
 def _examples_table(examples: Sequence[Example]) -> pa.Table:
     """The test examples that were scored, for readers of the scores."""
     return pa.table(
@@ -109,12 +126,14 @@ def _examples_table(examples: Sequence[Example]) -> pa.Table:
 
 
 def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
-    """Steps, and mean tokens and seconds, of one variant's trainings."""
+    """Steps, mean tokens and seconds, and rows of one variant's trainings."""
     mean = {
         kind: statistics.fmean(getattr(t.record, kind) for t in trained)
         for kind in ("tokens", "answer_tokens", "seconds")
     }
-    return {"steps": trained[0].record.steps, **{f"trained_{k}": v for k, v in mean.items()}}
+    packing = {} if trained[0].record.packing is None else {"packing": trained[0].record.packing}
+    spent = {**mean, **packing}
+    return {"steps": trained[0].record.steps, **{f"trained_{k}": v for k, v in spent.items()}}
 
 
 def _write_cards(

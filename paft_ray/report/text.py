@@ -6,6 +6,7 @@ from typing import Any
 from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
+from paft_ray.models.packing import MIXES
 from paft_ray.report.tables import display_name, how_answers_end, main_label, results
 from paft_ray.tasks.example import RowCounts
 
@@ -72,6 +73,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
+    sentences += _run_apart(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "
@@ -133,6 +135,17 @@ def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | Non
         for label, model in summary["models"].items()
         if (chance := STD_BY_CHANCE.read(model)) and (std := STD.read(model)) <= chance
     ]
+
+
+def _run_apart(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Sentences about models whose sequences mix in packed rows, or whose texts do in batches."""
+    by_reason: dict[str, list[str]] = {}
+    for label, model in summary["models"].items():
+        for key, what in (("packing", "scored"), ("trained_packing", "trained")):
+            if (how := model.get(key, "")).startswith(MIXES):
+                reason = f"{what} with {how.removeprefix(MIXES)}"
+                by_reason.setdefault(reason, []).append(display_name(label, names))
+    return [f"{', '.join(labels)}: {reason}." for reason, labels in by_reason.items()]
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

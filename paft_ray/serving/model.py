@@ -64,6 +64,7 @@ class AnswerModel(PythonModel):
             load_tokenizer,
             store_frozen_in_bf16,
         )
+        from paft_ray.models.row_check import check_batches, check_rows, read_apart
 
         settings = self._settings = dict(context.model_config or {})
         base = prepare_base(settings["base"], settings["revision"], Storage.open(str(user_cache())))
@@ -86,6 +87,13 @@ class AnswerModel(PythonModel):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         settings["dtype"] = resolve_dtype(settings["dtype"], gpus=int(device != "cpu"))
         fresh = load_base(base, settings["revision"], trust=trust)
+        writes_with = self._encoder.tokenizer if settings["choices"] is None else None
+        self._batches = check_batches(fresh, writes_with) if writes_with is not None else ""
+        if settings["packing"] and settings["choices"] is not None:
+            mixing = check_rows(fresh, settings["row_tokens"], settings["max_length"])
+            settings["packing"] = not mixing
+            if mixing:
+                read_apart(fresh)
         if settings["dtype"] == "bfloat16":
             store_frozen_in_bf16(fresh)
         model = load_adapter(fresh, context.artifacts["adapter"], "default")
@@ -171,7 +179,7 @@ class AnswerModel(PythonModel):
 
         contexts = [first.context_ids for first, *_ in encoded]
         # see ModelPredictor: texts with virtual tokens cannot be padded
-        size = 1 if virtual_tokens(self._model) else _BATCH
+        size = 1 if self._batches or virtual_tokens(self._model) else _BATCH
         write = partial(
             continue_texts,
             self._model,  # pyright: ignore[reportArgumentType]

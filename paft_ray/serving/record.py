@@ -63,6 +63,8 @@ class TrainingRecord:
     made_from: MadeFrom
     verified: Verified | None = None
     """None where the training is older than verification."""
+    packing: str | None = None
+    """`packed`, or `unpacked` and why; None where the training is older than the check of rows."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of packages; empty where the training is older than model cards."""
 

@@ -8,18 +8,15 @@ gathered on the main thread and written by another.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
 from paft_ray.config import ObjectiveConfig
 from paft_ray.config.errors import TrainingError
-from paft_ray.models.logprobs import ForwardPass, score_sequences
-from paft_ray.models.packing import Row, TokenSequence
+from paft_ray.models.packing import Row
 from paft_ray.tracking import Metric, Tracker
 from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.engine import Engine
@@ -29,14 +26,7 @@ from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import uniform
 from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
 logger = logging.getLogger(__name__)
-
-PACKING_TOLERANCE = 1e-4
-"""Largest difference of a row's mean loss, packed and unpacked in fp32, in nats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,40 +189,6 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks)
     if plan.weights.weight_N is not None:
         metrics[Metric.TRAIN_LARGEST_PROMPT_WEIGHT] = float(plan.weights.weight_N.max())
     return StepResult(nll_S, metrics, seconds, stopping > 0)
-
-
-def packing_error(
-    model: "PeftModel | PreTrainedModel", sequences: Sequence[TokenSequence], row_tokens: int
-) -> float:
-    """Difference that packing makes to the mean answer loss of sequences, in nats, in fp32."""
-    model.eval()  # dropout would differ between the two
-    lengths = [len(sequence.input_ids) for sequence in sequences]
-    with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
-        wide = ForwardPass("float32", max(row_tokens, sum(lengths)))
-        packed = score_sequences(model, sequences, wide)
-        alone = score_sequences(model, sequences, ForwardPass("float32", row_tokens, packing=False))
-    tokens = sum(len(sequence.targets) for sequence in sequences)
-    difference = sum(abs(p[0] - a[0]) for p, a in zip(packed, alone, strict=True)) / tokens
-    return difference if math.isfinite(difference) else math.inf
-
-
-@contextmanager
-def _perturbed(model: torch.nn.Module) -> Iterator[None]:
-    """Add noise to the adapter in the block: most adapters begin without any effect."""
-    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in before:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(0.02 * noise.to(parameter))
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in before:
-                    parameter.copy_(before[name])
 
 
 def _describe_bad_step(plan: StepPlan, nll_S: Sequence[float]) -> str:

@@ -102,6 +102,7 @@ class InProcessLLM:
 
         from paft_ray.models.base_model import prepare_base
         from paft_ray.models.load import load_base, load_tokenizer
+        from paft_ray.models.row_check import check_batches
 
         dtype = resolve_dtype(config.dtype, config.gpus)
         torch.set_num_threads(max(1, int(config.cpus)))
@@ -112,6 +113,7 @@ class InProcessLLM:
         self._model = load_base(location, config.revision, dtype=getattr(torch, dtype), trust=trust)
         if config.gpus:
             self._model.to(torch.device("cuda"))  # pyright: ignore
+        self._one_by_one = bool(check_batches(self._model, self._tokenizer))
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer the batch; its first request's seed and temperature hold for all of it."""
@@ -122,13 +124,18 @@ class InProcessLLM:
             return
         started = time.perf_counter()
         contexts = [_context(self._tokenizer, self._chat, request) for request in batch]
-        answers = generate(
-            self._model,
-            self._tokenizer,
-            contexts,
-            max(request.max_tokens for request in batch),
-            Decoding(batch[0].temperature, batch[0].top_p, batch[0].seed),
-        )
+        together = [[context] for context in contexts] if self._one_by_one else [contexts]
+        answers = [
+            answer
+            for group in together
+            for answer in generate(
+                self._model,
+                self._tokenizer,
+                group,
+                max(request.max_tokens for request in batch),
+                Decoding(batch[0].temperature, batch[0].top_p, batch[0].seed),
+            )
+        ]
         seconds = (time.perf_counter() - started) / len(batch)
         yield [
             # an end token in the very last place counts as cut off, too: nobody can tell

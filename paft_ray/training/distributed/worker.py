@@ -7,11 +7,12 @@ result. Imports that need torch are inside functions, because the driver imports
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.cluster.control import Control, Heartbeat
-from paft_ray.config.errors import PaftError, TrainingError
+from paft_ray.config.errors import PaftError
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.training.distributed.failures import comes_again, program_error
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from paft_ray.tracking import Tracker
     from paft_ray.training.batch_plan import Planner
+    from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.state.checkpoint import Checkpoints, Progress
@@ -111,6 +113,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     import torch
     from ray.train.torch import get_device
 
+    from paft_ray.training.distributed.reading import check_reading
     from paft_ray.training.engine import Engine, prepare_process
     from paft_ray.training.output.save import (
         complete_training,
@@ -124,11 +127,11 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     torch.set_num_threads(job.threads)
     prepare_process(get_device().type)
     model = _build_model(job, get_device())
-    planner = _build_planner(job, model)
-    _prepare_for_training(job, model, planner)
+    reading = check_reading(job, model, _build_planner(job, model))
+    _prepare_for_training(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype)
-    progress = _fit(job, engine, planner, heartbeat, tracker)
+    progress = _fit(job, engine, reading, heartbeat, tracker)
     if progress.step < job.steps:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)
         return progress.step
@@ -141,10 +144,13 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
         job.dtype,
         settings.quantization,
         settings.trust_remote_code,
+        bool(reading.together.rows),
     )
-    verified = save_and_verify(engine, base, first_batch(planner), beginning, writer)
+    verified = save_and_verify(engine, base, first_batch(reading.planner), beginning, writer)
     if verified is not None:  # on rank 0
-        record = training_record(job, progress, engine.ranks, verified)
+        record = replace(
+            training_record(job, progress, engine.ranks, verified), packing=reading.packing
+        )
         complete_training(job, writer, record, tracker)
     return progress.step
 
@@ -152,7 +158,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
 def _fit(
     job: Job,
     engine: "Engine",
-    planner: "Planner",
+    reading: "Reading",
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
 ) -> "Progress":
@@ -167,7 +173,10 @@ def _fit(
 
     train, seed = job.config.train, job.config.seed
     checkpoints = Checkpoints(
-        job.folder.child("checkpoints"), job.identity, train.checkpoint.keep, engine.rank_group()
+        job.folder.child("checkpoints"),
+        reading.identity(job),
+        train.checkpoint.keep,
+        engine.rank_group(),
     )
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
     progress = _continue(checkpoints, engine, weights)
@@ -177,7 +186,7 @@ def _fit(
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
     return fit(
         engine,
-        plans(planner, progress.step, job.steps, engine.ranks, weights.for_step),
+        plans(reading.planner, progress.step, job.steps, engine.ranks, weights.for_step),
         progress,
         Recipe(
             job.steps,
@@ -193,7 +202,7 @@ def _fit(
             weights,
             partial(_report, job, engine.rank),
             heartbeat.move,
-            _validation(job, engine, planner, heartbeat, tracker),
+            _validation(job, engine, reading, heartbeat, tracker),
             stop_notice(heartbeat),
         ),
     )
@@ -202,7 +211,7 @@ def _fit(
 def _validation(
     job: Job,
     engine: "Engine",
-    planner: "Planner",
+    reading: "Reading",
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
 ) -> Callable[[int], None]:
@@ -214,7 +223,8 @@ def _validation(
     if job.validation is None:
         return lambda step: None
 
-    predictor = Predictor(job.config, job.task, planner.encoder, job.dtype)
+    encoder, together = reading.planner.encoder, reading.together
+    predictor = Predictor(job.config, job.task, encoder, job.dtype, together)
     validation = Validation(job.validation, engine, predictor, job.folder, heartbeat.move)
 
     def validate(step: int) -> None:
@@ -297,28 +307,12 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
     )
 
 
-def _prepare_for_training(
-    job: Job, model: "PeftModel | PreTrainedModel", planner: "Planner"
-) -> None:
-    """Check packing and saving while the model is whole, then store frozen weights as used.
-
-    Raises:
-        TrainingError: Packing moves the loss.
-    """
+def _prepare_for_training(job: Job, model: "PeftModel | PreTrainedModel") -> None:
+    """Check saving while the model is whole, then store frozen weights as used."""
     from peft import PeftModel
 
     from paft_ray.models.load import adapter_files, store_frozen_in_bf16
-    from paft_ray.training.loop import PACKING_TOLERANCE, packing_error
 
-    if planner.packing:
-        error = packing_error(model, planner.first_sequences(), planner.row_tokens)
-        if error > PACKING_TOLERANCE:
-            peft = job.config.model.peft
-            method = peft and f"peft's {peft['peft_type']}"
-            raise TrainingError(
-                f"packing moves the loss by {error:.1e} under {method or 'this model'}, more than "
-                f"{PACKING_TOLERANCE:.0e}: set train.packing: false"
-            )
     if isinstance(model, PeftModel):
         weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         adapter_files(model, weights, job.config.model.path)  # refuse now what cannot be saved

@@ -21,6 +21,7 @@ from paft_ray.models.files import ADAPTER_WEIGHTS
 from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
 from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows
+from paft_ray.models.row_check import read_apart
 from paft_ray.serving.record import Verified
 from paft_ray.storage.paths import Storage
 from paft_ray.training.engine import Engine
@@ -52,6 +53,8 @@ class Base:
     """How it was stored in training."""
     trust: bool = False
     """`model.trust_remote_code`."""
+    apart: bool = False
+    """Whether it reads with its own attention, see `row_check`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,8 @@ def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
     with folder.local() as files:
         try:
             model = load_base(files, trust=base.trust)
+            if base.apart:
+                read_apart(model)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise TrainingError(
                 f"{folder.path()}: transformers cannot load the model: {one_line(error)}"
@@ -162,6 +167,8 @@ def _reload(folder: Storage, base: Base) -> "PeftModel":
     fresh = load_base(
         base.location, base.revision, quantization=base.quantization, trust=base.trust
     )
+    if base.apart:
+        read_apart(fresh)
     with folder.local() as files:
         try:
             # a frozen adapter would be stored in bf16 below, like weights of the base; weights
