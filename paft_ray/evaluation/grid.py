@@ -175,7 +175,7 @@ def _describe_base(context: RunContext) -> str:
     workers = context.config.evaluation.workers
     cpus = fit_workers(workers, "evaluation.workers")
     job = _job(context, (), Parts(context.run_folder.child("scores")), cpus)
-    check = ray.remote(num_cpus=cpus, num_gpus=workers.gpus or None)(_describe)
+    check = ray.remote(num_cpus=cpus, num_gpus=workers.gpus)(_describe)
     return ray.get(check.remote(job))
 
 

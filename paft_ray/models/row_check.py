@@ -215,7 +215,7 @@ def _make_rows(model: "AnyModel", lengths: Sequence[int], common: int) -> _Rows:
                 ids = context + _draw(model, 2 * (answers - 1), seed=100 + answer + other)
                 sequences.append(_predict(model, ids, len(context) - 1 if common else 0, number))
         made.append(sequences)
-    return _Rows(*made, slice(answers, -answers))
+    return _Rows(made[0], made[1], slice(answers, -answers))
 
 
 def _predict(model: "AnyModel", ids: list[int], first: int, seed: int) -> TokenSequence:
@@ -295,7 +295,7 @@ _Continuation = tuple[list[int], list[np.ndarray]]
 def _continue(
     model: "AnyModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[list[int]]
 ) -> list[_Continuation]:
-    batch = tokenizer.pad({"input_ids": texts}, padding_side="left", return_tensors="pt")
+    batch = tokenizer.pad({"input_ids": list(texts)}, padding_side="left", return_tensors="pt")
     with inference(model, "float32"):
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             **batch.to(next(model.parameters()).device),
