@@ -97,9 +97,10 @@ def _load_with_attention(
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location, output_loading_info=True, **arguments
         )
+        model, info = loaded
     except (ValueError, ImportError) as error:
         if in_blocks or "attention" not in str(error).lower():
             raise
