@@ -99,7 +99,10 @@ def test_end_of_a_choice_under_a_chat_template_is_that_of_the_assistants_turn(ti
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     turn = tokenizer.convert_tokens_to_ids("<turn>")
-    ends = TURNS, CHAT, "{{ raise_exception('no') if messages[-1].role != 'user' else 'q' }}"
+    asks_only = (
+        "{{ raise_exception('no') if messages[-1].role != 'user' else messages[-1].content }}"
+    )
+    ends = TURNS, CHAT, asks_only
     found = []
     for template in ends:
         tokenizer.chat_template = template

@@ -51,7 +51,11 @@ def make_planner(tokenizer: PreTrainedTokenizerBase) -> Callable[..., Planner]:
             "examples": make_examples(),
             "prompts": PROMPTS,
             "encoder": TextEncoder(
-                tokenizer, "none", max_length, overlong, tokenizer.eos_token_id if end else None
+                tokenizer,
+                "none",
+                max_length,
+                overlong,
+                end_id=tokenizer.eos_token_id if end else None,
             ),
             "sampler": PromptSampler(seed=3, prompts=len(PROMPTS)),
             "seed": 3,
