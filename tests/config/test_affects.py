@@ -66,14 +66,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory):
     write_variations(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        for rule in PROMPT_RULES:  # the rules of the first version
+            patch.setitem(PROMPT_RULES, rule, 1)  # pyright: ignore[reportArgumentType]
         unchanged()
         yield
-
-
-@pytest.fixture(autouse=True)
-def first_prompt_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    for rule in PROMPT_RULES:
-        monkeypatch.setitem(PROMPT_RULES, rule, 1)  # pyright: ignore[reportArgumentType]
 
 
 def identities(config: Config) -> dict[str, Any]:
