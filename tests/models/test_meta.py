@@ -122,7 +122,7 @@ LORA = {"peft_type": "LORA", "target_modules": ["q_proj"]}
 @pytest.mark.parametrize(
     ("peft", "message"),
     [
-        ({**LORA, "r": "eight"}, "peft refuses it"),
+        ({**LORA, "r": "eight"}, "is no number"),
         ({**LORA, "lora_dropout": 7}, "peft refuses it"),
         ({**LORA, "peft_type": "VERA"}, "save_projection"),
     ],
