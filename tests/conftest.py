@@ -14,7 +14,7 @@ from factories import WORDS, run_config, write_prompts, write_reviews
 if TYPE_CHECKING:
     from heads import Head
 
-    from paft_ray.models.meta import ModelCheckProcess
+    from paft_ray.models.check_process import ModelCheckProcess
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])

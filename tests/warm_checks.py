@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 
 
 class KeptProcess(ModelCheckProcess):

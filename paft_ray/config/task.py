@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -54,9 +55,9 @@ class TaskOptions(Section, affects="run"):
         return self
 
     @property
+    @abstractmethod
     def has_choices(self) -> bool:
         """Return whether answers are chosen; otherwise they are free text."""
-        raise NotImplementedError
 
     @model_validator(mode="after")
     def _answers_end(self) -> Self:

@@ -3,11 +3,15 @@
 files.py         a model's files and identity, without torch
 gguf_header.py   the header of a GGUF file, in bounded time
 base_model.py    base models on every node; GGUF converted once
+pretrained.py    the one place that reads models with transformers, and whom it trusts
 load.py          models, tokenizers and adapters, loaded and saved
 full.py          a model whose weights were all trained, stored
 base_check.py    a base model's files against its architecture and tokenizer
 warm_start.py    an adapter with which training begins
 tokenization.py  texts and answers to tokens
+chat.py          chat templates, rendered in one way; thinking.py switches reasoning off
+chat_files.py    a chat template as it lies in a model's folder, without torch
+targets.py       the modules that an adapter has where none are named
 packing.py       sequences to rows; pure
 sharing.py       rows whose sequences share a common beginning; pure
 attention.py     attention inside the sequences of a row
@@ -18,6 +22,7 @@ quantized.py     frozen weights in 4 bits
 switches.py      activation checkpointing and compilation
 switch_check.py  whether these work together, and here
 peft_check.py    checks of `model.peft`
-meta.py          checks with a model without weights, in a process of their own
+meta.py          checks with a model without weights
+check_process.py the process in which they run, beside the driver
 cpu/             kernels for CPUs
 """

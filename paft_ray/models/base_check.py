@@ -1,7 +1,7 @@
 """Checks of a base model's files against its architecture and its tokenizer, without its weights.
 
 Covered: weights that the files do not hold, which transformers would draw at random; tokens without
-a row in the embedding; a tokenizer without an end token. Runs in the process of `meta.py`.
+a row in the embedding, the end token of answers among them. Runs in `check_process`.
 """
 
 import copy
@@ -120,15 +120,14 @@ def refuse_unknown(encoder: "TextEncoder", unknown: dict[int, str], texts: Seque
                 )
 
 
-def require_end_token(tokenizer: "PreTrainedTokenizerBase", unknown: dict[int, str]) -> None:
-    """Refuse a tokenizer without the token that ends a free-text answer.
+def require_end_token(encoder: "TextEncoder", unknown: dict[int, str]) -> None:
+    """Refuse an end of answers that the model does not know.
 
     Raises:
-        ConfigError: It has none, or the model does not know it.
+        ConfigError: The end token has no row in the embedding.
     """
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id in unknown:
+    if encoder.end_id in unknown:
         raise ConfigError(
-            f"model.path: its tokenizer's end token (eos_token) is {tokenizer.eos_token!r}, and a "
-            "task without choices needs one that the model knows, with which answers end: set it, "
-            "and save the tokenizer again"
+            f"model.path: the embedding has no row for {unknown[encoder.end_id]!r}, with which "
+            "answers end: save the model after resize_token_embeddings(len(tokenizer))"
         )

@@ -1,23 +1,17 @@
-"""Checks of a model before any work, in a separate process: built without weights, adapted.
+"""Checks of a model before any work: built without weights, adapted; run by `check_process`.
 
 Covered: errors that only transformers, peft and the tokenizer can find, and lengths of examples.
-Not covered: weights, and whether they fit into memory.
+Not covered: values of weights, and whether they fit into memory.
 """
 
-import multiprocessing
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError, PaftError, one_line
-from paft_ray.config.launchers import without_launchers
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.base_check import (
     refuse_unknown,
@@ -37,104 +31,6 @@ if TYPE_CHECKING:
 
 _LONGEST = 16
 """Number of the longest prompts and examples that are encoded together."""
-
-
-class ModelCheckProcess:
-    """A process that imports torch, transformers and peft, so that the driver need not.
-
-    It starts at the first call, returns results in the order of calls, and ends with the driver.
-    """
-
-    def __init__(self) -> None:
-        """Start nothing yet."""
-        self._running: tuple[Connection, BaseProcess] | None = None
-        self.passed: set[str] = set()
-        """Fingerprints of what passed a check, which need not be checked again."""
-
-    def __enter__(self) -> Self:
-        """Return the process, which is not started yet."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """End the process."""
-        self.close()
-
-    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Start a call of a module-level function."""
-        if self._running is None:
-            context = multiprocessing.get_context("spawn")
-            connection, other = context.Pipe()
-            process = context.Process(target=_serve, args=(other,), name="model check", daemon=True)
-            with without_launchers(), _safe_path():
-                process.start()
-            other.close()  # so that each side sees the end of the other
-            self._running = connection, process
-        self._running[0].send((function, arguments))
-
-    def finish(self) -> Any:
-        """Wait for the oldest pending call and return its result.
-
-        Raises:
-            PaftError: The function raised it, or the process died.
-        """
-        assert self._running is not None
-        connection, process = self._running
-        try:
-            result, error = connection.recv()
-        except EOFError as end:
-            process.join()
-            raise PaftError(
-                f"the process that tries the model died with code {process.exitcode}: look into "
-                "the log, and at the machine's free memory"
-            ) from end
-        if error is not None:
-            raise error
-        return result
-
-    def close(self) -> None:
-        """End the process, which frees its memory; the next call starts another."""
-        if self._running is not None:
-            connection, process = self._running
-            self._running = None
-            connection.close()
-            process.terminate()
-            process.join()
-
-
-def warm_up() -> None:
-    """Import transformers ahead of the first check."""
-    from transformers import AutoTokenizer  # noqa: F401
-
-
-@contextmanager
-def _safe_path() -> Iterator[None]:
-    """Let Python look for modules where this process does from the very first import on.
-
-    `python -c`, by which processes are spawned, looks into the working directory first.
-    """
-    name = "PYTHONSAFEPATH"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _serve(connection: Connection) -> None:
-    while True:
-        try:
-            function, arguments = connection.recv()
-        except EOFError:  # the driver is gone
-            return
-        try:
-            result = function(*arguments), None
-        except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
-            result = None, error
-        connection.send(result)
 
 
 def check_adapters(
@@ -172,53 +68,35 @@ def check_adapters(
             _check_adapter(model, peft, seed, warm_start)
 
 
-def check_answers(config: Config, choices: Sequence[str] | None) -> None:
-    """Check that the model's tokenizer tells the choices apart, and has the end token they need.
-
-    Of a GGUF, whose tokenizer is known once it is converted, nothing is checked here.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    encoder = _encoder(config)
-    if encoder is None:
-        return
-    try:
-        replace(encoder, max_length=sys.maxsize).encode(lambda _: "Answer:", {}, choices or ())
-    except DataError as error:
-        raise ConfigError(f"task.choices: {error}") from error
-
-
-def check_base(config: Config, free_text: bool) -> dict[int, str]:
+def check_base(config: Config, choices: Sequence[str] | None) -> dict[int, str]:
     """Check the base model's weights, as far as names and shapes tell, and its tokenizer.
 
     Of a GGUF, which is converted first, nothing is checked here.
 
     Args:
         config: The configuration.
-        free_text: Answers are free text, which ends with the end token.
+        choices: The task's choices; None for free text.
 
     Returns:
         Tokens by id for which the model's embedding has no row, see `check_texts`.
 
     Raises:
-        ConfigError: Weights are missing or quantised, or there is no end token.
+        ConfigError: Weights are missing or quantised, the end token of answers is missing, or
+            choices are the same to the tokenizer.
     """
-    from paft_ray.models.load import load_tokenizer
-
-    path, revision = config.model.path, config.model.revision
-    trust = config.model.trust_remote_code
-    local = resolve_path(path)
-    if local is not None and not local.is_dir():
+    path, local = config.model.path, resolve_path(config.model.path)
+    if (encoder := _encoder(config)) is None:
         return {}
-    model = _without_weights(path, local, revision, trust)
+    model = _without_weights(path, local, config.model.revision, config.model.trust_remote_code)
     refuse_quantized(path, quantization_of(model.config.to_dict()))
     if local is not None:
         require_weights(model, local)
-    tokenizer = load_tokenizer(str(local or path), revision, trust)
-    unknown = unknown_tokens(tokenizer, model.get_input_embeddings())
-    if free_text:
-        require_end_token(tokenizer, unknown)
+    unknown = unknown_tokens(encoder.tokenizer, model.get_input_embeddings())
+    require_end_token(encoder, unknown)
+    try:
+        replace(encoder, max_length=sys.maxsize).encode(lambda _: "Answer:", {}, choices or ())
+    except DataError as error:
+        raise ConfigError(f"task.choices: {error}") from error
     return unknown
 
 

@@ -13,14 +13,8 @@ from paft_ray.cluster.access import check_access
 from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.chat import describe_chat
-from paft_ray.models.meta import (
-    ModelCheckProcess,
-    check_adapters,
-    check_answers,
-    check_base,
-    check_texts,
-    warm_up,
-)
+from paft_ray.models.check_process import ModelCheckProcess, warm_up
+from paft_ray.models.meta import check_adapters, check_base, check_texts
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
@@ -235,13 +229,10 @@ def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> Non
         None if warm_start is None else read_adapter(warm_start),
         config.model.trust_remote_code,
     )
-    checks.begin(check_base, config, context.task.choices is None)
-    checks.begin(check_answers, config, context.task.choices)
+    checks.begin(check_base, config, context.task.choices)
     meanwhile()
     checks.finish()
-    unknown = checks.finish()
-    checks.finish()
-    if unknown:
+    if unknown := checks.finish():
         checks.begin(check_texts, config, unknown, list(_known_texts(context)))
         checks.finish()
     if not work.verb.plans or resolve_path(config.model.path) is not None:  # else fetched to train

@@ -21,7 +21,8 @@ from paft_ray.config import (
     total_steps,
 )
 from paft_ray.config.errors import ConfigError, PaftError
-from paft_ray.models.meta import ModelCheckProcess, count_weights
+from paft_ray.models.check_process import ModelCheckProcess
+from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.nodes import Node
 from paft_ray.pipeline.preflight import configured_llms

@@ -9,7 +9,7 @@ from typing import Any
 
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.evaluation.subjects import evaluate_subjects
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
-from paft_ray.models.meta import ModelCheckProcess, refuse_overlong
+from paft_ray.models.check_process import ModelCheckProcess
+from paft_ray.models.meta import refuse_overlong
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse

@@ -16,7 +16,7 @@ from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.config.loading import from_anywhere
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.subjects import evaluate_subjects
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.report import SEARCH_FILE
 from paft_ray.report.results import Results, write_results
 from paft_ray.runs.context import RunContext

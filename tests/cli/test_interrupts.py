@@ -10,7 +10,7 @@ import pytest
 from paft_ray.cli.command import _perform
 from paft_ray.cli.streams import open_streams
 from paft_ray.config import Config
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.perform import Options, Result, Verb, Work
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import RichScreen

@@ -10,7 +10,7 @@ import pytest
 
 from paft_ray.cluster.surroundings import ray_folder
 from paft_ray.config.launchers import clear_launchers, is_launchers, without_launchers
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 
 LAUNCHED = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "3", "PMIX_RANK": "3", "PMI_SIZE": "8", "SLURM_PROCID": "3",

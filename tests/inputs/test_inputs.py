@@ -15,7 +15,8 @@ from input_rows import HERE, Outcome, Row, World, judge, read_rows
 from factories import LORA
 from paft_ray.cli import call
 from paft_ray.config.loading import load_config
-from paft_ray.models.meta import ModelCheckProcess, count_weights
+from paft_ray.models.check_process import ModelCheckProcess
+from paft_ray.models.meta import count_weights
 from paft_ray.tasks import load_task
 
 ROWS = read_rows()

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def folder(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def check(folder: Path, review_file: Path, tmp_path: Path) -> Callable[..., dict[int, str]]:
     config = load_config(run_config(folder, review_file, tmp_path / "storage"))
-    return lambda free_text=False: check_base(config, free_text)
+    return lambda: check_base(config, ("positive", "negative"))
 
 
 def rename(folder: Path, new: Callable[[str], str | None]) -> None:
@@ -95,11 +96,14 @@ def test_token_without_a_row_is_refused_only_where_a_text_has_it(folder, check, 
         check_texts(config, unknown, ["a good film", f"a {token} film"])
 
 
-def test_free_text_needs_an_end_token_and_choices_do_not(folder, check):
-    assert check(free_text=True) == {}
-    change_json(folder / "tokenizer_config.json", eos_token=None)
-    if (folder / "special_tokens_map.json").exists():
-        change_json(folder / "special_tokens_map.json", eos_token=None)
-    assert check(free_text=False) == {}
-    with pytest.raises(ConfigError, match="end token"):
-        check(free_text=True)
+def test_end_token_without_a_row_is_refused_where_answers_end_with_it(folder, review_file):
+    rows = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].shape[0]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"<pad {i}>" for i in range(rows)])
+    tokenizer.eos_token = f"<pad {rows - 1}>"
+    tokenizer.save_pretrained(folder)
+    for end, refused in (("scored", True), ("ignored", False)):
+        tree = run_config(folder, review_file, "storage", task={"answer_end": end})
+        expected = pytest.raises(ConfigError, match=r"no row for .* answers end")
+        with expected if refused else nullcontext():
+            assert check_base(load_config(tree), ("positive", "negative"))

@@ -11,13 +11,9 @@ from tokenizers.normalizers import Lowercase
 from factories import run_config
 from paft_ray.config.errors import ConfigError, DataError, PaftError
 from paft_ray.config.loading import load_config
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.load import load_tokenizer
-from paft_ray.models.meta import (
-    ModelCheckProcess,
-    check_adapters,
-    check_answers,
-    refuse_overlong,
-)
+from paft_ray.models.meta import check_adapters, check_base, refuse_overlong
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
@@ -66,11 +62,12 @@ def test_choices_are_tried_on_the_models_tokenizer(choices, eos, problem, tiny_m
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.backend_tokenizer.normalizer = Lowercase()
     tokenizer.eos_token = eos
-    tokenizer.save_pretrained(tmp_path)
-    config = load_config(run_config(tmp_path, "reviews", "st", task={"choices": choices}))
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tokenizer.save_pretrained(folder)
+    config = load_config(run_config(folder, "reviews", "st", task={"choices": choices}))
     expected = nullcontext() if problem is None else pytest.raises(ConfigError, match=problem)
     with expected:
-        check_answers(config, choices)
+        check_base(config, choices)
 
 
 @pytest.mark.parametrize("method", ["LORA", "IA3", "HRA"])

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
 from factories import run_config
 from paft_ray.config.loading import load_config
-from paft_ray.models.meta import ModelCheckProcess
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.perform import open_context
 from paft_ray.pipeline.run import run
 from paft_ray.storage.paths import to_parquet

@@ -1,0 +1,110 @@
+"""A process beside the driver that imports torch, transformers and peft to check a model."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, Self
+
+from paft_ray.config.errors import PaftError
+from paft_ray.config.launchers import without_launchers
+
+
+class ModelCheckProcess:
+    """A process that imports torch, transformers and peft, so that the driver need not.
+
+    It starts at the first call, returns results in the order of calls, and ends with the driver.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._running: tuple[Connection, BaseProcess] | None = None
+        self.passed: set[str] = set()
+        """Fingerprints of what passed a check, which need not be checked again."""
+
+    def __enter__(self) -> Self:
+        """Return the process, which is not started yet."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the process."""
+        self.close()
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Start a call of a module-level function."""
+        if self._running is None:
+            context = multiprocessing.get_context("spawn")
+            connection, other = context.Pipe()
+            process = context.Process(target=_serve, args=(other,), name="model check", daemon=True)
+            with without_launchers(), _safe_path():
+                process.start()
+            other.close()  # so that each side sees the end of the other
+            self._running = connection, process
+        self._running[0].send((function, arguments))
+
+    def finish(self) -> Any:
+        """Wait for the oldest pending call and return its result.
+
+        Raises:
+            PaftError: The function raised it, or the process died.
+        """
+        assert self._running is not None
+        connection, process = self._running
+        try:
+            result, error = connection.recv()
+        except EOFError as end:
+            process.join()
+            raise PaftError(
+                f"the process that tries the model died with code {process.exitcode}: look into "
+                "the log, and at the machine's free memory"
+            ) from end
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        """End the process, which frees its memory; the next call starts another."""
+        if self._running is not None:
+            connection, process = self._running
+            self._running = None
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def warm_up() -> None:
+    """Import transformers ahead of the first check."""
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Let Python look for modules where this process does from the very first import on.
+
+    `python -c`, by which processes are spawned, looks into the working directory first.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _serve(connection: Connection) -> None:
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:  # the driver is gone
+            return
+        try:
+            result = function(*arguments), None
+        except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
+            result = None, error
+        connection.send(result)
