@@ -1,7 +1,14 @@
 """The typed configuration: one frozen tree, a docstring under every field, no ML import.
 
-Covered: types, ranges and combinations. Not covered: reading YAML (`loading`), and checks that need
-files, models or a cluster (`pipeline.preflight`).
+Covered: types, ranges and combinations. Not covered: checks that need files, models or a cluster
+(`pipeline.preflight`). Beside the sections:
+
+loading.py    YAML and overrides, validated once; yaml_text.py reads YAML of unknown origin
+affects.py    what a field affects, from which identities are made
+errors.py     the errors that a user meets
+uris.py       passwords in URIs; visible.py shows texts from outside safely
+hub.py        whether the Hugging Face hub can be reached
+launchers.py  variables of MPI, Slurm, torchrun
 """
 
 from paft_ray.config.base import Section, WorkersConfig

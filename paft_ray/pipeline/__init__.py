@@ -3,6 +3,7 @@
 verbs.py      the Python API: one function per verb
 perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch
+trust.py      models whose own Python files may run
 nodes.py      checks on every node of a joined cluster
 plan.py       the work and the needs of a run, without doing it
 run.py        pool, trainings, evaluation, report
