@@ -16,16 +16,15 @@ RULES: Mapping[Target, int] = {
     "answers": 1,
     "examples": 2,
     "weights": 1,
-    "scores": 1,
+    "scores": 2,
     "search": 1,
 }
 """What a rule affects, to the rule's version. Raise it when a rule changes that no field sets, such
 as how an answer is scored: results of the older rule are then made again, or refused.
 
 Examples: 2, splits keep the same text together and are exact in every answer; before, every row was
-placed by a hash of its text and answer to the letter."""
-FREE_TEXT_RULES: Mapping[Target, int] = {"scores": 2}
-"""The same for tasks without choices. Scores: 2, the whole text is compared, not its first line."""
+placed by a hash of its text and answer to the letter. Scores: 2, only what a model keeps apart is
+read together, and a free text is compared as a whole, not by its first line."""
 PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 2}
 """Rules of the pool that move only some pools, to the rule's version; `prompts.build` knows which.
 
@@ -42,7 +41,7 @@ def affecting(section: Section, *targets: Target) -> dict[str, Any]:
     Rules of another version than the first are under `rules`.
     """
     wanted = frozenset(targets)
-    return _with_rules(section, _kept(section, lambda note: bool(note.targets & wanted)), targets)
+    return _with_rules(_kept(section, lambda note: bool(note.targets & wanted)), targets)
 
 
 def result_fields(config: Section) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def older_rules(results_from: Mapping[str, Any]) -> list[Target]:
 def recorded_fields(config: Section) -> dict[str, Any]:
     """The fields of the first version, and later ones that affect anything."""
     kept = _kept(config, lambda note: note.neutral is ... or bool(note.targets))
-    return _with_rules(config, kept, RULES)
+    return _with_rules(kept, RULES)
 
 
 def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any]]:
@@ -82,14 +81,9 @@ def take(tree: Mapping[str, Any], *paths: str) -> tuple[list[Any], dict[str, Any
     return values, rest
 
 
-def _with_rules(
-    section: Section, tree: dict[str, Any], targets: Iterable[Target]
-) -> dict[str, Any]:
+def _with_rules(tree: dict[str, Any], targets: Iterable[Target]) -> dict[str, Any]:
     newer = {target: RULES[target] for target in targets if RULES.get(target, 1) > 1}
-    rules: dict[str, Any] = {"rules": newer} if newer else {}
-    if (task := getattr(section, "task", None)) is not None and not task.has_choices:
-        rules["free_text_rules"] = {t: FREE_TEXT_RULES[t] for t in targets if t in FREE_TEXT_RULES}
-    return tree | {name: versions for name, versions in rules.items() if versions}
+    return {**tree, "rules": newer} if newer else tree
 
 
 def _kept(section: Section, keep: Callable[[Affects], bool]) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, local_copy, locate_base
-from paft_ray.models.packing import MIXES
 from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import Stage
@@ -40,8 +39,7 @@ LOOK = "look"
 _SECONDS = b"seconds"
 """Key in a part's metadata of the seconds that its scoring took."""
 _PACKING = b"packing"
-"""Key of what `ModelPredictor.describe_rows` returned; absent in parts of earlier versions, which
-checked nothing."""
+"""Key of what `ModelPredictor.describe_rows` returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,42 +143,12 @@ def _score(
     units = _cut(context, grid, wanted)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
-    done = [unit for unit in units if unit["key"] in finished]
-    mixed = _mixed(context, done, parts)
-    kept = {unit["key"] for unit in done} - mixed
-    stage.advance(sum(len(unit["examples"]) for unit in done if unit["key"] in kept))
-    if todo := [unit for unit in units if unit["key"] not in kept]:
-        _run(context, todo, grid.subjects, parts, stage)
+    missing = [unit for unit in units if unit["key"] not in finished]
+    stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
+    if missing:
+        _run(context, missing, grid.subjects, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
-
-
-def _mixed(context: RunContext, units: Sequence[Mapping[str, Any]], parts: Parts) -> set[str]:
-    """Keys of parts that an earlier version scored in rows or batches that this model mixes."""
-    if not context.config.train.packing and context.task.choices is not None:
-        return set()
-    keys = [unit["key"] for unit in units]
-    described = (_from_metadata(part, _PACKING, "") for part in parts.read(keys))
-    unchecked = {key for key, how in zip(keys, described, strict=True) if not how}
-    if not unchecked or not _describe_base(context).startswith(MIXES):
-        return set()
-    logger.warning("%d parts of an earlier version mix sequences: scored again", len(unchecked))
-    return unchecked
-
-
-def _describe_base(context: RunContext) -> str:
-    """Check the base model on a worker; returns how it reads rows."""
-    import ray
-
-    workers = context.config.evaluation.workers
-    cpus = fit_workers(workers, "evaluation.workers")
-    job = _job(context, (), Parts(context.run_folder.child("scores")), cpus)
-    check = ray.remote(num_cpus=cpus, num_gpus=workers.gpus)(_describe)
-    return ray.get(check.remote(job))
-
-
-def _describe(job: "_ScoreJob") -> str:
-    return _ScoreActor(job).describe_rows()
 
 
 def _from_metadata(table: pa.Table, key: bytes, default: str) -> str:
@@ -276,7 +244,15 @@ def _run(
     config = context.config
     workers = config.evaluation.workers
     cpus = fit_workers(workers, "evaluation.workers")
-    job = _job(context, subjects, parts, cpus)
+    job = _ScoreJob(
+        config,
+        context.task,
+        locate_base(config.model.path, config.model.revision, context.storage),
+        context.scoring_dtype,
+        max(1, int(cpus)),
+        subjects,
+        parts,
+    )
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _ScoreActor,
         batch_size=1,
@@ -289,21 +265,6 @@ def _run(
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
-
-
-def _job(
-    context: RunContext, subjects: Sequence[Subject], parts: Parts, cpus: float
-) -> "_ScoreJob":
-    config = context.config
-    return _ScoreJob(
-        config,
-        context.task,
-        locate_base(config.model.path, config.model.revision, context.storage),
-        context.scoring_dtype,
-        max(1, int(cpus)),
-        subjects,
-        parts,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,10 +296,6 @@ class _ScoreActor:
         splits = (job.task.train, job.task.validation, job.task.test)
         self._examples = {example.id: example for split in splits for example in split}
         self._subjects, self._parts = job.subjects, job.parts
-
-    def describe_rows(self) -> str:
-        """Return how the base model reads rows."""
-        return self._predictor.describe_rows(adapted=False)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from paft_ray.evaluation.predictors import scores_table

@@ -10,12 +10,10 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config
 from paft_ray.config.affects import result_fields
-from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
-from paft_ray.models.packing import MIXES, ROWS
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
@@ -57,7 +55,6 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     The run is complete, and has a manifest, when all its variants are in the summary.
     """
     pool, trained, scores = results.pool, results.trained, results.scores
-    _refuse_mixed_trainings(context, results)
     folder, evaluation = context.run_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
@@ -100,18 +97,6 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
-
-
-def _refuse_mixed_trainings(context: RunContext, results: Results) -> None:
-    """Raise where an earlier version trained in packed rows a model whose sequences mix in them."""
-    mixes = [how for how in results.scores.packing.values() if how.startswith(f"{MIXES}{ROWS}")]
-    old = [t for t in results.trained if t.record.packing is None]
-    if mixes and old and context.config.train.packing:
-        raise ArtifactError(
-            f"{old[0].folder.path()}: an earlier version trained in packed rows, which mix this "
-            f"model's sequences ({mixes[0].removeprefix(MIXES)}): train again under another name, "
-            "or with --overwrite"
-        )
 
 
 def _examples_table(examples: Sequence[Example]) -> pa.Table:

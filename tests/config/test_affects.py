@@ -52,9 +52,10 @@ STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
 FIRST = json.loads((STORED / "identities.json").read_text(encoding="utf-8"))
 MANY = yaml.safe_load((STORED / "many.yaml").read_text(encoding="utf-8"))
 MANY["task"]["answer_end"] = "ignored"  # what the first version did with choices
-MOVED_BY_RULES = {"task", "pool", "training", "run", "search"}
+MOVED_BY_RULES = {"task", "pool", "training", "scores", "run", "search"}
 """Identities that hold the task's examples, since the rule that splits them changed
- (`RULES["examples"]`); that of a pool does where prompts are probed on training examples."""
+ (`RULES["examples"]`; that of a pool does where prompts are probed on training examples), and
+those of scores."""
 FIELDS = json.loads((STORED.parent / "first_fields.json").read_text(encoding="utf-8"))
 
 
@@ -116,10 +117,7 @@ def held(found: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in MOVED_BY_RULES}
 
 
-def test_every_identity_is_that_of_the_first_version_unless_a_rule_moved_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("paft_ray.config.affects.FREE_TEXT_RULES", {})  # its rules for free text
+def test_every_identity_is_that_of_the_first_version_unless_a_rule_moved_it() -> None:
     assert {k for k, v in unchanged().items() if v != FIRST["unchanged"][k]} == MOVED_BY_RULES
     assert [change["overrides"] for change in FIRST["changes"]] == changes()
     for change in FIRST["changes"]:
@@ -317,11 +315,7 @@ def test_scored_ends_of_choices_move_all_that_is_trained_and_scored() -> None:
 FREE = {**MANY, "task": {**MANY["task"], "choices": None, "answer_end": "scored"}}
 
 
-def test_free_text_keeps_its_weights_and_is_scored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = identities(load_config(FREE))
-    monkeypatch.setattr("paft_ray.config.affects.FREE_TEXT_RULES", {})
-    before = identities(load_config(FREE))
-    assert {k for k in now if now[k] != before[k]} == {"scores", "run", "search"}
+def test_free_text_keeps_its_weights() -> None:
     assert "answer_end" not in affecting(load_config(FREE), "weights")["task"]
 
 

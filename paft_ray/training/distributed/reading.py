@@ -9,7 +9,6 @@ from paft_ray.config.errors import TrainingError
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.packing import MIXES, PACKED, ROWS
 from paft_ray.models.row_check import Together, check_batches, check_rows, read_apart
-from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.job import Job
 
@@ -31,12 +30,6 @@ class Reading:
         if self.together.rows:
             return f"{MIXES}{ROWS}, as {self.together.rows}"
         return PACKED if self.planner.packing else "unpacked"
-
-    def identity(self, job: Job) -> str:
-        """Fingerprint of what a checkpoint continues, another one where rows were found to mix."""
-        if self.together.rows:
-            return fingerprint("unpacked", job.identity)
-        return job.identity
 
 
 def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Planner) -> Reading:

@@ -174,7 +174,7 @@ def _fit(
     train, seed = job.config.train, job.config.seed
     checkpoints = Checkpoints(
         job.folder.child("checkpoints"),
-        reading.identity(job),
+        job.identity,
         train.checkpoint.keep,
         engine.rank_group(),
     )
