@@ -4,6 +4,7 @@ Covered: types, ranges and combinations. Not covered: checks that need files, mo
 (`pipeline.preflight`). Beside the sections:
 
 loading.py    YAML and overrides, validated once; yaml_text.py reads YAML of unknown origin
+overrides.py  `section.field=value`, read by the type of its field
 affects.py    what a field affects, from which identities are made
 errors.py     the errors that a user meets
 uris.py       passwords in URIs; visible.py shows texts from outside safely
