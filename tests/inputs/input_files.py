@@ -158,6 +158,7 @@ def _write_dataset(path: Path, about: Description) -> None:
     """A data set as `save_to_disk` writes it; `splits` makes a DatasetDict of equal parts."""
     import datasets
 
+    datasets.disable_progress_bars()  # the test's own: what is judged is what the command prints
     rows = _rows(about)
     table = datasets.Dataset.from_list(rows)
     if names := about.get("class_names"):
