@@ -38,6 +38,30 @@ def require_hub(field: str, name: str) -> None:
         )
 
 
+def require_hub_model(field: str, name: str, revision: str | None = None) -> None:
+    """Refuse the hub name of a model that can be had neither from the hub nor from its cache.
+
+    Raises:
+        ConfigError: As `require_hub`; or HF_HUB_OFFLINE is set, and the cache has no such model.
+    """
+    require_hub(field, name)
+    if is_offline() and not _is_cached(name, revision):
+        raise ConfigError(
+            f"{field}: {name} is on the Hugging Face hub, HF_HUB_OFFLINE is set, and the hub's "
+            "cache here does not hold it: name a local folder, or unset the variable"
+        )
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except HFValidationError:
+        return False
+
+
 @lru_cache
 def _unreachable(endpoint: str) -> str | None:
     """The reason why a server does not answer within the limit, None where it does."""

@@ -7,7 +7,6 @@ whether an example is too long.
 
 import importlib.util
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,14 +19,12 @@ from paft_ray.config import (
     LLMConfig,
     PromptsConfig,
     SinglePromptVariant,
-    TrackingConfig,
     TransformersLLM,
 )
 from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
-from paft_ray.config.hub import require_hub
-from paft_ray.config.loading import changed_fields, dump_config, load_recorded, local_path
-from paft_ray.config.uris import without_password
+from paft_ray.config.hub import require_hub_model
+from paft_ray.config.loading import changed_fields, dump_config, load_recorded
 from paft_ray.models.files import ModelFiles, inspect_model, refuse_quantized
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
@@ -35,11 +32,10 @@ from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
-from paft_ray.tracking import named_uri, sqlite_path
+from paft_ray.tracking import check_tracking
 
 RUN_RECORD = "config.json"
 """File of a run's folder that holds its configuration, under the key `config`."""
-_DATABASES = ("postgresql", "mysql", "mssql")
 _SHOWN_CHANGES = 3
 _SHOWN_PROMPTS = 5
 
@@ -78,7 +74,7 @@ def preflight(
     storage = _check_storage(config.storage)
     if not overwrite:
         _check_identity(config, storage)
-    _check_tracking(config.tracking)
+    check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
     model = inspect_model(config.model.path, weightless=weightless)
@@ -136,37 +132,6 @@ def _check_identity(config: Config, storage: Storage) -> None:
             f"name: run {config.name!r} in {storage.root} has another configuration: {text}; "
             "choose another name, or pass --overwrite"
         )
-
-
-def _check_tracking(config: TrackingConfig) -> None:
-    uri, field = named_uri(config)
-    if uri is None:
-        return
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
-    name = scheme[1].lower() if scheme else ""
-    if name in ("http", "https") and not re.match(r"[^:]+://[^/]", uri):
-        raise ConfigError(f"tracking.uri: {uri!r} names no host; write {name}://host:port")
-    if uri == "databricks" or name in ("http", "https", "databricks", *_DATABASES):
-        return
-    if name == "sqlite":
-        path = sqlite_path(uri)
-        if path is None or path == Path():
-            raise ConfigError(f"{field}: {uri!r} names no file; write sqlite:///folder/mlflow.db")
-        database = local_path(str(path)).absolute()
-        if database.is_dir():
-            raise ConfigError(f"{field}: {database} is a folder; name a file in it")
-        require_writable(database.parent, field)
-        return
-    rule = (
-        "is a folder, which MLflow 3 no longer writes to"
-        if name in ("", "file")
-        else f"has the scheme {name!r}, which MLflow does not know"
-    )
-    other = "" if field == "tracking.uri" else ", or another one as tracking.uri"
-    raise ConfigError(
-        f"{field}: {without_password(uri)!r} {rule}; use sqlite:///file.db, a database, http(s):// "
-        f"or databricks{other}"
-    )
 
 
 def _check_workers(config: Config, planning: bool) -> list[str]:
@@ -236,7 +201,7 @@ def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
             "else"
         )
     if model.kind == "hub":
-        require_hub("model.path", config.model.path)
+        require_hub_model("model.path", config.model.path, config.model.revision)
     if model.kind == "hub" and config.model.revision is None:
         yield (
             f"model.revision: none is given for {config.model.path}, so that the run cannot be "
@@ -266,7 +231,7 @@ def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
             if seen[llm.path].kind == "hub":
-                require_hub(f"{field}.path", llm.path)
+                require_hub_model(f"{field}.path", llm.path, llm.revision)
         elif isinstance(llm, Endpoint):
             yield from _check_endpoint(field, llm)
 

@@ -54,6 +54,11 @@ class Table:
     column: str | None = None
     """A column that CSV and Parquet must have; of Parquet only this one is read."""
 
+    def check_regular(self) -> None:
+        """Raise DataError for a pipe or device: files are read more than once, and to their end."""
+        if not self.path.is_file():
+            raise DataError(f"{self.name}: no regular file: copy its rows into one")
+
     def check_columns(self, columns: list[str]) -> None:
         """Raise DataError if a name stands twice, or `column` is not among these."""
         for name, count in Counter(columns).items():
@@ -100,7 +105,7 @@ def read_lines(table: Table) -> Iterator[tuple[int, str]]:
     """
     number = 0
     try:
-        with _open_binary(table.path) as stream:
+        with _open_binary(table) as stream:
             for number, line in enumerate(stream, 1):
                 if number == 1:
                     line = _first_line(line, table)
@@ -131,8 +136,9 @@ def _first_line(line: bytes, table: Table) -> bytes:
     return line.removeprefix(b"\xef\xbb\xbf")
 
 
-def _open_binary(path: Path) -> BinaryIO:
-    opened: Any = _COMPRESSED.get(path.suffix.lower(), open)(path, "rb")
+def _open_binary(table: Table) -> BinaryIO:
+    table.check_regular()
+    opened: Any = _COMPRESSED.get(table.path.suffix.lower(), open)(table.path, "rb")
     return opened
 
 
@@ -267,6 +273,7 @@ def _read_parquet(table: Table) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     number = 0
+    table.check_regular()
     try:
         with pq.ParquetFile(table.path) as file:
             table.check_columns(file.schema_arrow.names)

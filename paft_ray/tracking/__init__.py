@@ -13,7 +13,11 @@ that continues its MLflow run without logging a step twice. Importing this impor
 
 from paft_ray.tracking.event_log import TrackingTarget
 from paft_ray.tracking.mlflow_runs import reach_server
-from paft_ray.tracking.place import named_uri, sqlite_path, tracking_place, tracking_server
+from paft_ray.tracking.place import (
+    check_tracking,
+    tracking_place,
+    tracking_server,
+)
 from paft_ray.tracking.sender import Waiting, end_open_runs, send_waiting
 from paft_ray.tracking.tracker import (
     FinalStatus,
@@ -35,15 +39,14 @@ __all__ = [
     "Tracker",
     "TrackingTarget",
     "Waiting",
+    "check_tracking",
     "end_open_runs",
     "import_early",
-    "named_uri",
     "open_tracker",
     "pool_version",
     "prepare_tracking",
     "reach_server",
     "send_waiting",
-    "sqlite_path",
     "tracking_place",
     "tracking_server",
 ]

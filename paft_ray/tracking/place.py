@@ -1,17 +1,23 @@
 """Where runs are recorded: the configuration, else MLflow's own variables, else a local file."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from paft_ray.config import TrackingConfig
-from paft_ray.storage.paths import Storage
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import local_path
+from paft_ray.config.uris import without_password
+from paft_ray.storage.paths import Storage, require_writable
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 _EXPERIMENT = "paft"
 _SQLITE = "sqlite:///"
+_HEADER = b"SQLite format 3\0"
+_DATABASES = ("postgresql", "mysql", "mssql")
 _PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?")
 
 
@@ -54,6 +60,54 @@ def tracking_server(config: TrackingConfig) -> str | None:
     for no tracking."""
     uri, _ = named_uri(config)
     return None if uri is None or uri.startswith("sqlite:") else uri
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Check that runs can be recorded where the configuration or the environment says.
+
+    Raises:
+        ConfigError: The URI is none of MLflow, or names a file that is no database.
+    """
+    uri, field = named_uri(config)
+    if uri is None:
+        return
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
+    name = scheme[1].lower() if scheme else ""
+    if name in ("http", "https") and not re.match(r"[^:]+://[^/]", uri):
+        raise ConfigError(f"tracking.uri: {uri!r} names no host; write {name}://host:port")
+    if uri == "databricks" or name in ("http", "https", "databricks", *_DATABASES):
+        return
+    if name == "sqlite":
+        path = sqlite_path(uri)
+        if path is None or path == Path():
+            raise ConfigError(f"{field}: {uri!r} names no file; write sqlite:///folder/mlflow.db")
+        database = local_path(str(path)).absolute()
+        if database.is_dir():
+            raise ConfigError(f"{field}: {database} is a folder; name a file in it")
+        require_writable(database.parent, field)
+        if database.exists() and not _is_database(database):
+            raise ConfigError(
+                f"{field}: {database} is a file, and no sqlite database; name another one"
+            )
+        return
+    rule = (
+        "is a folder, which MLflow 3 no longer writes to"
+        if name in ("", "file")
+        else f"has the scheme {name!r}, which MLflow does not know"
+    )
+    other = "" if field == "tracking.uri" else ", or another one as tracking.uri"
+    raise ConfigError(
+        f"{field}: {without_password(uri)!r} {rule}; use sqlite:///file.db, a database, http(s):// "
+        f"or databricks{other}"
+    )
+
+
+def _is_database(path: Path) -> bool:
+    """Whether a file is an sqlite database; an empty file becomes one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(_HEADER)) in (b"", _HEADER)
 
 
 def sqlite_uri(path: Path) -> str:

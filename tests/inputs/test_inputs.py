@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from input_rows import HERE, Outcome, Row, World, judge, read_rows
+from input_rows import Outcome, Row, World, judge, read_rows
 
 from factories import LORA
 from paft_ray.cli import call
@@ -20,8 +19,6 @@ from paft_ray.models.meta import count_weights
 from paft_ray.tasks import load_task
 
 ROWS = read_rows()
-NOT_YET: dict[str, str] = yaml.safe_load((HERE / "not_yet.txt").read_text(encoding="utf-8")) or {}
-"""Names of rows that do not end so today, with the reason."""
 COMMANDS = [row for row in ROWS if row.section not in ("endpoints", "locks")]
 THROUGH_PAFT = 40
 LONGEST_S = 60
@@ -29,7 +26,7 @@ LONGEST_S = 60
 
 def chosen_for_paft() -> set[str]:
     """Rows that `make test` runs through the real `paft`: refusals, as many kinds as possible."""
-    refused = [row for row in COMMANDS if row.want == "refused" and row.name not in NOT_YET]
+    refused = [row for row in COMMANDS if row.want == "refused"]
     places = Counter[str]()
     ranked = []
     for row in refused:
@@ -40,14 +37,12 @@ def chosen_for_paft() -> set[str]:
 
 def parameters(rows: list[Row], slow: bool = False) -> list[Any]:
     quick = chosen_for_paft()
-    marked = []
-    for row in rows:
-        marks = [pytest.mark.slow] if slow and row.name not in quick else []
-        if (reason := NOT_YET.get(row.name)) is not None:
-            run = not reason.startswith("not run")
-            marks.append(pytest.mark.xfail(reason=reason, strict=True, run=run))
-        marked.append(pytest.param(row, id=row.name, marks=marks))
-    return marked
+    return [
+        pytest.param(
+            row, id=row.name, marks=[pytest.mark.slow] if slow and row.name not in quick else []
+        )
+        for row in rows
+    ]
 
 
 @pytest.fixture
@@ -153,4 +148,3 @@ def through_paft(world: World, row: Row) -> Outcome:
 def test_the_table_holds_many_inputs_of_few_of_a_kind() -> None:
     assert len({row.name for row in ROWS}) == len(ROWS) >= 400
     assert max(Counter((row.section, row.kind) for row in ROWS).values()) <= 8
-    assert set(NOT_YET) <= {row.name for row in ROWS}

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RETRYABLE = frozenset({408, 409, 425, 429, *range(500, 600)}) - {501, 505}
-"""Statuses that another attempt may mend; proxies have made up many of the 500s."""
+_RETRYABLE = frozenset({200, 408, 409, 425, 429, *range(500, 600)}) - {501, 505}
+"""Statuses that another attempt may mend; proxies have made up many of the 500s, and send errors
+with 200."""
 _FINAL = {
     401: "check the key",
     402: "it asks for payment",
@@ -279,12 +280,15 @@ class EndpointLLM:
         except openai.OpenAIError as failure:  # no connection, or one that was dropped
             return _Outcome(None, type(failure).__name__)
         try:
-            reading = read_answer(json.loads(response.content), request)
+            answer = json.loads(response.content)
+            reading = read_answer(answer, request)
         except (ValueError, RecursionError):  # a body that is no JSON, or a bomb of brackets
             kind = self._shown(response.headers.get("content-type", "").partition(";")[0])
             other = f"{kind}, not JSON" if kind and not kind.endswith("json") else "not JSON"
             return _Outcome(None, f"the endpoint's answer is {other}", response.status_code)
         if reading.text is None:
+            if isinstance(answer, dict) and answer.get("error"):
+                return self._refusal(response, body)
             return _Outcome(None, "the endpoint answered without a text", response.status_code)
         return _Outcome(
             reading.text,

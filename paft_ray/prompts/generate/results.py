@@ -141,7 +141,10 @@ def costs(generated: Generated) -> list[dict[str, Any]]:
 def refused_line(row: Mapping[str, Any]) -> str:
     """A line about the parameters that an LLM of `costs` refused."""
     renamed = " (max_completion_tokens is sent)" if "max_tokens" in row["left_out"] else ""
-    return f"{row['llm']} refuses {row['left_out']}: left out of its requests{renamed}"
+    return (
+        f"{row['llm']} refuses {row['left_out']}: left out of its requests{renamed}; "
+        f"omit: [{row['left_out']}] leaves it out from the first one"
+    )
 
 
 def cost(price: TokenPrice, prompt_tokens: float, completion_tokens: float) -> float:
