@@ -3,7 +3,7 @@
 `fixtures/stored_run/identities.json` holds the identities of the first version that kept them, and
 `fixtures/first_fields.json` the fields that it had. Neither may change. Rules that changed since
 have moved some identities; the others are held to the letter, and those that moved still tell apart
-what they told apart.
+what they told apart. Those of `fixtures/stored_run_2` are held to the letter, all of them.
 """
 
 import functools
@@ -11,13 +11,11 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
-import numpy as np
 import pytest
 import yaml
-from make_stored_run import changes, write_variations
+from make_stored_run import changes, identities_of, write_variations
 from pydantic import Field, create_model
 
 from paft_ray.config import (
@@ -38,17 +36,9 @@ from paft_ray.config.base import Section, affects
 from paft_ray.config.evaluation import EvaluationConfig
 from paft_ray.config.loading import load_config, load_recorded
 from paft_ray.config.model import ModelConfig
-from paft_ray.evaluation.grid import Grid, Subject, _cut
-from paft_ray.prompts.build import pool_fingerprint, request_book
-from paft_ray.report import results
-from paft_ray.runs.context import RunContext
-from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.storage.paths import Storage
-from paft_ray.tasks import load_task
-from paft_ray.training.identity import training_fingerprint
-from paft_ray.tuning import search
 
-STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+STORED = FIXTURES / "stored_run"
 FIRST = json.loads((STORED / "identities.json").read_text(encoding="utf-8"))
 MANY = yaml.safe_load((STORED / "many.yaml").read_text(encoding="utf-8"))
 MANY["task"]["answer_end"] = "ignored"  # what the first version did with choices
@@ -56,7 +46,8 @@ MOVED_BY_RULES = {"task", "pool", "training", "scores", "run", "search"}
 """Identities that hold the task's examples, since the rule that splits them changed
  (`RULES["examples"]`; that of a pool does where prompts are probed on training examples), and
 those of scores."""
-FIELDS = json.loads((STORED.parent / "first_fields.json").read_text(encoding="utf-8"))
+RULES_NOW = dict(PROMPT_RULES)
+FIELDS = json.loads((FIXTURES / "first_fields.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,43 +64,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def identities(config: Config) -> dict[str, Any]:
-    """Every identity, as `make_stored_run` recorded them."""
-    context = RunContext.create(
-        config, load_task(config.task, config.seed), Storage.open("storage")
-    )
-    prompt: Any = SimpleNamespace(id="p", text="Say {review}")
-    book, tuning, training = request_book(context), config.tuning, config.trainings[0]
-    assert tuning is not None
-    examples = context.task.test[:2]
-    units = _cut(
-        context, Grid([Subject("base", 0, "")], [prompt], examples), [np.ones((1, 2), bool)]
-    )
-    wanted = (
-        [] if book is None else [u for llm in range(len(book.keys)) for u in book.units(llm, 99)]
-    )
-    return {
-        "task": context.task_identity,
-        "pool": pool_fingerprint(context),
-        "answers": [] if book is None else list(book.keys),
-        "requests": [] if book is None else [next(book.requests(unit)).id for unit in wanted],
-        "training": training_fingerprint(context, config.of_training(training), ()),
-        "scores": units[0]["key"],
-        "run": results.run_identity(context),
-        "searched": fingerprint(affecting(tuning, "search")),
-        "search": search._identity(context),
-    }
-
-
 @functools.cache
 def unchanged() -> dict[str, Any]:
     """The identities of `many.yaml` today."""
-    return identities(load_config(MANY))
+    return identities_of(load_config(MANY))
 
 
 def moved(config: Config) -> set[str]:
     """Which identities differ from those of `many.yaml`."""
-    return {k for k, v in identities(config).items() if v != unchanged()[k]}
+    return {k for k, v in identities_of(config).items() if v != unchanged()[k]}
 
 
 def held(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,11 +85,26 @@ def test_every_identity_is_that_of_the_first_version_unless_a_rule_moved_it() ->
     assert [change["overrides"] for change in FIRST["changes"]] == changes()
     for change in FIRST["changes"]:
         free = ["task.answer_end=scored"] * ("task.choices=null" in change["overrides"])
-        found = identities(load_config(MANY, [*change["overrides"], *free]))
+        found = identities_of(load_config(MANY, [*change["overrides"], *free]))
         first = FIRST["unchanged"] | change["identities"]
         if "task.test_path=null" not in change["overrides"]:  # else test examples are split off
             assert held(found) == held(first), change["overrides"]
         assert {k for k in found if found[k] != unchanged()[k]} == set(change["identities"])
+
+
+def test_every_identity_is_that_of_the_second_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(FIXTURES / "stored_run_2", folder)
+    write_variations(folder)
+    monkeypatch.chdir(folder)
+    for rule, number in RULES_NOW.items():
+        monkeypatch.setitem(PROMPT_RULES, rule, number)  # pyright: ignore[reportArgumentType]
+    stored = json.loads((folder / "identities.json").read_text(encoding="utf-8"))
+    for change in [{"overrides": [], "identities": {}}, *stored["changes"]]:
+        found = identities_of(load_config("many.yaml", change["overrides"]))
+        assert found == stored["unchanged"] | change["identities"], change["overrides"]
 
 
 def declared() -> dict[str, dict[str, str]]:
@@ -232,7 +210,7 @@ def test_stored_is_found_where_a_new_field_means_what_earlier_versions_did(
     place: str, with_new_field: Callable[..., Config]
 ) -> None:
     targets = ("pool", "answers", "weights", "scores", "run", "search")
-    assert identities(with_new_field(place, 0, *targets)) == unchanged()
+    assert identities_of(with_new_field(place, 0, *targets)) == unchanged()
 
 
 @pytest.mark.parametrize("place", [place for place in PLACES if place not in ("llm", "tuning")])

@@ -1,11 +1,12 @@
-"""What the version that made `fixtures/stored_run` left behind is read today, and never mixed.
+"""What earlier versions left behind is read today, and never mixed.
 
-That version split rows by another rule (`RULES["examples"]`): its runs and searches are refused
-with that reason, while its pools and answers, in which no split takes part, are found, and its
-reports and adapters can still be had. Nothing here starts Ray: whatever were not found would have
-to.
+The version that made `fixtures/stored_run` split rows by another rule (`RULES["examples"]`): its
+runs and searches are refused with that reason, while its pools and answers, in which no split takes
+part, are found, and its reports and adapters can still be had. What `stored_run_2` holds is
+complete. Nothing here starts Ray: whatever were not found would have to.
 """
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,33 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
+from paft_ray.pipeline.run import evaluate
+from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
 from paft_ray.prompts.generate.kept_answers import Answers
+from paft_ray.report.pool import build_published_pool
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
+from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import training_fingerprint, training_folder
 
-STORED = Path(__file__).parents[1] / "fixtures" / "stored_run"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture
+def stored_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of everything of the second version, which is the working directory."""
+    folder = tmp_path / "copy"
+    shutil.copytree(FIXTURES / "stored_run_2", folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture
 def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of everything, which is the working directory."""
     folder = tmp_path / "copy"
-    shutil.copytree(STORED, folder)
+    shutil.copytree(FIXTURES / "stored_run", folder)
     for path in folder.glob("*.yaml"):  # that version did not score the end of a choice
         text = path.read_text().replace("\ntask:\n", "\ntask:\n  answer_end: ignored\n")
         path.write_text(text)
@@ -51,6 +65,53 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def config_of(name: str) -> Config:
     return load_config(f"{name}.yaml")
+
+
+@pytest.mark.parametrize(("verb", "name"), [("run", "from-files"), ("tune", "searched")])
+def test_stored_run_or_search_is_complete(
+    verb: str, name: str, stored_2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = files(stored_2 / "storage")
+    assert call([verb, f"{name}.yaml", "--json"]) == 0
+    out, err = capfd.readouterr()
+    summary = json.loads((stored_2 / f"storage/runs/{name}/summary.json").read_text())
+    found = json.loads(out)
+    assert (found["summary"] if verb == "tune" else found) == summary
+    assert "is complete, nothing to do" in err
+    after = files(stored_2 / "storage")
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("name", ["from-files", "generated"])
+def test_stored_pool_and_trainings_are_found(name: str, stored_2: Path) -> None:
+    context = open_context(config_of(name))
+    pools = {path.name for path in (stored_2 / "storage/pools").iterdir()}
+    pool = build_prompt_pool(context)
+    assert pool_fingerprint(context) in pools
+    assert {path.name for path in (stored_2 / "storage/pools").iterdir()} == pools
+    prompts = prompts_by_variant(context, build_published_pool(context))
+    for training in context.config.trainings:
+        assert train(context, prompts[training.label], training, pool).reused
+
+
+def test_stored_scores_are_found_part_by_part(stored_2: Path) -> None:
+    run = stored_2 / "storage" / "runs" / "from-files"
+    for lost in ("manifest.json", "summary.json", "scores.parquet"):
+        (run / lost).rename(stored_2 / lost)
+    parts = files(run / "scores")
+    evaluate(open_context(config_of("from-files")))
+    assert files(run / "scores") == parts
+    assert (run / "scores.parquet").read_bytes() == (stored_2 / "scores.parquet").read_bytes()
+
+
+def test_python_gets_what_the_command_prints(
+    stored_2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = paft_ray.run(paft_ray.load_config("from-files.yaml"))
+    assert call(["run", "from-files.yaml", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out) == result.data
+    with pytest.raises(ConfigError, match="learning_rate"):
+        paft_ray.train(paft_ray.load_config("from-files.yaml", ["train.learning_rate=0.1"]))
 
 
 EARLIER = "made by an earlier version, which split rows into train, validation and test by another"
