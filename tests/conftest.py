@@ -14,7 +14,7 @@ from factories import WORDS, run_config, write_prompts, write_reviews
 if TYPE_CHECKING:
     from heads import Head
 
-    from paft_ray.models.check_process import ModelCheckProcess
+    from warm_checks import KeptProcess
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -60,7 +60,7 @@ def review_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _kept_checks() -> "Iterator[ModelCheckProcess]":
+def _kept_checks() -> "Iterator[KeptProcess]":
     from warm_checks import KeptProcess
 
     process = KeptProcess()
@@ -69,9 +69,9 @@ def _kept_checks() -> "Iterator[ModelCheckProcess]":
 
 
 @pytest.fixture
-def warm_checks(_kept_checks: "ModelCheckProcess", monkeypatch: pytest.MonkeyPatch) -> None:
+def warm_checks(_kept_checks: "KeptProcess", monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets commands in this process share the process that checks models, which imports for 7 s."""
-    monkeypatch.setattr("paft_ray.pipeline.perform.ModelCheckProcess", lambda: _kept_checks)
+    monkeypatch.setattr("paft_ray.pipeline.perform.ModelCheckProcess", _kept_checks.fresh)
 
 
 @pytest.fixture(scope="session")

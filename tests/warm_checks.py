@@ -29,6 +29,11 @@ class KeptProcess(ModelCheckProcess):
             with suppress(Exception):
                 self.finish()
 
+    def fresh(self) -> "KeptProcess":
+        """The process as a command begins with it."""
+        self.unknown_tokens = {}
+        return self
+
     def end(self) -> None:
         """End the process."""
         super().close()

@@ -23,6 +23,8 @@ class ModelCheckProcess:
         self._running: tuple[Connection, BaseProcess] | None = None
         self.passed: set[str] = set()
         """Fingerprints of what passed a check, which need not be checked again."""
+        self.unknown_tokens: dict[int, str] = {}
+        """Tokens of the base model that it has no row for, which no text may hold."""
 
     def __enter__(self) -> Self:
         """Return the process, which is not started yet."""

@@ -232,8 +232,9 @@ def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> Non
     checks.begin(check_base, config, context.task.choices)
     meanwhile()
     checks.finish()
-    if unknown := checks.finish():
-        checks.begin(check_texts, config, unknown, list(_known_texts(context)))
+    checks.unknown_tokens = checks.finish()
+    if checks.unknown_tokens:
+        checks.begin(check_texts, config, checks.unknown_tokens, list(_known_texts(context)))
         checks.finish()
     if not work.verb.plans or resolve_path(config.model.path) is not None:  # else fetched to train
         whole = config.tuning is None if work.verb.plans else work.verb.reads_test

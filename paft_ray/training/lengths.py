@@ -1,11 +1,11 @@
-"""Refusal of examples that are too long, before a training begins."""
+"""Refusal of what a pool makes too long or unknown to the model, before a training begins."""
 
 from collections.abc import Sequence
 
 from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.check_process import ModelCheckProcess
-from paft_ray.models.meta import refuse_overlong
+from paft_ray.models.meta import check_texts, refuse_overlong
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
@@ -22,6 +22,8 @@ def check_lengths(
 ) -> None:
     """Refuse examples that do not fit `task.max_length` under training or held-out prompts.
 
+    Prompts that LLMs wrote may also hold tokens for which the base model has no row.
+
     Args:
         context: The run.
         pool: Its prompts.
@@ -29,9 +31,14 @@ def check_lengths(
         validation: Prompts and examples that models are scored on while they are trained.
 
     Raises:
+        ConfigError: A prompt has a token that the base model does not know.
         DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
     """
     config, task = context.config, context.task
+    if checks.unknown_tokens:
+        texts = [prompt.text for prompt in (*pool.train, *pool.test, *validation[0])]
+        checks.begin(check_texts, config, checks.unknown_tokens, texts)
+        checks.finish()
     pairs = [
         (_named(pool.train), task.train),
         (_named(pool.test[: config.evaluation.prompts]), task.test[: config.evaluation.examples]),

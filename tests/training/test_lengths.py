@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from factories import run_config, write_prompts, write_reviews
+from factories import make_prompt, run_config, write_prompts, write_reviews
 from paft_ray.cli import call
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
+from paft_ray.models.load import load_tokenizer
+from paft_ray.pipeline import perform
+from paft_ray.pipeline.perform import open_context
+from paft_ray.prompts.pool import PromptPool
+from paft_ray.training.lengths import check_lengths
 
 pytestmark = pytest.mark.usefixtures("warm_checks")
 
@@ -66,3 +73,16 @@ def test_row_that_is_too_long_by_itself_is_refused_before_an_llm_writes(
     err = refused(verb, tmp_path, tiny_model, capfd, words=60, prompts=prompts)
     assert "reviews.jsonl, line 7: example" in err
     assert "under prompt that is as short as can be" in err
+
+
+def test_prompt_that_an_llm_wrote_with_a_token_unknown_to_the_model_is_refused(
+    tmp_path, tiny_model, review_file
+):
+    context = open_context(load_config(run_config(tiny_model, review_file, tmp_path / "storage")))
+    texts = ("Say what {review} is =", "Judge this: {review} =")
+    pool = PromptPool(tuple(map(make_prompt, texts)), (), ())
+    checks = perform.ModelCheckProcess()
+    check_lengths(context, pool, checks)
+    checks.unknown_tokens = {load_tokenizer(str(tiny_model)).convert_tokens_to_ids("J"): "J"}
+    with pytest.raises(ConfigError, match=r"no row for the token 'J'.*'Judge this"):
+        check_lengths(context, pool, checks)
