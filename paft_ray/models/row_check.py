@@ -36,10 +36,8 @@ logger = logging.getLogger(__name__)
 _ROUNDING = 1e-4
 """Largest difference that arithmetic may make, as a share of what other tokens make: packed rows
 add in another order, and experts multiply what is sent to them together."""
-_COARSE_ROUNDING = 0.1
-"""The same in 16 bits."""
-_LEAST_ROUNDING = 5e-6
-"""In nats, where other tokens make no difference to speak of."""
+_COARSE_ROUNDING = 0.1  # the same in 16 bits
+_LEAST_ROUNDING = 5e-6  # in nats, where other tokens make no difference to speak of
 _FORBIDDEN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of models that cannot read packed rows at all."""
 _SPARSE = re.compile(r"topk|sparse")  # a choice of keys, which other texts change by chance
@@ -47,8 +45,7 @@ _LIMIT = re.compile(r"window|chunk|topk|top_k|sparse|original_max_position")
 _SHORT = 12
 _COMMON = 6
 _VOCABULARY = 20_000
-_WRITTEN = 4
-"""Tokens that are written in the check of batches."""
+_WRITTEN = 4  # tokens, in the check of batches
 
 _Scores = list[np.ndarray]
 """For each sequence the log-probabilities of its targets."""

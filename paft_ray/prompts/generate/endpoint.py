@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
@@ -29,6 +29,7 @@ from paft_ray.prompts.generate.chat_protocol import (
     shown,
 )
 from paft_ray.prompts.generate.completions import FILTERED, Completion
+from paft_ray.prompts.generate.rate_limit import Limit
 from paft_ray.prompts.generate.requests import Request
 from paft_ray.prompts.generate.retry_after import retry_after
 
@@ -52,18 +53,6 @@ _FINAL = {
 _MOST_REFUSED = 6
 """Attempts of one request that leave out one parameter more."""
 _CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
-
-
-class Limit(Protocol):
-    """Paces the attempts of everybody who shares it."""
-
-    async def wait(self, tokens: float) -> None:
-        """Return when an attempt may start that will cost about so many tokens."""
-        ...
-
-    async def correct(self, tokens: float) -> None:
-        """Report that an attempt cost so many tokens more than `wait` got; less, where negative."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
 from paft_ray.prompts.generate.completions import CUT_OFF, Completion
-from paft_ray.prompts.generate.endpoint import EndpointLLM, Limit
+from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
+from paft_ray.prompts.generate.rate_limit import Limit
 from paft_ray.prompts.generate.requests import Request
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage

@@ -3,7 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
+
+
+class Limit(Protocol):
+    """Paces the attempts of everybody who shares it."""
+
+    async def wait(self, tokens: float) -> None:
+        """Return when an attempt may start that will cost about so many tokens."""
+        ...
+
+    async def correct(self, tokens: float) -> None:
+        """Report that an attempt cost so many tokens more than `wait` got; less, where negative."""
+        ...
 
 
 class RateLimit:
