@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +22,9 @@ settings.register_profile("patient", deadline=None, suppress_health_check=[Healt
 settings.load_profile("patient")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# where transformers copies the Python files of models to, for all processes of a session
+_MODULES = TemporaryDirectory(prefix="modules-")
+os.environ["HF_MODULES_CACHE"] = _MODULES.name
 # read when ray is imported, which some test modules do
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

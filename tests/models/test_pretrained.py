@@ -12,6 +12,7 @@ import yaml
 
 import paft_ray
 from factories import LORA, run_config
+from own_code import edit_json, write_own_code
 from paft_ray.cli import call
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.full import full_model_files
@@ -19,25 +20,6 @@ from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.meta import check_adapters, count_weights
 from paft_ray.models.pretrained import read_encoder, read_model
 from paft_ray.prompts.coverage import embed
-
-_CODE = {
-    "configuration_own.py": (
-        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n",
-        "from transformers import LlamaConfig\n",
-    ),
-    "modeling_own.py": (
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n",
-        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n",
-    ),
-    "tokenization_own.py": (
-        "class OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n",
-        "from transformers import PreTrainedTokenizerFast\n",
-    ),
-}
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.fixture
@@ -49,27 +31,7 @@ def ran(tmp_path: Path) -> Path:
 @pytest.fixture
 def own_code(tiny_model: Path, tmp_path: Path, ran: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A model folder with Python files that leave a trace; whoever asks for input is told yes."""
-    folder = tmp_path / f"own{abs(hash(str(tmp_path)))}"
-    shutil.copytree(tiny_model, folder)
-    for name, (code, imports) in _CODE.items():
-        trace = f"open({str(ran)!r}, 'a').write({name!r})\n"
-        (folder / name).write_text(imports + trace + code, encoding="utf-8")
-    edit_json(
-        folder / "config.json",
-        model_type="own",
-        architectures=["OwnModel"],
-        auto_map={
-            "AutoConfig": "configuration_own.OwnConfig",
-            "AutoModel": "modeling_own.OwnModel",
-            "AutoModelForCausalLM": "modeling_own.OwnModel",
-        },
-    )
-    edit_json(
-        folder / "tokenizer_config.json",
-        tokenizer_class="OwnTokenizer",
-        auto_map={"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
-    )
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = write_own_code(tmp_path / f"own{abs(hash(str(tmp_path)))}", tiny_model, ran)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
     return str(folder)
 
