@@ -505,7 +505,10 @@ def test_generated_prompts_need_no_number_of_templates_in_files(world):
         (["model.chat_template=auto"], ["model.chat_template", "none"]),
     ],
 )
-def test_what_may_not_be_meant_is_warned_of(world, overrides, says):
+def test_what_may_not_be_meant_is_warned_of(world, monkeypatch, overrides, says):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(world.root / "hub"))
+    world.write("hub/models--owner--model/refs/main", "c0ffee")
+    world.write("hub/models--owner--model/snapshots/c0ffee/config.json", "{}")
     (warning,) = world.check(*overrides).warnings
     assert all(part in warning for part in says), warning
     assert "\n" not in warning

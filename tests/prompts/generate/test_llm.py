@@ -98,7 +98,7 @@ FAULTS: dict[str, tuple[Reply, str, int | None]] = {
     "no-text": (with_choices({"index": 0, "message": {"role": "assistant", "content": None}}),
                 "the endpoint answered without a text", 200),
     "no-message": (with_choices({"index": 0}), "the endpoint answered without a text", 200),
-    "error-as-200": (as_json({"error": "overloaded"}), "the endpoint answered without a text", 200),
+    "error-as-200": (as_json({"error": "overloaded"}), "HTTP 200: overloaded", 200),
     "a-list": (as_json([]), "the endpoint answered without a text", 200),
     "null": (as_json(None), "the endpoint answered without a text", 200),
     "numbers-for-choices": (with_choices(1, None), "the endpoint answered without a text", 200),
