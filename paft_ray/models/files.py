@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from paft_ray.config import Config
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.gguf_header import read_gguf
@@ -130,7 +131,7 @@ def _inspect_folder(folder: Path, weightless: bool) -> ModelFiles:
         location=str(folder),
         kind="local",
         has_chat_template=_has_chat_template(folder),
-        context_length=_context_length(config),
+        context_length=context_length(config),
         quantized=quantization_of(config),
         has_weights=has_weights,
     )
@@ -238,10 +239,28 @@ def _check_counts(path: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def _context_length(config: Mapping[str, Any]) -> int | None:
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Return the longest sequence, in tokens, for which a configuration says a model is made."""
     for section in (config, config.get("text_config")):
         found = section if isinstance(section, Mapping) else {}
         for key in _CONTEXT_KEYS:
             if isinstance(found.get(key), int) and found[key] > 0:
                 return found[key]
     return None
+
+
+def refuse_beyond_context(config: Config, length: int | None) -> None:
+    """Refuse examples that may be longer than a model was made for.
+
+    Args:
+        config: The configuration.
+        length: See `context_length`.
+
+    Raises:
+        ConfigError: `task.max_length` is more.
+    """
+    if length is not None and config.task.max_length > length:
+        raise ConfigError(
+            f"task.max_length: {config.task.max_length} is more than the {length} tokens that "
+            f"{config.model.path} was made for; lower it"
+        )

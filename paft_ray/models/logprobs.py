@@ -226,7 +226,7 @@ def continue_texts(
     end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
     end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
     own = [] if end is None else end if isinstance(end, list) else [end]
-    ends = list(dict.fromkeys([*own, *ending.ids]))
+    ends = list(dict.fromkeys([*own, *ending.ids, *_stop_ids(tokenizer, ending)]))
     settings: dict[str, Any] = {"do_sample": decoding.temperature > 0}
     if decoding.temperature > 0:
         settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
@@ -242,6 +242,12 @@ def continue_texts(
             **settings,
         )
     return [_finish(tokenizer, new_T, ends, ending) for new_T in output[:, start:].cpu().numpy()]
+
+
+def _stop_ids(tokenizer: "PreTrainedTokenizerBase", ending: Ending) -> list[int]:
+    """Return the special tokens among the texts to stop at, which decoded texts leave out."""
+    texts = {stop.strip() for stop in ending.stop}
+    return [id for id, token in tokenizer.added_tokens_decoder.items() if token.content in texts]
 
 
 def _stops_at(tokenizer: "PreTrainedTokenizerBase", ending: Ending, start: int) -> Any:

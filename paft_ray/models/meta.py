@@ -19,7 +19,12 @@ from paft_ray.models.base_check import (
     require_weights,
     unknown_tokens,
 )
-from paft_ray.models.files import quantization_of, refuse_quantized
+from paft_ray.models.files import (
+    context_length,
+    quantization_of,
+    refuse_beyond_context,
+    refuse_quantized,
+)
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
@@ -81,22 +86,25 @@ def check_base(config: Config, choices: Sequence[str] | None) -> dict[int, str]:
         Tokens by id for which the model's embedding has no row, see `check_texts`.
 
     Raises:
-        ConfigError: Weights are missing or quantised, the end token of answers is missing, or
-            choices are the same to the tokenizer.
+        ConfigError: Weights are missing or quantised, the end token of answers is missing, choices
+            are the same to the tokenizer, or examples may be longer than the model reads.
     """
     path, local = config.model.path, resolve_path(config.model.path)
     if (encoder := _encoder(config)) is None:
         return {}
     model = _without_weights(path, local, config.model.revision, config.model.trust_remote_code)
-    refuse_quantized(path, quantization_of(model.config.to_dict()))
+    settings = model.config.to_dict()
+    refuse_beyond_context(config, context_length(settings))
+    refuse_quantized(path, quantization_of(settings))
     if local is not None:
         require_weights(model, local)
     unknown = unknown_tokens(encoder.tokenizer, model.get_input_embeddings())
     require_end_token(encoder, unknown)
-    try:
-        replace(encoder, max_length=sys.maxsize).encode(lambda _: "Answer:", {}, choices or ())
-    except DataError as error:
-        raise ConfigError(f"task.choices: {error}") from error
+    if choices is not None:
+        try:
+            replace(encoder, max_length=sys.maxsize).encode(lambda _: "Answer:", {}, choices)
+        except DataError as error:
+            raise ConfigError(f"task.choices: {error}") from error
     return unknown
 
 

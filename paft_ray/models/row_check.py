@@ -4,9 +4,10 @@ Tokens of some sequences of a row are changed: the log-probabilities of the othe
 bit by bit. Every sequence must also score in the row as it does alone under the model's own
 attention, which catches positions and masks that are wrong in rows only. Read are the rows that
 scoring and training build: packed ones, ones with shared beginnings where the model attends in
-blocks, and long ones where the model has a limit (a window, a chunk, a sparse choice of keys) that
-a row can exceed. A model that fails reads one sequence a row, under its own attention. Batches of
-generated texts are checked likewise. Not covered: texts so long that batches exceed a limit.
+blocks, and long ones where the model has a limit (a window, a chunk, a sparse choice of keys, its
+most positions) that a row can exceed. A model that fails reads one sequence a row, under its own
+attention. Batches of generated texts are checked likewise. Not covered: texts so long that batches
+exceed a limit.
 """
 
 import logging
@@ -22,6 +23,7 @@ import torch
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.attention import attends_in_blocks
+from paft_ray.models.files import context_length
 from paft_ray.models.logprobs import ForwardPass, inference, score_sequences
 from paft_ray.models.packing import ROWS, TokenSequence
 
@@ -41,7 +43,10 @@ _LEAST_ROUNDING = 5e-6  # in nats, where other tokens make no difference to spea
 _FORBIDDEN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """Errors of models that cannot read packed rows at all."""
 _SPARSE = re.compile(r"topk|sparse")  # a choice of keys, which other texts change by chance
-_LIMIT = re.compile(r"window|chunk|topk|top_k|sparse|original_max_position")
+_LIMIT = re.compile(
+    r"window|chunk|topk|top_k|sparse|max_position|n_positions|n_ctx|max_seq|floor_scale"
+)
+"""Names of numbers of tokens beyond which a model reads otherwise, or not at all."""
 _SHORT = 12
 _COMMON = 6
 _VOCABULARY = 20_000
@@ -184,10 +189,10 @@ def _row_lengths(model: "AnyModel", row_tokens: int, longest: int) -> Iterator[l
     """Lengths of the sequences of rows to try, the shortest first."""
     short = max(4, min(_SHORT, longest - _COMMON, row_tokens // 4))
     yield [short, short + 3, short - 1, short]
-    limits = _limits(_base(model).config.get_text_config().to_dict())
-    if limit := max((n for n in limits if n + 4 * short <= row_tokens), default=0):
+    settings = _base(model).config.get_text_config().to_dict()
+    if limit := max((n for n in _limits(settings) if n + 4 * short <= row_tokens), default=0):
         # one of the sequences exceeds the limit itself, if any may
-        piece = min(longest - _COMMON, limit + 2 * short)
+        piece = min(longest, limit + 2 * short, context_length(settings) or longest) - _COMMON
         pieces = -(-(limit + short) // piece)
         yield [short, *[piece] * pieces, short, short]
 

@@ -25,7 +25,12 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.hub import require_hub_model
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded
-from paft_ray.models.files import ModelFiles, inspect_model, refuse_quantized
+from paft_ray.models.files import (
+    ModelFiles,
+    inspect_model,
+    refuse_beyond_context,
+    refuse_quantized,
+)
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
@@ -189,11 +194,7 @@ def _sees_gpu() -> bool:
 
 
 def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
-    if model.context_length is not None and config.task.max_length > model.context_length:
-        raise ConfigError(
-            f"task.max_length: {config.task.max_length} is more than the {model.context_length} "
-            f"tokens that {config.model.path} was made for; lower it"
-        )
+    refuse_beyond_context(config, model.context_length)
     refuse_quantized(config.model.path, model.quantized)
     if not model.has_weights:
         yield (

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
 from paft_ray.models.logprobs import (
     Decoding,
+    Ending,
     ForwardPass,
     FullPrecisionLinear,
     answer_logprobs,
     choice_logprobs,
+    continue_texts,
     generate,
     inference,
     score_sequences,
@@ -170,6 +173,16 @@ def test_generate_with_an_end_token_of_id_0_ends_there_whatever_the_tokenizer_na
     tokenizer.add_special_tokens({"eos_token": "<other>"})  # as chat tokenizers do
     found = generate(model, tokenizer, contexts(tokenizer), max_new_tokens=24)
     assert [tokens for _, tokens in found] == expected
+
+
+def test_text_to_stop_at_that_is_a_special_token_ends_there(model, tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    free = [plainly(model, tokenizer, prompt) for prompt in PROMPTS]
+    place = next(n for n, id in enumerate(free[0]) if tokenizer.decode(id).isascii())
+    stop = tokenizer.convert_ids_to_tokens(free[0][place])
+    tokenizer.add_tokens([AddedToken(stop, special=True)])
+    [found] = continue_texts(model, tokenizer, contexts(tokenizer)[:1], 24, Ending(stop=(stop,)))
+    assert (found.tokens, found.ended) == (free[0].index(free[0][place]) + 1, True)
 
 
 def test_generate_is_not_moved_by_the_models_own_decoding_preferences(tiny_model, tmp_path):

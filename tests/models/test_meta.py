@@ -54,6 +54,7 @@ def test_nothing_to_read_is_no_error(tiny_model):
     ("choices", "eos", "problem"),
     [
         (["good", "bad"], "<end>", None),
+        (None, "<end>", None),
         (["good", "Good"], "<end>", "task.choices: answers 'good' and 'Good' are the same tokens"),
         (["good", "bad"], None, "model.path: the tokenizer has no end token"),
     ],

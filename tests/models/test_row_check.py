@@ -58,6 +58,25 @@ def test_a_model_that_mixes_them_says_so_and_scores_right_unpacked(
         assert list(found.values()) == pytest.approx(expected.tolist(), abs=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("family", "more", "reason"),
+    [
+        ("gpt_neo", {}, "cannot read packed rows"),  # its mask has 256 places
+        (
+            "llama4_text",  # a temperature
+            {"attention_chunk_size": 4096, "floor_scale": 200, "attn_scale": 3.0},
+            "alone differ",
+        ),
+    ],
+)
+def test_rows_longer_than_the_positions_of_a_model_are_tried(
+    family: str, more: dict[str, Any], reason: str, one_thread: None
+) -> None:
+    model = build_family(family, **more)
+    assert reason in check_rows(model, 2048, 200)
+    assert check_rows(model, 200, 100) == ""
+
+
 def test_rows_too_short_for_a_chunk_are_packed(one_thread: None) -> None:
     assert check_rows(build_family("llama4_text", attention_chunk_size=512), 256, 64) == ""
 

@@ -80,10 +80,17 @@ def _prompt_in(text: str, form: Form) -> str | None:
     if fence := re.search(r"```[\w-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", text, re.DOTALL):
         text = fence[1]
     text = text.replace("\r\n", "\n").strip().strip("`").strip()
+    wrapped = _WRAPPED.fullmatch(text)
+    if wrapped and f"</{wrapped[1]}>" not in wrapped[2]:
+        text = wrapped[2].strip()
     found = _instruction_in(text) if form == "instruction" else _template_in(text)
     return found or None
 
 
+_WRAPPED = re.compile(
+    r"<((?:final_?)?(?:answer|output|prompt|instruction|response|template|result))>(.*)</\1>",
+    re.DOTALL | re.IGNORECASE,
+)
 _CHAT = re.compile(
     r"(?:(?:sure|certainly|of course|absolutely|okay|ok|great)\b[^\w\n]*)?"
     r"(?:here(?:'s|’s| is| are)\b[^:\n{]*:|(?:sure|certainly|of course|okay|ok)[!,.:]+)\s*",

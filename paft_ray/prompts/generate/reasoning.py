@@ -1,15 +1,33 @@
-"""Takes what an LLM thought out of what it answered.
+"""Takes what an LLM thought out of what it answered, and the marks of its turn.
 
 Covered: tags (`<think>`, `[THINK]`, `<reasoning>`, ...), also where a chat template wrote the first
-one, and the channels of gpt-oss. Every function is linear in the text's length.
+one, the channels of gpt-oss and Gemma, and tokens between turns that a server left in the text.
+Every function is linear in the text's length.
 """
 
 import re
 
-_WORDS = "think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad"
+_WORDS = (
+    "(?:ant)?think(?:ing)?|(?:inner_?)?thoughts?|reason(?:ing)?|analysis|reflection|scratch_?pad"
+    "|(?:inner_?)?monologue|chain_of_thought|cot"
+)
+_ATTRIBUTES = r"(?:\s{1,3}|\s[\w-]{1,20}\s?=[^<>]{0,100})?"
 _TAG = re.compile(
-    rf"<(/?)(?:\w{{1,20}}:)?(?:{_WORDS})>|\[(/?)(?:THINK(?:ING)?|REASONING)\]|◁(/?)think▷"
-    rf"|<\|(?:begin_of_|start_|(/|end_of_|end_))?(?:{_WORDS})\|>",
+    rf"<(/?)\s{{0,3}}(?:\w{{1,20}}:)?(?:{_WORDS}){_ATTRIBUTES}>"
+    rf"|\[(/?)(?:THINK(?:ING)?|REASONING)\]|◁(/?)think▷"
+    rf"|<[|｜](?:begin_of_|start_|(/|end_of_|end_))?(?:{_WORDS})[|｜]>"
+    r"|<(?:\|channel>(?:thought)?|(channel)\|>)|<unused9(?:4|(5))>(?:thought)?",
+    re.IGNORECASE,
+)
+_TURN_BEGINS = re.compile(
+    r"\s*+(?:<\|im_start\|>\w{0,20}\n|<\|turn>\w{0,20}\n|<start_of_turn>model\n"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>"
+    r"|<\|(?:start_response|begin_of_solution)\|>)",
+    re.IGNORECASE,
+)
+_TURN_ENDS = re.compile(
+    r"<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text|end_response|end_of_solution"
+    r"|end_of_turn_token)\|>|<end_of_turn>|<turn\|>|<｜end▁of▁sentence｜>|</s>(?=\s*+\Z)",
     re.IGNORECASE,
 )
 _CHANNEL = re.compile(r"<\|channel\|>\s{0,9}(\w{1,20})[^<]{0,100}<\|message\|>")
@@ -23,6 +41,14 @@ def without_reasoning(text: str) -> str | None:
 
     A tag that closes without one that opens ends reasoning that began before the text.
     """
+    said = _said(text)
+    if said is None:
+        return None
+    begin, end = _TURN_BEGINS.match(said), _TURN_ENDS.search(said)
+    return said[begin.end() if begin else 0 : end.start() if end else len(said)]
+
+
+def _said(text: str) -> str | None:
     if "<|channel|>" in text:
         return _final_channel(text)
     if _BARE_CHANNEL.match(text):  # channels whose marks a server took out

@@ -203,6 +203,12 @@ def test_parse_template_keeps_the_template_only(answer, template):
         "<think>a<think>b</think>c</think>",
         "<reasoning>First {goal}</reasoning>\n\n",
         "<seed:think>Hm.</seed:think>",
+        "<think >Hm.</think\n>",
+        "<antThinking>Hm.</antThinking>",
+        "<scratch_pad>Hm.</scratch_pad>",
+        '<think lang="en">Hm.</think>',
+        "<|channel>thought\nHm.<channel|>",
+        "<unused94>thought\nHm.<unused95>",
         "[THINK]Let me plan: [a] {b}[/THINK]",
         "◁think▷Hm.◁/think▷",
         "<|START_THINKING|>Hm.<|END_THINKING|>",
@@ -216,9 +222,32 @@ def test_parse_what_an_llm_thought_is_no_part_of_the_prompt(reasoning):
     assert parse_completion(reasoning + TEMPLATE, "template") == TEMPLATE
     thought_only = reasoning.replace("</think>", "").replace("assistantfinal", "")
     if reasoning.startswith(("<", "[", "◁", "analysis")):
-        opening = re.split(r"</|\[/|◁/|<\|END|<\|end", thought_only)[0]
+        opening = re.split(r"</|\[/|◁/|<\|END|<\|end|<channel|<unused95", thought_only)[0]
         assert parse_completion(opening, "template") is None
         assert parse_completion(f"{opening}{TEMPLATE}", "template") is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>user\nThanks."),
+        ("", "<|eot_id|>"),
+        ("", "</s>"),
+        ("<|turn>model\n<|channel>thought\nHm.<channel|>", "<turn|>"),
+        ("<think>Hm.</think><answer>", "</answer>"),
+        ("<|begin_of_thought|>Hm.<|end_of_thought|><|begin_of_solution|>", "<|end_of_solution|>"),
+        ("```\n<prompt>\n", "\n</prompt>\n```"),
+    ],
+)
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_parse_marks_of_a_turn_are_no_part_of_the_prompt(before, after, form):
+    text = TEMPLATE if form == "template" else "Say what is right here."
+    assert parse_completion(before + text + after, form) == text
+
+
+def test_parse_template_keeps_tags_that_are_its_own():
+    text = "<prompt>Read {goal}</prompt>\n<answer>{sol1} or {sol2}</answer>"
+    assert parse_completion(text, "template") == text
 
 
 def test_parse_template_ends_with_the_mark_of_its_channel():
