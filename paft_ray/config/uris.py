@@ -16,7 +16,7 @@ _PASSWORD = re.compile(r"[^/@:?#\s]*:(?!\d{1,5}(?:/[^@\s]*)?[?#])\S*@")
 """Up to the last @, but where a port and a path come before a query."""
 _USER = re.compile(r"([^/@:?#\s]+)@")
 _SECRET_NAME = re.compile(
-    r"(?:.*[-_.])?(?:auth|key|pass|pwd|sas|sig|credentials?)"
+    r"(?:.*[-_.])?(?:auth|oauth|bearer|jwt|key|pass|pwd|pw|pat|sas|sig|credentials?)|code"
     r"|.*(?:passw(?:or)?d|passphrase|secret|token|api_?key|access_?key|signature)",
     re.IGNORECASE,
 )
@@ -38,11 +38,12 @@ def _without(uri: re.Match[str]) -> str:
     place, mark, query = rest.partition("?")
     if not mark:
         place, mark, query = rest.partition("#")
-    if not scheme.startswith(_LOCAL):
+    if not scheme.startswith(_LOCAL) or "cipher" in scheme:
         if found := _PASSWORD.match(rest):  # it may hold a question mark, too
             place, mark, query = f"{_HIDDEN}@{rest[found.end() :]}".partition("?")
         elif (found := _USER.match(place)) and not _is_name(scheme, found[1]):
             place = f"{_HIDDEN}@{place[found.end() :]}"
+        place = re.sub(r"(?<=;)[^;]+", _without_value, place)
     if mark:
         query = re.sub(r"[^&;#]+", _without_value, query)
     return f"{uri[1]}://{place}{mark}{query}"
@@ -54,6 +55,16 @@ def _is_name(scheme: str, user: str) -> bool:
 
 def _without_value(part: re.Match[str]) -> str:
     for name, value in parse_qsl(part[0]):
-        if value not in ("", _HIDDEN) and _SECRET_NAME.fullmatch(name):
+        if value not in ("", _HIDDEN) and (_is_secret(name) or _holds_secret(value)):
             return f"{part[0].partition('=')[0]}={_HIDDEN}"
     return part[0]
+
+
+def _holds_secret(value: str) -> bool:
+    """Return whether a decoded value lists names and values itself, as `odbc_connect` does."""
+    pairs = (entry.partition("=") for entry in re.split("[;&?]", value))
+    return any(inner not in ("", _HIDDEN) and _is_secret(name.strip()) for name, _, inner in pairs)
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.fullmatch(name) is not None

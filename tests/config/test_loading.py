@@ -389,6 +389,10 @@ def test_file_without_an_end_is_refused():
         ("http://h/?a=b&Access%2DToken=x", "http://h/?a=b&Access%2DToken=***"),
         ("postgresql://team@db/x?sslpassword=x", "postgresql://team@db/x?sslpassword=***"),
         ("http://h/x#access_token=x", "http://h/x#access_token=***"),
+        ("http://h/x?code=x&jwt=y", "http://h/x?code=***&jwt=***"),
+        ("mssql://h;user=a;password=b", "mssql://h;user=a;password=***"),
+        ("mssql+pyodbc:///?odbc_connect=UID%3Da%3BPWD%3Db", "mssql+pyodbc:///?odbc_connect=***"),
+        ("sqlite+pysqlcipher://:pass@/x.db", "sqlite+pysqlcipher://***@/x.db"),
     ],
 )
 def test_password_in_a_uri_is_refused_and_hidden_wherever_it_is(uri, shown):
@@ -404,7 +408,8 @@ def test_password_in_a_uri_is_refused_and_hidden_wherever_it_is(uri, shown):
     [
         "postgresql://team@db/mlflow", "gs://anonymous@bucket/x", "sqlite:////a@b/x:y@z.db",
         "http://host:80/?mail=a@b", "see http://x.com and mail a@b.c", "hf://datasets/a/b@main",
-        "http://h/?keyword=x", "s3://b/x?endpoint_override=127.0.0.1:90&scheme=http",
+        "http://h/?keyword=x", "http://h/?country_code=x", "sqlite:///my;key=x.db",
+        "s3://b/x?endpoint_override=127.0.0.1:90&scheme=http",
     ],
 )  # fmt: skip
 def test_uri_without_a_password_is_taken_as_it_is(text):
