@@ -186,7 +186,7 @@ def _fit(
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
     return fit(
         engine,
-        plans(reading.planner, progress.step, job.steps, engine.ranks, weights.for_step),
+        plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
         progress,
         Recipe(
             job.steps,
