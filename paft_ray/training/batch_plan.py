@@ -51,8 +51,10 @@ class Draw:
     """Index of the right answer among those in its sequences."""
 
 
-_COLUMNS = ("slot", "example", "prompt", "sequences", "tokens", "first_token", "answer_tokens",
-            "trimmed", "owner")  # fmt: skip
+_COLUMNS: tuple[str, ...] = (
+    *("slot", "example", "prompt", "sequences", "tokens", "first_token"),
+    *("answer_tokens", "trimmed", "owner"),
+)
 """What ranks exchange about each slot."""
 
 
@@ -259,19 +261,20 @@ class Planner:
         """
         if not slots:
             return []
-        chosen = [self._choose(step, slot, weights.probability_N) for slot in slots]
+        indices = [self._choose(step, slot, weights.probability_N) for slot in slots]
+        chosen = [(self.examples[example], prompt) for example, prompt in indices]
         questions = [
             Question(
                 self.prompts[prompt][1].render,
-                self.examples[example].fields,
-                self.choices or (self.examples[example].answer,),
-                self.examples[example].under(self.prompts[prompt][0]),
+                example.fields,
+                self.choices or (example.answer,),
+                example.under(self.prompts[prompt][0]),
             )
             for example, prompt in chosen
         ]
         encoded = self.encoder.encode_all(questions)
         return [
-            self._describe(self.examples[example], prompt, own, weights.weight(prompt))
+            self._describe(example, prompt, own, weights.weight(prompt))
             for (example, prompt), own in zip(chosen, encoded, strict=True)
         ]
 

@@ -293,7 +293,7 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
     train = config.train
     tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
     return Planner(
-        examples=task.train,
+        examples=job.examples.open(),
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
         encoder=TextEncoder.from_config(tokenizer, config),
         sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
