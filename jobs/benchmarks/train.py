@@ -95,7 +95,7 @@ def _now(device: str) -> float:
 def planning_costs(setup: Setup, steps: int) -> dict[str, float]:
     """Milliseconds of this thread per step for sampler, rendering, and tokenising with the rest."""
     planner = make_planner(setup)
-    planner.plan(0, 1)
+    planner.plan(0)
 
     def milliseconds(work: Any) -> float:
         started = time.thread_time()
@@ -115,7 +115,7 @@ def planning_costs(setup: Setup, steps: int) -> dict[str, float]:
 
     sampled = milliseconds(sample)
     rendered = milliseconds(render) - sampled
-    whole = milliseconds(lambda step, slot: planner.plan(step, 1) if slot == 0 else None)
+    whole = milliseconds(lambda step, slot: planner.plan(step) if slot == 0 else None)
     return {
         "sampler_ms": round(sampled, 3),
         "rendering_ms": round(rendered, 3),

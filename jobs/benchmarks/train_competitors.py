@@ -106,10 +106,10 @@ def train_rows(setup: Setup, turns: Turns) -> None:
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, weight_decay=0.0)
     model.train()
-    for plan in plans(planner, 0, setup.steps, 1):
+    for plan in plans(planner, 0, setup.steps):
         turns.before_step()
         total = 0.0
-        for row in plan.rows[0]:
+        for row in plan.rows:
             with torch.autocast(setup.device.type, torch.bfloat16, setup.dtype == "bfloat16"):
                 loss = -answer_logprobs(model, row, setup.device).sum() / plan.answer_tokens
             loss.backward()
@@ -145,7 +145,7 @@ def train_engine(
     read: list[int] = []
 
     def in_turns() -> Iterator[Any]:
-        for plan in plans(planner, 0, setup.steps, 1):
+        for plan in plans(planner, 0, setup.steps):
             turns.before_step()
             read.append(plan.tokens)
             yield plan

@@ -22,11 +22,13 @@ from paft_ray.config import Config
 from paft_ray.config.affects import affecting, take
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
-from paft_ray.models.base_model import BaseSource, local_copy, locate_base
+from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.examples import StoredExamples, store_examples
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.node_copy import local_copy
 from paft_ray.storage.parts import Parts
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
@@ -146,7 +148,7 @@ def _score(
     missing = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
     if missing:
-        _run(context, missing, grid.subjects, parts, stage)
+        _run(context, missing, grid, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
 
@@ -234,7 +236,7 @@ def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterato
 def _run(
     context: RunContext,
     units: list[dict[str, Any]],
-    subjects: Sequence[Subject],
+    grid: Grid,
     parts: Parts,
     stage: Stage,
 ) -> None:
@@ -246,11 +248,12 @@ def _run(
     cpus = fit_workers(workers, "evaluation.workers")
     job = _ScoreJob(
         config,
-        context.task,
+        context.task.without_examples(),
+        store_examples(context.storage, grid.examples),
         locate_base(config.model.path, config.model.revision, context.storage),
         context.scoring_dtype,
         max(1, int(cpus)),
-        subjects,
+        grid.subjects,
         parts,
     )
     dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
@@ -273,6 +276,8 @@ class _ScoreJob:
 
     config: Config
     task: Task
+    """Without its examples."""
+    examples: StoredExamples
     base: BaseSource
     dtype: str
     threads: int
@@ -293,8 +298,7 @@ class _ScoreActor:
         device = "cuda" if job.config.evaluation.workers.gpus > 0 else "cpu"
         base = job.base.local()
         self._predictor = ModelPredictor(job.config, job.task, base, job.dtype, device)
-        splits = (job.task.train, job.task.validation, job.task.test)
-        self._examples = {example.id: example for split in splits for example in split}
+        self._examples = {example.id: example for example in job.examples.open()}
         self._subjects, self._parts = job.subjects, job.parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,9 @@
 A node fetches a model once for all its processes; huggingface_hub does the same for hub models.
 """
 
-import fcntl
 import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +14,7 @@ from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import model_identity
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
-from paft_ray.storage.fingerprint import user_cache
+from paft_ray.storage.node_copy import local_copy, node_lock
 from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
@@ -89,16 +85,6 @@ def prepare_base(path: str, revision: str | None, storage: Storage) -> str:
     return locate_base(path, revision, storage).local()
 
 
-@contextmanager
-def node_lock(name: str) -> Iterator[None]:
-    """Hold a lock among this user's processes on this node; it is released when a process dies."""
-    locks = user_cache() / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / name).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
     import torch
     from transformers import GgufConfig
@@ -117,24 +103,3 @@ def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
         writer = ArtifactWriter(folder)
         writer.add_folder(Path(temporary))
     writer.commit(identity, {"converted_from": source.name})
-
-
-def local_copy(folder: Storage, identity: str) -> str:
-    """Return a local path of a model's or adapter's folder, fetched once per node if it is remote.
-
-    Args:
-        folder: Folder on storage.
-        identity: Fingerprint of its content, which names the copy.
-    """
-    if folder.is_local:
-        return folder.path()
-    models = user_cache() / "models"
-    if not (models / identity).exists():
-        models.mkdir(parents=True, exist_ok=True)
-        with node_lock(f"fetch-{identity}"):
-            if not (models / identity).exists():
-                for unfinished in models.glob(f".writing-{identity}-*"):  # of a process that died
-                    shutil.rmtree(unfinished)
-                writing = Path(tempfile.mkdtemp(prefix=f".writing-{identity}-", dir=models))
-                folder.fetch(writing).rename(models / identity)
-    return str(models / identity)

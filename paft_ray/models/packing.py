@@ -67,7 +67,9 @@ class Row:
         return len(self.input_ids_T)
 
 
-def build_row(sequences: Sequence[TokenSequence], members: Sequence[int]) -> Row:
+def build_row(
+    sequences: Sequence[TokenSequence] | Mapping[int, TokenSequence], members: Sequence[int]
+) -> Row:
     """Concatenate the sequences named by `members` into one row."""
     chosen = {index: sequences[index] for index in members}
     own = chosen.values()
@@ -143,25 +145,30 @@ def deal_rows(
         raise DataError(
             f"a sequence of {max(lengths)} tokens fits no row: raise row_tokens ({row_tokens})"
         )
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # stable
     fewest = -(-sum(lengths) // row_tokens) if packing else len(lengths)
     per_rank = max(1, -(-fewest // ranks))
     while (rows := _fill(order, lengths, row_tokens, per_rank * ranks, packing)) is None:
         per_rank += 1
     # longest rows first, to the ranks in turn: rows that ranks read at the same time are alike
-    rows.sort(key=lambda row: (-sum(lengths[i] for i in row), row))
-    return [rows[rank::ranks] for rank in range(ranks)]
+    rows.sort()
+    return [[row for _, _, row in rows[rank::ranks]] for rank in range(ranks)]
 
 
 def _fill(
     order: Sequence[int], lengths: Sequence[int], row_tokens: int, count: int, packing: bool
-) -> list[list[int]] | None:
+) -> list[tuple[int, int, list[int]]] | None:
+    """Fill `count` rows; for each its tokens, negated, its first member and its members."""
     rows: list[list[int]] = [[] for _ in range(count)]
-    emptiest = [(0, row) for row in range(count)]  # a heap
+    emptiest = list(range(count))  # a heap of tokens * count + row
     for index in order:
-        used, row = emptiest[0]
-        if used + lengths[index] > row_tokens or (rows[row] and not packing):
+        entry = emptiest[0] + lengths[index] * count
+        row = rows[entry % count]
+        if entry >= (row_tokens + 1) * count or (row and not packing):
             return None
-        rows[row].append(index)
-        heapq.heapreplace(emptiest, (used + lengths[index], row))
-    return [sorted(row) for row in rows]
+        row.append(index)
+        heapq.heapreplace(emptiest, entry)
+    used = {entry % count: entry // count for entry in emptiest}
+    for row in rows:
+        row.sort()
+    return [(-used[n], row[0] if row else -1, row) for n, row in enumerate(rows)]

@@ -3,6 +3,7 @@
 paths.py        local paths and URIs, through one interface
 fingerprint.py  names from content
 artifacts.py    files that are complete once their manifest is there
+node_copy.py    local copies, one per node
 parts.py        finished parts of long work
 lock.py         one live process at a time
 """

@@ -1,6 +1,7 @@
 """A task: a data set, its fields, its answer, and its examples in three splits.
 
 example.py   the records: `Example`, `Task`
+example_table.py  examples as an Arrow file, mapped into memory
 builtin.py   the published tasks, described as data
 tables.py    JSONL, JSON, CSV, TSV and Parquet files to rows
 values.py    a row's values: nested ones by a path, every kind as text

@@ -1,7 +1,7 @@
 """The records of a task: `Example`, `RowCounts`, `Task`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 SplitName = Literal["train", "validation", "test"]
@@ -103,6 +103,10 @@ class Task:
     """Instructions written by hand, which few-shot requests show to LLMs."""
     top_threshold: float = 0.85
     """Accuracy t of Top@t, where the configuration names none."""
+
+    def without_examples(self) -> "Task":
+        """The task for processes that get the examples they need by other means."""
+        return replace(self, train=(), validation=(), test=())
 
     def examples(self, split: SplitName) -> tuple[Example, ...]:
         """The examples of one split, in an order given by seed and id."""

@@ -1,17 +1,29 @@
-"""Batch plans: the global batch of a step, tokenised and dealt into rows for every rank; pure.
+"""Batch plans: the global batch of a step, tokenised and dealt into rows for every rank.
 
-Every rank computes the same plan, one step ahead in a thread, so that ranks exchange no data. All
-ranks get the same number of rows, filled up with inert ones, because the collectives of ZeRO 2 and
-3 hang otherwise.
+A plan is a pure function of position. Each rank tokenises an equal part of the batch, one step
+ahead in a thread, and the ranks exchange a few numbers about each slot; then each knows which
+sequences it reads, and tokenises those of other parts too. All ranks get the same number of rows,
+filled up with inert ones, because the collectives of ZeRO 2 and 3 hang otherwise.
+
+Shapes: S slots of the global batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from paft_ray.models.packing import Row, TokenSequence, build_row, deal_rows, inert_row
+from paft_ray.config.errors import DataError
+from paft_ray.models.packing import (
+    IntArray,
+    Row,
+    TokenSequence,
+    build_row,
+    deal_rows,
+    inert_row,
+)
 from paft_ray.models.tokenization import Encoded, Question, TextEncoder, choice_sequences
 from paft_ray.prompts.template import Template
 from paft_ray.tasks import Example
@@ -39,29 +51,96 @@ class Draw:
     """Index of the right answer among those in its sequences."""
 
 
+_COLUMNS: tuple[str, ...] = (
+    *("slot", "example", "prompt", "sequences", "tokens", "first_token"),
+    *("answer_tokens", "trimmed", "owner"),
+)
+"""What ranks exchange about each slot."""
+
+
+class Draws(Sequence[Draw]):
+    """The draw of every slot of a global batch; columns are arrays of shape [S]."""
+
+    def __init__(
+        self,
+        table: Mapping[str, IntArray],
+        weights: BlockWeights,
+        example_ids: Callable[[int], str],
+        prompt_ids: Callable[[int], str],
+    ) -> None:
+        """Describe slots.
+
+        Args:
+            table: Arrays by the names of `_COLUMNS`.
+            weights: Of the step.
+            example_ids: Returns the id of an example by its index.
+            prompt_ids: Returns the id of a prompt by its index.
+        """
+        self.prompt_S, self.owner_S = table["prompt"], table["owner"]
+        self.answer_tokens_S, self.trimmed_S = table["answer_tokens"], table["trimmed"]
+        self.weight_S = weights.weights(self.prompt_S)
+        self._example_S = table["example"]
+        self._example_ids, self._prompt_ids = example_ids, prompt_ids
+
+    def __len__(self) -> int:
+        """Return the number of slots."""
+        return len(self.prompt_S)
+
+    def __getitem__(self, slot: Any) -> Any:
+        """Return the draw of one slot."""
+        prompt = int(self.prompt_S[slot])
+        return Draw(
+            example_id=self._example_ids(int(self._example_S[slot])),
+            prompt_id=self._prompt_ids(prompt),
+            prompt=prompt,
+            answer_tokens=int(self.answer_tokens_S[slot]),
+            trimmed=bool(self.trimmed_S[slot]),
+            weight=float(self.weight_S[slot]),
+            owner=int(self.owner_S[slot]),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One optimizer step, for all ranks."""
+    """One optimizer step, for one rank."""
 
     step: int
-    rows: tuple[tuple[Row, ...], ...]
-    """The rows of each rank, equally many; a row's `members` are sequences of the batch."""
-    draws: tuple[Draw, ...]
+    rows: tuple[Row, ...]
+    """This rank's rows, as many as every other's; `members` are sequences of the global batch."""
+    draws: Draws
     """One per slot of the global batch."""
-    slots: tuple[int, ...]
-    """The slot of each sequence of the batch."""
+    slot_of: IntArray
+    """The slot of each sequence of the global batch."""
+    tokens: int
+    """Tokens read by all ranks, inert rows apart."""
+    answer_tokens: int
+    """Answer tokens of the global batch, which the loss is averaged over."""
     weights: BlockWeights = UNIFORM
     """Weights of the draws and of their losses."""
 
-    @property
-    def answer_tokens(self) -> int:
-        """Answer tokens of the global batch, which the loss is averaged over."""
-        return sum(draw.answer_tokens for draw in self.draws)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens read by all ranks, inert rows apart."""
-        return sum(row.tokens for rows in self.rows for row in rows if row.members)
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Who makes a plan together."""
+
+    rank: int = 0
+    ranks: int = 1
+    exchange: Callable[[IntArray], Sequence[IntArray]] = lambda mine: [mine]
+    """Returns what every rank gave, by rank; all arrays are of one shape; collective."""
+
+
+ALONE = Ranks()
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of a global batch, tokenised."""
+
+    sequences: Mapping[int, tuple[TokenSequence, ...]]
+    """By slot."""
+    table: IntArray
+    """What the others need to know: a row per slot with `_COLUMNS`. A slot below 0 fills the table
+    up; no sequences stand for an example that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -84,40 +163,93 @@ class Planner:
     choices: tuple[str, ...] | None = None
     """Read every choice's likelihood, not the right one's alone."""
 
-    def plan(self, step: int, ranks: int, weights: BlockWeights | None = None) -> StepPlan:
+    def plan(self, step: int, weights: BlockWeights = UNIFORM, ranks: Ranks = ALONE) -> StepPlan:
         """The plan of one step.
 
         Args:
             step: From 0.
-            ranks: Workers to deal to.
             weights: From past losses; uniform by default.
+            ranks: This rank and the others, who call this at the same time.
 
         Raises:
             DataError: An example does not fit `task.max_length` under its prompt.
         """
-        weights = weights or UNIFORM
-        drawn = self.draw(step, range(self.batch_size * self.views), weights)
-        sequences, slots, draws = [], [], []
+        share = self.share(step, ranks.rank, ranks.ranks, weights)
+        tables = ranks.exchange(share.table)
+        return self.deal(step, share, tables, ranks.rank, weights)
+
+    def share(self, step: int, rank: int, ranks: int, weights: BlockWeights = UNIFORM) -> Share:
+        """Tokenise a rank's part of the batch of `step`."""
+        places = range(rank, self.batch_size, ranks)
+        own = [view * self.batch_size + place for view in range(self.views) for place in places]
+        most = -(-self.batch_size // ranks) * self.views
+        table = np.full((most, len(_COLUMNS)), -1, np.int64)
+        found: dict[int, tuple[TokenSequence, ...]] = {}
+        try:
+            for row, slot, drawn in zip(table, own, self.draw(step, own, weights), strict=False):
+                sequences, draw = drawn
+                found[slot] = sequences
+                row[:] = (
+                    slot, self._choose(step, slot, weights.probability_N)[0], draw.prompt,
+                    len(sequences), sum(len(s.input_ids) for s in sequences),
+                    sequences[0].input_ids[0], draw.answer_tokens, draw.trimmed, draw.owner,
+                )  # fmt: skip
+        except DataError:  # which all ranks have to raise
+            found.clear()
+            table[: len(own)] = 0
+            table[: len(own), 0] = own
+        return Share(found, table)
+
+    def deal(
+        self,
+        step: int,
+        share: Share,
+        tables: Sequence[IntArray],
+        rank: int,
+        weights: BlockWeights = UNIFORM,
+    ) -> StepPlan:
+        """The plan of a rank, given what all ranks found in their shares.
+
+        Raises:
+            DataError: An example does not fit `task.max_length` under its prompt.
+        """
+        whole = np.concatenate(tables)
+        whole = whole[whole[:, 0] >= 0]
+        table = dict(zip(_COLUMNS, whole[np.argsort(whole[:, 0])].T, strict=True))
+        if missing := np.flatnonzero(table["sequences"] == 0).tolist():
+            self.draw(step, missing, weights)  # raises
         # the views of an example are dealt as one, because a penalty compares them
-        units: list[list[int]] = [[] for _ in range(self.batch_size)]
-        for slot, (own, draw) in enumerate(drawn):
-            first = len(sequences)
-            sequences += own
-            slots += [slot] * len(own)
-            draws.append(draw)
-            units[slot % self.batch_size] += range(first, len(sequences))
-        lengths = [sum(len(sequences[i].input_ids) for i in unit) for unit in units]
-        filler = sequences[0].input_ids[0]
-        rows = tuple(
+        lengths = table["tokens"].reshape(self.views, self.batch_size).sum(0).tolist()
+        rows = deal_rows(lengths, self.row_tokens, len(tables), self.packing)[rank]
+        slots = [
+            [view * self.batch_size + place for place in row for view in range(self.views)]
+            for row in rows
+        ]
+        others = [slot for row in slots for slot in row if slot not in share.sequences]
+        drawn = self.draw(step, others, weights)
+        sequences = {**share.sequences, **dict(zip(others, (own for own, _ in drawn), strict=True))}
+        first_S = np.cumsum(table["sequences"]) - table["sequences"]
+        numbered_of = {
+            slot: dict(enumerate(sequences[slot], int(first_S[slot])))
+            for row in slots
+            for slot in row
+        }
+        numbered = {n: s for own in numbered_of.values() for n, s in own.items()}
+        filler = int(table["first_token"][0])
+        return StepPlan(
+            step,
             tuple(
-                build_row(sequences, [i for unit in row for i in units[unit]])
+                build_row(numbered, [n for slot in row for n in numbered_of[slot]])
                 if row
                 else inert_row(filler)
-                for row in rank_rows
-            )
-            for rank_rows in deal_rows(lengths, self.row_tokens, ranks, self.packing)
+                for row in slots
+            ),
+            Draws(table, weights, lambda i: self.examples[i].id, lambda i: self.prompts[i][0]),
+            np.repeat(np.arange(len(first_S)), table["sequences"]),
+            int(table["tokens"].sum()),
+            int(table["answer_tokens"].sum()),
+            weights,
         )
-        return StepPlan(step, rows, tuple(draws), tuple(slots), weights)
 
     def draw(
         self, step: int, slots: Sequence[int], weights: BlockWeights = UNIFORM
@@ -127,7 +259,10 @@ class Planner:
         Raises:
             DataError: An example does not fit `task.max_length` under its prompt.
         """
-        chosen = [self._choose(step, slot, weights.probability_N) for slot in slots]
+        if not slots:
+            return []
+        indices = [self._choose(step, slot, weights.probability_N) for slot in slots]
+        chosen = [(self.examples[example], prompt) for example, prompt in indices]
         questions = [
             Question(
                 self.prompts[prompt][1].render,
@@ -148,15 +283,13 @@ class Planner:
         drawn = self.draw(0, range(min(4, self.batch_size)))
         return tuple(sequence for own, _ in drawn for sequence in own)
 
-    def _choose(
-        self, step: int, slot: int, probability_N: np.ndarray | None
-    ) -> tuple[Example, int]:
-        """Example and prompt of a slot."""
+    def _choose(self, step: int, slot: int, probability_N: np.ndarray | None) -> tuple[int, int]:
+        """Indices of the example and the prompt of a slot."""
         view, place = divmod(slot, self.batch_size)
         position = step * self.batch_size + place
         example = example_index(self.seed, position, len(self.examples))
         prompt = self.sampler.index(step, place, view, probability_N, example)
-        return self.examples[example], prompt
+        return example, prompt
 
     def _describe(
         self, example: Example, prompt: int, encoded: Sequence[Encoded], weight: float
@@ -179,7 +312,7 @@ def plans(
     planner: Planner,
     first: int,
     last: int,
-    ranks: int,
+    ranks: Ranks = ALONE,
     weigh: Callable[[int], BlockWeights] = lambda step: UNIFORM,
 ) -> Iterator[StepPlan]:
     """The plans of steps `first` to `last - 1`, each made while the one before is trained on.
@@ -188,7 +321,7 @@ def plans(
         planner: Makes them.
         first: First step.
         last: One after the last.
-        ranks: Workers to deal to.
+        ranks: This rank and the others; they exchange in a thread.
         weigh: Returns a step's weights; called in this thread, when the step two before is done.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="plan") as thread:
@@ -196,6 +329,6 @@ def plans(
         for step in range(first, last + 1):
             current = ahead
             if step < last:
-                ahead = thread.submit(planner.plan, step, ranks, weigh(step))
+                ahead = thread.submit(planner.plan, step, weigh(step), ranks)
             if current is not None:
                 yield current.result()

@@ -18,8 +18,9 @@ from paft_ray.config import TrainConfig
 from paft_ray.config.errors import ArtifactError
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
-from paft_ray.models.packing import Row
+from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
+from paft_ray.training.batch_plan import ALONE, Ranks
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
 from paft_ray.training.zero import WholeTensors, full_shape
@@ -162,6 +163,19 @@ class Engine:
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, mine)
         return values
+
+    def plan_ranks(self) -> Ranks:
+        """All ranks, for making plans in a thread; collective."""
+        if self.ranks == 1:
+            return ALONE
+        group = dist.new_group(backend="gloo")  # of its own, so that it may be used in a thread
+
+        def exchange(mine: IntArray) -> list[IntArray]:
+            found = [torch.empty(mine.shape, dtype=torch.int64) for _ in range(self.ranks)]
+            dist.all_gather(found, torch.from_numpy(mine), group=group)
+            return [each.numpy() for each in found]
+
+        return Ranks(self.rank, self.ranks, exchange)
 
     def gather(self) -> dict[str, torch.Tensor]:
         """This rank's part of the state in rank-free form, whole tensors on the CPU; collective.

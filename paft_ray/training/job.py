@@ -13,6 +13,7 @@ from paft_ray.training.validation import ValidationPlan
 
 if TYPE_CHECKING:
     from paft_ray.models.base_model import BaseSource
+    from paft_ray.runs.examples import StoredExamples
     from paft_ray.tasks import Task
 
 
@@ -43,6 +44,9 @@ class Job:
     config: Config
     """From `Config.of_training`."""
     task: "Task"
+    """Without its examples."""
+    examples: "StoredExamples"
+    """Its training examples."""
     prompts: tuple[tuple[str, str], ...]
     """Ids and texts."""
     source: "BaseSource"

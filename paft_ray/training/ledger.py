@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from paft_ray.storage.paths import Storage, to_parquet
-from paft_ray.training.batch_plan import StepPlan
+from paft_ray.training.batch_plan import Draws, StepPlan
 from paft_ray.training.prompt_weights import UNIFORM, PromptWeights
 
 
@@ -25,7 +25,7 @@ class Ledger:
     first_step: int
     prompt_ids: Sequence[str] = ()
     """Of every prompt, for `sampling/`."""
-    _rows: list[tuple[int, int, str, str, float, int]] = field(default_factory=list)
+    _steps: list[tuple[int, Draws, Sequence[float]]] = field(default_factory=list)
 
     def prune(self) -> None:
         """Remove what an earlier attempt wrote of coming steps, before the first of them.
@@ -41,10 +41,7 @@ class Ledger:
 
     def add(self, plan: StepPlan, nll_S: Sequence[float]) -> None:
         """Record one step; `nll_S` is the summed answer loss of every slot."""
-        for slot, (draw, nll) in enumerate(zip(plan.draws, nll_S, strict=True)):
-            self._rows.append(
-                (plan.step, slot, draw.example_id, draw.prompt_id, nll, draw.answer_tokens)
-            )
+        self._steps.append((plan.step, plan.draws, nll_S))
 
     def take(self, last_step: int, weights: PromptWeights | None = None) -> Callable[[], None]:
         """Start a new file, and return a function that writes the one before.
@@ -53,13 +50,18 @@ class Ledger:
             last_step: Steps done.
             weights: Written too, where past losses change anything.
         """
-        rows, self._rows = self._rows, []
+        steps, self._steps = self._steps, []
         name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
         self.first_step = last_step
         names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
         sampling = self._weights_table(last_step, weights) if weights and weights.active else None
 
         def write() -> None:
+            rows = [
+                (step, slot, draw.example_id, draw.prompt_id, nll, draw.answer_tokens)
+                for step, draws, nll_S in steps
+                for slot, (draw, nll) in enumerate(zip(draws, nll_S, strict=True))
+            ]
             columns = [list(column) for column in zip(*rows, strict=True)]
             table = pa.table(dict(zip(names, columns, strict=True)))
             self.home.child("ledger").write_bytes(name, to_parquet(table))
@@ -67,7 +69,7 @@ class Ledger:
                 file = f"step-{last_step:09d}.parquet"
                 self.home.child("sampling").write_bytes(file, to_parquet(sampling))
 
-        return write if rows else lambda: None
+        return write if steps else lambda: None
 
     def _weights_table(self, step: int, weights: PromptWeights) -> pa.Table:
         current, n = weights.current or UNIFORM, len(self.prompt_ids)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from paft_ray.config import ObjectiveConfig
@@ -104,15 +105,14 @@ def fit(
     for plan in plans:
         result = train_step(engine, plan, recipe, hooks)
         hooks.weights.observe(
-            [draw.prompt for draw in plan.draws],
-            [nll / d.answer_tokens for nll, d in zip(result.nll_S, plan.draws, strict=True)],
+            plan.draws.prompt_S, np.asarray(result.nll_S) / plan.draws.answer_tokens_S
         )
         progress = replace(
             progress,
             step=plan.step + 1,
             tokens=progress.tokens + plan.tokens,
             answer_tokens=progress.answer_tokens + plan.answer_tokens,
-            trimmed=progress.trimmed + sum(draw.trimmed for draw in plan.draws),
+            trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
             seconds=progress.seconds + result.seconds,
             loss=result.metrics[Metric.TRAIN_LOSS],
         )
@@ -151,7 +151,7 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks)
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
     slots = len(plan.draws)
     sums = torch.zeros(slots + 2, dtype=torch.float64, device=engine.device)
-    for done, row in enumerate(plan.rows[engine.rank]):
+    for done, row in enumerate(plan.rows):
         hooks.at("forward", plan.step + 1, done)
 
         def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:

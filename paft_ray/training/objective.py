@@ -40,8 +40,7 @@ def row_loss(
     """
     device = logprobs_A.device
     slot_A, right_A = _slots(row, plan)
-    weight_S = np.array([draw.weight for draw in plan.draws])
-    weight_A = torch.from_numpy(np.where(right_A, weight_S[slot_A], 0.0)).to(device)
+    weight_A = torch.from_numpy(np.where(right_A, plan.draws.weight_S[slot_A], 0.0)).to(device)
     loss = -(logprobs_A * weight_A.to(logprobs_A.dtype)).sum() / plan.answer_tokens
     nll_S = torch.zeros(len(plan.draws), dtype=torch.float64, device=device)
     right = torch.from_numpy(right_A).to(device)
@@ -57,9 +56,8 @@ def row_loss(
 
 def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
     """The slot of every target of a row, and whether it belongs to the right answer."""
-    slot_A = np.asarray(plan.slots)[np.asarray(row.members)[row.members_A]]
-    owner_S = np.array([draw.owner for draw in plan.draws])
-    return slot_A, row.owners_A == owner_S[slot_A]
+    slot_A = plan.slot_of[np.asarray(row.members)[row.members_A]]
+    return slot_A, row.owners_A == plan.draws.owner_S[slot_A]
 
 
 def _penalty(

@@ -9,7 +9,7 @@ All values are float64 on every rank and updated slot by slot, so that ranks agr
 without communication and a checkpoint restores them exactly. N is the number of prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,10 @@ class BlockWeights:
     def weight(self, prompt: int) -> float:
         """Weight of one prompt's examples in the loss."""
         return 1.0 if self.weight_N is None else float(self.weight_N[prompt])
+
+    def weights(self, prompt_S: np.ndarray) -> np.ndarray:
+        """Weights of the examples of many prompts in the loss: shape [S], float64."""
+        return np.ones(len(prompt_S)) if self.weight_N is None else self.weight_N[prompt_S]
 
     @property
     def effective_prompts(self) -> float | None:
@@ -131,18 +135,18 @@ class PromptWeights:
             self.current = BlockWeights(block, self._probabilities(), self._weights())
         return self.current
 
-    def observe(self, prompts: Sequence[int], losses: Sequence[float]) -> None:
+    def observe(self, prompt_S: np.ndarray, loss_S: np.ndarray) -> None:
         """Update with the losses of one step, slot by slot.
 
         Args:
-            prompts: The prompt of every slot.
-            losses: The mean loss of every slot, in nats per answer token.
+            prompt_S: The prompt of every slot.
+            loss_S: The mean loss of every slot, in nats per answer token.
         """
         if not self.active:
             return
         keep = self._sampling.smoothing
         by_prompt: dict[int, list[float]] = {}
-        for prompt, loss in zip(prompts, losses, strict=True):
+        for prompt, loss in zip(prompt_S.tolist(), loss_S.tolist(), strict=True):
             before = self.mean_N[prompt]
             self.mean_N[prompt] = loss if np.isnan(before) else keep * before + (1 - keep) * loss
             by_prompt.setdefault(prompt, []).append(loss)

@@ -20,7 +20,7 @@ def uniform(*position: int | str) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)  # plans are made one step ahead
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """A permutation of `range(examples)` for one pass over the data: shape [examples]."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)

@@ -31,6 +31,7 @@ from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.examples import store_examples
 from paft_ray.serving.record import MadeFrom, Verified
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.tracking import NullTracker, TrackedRun
@@ -75,6 +76,7 @@ def leave_training(context: RunContext, noise: float) -> None:
     job = Job(
         config=config,
         task=context.task,
+        examples=store_examples(context.storage, context.task.train),
         prompts=(("p0", PROMPT),),
         source=BaseSource(config.model.path),
         dtype="float32",

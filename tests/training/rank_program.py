@@ -300,7 +300,7 @@ def train_on_engine(
             planner,
             progress.step,
             options.get("until", steps),
-            engine.ranks,
+            engine.plan_ranks(),
             weights.for_step,
         ),
         progress,

@@ -1,11 +1,14 @@
 """The plan of a step: the same for every rank, whole, and predicting the answers and no more."""
 
 import random
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plans import plans_of_all
 from transformers import PreTrainedTokenizerBase
 
 from paft_ray.config import SamplingConfig
@@ -15,7 +18,7 @@ from paft_ray.models.packing import Row
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
-from paft_ray.training.batch_plan import Planner, StepPlan, plans
+from paft_ray.training.batch_plan import Planner, Ranks, StepPlan, plans
 from paft_ray.training.prompt_weights import BlockWeights
 from paft_ray.training.sampler import PromptSampler
 
@@ -72,7 +75,7 @@ def test_plan_with_bound_prompts_shows_an_example_the_same_prompt_in_every_epoch
     planner = make_planner(sampler=PromptSampler(3, len(PROMPTS), SamplingConfig(unit="bound")))
     shown: dict[str, set[str]] = {}
     for step in range(15):  # three passes over 30 examples, in batches of 6
-        for draw in planner.plan(step, ranks=1).draws:
+        for draw in planner.plan(step).draws:
             shown.setdefault(draw.example_id, set()).add(draw.prompt_id)
     assert len(shown) == 30
     assert all(len(prompts) == 1 for prompts in shown.values())
@@ -89,9 +92,9 @@ def sequences(row: Row) -> list[tuple[int, list[int], list[int]]]:
     ]
 
 
-def contents(plan: StepPlan) -> list[tuple[int, list[int], list[int]]]:
+def contents(*plans: StepPlan) -> list[tuple[int, list[int], list[int]]]:
     """What all ranks read and predict, by slot."""
-    return sorted(s for rows in plan.rows for row in rows for s in sequences(row) if row.members)
+    return sorted(s for plan in plans for row in plan.rows for s in sequences(row) if row.members)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -99,12 +102,12 @@ def contents(plan: StepPlan) -> list[tuple[int, list[int], list[int]]]:
 def test_plan_on_any_number_of_ranks_is_the_same_work(make_planner, ranks, packing):
     planner = make_planner(packing=packing)
     for step in range(8):
-        alone, shared = planner.plan(step, 1), planner.plan(step, ranks)
-        assert alone.draws == shared.draws
-        assert contents(alone) == contents(shared)
-        assert (alone.answer_tokens, alone.tokens) == (shared.answer_tokens, shared.tokens)
-        assert len(shared.rows) == ranks
-        members = [slot for rows in shared.rows for row in rows for slot in row.members]
+        alone, shared = planner.plan(step), plans_of_all(planner, step, ranks)
+        for plan in shared:
+            assert list(alone.draws) == list(plan.draws)
+            assert (alone.answer_tokens, alone.tokens) == (plan.answer_tokens, plan.tokens)
+        assert contents(alone) == contents(*shared)
+        members = [slot for plan in shared for row in plan.rows for slot in row.members]
         assert sorted(members) == list(range(planner.batch_size))
 
 
@@ -115,16 +118,16 @@ def test_plan_gives_every_rank_as_many_rows_topped_up_with_inert_ones(
 ):
     planner = make_planner(batch_size=batch_size, packing=packing)
     for step in range(8):
-        plan = planner.plan(step, ranks)
-        assert len({len(rows) for rows in plan.rows}) == 1
-        rows = [row for rows in plan.rows for row in rows]
+        found = plans_of_all(planner, step, ranks)
+        assert len({len(plan.rows) for plan in found}) == 1
+        rows = [row for plan in found for row in plan.rows]
         assert all(rows)
         assert sum(bool(row.members) for row in rows) <= batch_size
         for row in rows:
             assert row.tokens >= 1
             assert len(row.keep_U) >= 1  # an inert row too has a real forward pass
         counted = sum(row.tokens for row in rows if row.members)
-        assert plan.tokens == counted
+        assert {plan.tokens for plan in found} == {counted}
         if ranks > batch_size:
             assert sum(not row.members for row in rows) >= ranks - batch_size
 
@@ -134,12 +137,13 @@ def test_plan_packs_rows_up_to_row_tokens_and_never_over(make_planner):
     packed = 0
     for step in range(10):
         for ranks in (1, 2, 3):
-            for row in (row for rows in planner.plan(step, ranks).rows for row in rows):
+            for row in (r for plan in plans_of_all(planner, step, ranks) for r in plan.rows):
                 assert row.tokens <= 96
                 packed += len(row.members) > 1
     assert packed > 0
-    unpacked = make_planner(row_tokens=96, batch_size=12, packing=False).plan(0, 2)
-    assert all(len(row.members) == 1 for rows in unpacked.rows for row in rows)
+    unpacked = make_planner(row_tokens=96, batch_size=12, packing=False)
+    rows = [row for plan in plans_of_all(unpacked, 0, 2) for row in plan.rows]
+    assert all(len(row.members) == 1 for row in rows)
 
 
 @pytest.mark.parametrize("end", [True, False])
@@ -148,8 +152,8 @@ def test_plan_predicts_exactly_the_answer_after_the_rendered_prompt(make_planner
     examples = {example.id: example for example in planner.examples}
     templates = dict(PROMPTS)
     for step in range(6):
-        plan = planner.plan(step, 2)
-        for slot, read, asked in contents(plan):
+        plan, other = plans_of_all(planner, step, 2)
+        for slot, read, asked in contents(plan, other):
             draw = plan.draws[slot]
             example = examples[draw.example_id]
             context = templates[draw.prompt_id].render(example.fields).rstrip(" ")
@@ -161,9 +165,9 @@ def test_plan_predicts_exactly_the_answer_after_the_rendered_prompt(make_planner
 
 
 def test_plan_asks_for_each_token_at_the_position_before_it(make_planner):
-    plan = make_planner(batch_size=12).plan(0, 1)
+    plan = make_planner(batch_size=12).plan(0)
     checked = 0
-    for row in plan.rows[0]:
+    for row in plan.rows:
         at_A = row.keep_U[row.gather_A]
         for member in range(len(row.members)):
             at = at_A[row.members_A == member]
@@ -182,7 +186,7 @@ def test_plan_draws_what_sampler_and_order_of_examples_say(make_planner):
     prompt_of = {id: index for index, (id, _) in enumerate(PROMPTS)}
     seen = []
     for step in range(5):  # 5 steps of 6 examples are one epoch of 30
-        draws = planner.plan(step, 1).draws
+        draws = planner.plan(step).draws
         for slot, draw in enumerate(draws):
             assert prompt_of[draw.prompt_id] == planner.sampler.index(step, slot)
         seen += [draw.example_id for draw in draws]
@@ -192,22 +196,22 @@ def test_plan_draws_what_sampler_and_order_of_examples_say(make_planner):
 
 def test_plans_made_ahead_come_in_order_and_equal_the_planner(make_planner):
     planner = make_planner()
-    ahead = list(plans(planner, 3, 9, ranks=2))
+    ahead = list(plans(planner, 3, 9))
     assert [plan.step for plan in ahead] == [3, 4, 5, 6, 7, 8]
     for plan in ahead:
-        expected = planner.plan(plan.step, 2)
-        assert plan.draws == expected.draws
+        expected = planner.plan(plan.step)
+        assert list(plan.draws) == list(expected.draws)
         assert contents(plan) == contents(expected)
-    assert list(plans(planner, 9, 9, ranks=2)) == []
+    assert list(plans(planner, 9, 9)) == []
 
 
 def test_plans_with_an_overlong_example_raise_when_its_step_is_reached(make_planner):
     examples = make_examples(12)
     planner = make_planner(examples=examples, batch_size=2)
-    bad = planner.plan(2, 1).draws[0].example_id
+    bad = planner.plan(2).draws[0].example_id
     index = next(i for i, example in enumerate(examples) if example.id == bad)
     examples[index] = Example(bad, {"text": "film " * 200}, "good")
-    iterator = plans(planner, 0, 6, ranks=1)
+    iterator = plans(planner, 0, 6)
     assert [next(iterator).step, next(iterator).step] == [0, 1]
     with pytest.raises(DataError, match=rf"example {bad} under prompt prompt-\d has \d+ tokens"):
         next(iterator)
@@ -217,8 +221,8 @@ def test_plan_with_overlong_trim_cuts_and_counts_only_the_long_example(make_plan
     examples = [*make_examples(5), Example("f" * 16, {"text": "film " * 200}, "very bad")]
     refusing = make_planner(examples=examples)
     with pytest.raises(DataError, match=r"task.max_length \(90\)"):
-        refusing.plan(0, 1)
-    plan = make_planner(examples=examples, overlong="trim").plan(0, 1)
+        refusing.plan(0)
+    plan = make_planner(examples=examples, overlong="trim").plan(0)
     assert [d.trimmed for d in plan.draws] == [d.example_id == "f" * 16 for d in plan.draws]
     slot = next(slot for slot, draw in enumerate(plan.draws) if draw.trimmed)
     _, read, asked = contents(plan)[slot]
@@ -231,14 +235,15 @@ def test_views_of_an_example_share_a_row_and_have_draws_of_their_own(
     make_planner: Callable[..., Planner], ranks: int
 ):
     planner = make_planner(views=2, row_tokens=192)
-    plan = planner.plan(4, ranks)
+    plan, *others = plans_of_all(planner, 4, ranks)
+    rows = [row for each in (plan, *others) for row in each.rows]
     assert len(plan.draws) == 12
-    assert sorted(i for rows in plan.rows for row in rows for i in row.members) == list(range(12))
+    assert sorted(i for row in rows for i in row.members) == list(range(12))
     for slot, draw in enumerate(plan.draws):
         assert draw.example_id == plan.draws[slot % 6].example_id
     assert any(plan.draws[s].prompt_id != plan.draws[s + 6].prompt_id for s in range(6))
-    for row in (row for rows in plan.rows for row in rows):
-        places = [plan.slots[i] % 6 for i in row.members]
+    for row in rows:
+        places = [plan.slot_of[i] % 6 for i in row.members]
         assert all(places.count(place) == 2 for place in places)
 
 
@@ -247,8 +252,8 @@ def test_choices_are_all_read_and_the_right_one_is_named(
     make_planner: Callable[..., Planner], end: bool
 ):
     planner = make_planner(choices=tuple(ANSWERS), end=end, row_tokens=400)
-    plan = planner.plan(0, 1)
-    assert plan.slots == tuple(slot for slot in range(6) for _ in ANSWERS)
+    plan = planner.plan(0)
+    assert plan.slot_of.tolist() == [slot for slot in range(6) for _ in ANSWERS]
     for slot, draw in enumerate(plan.draws):
         example = next(e for e in planner.examples if e.id == draw.example_id)
         assert ANSWERS[draw.owner] == example.answer
@@ -275,10 +280,59 @@ def test_weights_of_a_step_decide_its_draws_and_are_asked_for_in_order(
         asked.append(step)
         return BlockWeights(step, np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.5, 1.0]))
 
-    iterator = plans(make_planner(), 2, 6, 1, weigh)
+    iterator = plans(make_planner(), 2, 6, weigh=weigh)
     first = next(iterator)
     assert asked == [2, 3]  # one step ahead, and no more
     assert {draw.prompt_id for draw in first.draws} == {"prompt-1"}
     assert {draw.weight for draw in first.draws} == {0.5}
     assert [plan.step for plan in iterator] == [3, 4, 5]
     assert asked == [2, 3, 4, 5]
+
+
+def test_every_rank_raises_what_one_finds_too_long(make_planner: Callable[..., Planner]):
+    examples = [*make_examples(5), Example("f" * 16, {"text": "film " * 200}, "good")]
+    planner = make_planner(examples=examples)
+    shares = [planner.share(0, rank, 3) for rank in range(3)]
+    assert sum(not share.sequences for share in shares) == 1  # only one tokenised it
+    for rank, share in enumerate(shares):
+        with pytest.raises(DataError, match=f"example {'f' * 16} under prompt"):
+            planner.deal(0, share, [each.table for each in shares], rank)
+
+
+def test_rank_tokenises_its_share_and_what_it_reads_and_no_more(
+    make_planner: Callable[..., Planner], monkeypatch: pytest.MonkeyPatch
+):
+    planner, asked = make_planner(batch_size=24), []
+    draw = Planner.draw
+
+    def counted(self: Planner, step: int, slots: Sequence[int], *rest: BlockWeights):
+        asked.append(len(slots))
+        return draw(self, step, slots, *rest)
+
+    monkeypatch.setattr(Planner, "draw", counted)
+    found = plans_of_all(planner, 0, 8)
+    assert asked[:8] == [3] * 8
+    assert sum(asked[8:]) <= sum(len(row.members) for plan in found for row in plan.rows) == 24
+
+
+def test_plans_of_ranks_that_exchange_in_threads_are_those_of_all(
+    make_planner: Callable[..., Planner],
+):
+    planner, barrier, tables = make_planner(), threading.Barrier(2), {}
+
+    def exchange_of(rank: int):
+        def exchange(mine: np.ndarray) -> list[np.ndarray]:
+            tables[rank] = mine
+            barrier.wait()
+            found = [tables[0], tables[1]]
+            barrier.wait()
+            return found
+
+        return exchange
+
+    iterators = [plans(planner, 0, 4, Ranks(rank, 2, exchange_of(rank))) for rank in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(list, iterators))
+    for step in range(4):
+        expected = plans_of_all(planner, step, 2)
+        assert [contents(plans[step]) for plans in found] == [contents(plan) for plan in expected]

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from plans import make_draws
 
 from paft_ray.config import Consistency, CrossEntropy
 from paft_ray.models.packing import Row, TokenSequence, build_row
-from paft_ray.training.batch_plan import Draw, StepPlan
+from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.objective import row_loss
 
 CHOICES = TokenSequence((5, 6, 7), (2, 2, 2), (10, 11, 12), (0, 1, 2))
@@ -22,15 +24,13 @@ def text(*targets: int) -> TokenSequence:
 def make(sequences: list[TokenSequence], owners: list[int], weights: list[float]) -> StepPlan:
     """A step with one sequence per slot, all in one row."""
     row = build_row(sequences, range(len(sequences)))
-    draws = tuple(
-        Draw(f"e{slot}", "p", 0, s.owners.count(owner), False, weight, owner)
-        for slot, (s, owner, weight) in enumerate(zip(sequences, owners, weights, strict=True))
-    )
-    return StepPlan(0, ((row,),), draws, tuple(range(len(sequences))))
+    answers = [s.owners.count(owner) for s, owner in zip(sequences, owners, strict=True)]
+    draws = make_draws(answers, owners=owners, weights=weights)
+    return StepPlan(0, (row,), draws, np.arange(len(sequences)), row.tokens, sum(answers))
 
 
 def row_of(plan: StepPlan) -> Row:
-    return plan.rows[0][0]
+    return plan.rows[0]
 
 
 def logprobs(values: list[float]) -> torch.Tensor:

@@ -56,7 +56,7 @@ def test_worst_share_of_a_quarter_is_the_worst_of_four_and_its_border_carries_a_
 
 def test_uniform_sampling_and_cross_entropy_learn_nothing_and_keep_nothing():
     weights = PromptWeights(3)
-    weights.observe([0, 1], [5.0, 1.0])
+    weights.observe(np.array([0, 1]), np.array([5.0, 1.0]))
     assert weights.for_step(7).probability_N is None
     assert weights.for_step(7).weight(0) == 1.0
     assert weights.state() == {}
@@ -67,7 +67,7 @@ def test_probabilities_change_only_where_a_block_begins():
     seen = []
     for step in range(8):
         seen.append(weights.for_step(step).probability_N)
-        weights.observe([0, 1], [float(step), 0.1])
+        weights.observe(np.array([0, 1]), np.array([float(step), 0.1]))
     blocks = [tuple(p) for p in seen]
     assert len(set(blocks[0:3])) == len(set(blocks[3:6])) == len(set(blocks[6:8])) == 1
     assert len(set(blocks)) == 3
@@ -76,15 +76,15 @@ def test_probabilities_change_only_where_a_block_begins():
 
 def test_mean_is_exponential_in_the_order_of_slots():
     weights = PromptWeights(2, ADAPTIVE)
-    weights.observe([1, 1, 1], [8.0, 4.0, 2.0])
+    weights.observe(np.array([1, 1, 1]), np.array([8.0, 4.0, 2.0]))
     assert np.isnan(weights.mean_N[0])
     assert weights.mean_N[1] == 0.5 * (0.5 * 8 + 0.5 * 4) + 0.5 * 2
 
 
 def test_group_dro_weighs_by_the_sum_of_each_steps_mean_loss():
     weights = PromptWeights(2, objective=GroupDRO(type="group_dro", step_size=0.5))
-    weights.observe([0, 0, 1], [1.0, 3.0, 1.0])
-    weights.observe([1], [1.0])
+    weights.observe(np.array([0, 0, 1]), np.array([1.0, 3.0, 1.0]))
+    weights.observe(np.array([1]), np.array([1.0]))
     w = weights.for_step(2).weight_N
     q = np.exp([0.5 * 2.0, 0.5 * 1.0 + 0.5 * 1.0])
     assert w == pytest.approx(2 * q / q.sum())
@@ -99,7 +99,9 @@ def test_restored_in_the_middle_of_a_block_it_goes_on_as_if_never_stopped(object
             ahead = weights.for_step(step + 1)
             arrays = (ahead.probability_N, ahead.weight_N)
             seen.append(tuple(tuple(a) for a in arrays if a is not None))
-            weights.observe([step % 5, (step * 3) % 5], [1.0 + step % 4, 0.3 * (step % 7)])
+            weights.observe(
+                np.array([step % 5, (step * 3) % 5]), np.array([1.0 + step % 4, 0.3 * (step % 7)])
+            )
         return seen
 
     whole = PromptWeights(5, ADAPTIVE, objective)

@@ -15,6 +15,7 @@ from paft_ray.models.base_model import locate_base
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.runs.examples import store_examples
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
@@ -117,7 +118,8 @@ def _job(
     warm_start = config.train.warm_start
     return Job(
         config=config,
-        task=context.task,
+        task=context.task.without_examples(),
+        examples=store_examples(context.storage, context.task.train),
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
         source=locate_base(config.model.path, config.model.revision, context.storage),
         dtype=context.training_dtype,

@@ -186,7 +186,7 @@ def _fit(
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
     return fit(
         engine,
-        plans(reading.planner, progress.step, job.steps, engine.ranks, weights.for_step),
+        plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
         progress,
         Recipe(
             job.steps,
@@ -293,7 +293,7 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
     train = config.train
     tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
     return Planner(
-        examples=task.train,
+        examples=job.examples.open(),
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
         encoder=TextEncoder.from_config(tokenizer, config),
         sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),

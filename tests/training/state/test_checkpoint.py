@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from plans import make_draws
 
 from paft_ray.config.errors import TrainingError
 from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.paths import Storage
-from paft_ray.training.batch_plan import Draw, StepPlan
+from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 
@@ -218,10 +220,8 @@ def test_checkpoint_whose_writing_is_wrong_by_our_own_fault_is_not_tried_again(m
 
 def record(ledger: Ledger, *steps: int, loss: float = 0.5) -> None:
     for step in steps:
-        draws = tuple(
-            Draw(f"e{step}{slot}", f"p{slot}", slot, slot + 1, False) for slot in range(2)
-        )
-        ledger.add(StepPlan(step, (), draws, (0, 1)), [loss, loss + 1])
+        draws = make_draws([1, 2], prompts=[0, 1], names=f"e{step}")
+        ledger.add(StepPlan(step, (), draws, np.arange(2), 6, 3), [loss, loss + 1])
 
 
 def read(folder: Path) -> list[dict]:
