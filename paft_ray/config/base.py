@@ -130,8 +130,7 @@ class WorkerShare(Section, affects="nothing"):
     """The resources of one worker."""
 
     cpus: float | None = Field(default=None, gt=0)
-    """CPUs per worker, which are also its torch threads; by default an equal share of the
-    machine."""
+    """CPUs per worker, which are also its torch threads; by default an equal share of its node's."""
     gpus: float = Field(default=0, ge=0)
     """GPUs per worker."""
 
