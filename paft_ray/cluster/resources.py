@@ -87,8 +87,11 @@ def node_resources() -> list[dict[str, float]]:
 
 def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     """The number of workers that fit into a node's resources."""
-    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
-    return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
+    room = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
+    if gpus:  # what is left of one GPU and of another makes no share
+        there = resources.get("GPU", 0.0)
+        room += [int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus + 1e-6)]
+    return min(room, default=0)
 
 
 def check_cluster(config: Config) -> None:

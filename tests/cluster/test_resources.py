@@ -2,7 +2,7 @@
 
 import pytest
 
-from paft_ray.cluster.resources import fit_workers
+from paft_ray.cluster.resources import fit_workers, places
 from paft_ray.config import TrainWorkersConfig, WorkersConfig
 
 GPU_NODE = {"CPU": 64.0, "GPU": 8.0}
@@ -32,3 +32,8 @@ def test_worker_has_its_share_of_the_cpus_of_its_own_node(nodes, workers, cpus) 
 
 def test_actors_that_share_a_gpu_share_the_cpus_of_their_node() -> None:
     assert fit_workers(WorkersConfig(num=16, gpus=0.5), "evaluation.workers", [GPU_NODE]) == 4
+
+
+@pytest.mark.parametrize(("share", "fit"), [(0.4, 16), (0.1, 80), (1, 8), (2, 4)])
+def test_shares_of_a_gpu_lie_on_one_gpu(share: float, fit: int) -> None:
+    assert places(GPU_NODE, 0.1, share) == fit
