@@ -13,7 +13,7 @@ Nodes = Sequence[Mapping[str, float]]
 def fit_workers(
     workers: WorkersConfig | TrainWorkersConfig, section: str, nodes: Nodes | None = None
 ) -> float:
-    """CPUs of each worker: as configured, else an equal share of the largest node, at least one.
+    """CPUs of each worker: as configured, else see `equal_share`.
 
     Args:
         workers: The stage's workers.
@@ -25,8 +25,7 @@ def fit_workers(
     """
     may_grow, fewest = nodes is None, workers.fewest
     nodes = node_resources() if nodes is None else nodes
-    largest = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    share = workers.cpus or max(1.0, math.floor(largest / workers.most))
+    share = workers.cpus or equal_share(workers.most, workers.gpus, nodes)
     room = sum(places(node, share, workers.gpus) for node in nodes)
     if room < fewest and not (may_grow and _may_grow_to(fewest * share, fewest * workers.gpus)):
         gpus = f" and {workers.gpus:g} GPUs" if workers.gpus else ""
@@ -36,6 +35,29 @@ def fit_workers(
             + (f" or {section}.gpus" if workers.gpus else "")
         )
     return share
+
+
+def equal_share(count: int, gpus: float, nodes: Nodes) -> float:
+    """The most whole CPUs, one at least, with which so many workers fit, or else most of them.
+
+    Workers with GPUs get a share of the node that they are on, and none for which they would have
+    to be spread over more nodes than their GPUs are on.
+    """
+    shares = {max(1, cpus) for node in nodes for cpus in _whole_shares(node, count, gpus)} or {1}
+
+    def fit(share: int) -> tuple[int, int]:
+        return min(count, sum(places(node, share, gpus) for node in nodes)), share
+
+    return float(max(shares, key=fit))
+
+
+def _whole_shares(node: Mapping[str, float], count: int, gpus: float) -> Sequence[int]:
+    """The CPUs that a worker on this node might have."""
+    cpus = math.floor(node.get("CPU", 0.0))
+    if not gpus:
+        return range(1, cpus + 1)
+    there = min(count, places(node, 0.0, gpus))
+    return [cpus // there] if there else []
 
 
 def _may_grow_to(cpus: float, gpus: float) -> bool:
@@ -65,8 +87,11 @@ def node_resources() -> list[dict[str, float]]:
 
 def places(resources: Mapping[str, float], cpus: float, gpus: float) -> int:
     """The number of workers that fit into a node's resources."""
-    needs = {name: need for name, need in (("CPU", cpus), ("GPU", gpus)) if need}
-    return min((int(resources.get(name, 0.0) // need) for name, need in needs.items()), default=0)
+    room = [int(resources.get("CPU", 0.0) // cpus)] if cpus else []
+    if gpus:  # what is left of one GPU and of another makes no share
+        there = resources.get("GPU", 0.0)
+        room += [int(there // gpus) if gpus >= 1 else int(there) * int(1 / gpus + 1e-6)]
+    return min(room, default=0)
 
 
 def check_cluster(config: Config) -> None:

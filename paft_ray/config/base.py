@@ -126,14 +126,24 @@ Seeds = Annotated[
 """Different seeds of trainings."""
 
 
+def _one_at_most(gpus: float) -> float:
+    if gpus > 1:
+        raise ValueError("a process here computes on one GPU: give 1, and more processes")
+    return gpus
+
+
+OneGpu = Annotated[float, Field(ge=0), AfterValidator(_one_at_most)]
+"""GPUs of a process, or its share of one."""
+
+
 class WorkerShare(Section, affects="nothing"):
     """The resources of one worker."""
 
     cpus: float | None = Field(default=None, gt=0)
-    """CPUs per worker, which are also its torch threads; by default an equal share of the
-    machine."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs per worker."""
+    """CPUs per worker, which are also its torch threads; by default an equal share of those of its
+    node."""
+    gpus: OneGpu = 0
+    """GPUs per worker: 0, 1, or the share of one that several use."""
 
 
 class WorkersConfig(WorkerShare, affects="nothing"):

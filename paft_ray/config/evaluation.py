@@ -41,6 +41,7 @@ class EvaluationConfig(Section, affects="run"):
     """Most tokens, read and written, that are kept for one batch of generated answers; an example
     that needs more is a batch of its own."""
     workers: WorkersConfig = WorkersConfig()
+    """Actors that score; their `gpus` are by default those of `train.workers`."""
 
     @field_validator("top_thresholds")
     @classmethod

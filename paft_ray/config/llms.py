@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from paft_ray.config.base import NOTHING, Section, affects
+from paft_ray.config.base import NOTHING, OneGpu, Section, affects
 
 _ANSWERS = affects("pool", "answers")
 _SENT = (
@@ -65,8 +65,8 @@ class TransformersLLM(Author, affects="pool"):
     """Copies of the model."""
     cpus: Annotated[float, _ANSWERS] = Field(default=1, ge=1)
     """CPUs per actor, which are its torch threads; they also determine the answers bit by bit."""
-    gpus: Annotated[float, _ANSWERS] = Field(default=0, ge=0)
-    """GPUs per actor."""
+    gpus: Annotated[OneGpu, _ANSWERS] = 0
+    """GPUs per actor: 0, 1, or the share of one that several use."""
     tokens_per_second: ClassVar[float] = 70.0
     """Of one CPU with a 135M model in batches."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import NOTHING, Section, affects
+from paft_ray.config.base import NOTHING, OneGpu, Section, affects
 from paft_ray.config.llms import LLMConfig
 
 
@@ -137,8 +137,9 @@ class ProbeConfig(Section, affects="pool"):
     """Copies of the base model."""
     cpus: float = Field(default=1, ge=1)
     """CPUs per actor, which are its torch threads."""
-    gpus: Annotated[float, NOTHING] = Field(default=0, ge=0)
-    """GPUs per actor."""
+    gpus: Annotated[OneGpu, NOTHING] = 0
+    """GPUs per actor: 0, 1, or the share of one that several use; by default those of
+    `train.workers`."""
 
 
 class PromptsConfig(Section, affects="pool"):

@@ -1,7 +1,8 @@
 """The whole configuration, and the combinations that cannot work."""
 
 import re
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +16,13 @@ from paft_ray.config.tuning import TuningConfig
 from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, Training, VariantConfig
 
 NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+def _at(tree: Any, *keys: str) -> Any:
+    """The value at a path of a tree whose nodes are mappings or sections; None where it ends."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else getattr(tree, key, None)
+    return tree
 
 
 class Config(Section, affects="run"):
@@ -41,6 +49,24 @@ class Config(Section, affects="run"):
     tracking: TrackingConfig = TrackingConfig()
     tuning: Annotated[TuningConfig | None, affects("search")] = None
     """What `paft tune` searches; other commands do not read it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gpus_of_training(cls, tree: Any) -> Any:
+        """Give evaluation and probe the GPUs of training where they name none of their own.
+
+        On CPUs they would otherwise take hours beside idle GPUs, in silence.
+        """
+        if not isinstance(tree, Mapping) or _at(tree, "train", "workers", "gpus") != 1:
+            return tree
+        probe = _at(tree, "prompts", "probe")
+        sections = [("evaluation", "workers"), *([("prompts", "probe")] if probe else [])]
+        for section, inner in sections:
+            outer = tree.get(section) or {}
+            own = _at(outer, inner) or {}
+            if isinstance(outer, Mapping) and isinstance(own, Mapping) and "gpus" not in own:
+                tree = {**tree, section: {**outer, inner: {**own, "gpus": 1}}}
+        return tree
 
     @field_validator("name")
     @classmethod

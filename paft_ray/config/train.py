@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from paft_ray.config.base import NOTHING, Section, WorkerShare, affects
+from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
 
 
 class ScheduleConfig(Section, affects="weights"):
@@ -85,17 +85,34 @@ class CheckpointConfig(Section, affects="nothing"):
 class TrainWorkersConfig(WorkerShare, affects="nothing"):
     """Ranks of a training: a fixed number, or as many as there are between two bounds."""
 
+    gpus: OneGpu = 0
+    """GPUs per worker: 0 or 1."""
     num: int | None = Field(default=None, ge=1)
     """How many, 1 by default; give this, or `min` and `max`."""
     min: int | None = Field(default=None, ge=1)
     """Fewest to go on with when nodes are lost."""
     max: int | None = Field(default=None, ge=1)
     """Most to use when nodes are there."""
+    gpu_memory_gb: Annotated[float | None, affects("nothing", neutral=None)] = Field(
+        default=None, gt=0
+    )
+    """Memory of a GPU in 1e9 bytes, which `paft plan` compares with what training needs; by default
+    that of the GPUs that it sees."""
     interface: str | None = None
     """Network interface that gloo and NCCL talk over, for nodes that have several."""
     heartbeat_timeout_s: float = Field(default=60, gt=0)
     """A rank that others wait for this long is named, ended and replaced; ten times the longest
     step so far where that is more."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_gpu(cls, gpus: float) -> float:
+        if gpus not in (0, 1):
+            raise ValueError(
+                "a rank of a training computes on a GPU of its own, which no other shares: give "
+                "0 or 1, and num for how many"
+            )
+        return gpus
 
     @model_validator(mode="after")
     def _number_or_range(self) -> Self:
@@ -193,6 +210,9 @@ class TrainConfig(Section, affects="weights"):
     third more time."""
     compile: bool = False
     """Let torch.compile fuse the model's layers; pays on GPUs after minutes of compilation."""
+    deterministic: Annotated[bool, affects("weights", neutral=False)] = False
+    """On GPUs compute with kernels that give the same bits each time; slower, by how much was not
+    measured here. On CPUs results are bit-identical anyway."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     workers: TrainWorkersConfig = TrainWorkersConfig()

@@ -23,6 +23,7 @@ from paft_ray.config.affects import affecting, take
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.models.base_model import BaseSource, locate_base
+from paft_ray.models.gpu import prepare_gpu
 from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.examples import StoredExamples, store_examples
@@ -296,6 +297,8 @@ class _ScoreActor:
         clear_launchers()
         torch.set_num_threads(job.threads)  # results depend on it bit by bit
         device = "cuda" if job.config.evaluation.workers.gpus > 0 else "cpu"
+        if device == "cuda":
+            prepare_gpu()
         base = job.base.local()
         self._predictor = ModelPredictor(job.config, job.task, base, job.dtype, device)
         self._examples = {example.id: example for example in job.examples.open()}

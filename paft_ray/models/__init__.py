@@ -19,6 +19,8 @@ logprobs.py      log-probabilities of answers, and generation
 row_check.py     whether rows keep sequences apart, and batches texts
 dtype.py         the arithmetic that `auto` means
 quantized.py     frozen weights in 4 bits
+gpu.py           what torch and CUDA read when they start
+watch.py         weights read and layers computed, reported as they are
 switches.py      activation checkpointing and compilation
 switch_check.py  whether these work together, and here
 peft_check.py    checks of `model.peft`

@@ -26,6 +26,11 @@ def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
     _check_method(config)
     if config.train.compile:
         yield from _check_compile(config.train, cluster)
+    if config.train.deterministic and config.train.workers.gpus == 0:
+        yield (
+            "train.deterministic: true changes nothing without GPUs: on CPUs results are "
+            "bit-identical anyway"
+        )
     if config.train.deepspeed.offload != "none" and config.train.workers.gpus == 0:
         yield (
             f"train.deepspeed.offload: {config.train.deepspeed.offload} frees no memory, as "

@@ -21,7 +21,9 @@ def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
     """
     inner: Any = model
     try:
-        inner.activation_checkpointing_enable({"use_reentrant": False})
+        # its older name, up to transformers 5.19
+        enable = getattr(inner, "activation_checkpointing_enable", None)
+        (enable or inner.gradient_checkpointing_enable)({"use_reentrant": False})
     except ValueError as error:
         raise ConfigError(
             f"train.activation_checkpointing: {one_line(error)}; set it to false"

@@ -5,6 +5,7 @@ perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch
 trust.py      models whose own Python files may run
 nodes.py      checks on every node of a joined cluster
+gpus.py       memory of this node's GPUs
 plan.py       the work and the needs of a run, without doing it
 run.py        pool, trainings, evaluation, report
 variants.py   the prompts that each variant trains on

@@ -17,6 +17,7 @@ from paft_ray.config import Config, Endpoint, PromptsConfig
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import from_anywhere
 from paft_ray.models.files import inspect_model
+from paft_ray.pipeline.gpus import gpu_memory_gb
 from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import reach_server, tracking_server
@@ -57,6 +58,8 @@ class Node:
     gpus: float
     memory_gb: float
     """Memory that Ray manages, in 1e9 bytes."""
+    gpu_memory_gb: float | None = None
+    """Memory of its smallest GPU, in 1e9 bytes; None where it has none, or it is not known."""
     secrets: tuple[str, ...] = ()
     """Names of the variables with secrets that are set there."""
     missing: tuple[str, ...] = ()
@@ -120,8 +123,8 @@ def packages() -> dict[str, str]:
     return found
 
 
-def check_node(needs: Needs) -> dict[str, tuple[str, ...]]:
-    """Return `missing`, `notes` and `secrets` of the node that this runs on."""
+def check_node(needs: Needs) -> dict[str, Any]:
+    """Return `missing`, `notes`, `secrets` and `gpu_memory_gb` of the node that this runs on."""
     missing = [*_check_packages(needs), *_check_storage(needs), *_check_model(needs)]
     notes = [f"{name} is not set" for name in needs.keys if not os.environ.get(name)]
     if needs.tracking is not None and (reason := reach_server(needs.tracking)):
@@ -131,6 +134,7 @@ def check_node(needs: Needs) -> dict[str, tuple[str, ...]]:
         "missing": tuple(missing),
         "notes": tuple(notes),
         "secrets": tuple(name for name in named if os.environ.get(name)),
+        "gpu_memory_gb": gpu_memory_gb(),
     }
 
 
@@ -192,7 +196,7 @@ def _check_all(needs: Needs) -> list[Node]:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             places[remote.options(scheduling_strategy=there).remote(needs)] = place
     done, late = ray.wait(list(places), num_returns=len(places), timeout=_TIMEOUT_S)
-    found: dict[int, Mapping[str, tuple[str, ...]]] = {}
+    found: dict[int, Mapping[str, Any]] = {}
     for reference in done:
         try:
             found[places[reference]] = ray.get(reference)

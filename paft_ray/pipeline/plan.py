@@ -24,6 +24,7 @@ from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
+from paft_ray.pipeline.gpus import describe_gpu
 from paft_ray.pipeline.nodes import Node
 from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.pipeline.trust import trusted_models
@@ -76,6 +77,11 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     fewest, most = train.workers.fewest, train.workers.most
     together = most if fewest == most else f"{fewest} to {most}"
     plan["workers"] = {"train": together, "evaluate": evaluation.workers.num}
+    gpus = {"train": train.workers.gpus, "evaluate": evaluation.workers.gpus}
+    if prompts.probe is not None:
+        gpus["probe"] = prompts.probe.gpus
+    if any(gpus.values()):
+        plan["gpus_each"] = {stage: f"{each:g}" for stage, each in gpus.items()}
     test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
     test_examples = min(len(task.test), evaluation.examples or len(task.test))
     models = 1 + len(trainings)
@@ -135,11 +141,19 @@ def _in_words(value: Any) -> str:
     return str(value)
 
 
-def describe_sizes(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
+def describe_sizes(
+    context: RunContext, checks: ModelCheckProcess, gpu_gb: float | None = None
+) -> dict[str, Any]:
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
     The model is built without its weights, which takes some seconds. Where the adapter's size
     depends on weights, `unknown` says so.
+
+    Args:
+        context: The run.
+        checks: Builds the model.
+        gpu_gb: Memory of the smallest GPU that a worker may get, if known; the configuration's
+            comes first.
     """
     config, model = context.config, context.config.model
     steps = total_steps(config.train, len(context.task.train))
@@ -162,6 +176,7 @@ def describe_sizes(context: RunContext, checks: ModelCheckProcess) -> dict[str, 
             "all": round(sum(memory.values()) / 1e9, 2),
         },
         "storage_gb": round(one * len(config.trainings) / 1e9, 3),
+        **describe_gpu(context, sizes, config.train.workers.gpu_memory_gb or gpu_gb),
     }
 
 
@@ -241,10 +256,15 @@ def _plan_workers(
 def _short_of_memory(
     workers: TrainWorkersConfig, together: int, memory: Mapping[str, float], nodes: Sequence[Node]
 ) -> list[str]:
-    """Nodes whose memory is too small even if the estimate is too high; none for GPUs."""
-    if workers.gpus:
-        return []
+    """Nodes whose memory, or that of their GPUs, is too small even if the estimate is too high."""
     surely = memory["all"] / _ESTIMATE_FACTOR
+    if workers.gpus:
+        return [
+            f"{node}: a worker of about {memory['all']:.1f} GB needs more than its GPUs of "
+            f"{node.gpu_memory_gb:.1f} GB: see sizes, or set train.workers.gpu_memory_gb"
+            for node in nodes
+            if node.gpus and node.gpu_memory_gb and node.gpu_memory_gb < surely
+        ]
     return [
         f"{node}: {together} workers of about {memory['all']:.1f} GB "
         f"each need more than its {node.memory_gb:.1f} GB: fewer workers on a node (more "

@@ -211,6 +211,7 @@ def _near(path: str) -> str:
 
 def _plan(work: Work) -> Result:
     from paft_ray.cluster.session import prepare_environment
+    from paft_ray.pipeline.gpus import gpu_memory_gb
     from paft_ray.pipeline.plan import describe_plan, describe_sizes, plan_lines
 
     context, options = work.context, work.options
@@ -223,22 +224,28 @@ def _plan(work: Work) -> Result:
     # what libraries print while they check goes nowhere
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
         check_model(work)
-        plan["sizes"] = describe_sizes(context, work.checks)
+        if named_cluster() is None:
+            gpu_gb = gpu_memory_gb() if context.config.train.workers.gpus else None
+            plan["sizes"] = describe_sizes(context, work.checks, gpu_gb)
+        else:
+            plan |= _plan_cluster(work)
         if context.config.model.chat_template == "auto" and (notes := chat_notes(work)):
             plan["chat_template"] = list(notes)
-        if named_cluster() is not None:
-            plan |= _plan_cluster(context, options.insist, plan["sizes"])
     return Result(plan, "\n".join(plan_lines(plan)), tuple(plan.get("missing", ())))
 
 
-def _plan_cluster(context: RunContext, insist: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _plan_cluster(work: Work) -> dict[str, Any]:
+    """Sizes, and the nodes of the cluster, whose smallest GPU they are compared with."""
     from paft_ray.cluster.session import ray_session
     from paft_ray.pipeline.nodes import survey
-    from paft_ray.pipeline.plan import describe_cluster
+    from paft_ray.pipeline.plan import describe_cluster, describe_sizes
 
-    with ray_session(insist):
+    context = work.context
+    with ray_session(work.options.insist):
         nodes = survey(context.config, context.storage)
-        return describe_cluster(context, nodes, sizes)
+        gpus_gb = [node.gpu_memory_gb for node in nodes if node.gpus and node.gpu_memory_gb]
+        sizes = describe_sizes(context, work.checks, min(gpus_gb, default=None))
+        return {"sizes": sizes, **describe_cluster(context, nodes, sizes)}
 
 
 VERBS: Mapping[str, Verb] = {

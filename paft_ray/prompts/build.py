@@ -18,6 +18,7 @@ from paft_ray.config.errors import PoolError
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.dtype import resolve_dtype
+from paft_ray.models.gpu import prepare_gpu
 from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
 from paft_ray.prompts.dedup.deduplicate import InProcess
 from paft_ray.prompts.dedup.distributed import OnRay
@@ -297,6 +298,7 @@ class _ProbeActor:
         self._encoder = TextEncoder.from_config(tokenizer, config)
         self._model: Any = load_base(base, model.revision, trust=model.trust_remote_code)
         if probe.gpus:
+            prepare_gpu()
             self._model.to(torch.device("cuda"))
         together = Together.of(self._model, config, probe.row_tokens)
         packing = config.train.packing and not together.rows

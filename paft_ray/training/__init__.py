@@ -14,6 +14,7 @@ job.py             the data that a rank receives; no Ray
 identity.py        fingerprint and folder of a training
 lengths.py         refusal of examples that are too long
 estimates.py       memory and storage that a training needs
+gpu_fit.py         whether it fits a GPU, and with which settings; pure
 state/             checkpoints, shards, pruning, retries
 distributed/       Ray Train: trainer, worker, rank group, heartbeat, elastic size
 output/            saving and verifying the result

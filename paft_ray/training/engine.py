@@ -4,6 +4,7 @@ Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's to
 fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
 """
 
+import gc
 import logging
 import os
 import secrets
@@ -32,8 +33,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, Any]:
-    """DeepSpeed's configuration from our fields."""
+_LARGEST_BUCKET = 500_000_000
+"""DeepSpeed's own default, in elements."""
+
+
+def deepspeed_config(
+    train: TrainConfig, dtype: str, ranks: int, trainable: int = _LARGEST_BUCKET
+) -> dict[str, Any]:
+    """DeepSpeed's configuration from our fields.
+
+    Args:
+        train: The section `train`.
+        dtype: Arithmetic: `float32` or `bfloat16`.
+        ranks: Number of workers.
+        trainable: Count of trainable weights. Stages 2 and 3 allocate a whole bucket, or two, for
+            gradients: by default 2 GB each in fp32, whatever is trained.
+    """
+    bucket = min(_LARGEST_BUCKET, trainable + trainable % 2)  # DeepSpeed wants an even one
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "train_batch_size": ranks,
@@ -47,6 +63,8 @@ def deepspeed_config(train: TrainConfig, dtype: str, ranks: int) -> dict[str, An
             "stage": train.deepspeed.stage,
             "overlap_comm": train.deepspeed.stage == 2,
             "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
         },
         "communication_data_type": "fp32",
         "wall_clock_breakdown": False,
@@ -77,6 +95,7 @@ class Engine:
         train: TrainConfig,
         dtype: str,
         small_state: int = SMALL_STATE,
+        work: Callable[[], None] = lambda: None,
     ) -> None:
         """Build the engine; collective over all ranks of the default process group.
 
@@ -85,10 +104,11 @@ class Engine:
             train: The section `train`.
             dtype: Arithmetic: `float32` or `bfloat16`.
             small_state: Bytes of state below which rank 0 gathers all of it.
+            work: Called after each tensor that is gathered or restored, and each row that is read.
         """
         import deepspeed
 
-        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.rank, self.ranks, self.work = dist.get_rank(), dist.get_world_size(), work
         self.stage = train.deepspeed.stage
         self.virtual_tokens = virtual_tokens(model)
         self.adapted = hasattr(model, "peft_config")
@@ -104,7 +124,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-            config=deepspeed_config(train, dtype, self.ranks),
+            config=deepspeed_config(
+                train, dtype, self.ranks, sum(full_shape(p).numel() for p in trainable)
+            ),
         )
         self.device = self._engine.device
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
@@ -156,7 +178,7 @@ class Engine:
     def rank_group(self) -> RankGroup:
         """All ranks, for `Checkpoints`; collective."""
         attempt = self.exchange(secrets.token_hex(4))[0]
-        return RankGroup(self.rank, self.ranks, attempt, self.exchange)
+        return RankGroup(self.rank, self.ranks, attempt, self.exchange, self.work)
 
     def exchange(self, mine: Any) -> list[Any]:
         """Return every rank's value, by rank; values are small and picklable; collective."""
@@ -188,6 +210,7 @@ class Engine:
         for name, parameter in self.trainable().items():
             for kind in KINDS:
                 full = self._tensors.full(parameter, kind)
+                self.work()
                 if self._owners[f"{kind}/{name}"] == self.rank:
                     state[f"{kind}/{name}"] = _own_copy(full)
         return state
@@ -197,6 +220,7 @@ class Engine:
         weights: dict[str, torch.Tensor] = {}
         for name, parameter in self.trainable().items():
             full = self._tensors.full(parameter, "weight")
+            self.work()
             if self.rank == 0:
                 weights[name] = _own_copy(full)
         return weights
@@ -229,12 +253,26 @@ class Engine:
 
         Without dropout and gradients. Collective at stage 3: every rank reads the same rows.
         """
+        logprobs = []
         with self.evaluating(), torch.no_grad():
-            logprobs = [
-                answer_logprobs(self._engine, row, self.device, self.virtual_tokens).double()
-                for row in rows
-            ]
+            for row in rows:
+                logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
+                logprobs.append(logprobs_A.double())
+                self.work()
         return -float(torch.cat(logprobs).mean())
+
+    def release(self) -> None:
+        """Free the device's memory of model and optimizer; the engine cannot be used any more."""
+        module, optimizer = self._engine.module, self._engine.optimizer
+        self._engine.destroy()
+        for tensor in (*module.parameters(), *module.buffers()):
+            shard = getattr(tensor, "ds_tensor", None)  # at stage 3
+            for held in (tensor, *([] if shard is None else [shard])):
+                held.data = torch.empty(0, dtype=held.dtype, device=held.device)
+        getattr(optimizer, "optimizer", optimizer).state.clear()
+        del self._engine, self._tensors, module, optimizer
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
         """Restore gathered state, on any number of ranks; collective.
@@ -249,6 +287,7 @@ class Engine:
         self._tensors.create_moments(step)
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
+            self.work()
             kind, _, name = key.partition("/")
             if key not in self._owners or value.shape != full_shape(parameters[name]):
                 raise ArtifactError(

@@ -1,10 +1,15 @@
 """Checks of a search before Ray starts, and the number of trials that fit into the cluster."""
 
 import importlib.util
-import math
 from collections.abc import Sequence
 
-from paft_ray.cluster.resources import Nodes, fit_workers, node_resources, places
+from paft_ray.cluster.resources import (
+    Nodes,
+    equal_share,
+    fit_workers,
+    node_resources,
+    places,
+)
 from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
@@ -108,7 +113,7 @@ def fit_trials(
     elif concurrency is None:
         cpus = fit_workers(largest, "train.workers", nodes)
     else:
-        cpus = _share(concurrency * largest.fewest, largest, nodes)
+        cpus = equal_share(concurrency * largest.fewest, largest.gpus, nodes)
     room = _places(cpus, largest, nodes)
     fit = room // largest.fewest
     wanted = concurrency or max(1, fit)
@@ -121,13 +126,6 @@ def fit_trials(
             "tuning.concurrency, train.workers.num or train.workers.cpus"
         )
     return cpus, wanted
-
-
-def _share(workers: int, of: TrainWorkersConfig, nodes: Nodes) -> float:
-    """The most whole CPUs, one at least, with which so many workers fit."""
-    most = max((node.get("CPU", 0.0) for node in nodes), default=1.0)
-    shares = range(max(1, math.floor(most)), 0, -1)
-    return float(next((share for share in shares if _places(share, of, nodes) >= workers), 1))
 
 
 def _places(cpus: float, workers: TrainWorkersConfig, nodes: Nodes) -> int:

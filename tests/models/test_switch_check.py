@@ -37,6 +37,7 @@ def check(*overrides: str, dtype: str = "bfloat16") -> list[str]:
         ("model.attention=flex_attention", *ON_GPUS),
         ("model.quantization=nf4", "train.deepspeed.stage=2"),
         ("train.deepspeed.offload=optimizer", *ON_GPUS),
+        ("train.deterministic=true", *ON_GPUS),
     ],
 )
 def test_switches_that_work_are_accepted_in_silence(overrides):
@@ -70,6 +71,10 @@ def test_switches_that_work_are_accepted_in_silence(overrides):
 def test_switches_that_cannot_work_are_refused_with_the_reason(overrides, rule):
     with pytest.raises(ConfigError, match=rf"^(model|train)\..*{rule}"):
         check(*overrides)
+
+
+def test_deterministic_training_on_cpus_is_told_that_it_is_anyway():
+    assert "bit-identical anyway" in " ".join(check("train.deterministic=true"))
 
 
 def test_flash_attention_in_fp32_is_refused(monkeypatch):

@@ -4,7 +4,8 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
+from paft_ray.cluster.control import ControlActor, Heartbeat
 from paft_ray.config import Config, ScheduleConfig, TrainConfig
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import Predictor
@@ -33,6 +35,7 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import NullTracker
 from paft_ray.training.batch_plan import Planner, plans
+from paft_ray.training.distributed.heartbeat import HangDetector, HeartbeatSender
 from paft_ray.training.engine import Engine, prepare_process
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import LoopHooks, Recipe, fit
@@ -267,6 +270,33 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     dist.barrier()
 
 
+class SlowMachine:
+    """A machine on which each layer of a model that is verified takes 40 s, and who watches it."""
+
+    def __init__(self) -> None:
+        self.now_s, self.control, self.ended = 0.0, ControlActor(), []
+        first = Heartbeat(attempt=1, rank=0, ranks=1, node="here", pid=1, phase="saving")
+        self.sender = HeartbeatSender(first, self.control.report_heartbeat)
+        self.detector = HangDetector(
+            60, lambda text: None, self.ended.append, clock=lambda: self.now_s
+        )
+
+    @contextmanager
+    def computing(self, trained: torch.nn.Module) -> Iterator[None]:
+        """Let time pass with every layer but those of the trained model."""
+        own = set(trained.modules())
+
+        def ran(layer: torch.nn.Module, *_: object) -> None:
+            if layer not in own:
+                self.now_s += 40
+                self.control.report_heartbeat(self.sender.current)
+                self.detector.check(self.control.state())
+
+        hook = torch.nn.modules.module.register_module_forward_hook(ran)
+        yield
+        hook.remove()
+
+
 def train_on_engine(
     options: dict,
     model: "PeftModel | PreTrainedModel",
@@ -276,7 +306,9 @@ def train_on_engine(
     model_folder: str,
 ) -> dict[str, torch.Tensor]:
     beginning = trainable_copy(model)
-    engine = Engine(model, train, "float32", options.get("small_state", SMALL_STATE))
+    slow = SlowMachine()
+    state = options.get("small_state", SMALL_STATE)
+    engine = Engine(model, train, "float32", state, slow.sender.work)
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(
         where.child("checkpoints"),
@@ -330,11 +362,21 @@ def train_on_engine(
         return engine.gather_weights()
     quantization = options.get("quantization", "none")
     base = Base(model_folder, None, model_folder, "float32", quantization)
-    verified = save_and_verify(engine, base, first_batch(planner), beginning, ArtifactWriter(where))
+    with slow.computing(model):
+        verified = save_and_verify(
+            engine, base, first_batch(planner), beginning, ArtifactWriter(where)
+        )
     assert (verified is None) == (engine.rank != 0)
     if verified is not None:
         where.write_json("verified.json", asdict(verified))
-    return engine.gather_weights()
+        where.write_json("hangs.json", {"seconds": slow.now_s, "ended": len(slow.ended)})
+    trained = engine.gather_weights()
+    if not options.get("judged"):  # what a GPU's memory needs; nothing here uses the model again
+        engine.release()
+        tensors = [*model.parameters(), *model.buffers()]
+        shards = [p.ds_tensor for p in model.parameters() if hasattr(p, "ds_tensor")]
+        assert not sum(tensor.numel() for tensor in (*tensors, *shards))
+    return trained
 
 
 def main() -> None:

@@ -134,6 +134,14 @@ def largest_relative_difference(one: Weights, other: Weights) -> float:
     return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in other)
 
 
+def test_save_that_takes_longer_than_the_limit_is_no_hang(
+    trained: dict[str, Weights], launched: Path
+) -> None:
+    found = json.loads((launched / "one-stage1" / "hangs.json").read_text())
+    assert found["seconds"] > 60 * 10  # the longest that a rank may stand still
+    assert found["ended"] == 0
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("ranks", ["one", "two"])
 def test_engine_after_20_steps_agrees_with_a_plain_padded_loop(

@@ -16,6 +16,7 @@ from paft_ray.models.chat import CHAT_RULE, Chat, open_chat
 from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import model_identity
+from paft_ray.models.gpu import prepare_gpu
 from paft_ray.prompts.generate.completions import CUT_OFF, Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
@@ -113,6 +114,7 @@ class InProcessLLM:
         self._chat = _open_chat(self._tokenizer, config)
         self._model = load_base(location, config.revision, dtype=getattr(torch, dtype), trust=trust)
         if config.gpus:
+            prepare_gpu()
             self._model.to(torch.device("cuda"))  # pyright: ignore
         self._one_by_one = bool(check_batches(self._model, self._tokenizer))
 

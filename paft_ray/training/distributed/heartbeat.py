@@ -2,30 +2,47 @@
 
 A thread of each rank sends the loop's position every second or two, so that a stopped process can
 be distinguished from a loop that hangs, and the loop never waits. The decision is a pure function
-of heartbeats and their times. Covered: loading, steps, checkpoints, ranks that never began. Not
-covered: whether the driver lives.
+of heartbeats and their times. However long a model is loaded, saved or verified, each weight that
+is read and each layer that is computed counts as a move (`HeartbeatSender.work`). Covered: loading,
+steps, checkpoints, ranks that never began. Not covered: whether the driver lives.
 """
 
 import itertools
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from paft_ray.cluster.control import ControlState, Heartbeat, Phase
 
 logger = logging.getLogger(__name__)
 
 _LONG_PHASES: frozenset[Phase] = frozenset({"loading", "validation", "checkpoint", "saving"})
-"""Phases that read or write storage; their bound is longer, since storage may fail for a minute."""
+"""Phases that read or write storage; their bound on a time without any work is longer, since
+storage may fail for a minute."""
+_ALONE: frozenset[Phase] = frozenset({"loading", "saving"})
+"""Phases in which a rank works for itself: stuck twice at one place, it would be a third time."""
+_DOWNLOADING = 256 * 1024
+"""Bytes that a process writes between two heartbeats while it fetches files, not just messages."""
 _LONGER = 10
 """Factor of that bound, which holds for an attempt's first step too."""
 _SLOW_STEPS = 10
 """A rank may take as long as this many times the longest step so far."""
 ATTEMPT = "PAFT_ATTEMPT"
 """Environment variable of a worker: the number of its group."""
+
+
+def written_bytes() -> int:
+    """Bytes that this process has written to files and pipes; 0 where the system does not say."""
+    try:
+        counts = Path("/proc/self/io").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    return next((int(n) for n in re.findall(r"^wchar: (\d+)$", counts, re.MULTILINE)), 0)
 
 
 class HeartbeatSender:
@@ -51,6 +68,16 @@ class HeartbeatSender:
         self.stop_requested = False
         self._send, self._clock = send, clock
         self._began = clock()
+        self._work = 0
+
+    @property
+    def current(self) -> Heartbeat:
+        """The heartbeat to send: its moves are changes of position and pieces of work."""
+        return replace(self.heartbeat, moves=self.heartbeat.moves + self._work)
+
+    def work(self) -> None:
+        """Count a piece of work at the same position, which moves too; any thread may call it."""
+        self._work += 1
 
     def move(self, phase: Phase, step: int | None = None, row: int = 0) -> None:
         """Set the loop's position; nothing is sent."""
@@ -71,8 +98,12 @@ class HeartbeatSender:
         stop = threading.Event()
 
         def run() -> None:
+            written = written_bytes()
             for count in itertools.count(1):
-                self.stop_requested |= self._send(replace(self.heartbeat, count=count))
+                before, written = written, written_bytes()
+                if self.heartbeat.phase in _ALONE and written - before >= _DOWNLOADING:
+                    self.work()
+                self.stop_requested |= self._send(replace(self.current, count=count))
                 if stop.wait(self._every_s):
                     return
 
@@ -84,7 +115,7 @@ class HeartbeatSender:
             stop.set()
             thread.join()
             self.move("done")
-            self._send(self.heartbeat)
+            self._send(self.current)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +138,8 @@ class Verdict:
     """The ranks to end."""
     text: str
     """The reason, for a person."""
+    again: bool = False
+    """Whether an attempt before was ended for the same rank's work at the same place."""
 
 
 def observe(
@@ -213,6 +246,7 @@ class HangDetector:
         self._timeout_s, self._report, self._end, self._clock = timeout_s, report, end, clock
         self._seen: Mapping[int, Seen] = {}
         self._ended_attempt = 0
+        self._stuck: frozenset[tuple[str, str, int]] = frozenset()
         self.verdicts: list[str] = []
         """Reasons of all verdicts so far."""
 
@@ -228,6 +262,10 @@ class HangDetector:
             return
         self._ended_attempt = verdict.attempt
         self.verdicts.append(verdict.text)
-        logger.warning("%s; ended, to be replaced", verdict.text)
-        self._report(f"{verdict.text}; it is replaced")
-        self._end(verdict)
+        stuck = [self._seen[rank].heartbeat for rank in verdict.end]
+        before, self._stuck = self._stuck, frozenset((s.node, s.phase, s.step) for s in stuck)
+        again = self._stuck == before and all(s.phase in _ALONE for s in stuck)
+        then = "ended, for the second time at this place" if again else "it is replaced"
+        logger.warning("%s; %s", verdict.text, then)
+        self._report(f"{verdict.text}; {then}")
+        self._end(replace(verdict, again=again))

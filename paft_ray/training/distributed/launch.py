@@ -14,7 +14,7 @@ from typing import Any
 from paft_ray.cluster.control import Control, ControlState, follow
 from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import spare_workers
-from paft_ray.config.errors import WorkersLostError, last_line
+from paft_ray.config.errors import TrainingError, WorkersLostError, last_line
 from paft_ray.runs.progress import Stage
 from paft_ray.training.distributed.elastic_size import ElasticSize
 from paft_ray.training.distributed.heartbeat import HangDetector, Verdict
@@ -104,7 +104,9 @@ def _run_workers(
     trainer = RankGroupTrainer(
         run_rank,
         train_loop_config={"job": reference},
-        backend_config=RankGroupConfig(job.control, "nccl" if gpu else "gloo", workers.interface),
+        backend_config=RankGroupConfig(
+            job.control, "nccl" if gpu else "gloo", workers.interface, train.deterministic
+        ),
         scaling_config=ScalingConfig(
             num_workers=(workers.fewest, workers.most) if workers.min else workers.most,
             elastic_resize_monitor_interval_s=math.inf,  # resizing is left to `ElasticSize`
@@ -132,9 +134,20 @@ def _run_workers(
 
 
 def _end(control: Control, verdict: Verdict) -> None:
-    """End the workers that hold the others up; Ray Train then restarts the whole group."""
+    """End the workers that hold the others up; Ray Train then restarts the whole group.
+
+    Where the same happened before, the training is refused: its next attempt would end so too.
+    """
     import ray
 
+    if verdict.again:
+        control.refuse(
+            TrainingError(
+                f"{verdict.text}, as in the attempt before: see to the storage and the devices of "
+                "that node, or raise train.workers.heartbeat_timeout_s; the same command goes on "
+                "from the last checkpoint"
+            )
+        )
     for rank in verdict.end:
         if (worker := control.worker(verdict.attempt, rank)) is not None:
             ray.kill(worker)

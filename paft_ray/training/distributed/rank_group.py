@@ -22,6 +22,7 @@ from paft_ray.cluster.control import Control
 from paft_ray.cluster.session import DASHBOARD_VARIABLE
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.launchers import clear_launchers
+from paft_ray.models.gpu import prepare_gpu
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class RankGroupConfig(BackendConfig):
     """`nccl` or `gloo`."""
     interface: str | None = None
     """Network interface of collectives; gloo and NCCL choose one where None."""
+    deterministic: bool = False
+    """`train.deterministic`."""
     timeout_s: float = 1800
     """Of a collective; the hang detector acts earlier."""
 
@@ -89,7 +92,7 @@ class _ProcessGroup(Backend):
         if (refusal := backend_config.control.state().refusal) is not None:
             raise refusal  # of the attempt before
         self.attempt = time.time_ns()
-        worker_group.execute(_prepare_worker, backend_config.interface, self.attempt)
+        worker_group.execute(_prepare_worker, backend_config, self.attempt)
         address, port = worker_group.execute_single(0, get_address_and_port)
         group = _Group(
             backend_config.backend, address, port, len(worker_group), backend_config.timeout_s
@@ -105,14 +108,16 @@ class _ProcessGroup(Backend):
         backend_config.control.report_ended(self.attempt)
 
 
-def _prepare_worker(interface: str | None, attempt: int) -> None:
+def _prepare_worker(config: RankGroupConfig, attempt: int) -> None:
     """Set the environment before ranks join; imports torch, for the port to be used soon."""
+    if config.backend == "nccl":
+        prepare_gpu(config.deterministic)
     import ray.train
     import torch.distributed  # noqa: F401
 
     clear_launchers()  # of the node's, on a cluster that was joined
     os.environ[ATTEMPT] = str(attempt)
-    if interface is not None:
+    if (interface := config.interface) is not None:
         check_interface(interface)
         os.environ.update(dict.fromkeys(_INTERFACE_VARIABLES, interface))
     context = ray.train.get_context()

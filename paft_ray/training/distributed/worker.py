@@ -113,6 +113,8 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     import torch
     from ray.train.torch import get_device
 
+    from paft_ray.models.gpu import compute_deterministically
+    from paft_ray.models.watch import watch_models
     from paft_ray.training.distributed.reading import check_reading
     from paft_ray.training.engine import Engine, prepare_process
     from paft_ray.training.output.save import (
@@ -126,11 +128,14 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
 
     torch.set_num_threads(job.threads)
     prepare_process(get_device().type)
-    model = _build_model(job, get_device())
-    reading = check_reading(job, model, _build_planner(job, model))
-    _prepare_for_training(job, model)
+    if job.config.train.deterministic and get_device().type == "cuda":
+        compute_deterministically()
+    with watch_models(heartbeat.work):
+        model = _build_model(job, get_device())
+        reading = check_reading(job, model, _build_planner(job, model))
+        _prepare_for_training(job, model)
     beginning = trainable_copy(model)
-    engine = Engine(model, job.config.train, job.dtype)
+    engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
     progress = _fit(job, engine, reading, heartbeat, tracker)
     if progress.step < job.steps:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)

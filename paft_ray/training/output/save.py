@@ -16,6 +16,7 @@ from paft_ray.models.load import (
     load_tokenizer,
     reads_positions,
 )
+from paft_ray.models.watch import watch_models
 from paft_ray.serving.card import CARD, installed_versions, render_card
 from paft_ray.serving.folder import PYFUNC_FOLDER, model_config, pyfunc_files
 from paft_ray.serving.record import TrainedPrompt, TrainingRecord, Verified
@@ -73,6 +74,8 @@ def save_and_verify(
         beginning: From `trainable_copy`, before training; needed on rank 0.
         writer: Writer of the training's artifact, which the caller commits.
 
+    On a GPU rank 0's engine is released before the files are verified.
+
     Raises:
         TrainingError: The weights did not move, or the files differ from the trained weights.
     """
@@ -93,12 +96,20 @@ def save_and_verify(
         tokenizer = load_tokenizer(base.location, base.revision, base.trust)
         for name, data in full_model_files(model, weights, tokenizer):
             _write(writer, f"{MODEL_FOLDER}/{name}", data)
-        trained = Trained(probe, weights, change, loss)
-        return verify_model(writer.folder.child(MODEL_FOLDER), base, trained)
-    for name, data in files.items():
-        _write(writer, f"{ADAPTER_FOLDER}/{name}", data)
-    trained = Trained(probe, safetensors.torch.load(files[ADAPTER_WEIGHTS]), change, loss)
-    return verify_adapter(writer.folder.child(ADAPTER_FOLDER), base, trained)
+            engine.work()
+        trained, verify = Trained(probe, weights, change, loss), verify_model
+        folder = writer.folder.child(MODEL_FOLDER)
+    else:
+        for name, data in files.items():
+            _write(writer, f"{ADAPTER_FOLDER}/{name}", data)
+            engine.work()
+        tensors = safetensors.torch.load(files[ADAPTER_WEIGHTS])
+        trained, verify = Trained(probe, tensors, change, loss), verify_adapter
+        folder = writer.folder.child(ADAPTER_FOLDER)
+    if engine.device.type != "cpu":
+        engine.release()  # a second model beside the trained one may not fit
+    with watch_models(engine.work):
+        return verify(folder, base, trained, engine.device)
 
 
 def _write(writer: ArtifactWriter, name: str, data: bytes) -> None:

@@ -2,9 +2,9 @@
 
 Verified: training moved the weights; every tensor of the files is finite and equals the trained
 one; a fresh base model with the written adapter, or the written model where all weights were
-trained, has the loss of the model in memory. The fresh model is loaded on the CPU of rank 0: an
-engine frees GPU memory late, and under ZeRO 3 one GPU may not hold a whole model. It takes as much
-host memory as each rank took when it began.
+trained, has the loss of the model in memory. The fresh model is loaded on the CPU of rank 0, where
+it takes as much memory as each rank took when it began, and computes on rank 0's GPU if that has
+room: under ZeRO 3 one GPU may not hold a whole model.
 """
 
 import logging
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 """Largest difference between the loss in memory and after loading, by arithmetic, as a share of
 the loss or, where that is below 1, in nats. In bf16 devices may add in different sequences."""
@@ -116,8 +117,16 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
     return change
 
 
-def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
+def verify_adapter(
+    folder: Storage, base: Base, trained: Trained, device: torch.device = CPU
+) -> Verified:
     """Load an adapter's files onto a fresh base, and compare it with the model it was saved from.
+
+    Args:
+        folder: Holds the files.
+        base: The base model that was adapted.
+        trained: The model in memory.
+        device: Computes the loss of the fresh model where it has room, else the CPU does.
 
     Raises:
         TrainingError: The files cannot be loaded, or tensors or loss differ.
@@ -125,10 +134,12 @@ def verify_adapter(folder: Storage, base: Base, trained: Trained) -> Verified:
     _compare_tensors(_stored_tensors(folder), trained.tensors, folder.path(ADAPTER_WEIGHTS))
     model = _reload(folder, base)
     _compare_tensors(_loaded_tensors(model), trained.tensors, f"{folder.path()}, loaded by peft")
-    return _compare_losses(folder, base, trained, model)
+    return _compare_losses(folder, base, trained, model, device)
 
 
-def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
+def verify_model(
+    folder: Storage, base: Base, trained: Trained, device: torch.device = CPU
+) -> Verified:
     """Verify like `verify_adapter` a model whose weights were all trained."""
     with folder.local() as files:
         try:
@@ -141,13 +152,13 @@ def verify_model(folder: Storage, base: Base, trained: Trained) -> Verified:
             ) from error
     found = {name: p.detach() for name, p in model.named_parameters()}
     _compare_tensors(found, trained.tensors, f"{folder.path()}, loaded by transformers")
-    return _compare_losses(folder, base, trained, model)
+    return _compare_losses(folder, base, trained, model, device)
 
 
 def _compare_losses(
-    folder: Storage, base: Base, trained: Trained, model: torch.nn.Module
+    folder: Storage, base: Base, trained: Trained, model: torch.nn.Module, device: torch.device
 ) -> Verified:
-    loss, reloaded = trained.loss, trained.probe.mean_loss(model, base.dtype)
+    loss, reloaded = trained.loss, _mean_loss_on(device, trained.probe, model, base.dtype)
     allowed = LOSS_TOLERANCE[base.dtype] * max(1.0, abs(loss))
     if not abs(reloaded - loss) <= allowed:
         raise TrainingError(
@@ -158,6 +169,16 @@ def _compare_losses(
     verified = Verified(len(trained.tensors), trained.change, loss, reloaded)
     logger.info("verified after writing: %s", asdict(verified))
     return verified
+
+
+def _mean_loss_on(device: torch.device, probe: Probe, model: torch.nn.Module, dtype: str) -> float:
+    if device.type != "cpu":
+        try:
+            return probe.mean_loss(model.to(device), dtype)
+        except torch.OutOfMemoryError:
+            logger.info("%s has no room for a whole model: it is verified on the CPU", device)
+        model.to(CPU)
+    return probe.mean_loss(model, dtype)
 
 
 def _reload(folder: Storage, base: Base) -> "PeftModel":

@@ -71,6 +71,8 @@ class RankGroup:
     left behind are never mistaken for theirs."""
     exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
     """Returns every rank's value, by rank; collective, on the main thread."""
+    work: Callable[[], None] = lambda: None
+    """Called after each file that is written, in the thread that writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ class WriteLimits:
     shard_bytes: int = SHARD_BYTES
     """Most bytes in one file."""
     peers_s: float = 600.0
-    """How long rank 0 waits for the other ranks' files once its own are written."""
+    """How long rank 0, once its own files are written, waits for the next one of another rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +301,7 @@ class Checkpoints:
             data = safetensors.torch.save(files.pop(name))  # frees its tensors
             self._retry(partial(folder.write_bytes, name, data), _writing(step))
             written[name] = file_entry(data)
+            self._group.work()
         return written
 
     def _record(self, rank: int) -> str:
@@ -310,9 +313,12 @@ class Checkpoints:
         """Wait for the records of the other ranks' files, and return the files."""
         written: dict[str, FileEntry] = {}
         missing = {self._record(rank): rank for rank in peers}
-        deadline, pause_s = time.monotonic() + self._limits.peers_s, 0.05
+        deadline, pause_s, there = 0.0, 0.05, None
         while missing:
-            for name in set(self._retry(folder.names, _writing(step))) & set(missing):
+            before, there = there, set(self._retry(folder.names, _writing(step)))
+            if there != before:  # somebody writes
+                deadline = time.monotonic() + self._limits.peers_s
+            for name in there & set(missing):
                 found = self._retry(partial(folder.read_json, name), _writing(step))
                 record = _PartRecord(**found)
                 if record.failed:

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+import torch
 import torch.distributed as dist
 from ray.exceptions import ActorDiedError
 
@@ -45,6 +46,28 @@ def test_error_of_the_program_ends_a_training_with_its_own_text(error):
 )
 def test_loss_of_a_peer_or_a_fault_of_the_machine_is_worth_another_attempt(error):
     assert not comes_again(error, ranks=2)
+
+
+@pytest.mark.parametrize("ranks", [1, 8])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        dist.DistBackendError("NCCL error, Last error: Cuda failure 2 'out of memory'"),
+    ],
+)
+def test_gpu_without_memory_ends_a_training_at_once_and_names_the_remedies(error, ranks):
+    """Also inside a collective, whose other errors are worth another attempt."""
+    with pytest.raises(TypeError) as caught:
+        dist.all_reduce(None)
+    assert comes_again(error.with_traceback(caught.value.__traceback__), ranks)
+    said = str(program_error(error, rank=3))
+    assert "GPU of rank 3" in said
+    assert str(error)[:40] in said
+    for field in ("row_tokens", "activation_checkpointing: true", "deepspeed.stage"):
+        assert f"train.{field}" in said
 
 
 def test_runtime_error_out_of_a_collective_is_worth_another_attempt_only_with_peers():

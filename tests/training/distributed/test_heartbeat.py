@@ -1,11 +1,16 @@
 """Who is stuck, judged from positions and times that are handed in."""
 
+import queue
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from paft_ray.cluster.control import ControlActor, Heartbeat
+from paft_ray.models.load import load_base
+from paft_ray.models.watch import watch_models
 from paft_ray.training.distributed.heartbeat import (
     HangDetector,
     HeartbeatSender,
@@ -132,6 +137,51 @@ def test_detector_ends_each_attempt_once_and_none_that_is_already_over():
     control.update(ended_attempt=2)
     detector.check(control.state())
     assert len(said) == 1
+
+
+def stuck_again(phase: str, attempts: int) -> list[Verdict]:
+    """What a detector ends where rank 0 never moves, in one attempt after the other."""
+    now, ended = [0.0], []
+    detector = HangDetector(TIMEOUT_S, lambda text: None, ended.append, lambda: now[0])
+    control = ControlActor()
+    for attempt in range(1, attempts + 1):
+        control.update(ended_attempt=attempt - 1)
+        for beat in range(2):
+            sent = replace(heartbeat(0, phase, ranks=1), attempt=attempt, count=beat)
+            control.report_heartbeat(sent)
+            detector.check(control.state())
+            now[0] += 11 * TIMEOUT_S
+    return ended
+
+
+def test_rank_that_is_stuck_alone_at_the_same_place_twice_is_not_tried_a_third_time():
+    assert [verdict.again for verdict in stuck_again("saving", 2)] == [False, True]
+    assert [verdict.again for verdict in stuck_again("forward", 2)] == [False, False]
+
+
+def test_weights_that_are_read_and_layers_that_run_move_a_heartbeat_at_its_place(tiny_model: Path):
+    sender = HeartbeatSender(heartbeat(0, "saving"), lambda heartbeat: False)
+    with watch_models(sender.work):
+        model = load_base(str(tiny_model))
+        read = sender.current
+        model(input_ids=torch.tensor([[5, 6]]))
+    ran = sender.current
+    model(input_ids=torch.tensor([[5, 6]]))
+    assert read.moves >= len(list(model.parameters()))
+    assert ran.moves >= read.moves + len(model.model.layers)
+    assert sender.current == ran
+    assert ran.position == sender.heartbeat.position
+
+
+def test_process_that_fetches_files_moves_while_it_loads(tmp_path: Path):
+    sent: queue.Queue[Heartbeat] = queue.Queue()
+    sender = HeartbeatSender(heartbeat(0, "loading"), lambda heartbeat: bool(sent.put(heartbeat)))
+    sender._every_s = 0.01
+    with sender.sending(), (tmp_path / "model").open("wb") as file:
+        first = sent.get(timeout=30)
+        while sent.get(timeout=30).moves == first.moves:
+            file.write(b"0" * 2**20)
+            file.flush()
 
 
 def test_heartbeat_measures_steps_but_the_first_one():

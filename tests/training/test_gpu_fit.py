@@ -1,0 +1,57 @@
+"""Advice for a GPU's memory, from needs that are given."""
+
+import pytest
+
+from paft_ray.config import Config, TrainConfig
+from paft_ray.config.loading import load_config
+from paft_ray.training.gpu_fit import advise
+
+
+def config(**train) -> Config:
+    tree = {
+        "name": "try",
+        "task": {"type": "builtin", "name": "sst2", "max_length": 512},
+        "prompts": {"files": ["p.jsonl"]},
+        "model": {"path": "owner/model"},
+        "train": {"steps": 2, "row_tokens": 8192, "workers": {"num": 8, "gpus": 1}, **train},
+    }
+    return load_config(tree)
+
+
+def needs_gb(train: TrainConfig, quantization: str) -> float:
+    """16 GB of weights; 1 GB of activations for every 512 tokens, a quarter if not kept."""
+    weights = 4.0 if quantization == "nf4" else 16 / (8 if train.deepspeed.stage == 3 else 1)
+    return weights + train.row_tokens / 512 / (4 if train.activation_checkpointing else 1)
+
+
+def test_what_fits_needs_no_advice() -> None:
+    assert needs_gb(config().train, "none") == 32
+    assert advise(config(), needs_gb, gpu_gb=80) == []
+
+
+def test_every_setting_that_makes_it_fit_alone_is_named_with_its_need() -> None:
+    assert advise(config(), needs_gb, gpu_gb=24) == [
+        "train.row_tokens: 2048 needs 20.0 GB, which fits",
+        "train.activation_checkpointing: true needs 20.0 GB, which fits",
+        "train.deepspeed.stage: 3 needs 18.0 GB, which fits",
+        "model.quantization: nf4 needs 20.0 GB, which fits",
+    ]
+
+
+def test_settings_are_combined_where_none_is_enough() -> None:
+    [advice] = advise(config(compile=True), needs_gb, gpu_gb=10)
+    assert advice.startswith("train.row_tokens: 512, train.activation_checkpointing: true, ")
+    assert advice.endswith("model.quantization: nf4 needs 4.2 GB, which fits")
+    assert advise(config(), needs_gb, gpu_gb=1) == [
+        "no setting makes it fit: take more or larger GPUs"
+    ]
+
+
+@pytest.mark.parametrize(("gpu_gb", "advised"), [(80, True), (32, False)])
+def test_activations_are_kept_where_they_fit(gpu_gb: float, advised: bool) -> None:
+    advice = advise(config(activation_checkpointing=True), needs_gb, gpu_gb)
+    assert advice == (
+        ["train.activation_checkpointing: false needs 32.0 GB, which fits and is faster"]
+        if advised
+        else []
+    )
