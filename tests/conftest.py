@@ -30,24 +30,6 @@ os.environ["RAY_AUTH_MODE"] = "token"
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests of a file in one process, and those that share a Ray; these are long and go first.
-
-    `make test` runs three processes on two cores, because tests with Ray wait a lot.
-    """
-    order = {"ray": 0, "clusters": 1}
-
-    def group(item: pytest.Item) -> str:
-        if item.get_closest_marker("ray") is None:
-            return str(item.path)
-        return "clusters" if item.path.parent.name == "cluster" else "ray"
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: order.get(group(item), 2))
-
-
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of moto's server, with a bucket `paft` and credentials in the environment."""

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Self
@@ -44,7 +44,8 @@ class ModelCheckProcess:
                 process.start()
             other.close()  # so that each side sees the end of the other
             self._running = connection, process
-        self._running[0].send((function, arguments))
+        with suppress(OSError):  # it died, which `finish` reports
+            self._running[0].send((function, arguments))
 
     def finish(self) -> Any:
         """Wait for the oldest pending call and return its result.
@@ -56,7 +57,7 @@ class ModelCheckProcess:
         connection, process = self._running
         try:
             result, error = connection.recv()
-        except EOFError as end:
+        except (EOFError, OSError) as end:  # the connection is reset where it had not read all
             process.join()
             raise PaftError(
                 f"the process that tries the model died with code {process.exitcode}: look into "

@@ -13,8 +13,12 @@ from paft_ray.prompts.generate.completions import CUT_OFF, FILTERED, REFUSED
 from paft_ray.prompts.generate.requests import Request
 
 _FINISHES = {
-    **dict.fromkeys(("length", "max_tokens", "model_length", "incomplete", "error"), CUT_OFF),
-    **dict.fromkeys(("content_filter", "safety", "recitation", "blocklist"), FILTERED),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "token_limit"), CUT_OFF),
+    **dict.fromkeys(("model_length", "incomplete", "error", "abort", "aborted"), CUT_OFF),
+    **dict.fromkeys(("insufficient_system_resource", "time_limit"), CUT_OFF),
+    **dict.fromkeys(("content_filter", "content_filtered", "safety", "recitation"), FILTERED),
+    **dict.fromkeys(("blocklist", "prohibited_content", "spii", "sensitive"), FILTERED),
+    "guardrail_intervened": FILTERED,
     REFUSED: REFUSED,
 }
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -32,6 +36,7 @@ _OF_ITS_VALUE = re.compile(
     re.IGNORECASE,
 )
 _NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
+_BY_A_FILTER = ("content_filter", "content_policy_violation", "DataInspectionFailed")
 _SHOWN = 240
 """Characters of an endpoint's own words that are shown."""
 _PIECE = 8
@@ -77,11 +82,12 @@ def read_answer(answer: Any, request: Request) -> Reading:
     first = _first(_get(answer, "choices"))
     message = _get(first, "message")
     text = _text(_get(message, "content"))
-    finish = str(_get(first, "finish_reason") or "").lower()[:40]
+    finish = _get(first, "finish_reason") or _get(first, "native_finish_reason") or ""
+    finish = str(finish).lower()[:40]
     kind = _FINISHES.get(finish, "stop")
     if not text.strip() and (_get(message, "refusal") or _has_refusal(_get(message, "content"))):
         kind = REFUSED
-    said = ("content", "reasoning_content", "reasoning", "refusal")
+    said = ("content", "reasoning_content", "reasoning", "thinking", "refusal")
     written = sum(_bytes(s) for name in said for s in _strings(_get(message, name)))
     read = sum(_bytes(content) for _, content in request.messages)
     usage = _get(answer, "usage")
@@ -162,7 +168,7 @@ class Refusal:
     @property
     def filtered(self) -> bool:
         """Whether the request was answered by a filter."""
-        return self.status == 400 and self.code in ("content_filter", "content_policy_violation")
+        return self.status == 400 and self.code in _BY_A_FILTER
 
     def parameter(self, sent: Collection[str]) -> str | None:
         """The parameter of those sent that the endpoint does not take at all."""
@@ -201,11 +207,12 @@ def read_refusal(status: int, body: Any, key: str) -> Refusal:
     named = [place[-1] for place in places if isinstance(place, list) and place]
     named = [_get(error, "param"), *named]
     words = " ".join(_strings(first)) if not isinstance(first, str) else first
-    code = _get(error, "code")
+    codes = [c for c in (_get(error, "code"), _get(error, "type")) if isinstance(c, str)]
+    known = [c for c in codes if c in (*_NO_CREDIT, *_BY_A_FILTER)]
     return Refusal(
         status,
         shown(words, key),
-        code if isinstance(code, str) else "",
+        next(iter([*known, *codes]), ""),
         tuple(name for name in named if isinstance(name, str)),
     )
 

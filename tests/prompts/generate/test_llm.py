@@ -480,6 +480,9 @@ PARTS = [
          len("thinkingHm.textSay textit.text")),
         (ended({"content": "Say"}, "length", USED), "Say", "length", 7),
         (ended({"content": "Say"}, "MAX_TOKENS", USED), "Say", "length", 7),
+        (ended({"content": "Say"}, "max_output_tokens", USED), "Say", "length", 7),
+        (ended({"content": "Say"}, "abort", USED), "Say", "length", 7),
+        (ended({"content": "Say"}, "PROHIBITED_CONTENT", USED), "Say", "content_filter", 7),
         (ended({"content": "Say"}, None, {**USED, "completion_tokens": 12}), "Say", "length", 12),
         (ended({"content": None, "reasoning_content": "Hm. "}, "length", USED), "", "length", 7),
         (ended({"content": "", "refusal": "No."}, "stop", USED), "", "refusal", 7),
@@ -489,6 +492,8 @@ PARTS = [
         (ended({"content": "a"}, "stop", {**USED, "completion_tokens_details":
                {"reasoning_tokens": 50}}), "a", "stop", 57),
         (as_json({"error": {"message": "no", "code": "content_filter"}}, 400), "",
+         "content_filter", 0),
+        (as_json({"error": {"message": "no", "type": "content_policy_violation"}}, 400), "",
          "content_filter", 0),
     ],
 )  # fmt: skip
