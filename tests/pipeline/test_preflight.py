@@ -388,7 +388,8 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     config = world.load()
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
-    gone = {"workers", "checkpoint", "max_failures", "warm_start", "activation_checkpointing"}
+    gone = {"workers", "checkpoint", "max_failures", "warm_start"}
+    gone |= {"activation_checkpointing", "deterministic"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     gone = {"path", "test_path", "splits", "group", "stop"}
