@@ -14,7 +14,7 @@ demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
 
 test: $(VENV)/.demo-data $(VENV)/.browser
-	$(BIN)/python tests/beside_ray.py "not slow and not gpu"
+	$(BIN)/python tests/in_two_processes.py "not slow and not gpu"
 
 test-all: $(VENV)/.demo $(VENV)/.browser
 	$(BIN)/python -m pytest -m "not gpu"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.models.files import refuse_quantized, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -52,17 +53,20 @@ def require_weights(model: "PreTrainedModel", folder: Path) -> None:
         folder: A model folder; one without weights is left alone.
 
     Raises:
-        ConfigError: Weights are missing, or have another shape.
+        ConfigError: Weights are missing, have another shape, or are stored in fewer bits.
     """
     import torch
 
-    state = {
-        name: torch.empty(shape, dtype=torch.float32, device="meta")
-        for file in sorted(folder.glob("*.safetensors"))
-        for name, shape in _shapes(file)
-    }
-    if not state:
+    found = {name: about for file in weight_files(folder) for name, about in _headers(file)}
+    if not found:
         return
+    for name, about in sorted(found.items()):
+        if name.endswith(".weight") and len(about["shape"]) > 1 and _is_coarse(about["dtype"]):
+            refuse_quantized(str(folder), f"{name} is {about['dtype']}")
+    state = {
+        name: torch.empty(about["shape"], dtype=torch.float32, device="meta")
+        for name, about in found.items()
+    }
     built: Any = type(model)
     try:
         loaded, info = built.from_pretrained(
@@ -72,22 +76,33 @@ def require_weights(model: "PreTrainedModel", folder: Path) -> None:
             dtype=torch.float32,
             device_map="meta",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"model.path: the weights in {folder} do not fit its config.json ({one_line(error)}); "
             "fetch or save both again"
         ) from error
+    for name, stored, wanted in sorted(info["mismatched_keys"]):
+        raise ConfigError(
+            f"model.path: the weights in {folder} do not fit its config.json: {name} has the shape "
+            f"{list(stored)}, not {list(wanted)}; fetch or save both again"
+        )
     require_all_loaded(str(folder), loaded, info["missing_keys"])
 
 
-def _shapes(file: Path) -> Iterator[tuple[str, Sequence[int]]]:
-    """Names and shapes of a safetensors file's tensors, from its header."""
+def _headers(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of a safetensors file's tensors, and what its header says of each."""
     with file.open("rb") as stream:
         header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     for name, about in header.items():
         if name != "__metadata__":
-            yield name, about["shape"]
+            yield name, about
+
+
+def _is_coarse(dtype: str) -> bool:
+    """Return whether a safetensors dtype is none that weights are trained in."""
+    return dtype not in ("F64", "F32", "F16", "BF16")
 
 
 def unknown_tokens(

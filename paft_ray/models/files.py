@@ -154,7 +154,7 @@ def refuse_quantized(path: str, method: str | None) -> None:
     """
     if method is not None:
         raise ConfigError(
-            f"model.path: {path} is quantised ({method}, in its config.json), and training and "
+            f"model.path: {path} is quantised ({method}), and training and "
             "scoring read plain weights: name the model that it was made from; model.quantization: "
             "nf4 stores its frozen weights in 4 bits while training"
         )
@@ -176,7 +176,8 @@ def _read_json(path: Path, rule: str) -> dict[str, Any]:
 
 def _check_weights(folder: Path) -> None:
     if (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX, "").get("weight_map")
+        index = _read_json(folder / _INDEX, "")
+        weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict):
             raise ConfigError(f"{folder / _INDEX} has no weight_map; fetch or save it again")
         shards = sorted({inner_name(str(shard)) for shard in weight_map.values()})
@@ -186,6 +187,8 @@ def _check_weights(folder: Path) -> None:
                 f"{folder / weight_map[missing[0]]} lacks {missing[0]}, which {_INDEX} places "
                 "there; fetch or save the model again"
             )
+        if not isinstance(index.get("metadata"), dict):
+            raise ConfigError(f'{folder / _INDEX} has no metadata; add "metadata": {{}} to it')
         return
     if (folder / "model.safetensors").is_file():
         _tensors(folder / "model.safetensors")
@@ -196,6 +199,16 @@ def _check_weights(folder: Path) -> None:
         f"{folder} has no weights in model.safetensors{has}; save the whole base model with "
         "save_pretrained"
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files that transformers reads of a folder, whatever lies beside."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if not (folder / _INDEX).is_file():
+        return []
+    shards = _read_json(folder / _INDEX, "").get("weight_map", {}).values()
+    return sorted({folder / inner_name(str(shard)) for shard in shards})
 
 
 def _has_weights(folder: Path) -> bool:

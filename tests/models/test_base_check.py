@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -77,7 +78,28 @@ def test_weights_that_are_missing_are_named_before_work_and_when_loading(new, na
 def test_weights_of_another_shape_are_refused(folder, check):
     config = json.loads((folder / "config.json").read_text())
     change_json(folder / "config.json", intermediate_size=config["intermediate_size"] * 2)
-    with pytest.raises(ConfigError, match=r"do not fit its config\.json"):
+    with pytest.raises(ConfigError, match=r"do not fit its config\.json: model\.layers.*shape \["):
+        check()
+
+
+def test_weights_in_fewer_bits_are_refused_where_the_configuration_is_silent(folder, check):
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"quantised \({name} is F8_E4M3\)"):
+        check()
+
+
+def test_files_beside_the_weights_are_no_part_of_the_model(folder, check):
+    beside = {"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 3)}
+    save_file(beside, folder / "optimizer.safetensors")
+    assert check() == {}
+    tensors = load_file(folder / "model.safetensors")
+    save_file({"lm_head.weight": tensors.pop("lm_head.weight")}, folder / "head.safetensors")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    change_json(folder / "config.json", tie_word_embeddings=False)
+    with pytest.raises(ConfigError, match=r"lack lm_head\.weight"):
         check()
 
 

@@ -57,7 +57,8 @@ def make_sharded(folder: Path) -> Path:
     for shard, held in shards.items():
         save_file(tensors(held), folder / shard)
     weight_map = {name: shard for shard, held in shards.items() for name in held}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -204,6 +205,14 @@ def test_config_of_a_model_that_is_nested_too_deeply_or_too_long_is_refused(tmp_
     with (folder / "config.json").open("r+") as stream:
         stream.truncate(10**10)  # a sparse file
     assert "more than 100000000 bytes" in message_of(folder)
+
+
+def test_index_that_transformers_cannot_read_is_refused(tmp_path):
+    folder = make_sharded(tmp_path / "model")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": json.loads(index.read_text())["weight_map"]}))
+    with pytest.raises(ConfigError, match="has no metadata"):
+        inspect_model(str(folder))
 
 
 def test_weights_that_an_index_places_outside_of_the_folder_are_refused(tmp_path):

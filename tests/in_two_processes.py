@@ -1,9 +1,8 @@
-"""Runs the tests that start Ray beside those that do not, which share two processes by file.
+"""Runs the tests that start Ray beside those that do not: two cores are then seldom idle.
 
-    python tests/beside_ray.py "not slow and not gpu"
+    python tests/in_two_processes.py "not slow and not gpu"
 
-Tests with Ray wait a lot: two cores are then seldom idle. What they print comes when the others are
-over. The exit code is 0 if both passed.
+What the tests with Ray print comes when the others are over. The exit code is 0 if both passed.
 """
 
 import subprocess
@@ -19,9 +18,7 @@ def main(selected: str) -> int:
             [*pytest, f"ray and {selected}"], stdout=output, stderr=subprocess.STDOUT
         )
         try:
-            failed = subprocess.run(
-                [*pytest, f"not ray and {selected}", "-n", "2", "--dist", "loadfile"], check=False
-            ).returncode
+            failed = subprocess.run([*pytest, f"not ray and {selected}"], check=False).returncode
             failed = with_ray.wait() or failed
         finally:
             with_ray.terminate()
