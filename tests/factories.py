@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from paft_ray.prompts.generate.completions import Completion, candidate_in
+from paft_ray.prompts.generate.meta_prompt import Form
 from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.pool import Origin, Prompt
 from paft_ray.storage.fingerprint import fingerprint
@@ -95,6 +97,11 @@ def make_prompt(text: str, split: SplitName = "train") -> Prompt:
         cluster="",
         origin=Origin(file="test"),
     )
+
+
+def candidate_of(text: str, form: Form) -> str | None:
+    """The candidate in an LLM's answer with this text."""
+    return candidate_in(Completion("", text, None, 200, 1, 0.0), form, 0)[0]
 
 
 def write_prompts(path: Path, texts: list[str]) -> Path:

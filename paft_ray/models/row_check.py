@@ -6,8 +6,7 @@ attention, which catches positions and masks that are wrong in rows only. Read a
 scoring and training build: packed ones, ones with shared beginnings where the model attends in
 blocks, and long ones where the model has a limit (a window, a chunk, a sparse choice of keys, its
 most positions) that a row can exceed. A model that fails reads one sequence a row, under its own
-attention. Batches of generated texts are checked likewise. Not covered: texts so long that batches
-exceed a limit.
+attention. Batches of generated texts are checked likewise, but none that exceeds a limit.
 """
 
 import logging
@@ -40,20 +39,16 @@ _ROUNDING = 1e-4
 add in another order, and experts multiply what is sent to them together."""
 _COARSE_ROUNDING = 0.1  # the same in 16 bits
 _LEAST_ROUNDING = 5e-6  # in nats, where other tokens make no difference to speak of
+# errors of models that cannot read packed rows at all
 _FORBIDDEN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""Errors of models that cannot read packed rows at all."""
 _SPARSE = re.compile(r"topk|sparse")  # a choice of keys, which other texts change by chance
+# names of numbers of tokens beyond which a model reads otherwise, or not at all
 _LIMIT = re.compile(
     r"window|chunk|topk|top_k|sparse|max_position|n_positions|n_ctx|max_seq|floor_scale"
 )
-"""Names of numbers of tokens beyond which a model reads otherwise, or not at all."""
-_SHORT = 12
-_COMMON = 6
-_VOCABULARY = 20_000
-_WRITTEN = 4  # tokens, in the check of batches
+_SHORT, _COMMON, _VOCABULARY, _WRITTEN = 12, 6, 20_000, 4  # tokens
 
-_Scores = list[np.ndarray]
-"""For each sequence the log-probabilities of its targets."""
+_Scores = list[np.ndarray]  # for each sequence the log-probabilities of its targets
 
 
 def check_rows(model: "AnyModel", row_tokens: int, longest: int) -> str:

@@ -326,8 +326,3 @@ def _topic_problem(text: str, task: Task) -> _Problem:
     if not words or any(re.search(rf"(?<!\w){re.escape(w)}", text, re.IGNORECASE) for w in words):
         return None
     return OFF_TOPIC, f"mentions none of: {', '.join(words)}"
-
-
-def _around(text: str, found: re.Match[str]) -> str:
-    piece = text[max(0, found.start() - 15) : found.end() + 15]
-    return piece.replace(_HOLE, "{...}")

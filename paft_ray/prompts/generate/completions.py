@@ -65,17 +65,12 @@ def candidate_in(answer: Completion, form: Form, max_tokens: int) -> tuple[str |
     return found, "" if found is not None else "no_prompt_found"
 
 
-def parse_completion(text: str, form: Form) -> str | None:
-    """The candidate in an LLM's answer, without the talk around it; None where there is none.
-
-    Reasoning, code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of several
-    templates the first counts; of an instruction, the first sentence.
-    """
-    said = without_reasoning(text) if len(text) <= _LONGEST else None
-    return None if said is None else _prompt_in(said, form)
-
-
 def _prompt_in(text: str, form: Form) -> str | None:
+    """The candidate in what an LLM said, without the talk around it; None where there is none.
+
+    Code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of several templates the
+    first counts; of an instruction, the first sentence.
+    """
     text = text.strip()
     if fence := re.search(r"```[\w-]*[ \t]*\n(.*?)(?:\n[ \t]*```|\Z)", text, re.DOTALL):
         text = fence[1]

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """Tensors of each parameter; kind and name make the key of a tensor: `exp_avg/<name>`."""
-
 _PROGRESS = "progress.json"
 T = TypeVar("T")
 
@@ -331,9 +330,8 @@ class Checkpoints:
                     f"after {self._limits.peers_s:.0f} s: see to its node, or name a storage that "
                     "all nodes share; the same command goes on from the checkpoint before"
                 )
-            if missing:
-                time.sleep(pause_s)
-                pause_s = min(2 * pause_s, 2.0)
+            time.sleep(pause_s if missing else 0.0)
+            pause_s = min(2 * pause_s, 2.0)
         return written
 
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from factories import candidate_of
 from paft_ray.config import (
     FakeLLM,
     GenerationConfig,
@@ -33,7 +34,7 @@ from paft_ray.config.errors import LLMError
 from paft_ray.config.llms import Author
 from paft_ray.models.load import load_base, load_tokenizer
 from paft_ray.models.logprobs import generate
-from paft_ray.prompts.generate.completions import Completion, parse_completion
+from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
 from paft_ray.prompts.generate.llm import InProcessLLM, llm_key, open_llm
@@ -899,7 +900,7 @@ def test_fake_writes_the_same_usable_prompts_every_time(form):
     assert len(set(written)) > len(written) / 2
     check = lint if form == "template" else lint_instruction
     for text in written:
-        parsed = parse_completion(text, form)
+        parsed = candidate_of(text, form)
         assert parsed is not None
         assert check(parsed, TASK, LintConfig()).problem is None, parsed
         assert ("{mail}" in parsed and "{sender}" in parsed) == (form == "template")

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from factories import candidate_of
 from paft_ray.config import GenerationConfig, LintConfig
-from paft_ray.prompts.generate.completions import Completion, candidate_in, parse_completion
+from paft_ray.prompts.generate.completions import Completion, candidate_in
 from paft_ray.prompts.generate.requests import Request, RequestBook
 from paft_ray.prompts.lint import lint
 from paft_ray.tasks.example import Task
@@ -168,7 +169,7 @@ def test_few_shot_examples_are_the_task_s_own_where_it_has_some():
     ],
 )
 def test_parse_instruction_keeps_the_first_sentence_only(answer, instruction):
-    assert parse_completion(answer, "instruction") == instruction
+    assert candidate_of(answer, "instruction") == instruction
 
 
 TEMPLATE = "Question: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:"
@@ -191,7 +192,7 @@ TEMPLATE = "Question: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:"
     ],
 )  # fmt: skip
 def test_parse_template_keeps_the_template_only(answer, template):
-    assert parse_completion(answer, "template") == template
+    assert candidate_of(answer, "template") == template
 
 
 @pytest.mark.parametrize(
@@ -219,12 +220,12 @@ def test_parse_template_keeps_the_template_only(answer, template):
     ],
 )
 def test_parse_what_an_llm_thought_is_no_part_of_the_prompt(reasoning):
-    assert parse_completion(reasoning + TEMPLATE, "template") == TEMPLATE
+    assert candidate_of(reasoning + TEMPLATE, "template") == TEMPLATE
     thought_only = reasoning.replace("</think>", "").replace("assistantfinal", "")
     if reasoning.startswith(("<", "[", "◁", "analysis")):
         opening = re.split(r"</|\[/|◁/|<\|END|<\|end|<channel|<unused95", thought_only)[0]
-        assert parse_completion(opening, "template") is None
-        assert parse_completion(f"{opening}{TEMPLATE}", "template") is None
+        assert candidate_of(opening, "template") is None
+        assert candidate_of(f"{opening}{TEMPLATE}", "template") is None
 
 
 @pytest.mark.parametrize(
@@ -242,17 +243,17 @@ def test_parse_what_an_llm_thought_is_no_part_of_the_prompt(reasoning):
 @pytest.mark.parametrize("form", ["template", "instruction"])
 def test_parse_marks_of_a_turn_are_no_part_of_the_prompt(before, after, form):
     text = TEMPLATE if form == "template" else "Say what is right here."
-    assert parse_completion(before + text + after, form) == text
+    assert candidate_of(before + text + after, form) == text
 
 
 def test_parse_template_keeps_tags_that_are_its_own():
     text = "<prompt>Read {goal}</prompt>\n<answer>{sol1} or {sol2}</answer>"
-    assert parse_completion(text, "template") == text
+    assert candidate_of(text, "template") == text
 
 
 def test_parse_template_ends_with_the_mark_of_its_channel():
     answer = f"<|channel|>final<|message|>{TEMPLATE}<|return|>"
-    assert parse_completion(answer, "template") == TEMPLATE
+    assert candidate_of(answer, "template") == TEMPLATE
 
 
 @pytest.mark.parametrize(
@@ -304,9 +305,9 @@ def test_parse_huge_repetitive_answer_is_parsed_in_linear_time(piece, frame):
         text = frame.format(piece * (size // len(piece)))
         started = time.process_time()
         for form in ("template", "instruction"):
-            parse_completion(text, form)
+            candidate_of(text, form)
         return time.process_time() - started
 
     # quadratic work takes 256 times as long, here half a minute and more
     assert seconds(160_000) < 60 * max(0.02, seconds(10_000))
-    assert parse_completion("a" * 10**6, "template") is None
+    assert candidate_of("a" * 10**6, "template") is None
