@@ -40,6 +40,8 @@ class Draw:
 
     example_id: str
     prompt_id: str
+    example: int
+    """Index of the example."""
     prompt: int
     """Index of the prompt."""
     answer_tokens: int
@@ -88,10 +90,11 @@ class Draws(Sequence[Draw]):
 
     def __getitem__(self, slot: Any) -> Any:
         """Return the draw of one slot."""
-        prompt = int(self.prompt_S[slot])
+        example, prompt = int(self._example_S[slot]), int(self.prompt_S[slot])
         return Draw(
-            example_id=self._example_ids(int(self._example_S[slot])),
+            example_id=self._example_ids(example),
             prompt_id=self._prompt_ids(prompt),
+            example=example,
             prompt=prompt,
             answer_tokens=int(self.answer_tokens_S[slot]),
             trimmed=bool(self.trimmed_S[slot]),
@@ -190,7 +193,7 @@ class Planner:
                 sequences, draw = drawn
                 found[slot] = sequences
                 row[:] = (
-                    slot, self._choose(step, slot, weights.probability_N)[0], draw.prompt,
+                    slot, draw.example, draw.prompt,
                     len(sequences), sum(len(s.input_ids) for s in sequences),
                     sequences[0].input_ids[0], draw.answer_tokens, draw.trimmed, draw.owner,
                 )  # fmt: skip
@@ -262,7 +265,7 @@ class Planner:
         if not slots:
             return []
         indices = [self._choose(step, slot, weights.probability_N) for slot in slots]
-        chosen = [(self.examples[example], prompt) for example, prompt in indices]
+        chosen = [(self.examples[index], prompt) for index, prompt in indices]
         questions = [
             Question(
                 self.prompts[prompt][1].render,
@@ -274,8 +277,8 @@ class Planner:
         ]
         encoded = self.encoder.encode_all(questions)
         return [
-            self._describe(example, prompt, own, weights.weight(prompt))
-            for (example, prompt), own in zip(chosen, encoded, strict=True)
+            self._describe(at, example, own, weights.weight(at[1]))
+            for at, (example, _), own in zip(indices, chosen, encoded, strict=True)
         ]
 
     def first_sequences(self) -> tuple[TokenSequence, ...]:
@@ -292,13 +295,15 @@ class Planner:
         return example, prompt
 
     def _describe(
-        self, example: Example, prompt: int, encoded: Sequence[Encoded], weight: float
+        self, at: tuple[int, int], example: Example, encoded: Sequence[Encoded], weight: float
     ) -> tuple[tuple[TokenSequence, ...], Draw]:
+        index, prompt = at
         owner = self.choices.index(example.answer) if self.choices else 0
         cut = [replace(e, answer_ids=e.answer_ids[: self.answer_prefix]) for e in encoded]
         draw = Draw(
             example_id=example.id,
             prompt_id=self.prompts[prompt][0],
+            example=index,
             prompt=prompt,
             answer_tokens=len(cut[owner].answer_ids),
             trimmed=encoded[owner].trimmed,
