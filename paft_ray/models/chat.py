@@ -16,6 +16,7 @@ from typing import Any
 
 from paft_ray.config import ModelConfig
 from paft_ray.config.errors import ConfigError, DataError, one_line
+from paft_ray.models.check_process import limited
 from paft_ray.models.thinking import SYSTEM_WORDS, left_open, without_thinking
 
 CHAT_RULE = 2
@@ -80,6 +81,8 @@ class Chat:
         try:
             turns = [("user", "q"), ("assistant", "@answer@")]
             return self._apply(turns, _DATE, asks=False).rpartition("@answer@")[2]
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - whatever a template does
             return ""
 
@@ -106,6 +109,8 @@ class Chat:
         system = [] if self.system is None else [("system", self.system)]
         try:
             rendered = self._apply([*system, ("user", _TEXT)], date)
+        except MemoryError:
+            raise
         except Exception:  # noqa: BLE001 - whatever a template does
             return None
         return rendered if rendered.count(_TEXT) == 1 else None
@@ -164,7 +169,8 @@ def open_chat(
 def describe_chat(path: str, revision: str | None, model: ModelConfig) -> tuple[str, ...]:
     """Look at a model's chat template as training and scoring will, see `Chat.notes`.
 
-    `path` is a local path or a hub name.
+    `path` is a local path or a hub name. Runs in `check_process`, whose limits hold for what the
+    template computes.
 
     Raises:
         ConfigError: See `open_chat`; or there is no template for a setting of it.
@@ -186,7 +192,10 @@ def describe_chat(path: str, revision: str | None, model: ModelConfig) -> tuple[
     if tokenizer.chat_template is None:
         refuse_without_template(model.system, model.chat_template_kwargs)
         return ("it has no chat template, so that prompts are used as they are",)
-    return open_chat(tokenizer, model.system, model.chat_template_kwargs).notes
+    with limited():
+        chat = open_chat(tokenizer, model.system, model.chat_template_kwargs)
+        chat.after_answer()
+    return chat.notes
 
 
 def refuse_without_template(system: str | None, arguments: Mapping[str, Any]) -> None:

@@ -2,14 +2,19 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Self
 
-from paft_ray.config.errors import PaftError
+from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.config.launchers import without_launchers
+
+_CPU_SECONDS = 5
+_MEMORY_BYTES = 2 << 30
 
 
 class ModelCheckProcess:
@@ -51,6 +56,7 @@ class ModelCheckProcess:
         """Wait for the oldest pending call and return its result.
 
         Raises:
+            ConfigError: A chat template computed too long, see `limited`.
             PaftError: The function raised it, or the process died.
         """
         assert self._running is not None
@@ -59,6 +65,12 @@ class ModelCheckProcess:
             result, error = connection.recv()
         except (EOFError, OSError) as end:  # the connection is reset where it had not read all
             process.join()
+            self._running = None
+            if process.exitcode == -signal.SIGPROF:
+                raise ConfigError(
+                    f"model.chat_template: it computes for over {_CPU_SECONDS} s to render one "
+                    "sentence; mend the template, or use chat_template: none"
+                ) from end
             raise PaftError(
                 f"the process that tries the model died with code {process.exitcode}: look into "
                 "the log, and at the machine's free memory"
@@ -80,6 +92,37 @@ class ModelCheckProcess:
 def warm_up() -> None:
     """Import transformers ahead of the first check."""
     from transformers import AutoTokenizer  # noqa: F401
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Limit what a model's chat template makes this process compute.
+
+    Beyond 5 s of CPU time the process ends, by a signal that no handler has to wait for; memory is
+    limited where the system can.
+
+    Raises:
+        ConfigError: It needs more than 2 GiB of new memory.
+    """
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        bytes = pages * resource.getpagesize() + _MEMORY_BYTES
+        if before[0] == resource.RLIM_INFINITY or bytes < before[0]:
+            resource.setrlimit(resource.RLIMIT_DATA, (bytes, before[1]))
+    signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
+    try:
+        yield
+    except MemoryError as error:
+        raise ConfigError(
+            "model.chat_template: what it renders fills the memory; mend the template, or use "
+            "chat_template: none"
+        ) from error
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 @contextmanager

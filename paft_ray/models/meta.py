@@ -19,6 +19,7 @@ from paft_ray.models.base_check import (
     require_weights,
     unknown_tokens,
 )
+from paft_ray.models.check_process import limited
 from paft_ray.models.files import (
     context_length,
     quantization_of,
@@ -128,7 +129,8 @@ def _encoder(config: Config) -> "TextEncoder | None":
         return None
     location, model = str(local or config.model.path), config.model
     tokenizer = load_tokenizer(location, model.revision, model.trust_remote_code)
-    return TextEncoder.from_config(tokenizer, config)
+    with limited():
+        return TextEncoder.from_config(tokenizer, config)
 
 
 def count_weights(
