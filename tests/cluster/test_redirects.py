@@ -61,7 +61,7 @@ def servers() -> Iterator[Servers]:
 
     for _ in range(2):
         made.append(ThreadingHTTPServer(("127.0.0.1", 0), Answer))
-        threading.Thread(target=made[-1].serve_forever, daemon=True).start()
+        threading.Thread(target=made[-1].serve_forever, args=(0.01,), daemon=True).start()
     both = Servers(*(f"http://127.0.0.1:{server.server_port}" for server in made))
     yield both
     for server in made:

@@ -147,7 +147,7 @@ def answering() -> Iterator[tuple[str, list[int]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://me:hunter2@127.0.0.1:{server.server_port}", code
     server.shutdown()
     server.server_close()
