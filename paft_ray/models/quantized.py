@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def nf4_arguments() -> dict[str, Any]:
-    """Return the arguments with which `from_pretrained` quantises each weight as it is read."""
+def nf4_arguments(device: str | None = None) -> dict[str, Any]:
+    """Return the arguments with which `from_pretrained` quantises each weight as it is read.
+
+    `device` is where; without, transformers takes the current GPU if there is one.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -21,7 +24,8 @@ def nf4_arguments() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,  # autocast decides
     )
-    return {"quantization_config": config}
+    place = {} if device is None else {"device_map": {"": device}}
+    return {"quantization_config": config, **place}
 
 
 def prepare_quantized(model: "PreTrainedModel") -> None:

@@ -282,8 +282,9 @@ class _ProbeActor:
     def __init__(self, config: Config, task: Task, source: BaseSource, dtype: str) -> None:
         import torch
 
-        from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.models.load import load_base, load_tokenizer
         from paft_ray.models.logprobs import ForwardPass
+        from paft_ray.models.narrow import Stored
         from paft_ray.models.row_check import Together
         from paft_ray.models.tokenization import TextEncoder
 
@@ -295,14 +296,14 @@ class _ProbeActor:
         self._task = task
         tokenizer = load_tokenizer(base, model.revision, model.trust_remote_code)
         self._encoder = TextEncoder.from_config(tokenizer, config)
-        self._model: Any = load_base(base, model.revision, trust=model.trust_remote_code)
+        stored = Stored.of(model, dtype, "cuda" if probe.gpus else "cpu")
+        trust = model.trust_remote_code
+        self._model: Any = load_base(base, model.revision, stored=stored, trust=trust)
         if probe.gpus:
             self._model.to(torch.device("cuda"))
         together = Together.of(self._model, config, probe.row_tokens)
         packing = config.train.packing and not together.rows
         self._reading = ForwardPass(dtype, probe.row_tokens, packing)
-        if dtype == "bfloat16":
-            store_frozen_in_bf16(self._model)
 
     def __call__(self, batch: Any) -> Any:
         import pandas as pd
