@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from paft_ray.config import ModelConfig
 
 
+_LIKE_LINEAR = ("Conv1D", "FalconLinear")
+"""Classes of transformers that do what a linear layer does, in an operation that autocast knows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How a base model's frozen weights lie in memory."""
@@ -62,9 +66,9 @@ def matrices(
     for path, module in model.named_modules():
         if module is head or any(f".{name}." in f".{path}." for name in kept):
             continue
-        # by exact type, since subclasses compute in their own way
-        if type(module) is torch.nn.Linear:
-            yield module.weight
+        # by exact type, since subclasses may compute in their own way
+        if type(module) is torch.nn.Linear or type(module).__name__ in _LIKE_LINEAR:
+            yield module.weight  # pyright: ignore[reportReturnType]
         elif "Expert" in type(module).__name__:
             for name, parameter in module.named_parameters(recurse=False):
                 if len(full_shape(parameter)) > 1 and "bias" not in name:
@@ -201,6 +205,7 @@ def _widened(create: Any) -> Any:
                 if not parameter.requires_grad:
                     now = parameter.data.to(torch.bfloat16)
                     # an unchanged weight goes on being a page of its file
-                    parameter.data = data if torch.equal(now, data) else now
+                    unchanged = data.is_meta or torch.equal(now, data)
+                    parameter.data = data if unchanged else now
 
     return create_in_fp32

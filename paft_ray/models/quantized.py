@@ -1,7 +1,8 @@
 """Frozen linear weights in 4 bits, as in QLoRA (arXiv 2305.14314): nf4, quantised twice.
 
-Only training uses them. Evaluation scores an adapter on the base model as it is on disk, which base
-and variants share in memory and into which an adapter is merged.
+Scoring, probing, verifying and serving store them as training does, so that a figure is that of the
+model that was trained; a merged model is another one, since an adapter is merged into the weights
+on disk.
 """
 
 from typing import TYPE_CHECKING, Any

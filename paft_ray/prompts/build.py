@@ -66,6 +66,9 @@ def pool_fingerprint(context: RunContext) -> str:
         later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
     files = [read_prompt_files(path) for path in context.config.prompts.files]
+    probe = context.config.prompts.probe
+    arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
+    stored = {} if probe is None else context.stored(arithmetic, scored=True)
     rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))
     return fingerprint(
         "pool",
@@ -77,6 +80,7 @@ def pool_fingerprint(context: RunContext) -> str:
         [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
         *([rules] if rules else []),
+        *([stored] if stored else []),
     )
 
 

@@ -1,20 +1,30 @@
 """Frozen matrices in bf16: what is read so equals what is narrowed later, and checks see fp32."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
 
 from factories import LORA, METHODS
 from families import build_family
+from paft_ray.config import TrainConfig
 from paft_ray.models.load import add_adapter, load_base, store_frozen_in_bf16
 from paft_ray.models.logprobs import ForwardPass, score_sequences
 from paft_ray.models.narrow import Stored, in_fp32, kept_modules, matrices, reading_in_bf16
 from paft_ray.models.packing import TokenSequence
 from paft_ray.models.pretrained import read_model
+from paft_ray.training.estimates import ModelSizes, worker_memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,6 +33,7 @@ FILES = {
     "llama": {"tie_word_embeddings": False},
     "gemma3_text": {"tie_word_embeddings": True},
     "gpt2": {},
+    "falcon": {},
     "qwen3_moe": {},
     "gpt_oss": {},
     "lfm2": {},
@@ -139,3 +150,73 @@ def test_adapter_begins_with_the_bits_that_it_has_on_a_base_in_fp32(
     store_frozen_in_bf16(found)
     same(found, expected)
     assert {p.dtype for p in found.parameters() if p.requires_grad} == {torch.float32}
+
+
+REAL = {
+    "Llama 3 8B": LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    ),
+    "Qwen3 30B A3B": Qwen3MoeConfig(
+        vocab_size=151_936,
+        hidden_size=2048,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        tie_word_embeddings=False,
+    ),
+    "Gemma 3 4B": Gemma3TextConfig(
+        vocab_size=262_208,
+        hidden_size=2560,
+        intermediate_size=10_240,
+        num_hidden_layers=34,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=256,
+    ),
+}
+STORED_IN_BF16 = (
+    r"(self_attn\.[qkvo]_proj\.(base_layer\.)?|mlp\.(gate|up|down)_proj\.)weight$|experts\."
+)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_each_weight_of_a_large_model_has_its_dtype_and_all_take_what_is_estimated(
+    name: str,
+) -> None:
+    """Read as files are, with tensors that have no values."""
+    config: PreTrainedConfig = REAL[name]
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    state = {key: tensor.to(torch.bfloat16) for key, tensor in built.state_dict().items()}
+    with reading_in_bf16():
+        read: Any = type(built).from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, device_map="meta"
+        )
+    read.requires_grad_(False)
+    model = add_adapter(read, LORA, seed=0)
+    store_frozen_in_bf16(model)
+    for key, parameter in model.named_parameters():
+        in_bf16 = re.search(STORED_IN_BF16, key) is not None
+        assert parameter.dtype == (torch.bfloat16 if in_bf16 else torch.float32), key
+    narrow = [p for p in model.parameters() if p.dtype == torch.bfloat16]
+    sizes = ModelSizes(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        linear=sum(p.numel() for p in narrow if p.ndim == 2),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        experts=sum(p.numel() for p in narrow if p.ndim == 3),
+    )
+    train = TrainConfig.model_validate({"steps": 1, "batch_size": 2})
+    estimated = worker_memory(sizes, train, "none", "bfloat16", 1)["weights"]
+    assert estimated == sum(p.numel() * p.element_size() for p in model.parameters())
