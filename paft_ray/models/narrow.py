@@ -7,6 +7,7 @@ multiplied in bf16. Embeddings, norms, the output head, routers that are paramet
 trained stay in fp32.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,16 +123,20 @@ def in_fp32(model: "torch.nn.Module") -> Iterator[None]:
     quantized = [(m, m.compute_dtype) for m in model.modules() if hasattr(m, "compute_dtype")]
     handles: list[Any] = []
     before: dict[int, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
+    spare: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)  # a layer's, for the next one
 
     def widen(module: torch.nn.Module, *_: Any) -> None:
         own = [p for p in module.parameters() if id(p) in found]
         before[id(module)] = [(p, p.data) for p in own]
         with torch.inference_mode(False):
-            for parameter in own:
-                parameter.data = parameter.data.float()
+            for parameter, data in before[id(module)]:
+                kept = spare[data.shape]
+                wide = kept.pop() if kept else torch.empty_like(data, dtype=torch.float32)
+                parameter.data = wide.copy_(data)
 
     def restore(module: torch.nn.Module, *_: Any) -> None:
         for parameter, data in before.pop(id(module), ()):
+            spare[data.shape].append(parameter.data)
             parameter.data = data
 
     inside = outer_layers(model) if found else []

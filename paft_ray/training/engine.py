@@ -261,7 +261,8 @@ def local_device() -> torch.device:
     """The device that DeepSpeed uses in this process."""
     from deepspeed.accelerator import get_accelerator
 
-    return torch.device(get_accelerator().current_device_name())
+    accelerator: Any = get_accelerator()
+    return torch.device(accelerator.current_device_name())
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:

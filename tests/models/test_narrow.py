@@ -45,7 +45,8 @@ TOKENS = [TokenSequence((5, 17, 9, 33, 21, 8), (3, 4, 5), (9, 33, 21), (0, 1, 2)
 def stored(tmp_path: Path) -> Callable[..., str]:
     def store(name: str, dtype: torch.dtype, **settings: Any) -> str:
         torch.manual_seed(0)
-        model = build_family(name, **settings).to(dtype)
+        model: Any = build_family(name, **settings)
+        model.to(dtype)
         model.save_pretrained(tmp_path, max_shard_size="40KB")
         assert len(list(tmp_path.glob("*.safetensors"))) > 1
         return str(tmp_path)
@@ -73,7 +74,7 @@ def test_files_read_in_bf16_hold_the_bits_of_those_read_in_fp32_and_narrowed(
     folder = stored(family, dtype, **FILES[family])
     narrowed = load_base(folder)
     store_frozen_in_bf16(narrowed)
-    found = load_base(folder, stored=BF16)
+    found: Any = load_base(folder, stored=BF16)
     same(found, narrowed)
     head = found.get_output_embeddings()
     assert head.weight.dtype == found.get_input_embeddings().weight.dtype == torch.float32
@@ -100,7 +101,8 @@ def test_experts_multiply_in_bf16_and_agree_with_those_in_fp32(stored) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(input_ids=torch.tensor([[5, 17, 9, 33]]), use_cache=False).logits
         logits.float().log_softmax(-1)[0, -1, 7].backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        grads.append(torch.cat([grad.flatten() for grad in found]))
     assert {torch.float32, torch.bfloat16} == set(seen)
     assert float(grads[0].norm()) > 0
     assert float((grads[1] - grads[0]).norm() / grads[0].norm()) < 0.05
@@ -152,7 +154,7 @@ def test_adapter_begins_with_the_bits_that_it_has_on_a_base_in_fp32(
     assert {p.dtype for p in found.parameters() if p.requires_grad} == {torch.float32}
 
 
-REAL = {
+REAL: dict[str, PreTrainedConfig] = {
     "Llama 3 8B": LlamaConfig(
         vocab_size=128_256,
         hidden_size=4096,
@@ -169,7 +171,7 @@ REAL = {
         num_hidden_layers=48,
         num_attention_heads=32,
         num_key_value_heads=4,
-        head_dim=128,
+        head_dim=128,  # pyright: ignore[reportCallIssue]
         num_experts=128,
         num_experts_per_tok=8,
         tie_word_embeddings=False,

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from paft_ray.config import TrainConfig
 from paft_ray.models.load import add_adapter, load_base
@@ -24,6 +25,8 @@ from paft_ray.training.engine import Engine, deepspeed_config, prepare_process
 from paft_ray.training.zero import divide, gathering
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 8, "num_attention_heads": 1}
+"""A model that is built first, so that what is imported for one is not counted."""
 CPU = torch.device("cpu")
 
 
@@ -68,6 +71,7 @@ def build_divided(settings: dict[str, Any]) -> dict[str, int]:
     meeting = f"file://{settings['folder']}/meeting"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
     prepare_process("cpu")
+    add_adapter(LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, **SMALL)), LORA, seed=0)
     train = TrainConfig.model_validate({"steps": 1, "batch_size": 2, "deepspeed": {"stage": 3}})
     found: dict[str, int] = {}
     with watching(found):

@@ -70,11 +70,11 @@ def test_rank_under_zero_3_never_holds_a_whole_model_while_it_is_built(tmp_path:
     size = write_zeros(
         tmp_path,
         vocab_size=8000,
-        hidden_size=1024,
-        intermediate_size=2816,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        num_key_value_heads=16,
+        hidden_size=768,
+        intermediate_size=2112,
+        num_hidden_layers=80,
+        num_attention_heads=12,
+        num_key_value_heads=12,
     )
     how = {"model": str(tmp_path), "folder": str(tmp_path), "ranks": 2}
     ranks = [start(rank=rank, **how) for rank in range(2)]
