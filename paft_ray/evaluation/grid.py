@@ -216,6 +216,7 @@ def _score_identity(context: RunContext) -> list[Any]:
         "evaluation.generation_tokens",
     )
     choices = context.task.choices
+    stored = context.stored(context.scoring_dtype, scored=True)
     return [
         context.model_identity,
         context.scoring_dtype,
@@ -224,6 +225,7 @@ def _score_identity(context: RunContext) -> list[Any]:
         [rows, packing, new_tokens],
         *([kept_tokens] if choices is None else []),
         *([later] if later else []),
+        *([stored] if stored else []),
     ]
 
 

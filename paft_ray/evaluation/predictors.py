@@ -21,7 +21,6 @@ from paft_ray.models.load import (
     load_base,
     load_tokenizer,
     reads_positions,
-    store_frozen_in_bf16,
     virtual_tokens,
 )
 from paft_ray.models.logprobs import (
@@ -33,6 +32,7 @@ from paft_ray.models.logprobs import (
     continue_texts,
     inference,
 )
+from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED
 from paft_ray.models.row_check import Together, read_apart
 from paft_ray.models.tokenization import Question, TextEncoder
@@ -251,15 +251,15 @@ class ModelPredictor:
         self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
 
     def _read(self, location: str, revision: str | None) -> "PreTrainedModel":
-        model = load_base(location, revision, trust=self._config.model.trust_remote_code)
+        settings = self._config.model
+        stored = Stored.of(settings, self._dtype, str(self._device))
+        model = load_base(location, revision, stored=stored, trust=settings.trust_remote_code)
         model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return model
 
     def _prepare(self, model: "PreTrainedModel") -> "PreTrainedModel":
         if self.together.rows:
             read_apart(model)
-        if self._dtype == "bfloat16":
-            store_frozen_in_bf16(model)
         return model
 
     def score(

@@ -1,18 +1,20 @@
 """Loads base models and tokenizers; adds, saves and loads adapters of any peft method.
 
-bf16 means autocast (DeepSpeed's in training, torch's in scoring) over fp32 weights. Frozen linear
-weights may be stored in bf16, to which autocast would convert them at every use; embeddings, norms,
-the output head and the adapter stay in fp32.
+bf16 means autocast (DeepSpeed's in training, torch's in scoring) over frozen matrices in bf16, as
+which they are read from files, and over fp32 weights: embeddings, norms, output head, adapter.
 """
 
 import logging
 import re
+from collections.abc import Collection
+from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.base_check import require_all_loaded
 from paft_ray.models.files import ADAPTER_WEIGHTS
+from paft_ray.models.narrow import WIDE, Stored, adapting_in_fp32, matrices, reading_in_bf16
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
 
@@ -44,7 +46,7 @@ def load_base(
     revision: str | None = None,
     dtype: "torch.dtype | None" = None,
     attention: str = "auto",
-    quantization: str = "none",
+    stored: Stored = WIDE,
     trust: bool = False,
 ) -> "PreTrainedModel":
     """Load a prepared base model, frozen and in evaluation mode.
@@ -56,11 +58,11 @@ def load_base(
     Args:
         location: What `prepare_base` returned.
         revision: Commit or tag of a hub model.
-        dtype: Type of the weights; fp32 by default.
+        dtype: Type of all weights that `stored` leaves alone; fp32 by default.
         attention: `model.attention`. With all but `blocks`, transformers builds the mask of a
             packed row from its positions.
-        quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
-            embeddings, norms and output head stay as they are.
+        stored: How frozen matrices lie in memory; embeddings, norms and output head stay as they
+            are. A bf16 file's are read as pages of that file, which processes share.
         trust: Run the model's own Python files, if it has any.
 
     Raises:
@@ -74,11 +76,13 @@ def load_base(
     from paft_ray.models.logprobs import FullPrecisionLinear
     from paft_ray.models.quantized import nf4_arguments, prepare_quantized
 
-    quantized = nf4_arguments() if quantization == "nf4" else {}
+    quantized = nf4_arguments(stored.device) if stored.quantization == "nf4" else {}
     arguments = {"dtype": dtype or torch.float32, **quantized}
     arguments |= {"revision": revision, "trust": trust}
-    model = _load_with_attention(location, attention, arguments)
-    if quantization == "nf4":
+    in_bf16 = stored.arithmetic == "bfloat16"
+    with reading_in_bf16(stored.kept) if in_bf16 else nullcontext():
+        model = _load_with_attention(location, attention, arguments)
+    if stored.quantization == "nf4":
         prepare_quantized(model)
     model.requires_grad_(False)
     if model.generation_config is not None:
@@ -88,6 +92,8 @@ def load_base(
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
+    if in_bf16:
+        store_frozen_in_bf16(model, stored.kept)
     return model.eval()
 
 
@@ -120,8 +126,8 @@ def _load_with_attention(
     return model
 
 
-def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
-    """Store frozen linear weights as bf16, which saves the casts of bf16 autocast.
+def store_frozen_in_bf16(model: "torch.nn.Module", kept: Collection[str] = ()) -> None:
+    """Store frozen matrices as bf16, see `narrow`.
 
     Weights in 4 bits stay so, and are multiplied in bf16.
     """
@@ -130,8 +136,9 @@ def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # bitsandbytes', which ignores autocast
             module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            module.to(torch.bfloat16)
+    for weight in matrices(model, kept):
+        if not weight.requires_grad:
+            weight.data = weight.data.to(torch.bfloat16)
 
 
 def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "PeftModel":
@@ -146,7 +153,8 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     refused = (ValueError, TypeError, KeyError, AttributeError, AssertionError, re.error)
     try:
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
+        with adapting_in_fp32():
+            adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
     except refused as error:
         raise ConfigError(
             f"model.peft: peft refuses it: {one_line(error)}; see its {peft['peft_type']}"
@@ -218,14 +226,20 @@ def adapter_files(
     }
 
 
-def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -> "PeftModel":
+def load_adapter(
+    model: "PreTrainedModel | PeftModel", folder: str, name: str, trainable: bool = False
+) -> "PeftModel":
     """Load a stored adapter into a base model, or into a model that has other adapters."""
     from peft import PeftModel
 
-    if isinstance(model, PeftModel):
-        model.load_adapter(folder, adapter_name=name)
-        return model
-    return PeftModel.from_pretrained(model, folder, adapter_name=name).eval()
+    with adapting_in_fp32():
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+            return model
+        adapted = PeftModel.from_pretrained(
+            model, folder, adapter_name=name, is_trainable=trainable
+        )
+    return adapted.eval()
 
 
 def plain_settings(value: Any) -> Any:

@@ -24,6 +24,7 @@ from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.attention import attends_in_blocks
 from paft_ray.models.files import context_length
 from paft_ray.models.logprobs import ForwardPass, inference, score_sequences
+from paft_ray.models.narrow import full_shape, in_fp32
 from paft_ray.models.packing import ROWS, TokenSequence
 
 if TYPE_CHECKING:
@@ -55,8 +56,8 @@ def check_rows(model: "AnyModel", row_tokens: int, longest: int) -> str:
     """Try whether a model keeps the sequences of a row apart, in fp32.
 
     Args:
-        model: The model, not yet in bf16; an adapter is tried with noise added to its weights, as
-            most begin without any effect.
+        model: The model; an adapter is tried with noise added to its weights, as most begin without
+            any effect.
         row_tokens: Most tokens in a row.
         longest: Most tokens in a sequence.
 
@@ -69,7 +70,8 @@ def check_rows(model: "AnyModel", row_tokens: int, longest: int) -> str:
     training = model.training
     model.eval()  # dropout would differ between two passes
     try:
-        with _perturbed(model) if hasattr(model, "peft_config") else nullcontext():
+        perturbed = _perturbed(model) if hasattr(model, "peft_config") else nullcontext()
+        with in_fp32(model), perturbed:
             _require_causal(model)
             reason = _mixing(model, row_tokens, longest)
     finally:
@@ -227,7 +229,7 @@ def _predict(model: "AnyModel", ids: list[int], first: int, seed: int) -> TokenS
 
 def _draw(model: "AnyModel", count: int, seed: int) -> list[int]:
     """Draw tokens, the same ones for the same seed."""
-    rows = int(_base(model).get_input_embeddings().weight.shape[0])
+    rows = full_shape(_base(model).get_input_embeddings().weight)[0]
     known = getattr(_base(model).config.get_text_config(), "vocab_size", rows)
     most = min(rows, known, _VOCABULARY)
     return np.random.default_rng(seed).integers(most // 8, most, count).tolist()
@@ -295,7 +297,7 @@ def _continue(
     model: "AnyModel", tokenizer: "PreTrainedTokenizerBase", texts: Sequence[list[int]]
 ) -> list[_Continuation]:
     batch = tokenizer.pad({"input_ids": list(texts)}, padding_side="left", return_tensors="pt")
-    with inference(model, "float32"):
+    with in_fp32(model), inference(model, "float32"):
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             **batch.to(next(model.parameters()).device),
             max_new_tokens=_WRITTEN,

@@ -19,12 +19,13 @@ from paft_ray.config import TrainConfig
 from paft_ray.config.errors import ArtifactError
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.models.narrow import full_shape
 from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.batch_plan import ALONE, Ranks
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
-from paft_ray.training.zero import WholeTensors, full_shape
+from paft_ray.training.zero import WholeTensors, divide
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -120,13 +121,15 @@ class Engine:
             checkpoint_activations(model)
         if train.compile:
             compile_layers(model)
+        count = sum(full_shape(p).numel() for p in trainable)
+        config = deepspeed_config(train, dtype, self.ranks, count)
+        if self.stage == 3:
+            divide(model, config, local_device())
         self._engine: Any
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-            config=deepspeed_config(
-                train, dtype, self.ranks, sum(full_shape(p).numel() for p in trainable)
-            ),
+            config=config,
         )
         self.device = self._engine.device
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
@@ -304,6 +307,14 @@ class Engine:
                 f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}: choose "
                 "another name for this run"
             )
+
+
+def local_device() -> torch.device:
+    """The device that DeepSpeed uses in this process."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    return torch.device(accelerator.current_device_name())
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:

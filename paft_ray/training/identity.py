@@ -26,6 +26,7 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
     (_, model, train, seed, _), later = take(
         affecting(config, "weights"), "model.dtype", "model", "train", "seed", "task"
     )
+    stored = context.stored(context.training_dtype, scored=False)
     train["warm_start"] = None if warm_start is None else read_adapter(warm_start).identity
     return fingerprint(
         "training",
@@ -37,6 +38,7 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
         seed,
         [[prompt.id, prompt.text] for prompt in prompts],
         *([later] if later else []),
+        *([stored] if stored else []),
     )
 
 

@@ -28,6 +28,7 @@ from paft_ray.models.load import (
     virtual_tokens,
 )
 from paft_ray.models.logprobs import ForwardPass, score_sequences
+from paft_ray.models.narrow import Stored
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.storage.artifacts import ArtifactWriter
@@ -237,7 +238,9 @@ def judge(
         (folder / name).write_bytes(data)
     losses = {"after": mean_loss(model, planner)}
     for name, kind in {"loaded": quantization, "on_disk": "none"}.items():
-        loaded = PeftModel.from_pretrained(load_base(base, quantization=kind), str(folder))
+        loaded = PeftModel.from_pretrained(
+            load_base(base, stored=Stored(quantization=kind)), str(folder)
+        )
         losses[name] = mean_loss(loaded, planner)
     return losses
 
@@ -247,7 +250,7 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     train = train_config(options)
     peft = None if options.get("full") else options.get("peft", PEFT)
     quantization = options.get("quantization", "none")
-    base = load_base(model_folder, quantization=quantization)
+    base = load_base(model_folder, stored=Stored(quantization=quantization))
     if options.get("full"):  # the harder case: one matrix, used at both ends
         base.get_output_embeddings().weight = base.get_input_embeddings().weight
         base.config.tie_word_embeddings = True

@@ -125,6 +125,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
         training_record,
     )
     from paft_ray.training.output.verify import Base
+    from paft_ray.training.zero import gathering
 
     torch.set_num_threads(job.threads)
     prepare_process(get_device().type)
@@ -132,8 +133,9 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
         compute_deterministically()
     with watch_models(heartbeat.work):
         model = _build_model(job, get_device())
-        reading = check_reading(job, model, _build_planner(job, model))
-        _prepare_for_training(job, model)
+        with gathering(model):
+            reading = check_reading(job, model, _build_planner(job, model))
+        _require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
     progress = _fit(job, engine, reading, heartbeat, tracker)
@@ -265,24 +267,34 @@ def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
 
 
 def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedModel":
-    """The model to train, before its first step."""
+    """The model to train, before its first step, on its device or divided among ranks."""
+    import torch.distributed as dist
     from peft import PeftModel
 
-    from paft_ray.models.load import load_base, make_trainable
+    from paft_ray.models.load import load_base, make_trainable, store_frozen_in_bf16
+    from paft_ray.models.narrow import Stored
     from paft_ray.models.warm_start import begin_with
+    from paft_ray.training.engine import deepspeed_config
+    from paft_ray.training.zero import divide
 
     config = job.config
+    arithmetic = "float32" if config.model.peft is None else job.dtype  # what is trained is fp32
     base = load_base(
         job.base,
         config.model.revision,
         attention=config.model.attention,
-        quantization=config.model.quantization,
+        stored=Stored.of(config.model, arithmetic, str(device)),
         trust=config.model.trust_remote_code,
     )
     model = make_trainable(base, config.model.peft, config.seed)
-    model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if job.dtype == "bfloat16":
+        store_frozen_in_bf16(model)  # what the adapter froze besides
     if job.warm_start is not None and isinstance(model, PeftModel):
         begin_with(model, job.warm_start)
+    if config.train.deepspeed.stage == 3:
+        divide(model, deepspeed_config(config.train, job.dtype, dist.get_world_size()), device)
+    else:
+        model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return model
 
 
@@ -312,14 +324,12 @@ def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
     )
 
 
-def _prepare_for_training(job: Job, model: "PeftModel | PreTrainedModel") -> None:
-    """Check saving while the model is whole, then store frozen weights as used."""
+def _require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:
+    """Check that an adapter can be saved, while it is whole."""
     from peft import PeftModel
 
-    from paft_ray.models.load import adapter_files, store_frozen_in_bf16
+    from paft_ray.models.load import adapter_files
 
     if isinstance(model, PeftModel):
         weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         adapter_files(model, weights, job.config.model.path)  # refuse now what cannot be saved
-    if job.dtype == "bfloat16":
-        store_frozen_in_bf16(model)
