@@ -46,8 +46,9 @@ MOVED_BY_RULES = {"task", "pool", "training", "scores", "run", "search"}
 """Identities that hold the task's examples, since the rule that splits them changed
  (`RULES["examples"]`; that of a pool does where prompts are probed on training examples), and
 those of scores."""
-MOVED_SINCE = {("model.quantization=nf4",): {"pool", "scores"}}
-"""Overrides to what else they move today: 4 bits hold where a model is probed and scored too."""
+MOVED_SINCE = {("model.quantization=nf4",): {"pool", "scores", "run", "search"}}
+"""Overrides to what they name anew: 4 bits hold where a model is probed and scored too, and the
+pool is in the identities of run and search."""
 RULES_NOW = dict(PROMPT_RULES)
 FIELDS = json.loads((FIXTURES / "first_fields.json").read_text(encoding="utf-8"))
 
