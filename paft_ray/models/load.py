@@ -59,8 +59,8 @@ def load_base(
         location: What `prepare_base` returned.
         revision: Commit or tag of a hub model.
         dtype: Type of all weights that `stored` leaves alone; fp32 by default.
-        attention: `model.attention`. With all but `blocks`, transformers builds the mask of a
-            packed row from its positions.
+        attention: `model.attention`. With all but `blocks` and `varlen`, transformers builds the
+            mask of a packed row from its positions.
         stored: How frozen matrices lie in memory; embeddings, norms and output head stay as they
             are. A bf16 file's are read as pages of that file, which processes share.
         trust: Run the model's own Python files, if it has any.
@@ -73,15 +73,14 @@ def load_base(
     from transformers import GenerationConfig
 
     from paft_ray.models.cpu.kernels import use_quick_products
-    from paft_ray.models.logprobs import FullPrecisionLinear
+    from paft_ray.models.head import FullPrecisionLinear
     from paft_ray.models.quantized import nf4_arguments, prepare_quantized
 
     quantized = nf4_arguments(stored.device) if stored.quantization == "nf4" else {}
     arguments = {"dtype": dtype or torch.float32, **quantized}
     arguments |= {"revision": revision, "trust": trust}
-    in_bf16 = stored.arithmetic == "bfloat16"
-    with reading_in_bf16(stored.kept) if in_bf16 else nullcontext():
-        model = _load_with_attention(location, attention, arguments)
+    with reading_in_bf16(stored.kept) if stored.narrow else nullcontext():
+        model = _load_with_attention(location, attention, arguments, stored)
     if stored.quantization == "nf4":
         prepare_quantized(model)
     model.requires_grad_(False)
@@ -92,17 +91,18 @@ def load_base(
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
-    if in_bf16:
+    if stored.narrow:
         store_frozen_in_bf16(model, stored.kept)
     return model.eval()
 
 
 def _load_with_attention(
-    location: str, attention: str, arguments: dict[str, Any]
+    location: str, attention: str, arguments: dict[str, Any], stored: Stored
 ) -> "PreTrainedModel":
-    from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
+    from paft_ray.models.attention import BLOCK_ATTENTION, VARLEN_ATTENTION, takes_blocks
+    from paft_ray.models.varlen import reason_against_varlen
 
-    in_blocks = attention in ("auto", "blocks")
+    in_blocks = attention in ("auto", "blocks", "varlen")
     # None: transformers uses sdpa where the model supports it
     arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
     try:
@@ -116,7 +116,12 @@ def _load_with_attention(
             f"({one_line(error)}); use auto"
         ) from error
     require_all_loaded(location, model, info["missing_keys"])
-    if in_blocks and takes_blocks(model):
+    against = reason_against_varlen(model, stored.arithmetic, stored.device)
+    if attention == "varlen" and against:
+        raise ConfigError(f"model.attention: varlen, but {against}; use auto")
+    if attention in ("auto", "varlen") and not against:
+        model.set_attn_implementation(VARLEN_ATTENTION)
+    elif in_blocks and takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     elif attention == "blocks":
         raise ConfigError(
