@@ -34,11 +34,12 @@ class ModelConfig(Section, affects="weights"):
     """System message before every prompt; it begins the user's text where the template takes none.
     Needs `chat_template: auto`."""
     attention: Annotated[
-        Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
+        Literal["auto", "varlen", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
     ] = "auto"
-    """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
-    it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
-    transformers' kernels for GPUs. Only training uses this: scoring is always auto."""
+    """How a packed row is kept from mixing its sequences: auto is `varlen` on GPUs in bf16 (torch's
+    kernel that reads where each begins), else `blocks` (the row is cut into its sequences), each
+    where the model allows it, else `sdpa` with positions that restart; the others are transformers'
+    kernels for GPUs. Only training uses this: scoring is always auto."""
     quantization: Literal["none", "nf4"] = "none"
     """Store frozen linear weights in 4 bits wherever the model is used: trained (QLoRA; extra
     `quantized`), probed, scored, served."""

@@ -29,6 +29,8 @@ ADAPTER_FOLDER = "adapter"
 """Folder of a training that holds its adapter."""
 MODEL_FOLDER = "model"
 """Folder of a full fine-tuning that holds the whole model."""
+_INSIDE_SEQUENCES = ("auto", "blocks", "varlen")
+"""Of `model.attention` those that are ours; the others are transformers'."""
 
 
 def load_tokenizer(
@@ -59,8 +61,8 @@ def load_base(
         location: What `prepare_base` returned.
         revision: Commit or tag of a hub model.
         dtype: Type of all weights that `stored` leaves alone; fp32 by default.
-        attention: `model.attention`. With all but `blocks`, transformers builds the mask of a
-            packed row from its positions.
+        attention: `model.attention`. With all but `blocks` and `varlen`, transformers builds the
+            mask of a packed row from its positions.
         stored: How frozen matrices lie in memory; embeddings, norms and output head stay as they
             are. A bf16 file's are read as pages of that file, which processes share.
         trust: Run the model's own Python files, if it has any.
@@ -70,18 +72,56 @@ def load_base(
             or its files lack weights.
     """
     import torch
-    from transformers import GenerationConfig
 
-    from paft_ray.models.cpu.kernels import use_quick_products
-    from paft_ray.models.logprobs import FullPrecisionLinear
-    from paft_ray.models.quantized import nf4_arguments, prepare_quantized
+    from paft_ray.models.quantized import nf4_arguments
 
     quantized = nf4_arguments(stored.device) if stored.quantization == "nf4" else {}
     arguments = {"dtype": dtype or torch.float32, **quantized}
     arguments |= {"revision": revision, "trust": trust}
-    in_bf16 = stored.arithmetic == "bfloat16"
-    with reading_in_bf16(stored.kept) if in_bf16 else nullcontext():
-        model = _load_with_attention(location, attention, arguments)
+    with reading_in_bf16(stored.kept) if stored.narrow else nullcontext():
+        model = _read_model(location, attention, arguments)
+    return prepare_loaded(model, attention, stored)
+
+
+def _read_model(location: str, attention: str, arguments: dict[str, Any]) -> "PreTrainedModel":
+    # None: transformers uses sdpa where the model supports it
+    theirs = None if attention in _INSIDE_SEQUENCES else attention
+    arguments = {**arguments, "attn_implementation": theirs}
+    try:
+        loaded: Any = read_model(location, output_loading_info=True, **arguments)
+        model, info = loaded
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ConfigError) or not theirs or "attention" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"model.attention: {attention} cannot be used with this model here "
+            f"({one_line(error)}); use auto"
+        ) from error
+    require_all_loaded(location, model, info["missing_keys"])
+    return model
+
+
+def prepare_loaded(
+    model: "PreTrainedModel", attention: str = "auto", stored: Stored = WIDE
+) -> "PreTrainedModel":
+    """Prepare a model that transformers built, in place, as `load_base` returns it.
+
+    Args:
+        model: With weights in the dtypes that `load_base` reads.
+        attention: See `load_base`; one of transformers' own is what the model was built with.
+        stored: See `load_base`.
+
+    Raises:
+        ConfigError: The model cannot be used with this attention.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    from paft_ray.models.cpu.kernels import use_quick_products
+    from paft_ray.models.head import FullPrecisionLinear
+    from paft_ray.models.quantized import prepare_quantized
+
+    _attend_inside_sequences(model, attention, stored)
     if stored.quantization == "nf4":
         prepare_quantized(model)
     model.requires_grad_(False)
@@ -92,38 +132,29 @@ def load_base(
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
-    if in_bf16:
+    if stored.narrow:
         store_frozen_in_bf16(model, stored.kept)
     return model.eval()
 
 
-def _load_with_attention(
-    location: str, attention: str, arguments: dict[str, Any]
-) -> "PreTrainedModel":
-    from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
+def _attend_inside_sequences(model: "PreTrainedModel", attention: str, stored: Stored) -> None:
+    from paft_ray.models.attention import BLOCK_ATTENTION, VARLEN_ATTENTION, takes_blocks
+    from paft_ray.models.varlen import reason_against_varlen
 
-    in_blocks = attention in ("auto", "blocks")
-    # None: transformers uses sdpa where the model supports it
-    arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
-    try:
-        loaded: Any = read_model(location, output_loading_info=True, **arguments)
-        model, info = loaded
-    except (ValueError, ImportError) as error:
-        if isinstance(error, ConfigError) or in_blocks or "attention" not in str(error).lower():
-            raise
-        raise ConfigError(
-            f"model.attention: {attention} cannot be used with this model here "
-            f"({one_line(error)}); use auto"
-        ) from error
-    require_all_loaded(location, model, info["missing_keys"])
-    if in_blocks and takes_blocks(model):
+    if attention not in _INSIDE_SEQUENCES:
+        return
+    against = reason_against_varlen(model, stored.arithmetic, stored.device)
+    if attention == "varlen" and against:
+        raise ConfigError(f"model.attention: varlen, but {against}; use auto")
+    if attention != "blocks" and not against:
+        model.set_attn_implementation(VARLEN_ATTENTION)
+    elif takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     elif attention == "blocks":
         raise ConfigError(
             f"model.attention: blocks, but {type(model).__name__} does not call its attention "
             "through transformers' interface; use auto"
         )
-    return model
 
 
 def store_frozen_in_bf16(model: "torch.nn.Module", kept: Collection[str] = ()) -> None:

@@ -29,18 +29,33 @@ class Stored:
     """How a base model's frozen weights lie in memory."""
 
     arithmetic: str = "float32"
-    """`float32`, or `bfloat16`, in which matrices then are."""
+    """`float32`, or `bfloat16`, in which frozen matrices then are."""
     quantization: str = "none"
     """`model.quantization`: `nf4` stores those of linear layers in 4 bits."""
     device: str | None = None
-    """Where weights in 4 bits are made, by default the current GPU; others are read to the CPU."""
+    """Where the model is going to be. Weights in 4 bits are made there, by default on the current
+    GPU; others are read to the CPU."""
     kept: tuple[str, ...] = ()
     """Names of modules that are fp32 whatever the arithmetic is, such as trained copies."""
+    trained: bool = False
+    """Whether all weights are going to be trained, and are fp32 whatever the arithmetic is."""
 
     @classmethod
-    def of(cls, model: "ModelConfig", arithmetic: str, device: str | None = None) -> Self:
+    def of(
+        cls,
+        model: "ModelConfig",
+        arithmetic: str,
+        device: str | None = None,
+        trained: bool = False,
+    ) -> Self:
         """As the configuration says, for an arithmetic, which is `model.dtype` resolved."""
-        return cls(arithmetic, model.quantization, device, kept_modules(model.peft or {}))
+        kept = kept_modules(model.peft or {})
+        return cls(arithmetic, model.quantization, device, kept, trained)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether matrices are in 16 bits."""
+        return self.arithmetic == "bfloat16" and not self.trained
 
 
 WIDE = Stored()

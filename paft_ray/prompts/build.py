@@ -309,7 +309,7 @@ class _ProbeActor:
             self._model.to(torch.device("cuda"))
         together = Together.of(self._model, config, probe.row_tokens)
         packing = config.train.packing and not together.rows
-        self._reading = ForwardPass(dtype, probe.row_tokens, packing)
+        self._reading = ForwardPass(dtype, probe.row_tokens, packing, padded=together.padded)
 
     def __call__(self, batch: Any) -> Any:
         import pandas as pd

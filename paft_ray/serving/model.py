@@ -174,8 +174,9 @@ class AnswerModel(PythonModel):
         return [choices[best_choice(each.whole)] for each in likelihoods]
 
     def _generate(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
+        from paft_ray.models.generation import Ending, continue_texts
         from paft_ray.models.load import virtual_tokens
-        from paft_ray.models.logprobs import Ending, continue_texts, inference
+        from paft_ray.models.logprobs import inference
 
         contexts = [first.context_ids for first, *_ in encoded]
         # see ModelPredictor: texts with virtual tokens cannot be padded

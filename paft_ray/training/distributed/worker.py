@@ -277,13 +277,12 @@ def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedMod
     from paft_ray.training.engine import deepspeed_config
     from paft_ray.training.zero import divide
 
-    config = job.config
-    arithmetic = "float32" if config.model.peft is None else job.dtype  # what is trained is fp32
+    config, whole = job.config, job.config.model.peft is None
     base = load_base(
         job.base,
         config.model.revision,
         attention=config.model.attention,
-        stored=Stored.of(config.model, arithmetic, str(device)),
+        stored=Stored.of(config.model, job.dtype, str(device), trained=whole),
         trust=config.model.trust_remote_code,
     )
     model = make_trainable(base, config.model.peft, config.seed)
