@@ -18,6 +18,7 @@ attention.py     attention inside the sequences of a row
 logprobs.py      log-probabilities of answers, and generation
 row_check.py     whether rows keep sequences apart, and batches texts
 dtype.py         the arithmetic that `auto` means
+kept.py          a base model that trainings share
 quantized.py     frozen weights in 4 bits
 gpu.py           what torch and CUDA read when they start
 watch.py         weights read and layers computed, reported as they are

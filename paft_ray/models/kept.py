@@ -24,6 +24,7 @@ class KeptBase:
         self._key: Hashable = None
         self._model: PreTrainedModel | None = None
         self._bits: list[int] = []
+        self._found: dict[Hashable, str] = {}
 
     def take(
         self, key: Hashable, load: "Callable[[], PreTrainedModel]", keep: bool
@@ -37,11 +38,25 @@ class KeptBase:
         """
         if self._model is None or key != self._key or _bits(self._model) != self._bits:
             self._model = None  # before another is read
+            self._found.clear()
             model = load()
             if not keep or _has_hooks(model):
                 return model
             self._key, self._model, self._bits = key, model, _bits(model)
         return _over_same_weights(self._model)
+
+    def once(self, question: Hashable, find: Callable[[], str]) -> str:
+        """Return what `find` says of the model under some adapter, found once while it is kept.
+
+        Args:
+            question: What is asked, and the settings of the adapter.
+            find: Gives the same answer for all trainings with this question.
+        """
+        if self._model is None:
+            return find()
+        if question not in self._found:
+            self._found[question] = find()
+        return self._found[question]
 
 
 def _over_same_weights(model: "PreTrainedModel") -> "PreTrainedModel":

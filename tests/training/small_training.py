@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from factories import make_prompt, run_config
-from paft_ray.config import Config
+from paft_ray.config import Config, Training
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.progress import Stage
 from paft_ray.serving.record import TrainedAdapter
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 
 TEMPLATES = ("Review: {review}\nLabel:", "Read this: {review}\nHow does it feel?")
@@ -64,7 +65,10 @@ def small_config(model: str, data: str, storage: str, steps: int, **workers) -> 
     )
 
 
-def train_small(config: Config, screen: TellingScreen) -> TrainedAdapter:
+def train_small(
+    config: Config, screen: TellingScreen, workers: Workers | None = None, seed: int = 1
+) -> TrainedAdapter:
     context = open_context(config, screen=screen)
     prompts = tuple(map(make_prompt, TEMPLATES))
-    return train(context, prompts, config.trainings[0], PromptPool(prompts, (), ()))
+    training = Training(config.trainings[0].variant, seed)
+    return train(context, prompts, training, PromptPool(prompts, (), ()), workers)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from paft_ray.config.errors import TrainingError
+from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.packing import MIXES, PACKED, ROWS
 from paft_ray.models.row_check import Together, check_batches, check_rows, read_apart
@@ -32,16 +33,23 @@ class Reading:
         return PACKED if self.planner.packing else "unpacked"
 
 
-def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Planner) -> Reading:
+def check_reading(
+    job: Job, model: "PeftModel | PreTrainedModel", planner: Planner, kept: KeptBase
+) -> Reading:
     """Check what the model keeps apart; where one rank finds that rows mix, none packs them.
+
+    Under a base model that is kept, adapters of the same settings are checked once: the check draws
+    its texts itself, and adds noise to the adapter's weights.
 
     Raises:
         TrainingError: The objective or the adapter needs rows that mix.
     """
     rows = batches = ""
     if planner.packing:
-        longest = max(planner.row_tokens, job.config.evaluation.row_tokens)
-        rows = check_rows(model, longest, job.config.task.max_length)
+        row = max(planner.row_tokens, job.config.evaluation.row_tokens)
+        longest = job.config.task.max_length
+        question = (repr(job.config.model.peft), row, longest)
+        rows = kept.once(question, lambda: check_rows(model, row, longest))
         _refuse_mixing_adapter(job, model, rows)
     if job.validation and job.task.choices is None and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)

@@ -150,7 +150,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
     with watch_models(heartbeat.work):
         model = _build_model(job, get_device(), kept)
         with gathering(model):
-            reading = check_reading(job, model, _build_planner(job, model))
+            reading = check_reading(job, model, _build_planner(job, model), kept)
         _require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
