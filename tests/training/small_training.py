@@ -1,8 +1,10 @@
 """A training of seconds, and a screen that calls back while it runs."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+
+import psutil
 
 from factories import make_prompt, run_config
 from paft_ray.config import Config, Training
@@ -72,3 +74,13 @@ def train_small(
     prompts = tuple(map(make_prompt, TEMPLATES))
     training = Training(config.trainings[0].variant, seed)
     return train(context, prompts, training, PromptPool(prompts, (), ()), workers)
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Those that run; one that goes away while it is looked at is none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::RayTrain"):
+                found.append(process)
+    return sorted(found, key=lambda process: process.create_time())
