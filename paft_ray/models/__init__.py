@@ -22,6 +22,7 @@ generation.py    texts that a model writes
 row_check.py     whether rows keep sequences apart; row_probes.py what that is tried with
 text_check.py    whether texts are continued alike in batches and alone
 dtype.py         the arithmetic that `auto` means
+kept.py          a base model that trainings share
 quantized.py     frozen weights in 4 bits
 gpu.py           what torch and CUDA read when they start
 watch.py         weights read and layers computed, reported as they are

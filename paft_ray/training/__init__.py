@@ -16,6 +16,6 @@ lengths.py         refusal of examples that are too long
 estimates.py       memory and storage that a training needs
 gpu_fit.py         whether it fits a GPU, and with which settings; pure
 state/             checkpoints, shards, pruning, retries
-distributed/       Ray Train: trainer, worker, rank group, heartbeat, elastic size
+distributed/       Ray Train: trainer, launch, worker, rank group, heartbeat, elastic size
 output/            saving and verifying the result
 """

@@ -110,6 +110,7 @@ class Engine:
         import deepspeed
 
         self.rank, self.ranks, self.work = dist.get_rank(), dist.get_world_size(), work
+        self._groups: list[Any] = []
         self.stage = train.deepspeed.stage
         self.virtual_tokens = virtual_tokens(model)
         self.adapted = hasattr(model, "peft_config")
@@ -194,6 +195,7 @@ class Engine:
         if self.ranks == 1:
             return ALONE
         group = dist.new_group(backend="gloo")  # of its own, so that it may be used in a thread
+        self._groups.append(group)
 
         def exchange(mine: IntArray) -> list[IntArray]:
             found = [torch.empty(mine.shape, dtype=torch.int64) for _ in range(self.ranks)]
@@ -265,7 +267,9 @@ class Engine:
         return -float(torch.cat(logprobs).mean())
 
     def release(self) -> None:
-        """Free the device's memory of model and optimizer; the engine cannot be used any more."""
+        """Free the memory of model and optimizer; the engine cannot be used any more."""
+        if not hasattr(self, "_engine"):
+            return
         module, optimizer = self._engine.module, self._engine.optimizer
         self._engine.destroy()
         for tensor in (*module.parameters(), *module.buffers()):
@@ -274,6 +278,8 @@ class Engine:
                 held.data = torch.empty(0, dtype=held.dtype, device=held.device)
         getattr(optimizer, "optimizer", optimizer).state.clear()
         del self._engine, self._tensors, module, optimizer
+        for group in self._groups:
+            dist.destroy_process_group(group)
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -12,7 +12,6 @@ import torch
 
 from paft_ray.models.narrow import full_shape, outer_layers
 
-
 _BETWEEN = 16
 """Parameters that are divided before freed memory is given back."""
 

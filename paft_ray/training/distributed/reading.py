@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from paft_ray.config.errors import TrainingError
+from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.packing import BATCHES, MIXES, PACKED
 from paft_ray.models.row_check import (
@@ -16,6 +17,7 @@ from paft_ray.models.row_check import (
     may_pad,
     read_apart,
 )
+from paft_ray.models.row_probes import base_model
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.job import Job
 
@@ -41,8 +43,13 @@ class Reading:
         return PACKED if self.planner.packing else "unpacked"
 
 
-def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Planner) -> Reading:
+def check_reading(
+    job: Job, model: "PeftModel | PreTrainedModel", planner: Planner, kept: KeptBase
+) -> Reading:
     """Check what the model keeps apart; where one rank finds that rows mix, none packs them.
+
+    Under a base model that is kept, adapters of the same settings are checked once: the check draws
+    its texts itself, and adds noise to the adapter's weights.
 
     Raises:
         TrainingError: The objective or the adapter needs rows that mix.
@@ -51,7 +58,10 @@ def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Plann
     longest = job.config.task.max_length
     row_tokens = max(planner.row_tokens, job.config.evaluation.row_tokens)
     if planner.packing:
-        rows = check_rows(model, row_tokens, longest)
+        question = (repr(job.config.model.peft), row_tokens, longest)
+        rows, attention = kept.once(question, lambda: _check_rows(model, row_tokens, longest))
+        if attention != base_model(model).config._attn_implementation:
+            base_model(model).set_attn_implementation(attention)
         _refuse_mixing_adapter(job, model, rows)
     if job.validation and job.task.choices is None and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)
@@ -68,6 +78,14 @@ def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Plann
     together = Together(rows, batches, padded=all(_from_all(padded)))
     packing = planner.packing and not rows
     return Reading(replace(planner, packing=packing, padded=together.padded), together)
+
+
+def _check_rows(
+    model: "PeftModel | PreTrainedModel", row_tokens: int, longest: int
+) -> tuple[str, str]:
+    """Return why rows mix, if they do, and the attention that the check left the model with."""
+    reason = check_rows(model, row_tokens, longest)
+    return reason, base_model(model).config._attn_implementation
 
 
 def _from_all(mine: Any) -> list[Any]:

@@ -1,13 +1,13 @@
 """Training one variant with one seed: from prompts to an adapter, or a whole model, on storage.
 
 A training is named by the fingerprint of all that moves weights. Where it is complete it is
-returned at once; else `launch` starts workers.
+returned at once; else workers do it, those of the training before where they can.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
-from paft_ray.cluster.control import Control
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Training, total_steps
 from paft_ray.config.errors import ArtifactError
@@ -20,7 +20,7 @@ from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import TrackedRun
-from paft_ray.training.distributed.launch import launch
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.identity import (
     finished_training,
     provenance,
@@ -32,7 +32,11 @@ from paft_ray.training.state.retries import retry_storage
 
 
 def train(
-    context: RunContext, prompts: Sequence[Prompt], training: Training, pool: PromptPool
+    context: RunContext,
+    prompts: Sequence[Prompt],
+    training: Training,
+    pool: PromptPool,
+    workers: Workers | None = None,
 ) -> TrainedAdapter:
     """Train one variant with one seed on these prompts, or find it trained.
 
@@ -41,12 +45,13 @@ def train(
         prompts: Prompts that the sampler draws from.
         training: Variant and seed.
         pool: The pool of these prompts and of the held-out prompts.
+        workers: Do it, and others; by default they are started for it and end with it.
 
     Raises:
         ArtifactError: The folder holds another training.
         TrainingError: A loss was not finite, or workers were lost too often.
     """
-    adapter = train_until(context, prompts, training, pool, TrainingHooks())
+    adapter = train_until(context, prompts, training, pool, TrainingHooks(workers=workers))
     assert adapter is not None  # nobody stops it
     return adapter
 
@@ -70,10 +75,11 @@ def train_until(
             stage.finish(_outcome(adapter))
             return adapter
         _begin(folder, identity)
-        job = _job(context, prompts, training, pool, hooks, identity)
-        if not launch(job, hooks, stage, lambda text: context.screen.line(f"{title}: {text}")):
-            stage.finish("stopped")
-            return None
+        with nullcontext(hooks.workers) if hooks.workers else Workers() as workers:
+            job = _job(context, prompts, training, pool, replace(hooks, workers=workers), identity)
+            if not workers.train(job, hooks, stage, lambda t: context.screen.line(f"{title}: {t}")):
+                stage.finish("stopped")
+                return None
         manifest = retry_storage(
             lambda: load_manifest(folder, check=True), "reading the result", folder.path()
         )
@@ -115,6 +121,7 @@ def _job(
     config = context.config.of_training(training)
     made_from = provenance(context.identities, pool)
     name = f"{config.name}/{config.called(training)}"
+    assert hooks.workers is not None  # its caller has some
     warm_start = config.train.warm_start
     return Job(
         config=config,
@@ -129,7 +136,7 @@ def _job(
         steps=total_steps(config.train, len(context.task.train)),
         cpus=hooks.cpus or fit_workers(config.train.workers, "train.workers"),
         tracking=context.tracking,
-        control=Control(),
+        control=hooks.workers.control,
         made_from=replace(made_from, pool=hooks.pool) if hooks.pool else made_from,
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
         tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),

@@ -1,4 +1,4 @@
-"""One rank of one training, in a Ray Train worker.
+"""One rank in a Ray Train worker, of one training after another.
 
 It builds model, planner, engine and checkpoints, trains with `loop.fit`, and saves and verifies the
 result. Imports that need torch are inside functions, because the driver imports this module.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from paft_ray.models.kept import KeptBase
     from paft_ray.tracking import Tracker
     from paft_ray.training.batch_plan import Planner
     from paft_ray.training.distributed.reading import Reading
@@ -34,20 +35,35 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def run_rank(payload: dict[str, Any]) -> int | None:
-    """Run one rank of one training, in a Ray Train worker.
+def run_ranks(payload: dict[str, Any]) -> int | None:
+    """Run one rank of the trainings that the control actor names, in a Ray Train worker.
 
     Returns:
-        How many steps are done, fewer than all where the ranks had to stop; None where the training
-        was refused, for a reason that the control actor keeps.
+        How many steps of the last one are done, fewer than all where the ranks had to stop; None
+        where it was refused, for a reason that the control actor keeps.
     """
     import ray
 
-    job: Job = ray.get(payload["job"])
-    heartbeat = _heartbeat_sender(job.control)
+    from paft_ray.models.kept import KeptBase
+
+    control: Control = payload["control"]
+    kept, done = KeptBase(), None
+    for reference in control.jobs():
+        job: Job = ray.get(reference)
+        heartbeat = _heartbeat_sender(control)
+        done = _run_rank(job, heartbeat, kept)
+        if done is None or done < job.steps or not job.shares_workers:
+            break
+        rank = heartbeat.heartbeat
+        control.report_finished(rank.attempt, rank.rank, rank.ranks)
+    return done
+
+
+def _run_rank(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> int | None:
+    """Run one rank of one training; see `run_ranks`."""
     try:
         with heartbeat.sending():
-            return _train_tracked(job, heartbeat)
+            return _train_tracked(job, heartbeat, kept)
     except Exception as error:
         first = heartbeat.heartbeat
         if not comes_again(error, first.ranks):
@@ -83,7 +99,7 @@ def _heartbeat_sender(control: Control) -> HeartbeatSender:
     return HeartbeatSender(first, send)
 
 
-def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
+def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> int:
     """Train as one rank, tracked; returns how many steps are done."""
     import ray.train
 
@@ -101,14 +117,14 @@ def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
     )
     status = "FAILED"
     try:
-        steps = _train(job, heartbeat, tracker)
+        steps = _train(job, heartbeat, tracker, kept)
         status = "FINISHED" if steps == job.steps else "KILLED"
         return steps
     finally:
         tracker.finish(status)
 
 
-def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
+def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "KeptBase") -> int:
     """Train as one rank, and save and verify the result; returns how many steps are done."""
     import torch
     from ray.train.torch import get_device
@@ -132,9 +148,9 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     if job.config.train.deterministic and get_device().type == "cuda":
         compute_deterministically()
     with watch_models(heartbeat.work):
-        model = _build_model(job, get_device())
+        model = _build_model(job, get_device(), kept)
         with gathering(model):
-            reading = check_reading(job, model, _build_planner(job, model))
+            reading = check_reading(job, model, _build_planner(job, model), kept)
         _require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
@@ -159,6 +175,8 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
             training_record(job, progress, engine.ranks, verified), packing=reading.packing
         )
         complete_training(job, writer, record, tracker)
+    if job.shares_workers:
+        engine.release()
     return progress.step
 
 
@@ -266,7 +284,9 @@ def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
         ray.train.report(dict(metrics))
 
 
-def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedModel":
+def _build_model(
+    job: Job, device: "torch.device", kept: "KeptBase"
+) -> "PeftModel | PreTrainedModel":
     """The model to train, before its first step, on its device or divided among ranks."""
     import torch.distributed as dist
     from peft import PeftModel
@@ -278,19 +298,22 @@ def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedMod
     from paft_ray.training.zero import divide
 
     config, whole = job.config, job.config.model.peft is None
-    base = load_base(
-        job.base,
-        config.model.revision,
-        attention=config.model.attention,
-        stored=Stored.of(config.model, job.dtype, str(device), trained=whole),
-        trust=config.model.trust_remote_code,
-    )
+    settings = {
+        "location": job.base,
+        "revision": config.model.revision,
+        "attention": config.model.attention,
+        "stored": Stored.of(config.model, job.dtype, str(device), trained=whole),
+        "trust": config.model.trust_remote_code,
+    }
+    divided = config.train.deepspeed.stage == 3  # then no rank has memory for a whole model
+    keep = job.shares_workers and not divided
+    base = kept.take(tuple(settings.items()), partial(load_base, **settings), keep)
     model = make_trainable(base, config.model.peft, config.seed)
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)  # what the adapter froze besides
     if job.warm_start is not None and isinstance(model, PeftModel):
         begin_with(model, job.warm_start)
-    if config.train.deepspeed.stage == 3:
+    if divided:
         divide(model, deepspeed_config(config.train, job.dtype, dist.get_world_size()), device)
     else:
         model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
