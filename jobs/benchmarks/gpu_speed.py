@@ -201,7 +201,7 @@ def hf_trainer(bench: Bench, tokens: int, share: float, by_length: bool) -> Figu
             remove_unused_columns=False,
             use_cpu=not bench.on_gpu,
             dataloader_num_workers=0,
-            **({"train_sampling_strategy": "group_by_length"} if by_length else {}),
+            train_sampling_strategy="group_by_length" if by_length else "random",
         )
         trainer = Trainer(
             model=model,

@@ -91,13 +91,13 @@ def test_another_base_is_read_and_what_was_found_of_the_first_is_forgotten(
 ) -> None:
     read, kept, asked = Reader(tiny_model), KeptBase(), []
 
-    def find() -> str:
+    def find() -> tuple[str, ...]:
         asked.append(1)
-        return "mixes"
+        return ("mixes",)
 
     for key in ("a", "a", "b"):
         kept.take(key, read, True)
-        assert kept.once("rows", find) == "mixes"
+        assert kept.once("rows", find) == ("mixes",)
     assert (read.count, len(asked)) == (2, 2)
 
 
