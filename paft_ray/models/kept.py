@@ -6,7 +6,9 @@ Weights that a training changed all the same are noticed before the next one, an
 """
 
 import copy
+import ctypes
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +59,12 @@ class KeptBase:
         if question not in self._found:
             self._found[question] = find()
         return self._found[question]
+
+
+def return_freed_memory() -> None:
+    """Return to the system what was freed; glibc keeps it for a thread that may be gone."""
+    with suppress(AttributeError):  # of other libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _over_same_weights(model: "PreTrainedModel") -> "PreTrainedModel":

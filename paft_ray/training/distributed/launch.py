@@ -147,11 +147,11 @@ def _needs(job: Job, hooks: TrainingHooks) -> Hashable:
 
     A whole model that is trained leaves no base behind; weights in 4 bits belong to a library that
     keeps state beside them; code of a model's author may do anything; what torch compiled stays in
-    the process.
+    the process, and so does DeepSpeed's engine of stage 3.
     """
     model, train = job.config.model, job.config.train
     alone = model.peft is None or model.quantization != "none" or model.trust_remote_code
-    if alone or train.compile:
+    if alone or train.compile or train.deepspeed.stage == 3:
         return None
     base = model.model_copy(update={"peft": None})
     rest = (train.deepspeed, train.workers, train.deterministic, train.max_failures)
