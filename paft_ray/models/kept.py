@@ -74,7 +74,7 @@ def _over_same_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     own: dict[int, Any] = {}
     for parameter in model.parameters():
         shared = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-        shared.__dict__.update(parameter.__dict__)
+        vars(shared).update(vars(parameter))
         own[id(parameter)] = shared
     return copy.deepcopy(model, own)
 
