@@ -6,7 +6,9 @@ Weights that a training changed all the same are noticed before the next one, an
 """
 
 import copy
+import ctypes
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +61,12 @@ class KeptBase:
         return self._found[question]
 
 
+def return_freed_memory() -> None:
+    """Return to the system what was freed; glibc keeps it for a thread that may be gone."""
+    with suppress(AttributeError):  # of other libraries
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _over_same_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     """A copy of a model with parameters of its own over the same memory."""
     import torch
@@ -66,7 +74,7 @@ def _over_same_weights(model: "PreTrainedModel") -> "PreTrainedModel":
     own: dict[int, Any] = {}
     for parameter in model.parameters():
         shared = torch.nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-        shared.__dict__.update(parameter.__dict__)
+        vars(shared).update(vars(parameter))
         own[id(parameter)] = shared
     return copy.deepcopy(model, own)
 

@@ -162,4 +162,6 @@ def _key(name: str) -> str:
 
 
 def _text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str] | None:
-    return metadata and {key.decode(): value.decode() for key, value in metadata.items()}
+    if metadata is None:
+        return None
+    return {key.decode(): value.decode() for key, value in metadata.items()}

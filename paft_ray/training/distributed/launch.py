@@ -37,7 +37,7 @@ class _Monitor:
         self._control, self._hooks, self._stage = job.control, hooks, stage
         self._validated = 0
         self.changed = threading.Event()
-        """Set once the training is finished."""
+        """Set once the training is finished, or its workers have returned."""
         self._hang_detector = HangDetector(
             workers.heartbeat_timeout_s, report, partial(_end, job.control)
         )
@@ -63,10 +63,7 @@ class _Monitor:
 
 
 class Workers:
-    """Workers that do trainings, in a block; they are started with the first one.
-
-    Everything that a training needs them for is in `train`; see there for what is shared.
-    """
+    """Workers that do trainings, in a block; they are started with the first one."""
 
     def __init__(self, shared: bool = False) -> None:
         """Start nothing yet.
@@ -147,11 +144,11 @@ def _needs(job: Job, hooks: TrainingHooks) -> Hashable:
 
     A whole model that is trained leaves no base behind; weights in 4 bits belong to a library that
     keeps state beside them; code of a model's author may do anything; what torch compiled stays in
-    the process.
+    the process, and so does DeepSpeed's engine of stage 3.
     """
     model, train = job.config.model, job.config.train
     alone = model.peft is None or model.quantization != "none" or model.trust_remote_code
-    if alone or train.compile:
+    if alone or train.compile or train.deepspeed.stage == 3:
         return None
     base = model.model_copy(update={"peft": None})
     rest = (train.deepspeed, train.workers, train.deterministic, train.max_failures)
@@ -232,6 +229,7 @@ class _Group:
         """
         from ray.train import TrainingFailedError
 
+        monitor.changed.clear()  # of workers before these
         self._result.add_done_callback(lambda _: monitor.changed.set())
         monitor.changed.wait()
         if not self._result.done():

@@ -44,7 +44,7 @@ def run_ranks(payload: dict[str, Any]) -> int | None:
     """
     import ray
 
-    from paft_ray.models.kept import KeptBase
+    from paft_ray.models.kept import KeptBase, return_freed_memory
 
     control: Control = payload["control"]
     kept, done = KeptBase(), None
@@ -54,6 +54,7 @@ def run_ranks(payload: dict[str, Any]) -> int | None:
         done = _run_rank(job, heartbeat, kept)
         if done is None or done < job.steps or not job.shares_workers:
             break
+        return_freed_memory()
         rank = heartbeat.heartbeat
         control.report_finished(rank.attempt, rank.rank, rank.ranks)
     return done
@@ -305,15 +306,14 @@ def _build_model(
         "stored": Stored.of(config.model, job.dtype, str(device), trained=whole),
         "trust": config.model.trust_remote_code,
     }
-    divided = config.train.deepspeed.stage == 3  # then no rank has memory for a whole model
-    keep = job.shares_workers and not divided
-    base = kept.take(tuple(settings.items()), partial(load_base, **settings), keep)
+    key = tuple(settings.items())
+    base = kept.take(key, partial(load_base, **settings), job.shares_workers)
     model = make_trainable(base, config.model.peft, config.seed)
     if job.dtype == "bfloat16":
         store_frozen_in_bf16(model)  # what the adapter froze besides
     if job.warm_start is not None and isinstance(model, PeftModel):
         begin_with(model, job.warm_start)
-    if divided:
+    if config.train.deepspeed.stage == 3:
         divide(model, deepspeed_config(config.train, job.dtype, dist.get_world_size()), device)
     else:
         model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]

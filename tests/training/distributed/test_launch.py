@@ -62,8 +62,9 @@ def test_training_with_other_needs_does_not_share(tmp_path: Path, other: dict) -
         {"model": {"quantization": "nf4"}},
         {"model": {"trust_remote_code": True}},
         {"train": {"compile": True}},
+        {"train": {"deepspeed": {"stage": 3}}},
     ],
-    ids=["whole model", "4 bits", "trusted code", "compiled"],
+    ids=["whole model", "4 bits", "trusted code", "compiled", "divided"],
 )
 def test_training_that_leaves_something_behind_shares_with_none(
     tmp_path: Path, alone: dict
