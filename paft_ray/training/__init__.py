@@ -5,9 +5,11 @@ prompt_weights.py  draw probabilities and loss weights from past losses; pure
 batch_plan.py      the global batch of a step, dealt into rows for every rank; pure
 objective.py       the loss that a step minimises
 schedule.py        learning rate of a step; pure
-engine.py          configuration to DeepSpeed engine
-zero.py            whole tensors of weights that ZeRO keeps in parts
+engine.py          configuration to engine: DeepSpeed's, or a plain one
+zero.py            DeepSpeed's engine, and whole tensors of weights that ZeRO keeps in parts
+plain.py           the optimizer step in plain torch
 loop.py            the training loop; no Ray
+local.py           training in this process, without Ray and DeepSpeed
 validation.py      scores of the model while it is trained
 ledger.py          draws and their losses, on storage
 job.py             the data that a rank receives; no Ray

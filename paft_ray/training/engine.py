@@ -1,7 +1,8 @@
-"""A DeepSpeed engine made from the configuration, with the operations that training needs.
+"""An engine made from the configuration, with the operations that training needs.
 
-Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's torch_autocast over
-fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
+Covered: DeepSpeed's ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through its torch_autocast
+over fp32 weights, one optimizer step per call, gathered state; the same in plain torch (`plain`),
+which imports no DeepSpeed and needs no process group. Not covered: pipelines.
 """
 
 import gc
@@ -9,7 +10,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,9 +24,10 @@ from paft_ray.models.narrow import full_shape
 from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.batch_plan import ALONE, Ranks
+from paft_ray.training.plain import PlainEngine
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
-from paft_ray.training.zero import WholeTensors, divide
+from paft_ray.training.zero import WholeTensors, start_deepspeed, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -88,7 +90,7 @@ def deepspeed_config(
 
 
 class Engine:
-    """One rank's DeepSpeed engine around the model that is trained."""
+    """One rank's engine around the model that is trained: DeepSpeed's, or a plain one."""
 
     def __init__(
         self,
@@ -97,21 +99,25 @@ class Engine:
         dtype: str,
         small_state: int = SMALL_STATE,
         work: Callable[[], None] = lambda: None,
+        deepspeed: bool = True,
     ) -> None:
         """Build the engine; collective over all ranks of the default process group.
 
         Args:
-            model: An adapted model, or one whose own weights are trained.
+            model: An adapted model, or one whose own weights are trained; for a plain engine on its
+                device.
             train: The section `train`.
             dtype: Arithmetic: `float32` or `bfloat16`.
             small_state: Bytes of state below which rank 0 gathers all of it.
             work: Called after each tensor that is gathered or restored, and each row that is read.
+            deepspeed: False for plain torch, which divides and offloads nothing, whatever `train`
+                says; there may then be no process group, which is one rank.
         """
-        import deepspeed
-
-        self.rank, self.ranks, self.work = dist.get_rank(), dist.get_world_size(), work
         self._groups: list[Any] = []
-        self.stage = train.deepspeed.stage
+        grouped, self.work = dist.is_initialized(), work
+        self.rank = dist.get_rank() if grouped else 0
+        self.ranks = dist.get_world_size() if grouped else 1
+        self.stage = train.deepspeed.stage if deepspeed else 0
         self.virtual_tokens = virtual_tokens(model)
         self.adapted = hasattr(model, "peft_config")
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -122,16 +128,13 @@ class Engine:
             checkpoint_activations(model)
         if train.compile:
             compile_layers(model)
-        count = sum(full_shape(p).numel() for p in trainable)
-        config = deepspeed_config(train, dtype, self.ranks, count)
-        if self.stage == 3:
-            divide(model, config, local_device())
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-            config=config,
-        )
+        if deepspeed:
+            count = sum(full_shape(p).numel() for p in trainable)
+            config = deepspeed_config(train, dtype, self.ranks, count)
+            self._engine = start_deepspeed(model, optimizer, config)
+        else:
+            self._engine = PlainEngine(model, optimizer, train.gradient_clipping, dtype)
         self.device = self._engine.device
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
         self._engine.train()
@@ -157,13 +160,14 @@ class Engine:
                 of the global batch's loss; not called for an inert row.
         """
         logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
-        # DeepSpeed averages gradients over ranks, hence the factor
+        # gradients are averaged over ranks, hence the factor
         loss = loss_of(logprobs_A) * self.ranks if row.members else logprobs_A.sum() * 0.0
         self._engine.backward(loss)
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
         """Sum a vector over ranks and read it; the host reads nothing else in a step."""
-        dist.all_reduce(values)
+        if self.ranks > 1:
+            dist.all_reduce(values)
         return values.tolist()
 
     def step(self, learning_rate: float) -> float | None:
@@ -186,6 +190,8 @@ class Engine:
 
     def exchange(self, mine: Any) -> list[Any]:
         """Return every rank's value, by rank; values are small and picklable; collective."""
+        if self.ranks == 1:
+            return [mine]
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, mine)
         return values
@@ -230,16 +236,9 @@ class Engine:
                 weights[name] = _own_copy(full)
         return weights
 
-    @contextmanager
-    def whole_adapter(self) -> Iterator[None]:
+    def whole_adapter(self) -> AbstractContextManager[None]:
         """Make trainable parameters whole on every rank in the block; collective at stage 3."""
-        import deepspeed
-
-        if self.stage < 3:
-            yield
-            return
-        with deepspeed.zero.GatheredParameters(list(self.trainable().values())):
-            yield
+        return whole(list(self.trainable().values()))
 
     @contextmanager
     def evaluating(self) -> Iterator["PeftModel | PreTrainedModel"]:
@@ -313,14 +312,6 @@ class Engine:
                 f"the checkpoint lacks {len(missing)} tensors, among them {min(missing)}: choose "
                 "another name for this run"
             )
-
-
-def local_device() -> torch.device:
-    """The device that DeepSpeed uses in this process."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    return torch.device(accelerator.current_device_name())
 
 
 def _own_copy(full: torch.Tensor) -> torch.Tensor:

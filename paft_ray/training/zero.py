@@ -1,4 +1,4 @@
-"""Dividing a model among ranks, and reading and setting what DeepSpeed's ZeRO keeps in parts.
+"""DeepSpeed's engine: starting it, dividing a model among ranks, and its tensors as whole ones.
 
 Weights and moments that are trained are in fp32; all is collective from stage 2 on.
 """
@@ -59,6 +59,30 @@ def divide(model: torch.nn.Module, config: Mapping[str, Any], device: torch.devi
     model.to(device)
 
 
+def start_deepspeed(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
+) -> Any:
+    """Return DeepSpeed's engine around a model, which is divided at stage 3; collective."""
+    import deepspeed
+
+    if config["zero_optimization"]["stage"] == 3:
+        divide(model, config, local_device())
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
+        config=config,
+    )
+    return engine
+
+
+def local_device() -> torch.device:
+    """The device that DeepSpeed uses in this process."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    return torch.device(accelerator.current_device_name())
+
+
 @contextmanager
 def whole(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
     """Make those parameters whole in the block that ZeRO 3 divided; collective if there are any."""
@@ -112,15 +136,15 @@ class WholeTensors:
     """The tensors behind the trainable parameters of a DeepSpeed engine, at any stage."""
 
     def __init__(self, engine: Any, stage: int, rank: int, ranks: int) -> None:
-        """Use an engine that DeepSpeed built, on `rank` of `ranks`."""
+        """Use an engine, DeepSpeed's or at stage 0 a plain one, on `rank` of `ranks`."""
         self._engine, self._stage, self._rank, self._ranks = engine, stage, rank, ranks
 
     def full(self, parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
         """A whole weight or moment, on the device; at stage 0 no copy."""
-        import deepspeed.utils
-
         if self._stage == 0:
             return parameter if kind == "weight" else self._inner.state[parameter][kind]
+        import deepspeed.utils
+
         if kind == "weight":
             full = deepspeed.utils.safe_get_full_fp32_param(parameter)
         else:
@@ -146,13 +170,15 @@ class WholeTensors:
 
     def set_weight(self, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
         """Set a whole weight, in the model and in the fp32 copy that is trained."""
+        if self._stage == 0:
+            parameter.data.copy_(weight)
+            return
         import deepspeed
         import deepspeed.utils
 
         if self._stage < 3:
             parameter.data.copy_(weight)
-            if self._stage > 0:
-                deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
+            deepspeed.utils.safe_set_full_fp32_param(parameter, weight)
             return
         with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(weight)
@@ -160,11 +186,12 @@ class WholeTensors:
 
     def set_moment(self, parameter: torch.nn.Parameter, moment: str, value: torch.Tensor) -> None:
         """Set a whole moment (`exp_avg`, `exp_avg_sq`) in the optimizer."""
-        import deepspeed.utils
-
         if self._stage == 0:
             self._inner.state[parameter][moment].copy_(value)
-        elif self._stage < 3:
+            return
+        import deepspeed.utils
+
+        if self._stage < 3:
             deepspeed.utils.safe_set_full_optimizer_state(parameter, value, moment)
         else:
             shard = self._shard(parameter, value)

@@ -311,7 +311,9 @@ def train_on_engine(
     beginning = trainable_copy(model)
     slow = SlowMachine()
     state = options.get("small_state", SMALL_STATE)
-    engine = Engine(model, train, "float32", state, slow.sender.work)
+    deepspeed = options.get("deepspeed", True)
+    dtype = options.get("dtype", "float32")
+    engine = Engine(model, train, dtype, state, slow.sender.work, deepspeed)
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(
         where.child("checkpoints"),
@@ -364,7 +366,7 @@ def train_on_engine(
     if progress.step < steps:  # cut off: nothing is saved
         return engine.gather_weights()
     quantization = options.get("quantization", "none")
-    base = Base(model_folder, None, model_folder, "float32", quantization)
+    base = Base(model_folder, None, model_folder, dtype, quantization)
     with slow.computing(model):
         verified = save_and_verify(
             engine, base, first_batch(planner), beginning, ArtifactWriter(where)
