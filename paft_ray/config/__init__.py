@@ -14,6 +14,7 @@ launchers.py  variables of MPI, Slurm, torchrun
 
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.evaluation import TrackingConfig
+from paft_ray.config.goal import GoalConfig, LowQuantile, MeanAccuracy, MeanMinusStd, WorstPrompt
 from paft_ray.config.llms import (
     Endpoint,
     FakeLLM,
@@ -49,13 +50,9 @@ from paft_ray.config.tuning import (
     ASHA,
     Choice,
     DimensionConfig,
-    GoalConfig,
     GridSearch,
     LogRandInt,
     LogUniform,
-    LowQuantile,
-    MeanAccuracy,
-    MeanMinusStd,
     MedianStopping,
     OptunaSearch,
     RandInt,
@@ -122,5 +119,6 @@ __all__ = [
     "VLLMEngine",
     "VariantConfig",
     "WorkersConfig",
+    "WorstPrompt",
     "total_steps",
 ]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, Seeds
+from paft_ray.config.goal import GoalConfig, LowQuantile
 
 _FIXED = {
     "name": "it names the search itself",
@@ -160,37 +161,6 @@ class MedianStopping(Section, affects="search"):
     """Reports after which trials may be stopped."""
     min_trials: int = Field(default=3, ge=1)
     """Trials that must have come as far before any is stopped."""
-
-
-class MeanAccuracy(Section, affects="search"):
-    """Mean accuracy over prompts."""
-
-    type: Literal["mean"]
-
-
-class MeanMinusStd(Section, affects="search"):
-    """Mean accuracy minus a multiple of its standard deviation over prompts."""
-
-    type: Literal["mean_minus_std"]
-    weight: float = Field(default=1.0, ge=0)
-    """The multiple."""
-
-
-class LowQuantile(Section, affects="search"):
-    """The 5% quantile of the accuracy over prompts: a bad wording that users may well choose."""
-
-    type: Literal["p05"] = "p05"
-
-
-class WorstPrompt(Section, affects="search"):
-    """The accuracy under the worst prompt."""
-
-    type: Literal["worst"]
-
-
-GoalConfig = Annotated[
-    MeanAccuracy | MeanMinusStd | LowQuantile | WorstPrompt, Field(discriminator="type")
-]
 
 
 class TuningConfig(Section, affects="search"):
