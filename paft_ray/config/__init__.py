@@ -14,7 +14,6 @@ launchers.py  variables of MPI, Slurm, torchrun
 
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.evaluation import TrackingConfig
-from paft_ray.config.goal import GoalConfig, LowQuantile, MeanAccuracy, MeanMinusStd, WorstPrompt
 from paft_ray.config.llms import (
     Endpoint,
     FakeLLM,
@@ -57,6 +56,14 @@ from paft_ray.config.tuning import (
     OptunaSearch,
     RandInt,
     TuningConfig,
+)
+from paft_ray.config.validation import (
+    GoalConfig,
+    LowQuantile,
+    MeanAccuracy,
+    MeanMinusStd,
+    ValidationConfig,
+    WorstPrompt,
 )
 from paft_ray.config.variants import (
     BASE,
@@ -117,6 +124,7 @@ __all__ = [
     "TransformersLLM",
     "TuningConfig",
     "VLLMEngine",
+    "ValidationConfig",
     "VariantConfig",
     "WorkersConfig",
     "WorstPrompt",

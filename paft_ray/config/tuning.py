@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, Seeds
-from paft_ray.config.goal import GoalConfig, LowQuantile
+from paft_ray.config.validation import GoalConfig, LowQuantile
 
 _FIXED = {
     "name": "it names the search itself",
@@ -18,6 +18,7 @@ _FIXED = {
     "task": "figures on other examples cannot be compared",
     "evaluation": "figures measured in other ways cannot be compared",
     "variants": "a search is over ways to train with PAFT; name train.sampling or prompts",
+    "train.validation": "a search scores trials by itself, after tuning.reports",
     "model.path": "all trials adapt one base model",
     "model.revision": "all trials adapt one base model",
     "model.dtype": "figures in other arithmetic cannot be compared",

@@ -9,6 +9,7 @@ engine.py          configuration to DeepSpeed engine
 zero.py            whole tensors of weights that ZeRO keeps in parts
 loop.py            the training loop; no Ray
 validation.py      scores of the model while it is trained
+selection.py       the best step by these scores, and an early end
 ledger.py          draws and their losses, on storage
 job.py             the data that a rank receives; no Ray
 identity.py        fingerprint and folder of a training

@@ -200,10 +200,8 @@ def _train(
     training = trial_training(record.number, context.config.seed)
     changed = threading.Event()
     hooks = TrainingHooks(
-        validation=ValidationPlan(
-            tuple((prompt.id, prompt.text) for prompt in prompts),
-            validation_examples(context.task, setup.tuning),
-            frozenset(steps),
+        validation=ValidationPlan.of(
+            prompts, validation_examples(context.task, setup.tuning), steps
         ),
         validated=changed.set,
         stopped=lambda: setup.control.stop_requested(record.number),

@@ -19,7 +19,7 @@ from paft_ray.runs.progress import Stage
 from paft_ray.training.distributed.elastic_size import ElasticSize
 from paft_ray.training.distributed.heartbeat import HangDetector, Verdict
 from paft_ray.training.distributed.worker import run_rank
-from paft_ray.training.job import Job, TrainingHooks
+from paft_ray.training.job import Done, Job, TrainingHooks
 
 
 class _Monitor:
@@ -54,7 +54,7 @@ class _Monitor:
 
 
 def launch(job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str], None]) -> bool:
-    """Run workers until all steps are done, again where they had to stop before.
+    """Run workers until a training is complete, again where they had to stop before.
 
     Args:
         job: Data for every rank.
@@ -63,7 +63,7 @@ def launch(job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str],
         report: Shows a person a line about the workers.
 
     Returns:
-        Whether all steps are done; if not, the hooks stopped the training.
+        Whether it is complete; if not, the hooks stopped the training.
 
     Raises:
         PaftError: The workers refused to continue.
@@ -79,21 +79,21 @@ def launch(job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str],
         tempfile.TemporaryDirectory(prefix="paft-train-") as scratch,
         follow(job.control.state, monitor.check),
     ):
-        done: int | None = 0
+        done: Done | None = Done()
         for attempt in itertools.count():
             done = _run_workers(job, reference, cpus, f"{scratch}/{attempt}", monitor.verdicts)
-            if done is None or done >= job.steps or hooks.stopped():
+            if done is None or done.complete or hooks.stopped():
                 break
-            report(f"{done} steps are saved, starting anew")
+            report(f"{done.steps} steps are saved, starting anew")
         refusal = job.control.state().refusal
     if refusal is not None:
         raise refusal
-    return done is None or done >= job.steps
+    return done is None or done.complete
 
 
 def _run_workers(
     job: Job, reference: Any, cpus: float, scratch: str, verdicts: Sequence[str]
-) -> int | None:
+) -> Done | None:
     """Return what rank 0 returned; Ray Train replaces workers that are lost."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
