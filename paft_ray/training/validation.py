@@ -95,6 +95,11 @@ class Validation:
         self._plan, self._engine, self._predictor, self._at = plan, engine, predictor, at
         self._training = folder
 
+    @property
+    def stores(self) -> bool:
+        """Return whether this rank writes results to storage."""
+        return self._engine.rank == 0
+
     def after(self, step: int) -> NDArray[np.bool_] | None:
         """Score the model, if the plan has this step; collective.
 
@@ -105,13 +110,12 @@ class Validation:
         if step not in self._plan.steps:
             return None
         correct_PE = np.asarray(self._score(), bool).reshape(-1, len(self._plan.examples))
-        if self._engine.rank != 0:
-            return correct_PE
-        retry_storage(
-            lambda: write_result(self._training, step, correct_PE),
-            "writing validation results",
-            self._training.path(),
-        )
+        if self.stores:
+            retry_storage(
+                lambda: write_result(self._training, step, correct_PE),
+                "writing validation results",
+                self._training.path(),
+            )
         return correct_PE
 
     def _score(self) -> Sequence[float]:

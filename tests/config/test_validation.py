@@ -106,7 +106,7 @@ def test_training_is_named_by_what_chooses_its_weights(
         return training_fingerprint(context, config, (), prompts[:number])
 
     every = {"every_steps": 2}
-    new_tokens = {"evaluation": {"max_new_tokens": 7}}
+    new_tokens: dict[str, Any] = {"evaluation": {"max_new_tokens": 7}}
     assert name(None) == name(None, number=0) == name(None, **new_tokens)
     names = [
         name(None),

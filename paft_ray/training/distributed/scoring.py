@@ -59,15 +59,15 @@ def follow_scores(
     """Return a function that scores the model, and follows up on the result."""
 
     def validate(step: int) -> Wanted:
-        correct_PE = None if validation is None else validation.after(step)
-        if correct_PE is None:
+        if validation is None or (correct_PE := validation.after(step)) is None:
             return Wanted()
         metrics, wanted = validation_metrics(correct_PE), Wanted()
         if selection is not None:
             wanted = selection.add(step, correct_PE)
             metrics |= selection.metrics(step)
         tracker.log_metrics(metrics, step)
-        job.control.report_validated(step)
+        if validation.stores:  # else the driver might read before there is something
+            job.control.report_validated(step)
         return wanted
 
     return validate

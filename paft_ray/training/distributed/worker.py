@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from paft_ray.training.batch_plan import Planner
     from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
+    from paft_ray.training.loop import Recipe
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.state.checkpoint import Progress, Restored
 
@@ -193,12 +194,11 @@ def _fit(
     from paft_ray.training.distributed.rank_group import stop_notice
     from paft_ray.training.distributed.scoring import follow_scores, scorer, select, validated
     from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import LoopHooks, Recipe, fit
+    from paft_ray.training.loop import LoopHooks, fit
     from paft_ray.training.prompt_weights import PromptWeights
-    from paft_ray.training.schedule import learning_rate
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
-    train, seed = job.config.train, job.config.seed
+    train = job.config.train
     checkpoints = Checkpoints(
         job.folder.child("checkpoints"),
         job.identity,
@@ -219,13 +219,7 @@ def _fit(
         engine,
         plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
         progress,
-        Recipe(
-            job.steps,
-            lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
-            train.checkpoint.every_steps,
-            seed,
-            train.objective,
-        ),
+        _recipe(job),
         LoopHooks(
             tracker,
             checkpoints,
@@ -243,6 +237,20 @@ def _fit(
         return _Fitted(progress, complete=False)
     selection.restore_best(engine, progress.step)
     return _Fitted(progress, True, validated(job, selection))
+
+
+def _recipe(job: Job) -> "Recipe":
+    from paft_ray.training.loop import Recipe
+    from paft_ray.training.schedule import learning_rate
+
+    train = job.config.train
+    return Recipe(
+        job.steps,
+        lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
+        train.checkpoint.every_steps,
+        job.config.seed,
+        train.objective,
+    )
 
 
 def _continue(
