@@ -49,17 +49,21 @@ from paft_ray.config.tuning import (
     ASHA,
     Choice,
     DimensionConfig,
-    GoalConfig,
     GridSearch,
     LogRandInt,
     LogUniform,
-    LowQuantile,
-    MeanAccuracy,
-    MeanMinusStd,
     MedianStopping,
     OptunaSearch,
     RandInt,
     TuningConfig,
+)
+from paft_ray.config.validation import (
+    GoalConfig,
+    LowQuantile,
+    MeanAccuracy,
+    MeanMinusStd,
+    ValidationConfig,
+    WorstPrompt,
 )
 from paft_ray.config.variants import (
     BASE,
@@ -120,7 +124,9 @@ __all__ = [
     "TransformersLLM",
     "TuningConfig",
     "VLLMEngine",
+    "ValidationConfig",
     "VariantConfig",
     "WorkersConfig",
+    "WorstPrompt",
     "total_steps",
 ]

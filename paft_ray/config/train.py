@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
+from paft_ray.config.validation import ValidationConfig
 
 
 class ScheduleConfig(Section, affects="weights"):
@@ -215,9 +216,19 @@ class TrainConfig(Section, affects="weights"):
     measured here. On CPUs results are bit-identical anyway."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: Annotated[ValidationConfig | None, affects("weights", neutral=None, whole=True)] = (
+        None
+    )
+    """Score the model on the way, keep its best checkpoint, end early; `paft tune` scores trials
+    by itself."""
     workers: TrainWorkersConfig = TrainWorkersConfig()
     max_failures: Annotated[int, NOTHING] = Field(default=2, ge=0)
     """How often a lost worker is replaced before training gives up."""
+
+    @property
+    def extra_checkpoints(self) -> int:
+        """Checkpoints that may stay besides the newest `checkpoint.keep`."""
+        return int(self.validation is not None and self.validation.keep_best)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -4,6 +4,7 @@ Work and needs follow from the configuration and files alone; nothing is sent or
 of nodes come from `survey`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -74,6 +75,16 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         for t in trainings
     }
     plan["sequences_per_training"] = steps * train.batch_size
+    if (scored := train.validation) is not None:
+        counts = {
+            "scores_per_training_at_most": len(scored.steps(steps)),
+            "prompts": scored.prompts or prompts.split.validation,
+            "examples": min(scored.examples, len(task.validation)),
+        }
+        plan["validation"] = {
+            **counts,
+            "answers_at_most": len(trainings) * math.prod(counts.values()),
+        }
     fewest, most = train.workers.fewest, train.workers.most
     together = most if fewest == most else f"{fewest} to {most}"
     plan["workers"] = {"train": together, "evaluate": evaluation.workers.num}

@@ -37,6 +37,26 @@ class Verified:
     loss_reloaded: float
 
 
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The scores of a model while it was trained, and what they chose."""
+
+    best: int
+    """The step with the best figure, the earliest of equal ones."""
+    figure: float
+    """The goal's figure after it."""
+    goal: str
+    """The goal's name for people."""
+    kept: bool
+    """Whether the weights are those of the best step, else of the last one."""
+    planned: int
+    """Steps that the training was to have; it has fewer where it ended early."""
+    prompts: int
+    """Number of validation prompts."""
+    examples: int
+    """Number of validation examples."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRecord:
     """Facts about a training in its manifest."""
@@ -67,6 +87,14 @@ class TrainingRecord:
     """`packed`, or `unpacked` and why; None where the training is older than the check of rows."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of packages; empty where the training is older than model cards."""
+    validated: Validated | None = None
+    """None where it was not scored on the way."""
+
+    @property
+    def saved_step(self) -> int:
+        """The step after which the saved weights are those of the model."""
+        validated = self.validated
+        return validated.best if validated is not None and validated.kept else self.steps
 
     def to_json(self) -> dict[str, Any]:
         """Return the entries of the manifest."""
@@ -75,7 +103,12 @@ class TrainingRecord:
     @classmethod
     def from_json(cls, about: Mapping[str, Any]) -> Self:
         """Read the entries of a manifest, also of one that an earlier version wrote."""
-        types = {"prompt": TrainedPrompt, "made_from": MadeFrom, "verified": Verified}
+        types = {
+            "prompt": TrainedPrompt,
+            "made_from": MadeFrom,
+            "verified": Verified,
+            "validated": Validated,
+        }
         known = {f.name: about[f.name] for f in fields(cls) if f.name in about}
         return cls(**known | {k: t(**about[k]) for k, t in types.items() if k in about})
 

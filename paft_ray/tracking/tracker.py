@@ -58,6 +58,7 @@ class Metric(StrEnum):
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
     VALIDATION_GOAL = "validation/goal"
+    VALIDATION_BEST_STEP = "validation/best_step"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ plain.py           the optimizer step in plain torch
 loop.py            the training loop; no Ray
 local.py           training in this process, without Ray and DeepSpeed
 validation.py      scores of the model while it is trained
+selection.py       the best step by these scores, and an early end
 ledger.py          draws and their losses, on storage
 job.py             the data that a rank receives; no Ray
 identity.py        fingerprint and folder of a training

@@ -282,17 +282,19 @@ class Engine:
         gc.collect()
         torch.cuda.empty_cache()
 
-    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int | None) -> None:
         """Restore gathered state, on any number of ranks; collective.
 
         Args:
             state: The tensors that all ranks' `gather` returned, by key, the same on every rank.
-            step: Optimizer steps done, for AdamW's bias correction.
+            step: Optimizer steps done, for AdamW's bias correction; None restores weights only, in
+                an engine that trains no further.
 
         Raises:
             ArtifactError: A tensor is missing, or belongs to no parameter.
         """
-        self._tensors.create_moments(step)
+        if step is not None:
+            self._tensors.create_moments(step)
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
             self.work()
@@ -305,7 +307,7 @@ class Engine:
             missing.discard(key)
             if kind == "weight":
                 self._tensors.set_weight(parameters[name], value.to(self.device))
-            else:
+            elif step is not None:
                 self._tensors.set_moment(parameters[name], kind, value.to(self.device))
         if missing:
             raise ArtifactError(

@@ -73,4 +73,5 @@ def training_storage(sizes: ModelSizes, train: TrainConfig, steps: int) -> float
     result = _FP32 * sizes.trainable
     state = (_FP32 + _MOMENTS) * sizes.trainable
     ledger = _LEDGER * steps * train.batch_size
-    return bytes_needed(state, result, train.checkpoint.keep, there=0) + ledger
+    keep = train.checkpoint.keep + train.extra_checkpoints
+    return bytes_needed(state, result, keep, there=0) + ledger

@@ -40,6 +40,17 @@ class TrainingHooks:
     """Workers that do other trainings too; by default they are started for this one."""
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How far the ranks of a training came; pickles."""
+
+    steps: int = 0
+    """Steps that are saved."""
+    complete: bool = False
+    """Whether the training is over and its result is saved: all steps are done, or scores ended
+    it."""
+
+
 @dataclass(frozen=True)
 class Job:
     """The data that every rank of one training receives; pickles."""

@@ -2,7 +2,7 @@
 
 A step: forward and backward of this rank's rows, one all-reduce of the per-slot losses, one read by
 the host, an error if they are not finite, one optimizer step. Every `every_steps` steps state is
-gathered on the main thread and written by another.
+gathered on the main thread and written by another, and so is a step that validation wants to keep.
 """
 
 import logging
@@ -46,6 +46,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the scores of a step ask of the loop."""
+
+    checkpoint: bool = False
+    """Save this step."""
+    end: bool = False
+    """Save it and train no further."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopHooks:
     """Objects and functions that the loop calls with its results and positions."""
 
@@ -61,8 +71,9 @@ class LoopHooks:
     """Called on every rank after every step, with metrics."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
-    validate: Callable[[int], None] = lambda step: None
-    """Called on every rank after every step, before it is saved; may score the model."""
+    validate: Callable[[int], Wanted] = lambda step: Wanted()
+    """Called on every rank after every step, before it is saved; may score the model. All ranks
+    return the same."""
     must_stop: Callable[[], bool] = lambda: False
     """Called on every rank in every step; where one returns true, all save that step and return."""
 
@@ -86,7 +97,7 @@ def fit(
     recipe: Recipe,
     hooks: LoopHooks,
 ) -> Progress:
-    """Train from `progress.step` to `recipe.steps`, or until a rank must stop.
+    """Train from `progress.step` to `recipe.steps`, or until a rank must stop or scores end it.
 
     Args:
         engine: Model and optimizer, already at `progress`.
@@ -96,7 +107,8 @@ def fit(
         hooks: Receive results; request a stop.
 
     Returns:
-        The progress at the end, with fewer than `steps` steps where a rank had to stop.
+        The progress at the end, with fewer than `steps` steps where a rank had to stop or scores
+        ended the training.
 
     Raises:
         TrainingError: The loss of a step is not finite, which leaves the weights as they were
@@ -118,9 +130,10 @@ def fit(
         )
         hooks.tracker.log_metrics(result.metrics, progress.step)
         hooks.ledger.add(plan, result.nll_S)
-        hooks.validate(progress.step)
+        wanted = hooks.validate(progress.step)
+        stopping = result.stopping or wanted.end
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
-        if due or result.stopping:
+        if due or stopping or wanted.checkpoint:
             hooks.at("checkpoint")
             hooks.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **hooks.weights.state()}
@@ -128,7 +141,7 @@ def fit(
             before = partial(_write_records, write_ledger, hooks.tracker)
             hooks.checkpoints.save(progress, state, before)
         hooks.report({"step": float(progress.step), **result.metrics})
-        if result.stopping:
+        if stopping:
             break
     hooks.at("checkpoint")
     hooks.checkpoints.wait()

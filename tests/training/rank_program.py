@@ -4,19 +4,21 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from paft_ray.cluster.control import ControlActor, Heartbeat
-from paft_ray.config import Config, ScheduleConfig, TrainConfig
+from paft_ray.config import Config, ScheduleConfig, TrainConfig, ValidationConfig
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import Predictor
 from paft_ray.models.load import (
@@ -39,13 +41,14 @@ from paft_ray.training.batch_plan import Planner, plans
 from paft_ray.training.distributed.heartbeat import HangDetector, HeartbeatSender
 from paft_ray.training.engine import Engine, prepare_process
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.loop import LoopHooks, Recipe, fit
+from paft_ray.training.loop import LoopHooks, Recipe, Wanted, fit
 from paft_ray.training.objective import views
 from paft_ray.training.output.save import first_batch, save_and_verify, trainable_copy
 from paft_ray.training.output.verify import Base
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
+from paft_ray.training.selection import Selection
 from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 from paft_ray.training.state.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.validation import Validation, ValidationPlan
@@ -151,11 +154,11 @@ def questions(model_folder: str) -> tuple[Config, Task]:
 
 
 def validation(
-    engine: Engine, planner: Planner, folder: Storage, model_folder: str
-) -> Callable[[int], None]:
+    engine: Engine, planner: Planner, folder: Storage, model_folder: str, steps: Iterable[int]
+) -> Callable[[int], NDArray[np.bool_] | None]:
     config, task = questions(model_folder)
     prompts = tuple((str(i), text) for i, text in enumerate(ASKED))
-    plan = ValidationPlan(prompts, task.validation, frozenset({10, 20}))
+    plan = ValidationPlan(prompts, task.validation, frozenset(steps))
     predictor = Predictor(config, task, planner.encoder, "float32")
 
     def quiet(*said: object, **more: object) -> None:
@@ -318,25 +321,38 @@ def train_on_engine(
     checkpoints = Checkpoints(
         where.child("checkpoints"),
         "test",
-        keep=10,
+        keep=options.get("keep", 10),
         group=engine.rank_group(),
         limits=WriteLimits(shard_bytes=options.get("shard_bytes", SHARD_BYTES)),
     )
     progress, steps = Progress(), train.steps or STEPS
     weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
-    if (restored := checkpoints.load()) is not None:
+    selection, scored = None, {10, 20}
+    if "selected" in options:
+        config = ValidationConfig.model_validate(options["selected"])
+        scored = config.steps(steps)
+        selection = Selection(config, scored, where, checkpoints)
+    restored = checkpoints.load() if selection is None else selection.load()
+    if restored is not None:
         progress = restored.progress
         assert 0 < progress.step < steps
         engine.restore(restored.state, progress.step)
         weights.restore(restored.other)
     else:
         assert "continues" not in options
+    until = steps if selection is None else selection.until(progress.step, steps)
+    score = validation(engine, planner, where, model_folder, scored)
+
+    def validate(step: int) -> Wanted:
+        found = score(step)
+        return Wanted() if found is None or selection is None else selection.add(step, found)
+
     progress = fit(
         engine,
         plans(
             planner,
             progress.step,
-            options.get("until", steps),
+            options.get("until", until),
             engine.plan_ranks(),
             weights.for_step,
         ),
@@ -356,15 +372,17 @@ def train_on_engine(
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             weights=weights,
             report=lambda metrics: None,
-            **(
-                {"validate": validation(engine, planner, where, model_folder)}
-                if options.get("validated")
-                else {}
-            ),
+            **({"validate": validate} if selection or options.get("validated") else {}),
         ),
     )
-    if progress.step < steps:  # cut off: nothing is saved
+    until = steps if selection is None else selection.until(progress.step, steps)
+    if progress.step < until or "until" in options:  # cut off: nothing is saved
         return engine.gather_weights()
+    if selection is not None:
+        selection.restore_best(engine, progress.step)
+        best = selection.best
+        assert best is not None
+        where.write_json("selected.json", {"steps": progress.step, **asdict(best)})
     quantization = options.get("quantization", "none")
     base = Base(model_folder, None, model_folder, dtype, quantization)
     with slow.computing(model):

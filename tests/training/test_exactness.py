@@ -51,6 +51,7 @@ ONE_RANK = [
     {"name": "resumed torch", "deepspeed": False, "continues": "cut torch"},
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
 ]
+SELECTED = {"selected": {"every_steps": 2, "patience": 3}, "keep": 1, "stage": 2}
 TWO_RANKS = [
     *({"name": f"two-stage{stage}", "stage": stage} for stage in STAGES),
     *({"name": f"two-{name}", "train": train} for name, train in LOSSES.items()),
@@ -59,6 +60,10 @@ TWO_RANKS = [
     {"name": "cut2", "stage": 2, "until": 11, "every": 4},
     {"name": "cut4", "stage": 3, "until": 11, "every": 4},
     {"name": "resumed2", "stage": 2, "continues": "cut2"},
+    {"name": "selected", **SELECTED},
+    {"name": "cut selected", "until": 5, "every": 1, **SELECTED},
+    {"name": "resumed selected", "continues": "cut selected", **SELECTED},
+    {"name": "again selected", "continues": "selected", **SELECTED},
 ]
 SHARDED = {"full": True, "small_state": 0, "shard_bytes": 50_000}
 SLOW_ONE_RANK = [
@@ -77,6 +82,7 @@ SLOW_ONE_RANK = [
 ]
 SLOW_TWO_RANKS = [
     {"name": "validated3", "stage": 3, "validated": True},
+    {"name": "selected3", **SELECTED, "stage": 3},
     {"name": "cut3", "stage": 3, "until": 11, "every": 4},
     {"name": "resumed3", "stage": 3, "continues": "cut3"},
     {"name": "full-two-stage3", "stage": 3, **SHARDED},
@@ -309,3 +315,44 @@ def test_model_is_scored_on_its_way_as_evaluation_does_and_is_not_moved_by_it(
     ]
     assert results[20].tolist() == expected_PE
     assert 0 < results[20].mean() < 1
+
+
+def adapter_of(folder: Path) -> Weights:
+    return safetensors.torch.load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["selected", slow("selected3")])
+def test_adapter_of_a_training_that_ended_early_has_the_weights_of_its_best_checkpoint(
+    name: str, launched: Path, trained: dict[str, Weights]
+) -> None:
+    found = json.loads((launched / name / "selected.json").read_text())
+    results = read_results(Storage.open(str(launched / name)))
+    means = {step: float(correct_PE.mean()) for step, correct_PE in results.items()}
+    best, last = found["step"], found["steps"]
+    assert means[best] == max(means.values())
+    assert all(means[step] < means[best] for step in means if step < best)
+    assert best < last == max(means) == best + 3 * 2 < 20
+    checkpoints = launched / name / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {
+        f"step-{best:09d}", f"step-{last:09d}",
+    }  # fmt: skip
+    kept: Weights = {}
+    for path in (checkpoints / f"step-{best:09d}").glob("state-*.safetensors"):
+        kept |= safetensors.torch.load_file(path)
+    saved, weights = adapter_of(launched / name), trained[name]
+    assert saved.keys() == {key.replace(".default", "") for key in weights}
+    for key, tensor in weights.items():
+        assert torch.equal(kept[f"weight/{key}"], tensor)
+        assert torch.equal(saved[key.replace(".default", "")], tensor)
+
+
+@pytest.mark.parametrize("folder", ["cut selected", "selected"])
+def test_training_that_is_continued_makes_the_same_choice(
+    folder: str, launched: Path, trained: dict[str, Weights]
+) -> None:
+    """The second one is continued after its early end, and trains no further."""
+    name = {"cut selected": "resumed selected", "selected": "again selected"}[folder]
+    for key, weight in trained["selected"].items():
+        assert torch.equal(trained[name][key], weight)
+    found = [json.loads((launched / x / "selected.json").read_text()) for x in ("selected", folder)]
+    assert found[0] == found[1]

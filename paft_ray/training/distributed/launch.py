@@ -24,7 +24,7 @@ from paft_ray.runs.progress import Stage
 from paft_ray.training.distributed.elastic_size import ElasticSize
 from paft_ray.training.distributed.heartbeat import HangDetector, Verdict
 from paft_ray.training.distributed.worker import run_ranks
-from paft_ray.training.job import Job, TrainingHooks
+from paft_ray.training.job import Done, Job, TrainingHooks
 
 
 class _Monitor:
@@ -93,7 +93,7 @@ class Workers:
     def train(
         self, job: Job, hooks: TrainingHooks, stage: Stage, report: Callable[[str], None]
     ) -> bool:
-        """Run workers until all steps are done, again where they had to stop before.
+        """Run workers until a training is complete, again where they had to stop before.
 
         Args:
             job: Data for every rank.
@@ -102,7 +102,7 @@ class Workers:
             report: Shows a person a line about the workers.
 
         Returns:
-            Whether all steps are done; if not, the hooks stopped the training.
+            Whether it is complete; if not, the hooks stopped the training.
 
         Raises:
             PaftError: The workers refused to continue.
@@ -124,13 +124,13 @@ class Workers:
                 done = self._group.wait(job, monitor)
                 if self._group.over:
                     self._end_group()
-                if done is None or done >= job.steps or hooks.stopped():
+                if done is None or done.complete or hooks.stopped():
                     break
-                report(f"{done} steps are saved, starting anew")
+                report(f"{done.steps} steps are saved, starting anew")
             refusal = self.control.state().refusal
         if refusal is not None:
             raise refusal
-        return done is None or done >= job.steps
+        return done is None or done.complete
 
     def _end_group(self) -> None:
         """End workers, which are through with their training or wait for the next one."""
@@ -195,7 +195,7 @@ class _Group:
                 failure_config=FailureConfig(max_failures=train.max_failures),
             ),
         )
-        self._result: Future[int | None] = Future()
+        self._result: Future[Done | None] = Future()
         threading.Thread(target=self._run, name="train", daemon=True).start()
 
     def _run(self) -> None:
@@ -218,8 +218,8 @@ class _Group:
         unharmed = self._control.state().ended_attempt == self._earlier
         return not self.over and self._needs == needs and unharmed
 
-    def wait(self, job: Job, monitor: _Monitor) -> int | None:
-        """Wait until the training is over, and return how many steps are done.
+    def wait(self, job: Job, monitor: _Monitor) -> Done | None:
+        """Wait until the training is over, and return how far it came.
 
         None where the workers refused it.
 
@@ -233,7 +233,7 @@ class _Group:
         self._result.add_done_callback(lambda _: monitor.changed.set())
         monitor.changed.wait()
         if not self._result.done():
-            return job.steps
+            return Done(job.steps, complete=True)
         try:
             return self._result.result()
         except TrainingFailedError as error:

@@ -29,6 +29,7 @@ from paft_ray.training.identity import (
 )
 from paft_ray.training.job import Job, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
+from paft_ray.training.validation import ValidationPlan, held_out
 
 
 def train(
@@ -65,7 +66,8 @@ def train_until(
 ) -> TrainedAdapter | None:
     """Do as `train`, but return None where the hooks stop it; the same call continues it."""
     config = context.config.of_training(training)
-    identity = training_fingerprint(context, config, prompts)
+    validation = held_out(config, pool, context.task)
+    identity = training_fingerprint(context, config, prompts, validation[0])
     folder = training_folder(context.run_folder, training)
     title = f"train {context.config.called(training)}"
     with context.screen.stage(title) as stage:
@@ -75,6 +77,10 @@ def train_until(
             stage.finish(_outcome(adapter))
             return adapter
         _begin(folder, identity)
+        steps = total_steps(config.train, len(context.task.train))
+        if config.train.validation is not None:
+            plan = ValidationPlan.of(*validation, config.train.validation.steps(steps))
+            hooks = replace(hooks, validation=plan)
         with nullcontext(hooks.workers) if hooks.workers else Workers() as workers:
             job = _job(context, prompts, training, pool, replace(hooks, workers=workers), identity)
             if not workers.train(job, hooks, stage, lambda t: context.screen.line(f"{title}: {t}")):
@@ -91,10 +97,19 @@ def train_until(
 
 
 def _outcome(adapter: TrainedAdapter) -> str:
-    record = adapter.record
+    record, validated = adapter.record, adapter.record.validated
     reused = ", found complete" if adapter.reused else ""
     prompts = f"{record.prompts} prompt{'s' if record.prompts != 1 else ''}"
-    return f"{record.steps} steps, {prompts}, loss {record.last_loss:.3f}{reused}"
+    steps, best = f"{record.steps} steps", ""
+    if validated is not None:
+        if record.steps < validated.planned:
+            steps = f"ended after {record.steps} of {validated.planned} steps"
+        kept = "" if validated.kept else ", the last one is kept"
+        best = (
+            f", best after step {validated.best} with {validated.goal} {validated.figure:.1%} on "
+            f"{validated.prompts} validation prompts{kept}"
+        )
+    return f"{steps}, {prompts}, loss {record.last_loss:.3f}{best}{reused}"
 
 
 def _begin(folder: Storage, identity: str) -> None:

@@ -6,17 +6,18 @@ result. Imports that need torch are inside functions, because the driver imports
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.cluster.control import Control, Heartbeat
 from paft_ray.config.errors import PaftError
+from paft_ray.serving.record import Validated
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.training.distributed.failures import comes_again, program_error
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
-from paft_ray.training.job import Job
+from paft_ray.training.job import Done, Job
 from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
@@ -29,18 +30,19 @@ if TYPE_CHECKING:
     from paft_ray.training.batch_plan import Planner
     from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
+    from paft_ray.training.loop import Recipe
     from paft_ray.training.prompt_weights import PromptWeights
-    from paft_ray.training.state.checkpoint import Checkpoints, Progress
+    from paft_ray.training.state.checkpoint import Progress, Restored
 
 logger = logging.getLogger(__name__)
 
 
-def run_ranks(payload: dict[str, Any]) -> int | None:
+def run_ranks(payload: dict[str, Any]) -> Done | None:
     """Run one rank of the trainings that the control actor names, in a Ray Train worker.
 
     Returns:
-        How many steps of the last one are done, fewer than all where the ranks had to stop; None
-        where it was refused, for a reason that the control actor keeps.
+        How far the last one came; it is not complete where the ranks had to stop. None where it was
+        refused, for a reason that the control actor keeps.
     """
     import ray
 
@@ -52,7 +54,7 @@ def run_ranks(payload: dict[str, Any]) -> int | None:
         job: Job = ray.get(reference)
         heartbeat = _heartbeat_sender(control)
         done = _run_rank(job, heartbeat, kept)
-        if done is None or done < job.steps or not job.shares_workers:
+        if done is None or not done.complete or not job.shares_workers:
             break
         return_freed_memory()
         rank = heartbeat.heartbeat
@@ -60,7 +62,7 @@ def run_ranks(payload: dict[str, Any]) -> int | None:
     return done
 
 
-def _run_rank(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> int | None:
+def _run_rank(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> Done | None:
     """Run one rank of one training; see `run_ranks`."""
     try:
         with heartbeat.sending():
@@ -100,8 +102,8 @@ def _heartbeat_sender(control: Control) -> HeartbeatSender:
     return HeartbeatSender(first, send)
 
 
-def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> int:
-    """Train as one rank, tracked; returns how many steps are done."""
+def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> Done:
+    """Train as one rank, tracked; returns how far it came."""
     import ray.train
 
     from paft_ray.tracking import open_tracker
@@ -118,15 +120,15 @@ def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> in
     )
     status = "FAILED"
     try:
-        steps = _train(job, heartbeat, tracker, kept)
-        status = "FINISHED" if steps == job.steps else "KILLED"
-        return steps
+        done = _train(job, heartbeat, tracker, kept)
+        status = "FINISHED" if done.complete else "KILLED"
+        return done
     finally:
         tracker.finish(status)
 
 
-def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "KeptBase") -> int:
-    """Train as one rank, and save and verify the result; returns how many steps are done."""
+def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "KeptBase") -> Done:
+    """Train as one rank, and save and verify the result; returns how far it came."""
     import torch
     from ray.train.torch import get_device
 
@@ -155,10 +157,11 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
         _require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
-    progress = _fit(job, engine, reading, heartbeat, tracker)
-    if progress.step < job.steps:
+    fitted = _fit(job, engine, reading, heartbeat, tracker)
+    progress = fitted.progress
+    if not fitted.complete:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)
-        return progress.step
+        return Done(progress.step)
     heartbeat.move("saving")
     settings, writer = job.config.model, ArtifactWriter(job.folder)
     base = Base(
@@ -173,12 +176,25 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
     verified = save_and_verify(engine, base, first_batch(reading.planner), beginning, writer)
     if verified is not None:  # on rank 0
         record = replace(
-            training_record(job, progress, engine.ranks, verified), packing=reading.packing
+            training_record(job, progress, engine.ranks, verified),
+            packing=reading.packing,
+            validated=fitted.validated,
         )
         complete_training(job, writer, record, tracker)
     if job.shares_workers:
         engine.release()
-    return progress.step
+    return Done(progress.step, complete=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """The end of a training loop."""
+
+    progress: "Progress"
+    complete: bool
+    """Whether it has trained all that it was to; else the ranks had to stop."""
+    validated: Validated | None = None
+    """None where scores choose nothing."""
 
 
 def _fit(
@@ -187,17 +203,21 @@ def _fit(
     reading: "Reading",
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
-) -> "Progress":
-    """Train from the newest checkpoint to the last step, or until the ranks must stop."""
+) -> _Fitted:
+    """Train from the newest checkpoint to the end, or until the ranks must stop.
+
+    The end is the last step, or an earlier one where scores end the training; the engine then has
+    the weights that are to be saved.
+    """
     from paft_ray.training.batch_plan import plans
     from paft_ray.training.distributed.rank_group import stop_notice
+    from paft_ray.training.distributed.scoring import follow_scores, scorer, select, validated
     from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import LoopHooks, Recipe, fit
+    from paft_ray.training.loop import LoopHooks, fit
     from paft_ray.training.prompt_weights import PromptWeights
-    from paft_ray.training.schedule import learning_rate
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
-    train, seed = job.config.train, job.config.seed
+    train = job.config.train
     checkpoints = Checkpoints(
         job.folder.child("checkpoints"),
         job.identity,
@@ -205,22 +225,20 @@ def _fit(
         engine.rank_group(),
     )
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
-    progress = _continue(checkpoints, engine, weights)
+    selection = select(job, checkpoints)
+    restored = checkpoints.load() if selection is None else selection.load()
+    progress = _continue(restored, engine, weights)
     ledger = Ledger(job.folder, progress.step, [id for id, _ in job.prompts])
     if engine.rank == 0:
         retry_storage(ledger.prune, "clearing the ledger", job.folder.path())
-    checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
-    return fit(
+    bytes_each = engine.weight_bytes
+    checkpoints.require_space(len(KINDS) * bytes_each, bytes_each, train.extra_checkpoints)
+    until = job.steps if selection is None else selection.until(progress.step, job.steps)
+    progress = fit(
         engine,
-        plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
+        plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
         progress,
-        Recipe(
-            job.steps,
-            lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
-            train.checkpoint.every_steps,
-            seed,
-            train.objective,
-        ),
+        _recipe(job),
         LoopHooks(
             tracker,
             checkpoints,
@@ -228,44 +246,38 @@ def _fit(
             weights,
             partial(_report, job, engine.rank),
             heartbeat.move,
-            _validation(job, engine, reading, heartbeat, tracker),
+            follow_scores(job, scorer(job, engine, reading, heartbeat), tracker, selection),
             stop_notice(heartbeat),
         ),
     )
+    if selection is None:
+        return _Fitted(progress, progress.step == job.steps)
+    if progress.step < selection.until(progress.step, job.steps):
+        return _Fitted(progress, complete=False)
+    selection.restore_best(engine, progress.step)
+    return _Fitted(progress, True, validated(job, selection))
 
 
-def _validation(
-    job: Job,
-    engine: "Engine",
-    reading: "Reading",
-    heartbeat: HeartbeatSender,
-    tracker: "Tracker",
-) -> Callable[[int], None]:
-    """Return a function that scores the model after the steps of the validation plan, if any."""
-    from paft_ray.evaluation.figures import validation_metrics
-    from paft_ray.evaluation.predictors import Predictor
-    from paft_ray.training.validation import Validation
+def _recipe(job: Job) -> "Recipe":
+    from paft_ray.training.loop import Recipe
+    from paft_ray.training.schedule import learning_rate
 
-    if job.validation is None:
-        return lambda step: None
-
-    encoder, together = reading.planner.encoder, reading.together
-    predictor = Predictor(job.config, job.task, encoder, job.dtype, together)
-    validation = Validation(job.validation, engine, predictor, job.folder, heartbeat.move)
-
-    def validate(step: int) -> None:
-        if (correct_PE := validation.after(step)) is not None:
-            tracker.log_metrics(validation_metrics(correct_PE), step)
-            job.control.report_validated(step)
-
-    return validate
+    train = job.config.train
+    return Recipe(
+        job.steps,
+        lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
+        train.checkpoint.every_steps,
+        job.config.seed,
+        train.objective,
+    )
 
 
-def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":
-    """Restore the newest checkpoint, if there is one; collective."""
+def _continue(
+    restored: "Restored | None", engine: "Engine", weights: "PromptWeights"
+) -> "Progress":
+    """Restore a checkpoint, if there is one; collective."""
     from paft_ray.training.state.checkpoint import Progress
 
-    restored = checkpoints.load()
     if restored is None:
         return Progress()
     engine.restore(restored.state, restored.progress.step)
