@@ -15,6 +15,7 @@ from paft_ray.models.row_check import (
     check_rows,
     may_pad,
     read_apart,
+    use_blocks,
 )
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.job import Job
@@ -53,6 +54,8 @@ def check_reading(job: Job, model: "PeftModel | PreTrainedModel", planner: Plann
     if planner.packing:
         rows = check_rows(model, row_tokens, longest)
         _refuse_mixing_adapter(job, model, rows)
+    else:
+        use_blocks(model)
     if job.validation and job.task.choices is None and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)
     rows, batches = (max(reasons) for reasons in zip(*_from_all((rows, batches)), strict=True))
