@@ -28,7 +28,7 @@ from paft_ray.models.load import (
 from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs, inference
 from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
-from paft_ray.models.row_check import Together, check_padded, may_pad, read_apart
+from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
@@ -243,7 +243,8 @@ class ModelPredictor:
         writes_with = tokenizer if task.choices is None else None
         loaded = self._read(base, config.model.revision)
         self.together = Together.of(loaded, config, config.evaluation.row_tokens, writes_with)
-        self._base = self._model = self._prepare(loaded)
+        self._attention: str = loaded.config._attn_implementation
+        self._base = self._model = loaded
         self._task, self._encoder = task, encoder
         self._predictor = Predictor(config, task, encoder, dtype, self.together)
         self._adapters: set[str] = set()
@@ -257,8 +258,9 @@ class ModelPredictor:
         return model
 
     def _prepare(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        if self.together.rows:
-            read_apart(model)
+        """Give a model the attention that the checks left the base model with."""
+        if model.config._attn_implementation != self._attention:
+            model.set_attn_implementation(self._attention)
         return model
 
     def score(

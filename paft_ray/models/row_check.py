@@ -91,7 +91,7 @@ def check_rows(model: "AnyModel", row_tokens: int, longest: int) -> str:
         reason = _mixing(model, reading, longest)
         if reason and inner_attention(model) == VARLEN_ATTENTION:
             logger.warning("%s attends in blocks, not by varlen: %s", model_name(model), reason)
-            base_model(model).set_attn_implementation(BLOCK_ATTENTION)
+            use_blocks(model)
             reason = _mixing(model, replace(reading, dtype=usable_arithmetic(model)), longest)
     if reason:
         logger.warning("%s cannot pack its rows: %s", model_name(model), reason)
@@ -171,7 +171,9 @@ class Together:
         """
         longest = config.task.max_length
         rows = check_rows(model, row_tokens, longest) if config.train.packing else ""
-        if rows:
+        if not config.train.packing:
+            use_blocks(model)
+        elif rows:
             read_apart(model)
         padded = bool(rows) and may_pad(model) and not check_padded(model, row_tokens, longest)
         batches = "" if writes_with is None else check_batches(model, writes_with)
@@ -187,6 +189,12 @@ def read_apart(model: "AnyModel") -> None:
     """Let a model read with its own attention, instead of that for packed rows."""
     if attends_in_blocks(model):
         base_model(model).set_attn_implementation("sdpa")
+
+
+def use_blocks(model: "AnyModel") -> None:
+    """Let a model that reads rows by `varlen`, which is not tried or fails, attend in blocks."""
+    if inner_attention(model) == VARLEN_ATTENTION:
+        base_model(model).set_attn_implementation(BLOCK_ATTENTION)
 
 
 def _mixing(model: "AnyModel", reading: ForwardPass, longest: int) -> str:

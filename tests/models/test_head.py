@@ -131,3 +131,17 @@ def test_heads_on_cpus_multiply_in_fp32_whatever_autocast_says():
     with torch.autocast("cpu", torch.bfloat16):
         assert not heads._multiplies_in_bf16(torch.zeros(1, 8), layer.weight)
         assert torch.equal(layer(torch.ones(1, 8)), layer.compute(torch.ones(1, 8)))
+
+
+@pytest.mark.gpu
+def test_heads_on_gpus_multiply_bf16_into_fp32():
+    torch.manual_seed(0)
+    layer, x = FullPrecisionLinear(512, 64).cuda(), torch.randn(9, 512, device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        found = layer(x)
+    rounded = [t.detach().bfloat16().double() for t in (x, layer.weight)]
+    expected = rounded[0] @ rounded[1].t() + layer.bias.detach().double()
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.detach().double(), expected, rtol=1e-4, atol=1e-4)
+    found.sum().backward()
+    assert layer.weight.grad is not None

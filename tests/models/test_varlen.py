@@ -11,14 +11,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from factories import run_config
 from families import build_family, family_config
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
 from paft_ray.models import varlen
 from paft_ray.models.attention import BLOCK_ATTENTION, VARLEN_ATTENTION, find_spans
 from paft_ray.models.load import load_base
 from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import TokenSequence, build_row
-from paft_ray.models.row_check import check_batches, check_rows
+from paft_ray.models.row_check import Together, check_batches, check_rows
 from paft_ray.models.transfer import copy_at_once, copy_to
 
 CPU = torch.device("cpu")
@@ -112,6 +115,14 @@ def test_a_kernel_that_leaks_is_replaced_by_blocks(use_kernel):
     model.set_attn_implementation(VARLEN_ATTENTION)
     assert check_rows(model, 256, 100) == ""
     assert model.config._attn_implementation == BLOCK_ATTENTION
+
+
+def test_a_model_that_is_not_to_pack_does_not_read_by_a_kernel_that_nobody_tried(use_kernel):
+    kernel, model = use_kernel(), build_family("llama")
+    model.set_attn_implementation(VARLEN_ATTENTION)
+    config = load_config(run_config("model", "reviews", "storage", train={"packing": False}))
+    assert Together.of(model, config, 256) == Together()
+    assert (model.config._attn_implementation, kernel.rows) == (BLOCK_ATTENTION, 0)
 
 
 @pytest.fixture
@@ -235,3 +246,19 @@ def test_arrays_copied_at_once_are_those_copied_one_by_one():
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
         assert torch.equal(found, expected)
     assert all_at_once["more"][3:] == (7, "text")
+
+
+@pytest.mark.gpu
+def test_rows_on_a_gpu_are_checked_with_the_kernel_and_keep_it(tiny_model: Path):
+    model = load_base(str(tiny_model), stored=Stored("bfloat16", device="cuda")).cuda()
+    assert model.config._attn_implementation == VARLEN_ATTENTION
+    assert check_rows(model, 256, 100) == ""
+    assert model.config._attn_implementation == VARLEN_ATTENTION
+
+
+@pytest.mark.gpu
+def test_arrays_reach_a_gpu_as_they_are():
+    tree = {"ids": np.arange(6).reshape(2, 3), "spans": find_spans(np.array([0, 1, 0]))}
+    found = copy_to(torch.device("cuda"), tree)
+    assert found["ids"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert found["spans"].bounds.tolist() == [0, 2, 3]

@@ -16,6 +16,7 @@ from paft_ray.models.row_check import (
     check_rows,
     may_pad,
     read_apart,
+    use_blocks,
 )
 from paft_ray.models.row_probes import base_model
 from paft_ray.training.batch_plan import Planner
@@ -63,6 +64,8 @@ def check_reading(
         if attention != base_model(model).config._attn_implementation:
             base_model(model).set_attn_implementation(attention)
         _refuse_mixing_adapter(job, model, rows)
+    else:
+        use_blocks(model)
     if job.validation and job.task.choices is None and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)
     rows, batches = (max(reasons) for reasons in zip(*_from_all((rows, batches)), strict=True))
