@@ -156,16 +156,19 @@ def _chosen(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
     if any(model["saved_steps"] != model["steps_by_seed"] for model in models.values()):
         way = next(iter(models.values()))["chosen_by"]
         sentences.append(f"weights are those of each training's best step, by the {way}.")
-    if any(min(model["steps_by_seed"]) < model["planned_steps"] for model in models.values()):
+    every = {steps for model in models.values() for steps in model["steps_by_seed"]}
+    planned = max((model["planned_steps"] for model in models.values()), default=0)
+    if every and min(every) < planned:
+        ended = f"train.validation.patience ended trainings before step {planned}"
         lengths = ", ".join(
             f"{display_name(label, names)} {span(model['steps_by_seed'])}"
             for label, model in models.items()
         )
-        planned = next(iter(models.values()))["planned_steps"]
         sentences.append(
-            f"train.validation.patience ended trainings before step {planned}: the variants "
-            f"differ in their steps ({lengths}), and differences between them are partly due to "
-            "that."
+            f"{ended}: they differ in their steps ({lengths}), and differences between variants "
+            "are partly due to that."
+            if len(every) > 1
+            else f"{ended}, all of them after step {min(every)}."
         )
     return sentences
 

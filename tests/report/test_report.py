@@ -111,9 +111,12 @@ def test_results_of_trainings_that_ended_early_show_the_steps_of_each_and_say_so
     assert "PAFT, 60 to 80 steps, best at 20 to 40 " in text
     assert "single prompt, 150 steps  " in text
     assert "the mean accuracy of 4 validation prompts." in text
-    assert "the variants differ in their steps (single prompt 150, PAFT 60 to 80)" in text
+    assert "they differ in their steps (single prompt 150, PAFT 60 to 80)" in text
     summary["models"]["paft"] |= of_one
-    assert "differ in their steps" not in results_table(summary)
+    assert "patience" not in results_table(summary)
+    for label in ("paft", "single_prompt"):
+        summary["models"][label] |= {"steps": 60, "steps_by_seed": [60, 60]}
+    assert "before step 150, all of them after step 60." in results_table(summary)
 
 
 @pytest.mark.parametrize(
