@@ -139,6 +139,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
     progress = _fit(job, engine, reading, heartbeat, tracker)
+    speed = engine.meter.speed()  # before saving, which takes memory too
     if progress.step < job.steps:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)
         return progress.step
@@ -156,7 +157,9 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     verified = save_and_verify(engine, base, first_batch(reading.planner), beginning, writer)
     if verified is not None:  # on rank 0
         record = replace(
-            training_record(job, progress, engine.ranks, verified), packing=reading.packing
+            training_record(job, progress, engine.ranks, verified),
+            packing=reading.packing,
+            speed=speed,
         )
         complete_training(job, writer, record, tracker)
     return progress.step
