@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant
+from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant, total_steps
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.peft_check import check_peft
@@ -50,6 +50,7 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
             f"training examples of {task.name}; lower it, or add examples"
         )
+    _check_profile(config, total_steps(config.train, len(task.train)))
     yield from _check_ends(config, task)
     wanted = config.evaluation.examples
     if wanted is not None and task.test and wanted > len(task.test):
@@ -67,6 +68,15 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
+        )
+
+
+def _check_profile(config: Config, steps: int) -> None:
+    profile = config.train.profile
+    if profile is not None and profile.steps[1] > steps:
+        raise ConfigError(
+            f"train.profile.steps: step {profile.steps[1]} is outside of this training, which has "
+            f"{steps} steps; name earlier ones"
         )
 
 

@@ -10,6 +10,7 @@ zero.py            DeepSpeed's engine, and whole tensors of weights that ZeRO ke
 plain.py           the optimizer step in plain torch
 loop.py            the training loop; no Ray
 speed.py           tokens, FLOPs, memory and seconds of steps
+profiling.py       a trace of some steps
 local.py           training in this process, without Ray and DeepSpeed
 validation.py      scores of the model while it is trained
 ledger.py          draws and their losses, on storage

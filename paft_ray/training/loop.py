@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -65,6 +66,8 @@ class LoopHooks:
     """Called on every rank after every step, before it is saved; may score the model."""
     must_stop: Callable[[], bool] = lambda: False
     """Called on every rank in every step; where one returns true, all save that step and return."""
+    recording: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    """Returns a context manager around each step, from 1, which may record it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,8 @@ def fit(
             before it; or a checkpoint could not be written.
     """
     for plan, waited_s in _timed(plans):
-        result = train_step(engine, plan, recipe, hooks, waited_s)
+        with hooks.recording(plan.step + 1):
+            result = train_step(engine, plan, recipe, hooks, waited_s)
         hooks.weights.observe(
             plan.draws.prompt_S, np.asarray(result.nll_S) / plan.draws.answer_tokens_S
         )

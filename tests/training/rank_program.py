@@ -5,7 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from peft import PeftModel
 
 from paft_ray.cluster.control import ControlActor, Heartbeat
-from paft_ray.config import Config, ScheduleConfig, TrainConfig
+from paft_ray.config import Config, ProfileConfig, ScheduleConfig, TrainConfig
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import Predictor
 from paft_ray.models.load import (
@@ -43,6 +43,7 @@ from paft_ray.training.loop import LoopHooks, Recipe, fit
 from paft_ray.training.objective import views
 from paft_ray.training.output.save import first_batch, save_and_verify, trainable_copy
 from paft_ray.training.output.verify import Base
+from paft_ray.training.profiling import recording
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
@@ -331,6 +332,10 @@ def train_on_engine(
         weights.restore(restored.other)
     else:
         assert "continues" not in options
+    stack = ExitStack()
+    steps_recorded = options.get("profile")
+    profile = None if steps_recorded is None else ProfileConfig(steps=steps_recorded)
+    record = stack.enter_context(recording(profile, where, lambda *said: None))
     progress = fit(
         engine,
         plans(
@@ -356,6 +361,7 @@ def train_on_engine(
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             weights=weights,
             report=lambda metrics: None,
+            recording=record,
             **(
                 {"validate": validation(engine, planner, where, model_folder)}
                 if options.get("validated")
@@ -363,6 +369,7 @@ def train_on_engine(
             ),
         ),
     )
+    stack.close()
     if progress.step < steps:  # cut off: nothing is saved
         return engine.gather_weights()
     quantization = options.get("quantization", "none")

@@ -177,6 +177,7 @@ def _fit(
     from paft_ray.training.distributed.rank_group import stop_notice
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import LoopHooks, Recipe, fit
+    from paft_ray.training.profiling import recording
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.schedule import learning_rate
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
@@ -194,28 +195,31 @@ def _fit(
     if engine.rank == 0:
         retry_storage(ledger.prune, "clearing the ledger", job.folder.path())
     checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
-    return fit(
-        engine,
-        plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
-        progress,
-        Recipe(
-            job.steps,
-            lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
-            train.checkpoint.every_steps,
-            seed,
-            train.objective,
-        ),
-        LoopHooks(
-            tracker,
-            checkpoints,
-            ledger,
-            weights,
-            partial(_report, job, engine.rank),
-            heartbeat.move,
-            _validation(job, engine, reading, heartbeat, tracker),
-            stop_notice(heartbeat),
-        ),
-    )
+    profiled = train.profile if engine.rank == 0 else None
+    with recording(profiled, job.folder, heartbeat.move) as record:
+        return fit(
+            engine,
+            plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
+            progress,
+            Recipe(
+                job.steps,
+                lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
+                train.checkpoint.every_steps,
+                seed,
+                train.objective,
+            ),
+            LoopHooks(
+                tracker,
+                checkpoints,
+                ledger,
+                weights,
+                partial(_report, job, engine.rank),
+                heartbeat.move,
+                _validation(job, engine, reading, heartbeat, tracker),
+                stop_notice(heartbeat),
+                recording=record,
+            ),
+        )
 
 
 def _validation(
