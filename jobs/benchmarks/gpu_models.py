@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from paft_ray.models.varlen import reason_against_varlen
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from paft_ray.config import TrainConfig
@@ -18,6 +17,7 @@ from paft_ray.models.load import add_adapter, prepare_loaded
 from paft_ray.models.logprobs import answer_logprobs, inference
 from paft_ray.models.narrow import Stored, matrices
 from paft_ray.models.packing import Row, TokenSequence, build_row
+from paft_ray.models.varlen import reason_against_varlen
 from paft_ray.training.engine import Engine
 
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear"}

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from gpu_models import EIGHT_B, LORA, Bench, NotHereError, mean_loss, plain_base
-from paft_ray.models.flops import model_flops
-from paft_ray.training.speed import device_peak
 
+from paft_ray.models.flops import model_flops
 from paft_ray.models.logprobs import ForwardPass, continue_texts, score_sequences
 from paft_ray.models.packing import TokenSequence, batches_by_length, build_row
+from paft_ray.training.speed import device_peak
 
 Figures = dict[str, Any]
 _WARM_UP, _MOST_STEPS, _SECONDS = 3, 12, 3.0

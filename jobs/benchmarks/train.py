@@ -42,7 +42,7 @@ from train_competitors import COMPETITORS, train_inside_ray
 from train_setup import Found, Setup, Turn, Turns, groups, make_planner, relative, speeds_of
 
 from paft_ray.models.base_model import prepare_base
-from paft_ray.models.cpu.kernels import FrozenLinear, onednn_is_quicker
+from paft_ray.models.flops import matrix_rate
 from paft_ray.storage.paths import Storage
 from paft_ray.training.sampler import example_index
 
@@ -62,34 +62,6 @@ def flops_per_token(location: str) -> float:
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
     weights = config.hidden_size * (heads * width + 3 * config.intermediate_size)
     return 4.0 * config.num_hidden_layers * weights
-
-
-def matrix_rate(dtype: str, hidden: int, inner: int, tokens: int) -> float:
-    """GFLOP/s (of one thread, or the GPU) at the shapes of the model's largest products."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    best = 0.0
-    for wide, narrow in ((inner, hidden), (hidden, inner)):
-        x, weight = torch.randn(tokens, narrow), torch.randn(wide, narrow)
-        x, weight = x.to(device, kind), weight.to(device, kind)
-        products = [torch.nn.functional.linear]
-        if device == "cpu" and dtype == "float32" and onednn_is_quicker():
-            products.append(FrozenLinear.apply)  # pyright: ignore[reportArgumentType]
-        for product in products:
-            for _ in range(6):
-                started = _now(device)
-                for _ in range(4):
-                    product(x, weight)
-                seconds = _now(device) - started
-                best = max(best, 4 * 2 * tokens * wide * narrow / seconds / 1e9)
-    return best
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 def planning_costs(setup: Setup, steps: int) -> dict[str, float]:
@@ -173,7 +145,8 @@ def compete(
     shape = json.loads(config.read_text(encoding="utf-8"))
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     found: dict[str, list[Turn]] = {setup.name: [] for setup in setups}
-    rates = []
+    on_gpu, rates = setups[0].device.type == "cuda", []
+    clock = time.perf_counter if on_gpu else time.process_time
     with Listener(str(log.parent / "meeting"), "AF_UNIX", authkey=key) as listener:
         processes, lines = [], {}
         for setup in setups:
@@ -184,7 +157,8 @@ def compete(
             lines[name] = connection
             print(f"{setup.dtype}: {LABELS[setup.name]} is ready", file=sys.stderr)
         for number in range(rounds + 1):
-            rates.append(matrix_rate(setups[0].dtype, hidden, inner, 768))
+            rate = matrix_rate(setups[0].device, setups[0].dtype, (768, hidden, inner), clock)
+            rates.append(rate / 1e9)
             for name, line in lines.items():
                 turn = _take_turn(line, name, steps if number else warm_up, log)
                 if number:

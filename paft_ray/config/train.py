@@ -83,6 +83,21 @@ class CheckpointConfig(Section, affects="nothing"):
     """How many of the newest are kept."""
 
 
+class ProfileConfig(Section, affects="nothing"):
+    """The recording of some steps by torch's profiler."""
+
+    steps: tuple[int, int]
+    """First and last step to record, counted from 1; rank 0 writes a trace that Perfetto
+    (ui.perfetto.dev) opens into `profile/` of the training's folder."""
+
+    @field_validator("steps")
+    @classmethod
+    def _in_sequence(cls, steps: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= steps[0] <= steps[1]:
+            raise ValueError(f"the first is 1 or more, the last no less than the first: {steps}")
+        return steps
+
+
 class TrainWorkersConfig(WorkerShare, affects="nothing"):
     """Ranks of a training: a fixed number, or as many as there are between two bounds."""
 
@@ -221,6 +236,8 @@ class TrainConfig(Section, affects="weights"):
     )
     """Score the model on the way, keep its best checkpoint, end early; `paft tune` scores trials
     by itself."""
+    profile: Annotated[ProfileConfig | None, affects("nothing", neutral=None, whole=True)] = None
+    """Record some steps; a training that is resumed after them records them no more."""
     workers: TrainWorkersConfig = TrainWorkersConfig()
     max_failures: Annotated[int, NOTHING] = Field(default=2, ge=0)
     """How often a lost worker is replaced before training gives up."""

@@ -62,7 +62,7 @@ class KeptBase:
 
 
 def return_freed_memory() -> None:
-    """Return to the system what was freed; glibc keeps it for a thread that may be gone."""
+    """Return to the system what was freed; glibc keeps it between what is in use."""
     with suppress(AttributeError):  # of other libraries
         ctypes.CDLL(None).malloc_trim(0)
 

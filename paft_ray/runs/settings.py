@@ -50,6 +50,7 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
             f"training examples of {task.name}; lower it, or add examples"
         )
+    _check_profile(config, total_steps(config.train, len(task.train)))
     yield from _check_ends(config, task)
     yield from _check_validation(config, task)
     wanted = config.evaluation.examples
@@ -68,6 +69,15 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
+        )
+
+
+def _check_profile(config: Config, steps: int) -> None:
+    profile = config.train.profile
+    if profile is not None and profile.steps[1] > steps:
+        raise ConfigError(
+            f"train.profile.steps: step {profile.steps[1]} is outside of this training, which has "
+            f"{steps} steps; name earlier ones"
         )
 
 

@@ -9,6 +9,8 @@ engine.py          configuration to engine: DeepSpeed's, or a plain one
 zero.py            DeepSpeed's engine, and whole tensors of weights that ZeRO keeps in parts
 plain.py           the optimizer step in plain torch
 loop.py            the training loop; no Ray
+speed.py           tokens, FLOPs, memory and seconds of steps
+profiling.py       a trace of some steps
 local.py           training in this process, without Ray and DeepSpeed
 validation.py      scores of the model while it is trained
 selection.py       the best step by these scores, and an early end

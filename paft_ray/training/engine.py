@@ -25,6 +25,7 @@ from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.batch_plan import ALONE, Ranks
 from paft_ray.training.plain import PlainEngine
+from paft_ray.training.speed import Meter, StepClock
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
 from paft_ray.training.zero import WholeTensors, start_deepspeed, whole
@@ -136,11 +137,24 @@ class Engine:
         else:
             self._engine = PlainEngine(model, optimizer, train.gradient_clipping, dtype)
         self.device = self._engine.device
+        self.clock = StepClock(self.device)
+        self.meter = Meter(model, self.device, dtype, self.ranks)
+        self._time_reduction()
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
         self._engine.train()
         self._sizes = {name: 4 * full_shape(p).numel() for name, p in self.trainable().items()}
         sizes = {f"{kind}/{name}": size for name, size in self._sizes.items() for kind in KINDS}
         self._owners = deal_owners(sizes, self.ranks, small_state)
+
+    def _time_reduction(self) -> None:
+        """Let the clock know when the engine sums gradients, in `step` or after a row."""
+        reduce = self._engine.allreduce_gradients
+
+        def timed(*args: Any, **options: Any) -> None:
+            with self.clock.within("communication"):
+                reduce(*args, **options)
+
+        self._engine.allreduce_gradients = timed
 
     @property
     def model(self) -> "PeftModel | PreTrainedModel":
@@ -175,6 +189,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+        self.clock.enter(None)  # before the norm is read, which waits for a GPU
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 

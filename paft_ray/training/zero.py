@@ -3,23 +3,17 @@
 Weights and moments that are trained are in fp32; all is collective from stage 2 on.
 """
 
-import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from paft_ray.models.kept import return_freed_memory
 from paft_ray.models.narrow import full_shape, outer_layers
 
 _BETWEEN = 16
 """Parameters that are divided before freed memory is given back."""
-
-
-def give_back_memory() -> None:
-    """Give freed memory back to the system, where glibc would keep it between what is in use."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def divide(model: torch.nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
@@ -46,7 +40,7 @@ def divide(model: torch.nn.Module, config: Mapping[str, Any], device: torch.devi
     def copies(parameters: list[torch.nn.Parameter]) -> Iterator[torch.nn.Parameter]:
         for number, parameter in enumerate(parameters):
             if number % _BETWEEN == 0:
-                give_back_memory()
+                return_freed_memory()
             # rank 0's is written into it, and a file's page that is written to stays in memory
             parameter.data = parameter.data.to(device, copy=True)
             yield parameter
@@ -119,7 +113,7 @@ def gathering(model: torch.nn.Module) -> Iterator[None]:
     def release(layer: torch.nn.Module, *_: Any) -> None:
         with torch.inference_mode(False):
             open_now.pop(id(layer)).__exit__(None, None, None)
-        give_back_memory()
+        return_freed_memory()
 
     try:
         for layer in inside:

@@ -5,7 +5,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from paft_ray.cluster.control import ControlActor, Heartbeat
-from paft_ray.config import Config, ScheduleConfig, TrainConfig, ValidationConfig
+from paft_ray.config import (
+    Config,
+    ProfileConfig,
+    ScheduleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import Predictor
 from paft_ray.models.load import (
@@ -45,6 +51,7 @@ from paft_ray.training.loop import LoopHooks, Recipe, Wanted, fit
 from paft_ray.training.objective import views
 from paft_ray.training.output.save import first_batch, save_and_verify, trainable_copy
 from paft_ray.training.output.verify import Base
+from paft_ray.training.profiling import recording
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
@@ -347,6 +354,10 @@ def train_on_engine(
         found = score(step)
         return Wanted() if found is None or selection is None else selection.add(step, found)
 
+    stack = ExitStack()
+    steps_recorded = options.get("profile")
+    profile = None if steps_recorded is None else ProfileConfig(steps=steps_recorded)
+    record = stack.enter_context(recording(profile, where, lambda *said: None))
     progress = fit(
         engine,
         plans(
@@ -372,9 +383,11 @@ def train_on_engine(
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             weights=weights,
             report=lambda metrics: None,
+            recording=record,
             **({"validate": validate} if selection or options.get("validated") else {}),
         ),
     )
+    stack.close()
     until = steps if selection is None else selection.until(progress.step, steps)
     if progress.step < until or "until" in options:  # cut off: nothing is saved
         return engine.gather_weights()

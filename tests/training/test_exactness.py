@@ -35,7 +35,7 @@ LOSSES = {
 ONE_RANK = [
     {"name": "plain", "plain": True},
     *({"name": f"one-stage{stage}", "stage": stage} for stage in STAGES),
-    {"name": "one-torch", "deepspeed": False},
+    {"name": "one-torch", "deepspeed": False, "profile": (3, 4)},
     {"name": "bf16-torch", "deepspeed": False, "dtype": "bfloat16"},
     {"name": "bf16-stage1", "stage": 1, "dtype": "bfloat16"},
     {"name": "unpacked", "train": {"packing": False}},
@@ -47,8 +47,9 @@ ONE_RANK = [
     {"name": "cut1", "until": 11, "every": 4},
     {"name": "resumed1", "continues": "cut1"},
     {"name": "activations1", "stage": 1, "train": {"activation_checkpointing": True}},
-    {"name": "cut torch", "deepspeed": False, "until": 11, "every": 4},
-    {"name": "resumed torch", "deepspeed": False, "continues": "cut torch"},
+    {"name": "cut torch", "deepspeed": False, "until": 11, "every": 4, "profile": (11, 13)},
+    {"name": "between", "deepspeed": False, "train": {"steps": 1}, "profile": (1, 1)},
+    {"name": "resumed torch", "deepspeed": False, "continues": "cut torch", "profile": (11, 13)},
     {"name": "resumed4", "stage": 1, "continues": "cut4"},
 ]
 SELECTED = {"selected": {"every_steps": 2, "patience": 3}, "keep": 1, "stage": 2}
@@ -161,6 +162,24 @@ def test_engine_after_20_steps_agrees_with_a_plain_padded_loop(
 ) -> None:
     difference = largest_relative_difference(trained[f"{ranks}-stage{stage}"], trained["plain"])
     assert difference < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "steps"),
+    [("one-torch", "3-4"), ("cut torch", "11-13"), ("between", "1-1")],
+)
+def test_steps_that_are_profiled_leave_a_trace_once_the_last_of_them_is_done(
+    scenario: str, steps: str, launched: Path
+) -> None:
+    [path] = (launched / scenario / "profile").iterdir()
+    first, last = steps.split("-")
+    assert path.name == f"steps-{int(first):09d}-{int(last):09d}.json"
+    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    names = {event["name"] for event in events}
+    assert {"aten::embedding", "aten::mm"} <= names
+    assert "Optimizer.step#AdamW.step" in names
+    taken = sum(event["name"] == "Optimizer.step#AdamW.step" for event in events)
+    assert taken == int(last) - int(first) + 1
 
 
 @pytest.mark.parametrize("ranks", ["one", "two"])

@@ -16,7 +16,7 @@ from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.runs.examples import store_examples
-from paft_ray.serving.record import TrainedAdapter
+from paft_ray.serving.record import Speed, TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import TrackedRun
@@ -109,7 +109,17 @@ def _outcome(adapter: TrainedAdapter) -> str:
             f", best after step {validated.best} with {validated.goal} {validated.figure:.1%} on "
             f"{validated.prompts} validation prompts{kept}"
         )
-    return f"{steps}, {prompts}, loss {record.last_loss:.3f}{best}{reused}"
+    speed = "" if record.speed is None or adapter.reused else _describe(record.speed)
+    return f"{steps}, {prompts}, loss {record.last_loss:.3f}{best}{speed}{reused}"
+
+
+def _describe(speed: Speed) -> str:
+    shares = {"MFU": speed.mfu, "of the matrix rate": speed.share_of_matrix_rate}
+    texts = [f"{speed.tokens_per_second:,.0f} tokens/s"]
+    texts += [f"{share:.0%} {of}" for of, share in shares.items() if share is not None]
+    if speed.peak_gpu_memory_gb is not None:
+        texts.append(f"{speed.peak_gpu_memory_gb:.1f} GB")
+    return "".join(f", {text}" for text in texts)
 
 
 def _begin(folder: Storage, identity: str) -> None:

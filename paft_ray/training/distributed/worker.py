@@ -1,7 +1,8 @@
 """One rank in a Ray Train worker, of one training after another.
 
-It builds model, planner, engine and checkpoints, trains with `loop.fit`, and saves and verifies the
-result. Imports that need torch are inside functions, because the driver imports this module.
+It makes an engine and checkpoints around what `build` builds, trains with `loop.fit`, and saves and
+verifies the result. Imports that need torch are inside functions, because the driver imports this
+module.
 """
 
 import logging
@@ -21,13 +22,8 @@ from paft_ray.training.job import Done, Job
 from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
     from paft_ray.models.kept import KeptBase
     from paft_ray.tracking import Tracker
-    from paft_ray.training.batch_plan import Planner
     from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
     from paft_ray.training.loop import Recipe
@@ -134,6 +130,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
 
     from paft_ray.models.gpu import compute_deterministically
     from paft_ray.models.watch import watch_models
+    from paft_ray.training.distributed.build import build_model, build_planner, require_files
     from paft_ray.training.distributed.reading import check_reading
     from paft_ray.training.engine import Engine, prepare_process
     from paft_ray.training.output.save import (
@@ -151,14 +148,15 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
     if job.config.train.deterministic and get_device().type == "cuda":
         compute_deterministically()
     with watch_models(heartbeat.work):
-        model = _build_model(job, get_device(), kept)
+        model = build_model(job, get_device(), kept)
         with gathering(model):
-            reading = check_reading(job, model, _build_planner(job, model), kept)
-        _require_files(job, model)
+            reading = check_reading(job, model, build_planner(job, model), kept)
+        require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
     fitted = _fit(job, engine, reading, heartbeat, tracker)
     progress = fitted.progress
+    speed = engine.meter.speed()  # before saving, which takes memory too
     if not fitted.complete:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)
         return Done(progress.step)
@@ -179,6 +177,7 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
             training_record(job, progress, engine.ranks, verified),
             packing=reading.packing,
             validated=fitted.validated,
+            speed=speed,
         )
         complete_training(job, writer, record, tracker)
     if job.shares_workers:
@@ -214,6 +213,7 @@ def _fit(
     from paft_ray.training.distributed.scoring import follow_scores, scorer, select, validated
     from paft_ray.training.ledger import Ledger
     from paft_ray.training.loop import LoopHooks, fit
+    from paft_ray.training.profiling import recording
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
@@ -234,22 +234,25 @@ def _fit(
     bytes_each = engine.weight_bytes
     checkpoints.require_space(len(KINDS) * bytes_each, bytes_each, train.extra_checkpoints)
     until = job.steps if selection is None else selection.until(progress.step, job.steps)
-    progress = fit(
-        engine,
-        plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
-        progress,
-        _recipe(job),
-        LoopHooks(
-            tracker,
-            checkpoints,
-            ledger,
-            weights,
-            partial(_report, job, engine.rank),
-            heartbeat.move,
-            follow_scores(job, scorer(job, engine, reading, heartbeat), tracker, selection),
-            stop_notice(heartbeat),
-        ),
-    )
+    profiled = train.profile if engine.rank == 0 else None
+    with recording(profiled, job.folder, heartbeat.move) as record:
+        progress = fit(
+            engine,
+            plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
+            progress,
+            _recipe(job),
+            LoopHooks(
+                tracker,
+                checkpoints,
+                ledger,
+                weights,
+                partial(_report, job, engine.rank),
+                heartbeat.move,
+                follow_scores(job, scorer(job, engine, reading, heartbeat), tracker, selection),
+                stop_notice(heartbeat),
+                recording=record,
+            ),
+        )
     if selection is None:
         return _Fitted(progress, progress.step == job.steps)
     if progress.step < selection.until(progress.step, job.steps):
@@ -295,75 +298,3 @@ def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
     # a barrier of all ranks, and Ray Train takes one report in two seconds
     if step % job.config.train.checkpoint.every_steps == 0 or step == job.steps:
         ray.train.report(dict(metrics))
-
-
-def _build_model(
-    job: Job, device: "torch.device", kept: "KeptBase"
-) -> "PeftModel | PreTrainedModel":
-    """The model to train, before its first step, on its device or divided among ranks."""
-    import torch.distributed as dist
-    from peft import PeftModel
-
-    from paft_ray.models.load import load_base, make_trainable, store_frozen_in_bf16
-    from paft_ray.models.narrow import Stored
-    from paft_ray.models.warm_start import begin_with
-    from paft_ray.training.engine import deepspeed_config
-    from paft_ray.training.zero import divide
-
-    config, whole = job.config, job.config.model.peft is None
-    settings = {
-        "location": job.base,
-        "revision": config.model.revision,
-        "attention": config.model.attention,
-        "stored": Stored.of(config.model, job.dtype, str(device), trained=whole),
-        "trust": config.model.trust_remote_code,
-    }
-    key = tuple(settings.items())
-    base = kept.take(key, partial(load_base, **settings), job.shares_workers)
-    model = make_trainable(base, config.model.peft, config.seed)
-    if job.dtype == "bfloat16":
-        store_frozen_in_bf16(model)  # what the adapter froze besides
-    if job.warm_start is not None and isinstance(model, PeftModel):
-        begin_with(model, job.warm_start)
-    if config.train.deepspeed.stage == 3:
-        divide(model, deepspeed_config(config.train, job.dtype, dist.get_world_size()), device)
-    else:
-        model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    return model
-
-
-def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
-    from paft_ray.models.load import load_tokenizer, reads_positions
-    from paft_ray.models.tokenization import TextEncoder
-    from paft_ray.prompts.template import parse
-    from paft_ray.training.batch_plan import Planner
-    from paft_ray.training.objective import views
-    from paft_ray.training.sampler import PromptSampler
-
-    config, task = job.config, job.task
-    train = config.train
-    tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
-    return Planner(
-        examples=job.examples.open(),
-        prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
-        encoder=TextEncoder.from_config(tokenizer, config),
-        sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
-        seed=config.seed,
-        batch_size=train.batch_size,
-        row_tokens=train.row_tokens,
-        packing=train.packing and reads_positions(model),
-        answer_prefix=train.response_prefix_tokens,
-        views=views(train.objective),
-        choices=task.choices if views(train.objective) > 1 else None,
-    )
-
-
-def _require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:
-    """Check that an adapter can be saved, while it is whole."""
-    from peft import PeftModel
-
-    from paft_ray.models.load import adapter_files
-
-    if isinstance(model, PeftModel):
-        weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        adapter_files(model, weights, job.config.model.path)  # refuse now what cannot be saved
