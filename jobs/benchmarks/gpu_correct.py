@@ -4,8 +4,10 @@ Each function measures one row of `gpu.py`, and returns its figures; `holds` say
 as they should be.
 """
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -128,10 +130,10 @@ def rows_of_varying_length(bench: Bench) -> Figures:
 
 def engine_of_deepspeed(bench: Bench, stage: int, offload: str = "none") -> Figures:
     """Three steps under DeepSpeed, against the plain engine's."""
-    _start_group(bench)
     plain = _three_steps(bench.small, None)
     subject = Subject(bench, bench.shape(ONE_B), "bfloat16")  # stage 3 divides it for good
-    found = _three_steps(subject, {"stage": stage, "offload": offload})
+    with _group_of_one(bench):
+        found = _three_steps(subject, {"stage": stage, "offload": offload})
     moved = max(abs(one - other) / abs(other) for one, other in zip(found, plain, strict=True))
     return {"losses": found, "against_plain": moved, "holds": moved <= 2e-3}
 
@@ -155,17 +157,25 @@ def _noted(logprobs_A: torch.Tensor, losses: list[float]) -> torch.Tensor:
     return loss
 
 
-def _start_group(bench: Bench) -> None:
-    """A process group of one rank, with NCCL on a GPU."""
+@contextmanager
+def _group_of_one(bench: Bench) -> Iterator[None]:
+    """A process group of one rank, with NCCL on a GPU, for DeepSpeed."""
     try:
         import deepspeed  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError as error:
         raise NotHereError(f"deepspeed cannot be imported ({error})") from error
-    if not torch.distributed.is_initialized():
+    if not torch.distributed.is_initialized():  # DeepSpeed keeps it for good
         store = torch.distributed.TCPStore("127.0.0.1", 0, 1, is_master=True)
         backend = "nccl" if bench.on_gpu else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    prepare_process(bench.device.type)
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= place
+    try:
+        prepare_process(bench.device.type)
+        yield
+    finally:
+        for name in place:  # others' trainers would look for a launcher
+            del os.environ[name]
 
 
 def checkpoint_and_restore(bench: Bench) -> Figures:

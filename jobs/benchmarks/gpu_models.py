@@ -58,7 +58,7 @@ class Shape:
 
 ONE_B = Shape(2048, 8192, 16, 32, 8, 128_256)
 EIGHT_B = Shape(4096, 14_336, 32, 32, 8, 128_256)
-TINY = Shape(64, 128, 2, 4, 2, 512, 6, 24)
+TINY = Shape(64, 128, 2, 4, 2, 512, 4, 9)
 """In place of both in a rehearsal."""
 
 
@@ -79,8 +79,8 @@ class Bench:
         return TINY if self.rehearsal else real
 
     def tokens(self, real: int) -> int:
-        """A row's length, or one hundredth of it."""
-        return real // 100 if self.rehearsal else real
+        """A row's length, or a fraction of it."""
+        return real // 64 if self.rehearsal else real
 
     @cached_property
     def small(self) -> "Subject":
@@ -156,6 +156,8 @@ class Subject:
 
     def name_of(self, attention: str) -> str:
         """The name under which transformers knows one of `model.attention`."""
+        if attention == "flex_attention" and not self.bench.on_gpu:
+            raise NotHereError("it has no backward pass on CPUs")
         if attention == "varlen":
             device = str(self.bench.device)
             if why := reason_against_varlen(self.base, self.arithmetic, device):
