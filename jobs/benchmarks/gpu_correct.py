@@ -28,7 +28,7 @@ from gpu_models import (
 from paft_ray.models.load import prepare_loaded
 from paft_ray.models.narrow import WIDE
 from paft_ray.models.packing import Row, build_row
-from paft_ray.training.engine import prepare_process
+from paft_ray.training.deepspeed_engine import prepare_process
 
 Figures = dict[str, Any]
 _MOST_ERROR = 2e-2

@@ -4,7 +4,6 @@ Work and needs follow from the configuration and files alone; nothing is sent or
 of nodes come from `survey`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -76,14 +75,13 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     }
     plan["sequences_per_training"] = steps * train.batch_size
     if (scored := train.validation) is not None:
-        counts = {
-            "scores_per_training_at_most": len(scored.steps(steps)),
-            "prompts": scored.prompts or prompts.split.validation,
-            "examples": min(scored.examples, len(task.validation)),
-        }
+        scores, count = len(scored.steps(steps)), scored.prompts or prompts.split.validation
+        examples = min(scored.examples, len(task.validation))
         plan["validation"] = {
-            **counts,
-            "answers_at_most": len(trainings) * math.prod(counts.values()),
+            "scores_per_training_at_most": scores,
+            "prompts": count,
+            "examples": examples,
+            "answers_at_most": len(trainings) * scores * count * examples,
         }
     fewest, most = train.workers.fewest, train.workers.most
     together = most if fewest == most else f"{fewest} to {most}"

@@ -6,8 +6,9 @@ batch_plan.py      the global batch of a step, dealt into rows for every rank; p
 objective.py       the loss that a step minimises
 schedule.py        learning rate of a step; pure
 engine.py          configuration to engine: DeepSpeed's, or a plain one
-zero.py            DeepSpeed's engine, and whole tensors of weights that ZeRO keeps in parts
-plain.py           the optimizer step in plain torch
+deepspeed_engine.py  DeepSpeed's engine: configuration and start
+plain.py           the same steps in plain torch
+zero.py            dividing a model, and whole tensors of weights that ZeRO keeps in parts
 loop.py            the training loop; no Ray
 speed.py           tokens, FLOPs, memory and seconds of steps
 profiling.py       a trace of some steps

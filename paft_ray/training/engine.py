@@ -7,7 +7,6 @@ which imports no DeepSpeed and needs no process group. Not covered: pipelines.
 
 import gc
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,70 +23,18 @@ from paft_ray.models.narrow import full_shape
 from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.batch_plan import ALONE, Ranks
+from paft_ray.training.deepspeed_engine import deepspeed_config, start_deepspeed
 from paft_ray.training.plain import PlainEngine
 from paft_ray.training.speed import Meter, StepClock
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
-from paft_ray.training.zero import WholeTensors, start_deepspeed, whole
+from paft_ray.training.zero import WholeTensors, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
-
-
-_LARGEST_BUCKET = 500_000_000
-"""DeepSpeed's own default, in elements."""
-
-
-def deepspeed_config(
-    train: TrainConfig, dtype: str, ranks: int, trainable: int = _LARGEST_BUCKET
-) -> dict[str, Any]:
-    """DeepSpeed's configuration from our fields.
-
-    Args:
-        train: The section `train`.
-        dtype: Arithmetic: `float32` or `bfloat16`.
-        ranks: Number of workers.
-        trainable: Count of trainable weights. Stages 2 and 3 allocate a whole bucket, or two, for
-            gradients: by default 2 GB each in fp32, whatever is trained.
-    """
-    bucket = min(_LARGEST_BUCKET, trainable + trainable % 2)  # DeepSpeed wants an even one
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": ranks,
-        "gradient_accumulation_steps": 1,
-        # rows are accumulated until we call step(), which is the only boundary
-        "managed_gradient_accumulation": False,
-        # absent, DeepSpeed clips at 1.0
-        "gradient_clipping": train.gradient_clipping,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": train.deepspeed.stage,
-            "overlap_comm": train.deepspeed.stage == 2,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "communication_data_type": "fp32",
-        "wall_clock_breakdown": False,
-        "steps_per_print": 10**9,
-    }
-    if train.deepspeed.offload != "none":
-        place = {"device": "cpu", "pin_memory": train.workers.gpus > 0}
-        config["zero_force_ds_cpu_optimizer"] = False  # our AdamW, the same as without offload
-        config["zero_optimization"]["offload_optimizer"] = place
-        if train.deepspeed.offload == "parameters":
-            config["zero_optimization"]["offload_param"] = place
-    if dtype == "bfloat16":
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": "bfloat16",
-            # none: gradients travel in fp32 whatever the arithmetic was
-            "lower_precision_safe_modules": [],
-        }
-    return config
 
 
 class Engine:
@@ -334,19 +281,3 @@ class Engine:
 def _own_copy(full: torch.Tensor) -> torch.Tensor:
     """A copy in fp32 on the CPU."""
     return full.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def prepare_process(device: str) -> None:
-    """Settings that must precede DeepSpeed's first use in a process.
-
-    On CPUs the shared-memory collectives would be compiled for minutes; gloo needs none.
-    """
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import deepspeed.ops
-
-    if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "gloo" if device == "cpu" else "nccl"
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)

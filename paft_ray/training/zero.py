@@ -53,30 +53,6 @@ def divide(model: torch.nn.Module, config: Mapping[str, Any], device: torch.devi
     model.to(device)
 
 
-def start_deepspeed(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]
-) -> Any:
-    """Return DeepSpeed's engine around a model, which is divided at stage 3; collective."""
-    import deepspeed
-
-    if config["zero_optimization"]["stage"] == 3:
-        divide(model, config, local_device())
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-        config=config,
-    )
-    return engine
-
-
-def local_device() -> torch.device:
-    """The device that DeepSpeed uses in this process."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    return torch.device(accelerator.current_device_name())
-
-
 @contextmanager
 def whole(parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
     """Make those parameters whole in the block that ZeRO 3 divided; collective if there are any."""

@@ -16,7 +16,8 @@ from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import load_base, make_trainable, store_frozen_in_bf16
 from paft_ray.models.narrow import Stored
 from paft_ray.training.batch_plan import plans
-from paft_ray.training.engine import Engine, prepare_process
+from paft_ray.training.deepspeed_engine import prepare_process
+from paft_ray.training.engine import Engine
 
 STEPS, TRAININGS = 4, 5
 

@@ -21,7 +21,8 @@ from paft_ray.config import TrainConfig
 from paft_ray.models.load import add_adapter, load_base
 from paft_ray.models.narrow import Stored
 from paft_ray.models.row_check import check_rows
-from paft_ray.training.engine import Engine, deepspeed_config, prepare_process
+from paft_ray.training.deepspeed_engine import deepspeed_config, prepare_process
+from paft_ray.training.engine import Engine
 from paft_ray.training.zero import divide, gathering
 
 LORA = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj", "v_proj"]}

@@ -44,8 +44,9 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import NullTracker
 from paft_ray.training.batch_plan import Planner, plans
+from paft_ray.training.deepspeed_engine import prepare_process
 from paft_ray.training.distributed.heartbeat import HangDetector, HeartbeatSender
-from paft_ray.training.engine import Engine, prepare_process
+from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import LoopHooks, Recipe, Wanted, fit
 from paft_ray.training.objective import views

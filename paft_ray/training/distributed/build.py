@@ -21,7 +21,7 @@ from paft_ray.models.tokenization import TextEncoder
 from paft_ray.models.warm_start import begin_with
 from paft_ray.prompts.template import parse
 from paft_ray.training.batch_plan import Planner
-from paft_ray.training.engine import deepspeed_config
+from paft_ray.training.deepspeed_engine import deepspeed_config
 from paft_ray.training.job import Job
 from paft_ray.training.objective import views
 from paft_ray.training.sampler import PromptSampler

@@ -130,9 +130,10 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "Kept
 
     from paft_ray.models.gpu import compute_deterministically
     from paft_ray.models.watch import watch_models
+    from paft_ray.training.deepspeed_engine import prepare_process
     from paft_ray.training.distributed.build import build_model, build_planner, require_files
     from paft_ray.training.distributed.reading import check_reading
-    from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.engine import Engine
     from paft_ray.training.output.save import (
         complete_training,
         first_batch,
