@@ -118,10 +118,8 @@ def _adapter(peft: Mapping[str, Any] | None) -> str:
 
 def _trusted(config: Config) -> list[str]:
     """Models whose own Python files run, each with its setting."""
-    return [
-        f"{path} {revision or ''}".rstrip() + f" ({field}.trust_remote_code)"
-        for field, path, revision in trusted_models(config)
-    ]
+    named = ((f"{path} {commit or ''}".rstrip(), f) for f, path, commit in trusted_models(config))
+    return [f"{name} ({field}.trust_remote_code)" for name, field in named]
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
