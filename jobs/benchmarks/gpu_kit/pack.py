@@ -28,7 +28,7 @@ UNREAD = (
     "*/tests/*", "*/test/*", "*.pyi", "*.h", "*.a", "*.pxd", "*.jar", "*/__pycache__/*",
     "ray/rllib/*", "ray/serve/*", "ray/jars/*", "ray/dashboard/client/*", "ray/cpp/*",
     "ray/llm/*", "mlflow/server/js/*", "mlflow/R/*", "pyarrow/include/*", "pyarrow/src/*",
-    "matplotlib/mpl-data/sample_data/*", "*/libarrow_flight*", "*/libarrow_substrait*",
+    "matplotlib/mpl-data/sample_data/*",
 )  # fmt: skip
 """Files that training, scoring and tracking on one node never read."""
 UNPACK = """#!/usr/bin/env bash
