@@ -399,7 +399,7 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
     gone = {"workers", "checkpoint", "max_failures", "warm_start"}
-    gone |= {"activation_checkpointing", "deterministic", "profile"}
+    gone |= {"activation_checkpointing", "deterministic", "profile", "validation"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     gone = {"path", "test_path", "splits", "group", "stop"}
