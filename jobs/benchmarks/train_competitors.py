@@ -206,7 +206,7 @@ def train_inside_ray(setup: Setup, address: str, key: bytes) -> None:
 
 
 def _prepare_process(setup: Setup) -> None:
-    from paft_ray.training.engine import prepare_process
+    from paft_ray.training.deepspeed_engine import prepare_process
 
     with tempfile.NamedTemporaryFile() as meeting:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")

@@ -1,7 +1,9 @@
 """What the competitors of `train.py` have in common: settings, data, and taking turns."""
 
 import os
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.connection import Connection
@@ -21,6 +23,10 @@ from paft_ray.training.sampler import PromptSampler
 PEFT = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"]}
 LEARNING_RATE = 5e-4
 CLIPPING = 1.0
+REFERENCE = "engine"
+"""The competitor that is in every group."""
+Turn = tuple[float, float, int, list[float]]
+"""Wall seconds, CPU-seconds, useful tokens, losses."""
 PROMPTS = (
     "Goal: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:",
     "Which of the two solutions works in the real world?\nQuestion: {goal}\nA. {sol1}\nB. {sol2}\n"
@@ -118,3 +124,42 @@ def make_planner(setup: Setup) -> Planner:
         row_tokens=setup.row_tokens,
         packing=True,
     )
+
+
+@dataclass
+class Found:
+    """What was measured in one dtype."""
+
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
+    """Of every competitor; of the reference those of all groups."""
+    beside: dict[str, list[Turn]] = field(default_factory=dict)
+    """The reference's turns in the same rounds."""
+    rates: list[float] = field(default_factory=list)
+    """Matrix rates."""
+
+
+def groups(setups: Sequence[Setup], resident: int) -> list[list[Setup]]:
+    """Split competitors so that few are in memory at once, one of them always."""
+    names = [setup.name for setup in setups]
+    reference = setups[names.index(REFERENCE) if REFERENCE in names else 0]
+    others = [setup for setup in setups if setup is not reference]
+    size = max(1, resident - 1)
+    starts = range(0, max(1, len(others)), size)
+    return [[reference, *others[start : start + size]] for start in starts]
+
+
+def speeds_of(turns: Sequence[Turn]) -> list[float]:
+    """Useful tokens per second of every turn."""
+    gpu = torch.cuda.is_available()
+    return [tokens / (wall if gpu else cpu) for wall, cpu, tokens, _ in turns]
+
+
+def relative(found: Found) -> dict[str, float]:
+    """Speed of every competitor as a multiple of the reference's, the median over rounds."""
+    return {
+        name: statistics.median(
+            own / its
+            for own, its in zip(speeds_of(turns), speeds_of(found.beside[name]), strict=True)
+        )
+        for name, turns in found.turns.items()
+    }

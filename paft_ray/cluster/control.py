@@ -1,11 +1,13 @@
 """Actors through which a driver and its workers communicate.
 
-Covered: the control actor of a training or a search (heartbeats, progress, requests to stop, the
-handles by which workers are ended), a count that several processes add to, and a thread in which a
-driver reads either. Not covered: deciding from heartbeats which worker hangs.
+Covered: the control actor of trainings or a search (jobs that workers do one after another,
+heartbeats, progress, requests to stop, the handles by which workers are ended), a count that
+several processes add to, and a thread in which a driver reads either. Not covered: deciding from
+heartbeats which worker hangs.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,6 +85,8 @@ class ControlState:
     """The latest attempt that Ray Train took down."""
     refusal: PaftError | None = None
     """Why the workers stopped for good; starting them again would end the same way."""
+    finished: bool = False
+    """Whether all ranks have done all of the current job, and wait for another."""
 
 
 class ControlActor:
@@ -92,6 +96,23 @@ class ControlActor:
         self._state = ControlState()
         self._stopping: set[int] = set()
         self._workers: dict[tuple[int, int], Any] = {}
+        self._job: tuple[int, Any] = (0, None)
+        self._ready: set[tuple[int, int]] = set()
+
+    def begin(self, job: Any) -> None:
+        """Offer the workers another job; what was reported of the one before is forgotten."""
+        self._job = (self._job[0] + 1, job)
+        self._ready.clear()
+        self._state = ControlState(ended_attempt=self._state.ended_attempt)
+
+    def next_job(self, after: int) -> tuple[int, Any] | None:
+        """Return the current job and its number, or None until there is one to do."""
+        return None if self._job[0] <= after or self._state.finished else self._job
+
+    def report_finished(self, attempt: int, rank: int, ranks: int) -> None:
+        """Note that a rank has done all of the current job."""
+        self._ready.add((attempt, rank))
+        self.update(finished=sum(ready[0] == attempt for ready in self._ready) == ranks)
 
     def state(self) -> ControlState:
         """Return all reports."""
@@ -132,6 +153,34 @@ class Control:
     def __init__(self) -> None:
         """Start the actor on this process's own node, so that it lives as long as the driver."""
         self._actor = actor_beside(ControlActor)
+
+    def begin(self, job: Any) -> None:
+        """Offer the workers another job, a reference to it, or None where there are no more.
+
+        What was reported of the job before is forgotten, but for attempts that ended.
+        """
+        import ray
+
+        ray.get(self._actor.begin.remote([job]))  # in a list, since Ray resolves arguments
+
+    def jobs(self) -> Iterator[Any]:
+        """Yield the references of jobs to a rank, which waits for each, until there are no more."""
+        import ray
+
+        number = 0
+        while True:
+            found = ray.get(self._actor.next_job.remote(number))
+            if found is None:
+                time.sleep(0.1)
+                continue
+            number, [reference] = found
+            if reference is None:
+                return
+            yield reference
+
+    def report_finished(self, attempt: int, rank: int, ranks: int) -> None:
+        """Report that a rank of an attempt has done all of the current job."""
+        self._actor.report_finished.remote(attempt, rank, ranks)
 
     def state(self) -> ControlState:
         """Return all reports."""

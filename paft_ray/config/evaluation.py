@@ -37,9 +37,12 @@ class EvaluationConfig(Section, affects="run"):
     """Most tokens in one packed row."""
     max_new_tokens: Annotated[int, affects("scores")] = Field(default=128, ge=1)
     """Longest generated answer of a free-text task, in tokens."""
-    generation_tokens: Annotated[int, affects("scores")] = Field(default=16384, ge=16)
+    generation_tokens: Annotated[
+        Annotated[int, Field(ge=16)] | Literal["auto"], affects("scores")
+    ] = 16384
     """Most tokens, read and written, that are kept for one batch of generated answers; an example
-    that needs more is a batch of its own."""
+    that needs more is a batch of its own. `auto` is what the GPU's memory takes beside the model;
+    other batches round otherwise, so that texts then depend on the kind of GPU."""
     workers: WorkersConfig = WorkersConfig()
     """Actors that score; their `gpus` are by default those of `train.workers`."""
 

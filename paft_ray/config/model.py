@@ -19,8 +19,8 @@ class ModelConfig(Section, affects="weights"):
     """Run Python files that lie beside the model's weights, on the driver and all nodes: read them
     first. A hub model then needs a commit as its `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], affects("weights", "scores")] = "auto"
-    """Arithmetic in training and scoring; auto is bf16 (autocast over fp32 weights) where the
-    device has it."""
+    """Arithmetic in training and scoring; auto is bf16 where the device has it: autocast over
+    frozen matrices in bf16 and fp32 weights."""
     chat_template: Annotated[Literal["none", "auto"], affects("pool", "weights", "scores")] = "none"
     """Whether a rendered prompt is wrapped in the model's chat template. With `auto` thinking is
     switched off where the template can, and a date that it prints is pinned; the report says so."""
@@ -34,14 +34,15 @@ class ModelConfig(Section, affects="weights"):
     """System message before every prompt; it begins the user's text where the template takes none.
     Needs `chat_template: auto`."""
     attention: Annotated[
-        Literal["auto", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
+        Literal["auto", "varlen", "blocks", "sdpa", "flash_attention_2", "flex_attention"], NOTHING
     ] = "auto"
-    """How a packed row is kept from mixing its sequences: auto is `blocks` where the model allows
-    it (the row is cut into its sequences), else `sdpa` with positions that restart; the others are
-    transformers' kernels for GPUs. Only training uses this: scoring is always auto."""
+    """How a packed row is kept from mixing its sequences: auto is `varlen` on GPUs in bf16 (torch's
+    kernel that reads where each begins), else `blocks` (the row is cut into its sequences), each
+    where the model allows it, else `sdpa` with positions that restart; the others are transformers'
+    kernels for GPUs. Only training uses this: scoring is always auto."""
     quantization: Literal["none", "nf4"] = "none"
-    """Store frozen linear weights in 4 bits while training (QLoRA; extra `quantized`); scoring
-    reads them as they are on disk."""
+    """Store frozen linear weights in 4 bits wherever the model is used: trained (QLoRA; extra
+    `quantized`), probed, scored, served."""
     peft: dict[str, Any] | None = Field(
         default={
             "peft_type": "LORA",

@@ -128,6 +128,8 @@ class Config(Section, affects="run"):
                 "name others"
             )
         self._views_fit()
+        if self.train.validation is not None:
+            self.train.validation.check_prompts(self.prompts.split.validation)
         if self.train.row_tokens < self.task.max_length:
             raise ValueError(
                 f"train.row_tokens ({self.train.row_tokens}) is less than task.max_length "

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
+from paft_ray.config.validation import ValidationConfig
 
 
 class ScheduleConfig(Section, affects="weights"):
@@ -80,6 +81,21 @@ class CheckpointConfig(Section, affects="nothing"):
     """Optimizer steps between two checkpoints."""
     keep: int = Field(default=2, ge=1)
     """How many of the newest are kept."""
+
+
+class ProfileConfig(Section, affects="nothing"):
+    """The recording of some steps by torch's profiler."""
+
+    steps: tuple[int, int]
+    """First and last step to record, counted from 1; rank 0 writes a trace that Perfetto
+    (ui.perfetto.dev) opens into `profile/` of the training's folder."""
+
+    @field_validator("steps")
+    @classmethod
+    def _in_sequence(cls, steps: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= steps[0] <= steps[1]:
+            raise ValueError(f"the first is 1 or more, the last no less than the first: {steps}")
+        return steps
 
 
 class TrainWorkersConfig(WorkerShare, affects="nothing"):
@@ -215,9 +231,21 @@ class TrainConfig(Section, affects="weights"):
     measured here. On CPUs results are bit-identical anyway."""
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    validation: Annotated[ValidationConfig | None, affects("weights", neutral=None, whole=True)] = (
+        None
+    )
+    """Score the model on the way, keep its best checkpoint, end early; `paft tune` scores trials
+    by itself."""
+    profile: Annotated[ProfileConfig | None, affects("nothing", neutral=None, whole=True)] = None
+    """Record some steps; a training that is resumed after them records them no more."""
     workers: TrainWorkersConfig = TrainWorkersConfig()
     max_failures: Annotated[int, NOTHING] = Field(default=2, ge=0)
     """How often a lost worker is replaced before training gives up."""
+
+    @property
+    def extra_checkpoints(self) -> int:
+        """Checkpoints that may stay besides the newest `checkpoint.keep`."""
+        return int(self.validation is not None and self.validation.keep_best)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, Seeds
+from paft_ray.config.validation import GoalConfig, LowQuantile
 
 _FIXED = {
     "name": "it names the search itself",
@@ -17,6 +18,7 @@ _FIXED = {
     "task": "figures on other examples cannot be compared",
     "evaluation": "figures measured in other ways cannot be compared",
     "variants": "a search is over ways to train with PAFT; name train.sampling or prompts",
+    "train.validation": "a search scores trials by itself, after tuning.reports",
     "model.path": "all trials adapt one base model",
     "model.revision": "all trials adapt one base model",
     "model.dtype": "figures in other arithmetic cannot be compared",
@@ -160,37 +162,6 @@ class MedianStopping(Section, affects="search"):
     """Reports after which trials may be stopped."""
     min_trials: int = Field(default=3, ge=1)
     """Trials that must have come as far before any is stopped."""
-
-
-class MeanAccuracy(Section, affects="search"):
-    """Mean accuracy over prompts."""
-
-    type: Literal["mean"]
-
-
-class MeanMinusStd(Section, affects="search"):
-    """Mean accuracy minus a multiple of its standard deviation over prompts."""
-
-    type: Literal["mean_minus_std"]
-    weight: float = Field(default=1.0, ge=0)
-    """The multiple."""
-
-
-class LowQuantile(Section, affects="search"):
-    """The 5% quantile of the accuracy over prompts: a bad wording that users may well choose."""
-
-    type: Literal["p05"] = "p05"
-
-
-class WorstPrompt(Section, affects="search"):
-    """The accuracy under the worst prompt."""
-
-    type: Literal["worst"]
-
-
-GoalConfig = Annotated[
-    MeanAccuracy | MeanMinusStd | LowQuantile | WorstPrompt, Field(discriminator="type")
-]
 
 
 class TuningConfig(Section, affects="search"):

@@ -6,6 +6,7 @@ answers.py         the scores table as dense arrays; pure
 bootstrap.py       intervals, and paired differences of two models; pure
 estimate.py        the whole grid's figures from a part of it; pure
 estimate_cells.py  which part: evenly first, then more of the weakest prompts; pure
+goal.py            the figure by which trials and checkpoints are chosen; pure
 summary.py         from the scores table to `summary.json`; pure
 predictors.py      scores of one model under one prompt on some examples; no Ray
 grid.py            Ray Data: the whole grid over actors that hold the model

@@ -1,8 +1,9 @@
 """Ray Data: subjects x prompts x examples, scored by actors that hold the base model.
 
 The grid is cut into units (one subject, one prompt, a few examples) before it is distributed, so
-that the worker count changes no result. A finished unit is kept as a part, so that a killed
-evaluation continues. Where only a part of the grid is scored, every look at it is cut like this.
+that the worker count changes no result. An actor gets some units of a subject at a time, and keeps
+those that it finished every ten seconds as parts, so that a killed evaluation continues. Where only
+a part of the grid is scored, every look at it is cut like this.
 """
 
 import logging
@@ -10,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,11 @@ from paft_ray.tasks import Example, Task
 logger = logging.getLogger(__name__)
 
 _UNIT_EXAMPLES = 64
+_MOST_UNITS = 64
+"""Units that an actor gets at a time, fewer where all would not have several shares."""
+_SHARES = 8
+_WRITE_S = 10.0
+"""Work of this many seconds is lost with an actor at most."""
 LOOK = "look"
 """Column of the number of the look at which a pair was scored, from 0."""
 _SECONDS = b"seconds"
@@ -216,6 +223,7 @@ def _score_identity(context: RunContext) -> list[Any]:
         "evaluation.generation_tokens",
     )
     choices = context.task.choices
+    stored = context.stored(context.scoring_dtype, scored=True)
     return [
         context.model_identity,
         context.scoring_dtype,
@@ -224,6 +232,7 @@ def _score_identity(context: RunContext) -> list[Any]:
         [rows, packing, new_tokens],
         *([kept_tokens] if choices is None else []),
         *([later] if later else []),
+        *([stored] if stored else []),
     ]
 
 
@@ -257,11 +266,13 @@ def _run(
         grid.subjects,
         parts,
     )
-    dataset = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
+    actors = min(workers.num, len(units))
+    shares = [{"units": share} for share in _shares(units, actors)]
+    dataset = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(
         _ScoreActor,
         batch_size=1,
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(workers.num, len(units))),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shares))),
         num_cpus=cpus,
         num_gpus=workers.gpus or None,
         fn_constructor_args=(job,),
@@ -269,6 +280,14 @@ def _run(
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
+
+
+def _shares(units: list[dict[str, Any]], actors: int) -> Iterator[list[dict[str, Any]]]:
+    """Units that follow one another under one subject, several shares for each actor."""
+    most = max(1, min(_MOST_UNITS, len(units) // (_SHARES * actors)))
+    for _, of_subject in groupby(units, key=lambda unit: unit["subject"]):
+        together = list(of_subject)
+        yield from (together[start : start + most] for start in range(0, len(together), most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,17 +324,26 @@ class _ScoreActor:
         self._subjects, self._parts = job.subjects, job.parts
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        [units] = batch["units"]
+        finished: dict[str, pa.Table] = {}
+        written_s = time.monotonic()
+        for unit in units:
+            finished[unit["key"]] = self._score(unit)
+            if time.monotonic() - written_s >= _WRITE_S:
+                self._parts.write(finished)
+                finished, written_s = {}, time.monotonic()
+        self._parts.write(finished)
+        return {"done": [sum(len(unit["examples"]) for unit in units)]}
+
+    def _score(self, unit: Mapping[str, Any]) -> pa.Table:
         from paft_ray.evaluation.predictors import scores_table
 
-        [key], [index] = batch["key"], batch["subject"]
-        [prompt_id], [text], [ids] = batch["prompt_id"], batch["text"], batch["examples"]
-        examples = [self._examples[id] for id in ids]
-        subject = self._subjects[index]
+        examples = [self._examples[id] for id in unit["examples"]]
+        subject = self._subjects[unit["subject"]]
         weights = subject.weights and local_copy(subject.weights, subject.identity)
         self._predictor.load(weights)
         started = time.perf_counter()
-        scores = self._predictor.score(weights, prompt_id, text, examples)
+        scores = self._predictor.score(weights, unit["prompt_id"], unit["text"], examples)
         packing = self._predictor.describe_rows(weights is not None)
         about = {_SECONDS: str(time.perf_counter() - started), _PACKING: packing}
-        self._parts.write(key, scores_table(scores).replace_schema_metadata(about))
-        return {"done": [len(examples)]}
+        return scores_table(scores).replace_schema_metadata(about)

@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,25 +17,18 @@ import torch
 
 from paft_ray.config import Config
 from paft_ray.config.errors import DataError
+from paft_ray.models.generation import Continuation, Ending, continue_texts, tokens_in_memory
 from paft_ray.models.load import (
     load_adapter,
     load_base,
     load_tokenizer,
     reads_positions,
-    store_frozen_in_bf16,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import (
-    Continuation,
-    Ending,
-    ForwardPass,
-    best_choice,
-    choice_logprobs,
-    continue_texts,
-    inference,
-)
-from paft_ray.models.packing import MIXES, PACKED
-from paft_ray.models.row_check import Together, read_apart
+from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs, inference
+from paft_ray.models.narrow import Stored
+from paft_ray.models.packing import MIXES, PACKED, batches_by_length
+from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks import Example, Task
@@ -123,6 +117,16 @@ class Predictor:
         score = self._generate if self._task.choices is None else self._rank_choices
         return score(model, prompt_id, template, examples, adapted)
 
+    def _reading(self, model: "PreTrainedModel | PeftModel", adapted: bool) -> ForwardPass:
+        packing = self._config.train.packing and not self._together.rows
+        return ForwardPass(
+            self._dtype,
+            self._config.evaluation.row_tokens,
+            packing and (not adapted or reads_positions(model)),
+            virtual_tokens(model) if adapted else 0,
+            self._together.padded,
+        )
+
     def _rank_choices(
         self,
         model: "PreTrainedModel | PeftModel",
@@ -137,14 +141,7 @@ class Predictor:
             Question(template.render, example.fields, choices, example.under(prompt_id))
             for example in examples
         ]
-        reading = ForwardPass(
-            self._dtype,
-            self._config.evaluation.row_tokens,
-            packing=self._config.train.packing
-            and not self._together.rows
-            and (not adapted or reads_positions(model)),
-            virtual_tokens=virtual_tokens(model) if adapted else 0,
-        )
+        reading = self._reading(model, adapted)
         likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
         scores = []
         for example, found in zip(examples, likelihoods, strict=True):
@@ -189,7 +186,8 @@ class Predictor:
         # tell the model so: a text would depend on which others are generated with it
         alone = self._together.batches or (adapted and virtual_tokens(model) > 0)
         evaluation = self._config.evaluation
-        most = 0 if alone else evaluation.generation_tokens
+        kept = evaluation.generation_tokens
+        most = 0 if alone else tokens_in_memory(model, self._dtype) if kept == "auto" else kept  # pyright: ignore
         lengths = [len(context) for context in contexts]
         answers: list[Continuation] = [Continuation("", 0, False)] * len(contexts)
         ending = Ending(self._encoder.end_ids, self._config.task.stop)
@@ -245,21 +243,24 @@ class ModelPredictor:
         writes_with = tokenizer if task.choices is None else None
         loaded = self._read(base, config.model.revision)
         self.together = Together.of(loaded, config, config.evaluation.row_tokens, writes_with)
-        self._base = self._model = self._prepare(loaded)
+        self._attention: str = loaded.config._attn_implementation
+        self._base = self._model = loaded
+        self._task, self._encoder = task, encoder
         self._predictor = Predictor(config, task, encoder, dtype, self.together)
         self._adapters: set[str] = set()
         self._whole: tuple[str, PreTrainedModel | PeftModel] | None = None
 
     def _read(self, location: str, revision: str | None) -> "PreTrainedModel":
-        model = load_base(location, revision, trust=self._config.model.trust_remote_code)
+        settings = self._config.model
+        stored = Stored.of(settings, self._dtype, str(self._device))
+        model = load_base(location, revision, stored=stored, trust=settings.trust_remote_code)
         model.to(self._device)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return model
 
     def _prepare(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        if self.together.rows:
-            read_apart(model)
-        if self._dtype == "bfloat16":
-            store_frozen_in_bf16(model)
+        """Give a model the attention that the checks left the base model with."""
+        if model.config._attn_implementation != self._attention:
+            model.set_attn_implementation(self._attention)
         return model
 
     def score(
@@ -271,9 +272,19 @@ class ModelPredictor:
         None stands for the base model.
         """
         with self._use(weights):
-            return self._predictor.score(
-                self._model, prompt_id, text, examples, weights is not None
-            )
+            adapted = weights is not None
+            positions = not adapted or reads_positions(self._model)
+            predictor = self._predictor if positions else self._virtual_predictor
+            return predictor.score(self._model, prompt_id, text, examples, adapted)
+
+    @cached_property
+    def _virtual_predictor(self) -> Predictor:
+        """Scores adapters that drop positions; in batches, where the first one is right in them."""
+        config, model = self._config, self._model
+        rows, longest = config.evaluation.row_tokens, config.task.max_length
+        pads = config.train.packing and may_pad(model)
+        together = replace(self.together, padded=pads and not check_padded(model, rows, longest))
+        return Predictor(config, self._task, self._encoder, self._dtype, together)
 
     def describe_rows(self, adapted: bool) -> str:
         """Return whether the model in use reads packed rows, and why not."""
@@ -313,25 +324,6 @@ class ModelPredictor:
             self._adapters.add(adapter)
         self._model.set_adapter(_adapter_name(adapter))
         return nullcontext()
-
-
-def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list[int]]:
-    """Indices of texts, the longest first, in batches of limited padded size.
-
-    Args:
-        lengths: Lengths of the texts, in tokens.
-        more: Tokens that may be generated for each.
-        most: Most padded tokens of a batch, generated ones included; a text that needs more is a
-            batch of its own.
-    """
-    batches: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        last = batches[-1] if batches else None
-        if last is None or (len(last) + 1) * (lengths[last[0]] + more) > most:
-            batches.append([place])
-        else:
-            last.append(place)
-    return batches
 
 
 def _adapter_name(folder: str) -> str:

@@ -218,6 +218,8 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
 def _comment(plan: LmEvalPlan, chat: bool) -> str:
     """Return instructions for the group's file."""
     ends = "" if plan.context.task.choices is None else f"{WITHOUT_END}.\n"
+    if plan.context.config.model.quantization != "none":
+        ends += "paft_ray scored the base model in 4 bits; lm_eval reads it as it is on disk.\n"
     return ends + (
         f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.\n"
         f"{_command('pretrained=MODEL', plan, 'FOLDER', chat)}\n"

@@ -14,10 +14,15 @@ chat_files.py    a chat template as it lies in a model's folder, without torch
 targets.py       the modules that an adapter has where none are named
 packing.py       sequences to rows; pure
 sharing.py       rows whose sequences share a common beginning; pure
-attention.py     attention inside the sequences of a row
-logprobs.py      log-probabilities of answers, and generation
-row_check.py     whether rows keep sequences apart, and batches texts
+transfer.py      arrays to a device, all in one copy
+attention.py     attention inside the sequences of a row; varlen.py by kernels of GPUs
+head.py          logits in fp32, and long ones in chunks
+logprobs.py      log-probabilities of answers
+generation.py    texts that a model writes
+row_check.py     whether rows keep sequences apart; row_probes.py what that is tried with
+text_check.py    whether texts are continued alike in batches and alone
 dtype.py         the arithmetic that `auto` means
+kept.py          a base model that trainings share
 quantized.py     frozen weights in 4 bits
 gpu.py           what torch and CUDA read when they start
 watch.py         weights read and layers computed, reported as they are

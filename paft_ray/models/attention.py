@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 BLOCK_ATTENTION = "paft_block_sdpa"
 """Name of this attention in `attn_implementation`."""
+VARLEN_ATTENTION = "paft_varlen"
+"""Name of the other attention inside sequences, see `varlen`."""
 _PLAIN_LENGTH = 512
 
 
@@ -34,21 +36,22 @@ _PLAIN_LENGTH = 512
 class Blocks:
     """The sequences of a packed row or, where these share tokens, its parts.
 
-    Sequences of similar length form a group, computed as a batch of N times L tokens.
+    Sequences of similar length form a group, computed as a batch of N times L tokens. All fields
+    are arrays where a row is cut, and tensors on the device where it is read, see `transfer`.
     """
 
-    gather_NL: tuple[torch.Tensor, ...]
+    gather_NL: tuple[Any, ...]
     """For each group the indices of its sequences' tokens; the last one is repeated as padding."""
-    back_T: torch.Tensor
+    back_T: Any
     """Index of each token of the row in the concatenated flattened groups."""
-    keys_NK: tuple[torch.Tensor, ...] = ()
+    keys_NK: tuple[Any, ...] = ()
     """With shared parts, for each group the indices of the tokens that every part attends to."""
-    distance_NLK: tuple[torch.Tensor, ...] = ()
+    distance_NLK: tuple[Any, ...] = ()
     """For each group how far each token stands behind each of `keys_NK`; negative where it stands
     before it. N is 1 where all parts of the group agree."""
 
 
-def cut_blocks(position_ids_T: np.ndarray, device: torch.device) -> Blocks:
+def cut_blocks(position_ids_T: np.ndarray) -> Blocks:
     """Cut a row into its sequences, which begin where `position_ids_T` is 0."""
     starts = np.flatnonzero(position_ids_T == 0)
     lengths = np.diff(starts, append=len(position_ids_T))
@@ -63,11 +66,28 @@ def cut_blocks(position_ids_T: np.ndarray, device: torch.device) -> Blocks:
         flat = offset + np.arange(gather_NL.size).reshape(gather_NL.shape)
         back_T[gather_NL[valid_NL]] = flat[valid_NL]
         offset += gather_NL.size
-        gathers.append(torch.from_numpy(gather_NL).to(device))
-    return Blocks(tuple(gathers), torch.from_numpy(back_T).to(device))
+        gathers.append(gather_NL)
+    return Blocks(tuple(gathers), back_T)
 
 
-def cut_parts(parts: Sequence[Part], device: torch.device) -> Blocks:
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The sequences of a packed row, for kernels that read where each begins."""
+
+    bounds: Any
+    """int32 [N + 1]: the first token of every sequence, and the row's length."""
+    longest: int
+    """Tokens of the longest sequence."""
+
+
+def find_spans(position_ids_T: np.ndarray) -> Spans:
+    """Find the sequences of a row, which begin where `position_ids_T` is 0."""
+    starts = np.flatnonzero(position_ids_T == 0)
+    bounds = np.append(starts, len(position_ids_T)).astype(np.int32)
+    return Spans(bounds, int(np.diff(bounds).max()))
+
+
+def cut_parts(parts: Sequence[Part]) -> Blocks:
     """Cut a row in which sequences share parts; every part attends to those it follows."""
     paths: list[np.ndarray] = []
     groups: dict[tuple[int, int], list[int]] = {}
@@ -86,14 +106,11 @@ def cut_parts(parts: Sequence[Part], device: torch.device) -> Blocks:
         first_N = np.array([len(paths[i]) - len(o) for i, o in zip(members, own, strict=True)])
         at_NL = first_N[:, None] + np.arange(gather_NL.shape[1])
         at_NL = at_NL[:1] if (first_N == first_N[0]).all() else at_NL
-        distances.append(torch.from_numpy(at_NL[..., None] - np.arange(keys_NK.shape[1])))
-        gathers.append(torch.from_numpy(gather_NL))
-        keys.append(torch.from_numpy(keys_NK))
+        distances.append(at_NL[..., None] - np.arange(keys_NK.shape[1]))
+        gathers.append(gather_NL)
+        keys.append(keys_NK)
         offset += gather_NL.size
-    gathers_NL, keys_NK, distances_NLK = (
-        tuple(tensor.to(device) for tensor in group) for group in (gathers, keys, distances)
-    )
-    return Blocks(gathers_NL, torch.from_numpy(back_T).to(device), keys_NK, distances_NLK)
+    return Blocks(tuple(gathers), back_T, tuple(keys), tuple(distances))
 
 
 def _length_class(length: int) -> int:
@@ -246,30 +263,45 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> torch
     return ((distance >= 0) & (distance < window))[None, None]
 
 
-def attends_in_blocks(model: Any) -> bool:
-    """Return whether a model, perhaps adapted or inside an engine, uses this attention now.
+def inner_attention(model: Any) -> str:
+    """Return which attention inside sequences a model uses now: a name of this file, or none.
 
-    With a prompt-learning adapter it does not: its virtual tokens add keys before those of a row.
+    The model may be adapted, or inside an engine. With a prompt-learning adapter it uses none: its
+    virtual tokens add keys before those of a row.
     """
     inner = getattr(model, "module", model)
     adapter, config = getattr(inner, "active_peft_config", None), getattr(inner, "config", None)
     if adapter is not None and adapter.is_prompt_learning and inner.has_active_enabled_adapter:
-        return False
-    return getattr(config, "_attn_implementation", None) == BLOCK_ATTENTION
+        return ""
+    name = getattr(config, "_attn_implementation", None)
+    return name if name in (BLOCK_ATTENTION, VARLEN_ATTENTION) else ""
+
+
+def attends_in_blocks(model: Any) -> bool:
+    """Return whether a model uses an attention inside sequences now, see `inner_attention`."""
+    return bool(inner_attention(model))
 
 
 def block_arguments(
-    row_position_ids_T: np.ndarray, device: torch.device, parts: Sequence[Part] = ()
+    position_ids_T: np.ndarray, parts: Sequence[Part] = (), kind: str = BLOCK_ATTENTION
 ) -> Mapping[str, Any]:
     """Return the arguments of a model's forward for a packed row, besides ids and positions.
 
-    Rows with shared parts have no backward pass. The mask of one element keeps transformers from
-    building one that is not used.
+    Rows with shared parts have no backward pass, and are cut into blocks by either attention. The
+    mask of one element keeps transformers from building one that is not used.
+
+    Args:
+        position_ids_T: Positions of the row's tokens.
+        parts: See `Row`.
+        kind: `inner_attention` of the model.
     """
-    return {
-        "blocks": cut_parts(parts, device) if parts else cut_blocks(row_position_ids_T, device),
-        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-    }
+    if parts:
+        blocks: Any = cut_parts(parts)
+    elif kind == VARLEN_ATTENTION:
+        blocks = find_spans(position_ids_T)
+    else:
+        blocks = cut_blocks(position_ids_T)
+    return {"blocks": blocks, "attention_mask": np.ones((1, 1, 1, 1), bool)}
 
 
 AttentionInterface.register(BLOCK_ATTENTION, block_attention)

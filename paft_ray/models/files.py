@@ -94,6 +94,17 @@ def model_identity(path: str, revision: str | None = None, trust: bool = False) 
     return fingerprint([fingerprint_files(p) for p in (*files, *code)])
 
 
+def is_mixture(path: str) -> bool:
+    """Return whether a local folder's configuration names experts; False where it is not known."""
+    location = _local(path, "model.path")
+    if location is None or not (location / "config.json").is_file():
+        return False
+    config = _read_json(location / "config.json", "a Hugging Face model folder has one")
+    sections = [config, *(part for part in config.values() if isinstance(part, dict))]
+    counts = [part.get(key) for part in sections for key in _EXPERTS]
+    return any(isinstance(count, int) and count > 1 for count in counts)
+
+
 def _local(path: str, field: str) -> Path | None:
     try:
         return resolve_path(path)

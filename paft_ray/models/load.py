@@ -1,18 +1,20 @@
 """Loads base models and tokenizers; adds, saves and loads adapters of any peft method.
 
-bf16 means autocast (DeepSpeed's in training, torch's in scoring) over fp32 weights. Frozen linear
-weights may be stored in bf16, to which autocast would convert them at every use; embeddings, norms,
-the output head and the adapter stay in fp32.
+bf16 means autocast (DeepSpeed's in training, torch's in scoring) over frozen matrices in bf16, as
+which they are read from files, and over fp32 weights: embeddings, norms, output head, adapter.
 """
 
 import logging
 import re
+from collections.abc import Collection
+from contextlib import nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.base_check import require_all_loaded
 from paft_ray.models.files import ADAPTER_WEIGHTS
+from paft_ray.models.narrow import WIDE, Stored, adapting_in_fp32, matrices, reading_in_bf16
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
 
@@ -27,6 +29,8 @@ ADAPTER_FOLDER = "adapter"
 """Folder of a training that holds its adapter."""
 MODEL_FOLDER = "model"
 """Folder of a full fine-tuning that holds the whole model."""
+_INSIDE_SEQUENCES = ("auto", "blocks", "varlen")
+"""Of `model.attention` those that are ours; the others are transformers'."""
 
 
 def load_tokenizer(
@@ -44,7 +48,7 @@ def load_base(
     revision: str | None = None,
     dtype: "torch.dtype | None" = None,
     attention: str = "auto",
-    quantization: str = "none",
+    stored: Stored = WIDE,
     trust: bool = False,
 ) -> "PreTrainedModel":
     """Load a prepared base model, frozen and in evaluation mode.
@@ -56,11 +60,11 @@ def load_base(
     Args:
         location: What `prepare_base` returned.
         revision: Commit or tag of a hub model.
-        dtype: Type of the weights; fp32 by default.
-        attention: `model.attention`. With all but `blocks`, transformers builds the mask of a
-            packed row from its positions.
-        quantization: `model.quantization`: `nf4` stores frozen linear weights in 4 bits;
-            embeddings, norms and output head stay as they are.
+        dtype: Type of all weights that `stored` leaves alone; fp32 by default.
+        attention: `model.attention`. With all but `blocks` and `varlen`, transformers builds the
+            mask of a packed row from its positions.
+        stored: How frozen matrices lie in memory; embeddings, norms and output head stay as they
+            are. A bf16 file's are read as pages of that file, which processes share.
         trust: Run the model's own Python files, if it has any.
 
     Raises:
@@ -68,17 +72,57 @@ def load_base(
             or its files lack weights.
     """
     import torch
+
+    from paft_ray.models.quantized import nf4_arguments
+
+    quantized = nf4_arguments(stored.device) if stored.quantization == "nf4" else {}
+    arguments = {"dtype": dtype or torch.float32, **quantized}
+    arguments |= {"revision": revision, "trust": trust}
+    with reading_in_bf16(stored.kept) if stored.narrow else nullcontext():
+        model = _read_model(location, attention, arguments)
+    return prepare_loaded(model, attention, stored)
+
+
+def _read_model(location: str, attention: str, arguments: dict[str, Any]) -> "PreTrainedModel":
+    # None: transformers uses sdpa where the model supports it
+    theirs = None if attention in _INSIDE_SEQUENCES else attention
+    arguments = {**arguments, "attn_implementation": theirs}
+    try:
+        loaded: Any = read_model(location, output_loading_info=True, **arguments)
+        model, info = loaded
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ConfigError) or not theirs or "attention" not in str(error).lower():
+            raise
+        raise ConfigError(
+            f"model.attention: {attention} cannot be used with this model here "
+            f"({one_line(error)}); use auto"
+        ) from error
+    require_all_loaded(location, model, info["missing_keys"])
+    return model
+
+
+def prepare_loaded(
+    model: "PreTrainedModel", attention: str = "auto", stored: Stored = WIDE
+) -> "PreTrainedModel":
+    """Prepare a model that transformers built, in place, as `load_base` returns it.
+
+    Args:
+        model: With weights in the dtypes that `load_base` reads.
+        attention: See `load_base`; one of transformers' own is what the model was built with.
+        stored: See `load_base`.
+
+    Raises:
+        ConfigError: The model cannot be used with this attention.
+    """
+    import torch
     from transformers import GenerationConfig
 
     from paft_ray.models.cpu.kernels import use_quick_products
-    from paft_ray.models.logprobs import FullPrecisionLinear
-    from paft_ray.models.quantized import nf4_arguments, prepare_quantized
+    from paft_ray.models.head import FullPrecisionLinear
+    from paft_ray.models.quantized import prepare_quantized
 
-    quantized = nf4_arguments() if quantization == "nf4" else {}
-    arguments = {"dtype": dtype or torch.float32, **quantized}
-    arguments |= {"revision": revision, "trust": trust}
-    model = _load_with_attention(location, attention, arguments)
-    if quantization == "nf4":
+    _attend_inside_sequences(model, attention, stored)
+    if stored.quantization == "nf4":
         prepare_quantized(model)
     model.requires_grad_(False)
     if model.generation_config is not None:
@@ -88,40 +132,33 @@ def load_base(
     if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
+    if stored.narrow:
+        store_frozen_in_bf16(model, stored.kept)
     return model.eval()
 
 
-def _load_with_attention(
-    location: str, attention: str, arguments: dict[str, Any]
-) -> "PreTrainedModel":
-    from paft_ray.models.attention import BLOCK_ATTENTION, takes_blocks
+def _attend_inside_sequences(model: "PreTrainedModel", attention: str, stored: Stored) -> None:
+    from paft_ray.models.attention import BLOCK_ATTENTION, VARLEN_ATTENTION, takes_blocks
+    from paft_ray.models.varlen import reason_against_varlen
 
-    in_blocks = attention in ("auto", "blocks")
-    # None: transformers uses sdpa where the model supports it
-    arguments = {**arguments, "attn_implementation": None if in_blocks else attention}
-    try:
-        loaded: Any = read_model(location, output_loading_info=True, **arguments)
-        model, info = loaded
-    except (ValueError, ImportError) as error:
-        if isinstance(error, ConfigError) or in_blocks or "attention" not in str(error).lower():
-            raise
-        raise ConfigError(
-            f"model.attention: {attention} cannot be used with this model here "
-            f"({one_line(error)}); use auto"
-        ) from error
-    require_all_loaded(location, model, info["missing_keys"])
-    if in_blocks and takes_blocks(model):
+    if attention not in _INSIDE_SEQUENCES:
+        return
+    against = reason_against_varlen(model, stored.arithmetic, stored.device)
+    if attention == "varlen" and against:
+        raise ConfigError(f"model.attention: varlen, but {against}; use auto")
+    if attention != "blocks" and not against:
+        model.set_attn_implementation(VARLEN_ATTENTION)
+    elif takes_blocks(model):
         model.set_attn_implementation(BLOCK_ATTENTION)
     elif attention == "blocks":
         raise ConfigError(
             f"model.attention: blocks, but {type(model).__name__} does not call its attention "
             "through transformers' interface; use auto"
         )
-    return model
 
 
-def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
-    """Store frozen linear weights as bf16, which saves the casts of bf16 autocast.
+def store_frozen_in_bf16(model: "torch.nn.Module", kept: Collection[str] = ()) -> None:
+    """Store frozen matrices as bf16, see `narrow`.
 
     Weights in 4 bits stay so, and are multiplied in bf16.
     """
@@ -130,8 +167,9 @@ def store_frozen_in_bf16(model: "torch.nn.Module") -> None:
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # bitsandbytes', which ignores autocast
             module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
-        if type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            module.to(torch.bfloat16)
+    for weight in matrices(model, kept):
+        if not weight.requires_grad:
+            weight.data = weight.data.to(torch.bfloat16)
 
 
 def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "PeftModel":
@@ -146,7 +184,8 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     refused = (ValueError, TypeError, KeyError, AttributeError, AssertionError, re.error)
     try:
         torch.manual_seed(seed)
-        adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
+        with adapting_in_fp32():
+            adapted = get_peft_model(model, get_peft_config({"task_type": "CAUSAL_LM", **peft}))
     except refused as error:
         raise ConfigError(
             f"model.peft: peft refuses it: {one_line(error)}; see its {peft['peft_type']}"
@@ -218,14 +257,20 @@ def adapter_files(
     }
 
 
-def load_adapter(model: "PreTrainedModel | PeftModel", folder: str, name: str) -> "PeftModel":
+def load_adapter(
+    model: "PreTrainedModel | PeftModel", folder: str, name: str, trainable: bool = False
+) -> "PeftModel":
     """Load a stored adapter into a base model, or into a model that has other adapters."""
     from peft import PeftModel
 
-    if isinstance(model, PeftModel):
-        model.load_adapter(folder, adapter_name=name)
-        return model
-    return PeftModel.from_pretrained(model, folder, adapter_name=name).eval()
+    with adapting_in_fp32():
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+            return model
+        adapted = PeftModel.from_pretrained(
+            model, folder, adapter_name=name, is_trainable=trainable
+        )
+    return adapted.eval()
 
 
 def plain_settings(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Answer log-likelihoods and generation for a batch, for training, probes and evaluation.
+"""Answer log-likelihoods of rows, for training, probes and evaluation.
 
 Shapes: T tokens of a row, U positions whose logits are needed, A answer tokens, V vocabulary.
 """
@@ -6,19 +6,24 @@ Shapes: T tokens of a row, U positions whose logits are needed, A answer tokens,
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from paft_ray.models.attention import attends_in_blocks, block_arguments
-from paft_ray.models.cpu.kernels import linear
-from paft_ray.models.packing import Row, TokenSequence, build_row, deal_rows
+from paft_ray.models.attention import attends_in_blocks, block_arguments, inner_attention
+from paft_ray.models.head import (
+    Answers,
+    FullPrecisionLinear,
+    chunk_size,
+    chunked_logprobs,
+    long_head,
+)
+from paft_ray.models.packing import Row, TokenSequence, build_row, deal_batches, deal_rows
 from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded, choice_sequences
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from paft_ray.models.transfer import copy_to
+from paft_ray.models.varlen import flash_arguments, uses_flash
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,30 +38,8 @@ class ForwardPass:
     """Put several sequences into a row; if the model attends in blocks, they share beginnings."""
     virtual_tokens: int = 0
     """See `answer_logprobs`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """The choice of each next token."""
-
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    """Probability of the likeliest tokens, from which is sampled."""
-    seed: int = 0
-    """Determines the samples, together with the composition of the batch."""
-
-
-GREEDY = Decoding()
-
-
-class FullPrecisionLinear(torch.nn.Linear):
-    """A linear layer that computes in fp32 also under autocast."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Map `input` [..., in] to fp32 [..., out]."""
-        with torch.autocast(input.device.type, enabled=False):
-            return linear(input.float(), self.weight, self.bias)
+    padded: bool = False
+    """Read sequences that are not packed in batches."""
 
 
 def answer_logprobs(
@@ -73,30 +56,93 @@ def answer_logprobs(
         row: Tokens to read and to predict.
         device: The model's device.
         virtual_tokens: Logits that a prompt-learning adapter puts before those of the text; the row
-            then holds one sequence.
+            then holds one sequence, or is padded.
     """
-    input_ids = torch.from_numpy(row.input_ids_T).to(device)[None]
-    keep_U = torch.from_numpy(row.keep_U).to(device)
-    if virtual_tokens:
-        positions: dict[str, Any] = {"attention_mask": torch.ones_like(input_ids)}
-    elif attends_in_blocks(forward):
-        positions = {
-            "position_ids": torch.from_numpy(row.position_ids_T).to(device)[None],
-            **block_arguments(row.position_ids_T, device, row.parts),
-        }
-    elif (row.position_ids_T == 0).sum() > 1:
-        positions = {"position_ids": torch.from_numpy(row.position_ids_T).to(device)[None]}
+    if row.padded:
+        inputs = _batch(row, virtual_tokens)
     else:
-        positions = {}  # a model may count from another number, or know no positions
-    output = forward(
-        input_ids=input_ids, logits_to_keep=keep_U + virtual_tokens, use_cache=False, **positions
-    )
-    logits_UV = output.logits[0]
-    if len(logits_UV) != len(keep_U):  # some models return all
-        logits_UV = logits_UV[keep_U + virtual_tokens]
-    logits_AV = logits_UV.float()[torch.from_numpy(row.gather_A).to(device)]
-    targets_A = torch.from_numpy(row.targets_A).to(device)
+        inputs = _Inputs(
+            {"input_ids": row.input_ids_T[None], **_positions(forward, row, virtual_tokens)},
+            row.keep_U + virtual_tokens,
+        )
+    head = long_head(forward, len(row.keep_U))
+    if head is not None:
+        return _in_chunks(forward, head, inputs, row, device)
+    moved: Any = copy_to(device, (inputs, (row.gather_A, row.targets_A)))
+    inputs, (gather_A, targets_A) = moved
+    output = forward(**inputs.given, logits_to_keep=inputs.keep_K, use_cache=False)
+    logits_AV = inputs.needed(output.logits).float()[gather_A]
     return -torch.nn.functional.cross_entropy(logits_AV, targets_A, reduction="none")
+
+
+def _in_chunks(
+    forward: Callable[..., Any],
+    head: FullPrecisionLinear,
+    inputs: "_Inputs",
+    row: Row,
+    device: torch.device,
+) -> torch.Tensor:
+    """Let the head compute log-probabilities in the place of logits, see `head`."""
+    answers = Answers.of(row.gather_A, row.targets_A, len(row.keep_U), chunk_size(head))
+    moved: Any = copy_to(device, (inputs, answers))
+    inputs, answers = moved
+
+    def instead(hidden_BKI: torch.Tensor) -> torch.Tensor:
+        return chunked_logprobs(head, inputs.needed(hidden_BKI), answers)[None, :, None]
+
+    head.instead = instead
+    try:
+        output = forward(**inputs.given, logits_to_keep=inputs.keep_K, use_cache=False)
+    finally:
+        head.instead = None
+    return output.logits[0, :, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """A model's arguments for a row; arrays, and then tensors."""
+
+    given: dict[str, Any]
+    keep_K: Any
+    """Positions of the text, or of all texts of a batch, whose logits are computed."""
+    take_U: Any = None
+    """In a batch, for each place whose logits are needed its index into them, flat."""
+
+    def needed(self, states_BKX: torch.Tensor) -> torch.Tensor:
+        """Return the logits, or what they are made of, that are needed: [U, X]."""
+        if states_BKX.shape[1] != len(self.keep_K):  # some models return all
+            states_BKX = states_BKX[:, self.keep_K]
+        if self.take_U is None:
+            return states_BKX[0]
+        return states_BKX.flatten(0, 1)[self.take_U]
+
+
+def _batch(row: Row, virtual_tokens: int) -> _Inputs:
+    """Lay the sequences of a row under each other, padded behind, where nothing reads it."""
+    starts = np.flatnonzero(row.position_ids_T == 0)
+    member_T = np.cumsum(row.position_ids_T == 0) - 1
+    shape = (len(starts), int(row.position_ids_T.max()) + 1)
+    input_ids_BL = np.full(shape, row.input_ids_T[0])
+    input_ids_BL[member_T, row.position_ids_T] = row.input_ids_T
+    given = {"input_ids": input_ids_BL}
+    if virtual_tokens:
+        given["attention_mask"] = np.ones_like(input_ids_BL)
+    keep_K, place_U = np.unique(row.position_ids_T[row.keep_U], return_inverse=True)
+    return _Inputs(given, keep_K + virtual_tokens, member_T[row.keep_U] * len(keep_K) + place_U)
+
+
+def _positions(forward: Any, row: Row, virtual_tokens: int) -> dict[str, Any]:
+    """Return the arguments that keep the sequences of a row apart, as arrays."""
+    if virtual_tokens:
+        return {"attention_mask": np.ones_like(row.input_ids_T)[None]}
+    kind = inner_attention(forward)
+    if kind:
+        apart = block_arguments(row.position_ids_T, row.parts, kind)
+    else:
+        apart = flash_arguments(row.position_ids_T) if uses_flash(forward) else {}
+    if kind or (row.position_ids_T == 0).sum() > 1:
+        return {"position_ids": row.position_ids_T[None], **apart}
+    return {**apart}  # a model may count from another number, or know no positions
 
 
 @contextmanager
@@ -120,8 +166,11 @@ def score_sequences(
     rows = share_rows(sequences, reading.row_tokens) if sharing else None
     if rows is None:
         lengths = [len(s.input_ids) for s in sequences]
-        [dealt] = deal_rows(lengths, reading.row_tokens, ranks=1, packing=reading.packing)
-        rows = [build_row(sequences, members) for members in dealt if members]
+        if reading.padded:
+            [dealt] = deal_batches(lengths, reading.row_tokens, ranks=1)
+        else:
+            [dealt] = deal_rows(lengths, reading.row_tokens, ranks=1, packing=reading.packing)
+        rows = [build_row(sequences, members, reading.padded) for members in dealt if members]
     scores: list[dict[int, float]] = [{} for _ in sequences]
     with inference(model, reading.dtype):
         for row in rows:
@@ -163,118 +212,3 @@ def choice_logprobs(
 def best_choice(values: Sequence[float]) -> int:
     """Return the index of the largest value, the first of several that are equal."""
     return max(range(len(values)), key=lambda index: (values[index], -index))
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A generated text."""
-
-    text: str
-    """Up to the end token or the first text to stop at, without either."""
-    tokens: int
-    """Number of its tokens, including those that end it."""
-    ended: bool
-    """Whether it came to an end, and was not cut at the most tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """The ends of a generated text besides the model's own end tokens."""
-
-    ids: tuple[int, ...] = ()
-    """Further end tokens."""
-    stop: tuple[str, ...] = ()
-    """Texts at the first of which it stops."""
-
-    def find(self, text: str) -> int:
-        """Return the place of the first text to stop at; -1 for none."""
-        found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
-        return min(found, default=-1)
-
-
-def generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    contexts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    decoding: Decoding = GREEDY,
-) -> list[tuple[str, int]]:
-    """Continue a batch of texts, see `continue_texts`.
-
-    Returns:
-        For each text its continuation, and the number of its tokens including the end token.
-    """
-    found = continue_texts(model, tokenizer, contexts, max_new_tokens, decoding=decoding)
-    return [(continuation.text, continuation.tokens) for continuation in found]
-
-
-def continue_texts(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    contexts: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    ending: Ending = Ending(),
-    decoding: Decoding = GREEDY,
-) -> list[Continuation]:
-    """Continue a batch of texts, given as token ids, by at most `max_new_tokens` tokens each."""
-    batch = tokenizer.pad(
-        {"input_ids": [list(context) for context in contexts]},
-        padding_side="left",
-        return_tensors="pt",
-    ).to(model.device)
-    start = batch["input_ids"].shape[1]
-    end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-    end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
-    own = [] if end is None else end if isinstance(end, list) else [end]
-    ends = list(dict.fromkeys([*own, *ending.ids, *_stop_ids(tokenizer, ending)]))
-    settings: dict[str, Any] = {"do_sample": decoding.temperature > 0}
-    if decoding.temperature > 0:
-        settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    if ending.stop:
-        settings["stopping_criteria"] = _stops_at(tokenizer, ending, start)
-    torch.manual_seed(decoding.seed)
-    with torch.inference_mode():
-        output: Any = model.generate(  # pyright: ignore[reportCallIssue]
-            **batch,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends or None,
-            **settings,
-        )
-    return [_finish(tokenizer, new_T, ends, ending) for new_T in output[:, start:].cpu().numpy()]
-
-
-def _stop_ids(tokenizer: "PreTrainedTokenizerBase", ending: Ending) -> list[int]:
-    """Return the special tokens among the texts to stop at, which decoded texts leave out."""
-    texts = {stop.strip() for stop in ending.stop}
-    return [id for id, token in tokenizer.added_tokens_decoder.items() if token.content in texts]
-
-
-def _stops_at(tokenizer: "PreTrainedTokenizerBase", ending: Ending, start: int) -> Any:
-    """Return criteria by which each text of a batch stops, whatever the others do."""
-    from transformers import StoppingCriteria, StoppingCriteriaList
-
-    class Stops(StoppingCriteria):
-        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> Any:
-            texts = tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-            return torch.tensor([ending.find(text) >= 0 for text in texts], device=input_ids.device)
-
-    return StoppingCriteriaList([Stops()])
-
-
-def _finish(
-    tokenizer: "PreTrainedTokenizerBase", new_T: np.ndarray, ends: Sequence[int], ending: Ending
-) -> Continuation:
-    """Cut generated tokens at the first end."""
-
-    def decode(length: int) -> str:
-        return str(tokenizer.decode(new_T[:length], skip_special_tokens=True))
-
-    found = np.flatnonzero(np.isin(new_T, ends))
-    length = int(found[0]) + 1 if len(found) else len(new_T)
-    text = decode(length - len(found[:1]))
-    place = ending.find(text)
-    if place < 0:
-        return Continuation(text, length, ended=len(found) > 0)
-    length = next(n for n in range(1, length + 1) if ending.find(decode(n)) >= 0)
-    return Continuation(text[:place], length, ended=True)

@@ -26,6 +26,7 @@ from paft_ray.models.files import (
     refuse_beyond_context,
     refuse_quantized,
 )
+from paft_ray.models.narrow import matrices
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import StoredAdapter, check_shape
 
@@ -143,8 +144,8 @@ def count_weights(
     """Build the model and its adapter without weights, and count their parameters.
 
     Returns:
-        `parameters`, of these `trainable`; `linear`, frozen weights of linear layers but the output
-        head; `layers` and `hidden`.
+        `parameters`, of these `trainable`; frozen: `linear`, of linear layers but the output head,
+        and `experts`, of mixtures; `layers` and `hidden`.
 
     Raises:
         PaftError: Its adapter's size depends on weights.
@@ -158,9 +159,10 @@ def count_weights(
     linear = sum(
         weight.numel()
         for module in model.modules()
-        if type(module).__name__ in ("Linear", "Conv1D") and id(module) not in heads
+        if type(module).__name__ in ("Linear", "Conv1D", "FalconLinear") and id(module) not in heads
         for weight in module.parameters(recurse=False)
     )
+    experts = sum(weight.numel() for weight in matrices(model) if weight.ndim > 2)
     if peft is not None:
         try:
             model = _adapted(model, peft, seed)
@@ -173,6 +175,7 @@ def count_weights(
         "parameters": sum(weight.numel() for weight in weights),
         "trainable": sum(weight.numel() for weight in weights if weight.requires_grad),
         "linear": linear if peft is not None else 0,
+        "experts": experts if peft is not None else 0,
         "layers": int(text.num_hidden_layers),
         "hidden": int(text.hidden_size),
     }

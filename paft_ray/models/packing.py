@@ -2,7 +2,7 @@
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -15,6 +15,8 @@ MIXES = "unpacked: "
 """How rows are described where a model has to read or write one by one; the reason follows."""
 ROWS = "one sequence a row"
 """The beginning of the reason where rows mix."""
+BATCHES = "padded batches"
+"""The same where sequences are then read as batches."""
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -60,6 +62,8 @@ class Row:
     """For each sequence of the row its index in the packed list; empty for an inert row."""
     parts: tuple[Part, ...] = ()
     """Parts that sequences share, see `sharing.py`; empty where nothing is shared."""
+    padded: bool = False
+    """Whether its sequences are read as a batch, padded behind each, and not as one text."""
 
     @property
     def tokens(self) -> int:
@@ -68,18 +72,21 @@ class Row:
 
 
 def build_row(
-    sequences: Sequence[TokenSequence] | Mapping[int, TokenSequence], members: Sequence[int]
+    sequences: Sequence[TokenSequence] | Mapping[int, TokenSequence],
+    members: Sequence[int],
+    padded: bool = False,
 ) -> Row:
     """Concatenate the sequences named by `members` into one row."""
     chosen = {index: sequences[index] for index in members}
     own = chosen.values()
     starts = accumulate((len(s.input_ids) for s in own), initial=0)
-    return assemble_row(
+    row = assemble_row(
         chosen,
         input_ids=[token for s in own for token in s.input_ids],
         position_ids=[position for s in own for position in range(len(s.input_ids))],
         at=[start + p for start, s in zip(starts, own, strict=False) for p in s.positions],
     )
+    return replace(row, padded=True) if padded else row
 
 
 def assemble_row(
@@ -153,6 +160,54 @@ def deal_rows(
     # longest rows first, to the ranks in turn: rows that ranks read at the same time are alike
     rows.sort()
     return [[row for _, _, row in rows[rank::ranks]] for rank in range(ranks)]
+
+
+def deal_batches(lengths: Sequence[int], row_tokens: int, ranks: int) -> list[list[list[int]]]:
+    """Deal sequences into batches of at most `row_tokens` tokens, padding included.
+
+    Those of like length go together: as few batches as possible, a multiple of the ranks, and then
+    of the least size. See `deal_rows`.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # stable
+    if lengths and lengths[order[0]] > row_tokens:
+        return deal_rows(lengths, row_tokens, ranks)  # raises
+
+    def cut(most: int) -> list[list[int]]:
+        batches: list[list[int]] = []
+        for index in order:
+            if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= most:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    count = -(-len(cut(row_tokens)) // ranks) * ranks
+    low, high = max(lengths, default=1), row_tokens
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= count else (middle + 1, high)
+    batches = cut(low)
+    batches += [[] for _ in range(count - len(batches))]
+    return [batches[rank::ranks] for rank in range(ranks)]
+
+
+def batches_by_length(lengths: Sequence[int], more: int, most: int) -> list[list[int]]:
+    """Indices of texts, the longest first, in batches of limited padded size.
+
+    Args:
+        lengths: Lengths of the texts, in tokens.
+        more: Tokens that may be generated for each.
+        most: Most padded tokens of a batch, generated ones included; a text that needs more is a
+            batch of its own.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        last = batches[-1] if batches else None
+        if last is None or (len(last) + 1) * (lengths[last[0]] + more) > most:
+            batches.append([place])
+        else:
+            last.append(place)
+    return batches
 
 
 def _fill(

@@ -1,7 +1,8 @@
 """Frozen linear weights in 4 bits, as in QLoRA (arXiv 2305.14314): nf4, quantised twice.
 
-Only training uses them. Evaluation scores an adapter on the base model as it is on disk, which base
-and variants share in memory and into which an adapter is merged.
+Scoring, probing, verifying and serving store them as training does, so that a figure is that of the
+model that was trained; a merged model is another one, since an adapter is merged into the weights
+on disk.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def nf4_arguments() -> dict[str, Any]:
-    """Return the arguments with which `from_pretrained` quantises each weight as it is read."""
+def nf4_arguments(device: str | None = None) -> dict[str, Any]:
+    """Return the arguments with which `from_pretrained` quantises each weight as it is read.
+
+    `device` is where; without, transformers takes the current GPU if there is one.
+    """
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -21,7 +25,8 @@ def nf4_arguments() -> dict[str, Any]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,  # autocast decides
     )
-    return {"quantization_config": config}
+    place = {} if device is None else {"device_map": {"": device}}
+    return {"quantization_config": config, **place}
 
 
 def prepare_quantized(model: "PreTrainedModel") -> None:

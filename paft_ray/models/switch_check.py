@@ -40,7 +40,7 @@ def check_switches(config: Config, dtype: str, cluster: bool) -> Iterator[str]:
 
 def _check_attention(config: Config, dtype: str) -> None:
     kind = config.model.attention
-    if kind not in ("flash_attention_2", "flex_attention"):
+    if kind not in ("varlen", "flash_attention_2", "flex_attention"):
         return
     where = f"model.attention: {kind}"
     if config.train.workers.gpus == 0:
@@ -50,10 +50,10 @@ def _check_attention(config: Config, dtype: str) -> None:
         raise ConfigError(f"{where} {reason}, and train.workers.gpus is 0; use auto")
     if kind == "flash_attention_2":
         _require_package("flash_attn", "flash-attn", where)
-        if dtype != "bfloat16":
-            raise ConfigError(
-                f"{where} computes in bfloat16, and model.dtype is {dtype}; use auto, or bfloat16"
-            )
+    if kind != "flex_attention" and dtype != "bfloat16":
+        raise ConfigError(
+            f"{where} computes in bfloat16, and model.dtype is {dtype}; use auto, or bfloat16"
+        )
 
 
 def _check_quantization(config: Config) -> None:

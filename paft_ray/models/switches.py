@@ -33,9 +33,9 @@ def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
 def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
     """Compile each layer with torch.compile, once for rows of any length.
 
-    Block attention is not compiled, as every cut of a row would need its own compilation. Call
-    `checkpoint_activations` before: torch does not compile a layer that holds a checkpoint, so
-    such a layer is compiled inside its checkpoint.
+    Attention inside sequences is not compiled: every cut of a row would need its own compilation,
+    and a kernel for whole rows gains nothing by it. Call `checkpoint_activations` before: torch
+    does not compile a layer that holds a checkpoint, so that is compiled inside its checkpoint.
 
     Returns:
         The number of layers.
@@ -47,10 +47,15 @@ def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
     from transformers import AttentionInterface
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    from paft_ray.models.attention import BLOCK_ATTENTION, block_attention
+    from paft_ray.models.attention import BLOCK_ATTENTION, VARLEN_ATTENTION, block_attention
+    from paft_ray.models.varlen import varlen_attention
 
-    outside: Any = torch.compiler.disable(block_attention)
-    AttentionInterface.register(BLOCK_ATTENTION, outside)
+    for name, attention in (
+        (BLOCK_ATTENTION, block_attention),
+        (VARLEN_ATTENTION, varlen_attention),
+    ):
+        outside: Any = torch.compiler.disable(attention)
+        AttentionInterface.register(name, outside)
     layers: list[Any] = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ConfigError(

@@ -74,6 +74,15 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         for t in trainings
     }
     plan["sequences_per_training"] = steps * train.batch_size
+    if (scored := train.validation) is not None:
+        scores, count = len(scored.steps(steps)), scored.prompts or prompts.split.validation
+        examples = min(scored.examples, len(task.validation))
+        plan["validation"] = {
+            "scores_per_training_at_most": scores,
+            "prompts": count,
+            "examples": examples,
+            "answers_at_most": len(trainings) * scores * count * examples,
+        }
     fewest, most = train.workers.fewest, train.workers.most
     together = most if fewest == most else f"{fewest} to {most}"
     plan["workers"] = {"train": together, "evaluate": evaluation.workers.num}
@@ -109,10 +118,8 @@ def _adapter(peft: Mapping[str, Any] | None) -> str:
 
 def _trusted(config: Config) -> list[str]:
     """Models whose own Python files run, each with its setting."""
-    return [
-        f"{path} {revision or ''}".rstrip() + f" ({field}.trust_remote_code)"
-        for field, path, revision in trusted_models(config)
-    ]
+    named = ((f"{path} {commit or ''}".rstrip(), f) for f, path, commit in trusted_models(config))
+    return [f"{name} ({field}.trust_remote_code)" for name, field in named]
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:

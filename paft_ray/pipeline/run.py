@@ -18,6 +18,7 @@ from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.tracking import send_waiting
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import find_trained, provenance, subjects
 from paft_ray.training.lengths import check_lengths
@@ -35,9 +36,11 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
         with clock.stage("choose_prompts"):
             prompts = prompts_by_variant(context, pool)
         trained = []
-        for training in context.config.trainings:
-            with clock.stage(f"train_{training.label}"):
-                trained.append(train(context, prompts[training.label], training, pool))
+        with Workers(shared=True) as workers:
+            for training in context.config.trainings:
+                with clock.stage(f"train_{training.label}"):
+                    own = prompts[training.label]
+                    trained.append(train(context, own, training, pool, workers))
         with clock.stage("evaluation"):
             scores = evaluate_subjects(context, pool, subjects(context.config.model, trained))
         results = Results(pool, trained, scores, clock.seconds)
@@ -62,7 +65,10 @@ def train_all(
         pool = build_published_pool(context)
         check_lengths(context, pool, checks)
         prompts = prompts_by_variant(context, pool)
-        return [train(context, prompts[t.label], t, pool) for t in context.config.trainings]
+        with Workers(shared=True) as workers:
+            return [
+                train(context, prompts[t.label], t, pool, workers) for t in context.config.trainings
+            ]
 
 
 def find_all_trained(context: RunContext) -> list[TrainedAdapter]:

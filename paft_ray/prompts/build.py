@@ -67,6 +67,9 @@ def pool_fingerprint(context: RunContext) -> str:
         later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
     files = [read_prompt_files(path) for path in context.config.prompts.files]
+    probe = context.config.prompts.probe
+    arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
+    stored = {} if probe is None else context.stored(arithmetic, scored=True)
     rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))
     return fingerprint(
         "pool",
@@ -78,6 +81,7 @@ def pool_fingerprint(context: RunContext) -> str:
         [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
         *([rules] if rules else []),
+        *([stored] if stored else []),
     )
 
 
@@ -283,8 +287,9 @@ class _ProbeActor:
     def __init__(self, config: Config, task: Task, source: BaseSource, dtype: str) -> None:
         import torch
 
-        from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
+        from paft_ray.models.load import load_base, load_tokenizer
         from paft_ray.models.logprobs import ForwardPass
+        from paft_ray.models.narrow import Stored
         from paft_ray.models.row_check import Together
         from paft_ray.models.tokenization import TextEncoder
 
@@ -296,15 +301,15 @@ class _ProbeActor:
         self._task = task
         tokenizer = load_tokenizer(base, model.revision, model.trust_remote_code)
         self._encoder = TextEncoder.from_config(tokenizer, config)
-        self._model: Any = load_base(base, model.revision, trust=model.trust_remote_code)
+        stored = Stored.of(model, dtype, "cuda" if probe.gpus else "cpu")
+        trust = model.trust_remote_code
+        self._model: Any = load_base(base, model.revision, stored=stored, trust=trust)
         if probe.gpus:
             prepare_gpu()
             self._model.to(torch.device("cuda"))
         together = Together.of(self._model, config, probe.row_tokens)
         packing = config.train.packing and not together.rows
-        self._reading = ForwardPass(dtype, probe.row_tokens, packing)
-        if dtype == "bfloat16":
-            store_frozen_in_bf16(self._model)
+        self._reading = ForwardPass(dtype, probe.row_tokens, packing, padded=together.padded)
 
     def __call__(self, batch: Any) -> Any:
         import pandas as pd

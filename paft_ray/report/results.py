@@ -118,7 +118,27 @@ def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
     }
     packing = {} if trained[0].record.packing is None else {"packing": trained[0].record.packing}
     spent = {**mean, **packing}
-    return {"steps": trained[0].record.steps, **{f"trained_{k}": v for k, v in spent.items()}}
+    return {**_steps(trained), **{f"trained_{k}": v for k, v in spent.items()}}
+
+
+def _steps(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
+    """Steps of one variant's trainings; where they were scored on the way, of every seed.
+
+    `steps` is then the mean over seeds. `planned_steps` is what all variants were to have,
+    `steps_by_seed` what each training had, `saved_steps` the one whose weights it saved.
+    """
+    records = [t.record for t in trained]
+    if (validated := records[0].validated) is None:
+        return {"steps": records[0].steps}
+    steps = [record.steps for record in records]
+    return {
+        "steps": steps[0] if len(set(steps)) == 1 else statistics.fmean(steps),
+        "planned_steps": validated.planned,
+        "steps_by_seed": steps,
+        "saved_steps": [record.saved_step for record in records],
+        "chosen_by": f"{validated.goal} of {validated.prompts} validation prompts x "
+        f"{validated.examples} examples",
+    }
 
 
 def _write_cards(

@@ -81,10 +81,24 @@ def results(
     shown = [f for f in figures_of(summary) if f.table in tables or f in (wide or ())]
 
     def name(label: str) -> str:
-        steps = summary["models"][label].get("steps")
-        return display_name(label, names) + (f", {steps} steps" if steps else "")
+        return display_name(label, names) + _steps(summary["models"][label])
 
     return _models(summary, shown, name)
+
+
+def _steps(model: Mapping[str, Any]) -> str:
+    """The steps of a model's trainings, and those whose weights were saved where these differ."""
+    if not (steps := model.get("steps")):
+        return ""
+    trained, saved = model.get("steps_by_seed", [steps]), model.get("saved_steps", [])
+    best = f", best at {span(saved)}" if saved not in ([], trained) else ""
+    return f", {span(trained)} steps{best}"
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The number that all are, or the least and the greatest."""
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def further_figures(summary: Mapping[str, Any]) -> Table:

@@ -7,7 +7,7 @@ from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
-from paft_ray.report.tables import display_name, how_answers_end, main_label, results
+from paft_ray.report.tables import display_name, how_answers_end, main_label, results, span
 from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
@@ -74,6 +74,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _spread_by_chance(summary, names)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
     sentences += _run_apart(summary, names)
+    sentences += _chosen(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "
@@ -146,6 +147,30 @@ def _run_apart(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> l
                 reason = f"{what} with {how.removeprefix(MIXES)}"
                 by_reason.setdefault(reason, []).append(display_name(label, names))
     return [f"{', '.join(labels)}: {reason}." for reason, labels in by_reason.items()]
+
+
+def _chosen(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Sentences about trainings of which validation chose the weights, or the length."""
+    models = {k: m for k, m in summary["models"].items() if "saved_steps" in m}
+    sentences = []
+    if any(model["saved_steps"] != model["steps_by_seed"] for model in models.values()):
+        way = next(iter(models.values()))["chosen_by"]
+        sentences.append(f"weights are those of each training's best step, by the {way}.")
+    every = {steps for model in models.values() for steps in model["steps_by_seed"]}
+    planned = max((model["planned_steps"] for model in models.values()), default=0)
+    if every and min(every) < planned:
+        ended = f"train.validation.patience ended trainings before step {planned}"
+        lengths = ", ".join(
+            f"{display_name(label, names)} {span(model['steps_by_seed'])}"
+            for label, model in models.items()
+        )
+        sentences.append(
+            f"{ended}: they differ in their steps ({lengths}), and differences between variants "
+            "are partly due to that."
+            if len(every) > 1
+            else f"{ended}, all of them after step {min(every)}."
+        )
+    return sentences
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

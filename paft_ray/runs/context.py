@@ -2,20 +2,22 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 from paft_ray.config import Config
 from paft_ray.config.affects import RULES, affecting, take
 from paft_ray.models.chat import CHAT_RULE
 from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
-from paft_ray.models.files import model_identity
+from paft_ray.models.files import is_mixture, model_identity
 from paft_ray.runs.progress import Screen, SilentScreen
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import TrackingTarget, prepare_tracking
 
+EXPERTS_RULE = 2
+"""How a mixture's experts multiply where the arithmetic is bf16: 2, in bf16; before, in fp32."""
 RUN_KEY = "run"
 """Key of a run's own record in tracking; its trainings are nested below."""
 
@@ -110,6 +112,21 @@ class RunContext:
     def task_identity(self) -> str:
         """Fingerprint of all that changes weights or scores in the task."""
         return self.identities.task
+
+    def stored(self, dtype: str, scored: bool) -> dict[str, Any]:
+        """What the weights' form in memory adds to an identity: empty where earlier versions' is.
+
+        Args:
+            dtype: Arithmetic, with `auto` resolved.
+            scored: Whether the model is scored: until then `model.quantization` was of training.
+        """
+        model = self.config.model
+        mixture = dtype == "bfloat16" and is_mixture(model.path)
+        quantized = scored and model.quantization != "none"
+        return {
+            **({"experts": EXPERTS_RULE} if mixture else {}),
+            **({"quantization": model.quantization} if quantized else {}),
+        }
 
     @property
     def training_dtype(self) -> str:

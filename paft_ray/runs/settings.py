@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant
+from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant, total_steps
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.peft_check import check_peft
@@ -50,7 +50,9 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
             f"training examples of {task.name}; lower it, or add examples"
         )
+    _check_profile(config, total_steps(config.train, len(task.train)))
     yield from _check_ends(config, task)
+    yield from _check_validation(config, task)
     wanted = config.evaluation.examples
     if wanted is not None and task.test and wanted > len(task.test):
         yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
@@ -67,6 +69,51 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
         yield (
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
+        )
+
+
+def _check_profile(config: Config, steps: int) -> None:
+    profile = config.train.profile
+    if profile is not None and profile.steps[1] > steps:
+        raise ConfigError(
+            f"train.profile.steps: step {profile.steps[1]} is outside of this training, which has "
+            f"{steps} steps; name earlier ones"
+        )
+
+
+def _check_validation(config: Config, task: Task) -> Iterator[str]:
+    """Check that a training can be scored on the way as asked."""
+    validation = config.train.validation
+    if validation is None:
+        return
+    refuse_spread_generation(config, task)
+    if not task.validation:
+        raise ConfigError(
+            f"train.validation scores on validation examples, and {task.name} has none: raise "
+            "task.validation_share, or leave train.validation out"
+        )
+    if validation.examples > len(task.validation):
+        yield (
+            f"train.validation.examples: {validation.examples}, of {len(task.validation)} "
+            "validation examples; all are used"
+        )
+    if validation.every_steps >= (steps := total_steps(config.train, len(task.train))):
+        yield (
+            f"train.validation.every_steps: {validation.every_steps}, of {steps} steps; only the "
+            "last one is scored, so that there is nothing to choose"
+        )
+
+
+def refuse_spread_generation(config: Config, task: Task) -> None:
+    """Refuse to score a model in training that would have to write free text under ZeRO 3.
+
+    Raises:
+        ConfigError: It would.
+    """
+    if config.train.deepspeed.stage == 3 and task.choices is None:
+        raise ConfigError(
+            "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
+            "a model is trained and scored: use stage 2, or offload"
         )
 
 

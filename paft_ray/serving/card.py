@@ -90,6 +90,7 @@ def render_card(
         base=base,
         path=path,
         revision=config.model.revision,
+        quantized=config.model.quantization != "none",
         needs_conversion=local is not None and local.suffix.lower() == ".gguf",
         method=(config.model.peft or {}).get("peft_type", "full fine-tuning"),
         task=task,

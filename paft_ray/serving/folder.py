@@ -40,6 +40,7 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
         "trust_remote_code": config.model.trust_remote_code,
         "device": "auto",
         "dtype": config.model.dtype,
+        "quantization": config.model.quantization,
         "prompt": prompt,
         "slots": list(task.slots),
         "option_slots": dict(task.option_slots),

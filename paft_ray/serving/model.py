@@ -62,8 +62,8 @@ class AnswerModel(PythonModel):
             load_adapter,
             load_base,
             load_tokenizer,
-            store_frozen_in_bf16,
         )
+        from paft_ray.models.narrow import Stored
         from paft_ray.models.row_check import check_batches, check_rows, read_apart
 
         settings = self._settings = dict(context.model_config or {})
@@ -86,7 +86,9 @@ class AnswerModel(PythonModel):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         settings["dtype"] = resolve_dtype(settings["dtype"], gpus=int(device != "cpu"))
-        fresh = load_base(base, settings["revision"], trust=trust)
+        quantization = settings.get("quantization", "none")  # as earlier versions scored
+        stored = Stored(settings["dtype"], quantization, device)
+        fresh = load_base(base, settings["revision"], stored=stored, trust=trust)
         writes_with = self._encoder.tokenizer if settings["choices"] is None else None
         self._batches = check_batches(fresh, writes_with) if writes_with is not None else ""
         if settings["packing"] and settings["choices"] is not None:
@@ -94,8 +96,6 @@ class AnswerModel(PythonModel):
             settings["packing"] = not mixing
             if mixing:
                 read_apart(fresh)
-        if settings["dtype"] == "bfloat16":
-            store_frozen_in_bf16(fresh)
         model = load_adapter(fresh, context.artifacts["adapter"], "default")
         self._model: PeftModel = model.to(torch.device(device))
 
@@ -174,8 +174,9 @@ class AnswerModel(PythonModel):
         return [choices[best_choice(each.whole)] for each in likelihoods]
 
     def _generate(self, encoded: Sequence[tuple[Encoded, ...]]) -> list[str]:
+        from paft_ray.models.generation import Ending, continue_texts
         from paft_ray.models.load import virtual_tokens
-        from paft_ray.models.logprobs import Ending, continue_texts, inference
+        from paft_ray.models.logprobs import inference
 
         contexts = [first.context_ids for first, *_ in encoded]
         # see ModelPredictor: texts with virtual tokens cannot be padded

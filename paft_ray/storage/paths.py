@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import local_path
 
+CONNECTIONS = 64
+"""Requests that an object store gets at a time from one process."""
 _CHUNK = 1 << 24  # bytes that are read at a time for a digest
 _ALMOST_A_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]")
 """How s3:/bucket begins, and a drive of Windows; what follows `://` is looked at before."""
@@ -108,6 +110,8 @@ class Storage:
         """
         if "://" not in location:
             return cls(pafs.LocalFileSystem(), str(_local(location, field).absolute()))
+        # as many connections may be open at a time, 8 threads by default; threads begin when needed
+        pa.set_io_thread_count(max(pa.io_thread_count(), CONNECTIONS))
         try:
             filesystem, root = pafs.FileSystem.from_uri(location)
             if not root.strip("/"):

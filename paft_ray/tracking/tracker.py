@@ -54,10 +54,18 @@ class Metric(StrEnum):
     TRAIN_LEARNING_RATE = "train/learning_rate"
     TRAIN_GRADIENT_NORM = "train/gradient_norm"
     TRAIN_TOKENS_PER_SECOND = "train/tokens_per_second"
+    TRAIN_MFU = "train/mfu"
+    TRAIN_SHARE_OF_MATRIX_RATE = "train/share_of_matrix_rate"
+    TRAIN_PEAK_GPU_MEMORY_GB = "train/peak_gpu_memory_gb"
+    TRAIN_SECONDS_PLAN = "train/seconds/plan"
+    TRAIN_SECONDS_FORWARD_BACKWARD = "train/seconds/forward_backward"
+    TRAIN_SECONDS_COMMUNICATION = "train/seconds/communication"
+    TRAIN_SECONDS_OPTIMIZER = "train/seconds/optimizer"
     TRAIN_INCONSISTENCY = "train/inconsistency"
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
     VALIDATION_GOAL = "validation/goal"
+    VALIDATION_BEST_STEP = "validation/best_step"
 
 
 @dataclass(frozen=True, slots=True)

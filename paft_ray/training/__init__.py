@@ -5,10 +5,16 @@ prompt_weights.py  draw probabilities and loss weights from past losses; pure
 batch_plan.py      the global batch of a step, dealt into rows for every rank; pure
 objective.py       the loss that a step minimises
 schedule.py        learning rate of a step; pure
-engine.py          configuration to DeepSpeed engine
-zero.py            whole tensors of weights that ZeRO keeps in parts
+engine.py          configuration to engine: DeepSpeed's, or a plain one
+deepspeed_engine.py  DeepSpeed's engine: configuration and start
+plain.py           the same steps in plain torch
+zero.py            dividing a model, and whole tensors of weights that ZeRO keeps in parts
 loop.py            the training loop; no Ray
+speed.py           tokens, FLOPs, memory and seconds of steps
+profiling.py       a trace of some steps
+local.py           training in this process, without Ray and DeepSpeed
 validation.py      scores of the model while it is trained
+selection.py       the best step by these scores, and an early end
 ledger.py          draws and their losses, on storage
 job.py             the data that a rank receives; no Ray
 identity.py        fingerprint and folder of a training
@@ -16,6 +22,6 @@ lengths.py         refusal of examples that are too long
 estimates.py       memory and storage that a training needs
 gpu_fit.py         whether it fits a GPU, and with which settings; pure
 state/             checkpoints, shards, pruning, retries
-distributed/       Ray Train: trainer, worker, rank group, heartbeat, elastic size
+distributed/       Ray Train: trainer, launch, worker, rank group, heartbeat, elastic size
 output/            saving and verifying the result
 """

@@ -21,6 +21,7 @@ from paft_ray.models.packing import (
     Row,
     TokenSequence,
     build_row,
+    deal_batches,
     deal_rows,
     inert_row,
 )
@@ -159,6 +160,9 @@ class Planner:
     batch_size: int
     row_tokens: int
     packing: bool
+    """Several sequences in a row."""
+    padded: bool = False
+    """Without packing, sequences of like length in a batch."""
     answer_prefix: int | None = None
     """Train on the first so many answer tokens only."""
     views: int = 1
@@ -223,7 +227,10 @@ class Planner:
             self.draw(step, missing, weights)  # raises
         # the views of an example are dealt as one, because a penalty compares them
         lengths = table["tokens"].reshape(self.views, self.batch_size).sum(0).tolist()
-        rows = deal_rows(lengths, self.row_tokens, len(tables), self.packing)[rank]
+        if self.padded:
+            rows = deal_batches(lengths, self.row_tokens, len(tables))[rank]
+        else:
+            rows = deal_rows(lengths, self.row_tokens, len(tables), self.packing)[rank]
         slots = [
             [view * self.batch_size + place for place in row for view in range(self.views)]
             for row in rows
@@ -242,7 +249,7 @@ class Planner:
         return StepPlan(
             step,
             tuple(
-                build_row(numbered, [n for slot in row for n in numbered_of[slot]])
+                build_row(numbered, [n for slot in row for n in numbered_of[slot]], self.padded)
                 if row
                 else inert_row(filler)
                 for row in slots

@@ -1,15 +1,15 @@
-"""A DeepSpeed engine made from the configuration, with the operations that training needs.
+"""An engine made from the configuration, with the operations that training needs.
 
-Covered: ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through DeepSpeed's torch_autocast over
-fp32 weights, one optimizer step per call, gathered state. Not covered: pipelines.
+Covered: DeepSpeed's ZeRO 0 to 3 on GPUs (NCCL) and CPUs (gloo), bf16 through its torch_autocast
+over fp32 weights, one optimizer step per call, gathered state; the same in plain torch (`plain`),
+which imports no DeepSpeed and needs no process group. Not covered: pipelines.
 """
 
 import gc
 import logging
-import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,12 +19,16 @@ from paft_ray.config import TrainConfig
 from paft_ray.config.errors import ArtifactError
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
+from paft_ray.models.narrow import full_shape
 from paft_ray.models.packing import IntArray, Row
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 from paft_ray.training.batch_plan import ALONE, Ranks
+from paft_ray.training.deepspeed_engine import deepspeed_config, start_deepspeed
+from paft_ray.training.plain import PlainEngine
+from paft_ray.training.speed import Meter, StepClock
 from paft_ray.training.state.checkpoint import KINDS, RankGroup
 from paft_ray.training.state.shards import SMALL_STATE, deal_owners
-from paft_ray.training.zero import WholeTensors, full_shape
+from paft_ray.training.zero import WholeTensors, whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,61 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-_LARGEST_BUCKET = 500_000_000
-"""DeepSpeed's own default, in elements."""
-
-
-def deepspeed_config(
-    train: TrainConfig, dtype: str, ranks: int, trainable: int = _LARGEST_BUCKET
-) -> dict[str, Any]:
-    """DeepSpeed's configuration from our fields.
-
-    Args:
-        train: The section `train`.
-        dtype: Arithmetic: `float32` or `bfloat16`.
-        ranks: Number of workers.
-        trainable: Count of trainable weights. Stages 2 and 3 allocate a whole bucket, or two, for
-            gradients: by default 2 GB each in fp32, whatever is trained.
-    """
-    bucket = min(_LARGEST_BUCKET, trainable + trainable % 2)  # DeepSpeed wants an even one
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "train_batch_size": ranks,
-        "gradient_accumulation_steps": 1,
-        # rows are accumulated until we call step(), which is the only boundary
-        "managed_gradient_accumulation": False,
-        # absent, DeepSpeed clips at 1.0
-        "gradient_clipping": train.gradient_clipping,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": train.deepspeed.stage,
-            "overlap_comm": train.deepspeed.stage == 2,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "communication_data_type": "fp32",
-        "wall_clock_breakdown": False,
-        "steps_per_print": 10**9,
-    }
-    if train.deepspeed.offload != "none":
-        place = {"device": "cpu", "pin_memory": train.workers.gpus > 0}
-        config["zero_force_ds_cpu_optimizer"] = False  # our AdamW, the same as without offload
-        config["zero_optimization"]["offload_optimizer"] = place
-        if train.deepspeed.offload == "parameters":
-            config["zero_optimization"]["offload_param"] = place
-    if dtype == "bfloat16":
-        config["torch_autocast"] = {
-            "enabled": True,
-            "dtype": "bfloat16",
-            # none: gradients travel in fp32 whatever the arithmetic was
-            "lower_precision_safe_modules": [],
-        }
-    return config
-
-
 class Engine:
-    """One rank's DeepSpeed engine around the model that is trained."""
+    """One rank's engine around the model that is trained: DeepSpeed's, or a plain one."""
 
     def __init__(
         self,
@@ -96,20 +47,25 @@ class Engine:
         dtype: str,
         small_state: int = SMALL_STATE,
         work: Callable[[], None] = lambda: None,
+        deepspeed: bool = True,
     ) -> None:
         """Build the engine; collective over all ranks of the default process group.
 
         Args:
-            model: An adapted model, or one whose own weights are trained.
+            model: An adapted model, or one whose own weights are trained; for a plain engine on its
+                device.
             train: The section `train`.
             dtype: Arithmetic: `float32` or `bfloat16`.
             small_state: Bytes of state below which rank 0 gathers all of it.
             work: Called after each tensor that is gathered or restored, and each row that is read.
+            deepspeed: False for plain torch, which divides and offloads nothing, whatever `train`
+                says; there may then be no process group, which is one rank.
         """
-        import deepspeed
-
-        self.rank, self.ranks, self.work = dist.get_rank(), dist.get_world_size(), work
-        self.stage = train.deepspeed.stage
+        self._groups: list[Any] = []
+        grouped, self.work = dist.is_initialized(), work
+        self.rank = dist.get_rank() if grouped else 0
+        self.ranks = dist.get_world_size() if grouped else 1
+        self.stage = train.deepspeed.stage if deepspeed else 0
         self.virtual_tokens = virtual_tokens(model)
         self.adapted = hasattr(model, "peft_config")
         trainable = [p for p in model.parameters() if p.requires_grad]
@@ -121,19 +77,31 @@ class Engine:
         if train.compile:
             compile_layers(model)
         self._engine: Any
-        self._engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,  # pyright: ignore[reportArgumentType]
-            config=deepspeed_config(
-                train, dtype, self.ranks, sum(full_shape(p).numel() for p in trainable)
-            ),
-        )
+        if deepspeed:
+            count = sum(full_shape(p).numel() for p in trainable)
+            config = deepspeed_config(train, dtype, self.ranks, count)
+            self._engine = start_deepspeed(model, optimizer, config)
+        else:
+            self._engine = PlainEngine(model, optimizer, train.gradient_clipping, dtype)
         self.device = self._engine.device
+        self.clock = StepClock(self.device)
+        self.meter = Meter(model, self.device, dtype, self.ranks)
+        self._time_reduction()
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
         self._engine.train()
         self._sizes = {name: 4 * full_shape(p).numel() for name, p in self.trainable().items()}
         sizes = {f"{kind}/{name}": size for name, size in self._sizes.items() for kind in KINDS}
         self._owners = deal_owners(sizes, self.ranks, small_state)
+
+    def _time_reduction(self) -> None:
+        """Let the clock know when the engine sums gradients, in `step` or after a row."""
+        reduce = self._engine.allreduce_gradients
+
+        def timed(*args: Any, **options: Any) -> None:
+            with self.clock.within("communication"):
+                reduce(*args, **options)
+
+        self._engine.allreduce_gradients = timed
 
     @property
     def model(self) -> "PeftModel | PreTrainedModel":
@@ -153,13 +121,14 @@ class Engine:
                 of the global batch's loss; not called for an inert row.
         """
         logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
-        # DeepSpeed averages gradients over ranks, hence the factor
+        # gradients are averaged over ranks, hence the factor
         loss = loss_of(logprobs_A) * self.ranks if row.members else logprobs_A.sum() * 0.0
         self._engine.backward(loss)
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
         """Sum a vector over ranks and read it; the host reads nothing else in a step."""
-        dist.all_reduce(values)
+        if self.ranks > 1:
+            dist.all_reduce(values)
         return values.tolist()
 
     def step(self, learning_rate: float) -> float | None:
@@ -167,6 +136,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
+        self.clock.enter(None)  # before the norm is read, which waits for a GPU
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
@@ -182,6 +152,8 @@ class Engine:
 
     def exchange(self, mine: Any) -> list[Any]:
         """Return every rank's value, by rank; values are small and picklable; collective."""
+        if self.ranks == 1:
+            return [mine]
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, mine)
         return values
@@ -191,6 +163,7 @@ class Engine:
         if self.ranks == 1:
             return ALONE
         group = dist.new_group(backend="gloo")  # of its own, so that it may be used in a thread
+        self._groups.append(group)
 
         def exchange(mine: IntArray) -> list[IntArray]:
             found = [torch.empty(mine.shape, dtype=torch.int64) for _ in range(self.ranks)]
@@ -225,16 +198,9 @@ class Engine:
                 weights[name] = _own_copy(full)
         return weights
 
-    @contextmanager
-    def whole_adapter(self) -> Iterator[None]:
+    def whole_adapter(self) -> AbstractContextManager[None]:
         """Make trainable parameters whole on every rank in the block; collective at stage 3."""
-        import deepspeed
-
-        if self.stage < 3:
-            yield
-            return
-        with deepspeed.zero.GatheredParameters(list(self.trainable().values())):
-            yield
+        return whole(list(self.trainable().values()))
 
     @contextmanager
     def evaluating(self) -> Iterator["PeftModel | PreTrainedModel"]:
@@ -262,7 +228,9 @@ class Engine:
         return -float(torch.cat(logprobs).mean())
 
     def release(self) -> None:
-        """Free the device's memory of model and optimizer; the engine cannot be used any more."""
+        """Free the memory of model and optimizer; the engine cannot be used any more."""
+        if not hasattr(self, "_engine"):
+            return
         module, optimizer = self._engine.module, self._engine.optimizer
         self._engine.destroy()
         for tensor in (*module.parameters(), *module.buffers()):
@@ -271,20 +239,24 @@ class Engine:
                 held.data = torch.empty(0, dtype=held.dtype, device=held.device)
         getattr(optimizer, "optimizer", optimizer).state.clear()
         del self._engine, self._tensors, module, optimizer
+        for group in self._groups:
+            dist.destroy_process_group(group)
         gc.collect()
         torch.cuda.empty_cache()
 
-    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    def restore(self, state: Iterable[tuple[str, torch.Tensor]], step: int | None) -> None:
         """Restore gathered state, on any number of ranks; collective.
 
         Args:
             state: The tensors that all ranks' `gather` returned, by key, the same on every rank.
-            step: Optimizer steps done, for AdamW's bias correction.
+            step: Optimizer steps done, for AdamW's bias correction; None restores weights only, in
+                an engine that trains no further.
 
         Raises:
             ArtifactError: A tensor is missing, or belongs to no parameter.
         """
-        self._tensors.create_moments(step)
+        if step is not None:
+            self._tensors.create_moments(step)
         parameters, missing = self.trainable(), set(self._owners)
         for key, value in state:
             self.work()
@@ -297,7 +269,7 @@ class Engine:
             missing.discard(key)
             if kind == "weight":
                 self._tensors.set_weight(parameters[name], value.to(self.device))
-            else:
+            elif step is not None:
                 self._tensors.set_moment(parameters[name], kind, value.to(self.device))
         if missing:
             raise ArtifactError(
@@ -309,19 +281,3 @@ class Engine:
 def _own_copy(full: torch.Tensor) -> torch.Tensor:
     """A copy in fp32 on the CPU."""
     return full.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-
-def prepare_process(device: str) -> None:
-    """Settings that must precede DeepSpeed's first use in a process.
-
-    On CPUs the shared-memory collectives would be compiled for minutes; gloo needs none.
-    """
-    if device == "cpu":
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-    import deepspeed.ops
-
-    if device == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "gloo" if device == "cpu" else "nccl"
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from paft_ray.config import TrainConfig
 from paft_ray.training.state.shards import bytes_needed
 
-_FP32, _MOMENTS = 4, 8
+_FP32, _BF16, _MOMENTS = 4, 2, 8
 _NF4 = 0.57
 """Bytes per weight in blocks of 64 with their scales in 8 bits."""
 _RUNTIME = 0.9e9
@@ -28,9 +28,11 @@ class ModelSizes:
     parameters: int
     trainable: int
     linear: int
-    """Frozen weights of linear layers, which can be quantized."""
+    """Frozen weights of linear layers, which are stored as the arithmetic is, or quantized."""
     layers: int
     hidden: int
+    experts: int = 0
+    """Frozen weights of a mixture's experts, which are stored as the arithmetic is."""
 
 
 def worker_memory(
@@ -46,8 +48,12 @@ def worker_memory(
         ranks: Number of workers.
     """
     stage, offload = train.deepspeed.stage, train.deepspeed.offload
-    small = sizes.linear if quantization == "nf4" else 0
-    weights = _FP32 * (sizes.parameters - small) + _NF4 * small
+    frozen = _BF16 if dtype == "bfloat16" else _FP32
+    weights = (
+        _FP32 * (sizes.parameters - sizes.linear - sizes.experts)
+        + (_NF4 if quantization == "nf4" else frozen) * sizes.linear
+        + frozen * sizes.experts
+    )
     masters = _FP32 * sizes.trainable if stage > 0 else 0
     optimizer = (_MOMENTS * sizes.trainable + masters) / (ranks if stage >= 1 else 1)
     share = 1 if dtype == "bfloat16" else 2
@@ -67,4 +73,5 @@ def training_storage(sizes: ModelSizes, train: TrainConfig, steps: int) -> float
     result = _FP32 * sizes.trainable
     state = (_FP32 + _MOMENTS) * sizes.trainable
     ledger = _LEDGER * steps * train.batch_size
-    return bytes_needed(state, result, train.checkpoint.keep, there=0) + ledger
+    keep = train.checkpoint.keep + train.extra_checkpoints
+    return bytes_needed(state, result, keep, there=0) + ledger

@@ -1,6 +1,7 @@
 """Fingerprint and folder of a training, and finding one that is complete."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from paft_ray.config import Config, ModelConfig, Training
 from paft_ray.config.affects import affecting, take
@@ -15,8 +16,16 @@ from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
 
-def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[Prompt]) -> str:
+def training_fingerprint(
+    context: RunContext,
+    config: Config,
+    prompts: Sequence[Prompt],
+    validation: Sequence[Prompt] = (),
+) -> str:
     """Fingerprint of everything that moves weights, and of nothing else.
+
+    `validation` are the prompts of `train.validation`, by whose scores weights are chosen; what
+    moves scores is then in the fingerprint too. The task's identity has the examples.
 
     `config` comes from `Config.of_training`. Activation checkpointing and the kind of attention are
     left out, so that both may change before a training is continued: the first changes no bit, the
@@ -26,6 +35,7 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
     (_, model, train, seed, _), later = take(
         affecting(config, "weights"), "model.dtype", "model", "train", "seed", "task"
     )
+    stored = context.stored(context.training_dtype, scored=False)
     train["warm_start"] = None if warm_start is None else read_adapter(warm_start).identity
     return fingerprint(
         "training",
@@ -37,7 +47,17 @@ def training_fingerprint(context: RunContext, config: Config, prompts: Sequence[
         seed,
         [[prompt.id, prompt.text] for prompt in prompts],
         *([later] if later else []),
+        *([stored] if stored else []),
+        *_chosen_by(config, validation),
     )
+
+
+def _chosen_by(config: Config, validation: Sequence[Prompt]) -> list[Any]:
+    """What a choice among checkpoints depends on, beside what moves the weights of each."""
+    if config.train.validation is None:
+        return []
+    prompts = [[prompt.id, prompt.text] for prompt in validation]
+    return ["chosen", prompts, affecting(config, "scores")]
 
 
 def provenance(identities: Identities, pool: PromptPool) -> MadeFrom:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from paft_ray.models.base_model import BaseSource
     from paft_ray.runs.examples import StoredExamples
     from paft_ray.tasks import Task
+    from paft_ray.training.distributed.launch import Workers
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class TrainingHooks:
     """By default a child of its run."""
     pool: str | None = None
     """Fingerprint of the tracked pool, where the training's is only a part of it."""
+    workers: "Workers | None" = None
+    """Workers that do other trainings too; by default they are started for this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How far the ranks of a training came; pickles."""
+
+    steps: int = 0
+    """Steps that are saved."""
+    complete: bool = False
+    """Whether the training is over and its result is saved: all steps are done, or scores ended
+    it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,8 @@ class Job:
     warm_start: bytes | None = None
     """Weights of the adapter that training begins with."""
     validation: ValidationPlan | None = None
+    shares_workers: bool = False
+    """Whether its workers may do another training after it."""
 
     @property
     def base(self) -> str:

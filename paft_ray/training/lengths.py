@@ -12,13 +12,14 @@ from paft_ray.prompts.template import parse
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example
+from paft_ray.training.validation import held_out
 
 
 def check_lengths(
     context: RunContext,
     pool: PromptPool,
     checks: ModelCheckProcess,
-    validation: tuple[Sequence[Prompt], Sequence[Example]] = ((), ()),
+    validation: tuple[Sequence[Prompt], Sequence[Example]] | None = None,
 ) -> None:
     """Refuse examples that do not fit `task.max_length` under training or held-out prompts.
 
@@ -28,13 +29,15 @@ def check_lengths(
         context: The run.
         pool: Its prompts.
         checks: Process that tokenises texts; closed afterwards, which frees its memory.
-        validation: Prompts and examples that models are scored on while they are trained.
+        validation: Prompts and examples that models are scored on while they are trained; by
+            default those of `train.validation`.
 
     Raises:
         ConfigError: A prompt has a token that the base model does not know.
         DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
     """
     config, task = context.config, context.task
+    validation = validation or held_out(config, pool, task)
     if checks.unknown_tokens:
         texts = [prompt.text for prompt in (*pool.train, *pool.test, *validation[0])]
         checks.begin(check_texts, config, checks.unknown_tokens, texts)

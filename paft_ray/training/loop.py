@@ -2,13 +2,14 @@
 
 A step: forward and backward of this rank's rows, one all-reduce of the per-slot losses, one read by
 the host, an error if they are not finite, one optimizer step. Every `every_steps` steps state is
-gathered on the main thread and written by another.
+gathered on the main thread and written by another, and so is a step that validation wants to keep.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,6 +47,16 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the scores of a step ask of the loop."""
+
+    checkpoint: bool = False
+    """Save this step."""
+    end: bool = False
+    """Save it and train no further."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoopHooks:
     """Objects and functions that the loop calls with its results and positions."""
 
@@ -61,10 +72,13 @@ class LoopHooks:
     """Called on every rank after every step, with metrics."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
-    validate: Callable[[int], None] = lambda step: None
-    """Called on every rank after every step, before it is saved; may score the model."""
+    validate: Callable[[int], Wanted] = lambda step: Wanted()
+    """Called on every rank after every step, before it is saved; may score the model. All ranks
+    return the same."""
     must_stop: Callable[[], bool] = lambda: False
     """Called on every rank in every step; where one returns true, all save that step and return."""
+    recording: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    """Returns a context manager around each step, from 1, which may record it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +100,7 @@ def fit(
     recipe: Recipe,
     hooks: LoopHooks,
 ) -> Progress:
-    """Train from `progress.step` to `recipe.steps`, or until a rank must stop.
+    """Train from `progress.step` to `recipe.steps`, or until a rank must stop or scores end it.
 
     Args:
         engine: Model and optimizer, already at `progress`.
@@ -96,14 +110,16 @@ def fit(
         hooks: Receive results; request a stop.
 
     Returns:
-        The progress at the end, with fewer than `steps` steps where a rank had to stop.
+        The progress at the end, with fewer than `steps` steps where a rank had to stop or scores
+        ended the training.
 
     Raises:
         TrainingError: The loss of a step is not finite, which leaves the weights as they were
             before it; or a checkpoint could not be written.
     """
-    for plan in plans:
-        result = train_step(engine, plan, recipe, hooks)
+    for plan, waited_s in _timed(plans):
+        with hooks.recording(plan.step + 1):
+            result = train_step(engine, plan, recipe, hooks, waited_s)
         hooks.weights.observe(
             plan.draws.prompt_S, np.asarray(result.nll_S) / plan.draws.answer_tokens_S
         )
@@ -118,9 +134,10 @@ def fit(
         )
         hooks.tracker.log_metrics(result.metrics, progress.step)
         hooks.ledger.add(plan, result.nll_S)
-        hooks.validate(progress.step)
+        wanted = hooks.validate(progress.step)
+        stopping = result.stopping or wanted.end
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
-        if due or result.stopping:
+        if due or stopping or wanted.checkpoint:
             hooks.at("checkpoint")
             hooks.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **hooks.weights.state()}
@@ -128,11 +145,21 @@ def fit(
             before = partial(_write_records, write_ledger, hooks.tracker)
             hooks.checkpoints.save(progress, state, before)
         hooks.report({"step": float(progress.step), **result.metrics})
-        if result.stopping:
+        if stopping:
             break
     hooks.at("checkpoint")
     hooks.checkpoints.wait()
     return progress
+
+
+def _timed(plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, float]]:
+    """Yield each plan with the seconds that it was waited for."""
+    iterator = iter(plans)
+    while True:
+        started = time.perf_counter()
+        if (plan := next(iterator, None)) is None:
+            return
+        yield plan, time.perf_counter() - started
 
 
 def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
@@ -141,16 +168,21 @@ def _write_records(write_ledger: Callable[[], None], tracker: Tracker) -> None:
     tracker.flush()
 
 
-def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks) -> StepResult:
+def train_step(
+    engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks, waited_s: float = 0.0
+) -> StepResult:
     """Take one optimizer step; `hooks` decide whether this rank must stop after it.
+
+    `waited_s` are seconds that its plan was waited for, which count as part of the step.
 
     Raises:
         TrainingError: The loss, or the norm of the gradient, is not finite.
     """
     started, must_stop = time.perf_counter(), hooks.must_stop()
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
-    slots = len(plan.draws)
-    sums = torch.zeros(slots + 2, dtype=torch.float64, device=engine.device)
+    slots, flops, clock = len(plan.draws), 0.0, engine.clock
+    sums = torch.zeros(slots + 3, dtype=torch.float64, device=engine.device)
+    clock.enter("forward_backward")
     for done, row in enumerate(plan.rows):
         hooks.at("forward", plan.step + 1, done)
 
@@ -161,9 +193,12 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks)
             return loss
 
         engine.accumulate(row, loss_of)
-    sums[slots + 1] = float(must_stop)
+        flops += engine.meter.flops(row)
+    sums[slots + 1], sums[slots + 2] = float(must_stop), flops
     hooks.at("waiting")
-    *nll_S, penalty, stopping = engine.all_reduce(sums)
+    clock.enter("communication")
+    *nll_S, penalty, stopping, flops = engine.all_reduce(sums)
+    clock.enter("optimizer")
     loss = sum(nll_S) / plan.answer_tokens
     if not math.isfinite(loss + penalty):
         raise TrainingError(_describe_bad_step(plan, nll_S))
@@ -174,11 +209,11 @@ def train_step(engine: Engine, plan: StepPlan, recipe: Recipe, hooks: LoopHooks)
             f"step {plan.step + 1}: the gradient norm is {norm}; the last checkpoint is good: "
             "lower train.learning_rate or set train.gradient_clipping"
         )
-    seconds = time.perf_counter() - started
+    seconds = waited_s + time.perf_counter() - started
     metrics: dict[str, float] = {
         Metric.TRAIN_LOSS: loss,
         Metric.TRAIN_LEARNING_RATE: rate,
-        Metric.TRAIN_TOKENS_PER_SECOND: plan.tokens / seconds,
+        **engine.meter.step(plan.tokens, flops, seconds, {"plan": waited_s, **clock.take()}),
     }
     if norm is not None:
         metrics[Metric.TRAIN_GRADIENT_NORM] = norm

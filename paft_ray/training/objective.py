@@ -8,12 +8,14 @@ Shapes: A answer tokens of a row, S slots of the global batch, C choices.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from paft_ray.config import Consistency, ObjectiveConfig
 from paft_ray.models.packing import Row
+from paft_ray.models.transfer import copy_to
 from paft_ray.training.batch_plan import StepPlan
 
 
@@ -40,11 +42,11 @@ def row_loss(
     """
     device = logprobs_A.device
     slot_A, right_A = _slots(row, plan)
-    weight_A = torch.from_numpy(np.where(right_A, plan.draws.weight_S[slot_A], 0.0)).to(device)
+    weights = np.where(right_A, plan.draws.weight_S[slot_A], 0.0)
+    moved: Any = copy_to(device, (weights, right_A, slot_A))
+    weight_A, right, slots = moved
     loss = -(logprobs_A * weight_A.to(logprobs_A.dtype)).sum() / plan.answer_tokens
     nll_S = torch.zeros(len(plan.draws), dtype=torch.float64, device=device)
-    right = torch.from_numpy(right_A).to(device)
-    slots = torch.from_numpy(slot_A).to(device)
     nll_S.index_add_(0, slots, torch.where(right, -logprobs_A.detach().double(), 0.0))
     penalty = torch.zeros((), device=device)
     if isinstance(objective, Consistency):

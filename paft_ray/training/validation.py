@@ -6,16 +6,18 @@ continues has the results of all its steps.
 Shapes: P prompts, E examples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.config.errors import PaftError, TrainingError
+from paft_ray.config import Config
+from paft_ray.config.errors import ConfigError, PaftError, TrainingError
+from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.storage.paths import Storage
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
 from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
@@ -35,6 +37,14 @@ class ValidationPlan:
     steps: frozenset[int]
     """Numbers of optimizer steps; one result each."""
 
+    @classmethod
+    def of(
+        cls, prompts: Sequence[Prompt], examples: Sequence[Example], steps: Iterable[int]
+    ) -> Self:
+        """The plan for these prompts of a pool."""
+        texts = tuple((prompt.id, prompt.text) for prompt in prompts)
+        return cls(texts, tuple(examples), frozenset(steps))
+
 
 def report_steps(total: int, reports: int) -> tuple[int, ...]:
     """Evenly spaced steps of a training of `total` steps, the last among them.
@@ -42,6 +52,24 @@ def report_steps(total: int, reports: int) -> tuple[int, ...]:
     There are fewer than `reports` where there are fewer steps.
     """
     return tuple(sorted({max(1, round(total * (k + 1) / reports)) for k in range(reports)}))
+
+
+def held_out(
+    config: Config, pool: PromptPool, task: Task
+) -> tuple[Sequence[Prompt], Sequence[Example]]:
+    """The prompts and examples of `train.validation`; none where it is not given.
+
+    Raises:
+        ConfigError: The pool has too few validation prompts.
+    """
+    validation = config.train.validation
+    if validation is None:
+        return (), ()
+    try:
+        validation.check_prompts(len(pool.validation))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return pool.validation[: validation.prompts], task.validation[: validation.examples]
 
 
 class Validation:
@@ -65,26 +93,29 @@ class Validation:
             at: See `loop.LoopHooks`.
         """
         self._plan, self._engine, self._predictor, self._at = plan, engine, predictor, at
-        self._folder = folder.child(FOLDER)
+        self._training = folder
+
+    @property
+    def stores(self) -> bool:
+        """Return whether this rank writes results to storage."""
+        return self._engine.rank == 0
 
     def after(self, step: int) -> NDArray[np.bool_] | None:
         """Score the model, if the plan has this step; collective.
 
         Returns:
-            The result on rank 0, [P, E], once it is on storage; else None.
+            The result, [P, E], the same on every rank, on rank 0 once it is on storage; None where
+            the step is not scored.
         """
         if step not in self._plan.steps:
             return None
-        correct = self._score()
-        if self._engine.rank != 0:
-            return None
-        correct_PE = np.asarray(correct, bool).reshape(-1, len(self._plan.examples))
-        record = {"step": step, "correct": correct_PE.astype(int).tolist()}
-        retry_storage(
-            lambda: self._folder.write_json(f"step-{step:08d}.json", record),
-            "writing validation results",
-            self._folder.path(),
-        )
+        correct_PE = np.asarray(self._score(), bool).reshape(-1, len(self._plan.examples))
+        if self.stores:
+            retry_storage(
+                lambda: write_result(self._training, step, correct_PE),
+                "writing validation results",
+                self._training.path(),
+            )
         return correct_PE
 
     def _score(self) -> Sequence[float]:
@@ -119,6 +150,24 @@ class Validation:
         if failures:
             raise failed or TrainingError("another rank could not score validation prompts")
         return right
+
+
+def _file(step: int) -> str:
+    return f"step-{step:08d}.json"
+
+
+def write_result(training: Storage, step: int, correct_PE: NDArray[np.bool_]) -> None:
+    """Write the result of a step into a training's folder."""
+    record = {"step": step, "correct": correct_PE.astype(int).tolist()}
+    training.child(FOLDER).write_json(_file(step), record)
+
+
+def forget_results(training: Storage, after: int) -> None:
+    """Remove the results of steps that are trained again, which may turn out otherwise."""
+    folder = training.child(FOLDER)
+    for name in folder.names() if folder.exists() else []:
+        if name > _file(after):
+            folder.delete(name)
 
 
 def read_results(training: Storage) -> dict[int, NDArray[np.bool_]]:

@@ -2,7 +2,6 @@
 
 space.py      samples of the search space, and the configurations that they stand for; pure
 suggest.py    which sample comes next: random, grid, Optuna
-goal.py       the figure that is to be high; pure
 settings.py   checks of a search before Ray starts; how many trials fit
 pools.py      a pool for every way to generate, the same held-out prompts for all
 trial.py      one trial: its record, and a Ray Train run inside a Tune function

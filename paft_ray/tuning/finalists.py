@@ -12,9 +12,9 @@ from paft_ray.config import PaftVariant, TuningConfig
 from paft_ray.config.errors import TrainingError
 from paft_ray.evaluation.answers import read_answers, require_paired
 from paft_ray.evaluation.figures import validation_metrics
+from paft_ray.evaluation.goal import goal_intervals, goal_name, reached
 from paft_ray.runs.context import RunContext
 from paft_ray.tasks import load_task
-from paft_ray.tuning.goal import goal_intervals, goal_name, reached
 from paft_ray.tuning.space import describe
 from paft_ray.tuning.trial import State, TrialRecord, read_records, results_of
 

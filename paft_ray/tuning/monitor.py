@@ -14,9 +14,9 @@ from typing import Any
 
 from paft_ray.config import TuningConfig
 from paft_ray.config.loading import dump_config
+from paft_ray.evaluation.goal import reached
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.tracking import FinalStatus, Metric, TrackedRun, Tracker, TrackingTarget, open_tracker
-from paft_ray.tuning.goal import reached
 from paft_ray.tuning.space import apply
 from paft_ray.tuning.trial import (
     read_record,

@@ -25,6 +25,7 @@ from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tracking import TrackedRun, Tracker, send_waiting
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import subjects
 from paft_ray.training.job import TrainingHooks
@@ -92,11 +93,11 @@ def search(
         finalists = choose_finalists(context, tuning)
         final = final_context(context, finalists)
         check_lengths(final, replace(pools.any, train=()), checks)
-        with clock.stage("finalists"):
+        with clock.stage("finalists"), Workers(shared=True) as workers:
             trained = [
                 training
                 for finalist in finalists
-                for training in _train_finalist(final, finalist, pools)
+                for training in _train_finalist(final, finalist, pools, workers)
             ]
         with clock.stage("evaluation"):
             scores = evaluate_subjects(final, pools.any, subjects(final.config.model, trained))
@@ -226,7 +227,7 @@ def _absolute(config: Config) -> Config:
 
 
 def _train_finalist(
-    final: RunContext, finalist: Finalist, pools: SearchPools
+    final: RunContext, finalist: Finalist, pools: SearchPools, workers: Workers
 ) -> list[TrainedAdapter]:
     """Train one finalist with every seed, each tracked below its trial."""
     sample = finalist.trial.sample
@@ -241,7 +242,8 @@ def _train_finalist(
             f"{settings.name}/{training.name}",
             trial_key(finalist.trial.number),
         )
-        hooks = TrainingHooks(tracked=tracked, pool=pools.registered[generation_key(sample)])
+        pooled = pools.registered[generation_key(sample)]
+        hooks = TrainingHooks(tracked=tracked, pool=pooled, workers=workers)
         with closing(own.tracking, tracked):
             adapter = train_until(own, pool.train, training, pool, hooks)
         assert adapter is not None  # only a trial's training is stopped early

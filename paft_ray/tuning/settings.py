@@ -13,7 +13,7 @@ from paft_ray.cluster.resources import (
 from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.settings import check_settings
+from paft_ray.runs.settings import check_settings, refuse_spread_generation
 from paft_ray.tasks import Task
 from paft_ray.tuning.space import apply, describe, edge_configs, samples
 
@@ -56,6 +56,11 @@ def check_search(context: RunContext) -> list[Config]:
         raise ConfigError(
             "evaluation.estimate: a search evaluates its few finalists in full: leave it out"
         )
+    if config.train.validation is not None:
+        raise ConfigError(
+            "train.validation: a search scores trials by itself (tuning.reports, tuning.goal), and "
+            "trains its finalists to the end: leave it out"
+        )
     drawn = tuning.model_copy(update={"trials": _CHECKED}) if by_optuna else tuning
     found = [(f"{path} at an edge", trial) for path, trial in edge_configs(config, tuning)]
     found += [(describe(s), apply(config, s)) for s in samples(drawn, config.seed)]
@@ -77,11 +82,7 @@ def _check_trial(trial: Config, model: ModelConfig, task: Task) -> None:
         raise ConfigError(
             "model.peft: training all weights and training an adapter cannot be searched together"
         )
-    if trial.train.deepspeed.stage == 3 and task.choices is None:
-        raise ConfigError(
-            "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
-            "a trial trains: use stage 2, or offload"
-        )
+    refuse_spread_generation(trial, task)
 
 
 def fit_trials(

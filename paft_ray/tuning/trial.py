@@ -20,6 +20,7 @@ from paft_ray.cluster.control import Control
 from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
 from paft_ray.config.errors import PaftError, WorkersLostError
+from paft_ray.evaluation.goal import reached
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.serving.record import TrainingRecord
 from paft_ray.storage.artifacts import load_manifest
@@ -31,7 +32,6 @@ from paft_ray.training.identity import training_folder
 from paft_ray.training.job import TrainingHooks
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, read_results, report_steps
-from paft_ray.tuning.goal import reached
 from paft_ray.tuning.pools import SearchPools, generation_key
 from paft_ray.tuning.space import apply
 
@@ -200,10 +200,8 @@ def _train(
     training = trial_training(record.number, context.config.seed)
     changed = threading.Event()
     hooks = TrainingHooks(
-        validation=ValidationPlan(
-            tuple((prompt.id, prompt.text) for prompt in prompts),
-            validation_examples(context.task, setup.tuning),
-            frozenset(steps),
+        validation=ValidationPlan.of(
+            prompts, validation_examples(context.task, setup.tuning), steps
         ),
         validated=changed.set,
         stopped=lambda: setup.control.stop_requested(record.number),

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from rich.table import Table
 
 from paft_ray.config import TuningConfig
+from paft_ray.evaluation.goal import goal_name
 from paft_ray.runs.progress import Screen
-from paft_ray.tuning.goal import goal_name
 from paft_ray.tuning.space import Sample, describe
 from paft_ray.tuning.trial import State
 

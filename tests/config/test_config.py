@@ -254,6 +254,16 @@ WRONG = [
         ["train.deepspeed.stage: 4"],
     ),
     (
+        "validation",
+        {"train": {"steps": 1, "validation": {"every_steps": 0}}},
+        ["train.validation.every_steps: 0", "greater than or equal to 1"],
+    ),
+    (
+        "profile",
+        {"train": {"steps": 9, "profile": {"steps": [3, 2]}}},
+        ["train.profile.steps", "no less than the first: (3, 2)"],
+    ),
+    (
         "checkpoint",
         {"train": {"steps": 1, "checkpoint": {"keep": 0}}},
         ["train.checkpoint.keep: 0"],

@@ -77,6 +77,7 @@ def make_predictor(tiny_model: Path) -> Callable[..., ModelPredictor]:
         generation_tokens: int = 1000,
         base: Path = tiny_model,
         peft: dict | None = LORA,
+        quantization: str = "none",
         **changes,
     ) -> ModelPredictor:
         config = Config.model_validate(
@@ -89,7 +90,7 @@ def make_predictor(tiny_model: Path) -> Callable[..., ModelPredictor]:
                     "choices": task.choices, **changes,
                 },
                 "prompts": {"files": ["none.txt"]},
-                "model": {"path": str(tiny_model), "peft": peft},
+                "model": {"path": str(tiny_model), "peft": peft, "quantization": quantization},
                 "train": {"steps": 1},
                 "evaluation": {
                     "row_tokens": row_tokens, "max_new_tokens": 12,
@@ -447,3 +448,16 @@ def test_models_trained_as_a_whole_score_as_they_do_alone_and_leave_the_base_as_
     assert (
         predict(predictor, None, task) == base == predict(make_predictor(task, dtype), None, task)
     )
+
+
+def test_model_that_is_trained_in_4_bits_is_scored_in_4_bits(make_predictor) -> None:
+    pytest.importorskip("bitsandbytes")
+    quantized = make_predictor(quantization="nf4")
+    kinds = {type(m).__name__ for m in quantized._base.modules()}
+    assert "Linear4bit" in kinds
+    found, plain = (
+        [score.choice_logprobs for score in p.score(None, "p", PROMPT, RANKING.test)]
+        for p in (quantized, make_predictor())
+    )
+    assert found != plain
+    assert found[0] == pytest.approx(plain[0], rel=0.1)

@@ -15,6 +15,7 @@ from paft_ray.models.attention import (
     cut_blocks,
     takes_blocks,
 )
+from paft_ray.models.transfer import copy_to
 
 CPU = torch.device("cpu")
 
@@ -25,7 +26,7 @@ def positions(lengths: list[int]) -> np.ndarray:
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=12))
 def test_blocks_bring_every_token_back_to_its_place(lengths):
-    blocks = cut_blocks(positions(lengths), CPU)
+    blocks = copy_to(CPU, cut_blocks(positions(lengths)))
     flat = torch.cat([gather_NL.flatten() for gather_NL in blocks.gather_NL])
     assert flat[blocks.back_T].tolist() == list(range(sum(lengths)))
     assert len(flat) < 2 * sum(lengths), "sequences of like length share a batch"
@@ -58,7 +59,7 @@ def test_packed_row_computes_what_each_sequence_computes_alone(
         input_ids=ids,
         position_ids=torch.from_numpy(at)[None],
         use_cache=False,
-        **block_arguments(at, CPU),
+        **copy_to(CPU, block_arguments(at)),
     ).logits[0]
     (packed * weights).sum().backward()
     torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
@@ -74,7 +75,7 @@ def attend_with_bias(lengths: list[int]) -> torch.Tensor:
     module.is_causal = True  # pyright: ignore[reportAttributeAccessIssue]
     output, _ = block_attention(
         module, states, states, states, None,
-        blocks=cut_blocks(positions(lengths), CPU),
+        blocks=copy_to(CPU, cut_blocks(positions(lengths))),
         position_bias=torch.arange(sum(lengths)).float().expand(1, 2, sum(lengths), -1),
     )  # fmt: skip
     return output

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from families import TABLE, build_family, examine, family_names, family_tokenizer
 from paft_ray.config.errors import ConfigError
+from paft_ray.models.generation import generate
 from paft_ray.models.load import adapter_files, add_adapter, load_adapter
-from paft_ray.models.logprobs import ForwardPass, answer_logprobs, generate, score_sequences
+from paft_ray.models.logprobs import ForwardPass, answer_logprobs, score_sequences
 from paft_ray.models.meta import check_adapters
 from paft_ray.models.packing import TokenSequence, build_row
 from paft_ray.models.row_check import read_apart

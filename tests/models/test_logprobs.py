@@ -12,16 +12,13 @@ import torch
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from paft_ray.models.generation import Decoding, Ending, continue_texts, generate
 from paft_ray.models.load import load_base, load_tokenizer, store_frozen_in_bf16
 from paft_ray.models.logprobs import (
-    Decoding,
-    Ending,
     ForwardPass,
     FullPrecisionLinear,
     answer_logprobs,
     choice_logprobs,
-    continue_texts,
-    generate,
     inference,
     score_sequences,
 )

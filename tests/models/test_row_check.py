@@ -42,14 +42,14 @@ def test_a_model_that_keeps_sequences_apart_is_packed(
 def test_a_model_that_mixes_them_says_so_and_scores_right_unpacked(
     family: str, reason: str, one_thread: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from paft_ray.models.row_check import _draw, _predict
+    from paft_ray.models.row_probes import draw, predict
 
     model = build_family(family)
     with caplog.at_level(logging.WARNING):
         assert reason in check_rows(model, 2048, 200)
     read_apart(model)
     assert not attends_in_blocks(model)
-    sequences = [_predict(model, _draw(model, n, n), 0, n) for n in (40, 9)]
+    sequences = [predict(model, draw(model, n, n), 0, n) for n in (40, 9)]
     scores = score_sequences(model, sequences, ForwardPass("float32", 100, packing=False))
     for sequence, found in zip(sequences, scores, strict=True):
         with torch.inference_mode():

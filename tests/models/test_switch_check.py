@@ -49,6 +49,7 @@ def test_switches_that_work_are_accepted_in_silence(overrides):
     [
         (["model.attention=flex_attention"], "has no backward pass on CPUs"),
         (["model.attention=flash_attention_2"], "runs on GPUs alone"),
+        (["model.attention=varlen"], "runs on GPUs alone"),
         (["model.attention=flash_attention_2", *ON_GPUS], "needs the package flash_attn"),
         (["model.quantization=nf4", "train.deepspeed.stage=3"], "no 4-bit ones; use stage 2"),
         (["train.compile=true", "train.deepspeed.stage=3"], "use stage 2"),
@@ -77,9 +78,10 @@ def test_deterministic_training_on_cpus_is_told_that_it_is_anyway():
     assert "bit-identical anyway" in " ".join(check("train.deterministic=true"))
 
 
-def test_flash_attention_in_fp32_is_refused(monkeypatch):
+@pytest.mark.parametrize("attention", ["flash_attention_2", "varlen"])
+def test_kernels_of_16_bits_in_fp32_are_refused(attention, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    overrides = ("model.attention=flash_attention_2", *ON_GPUS)
+    overrides = (f"model.attention={attention}", *ON_GPUS)
     assert check(*overrides) == []
     with pytest.raises(ConfigError, match="computes in bfloat16"):
         check(*overrides, dtype="float32")

@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.load import add_adapter, load_base
 from paft_ray.models.logprobs import ForwardPass, answer_logprobs, score_sequences
+from paft_ray.models.narrow import WIDE, Stored
 from paft_ray.models.packing import TokenSequence, build_row
+from paft_ray.models.row_check import check_rows
 from paft_ray.models.switches import checkpoint_activations, compile_layers
 
 CPU = torch.device("cpu")
@@ -50,12 +52,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def adapted(base: str, dropout: float = 0.0, attention: str = "auto") -> PeftModel:
+def adapted(
+    base: str, dropout: float = 0.0, attention: str = "auto", stored: Stored = WIDE
+) -> PeftModel:
     peft = {
         "peft_type": "LORA", "r": 4, "lora_dropout": dropout,
         "target_modules": ["q_proj", "v_proj", "down_proj"],
     }  # fmt: skip
-    model = add_adapter(load_base(base, attention=attention), peft, seed=1)
+    model = add_adapter(load_base(base, attention=attention, stored=stored), peft, seed=1)
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -201,13 +205,14 @@ def test_model_without_layers_is_refused_rather_than_left_as_it_is():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "varlen"])
 def test_kernel_for_gpus_trains_as_blocks_do(attention, base):
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn")
     gradients = []
     for kind in ("blocks", attention):
-        model = adapted(base, attention=kind).cuda()
+        model = adapted(base, attention=kind, stored=Stored("bfloat16", device="cuda")).cuda()
+        assert check_rows(model, 256, 100) == ""
         row = build_row(sequences(LENGTHS), range(len(LENGTHS)))
         with torch.autocast("cuda", torch.bfloat16):
             (-answer_logprobs(model, row, torch.device("cuda")).sum()).backward()

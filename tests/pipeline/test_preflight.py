@@ -115,6 +115,16 @@ def trained_with(*overrides: str) -> Callable[[World], object]:
 LLMS = "prompts.generation.llms"
 # what was done to the files, overrides ({} is the folder), what the message says
 WRONG = {
+    "profiled step lies outside of the training": (
+        nothing,
+        ["train.profile={{steps: [2, 3]}}"],
+        ["train.profile.steps: step 3", "2 steps", "name earlier ones"],
+    ),
+    "profiled step of epochs lies outside of the training": (
+        nothing,
+        ["train.steps=null", "train.epochs=1", "train.profile={{steps: [1, 9999]}}"],
+        ["train.profile.steps: step 9999", "name earlier ones"],
+    ),
     "storage is a file": (
         write("taken", "x"),
         ["storage={}/taken"],
@@ -355,7 +365,7 @@ def test_storage_that_is_not_writable_is_refused(world):
     "overrides",
     [
         ["train.checkpoint.every_steps=5", "train.max_failures=0", "train.workers.cpus=0.5"],
-        ["evaluation.workers.cpus=0.5", "tracking.type=none"],
+        ["evaluation.workers.cpus=0.5", "tracking.type=none", "train.profile={steps: [1, 2]}"],
         [],
     ],
 )
@@ -389,7 +399,7 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
     gone = {"workers", "checkpoint", "max_failures", "warm_start"}
-    gone |= {"activation_checkpointing", "deterministic"}
+    gone |= {"activation_checkpointing", "deterministic", "profile", "validation"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
     gone = {"path", "test_path", "splits", "group", "stop"}

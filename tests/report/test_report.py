@@ -100,6 +100,25 @@ def test_results_table_of_known_figures_is_aligned_to_the_letter():
     ]
 
 
+def test_results_of_trainings_that_ended_early_show_the_steps_of_each_and_say_so():
+    summary = known_summary()
+    chosen = {"planned_steps": 150, "chosen_by": "mean accuracy of 4 validation prompts"}
+    of_two = {"steps": 70, "steps_by_seed": [60, 80], "saved_steps": [20, 40]}
+    of_one = {"steps": 150, "steps_by_seed": [150, 150], "saved_steps": [150, 150]}
+    summary["models"]["paft"] |= {**chosen, **of_two}
+    summary["models"]["single_prompt"] |= {**chosen, **of_one}
+    text = results_table(summary)
+    assert "PAFT, 60 to 80 steps, best at 20 to 40 " in text
+    assert "single prompt, 150 steps  " in text
+    assert "the mean accuracy of 4 validation prompts." in text
+    assert "they differ in their steps (single prompt 150, PAFT 60 to 80)" in text
+    summary["models"]["paft"] |= of_one
+    assert "patience" not in results_table(summary)
+    for label in ("paft", "single_prompt"):
+        summary["models"][label] |= {"steps": 60, "steps_by_seed": [60, 60]}
+    assert "before step 150, all of them after step 60." in results_table(summary)
+
+
 @pytest.mark.parametrize(
     ("known", "said"),
     [

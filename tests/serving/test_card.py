@@ -71,6 +71,20 @@ def test_card_names_what_the_adapter_was_made_of() -> None:
         assert figure in text, figure
 
 
+def test_card_of_a_training_that_ended_early_names_its_best_step() -> None:
+    validated = {
+        "best": 80, "figure": 0.7519, "goal": "mean accuracy", "kept": True, "planned": 1200,
+        "prompts": 4, "examples": 64,
+    }  # fmt: skip
+    text = card(validated=validated)
+    assert "| steps | 150 of 8 sequences (of 1,200 planned) |" in text
+    assert (
+        "| best step on validation prompts | 80: mean accuracy 75.2% over 4 prompts x 64 examples; "
+        "these are its weights |\n| steps per prompt (K)" in text
+    )
+    assert "validation prompts" not in card()
+
+
 def test_card_has_the_header_of_a_hub_model_and_states_no_license() -> None:
     found = header(card())
     assert found["base_model"] == "owner/model"

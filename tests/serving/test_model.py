@@ -9,8 +9,8 @@ import pytest
 from mlflow.pyfunc import PythonModelContext
 
 from paft_ray.config.errors import DataError
+from paft_ray.models.generation import generate
 from paft_ray.models.load import adapter_files, add_adapter, load_adapter, load_base, load_tokenizer
-from paft_ray.models.logprobs import generate
 from paft_ray.serving.folder import input_columns
 from paft_ray.serving.model import AnswerModel
 from paft_ray.training.output.save import trainable_copy

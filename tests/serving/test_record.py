@@ -19,9 +19,16 @@ TODAY: dict[str, Any] = {
     "verified": {"tensors": 120, "change": 0.05, "loss": 0.25, "loss_reloaded": 0.25},
     "versions": {"paft_ray": "0.1.0"},
 }
+SCORED: dict[str, Any] = {
+    **TODAY,
+    "validated": {
+        "best": 80, "figure": 0.75, "goal": "mean accuracy", "kept": True, "planned": 200,
+        "prompts": 4, "examples": 64,
+    },
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("about", [OLDEST, TODAY], ids=["before cards", "today"])
+@pytest.mark.parametrize("about", [OLDEST, TODAY, SCORED], ids=["before cards", "today", "scored"])
 def test_record_that_is_read_is_written_as_it_was(about: dict[str, Any]) -> None:
     record = TrainingRecord.from_json(about)
     assert json.dumps(record.to_json()) == json.dumps(about)
@@ -34,6 +41,11 @@ def test_record_has_typed_parts_and_none_where_an_earlier_version_wrote_nothing(
     assert record.verified == Verified(120, 0.05, 0.25, 0.25)
     oldest = TrainingRecord.from_json(OLDEST)
     assert (oldest.prompt, oldest.verified, dict(oldest.versions)) == (None, None, {})
+
+
+def test_saved_weights_are_those_of_the_best_step_only_where_it_was_kept() -> None:
+    last = {**SCORED, "validated": {**SCORED["validated"], "kept": False}}
+    assert [TrainingRecord.from_json(x).saved_step for x in (TODAY, SCORED, last)] == [150, 80, 150]
 
 
 def test_keys_of_a_later_version_are_passed_over() -> None:

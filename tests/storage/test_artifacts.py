@@ -203,7 +203,7 @@ def test_parts_know_what_is_finished_and_read_in_the_order_asked_for(storage):
     parts = Parts(storage.child("parts"))
     assert parts.finished() == set()
     for key in ("b", "a", "c.d"):
-        parts.write(key, pa.table({"key": [key]}))
+        parts.write({key: pa.table({"key": [key]})})
     (Path(storage.root) / "parts" / ".writing-1234-e.parquet").write_bytes(b"half")
     (Path(storage.root) / "parts" / "notes.txt").write_bytes(b"x")
     assert parts.finished() == {"a", "b", "c.d"}

@@ -4,19 +4,27 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from peft import PeftModel
 
 from paft_ray.cluster.control import ControlActor, Heartbeat
-from paft_ray.config import Config, ScheduleConfig, TrainConfig
+from paft_ray.config import (
+    Config,
+    ProfileConfig,
+    ScheduleConfig,
+    TrainConfig,
+    ValidationConfig,
+)
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.predictors import Predictor
 from paft_ray.models.load import (
@@ -28,6 +36,7 @@ from paft_ray.models.load import (
     virtual_tokens,
 )
 from paft_ray.models.logprobs import ForwardPass, score_sequences
+from paft_ray.models.narrow import Stored
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.storage.artifacts import ArtifactWriter
@@ -35,16 +44,19 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import NullTracker
 from paft_ray.training.batch_plan import Planner, plans
+from paft_ray.training.deepspeed_engine import prepare_process
 from paft_ray.training.distributed.heartbeat import HangDetector, HeartbeatSender
-from paft_ray.training.engine import Engine, prepare_process
+from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.loop import LoopHooks, Recipe, fit
+from paft_ray.training.loop import LoopHooks, Recipe, Wanted, fit
 from paft_ray.training.objective import views
 from paft_ray.training.output.save import first_batch, save_and_verify, trainable_copy
 from paft_ray.training.output.verify import Base
+from paft_ray.training.profiling import recording
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
+from paft_ray.training.selection import Selection
 from paft_ray.training.state.checkpoint import Checkpoints, Progress, WriteLimits
 from paft_ray.training.state.shards import SHARD_BYTES, SMALL_STATE
 from paft_ray.training.validation import Validation, ValidationPlan
@@ -150,11 +162,11 @@ def questions(model_folder: str) -> tuple[Config, Task]:
 
 
 def validation(
-    engine: Engine, planner: Planner, folder: Storage, model_folder: str
-) -> Callable[[int], None]:
+    engine: Engine, planner: Planner, folder: Storage, model_folder: str, steps: Iterable[int]
+) -> Callable[[int], NDArray[np.bool_] | None]:
     config, task = questions(model_folder)
     prompts = tuple((str(i), text) for i, text in enumerate(ASKED))
-    plan = ValidationPlan(prompts, task.validation, frozenset({10, 20}))
+    plan = ValidationPlan(prompts, task.validation, frozenset(steps))
     predictor = Predictor(config, task, planner.encoder, "float32")
 
     def quiet(*said: object, **more: object) -> None:
@@ -237,7 +249,9 @@ def judge(
         (folder / name).write_bytes(data)
     losses = {"after": mean_loss(model, planner)}
     for name, kind in {"loaded": quantization, "on_disk": "none"}.items():
-        loaded = PeftModel.from_pretrained(load_base(base, quantization=kind), str(folder))
+        loaded = PeftModel.from_pretrained(
+            load_base(base, stored=Stored(quantization=kind)), str(folder)
+        )
         losses[name] = mean_loss(loaded, planner)
     return losses
 
@@ -247,7 +261,7 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     train = train_config(options)
     peft = None if options.get("full") else options.get("peft", PEFT)
     quantization = options.get("quantization", "none")
-    base = load_base(model_folder, quantization=quantization)
+    base = load_base(model_folder, stored=Stored(quantization=quantization))
     if options.get("full"):  # the harder case: one matrix, used at both ends
         base.get_output_embeddings().weight = base.get_input_embeddings().weight
         base.config.tie_word_embeddings = True
@@ -308,30 +322,49 @@ def train_on_engine(
     beginning = trainable_copy(model)
     slow = SlowMachine()
     state = options.get("small_state", SMALL_STATE)
-    engine = Engine(model, train, "float32", state, slow.sender.work)
+    deepspeed = options.get("deepspeed", True)
+    dtype = options.get("dtype", "float32")
+    engine = Engine(model, train, dtype, state, slow.sender.work, deepspeed)
     where = Storage.open(str(folder / options.get("continues", options["name"])))
     checkpoints = Checkpoints(
         where.child("checkpoints"),
         "test",
-        keep=10,
+        keep=options.get("keep", 10),
         group=engine.rank_group(),
         limits=WriteLimits(shard_bytes=options.get("shard_bytes", SHARD_BYTES)),
     )
     progress, steps = Progress(), train.steps or STEPS
     weights = PromptWeights(len(planner.prompts), train.sampling, train.objective)
-    if (restored := checkpoints.load()) is not None:
+    selection, scored = None, {10, 20}
+    if "selected" in options:
+        config = ValidationConfig.model_validate(options["selected"])
+        scored = config.steps(steps)
+        selection = Selection(config, scored, where, checkpoints)
+    restored = checkpoints.load() if selection is None else selection.load()
+    if restored is not None:
         progress = restored.progress
         assert 0 < progress.step < steps
         engine.restore(restored.state, progress.step)
         weights.restore(restored.other)
     else:
         assert "continues" not in options
+    until = steps if selection is None else selection.until(progress.step, steps)
+    score = validation(engine, planner, where, model_folder, scored)
+
+    def validate(step: int) -> Wanted:
+        found = score(step)
+        return Wanted() if found is None or selection is None else selection.add(step, found)
+
+    stack = ExitStack()
+    steps_recorded = options.get("profile")
+    profile = None if steps_recorded is None else ProfileConfig(steps=steps_recorded)
+    record = stack.enter_context(recording(profile, where, lambda *said: None))
     progress = fit(
         engine,
         plans(
             planner,
             progress.step,
-            options.get("until", steps),
+            options.get("until", until),
             engine.plan_ranks(),
             weights.for_step,
         ),
@@ -351,17 +384,21 @@ def train_on_engine(
             ledger=Ledger(where, progress.step, [id for id, _ in planner.prompts]),
             weights=weights,
             report=lambda metrics: None,
-            **(
-                {"validate": validation(engine, planner, where, model_folder)}
-                if options.get("validated")
-                else {}
-            ),
+            recording=record,
+            **({"validate": validate} if selection or options.get("validated") else {}),
         ),
     )
-    if progress.step < steps:  # cut off: nothing is saved
+    stack.close()
+    until = steps if selection is None else selection.until(progress.step, steps)
+    if progress.step < until or "until" in options:  # cut off: nothing is saved
         return engine.gather_weights()
+    if selection is not None:
+        selection.restore_best(engine, progress.step)
+        best = selection.best
+        assert best is not None
+        where.write_json("selected.json", {"steps": progress.step, **asdict(best)})
     quantization = options.get("quantization", "none")
-    base = Base(model_folder, None, model_folder, "float32", quantization)
+    base = Base(model_folder, None, model_folder, dtype, quantization)
     with slow.computing(model):
         verified = save_and_verify(
             engine, base, first_batch(planner), beginning, ArtifactWriter(where)

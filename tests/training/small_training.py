@@ -1,16 +1,19 @@
 """A training of seconds, and a screen that calls back while it runs."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import psutil
+
 from factories import make_prompt, run_config
-from paft_ray.config import Config
+from paft_ray.config import Config, Training
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.progress import Stage
 from paft_ray.serving.record import TrainedAdapter
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 
 TEMPLATES = ("Review: {review}\nLabel:", "Read this: {review}\nHow does it feel?")
@@ -64,7 +67,20 @@ def small_config(model: str, data: str, storage: str, steps: int, **workers) -> 
     )
 
 
-def train_small(config: Config, screen: TellingScreen) -> TrainedAdapter:
+def train_small(
+    config: Config, screen: TellingScreen, workers: Workers | None = None, seed: int = 1
+) -> TrainedAdapter:
     context = open_context(config, screen=screen)
     prompts = tuple(map(make_prompt, TEMPLATES))
-    return train(context, prompts, config.trainings[0], PromptPool(prompts, (), ()))
+    training = Training(config.trainings[0].variant, seed)
+    return train(context, prompts, training, PromptPool(prompts, (), ()), workers)
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Those that run; one that goes away while it is looked at is none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::RayTrain"):
+                found.append(process)
+    return sorted(found, key=lambda process: process.create_time())

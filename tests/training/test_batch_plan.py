@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +337,25 @@ def test_plans_of_ranks_that_exchange_in_threads_are_those_of_all(
     for step in range(4):
         expected = plans_of_all(planner, step, 2)
         assert [contents(plans[step]) for plans in found] == [contents(plan) for plan in expected]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_padded_plans_hold_the_same_sequences_in_as_many_batches_for_every_rank(
+    make_planner, ranks
+):
+    planner = make_planner(packing=False)
+    alone = plans_of_all(planner, 1, ranks)
+    padded = plans_of_all(replace(planner, padded=True), 1, ranks)
+
+    def read(plans: list[StepPlan]) -> list[tuple[int, ...]]:
+        rows = [row for plan in plans for row in plan.rows if row.members]
+        tokens = [
+            np.split(row.input_ids_T, np.flatnonzero(row.position_ids_T == 0)) for row in rows
+        ]
+        return sorted(tuple(own.tolist()) for row in tokens for own in row if len(own))
+
+    assert read(padded) == read(alone)
+    assert len({len(plan.rows) for plan in padded}) == 1
+    assert len(padded[0].rows) < len(alone[0].rows)
+    assert all(row.padded for plan in padded for row in plan.rows if row.members)
+    assert padded[0].tokens == alone[0].tokens

@@ -1,5 +1,7 @@
 """Memory and storage of a training, by hand where it can be."""
 
+from dataclasses import replace
+
 import pytest
 
 from paft_ray.config import TrainConfig
@@ -43,6 +45,12 @@ def test_activations_go_by_tokens_layers_and_arithmetic() -> None:
 def test_quantized_weights_are_small_and_offloaded_ones_elsewhere() -> None:
     small = worker_memory(SIZES, train(), "nf4", "bfloat16", ranks=1)["weights"]
     assert small == pytest.approx(4 * 200_000 + 0.57 * 800_000)
+    half = worker_memory(SIZES, train(), "none", "bfloat16", ranks=1)["weights"]
+    assert half == 4 * 200_000 + 2 * 800_000
+    mixture = replace(SIZES, linear=100_000, experts=700_000)
+    assert worker_memory(mixture, train(), "none", "bfloat16", ranks=1)["weights"] == half
+    kept = worker_memory(mixture, train(), "nf4", "bfloat16", ranks=1)["weights"]
+    assert kept == pytest.approx(4 * 200_000 + 0.57 * 100_000 + 2 * 700_000)
     away = worker_memory(SIZES, train(stage=3, offload="parameters"), "none", "bfloat16", 1)
     assert (away["weights"], away["optimizer"]) == (0, 0)
 

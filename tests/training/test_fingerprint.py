@@ -1,6 +1,7 @@
 """What moves weights is in a training's fingerprint, and nothing else."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from factories import run_config
 from paft_ray.config.loading import load_config
 from paft_ray.config.variants import PaftVariant, Training
 from paft_ray.runs.context import RunContext
@@ -60,6 +62,28 @@ def test_what_moves_weights_names_another_training(override, name_of):
 )
 def test_what_moves_no_weights_names_the_same_training(override, name_of):
     assert name_of(override) == name_of()
+
+
+def test_form_of_weights_is_in_identities_only_where_it_moves_what_earlier_versions_made(
+    tiny_model: Path, review_file: Path, tmp_path: Path
+) -> None:
+    """Experts multiply in bf16 since, and 4 bits hold in scoring since."""
+    mixture = tmp_path / "mixture"
+    shutil.copytree(tiny_model, mixture)
+    config = json.loads((mixture / "config.json").read_text())
+    (mixture / "config.json").write_text(json.dumps({**config, "num_experts": 4}))
+
+    def stored(model: Path, dtype: str, scored: bool, quantization: str = "none") -> dict:
+        tree = run_config(model, review_file, tmp_path, model={"quantization": quantization})
+        config = load_config(tree)
+        task = load_task(config.task, 0)
+        context = RunContext.create(config, task, Storage.open(str(tmp_path)))
+        return context.stored(dtype, scored)
+
+    assert stored(tiny_model, "bfloat16", True) == stored(mixture, "float32", True) == {}
+    assert stored(mixture, "bfloat16", True) == stored(mixture, "bfloat16", False) != {}
+    assert stored(tiny_model, "bfloat16", False, "nf4") == {}
+    assert stored(tiny_model, "bfloat16", True, "nf4") == {"quantization": "nf4"}
 
 
 def test_warm_start_counts_by_its_content_and_not_by_its_place(name_of, tmp_path):

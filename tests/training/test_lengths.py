@@ -7,12 +7,15 @@ import pytest
 
 from factories import make_prompt, run_config, write_prompts, write_reviews
 from paft_ray.cli import call
-from paft_ray.config.errors import ConfigError
+from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.config.loading import load_config
 from paft_ray.models.load import load_tokenizer
 from paft_ray.pipeline import perform
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.pool import PromptPool
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import load_task
 from paft_ray.training.lengths import check_lengths
 
 pytestmark = pytest.mark.usefixtures("warm_checks")
@@ -86,3 +89,25 @@ def test_prompt_that_an_llm_wrote_with_a_token_unknown_to_the_model_is_refused(
     checks.unknown_tokens = {load_tokenizer(str(tiny_model)).convert_tokens_to_ids("J"): "J"}
     with pytest.raises(ConfigError, match=r"no row for the token 'J'.*'Judge this"):
         check_lengths(context, pool, checks)
+
+
+def test_example_that_is_too_long_under_a_validation_prompt_is_refused_where_it_is_scored(
+    tmp_path, tiny_model, review_file
+):
+    limits = {"task": {"max_length": 60}, "prompts": {"files": ["none"]}}
+    long = make_prompt(f"{'please read with care ' * 20}{{review}} =", "validation")
+    pool = PromptPool((make_prompt("{review} ="),), (long,), ())
+
+    def check(**train) -> None:
+        config = run_config(tiny_model, review_file, tmp_path / "storage", train=train, **limits)
+        checks = perform.ModelCheckProcess()
+        context = RunContext.create(
+            load_config(config),
+            load_task(load_config(config).task, 0),
+            Storage.open(str(tmp_path)),
+        )
+        check_lengths(context, pool, checks)
+
+    check()
+    with pytest.raises(DataError, match=rf"under prompt {long.id}"):
+        check(validation={"every_steps": 2, "prompts": 1})

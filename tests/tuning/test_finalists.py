@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from paft_ray.config import WorstPrompt
 from paft_ray.config.errors import TrainingError
 from paft_ray.config.loading import load_config
-from paft_ray.config.tuning import WorstPrompt
 from paft_ray.evaluation import figures
 from paft_ray.evaluation.figures import Figure, validation_metrics
 from paft_ray.runs.context import RunContext

@@ -120,7 +120,7 @@ class InProcessLLM:
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer the batch; its first request's seed and temperature hold for all of it."""
-        from paft_ray.models.logprobs import Decoding, generate
+        from paft_ray.models.generation import Decoding, generate
 
         batch = list(requests)
         if not batch:

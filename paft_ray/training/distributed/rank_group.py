@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from paft_ray.cluster.control import Control
 from paft_ray.cluster.session import DASHBOARD_VARIABLE
@@ -59,8 +61,10 @@ class RankGroupTrainer(DataParallelTrainer):
 
     It also leaves out the cleaner of placement groups where the cluster's dashboard is not known:
     in Ray 2.60 the cleaner then queries the dashboard of any cluster on the machine, which does not
-    know the training, and removes the training's workers.
+    know the training, and removes the training's workers. It runs in a thread, hence `abort`.
     """
+
+    _controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
         unwanted: tuple[type, ...] = (DatasetsCallback,)
@@ -68,6 +72,25 @@ class RankGroupTrainer(DataParallelTrainer):
             unwanted += (PlacementGroupCleanerCallback,)
         callbacks = super()._create_default_callbacks()
         return [each for each in callbacks if not isinstance(each, unwanted)]
+
+    def abort(self) -> None:
+        """End the run and its workers, without waiting; Ray does it for main threads only."""
+        if self._controller is not None:
+            self._controller.abort.remote()
+
+    def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
+        """Do what Ray's does, and keep the actor that controls the run."""
+        import ray
+        from ray.train.v2._internal.execution.controller import TrainController
+
+        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        kind = ray.remote(TrainController)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._controller = kind.options(
+            num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": environment}
+        ).remote(**controller_init_kwargs)
+        ray.get(self._controller.run.remote())
+        return ray.get(self._controller.get_result.remote())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
 """Training one variant with one seed: from prompts to an adapter, or a whole model, on storage.
 
 A training is named by the fingerprint of all that moves weights. Where it is complete it is
-returned at once; else `launch` starts workers.
+returned at once; else workers do it, those of the training before where they can.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
-from paft_ray.cluster.control import Control
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Training, total_steps
 from paft_ray.config.errors import ArtifactError
@@ -16,11 +16,11 @@ from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.runs.examples import store_examples
-from paft_ray.serving.record import TrainedAdapter
+from paft_ray.serving.record import Speed, TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import TrackedRun
-from paft_ray.training.distributed.launch import launch
+from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.identity import (
     finished_training,
     provenance,
@@ -29,10 +29,15 @@ from paft_ray.training.identity import (
 )
 from paft_ray.training.job import Job, TrainingHooks
 from paft_ray.training.state.retries import retry_storage
+from paft_ray.training.validation import ValidationPlan, held_out
 
 
 def train(
-    context: RunContext, prompts: Sequence[Prompt], training: Training, pool: PromptPool
+    context: RunContext,
+    prompts: Sequence[Prompt],
+    training: Training,
+    pool: PromptPool,
+    workers: Workers | None = None,
 ) -> TrainedAdapter:
     """Train one variant with one seed on these prompts, or find it trained.
 
@@ -41,12 +46,13 @@ def train(
         prompts: Prompts that the sampler draws from.
         training: Variant and seed.
         pool: The pool of these prompts and of the held-out prompts.
+        workers: Do it, and others; by default they are started for it and end with it.
 
     Raises:
         ArtifactError: The folder holds another training.
         TrainingError: A loss was not finite, or workers were lost too often.
     """
-    adapter = train_until(context, prompts, training, pool, TrainingHooks())
+    adapter = train_until(context, prompts, training, pool, TrainingHooks(workers=workers))
     assert adapter is not None  # nobody stops it
     return adapter
 
@@ -60,7 +66,8 @@ def train_until(
 ) -> TrainedAdapter | None:
     """Do as `train`, but return None where the hooks stop it; the same call continues it."""
     config = context.config.of_training(training)
-    identity = training_fingerprint(context, config, prompts)
+    validation = held_out(config, pool, context.task)
+    identity = training_fingerprint(context, config, prompts, validation[0])
     folder = training_folder(context.run_folder, training)
     title = f"train {context.config.called(training)}"
     with context.screen.stage(title) as stage:
@@ -70,10 +77,15 @@ def train_until(
             stage.finish(_outcome(adapter))
             return adapter
         _begin(folder, identity)
-        job = _job(context, prompts, training, pool, hooks, identity)
-        if not launch(job, hooks, stage, lambda text: context.screen.line(f"{title}: {text}")):
-            stage.finish("stopped")
-            return None
+        steps = total_steps(config.train, len(context.task.train))
+        if config.train.validation is not None:
+            plan = ValidationPlan.of(*validation, config.train.validation.steps(steps))
+            hooks = replace(hooks, validation=plan)
+        with nullcontext(hooks.workers) if hooks.workers else Workers() as workers:
+            job = _job(context, prompts, training, pool, replace(hooks, workers=workers), identity)
+            if not workers.train(job, hooks, stage, lambda t: context.screen.line(f"{title}: {t}")):
+                stage.finish("stopped")
+                return None
         manifest = retry_storage(
             lambda: load_manifest(folder, check=True), "reading the result", folder.path()
         )
@@ -85,10 +97,29 @@ def train_until(
 
 
 def _outcome(adapter: TrainedAdapter) -> str:
-    record = adapter.record
+    record, validated = adapter.record, adapter.record.validated
     reused = ", found complete" if adapter.reused else ""
     prompts = f"{record.prompts} prompt{'s' if record.prompts != 1 else ''}"
-    return f"{record.steps} steps, {prompts}, loss {record.last_loss:.3f}{reused}"
+    steps, best = f"{record.steps} steps", ""
+    if validated is not None:
+        if record.steps < validated.planned:
+            steps = f"ended after {record.steps} of {validated.planned} steps"
+        kept = "" if validated.kept else ", the last one is kept"
+        best = (
+            f", best after step {validated.best} with {validated.goal} {validated.figure:.1%} on "
+            f"{validated.prompts} validation prompts{kept}"
+        )
+    speed = "" if record.speed is None or adapter.reused else _describe(record.speed)
+    return f"{steps}, {prompts}, loss {record.last_loss:.3f}{best}{speed}{reused}"
+
+
+def _describe(speed: Speed) -> str:
+    shares = {"MFU": speed.mfu, "of the matrix rate": speed.share_of_matrix_rate}
+    texts = [f"{speed.tokens_per_second:,.0f} tokens/s"]
+    texts += [f"{share:.0%} {of}" for of, share in shares.items() if share is not None]
+    if speed.peak_gpu_memory_gb is not None:
+        texts.append(f"{speed.peak_gpu_memory_gb:.1f} GB")
+    return "".join(f", {text}" for text in texts)
 
 
 def _begin(folder: Storage, identity: str) -> None:
@@ -115,6 +146,7 @@ def _job(
     config = context.config.of_training(training)
     made_from = provenance(context.identities, pool)
     name = f"{config.name}/{config.called(training)}"
+    assert hooks.workers is not None  # its caller has some
     warm_start = config.train.warm_start
     return Job(
         config=config,
@@ -129,7 +161,7 @@ def _job(
         steps=total_steps(config.train, len(context.task.train)),
         cpus=hooks.cpus or fit_workers(config.train.workers, "train.workers"),
         tracking=context.tracking,
-        control=Control(),
+        control=hooks.workers.control,
         made_from=replace(made_from, pool=hooks.pool) if hooks.pool else made_from,
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
         tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),

@@ -1,53 +1,68 @@
-"""One rank of one training, in a Ray Train worker.
+"""One rank in a Ray Train worker, of one training after another.
 
-It builds model, planner, engine and checkpoints, trains with `loop.fit`, and saves and verifies the
-result. Imports that need torch are inside functions, because the driver imports this module.
+It makes an engine and checkpoints around what `build` builds, trains with `loop.fit`, and saves and
+verifies the result. Imports that need torch are inside functions, because the driver imports this
+module.
 """
 
 import logging
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.cluster.control import Control, Heartbeat
 from paft_ray.config.errors import PaftError
+from paft_ray.serving.record import Validated
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.training.distributed.failures import comes_again, program_error
 from paft_ray.training.distributed.heartbeat import ATTEMPT, HeartbeatSender
-from paft_ray.training.job import Job
+from paft_ray.training.job import Done, Job
 from paft_ray.training.state.retries import retry_storage
 
 if TYPE_CHECKING:
-    import torch
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
+    from paft_ray.models.kept import KeptBase
     from paft_ray.tracking import Tracker
-    from paft_ray.training.batch_plan import Planner
     from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
+    from paft_ray.training.loop import Recipe
     from paft_ray.training.prompt_weights import PromptWeights
-    from paft_ray.training.state.checkpoint import Checkpoints, Progress
+    from paft_ray.training.state.checkpoint import Progress, Restored
 
 logger = logging.getLogger(__name__)
 
 
-def run_rank(payload: dict[str, Any]) -> int | None:
-    """Run one rank of one training, in a Ray Train worker.
+def run_ranks(payload: dict[str, Any]) -> Done | None:
+    """Run one rank of the trainings that the control actor names, in a Ray Train worker.
 
     Returns:
-        How many steps are done, fewer than all where the ranks had to stop; None where the training
-        was refused, for a reason that the control actor keeps.
+        How far the last one came; it is not complete where the ranks had to stop. None where it was
+        refused, for a reason that the control actor keeps.
     """
     import ray
 
-    job: Job = ray.get(payload["job"])
-    heartbeat = _heartbeat_sender(job.control)
+    from paft_ray.models.kept import KeptBase, return_freed_memory
+
+    control: Control = payload["control"]
+    kept, done = KeptBase(), None
+    for reference in control.jobs():
+        job: Job = ray.get(reference)
+        heartbeat = _heartbeat_sender(control)
+        done = _run_rank(job, heartbeat, kept)
+        if done is None or not done.complete or not job.shares_workers:
+            break
+        return_freed_memory()
+        rank = heartbeat.heartbeat
+        control.report_finished(rank.attempt, rank.rank, rank.ranks)
+    return done
+
+
+def _run_rank(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> Done | None:
+    """Run one rank of one training; see `run_ranks`."""
     try:
         with heartbeat.sending():
-            return _train_tracked(job, heartbeat)
+            return _train_tracked(job, heartbeat, kept)
     except Exception as error:
         first = heartbeat.heartbeat
         if not comes_again(error, first.ranks):
@@ -83,8 +98,8 @@ def _heartbeat_sender(control: Control) -> HeartbeatSender:
     return HeartbeatSender(first, send)
 
 
-def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
-    """Train as one rank, tracked; returns how many steps are done."""
+def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> Done:
+    """Train as one rank, tracked; returns how far it came."""
     import ray.train
 
     from paft_ray.tracking import open_tracker
@@ -101,22 +116,24 @@ def _train_tracked(job: Job, heartbeat: HeartbeatSender) -> int:
     )
     status = "FAILED"
     try:
-        steps = _train(job, heartbeat, tracker)
-        status = "FINISHED" if steps == job.steps else "KILLED"
-        return steps
+        done = _train(job, heartbeat, tracker, kept)
+        status = "FINISHED" if done.complete else "KILLED"
+        return done
     finally:
         tracker.finish(status)
 
 
-def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
-    """Train as one rank, and save and verify the result; returns how many steps are done."""
+def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker", kept: "KeptBase") -> Done:
+    """Train as one rank, and save and verify the result; returns how far it came."""
     import torch
     from ray.train.torch import get_device
 
     from paft_ray.models.gpu import compute_deterministically
     from paft_ray.models.watch import watch_models
+    from paft_ray.training.deepspeed_engine import prepare_process
+    from paft_ray.training.distributed.build import build_model, build_planner, require_files
     from paft_ray.training.distributed.reading import check_reading
-    from paft_ray.training.engine import Engine, prepare_process
+    from paft_ray.training.engine import Engine
     from paft_ray.training.output.save import (
         complete_training,
         first_batch,
@@ -125,21 +142,25 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
         training_record,
     )
     from paft_ray.training.output.verify import Base
+    from paft_ray.training.zero import gathering
 
     torch.set_num_threads(job.threads)
     prepare_process(get_device().type)
     if job.config.train.deterministic and get_device().type == "cuda":
         compute_deterministically()
     with watch_models(heartbeat.work):
-        model = _build_model(job, get_device())
-        reading = check_reading(job, model, _build_planner(job, model))
-        _prepare_for_training(job, model)
+        model = build_model(job, get_device(), kept)
+        with gathering(model):
+            reading = check_reading(job, model, build_planner(job, model), kept)
+        require_files(job, model)
     beginning = trainable_copy(model)
     engine = Engine(model, job.config.train, job.dtype, work=heartbeat.work)
-    progress = _fit(job, engine, reading, heartbeat, tracker)
-    if progress.step < job.steps:
+    fitted = _fit(job, engine, reading, heartbeat, tracker)
+    progress = fitted.progress
+    speed = engine.meter.speed()  # before saving, which takes memory too
+    if not fitted.complete:
         logger.info("rank %d stops after step %d", engine.rank, progress.step)
-        return progress.step
+        return Done(progress.step)
     heartbeat.move("saving")
     settings, writer = job.config.model, ArtifactWriter(job.folder)
     base = Base(
@@ -154,10 +175,26 @@ def _train(job: Job, heartbeat: HeartbeatSender, tracker: "Tracker") -> int:
     verified = save_and_verify(engine, base, first_batch(reading.planner), beginning, writer)
     if verified is not None:  # on rank 0
         record = replace(
-            training_record(job, progress, engine.ranks, verified), packing=reading.packing
+            training_record(job, progress, engine.ranks, verified),
+            packing=reading.packing,
+            validated=fitted.validated,
+            speed=speed,
         )
         complete_training(job, writer, record, tracker)
-    return progress.step
+    if job.shares_workers:
+        engine.release()
+    return Done(progress.step, complete=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    """The end of a training loop."""
+
+    progress: "Progress"
+    complete: bool
+    """Whether it has trained all that it was to; else the ranks had to stop."""
+    validated: Validated | None = None
+    """None where scores choose nothing."""
 
 
 def _fit(
@@ -166,17 +203,22 @@ def _fit(
     reading: "Reading",
     heartbeat: HeartbeatSender,
     tracker: "Tracker",
-) -> "Progress":
-    """Train from the newest checkpoint to the last step, or until the ranks must stop."""
+) -> _Fitted:
+    """Train from the newest checkpoint to the end, or until the ranks must stop.
+
+    The end is the last step, or an earlier one where scores end the training; the engine then has
+    the weights that are to be saved.
+    """
     from paft_ray.training.batch_plan import plans
     from paft_ray.training.distributed.rank_group import stop_notice
+    from paft_ray.training.distributed.scoring import follow_scores, scorer, select, validated
     from paft_ray.training.ledger import Ledger
-    from paft_ray.training.loop import LoopHooks, Recipe, fit
+    from paft_ray.training.loop import LoopHooks, fit
+    from paft_ray.training.profiling import recording
     from paft_ray.training.prompt_weights import PromptWeights
-    from paft_ray.training.schedule import learning_rate
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
-    train, seed = job.config.train, job.config.seed
+    train = job.config.train
     checkpoints = Checkpoints(
         job.folder.child("checkpoints"),
         job.identity,
@@ -184,67 +226,62 @@ def _fit(
         engine.rank_group(),
     )
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
-    progress = _continue(checkpoints, engine, weights)
+    selection = select(job, checkpoints)
+    restored = checkpoints.load() if selection is None else selection.load()
+    progress = _continue(restored, engine, weights)
     ledger = Ledger(job.folder, progress.step, [id for id, _ in job.prompts])
     if engine.rank == 0:
         retry_storage(ledger.prune, "clearing the ledger", job.folder.path())
-    checkpoints.require_space(len(KINDS) * engine.weight_bytes, engine.weight_bytes)
-    return fit(
-        engine,
-        plans(reading.planner, progress.step, job.steps, engine.plan_ranks(), weights.for_step),
-        progress,
-        Recipe(
-            job.steps,
-            lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
-            train.checkpoint.every_steps,
-            seed,
-            train.objective,
-        ),
-        LoopHooks(
-            tracker,
-            checkpoints,
-            ledger,
-            weights,
-            partial(_report, job, engine.rank),
-            heartbeat.move,
-            _validation(job, engine, reading, heartbeat, tracker),
-            stop_notice(heartbeat),
-        ),
+    bytes_each = engine.weight_bytes
+    checkpoints.require_space(len(KINDS) * bytes_each, bytes_each, train.extra_checkpoints)
+    until = job.steps if selection is None else selection.until(progress.step, job.steps)
+    profiled = train.profile if engine.rank == 0 else None
+    with recording(profiled, job.folder, heartbeat.move) as record:
+        progress = fit(
+            engine,
+            plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
+            progress,
+            _recipe(job),
+            LoopHooks(
+                tracker,
+                checkpoints,
+                ledger,
+                weights,
+                partial(_report, job, engine.rank),
+                heartbeat.move,
+                follow_scores(job, scorer(job, engine, reading, heartbeat), tracker, selection),
+                stop_notice(heartbeat),
+                recording=record,
+            ),
+        )
+    if selection is None:
+        return _Fitted(progress, progress.step == job.steps)
+    if progress.step < selection.until(progress.step, job.steps):
+        return _Fitted(progress, complete=False)
+    selection.restore_best(engine, progress.step)
+    return _Fitted(progress, True, validated(job, selection))
+
+
+def _recipe(job: Job) -> "Recipe":
+    from paft_ray.training.loop import Recipe
+    from paft_ray.training.schedule import learning_rate
+
+    train = job.config.train
+    return Recipe(
+        job.steps,
+        lambda step: learning_rate(train.learning_rate, train.schedule, step, job.steps),
+        train.checkpoint.every_steps,
+        job.config.seed,
+        train.objective,
     )
 
 
-def _validation(
-    job: Job,
-    engine: "Engine",
-    reading: "Reading",
-    heartbeat: HeartbeatSender,
-    tracker: "Tracker",
-) -> Callable[[int], None]:
-    """Return a function that scores the model after the steps of the validation plan, if any."""
-    from paft_ray.evaluation.figures import validation_metrics
-    from paft_ray.evaluation.predictors import Predictor
-    from paft_ray.training.validation import Validation
-
-    if job.validation is None:
-        return lambda step: None
-
-    encoder, together = reading.planner.encoder, reading.together
-    predictor = Predictor(job.config, job.task, encoder, job.dtype, together)
-    validation = Validation(job.validation, engine, predictor, job.folder, heartbeat.move)
-
-    def validate(step: int) -> None:
-        if (correct_PE := validation.after(step)) is not None:
-            tracker.log_metrics(validation_metrics(correct_PE), step)
-            job.control.report_validated(step)
-
-    return validate
-
-
-def _continue(checkpoints: "Checkpoints", engine: "Engine", weights: "PromptWeights") -> "Progress":
-    """Restore the newest checkpoint, if there is one; collective."""
+def _continue(
+    restored: "Restored | None", engine: "Engine", weights: "PromptWeights"
+) -> "Progress":
+    """Restore a checkpoint, if there is one; collective."""
     from paft_ray.training.state.checkpoint import Progress
 
-    restored = checkpoints.load()
     if restored is None:
         return Progress()
     engine.restore(restored.state, restored.progress.step)
@@ -262,64 +299,3 @@ def _report(job: Job, rank: int, metrics: Mapping[str, float]) -> None:
     # a barrier of all ranks, and Ray Train takes one report in two seconds
     if step % job.config.train.checkpoint.every_steps == 0 or step == job.steps:
         ray.train.report(dict(metrics))
-
-
-def _build_model(job: Job, device: "torch.device") -> "PeftModel | PreTrainedModel":
-    """The model to train, before its first step."""
-    from peft import PeftModel
-
-    from paft_ray.models.load import load_base, make_trainable
-    from paft_ray.models.warm_start import begin_with
-
-    config = job.config
-    base = load_base(
-        job.base,
-        config.model.revision,
-        attention=config.model.attention,
-        quantization=config.model.quantization,
-        trust=config.model.trust_remote_code,
-    )
-    model = make_trainable(base, config.model.peft, config.seed)
-    model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if job.warm_start is not None and isinstance(model, PeftModel):
-        begin_with(model, job.warm_start)
-    return model
-
-
-def _build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> "Planner":
-    from paft_ray.models.load import load_tokenizer, reads_positions
-    from paft_ray.models.tokenization import TextEncoder
-    from paft_ray.prompts.template import parse
-    from paft_ray.training.batch_plan import Planner
-    from paft_ray.training.objective import views
-    from paft_ray.training.sampler import PromptSampler
-
-    config, task = job.config, job.task
-    train = config.train
-    tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
-    return Planner(
-        examples=job.examples.open(),
-        prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
-        encoder=TextEncoder.from_config(tokenizer, config),
-        sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
-        seed=config.seed,
-        batch_size=train.batch_size,
-        row_tokens=train.row_tokens,
-        packing=train.packing and reads_positions(model),
-        answer_prefix=train.response_prefix_tokens,
-        views=views(train.objective),
-        choices=task.choices if views(train.objective) > 1 else None,
-    )
-
-
-def _prepare_for_training(job: Job, model: "PeftModel | PreTrainedModel") -> None:
-    """Check saving while the model is whole, then store frozen weights as used."""
-    from peft import PeftModel
-
-    from paft_ray.models.load import adapter_files, store_frozen_in_bf16
-
-    if isinstance(model, PeftModel):
-        weights = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        adapter_files(model, weights, job.config.model.path)  # refuse now what cannot be saved
-    if job.dtype == "bfloat16":
-        store_frozen_in_bf16(model)

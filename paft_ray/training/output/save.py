@@ -16,6 +16,7 @@ from paft_ray.models.load import (
     load_tokenizer,
     reads_positions,
 )
+from paft_ray.models.narrow import full_shape
 from paft_ray.models.watch import watch_models
 from paft_ray.serving.card import CARD, installed_versions, render_card
 from paft_ray.serving.folder import PYFUNC_FOLDER, model_config, pyfunc_files
@@ -35,6 +36,7 @@ from paft_ray.training.output.verify import (
 )
 from paft_ray.training.state.checkpoint import Progress
 from paft_ray.training.state.retries import retry_storage
+from paft_ray.training.zero import whole
 
 _SMALLEST_TENSORS = 16
 
@@ -47,6 +49,8 @@ def first_batch(planner: Planner) -> Probe:
 def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of trainable parameters on the CPU, for `save_and_verify` to compare the end with.
 
+    Collective where ZeRO 3 divided them.
+
     Where all weights of a model are trained only the smallest tensors are copied: all of them would
     be a second model in memory.
     """
@@ -54,8 +58,10 @@ def trainable_copy(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not isinstance(model, PeftModel):
-        named = sorted(named, key=lambda item: (item[1].numel(), item[0]))[:_SMALLEST_TENSORS]
-    return {name: p.detach().float().cpu().clone() for name, p in named}
+        by_size = sorted(named, key=lambda item: (full_shape(item[1]).numel(), item[0]))
+        named = by_size[:_SMALLEST_TENSORS]
+    with whole([p for _, p in named]):
+        return {name: p.detach().float().cpu().clone() for name, p in named}
 
 
 def save_and_verify(

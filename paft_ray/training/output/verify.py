@@ -18,8 +18,15 @@ import torch
 
 from paft_ray.config.errors import TrainingError, one_line
 from paft_ray.models.files import ADAPTER_WEIGHTS
-from paft_ray.models.load import load_base, reads_positions, store_frozen_in_bf16, virtual_tokens
+from paft_ray.models.load import (
+    load_adapter,
+    load_base,
+    reads_positions,
+    store_frozen_in_bf16,
+    virtual_tokens,
+)
 from paft_ray.models.logprobs import ForwardPass, score_sequences
+from paft_ray.models.narrow import Stored, kept_modules
 from paft_ray.models.packing import TokenSequence, build_row, deal_rows
 from paft_ray.models.row_check import read_apart
 from paft_ray.serving.record import Verified
@@ -183,23 +190,24 @@ def _mean_loss_on(device: torch.device, probe: Probe, model: torch.nn.Module, dt
 
 def _reload(folder: Storage, base: Base) -> "PeftModel":
     """Load the adapter as a user does, with frozen weights stored as in training."""
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
-    fresh = load_base(
-        base.location, base.revision, quantization=base.quantization, trust=base.trust
-    )
-    if base.apart:
-        read_apart(fresh)
     with folder.local() as files:
         try:
+            config = PeftConfig.from_pretrained(files)
+            kept = kept_modules(config.to_dict())
+            stored = Stored(base.dtype, base.quantization, "cpu", kept)
+            fresh = load_base(base.location, base.revision, stored=stored, trust=base.trust)
+            if base.apart:
+                read_apart(fresh)
             # a frozen adapter would be stored in bf16 below, like weights of the base; weights
             # behind a prompt encoder are not saved, so that it cannot be loaded as trainable
-            trainable = not PeftConfig.from_pretrained(files).is_prompt_learning
-            model = PeftModel.from_pretrained(fresh, files, is_trainable=trainable)
+            trainable = not config.is_prompt_learning
+            model = load_adapter(fresh, files, "default", trainable)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise TrainingError(f"{files}: peft cannot load the adapter: {error}") from error
     if base.dtype == "bfloat16":
-        store_frozen_in_bf16(model)
+        store_frozen_in_bf16(model)  # what it froze besides
     return model.eval()
 
 

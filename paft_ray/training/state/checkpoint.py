@@ -8,7 +8,6 @@ one is passed over. Nothing is pickled.
 """
 
 import hashlib
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +19,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from paft_ray.config.errors import ArtifactError, PaftError, TrainingError
-from paft_ray.storage.artifacts import ArtifactWriter, FileEntry, file_entry
+from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter, FileEntry, file_entry
 from paft_ray.storage.paths import Storage, to_json
-from paft_ray.training.state.pruning import checkpoint_name, count_complete, find_newest, prune
-from paft_ray.training.state.retries import PAUSES_S, retry_storage
+from paft_ray.training.state.progress import Progress, RankGroup, Restored, WriteLimits
+from paft_ray.training.state.pruning import (
+    checkpoint_name,
+    count_complete,
+    find,
+    find_newest,
+    prune,
+)
+from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.state.shards import (
-    SHARD_BYTES,
     bytes_needed,
     cut_files,
     file_names,
@@ -39,63 +44,6 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """Tensors of each parameter; kind and name make the key of a tensor: `exp_avg/<name>`."""
 _PROGRESS = "progress.json"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The progress of a training; resuming needs this and the configuration."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    tokens: int = 0
-    """Tokens read in them."""
-    answer_tokens: int = 0
-    """Answer tokens trained on in them."""
-    trimmed: int = 0
-    """Examples that had a field cut."""
-    seconds: float = 0.0
-    """Time spent in the loop, over all attempts."""
-    loss: float = float("nan")
-    """Mean loss per answer token of the last step."""
-
-
-@dataclass(frozen=True, slots=True)
-class RankGroup:
-    """The ranks that write a checkpoint together, as one of them sees them; by default only one."""
-
-    rank: int = 0
-    ranks: int = 1
-    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
-    """Token that these ranks share and no earlier attempt had, so that files which an earlier one
-    left behind are never mistaken for theirs."""
-    exchange: Callable[[Any], list[Any]] = lambda mine: [mine]
-    """Returns every rank's value, by rank; collective, on the main thread."""
-    work: Callable[[], None] = lambda: None
-    """Called after each file that is written, in the thread that writes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class WriteLimits:
-    """Bounds on how checkpoints are read and written."""
-
-    pauses_s: Sequence[float] = PAUSES_S
-    """Longest pauses before further attempts where storage fails."""
-    shard_bytes: int = SHARD_BYTES
-    """Most bytes in one file."""
-    peers_s: float = 600.0
-    """How long rank 0, once its own files are written, waits for the next one of another rank."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """A checkpoint that is being read."""
-
-    progress: Progress
-    other: "dict[str, torch.Tensor]"
-    """Tensors that belong to no parameter, in the dtypes they were saved in."""
-    state: "Iterator[tuple[str, torch.Tensor]]"
-    """Weights and moments by key, read lazily with one file in memory; collective: every rank reads
-    to the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +88,51 @@ class Checkpoints:
         self._limits = limits or WriteLimits()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._retained: int | None = None
 
-    def load(self) -> Restored | None:
+    def load(self, needed: Callable[[int], int | None] = lambda step: step) -> Restored | None:
         """The newest valid checkpoint, or None where there is none; collective.
 
         Rank 0 finds it, so that all load the same one, and removes unfinished checkpoints.
 
+        Args:
+            needed: See `find_newest`; called on rank 0.
+
         Raises:
             TrainingError: Storage cannot be read.
         """
-        is_first = self._group.rank == 0
-        found = self._together(
-            lambda: find_newest(self._folder, self._identity) if is_first else None
-        )
-        found = self._group.exchange(found)[0]
-        if found is None:
-            return None
-        name, files = found
+        found = self.on_first(lambda: find_newest(self._folder, self._identity, needed))
+        return None if found is None else self._open(*found)
+
+    def load_step(self, step: int) -> Restored:
+        """The checkpoint of a step; collective.
+
+        Raises:
+            TrainingError: Storage cannot be read, or this checkpoint is torn.
+        """
+        name = checkpoint_name(step)
+        files = self.on_first(lambda: find(self._folder, self._identity, name))
+        if files is None:
+            raise TrainingError(
+                f"{self._folder.path(name)} is torn or missing, and its weights are the best: run "
+                "the same command, which trains again from the checkpoint before it"
+            )
+        return self._open(name, files)
+
+    def retain(self, step: int | None) -> None:
+        """Never prune the checkpoint of this step, from the next `save` on; of one step only."""
+        self._retained = step
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """The result of `work` on storage, done by rank 0 alone, on every rank; collective.
+
+        Raises:
+            TrainingError: Storage cannot be read.
+        """
+        mine = self._together(lambda: work() if self._group.rank == 0 else None)
+        return self._group.exchange(mine)[0]
+
+    def _open(self, name: str, files: Mapping[str, FileEntry]) -> Restored:
         folder = self._folder.child(name)
         progress = self._together(lambda: Progress(**folder.read_json(_PROGRESS)))
         other: dict[str, torch.Tensor] = {}
@@ -199,7 +175,9 @@ class Checkpoints:
             self._pending = self._thread.submit(self._write_part, progress.step, files)
             return
         peers = [rank for rank, count in enumerate(counts) if rank and count]
-        self._pending = self._thread.submit(self._write_all, progress, files, peers, before)
+        tidy = partial(prune, self._folder, self._identity, checkpoint_name(progress.step))
+        tidy = partial(tidy, self._keep, self._retained)
+        self._pending = self._thread.submit(self._write_all, progress, files, peers, before, tidy)
 
     def wait(self) -> None:
         """Return when the last checkpoint is on storage; collective.
@@ -212,12 +190,13 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         self._agree(pending.result)
 
-    def require_space(self, state: int, result: int) -> None:
+    def require_space(self, state: int, result: int, extra: int = 0) -> None:
         """Refuse to begin where local storage cannot hold what training will write; collective.
 
         Args:
             state: Bytes of one checkpoint.
             result: Bytes of the training's result.
+            extra: Checkpoints that may stay besides the newest.
 
         Raises:
             TrainingError: Local storage is too small; an object store has no bound.
@@ -227,7 +206,8 @@ class Checkpoints:
             if self._group.rank == 0 and self._folder.is_local:
                 path = Path(self._folder.root)
                 existing = next(p for p in (path, *path.parents) if p.exists())
-                needed = bytes_needed(state, result, self._keep, count_complete(self._folder))
+                there = count_complete(self._folder)
+                needed = bytes_needed(state, result, self._keep + extra, there)
                 refuse_small_disk(needed, shutil.disk_usage(existing).free, str(path))
 
         self._together(check)
@@ -276,19 +256,18 @@ class Checkpoints:
         files: "dict[str, dict[str, torch.Tensor]]",
         peers: Sequence[int],
         before: Callable[[], None],
+        tidy: Callable[[], None],
     ) -> None:
         """Write rank 0's files, read others' records, write the manifest, prune; in a thread."""
-        doing, name = _writing(progress.step), checkpoint_name(progress.step)
-        folder = self._folder.child(name)
+        doing = _writing(progress.step)
+        folder = self._folder.child(checkpoint_name(progress.step))
         self._retry(before, doing)
         writer = ArtifactWriter(folder, self._write_files(folder, files, progress.step))
         writer.files |= self._read_records(folder, peers, progress.step)
         self._retry(lambda: writer.add(_PROGRESS, to_json(asdict(progress))), doing)
         self._retry(lambda: writer.commit(self._identity, {"step": progress.step}), doing)
-        self._retry(
-            lambda: prune(self._folder, self._identity, name, writer.files, self._keep),
-            "removing old checkpoints",
-        )
+        self._retry(lambda: folder.prune({MANIFEST, *writer.files}), "removing old files")
+        self._retry(tidy, "removing old checkpoints")
 
     def _write_files(
         self, folder: Storage, files: "dict[str, dict[str, torch.Tensor]]", step: int

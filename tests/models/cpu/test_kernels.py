@@ -6,6 +6,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from paft_ray.models.attention import attend, cut_blocks
 from paft_ray.models.cpu.kernels import FrozenLinear, linear, onednn_is_quicker, use_quick_products
+from paft_ray.models.transfer import copy_to
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(not onednn_is_quicker(), reason="torch's own product is used")
@@ -93,7 +94,7 @@ def test_attention_of_a_row_is_that_of_its_sequences(dtype, window):
     weights = torch.randn(sum(lengths), 6, 8)
     leaves = [state.clone().requires_grad_() for state in states]
     at = torch.cat([torch.arange(length) for length in lengths])
-    output = attend(*leaves, cut_blocks(at.numpy(), CPU), sliding_window=window)
+    output = attend(*leaves, copy_to(CPU, cut_blocks(at.numpy())), sliding_window=window)
     gradients = torch.autograd.grad((output * weights).sum(), leaves)
 
     exact = [state.float().requires_grad_() for state in states]

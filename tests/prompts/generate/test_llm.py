@@ -32,8 +32,8 @@ from paft_ray.config import (
 )
 from paft_ray.config.errors import LLMError
 from paft_ray.config.llms import Author
+from paft_ray.models.generation import generate
 from paft_ray.models.load import load_base, load_tokenizer
-from paft_ray.models.logprobs import generate
 from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient

@@ -1,15 +1,13 @@
 """Training through Ray Train while its workers are stopped and told to go."""
 
-import contextlib
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
-from small_training import TellingScreen, small_config, train_small
+from small_training import TellingScreen, small_config, train_small, worker_processes
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
@@ -28,16 +26,6 @@ def make_config(
         return small_config(str(tiny_model), str(review_file), storage, STEPS, **workers)
 
     return make
-
-
-def worker_processes() -> list[psutil.Process]:
-    """Those that run; one that goes away while it is looked at is none."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if process.name().startswith("ray::RayTrain"):
-                found.append(process)
-    return sorted(found, key=lambda process: process.create_time())
 
 
 def ledger(folder: Path) -> list[dict]:

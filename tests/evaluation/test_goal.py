@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 from paft_ray.config import GoalConfig
 from paft_ray.evaluation.bootstrap import resample
 from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, WORST
-from paft_ray.tuning.goal import goal_intervals, reached
+from paft_ray.evaluation.goal import goal_intervals, reached
 
 CORRECT_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]], bool)
 

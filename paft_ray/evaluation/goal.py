@@ -1,4 +1,4 @@
-"""The figure that a search maximises; pure.
+"""The figure by which models are chosen on validation prompts: trials, and checkpoints; pure.
 
 Shapes: P prompts, E examples.
 """
