@@ -75,8 +75,8 @@ class RankGroupTrainer(DataParallelTrainer):
 
     def abort(self) -> None:
         """End the run and its workers, without waiting; Ray does it for main threads only."""
-        if self._controller is not None:
-            self._controller.abort.remote()
+        if (controller := self._controller) is not None:
+            controller.abort.remote()
 
     def _initialize_and_run_controller(self, **controller_init_kwargs: Any) -> Any:
         """Do what Ray's does, and keep the actor that controls the run."""
@@ -89,8 +89,11 @@ class RankGroupTrainer(DataParallelTrainer):
         self._controller = kind.options(
             num_cpus=0, scheduling_strategy=here, runtime_env={"env_vars": environment}
         ).remote(**controller_init_kwargs)
-        ray.get(self._controller.run.remote())
-        return ray.get(self._controller.get_result.remote())
+        try:
+            ray.get(self._controller.run.remote())
+            return ray.get(self._controller.get_result.remote())
+        finally:
+            self._controller = None  # workers live as long as it does
 
 
 @dataclass(frozen=True, slots=True)
