@@ -143,7 +143,7 @@ def prepare(
         config, options.overwrite, screen, not verb.needs_ray, verb.reads_test, verb.plans
     )
     if verb.trains and not options.overwrite:
-        refuse_other_content(context)
+        refuse_other_content(context, "run" if verb.reads_test else "search")
     checked = None if verb.check is None else verb.check(context, options)
     with ModelCheckProcess() as checks:
         yield Work(verb, context, options, checked, checks)

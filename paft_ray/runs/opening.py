@@ -114,13 +114,17 @@ def open_run(
                 end_open_runs(context.tracking)
 
 
-def refuse_other_content(context: RunContext) -> None:
+def refuse_other_content(context: RunContext, work: str = "run") -> None:
     """Refuse a run that was made from other data or weights, or by other rules, before Ray starts.
 
+    Args:
+        context: The run.
+        work: The kind of the work, see `open_run`.
+
     Raises:
-        ConfigError: It was.
+        ConfigError: It was, or the folder holds work of another kind.
     """
-    _refuse_other_content(context.run_folder, _content(context))
+    _refuse_other_content(context.run_folder, {"work": work, **_content(context)})
 
 
 def older_rules_of(folder: Storage) -> list[Target]:
