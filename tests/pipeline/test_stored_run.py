@@ -82,6 +82,13 @@ def test_stored_run_or_search_is_complete(
     assert {name: after[name] for name in before} == before
 
 
+def test_name_of_a_stored_search_is_refused_to_a_run_as_that(
+    stored_2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", "searched.yaml"]) == 2
+    assert "holds a search" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["from-files", "generated"])
 def test_stored_pool_and_trainings_are_found(name: str, stored_2: Path) -> None:
     context = open_context(config_of(name))
