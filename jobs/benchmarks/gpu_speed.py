@@ -190,19 +190,17 @@ def hf_trainer(bench: Bench, tokens: int, share: float, by_length: bool) -> Figu
             bench.synchronize()
             ends.append(time.perf_counter())
 
+    quiet = {"report_to": [], "logging_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
+        arguments: Any = TrainingArguments(
             output_dir=folder,
             per_device_train_batch_size=count,
             max_steps=rounds - 1,
             bf16=True,
             learning_rate=1e-6,
-            report_to=[],
-            logging_strategy="no",
-            save_strategy="no",
             remove_unused_columns=False,
             use_cpu=not bench.on_gpu,
-            dataloader_num_workers=0,
+            **quiet,  # pyright: ignore[reportArgumentType]
             train_sampling_strategy="group_by_length" if by_length else "random",
         )
         trainer = Trainer(

@@ -218,13 +218,8 @@ def _fit(
     from paft_ray.training.prompt_weights import PromptWeights
     from paft_ray.training.state.checkpoint import KINDS, Checkpoints
 
-    train = job.config.train
-    checkpoints = Checkpoints(
-        job.folder.child("checkpoints"),
-        job.identity,
-        train.checkpoint.keep,
-        engine.rank_group(),
-    )
+    train, folder = job.config.train, job.folder.child("checkpoints")
+    checkpoints = Checkpoints(folder, job.identity, train.checkpoint.keep, engine.rank_group())
     weights = PromptWeights(len(job.prompts), train.sampling, train.objective)
     selection = select(job, checkpoints)
     restored = checkpoints.load() if selection is None else selection.load()
@@ -254,10 +249,9 @@ def _fit(
                 recording=record,
             ),
         )
-    if selection is None:
-        return _Fitted(progress, progress.step == job.steps)
-    if progress.step < selection.until(progress.step, job.steps):
-        return _Fitted(progress, complete=False)
+    until = job.steps if selection is None else selection.until(progress.step, job.steps)
+    if selection is None or progress.step < until:
+        return _Fitted(progress, progress.step == until)
     selection.restore_best(engine, progress.step)
     return _Fitted(progress, True, validated(job, selection))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_training import TellingScreen, small_config, train_small, worker_processes
+from small_training import TellingScreen, train_small, worker_processes
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
@@ -15,17 +15,6 @@ from paft_ray.config.errors import ConfigError
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 100
-
-
-@pytest.fixture(scope="module")
-def make_config(
-    tiny_model: Path, review_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Config]:
-    def make(label: str, **workers) -> Config:
-        storage = str(tmp_path_factory.mktemp(label))
-        return small_config(str(tiny_model), str(review_file), storage, STEPS, **workers)
-
-    return make
 
 
 def ledger(folder: Path) -> list[dict]:

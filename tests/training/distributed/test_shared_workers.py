@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_training import TellingScreen, small_config, train_small, worker_processes
+from small_training import TellingScreen, train_small, worker_processes
 
 from paft_ray.config import Config
 from paft_ray.training.distributed.launch import Workers
@@ -17,17 +17,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 8
 TRAININGS = 10
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def make_config(
-    tiny_model: Path, review_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Config]:
-    def make(label: str, **workers) -> Config:
-        storage = str(tmp_path_factory.mktemp(label))
-        return small_config(str(tiny_model), str(review_file), storage, STEPS, **workers)
-
-    return make
 
 
 def outcome(folder: Path) -> tuple[bytes, list[dict]]:
