@@ -80,7 +80,8 @@ class FullPrecisionLinear(torch.nn.Linear):
         narrow = _multiplies_in_bf16(input, self.weight)
         with torch.autocast(input.device.type, enabled=False):
             if not narrow:
-                return linear(input.float(), self.weight, self.bias)
+                bias = None if self.bias is None else self.bias.float()
+                return linear(input.float(), self.weight.float(), bias)
             flat: Any = NarrowProduct.apply(input.reshape(-1, input.shape[-1]), self.weight)
             output = flat.view(*input.shape[:-1], -1)
             return output if self.bias is None else output + self.bias

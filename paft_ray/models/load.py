@@ -1,7 +1,8 @@
 """Loads base models and tokenizers; adds, saves and loads adapters of any peft method.
 
 bf16 means autocast (DeepSpeed's in training, torch's in scoring) over frozen matrices in bf16, as
-which they are read from files, and over fp32 weights: embeddings, norms, output head, adapter.
+which they are read from files, and over fp32 weights: the adapter and, on CPUs, embeddings, norms
+and output head.
 """
 
 import logging
@@ -14,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.base_check import require_all_loaded
 from paft_ray.models.files import ADAPTER_WEIGHTS
-from paft_ray.models.narrow import WIDE, Stored, adapting_in_fp32, matrices, reading_in_bf16
+from paft_ray.models.narrow import (
+    WIDE,
+    Stored,
+    adapting_in_fp32,
+    frozen_weights,
+    matrices,
+    reading_in_bf16,
+)
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
 
@@ -63,8 +71,8 @@ def load_base(
         dtype: Type of all weights that `stored` leaves alone; fp32 by default.
         attention: `model.attention`. With all but `blocks` and `varlen`, transformers builds the
             mask of a packed row from its positions.
-        stored: How frozen matrices lie in memory; embeddings, norms and output head stay as they
-            are. A bf16 file's are read as pages of that file, which processes share.
+        stored: How frozen weights lie in memory. A bf16 file's matrices are read as pages of that
+            file, which processes share.
         trust: Run the model's own Python files, if it has any.
 
     Raises:
@@ -133,7 +141,7 @@ def prepare_loaded(
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
     if stored.narrow:
-        store_frozen_in_bf16(model, stored.kept)
+        store_frozen_in_bf16(model, stored.kept, stored.whole)
     return model.eval()
 
 
@@ -157,8 +165,10 @@ def _attend_inside_sequences(model: "PreTrainedModel", attention: str, stored: S
         )
 
 
-def store_frozen_in_bf16(model: "torch.nn.Module", kept: Collection[str] = ()) -> None:
-    """Store frozen matrices as bf16, see `narrow`.
+def store_frozen_in_bf16(
+    model: "torch.nn.Module", kept: Collection[str] = (), whole: bool = False
+) -> None:
+    """Store frozen matrices, or all that is frozen (`whole`), as bf16, see `narrow`.
 
     Weights in 4 bits stay so, and are multiplied in bf16.
     """
@@ -167,7 +177,7 @@ def store_frozen_in_bf16(model: "torch.nn.Module", kept: Collection[str] = ()) -
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # bitsandbytes', which ignores autocast
             module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
-    for weight in matrices(model, kept):
+    for weight in frozen_weights(model, kept) if whole else matrices(model, kept):
         if not weight.requires_grad:
             weight.data = weight.data.to(torch.bfloat16)
 

@@ -1,10 +1,11 @@
-"""Frozen matrices in 16 bits: which ones, reading them so, and making them fp32 for a while.
+"""Frozen weights in 16 bits: which ones, reading them so, and making them fp32 for a while.
 
 Under bf16 arithmetic a frozen matrix that is only multiplied is stored in bf16. For linear layers
 that changes no result: autocast would make the same of it at every use. The experts of a mixture
 are parameters of their own, whose grouped product autocast leaves alone: stored so, they are
-multiplied in bf16. Embeddings, norms, the output head, routers that are parameters, and all that is
-trained stay in fp32.
+multiplied in bf16. On CPUs embeddings, norms, the output head and routers that are parameters stay
+in fp32. On GPUs they are in bf16 too: what layers hand to each other then is, and takes half the
+memory traffic. All that is trained stays in fp32.
 """
 
 from collections import defaultdict
@@ -57,6 +58,11 @@ class Stored:
         """Whether matrices are in 16 bits."""
         return self.arithmetic == "bfloat16" and not self.trained
 
+    @property
+    def whole(self) -> bool:
+        """Whether all frozen weights are in 16 bits, not only matrices: on GPUs."""
+        return self.narrow and (self.device or "").startswith("cuda")
+
 
 WIDE = Stored()
 """All weights in fp32."""
@@ -80,7 +86,7 @@ def matrices(
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in model.named_modules():
-        if module is head or any(f".{name}." in f".{path}." for name in kept):
+        if module is head or _is_kept(path, kept):
             continue
         # by exact type, since subclasses may compute in their own way
         if type(module) is torch.nn.Linear or type(module).__name__ in _LIKE_LINEAR:
@@ -89,6 +95,21 @@ def matrices(
             for name, parameter in module.named_parameters(recurse=False):
                 if len(full_shape(parameter)) > 1 and "bias" not in name:
                     yield parameter
+
+
+def frozen_weights(
+    model: "torch.nn.Module", kept: Collection[str] = ()
+) -> "Iterator[torch.nn.Parameter]":
+    """Yield all that is frozen, but for what transformers keeps in fp32; see `matrices`."""
+    kept = [*kept, *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
+    for path, parameter in model.named_parameters():
+        frozen = parameter.is_floating_point() and not parameter.requires_grad
+        if frozen and not _is_kept(path, kept):
+            yield parameter
+
+
+def _is_kept(path: str, kept: Collection[str]) -> bool:
+    return any(f".{name}." in f".{path}." for name in kept)
 
 
 def full_shape(parameter: "torch.nn.Parameter") -> "torch.Size":
@@ -124,17 +145,16 @@ def reading_in_bf16(kept: Collection[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def in_fp32(model: "torch.nn.Module") -> Iterator[None]:
-    """Let a model whose matrices are stored in bf16 compute in fp32 in the block.
+    """Let a model whose frozen weights are stored in bf16 compute in fp32 in the block.
 
-    A layer's matrices are fp32 while it runs; few lie outside of layers, and are all along. A model
-    that is in 16 bits as a whole computes in these.
+    A layer's weights are fp32 while it runs; few lie outside of layers, and are all along. A model
+    that was read in 16 bits as a whole computes in these.
     """
     import torch
 
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    weight = getattr(embeddings, "weight", None)
-    whole = weight is not None and weight.dtype != torch.float32
-    found = {} if whole else {id(p): p for p in matrices(model) if p.dtype == torch.bfloat16}
+    config = getattr(model, "config", None)
+    whole = getattr(config, "dtype", torch.float32) not in (torch.float32, None)
+    found = {} if whole else {id(p): p for p in model.parameters() if p.dtype == torch.bfloat16}
     quantized = [(m, m.compute_dtype) for m in model.modules() if hasattr(m, "compute_dtype")]
     handles: list[Any] = []
     before: dict[int, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
@@ -188,7 +208,7 @@ def outer_layers(model: "torch.nn.Module") -> "list[torch.nn.Module]":
 
 @contextmanager
 def adapting_in_fp32() -> Iterator[None]:
-    """Let peft see each frozen matrix in fp32 while it adapts its module.
+    """Let peft see each frozen weight in fp32 while it adapts its module.
 
     peft makes an adapter in the dtype of what it adapts and only then gives it fp32, and some
     methods begin with what they compute from a weight or change it.
@@ -215,7 +235,7 @@ def _widened(create: Any) -> Any:
     import torch
 
     def create_in_fp32(self: Any, config: Any, adapter: str, target: Any, *more: Any, **named: Any):
-        narrow = [(p, p.data) for p in matrices(target) if p.dtype == torch.bfloat16]
+        narrow = [(p, p.data) for p in target.parameters() if p.dtype == torch.bfloat16]
         for parameter, data in narrow:
             parameter.data = data.float()
         try:

@@ -49,8 +49,10 @@ def worker_memory(
     """
     stage, offload = train.deepspeed.stage, train.deepspeed.offload
     frozen = _BF16 if dtype == "bfloat16" else _FP32
+    others = sizes.parameters - sizes.trainable - sizes.linear - sizes.experts
     weights = (
-        _FP32 * (sizes.parameters - sizes.linear - sizes.experts)
+        _FP32 * sizes.trainable
+        + (frozen if train.workers.gpus else _FP32) * others  # see `models.narrow`
         + (_NF4 if quantization == "nf4" else frozen) * sizes.linear
         + frozen * sizes.experts
     )

@@ -21,7 +21,14 @@ from families import build_family
 from paft_ray.config import TrainConfig
 from paft_ray.models.load import add_adapter, load_base, store_frozen_in_bf16
 from paft_ray.models.logprobs import ForwardPass, score_sequences
-from paft_ray.models.narrow import Stored, in_fp32, kept_modules, matrices, reading_in_bf16
+from paft_ray.models.narrow import (
+    Stored,
+    in_fp32,
+    kept_modules,
+    matrices,
+    outer_layers,
+    reading_in_bf16,
+)
 from paft_ray.models.packing import TokenSequence
 from paft_ray.models.pretrained import read_model
 from paft_ray.training.estimates import ModelSizes, worker_memory
@@ -29,6 +36,7 @@ from paft_ray.training.estimates import ModelSizes, worker_memory
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BF16 = Stored("bfloat16")
+ON_GPU = Stored("bfloat16", device="cuda:0")
 FILES = {
     "llama": {"tie_word_embeddings": False},
     "gemma3_text": {"tie_word_embeddings": True},
@@ -37,6 +45,10 @@ FILES = {
     "qwen3_moe": {},
     "gpt_oss": {},
     "lfm2": {},
+}
+TARGETS = {
+    "gpt2": {"target_modules": ["c_attn"], "fan_in_fan_out": True},
+    "falcon": {"target_modules": ["query_key_value"]},
 }
 TOKENS = [TokenSequence((5, 17, 9, 33, 21, 8), (3, 4, 5), (9, 33, 21), (0, 1, 2))]
 
@@ -112,15 +124,47 @@ def losses(model: PreTrainedModel) -> list[dict[int, float]]:
     return score_sequences(model, TOKENS, ForwardPass("float32", 64))
 
 
+@pytest.mark.parametrize("how", [BF16, ON_GPU], ids=["matrices", "all"])
 @pytest.mark.parametrize("family", FILES)
-def test_model_in_bf16_computes_as_in_fp32_where_it_is_checked(family: str, stored) -> None:
+def test_model_in_bf16_computes_as_in_fp32_where_it_is_checked(
+    family: str, how: Stored, stored
+) -> None:
     folder = stored(family, torch.bfloat16, **FILES[family])
-    model = load_base(folder, stored=BF16)
+    model = load_base(folder, attention="eager", stored=how)
     before = {name: t.data_ptr() for name, t in tensors(model).items()}
     with in_fp32(model):
-        assert losses(model) == losses(load_base(folder))
+        assert losses(model) == losses(load_base(folder, attention="eager"))
     assert {name: t.data_ptr() for name, t in tensors(model).items()} == before
-    same(model, load_base(folder, stored=BF16))
+    same(model, load_base(folder, attention="eager", stored=how))
+
+
+@pytest.mark.parametrize("family", FILES)
+def test_on_gpus_layers_hand_each_other_bf16_and_agree_with_fp32(family: str, stored) -> None:
+    """All but the dtypes is computed here as on the CPU."""
+    peft = {**LORA, "target_modules": ["q_proj", "v_proj"], **TARGETS.get(family, {})}
+    # all experts, since rounding may choose others
+    experts = {"num_experts_per_tok": 4} if family in ("gpt_oss", "qwen3_moe") else {}
+    folder = stored(family, torch.bfloat16, **FILES[family], **experts)
+    found, handed = [], []
+    for how in (Stored(), ON_GPU):
+        model = add_adapter(load_base(folder, attention="eager", stored=how), peft, seed=1)
+        frozen = {p.dtype for p in model.parameters() if not p.requires_grad}
+        assert frozen == {torch.bfloat16 if how.whole else torch.float32}
+        for layer in outer_layers(model):
+            layer.register_forward_hook(lambda m, _, out: handed.append(out))
+        with torch.autocast("cpu", torch.bfloat16, enabled=how.whole):
+            logits = model(input_ids=torch.tensor([[5, 17, 9, 33]]), use_cache=False).logits
+        assert logits.dtype == torch.float32
+        logits.log_softmax(-1)[0, -1, 7].backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        assert {grad.dtype for grad in grads} == {torch.float32}
+        found.append(torch.cat([grad.flatten() for grad in grads]))
+    dtypes = [(out[0] if isinstance(out, tuple) else out).dtype for out in handed]
+    half = len(dtypes) // 2
+    assert half > 1
+    assert dtypes == [torch.float32] * half + [torch.bfloat16] * half
+    assert float(found[0].norm()) > 0
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.06
 
 
 METHODS_OF_WEIGHTS = {
@@ -131,6 +175,7 @@ METHODS_OF_WEIGHTS = {
     "OFT": {"peft_type": "OFT", "oft_block_size": 4, "target_modules": ["q_proj"]},
     "LOHA": {"peft_type": "LOHA", "r": 4, "target_modules": ["q_proj"]},
     "copies": {**LORA, "modules_to_save": ["k_proj"], "bias": "all"},
+    "embeddings": {**LORA, "target_modules": ["embed_tokens", "q_proj"]},
 }
 
 
@@ -191,9 +236,10 @@ STORED_IN_BF16 = (
 )
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
 @pytest.mark.parametrize("name", REAL)
 def test_each_weight_of_a_large_model_has_its_dtype_and_all_take_what_is_estimated(
-    name: str,
+    name: str, gpus: int
 ) -> None:
     """Read as files are, with tensors that have no values."""
     config: PreTrainedConfig = REAL[name]
@@ -206,11 +252,13 @@ def test_each_weight_of_a_large_model_has_its_dtype_and_all_take_what_is_estimat
         )
     read.requires_grad_(False)
     model = add_adapter(read, LORA, seed=0)
-    store_frozen_in_bf16(model)
+    store_frozen_in_bf16(model, whole=gpus > 0)
+    narrow = []
     for key, parameter in model.named_parameters():
-        in_bf16 = re.search(STORED_IN_BF16, key) is not None
+        multiplied = re.search(STORED_IN_BF16, key) is not None
+        narrow += [parameter] * multiplied
+        in_bf16 = multiplied or (gpus > 0 and "lora_" not in key)
         assert parameter.dtype == (torch.bfloat16 if in_bf16 else torch.float32), key
-    narrow = [p for p in model.parameters() if p.dtype == torch.bfloat16]
     sizes = ModelSizes(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -219,6 +267,7 @@ def test_each_weight_of_a_large_model_has_its_dtype_and_all_take_what_is_estimat
         hidden=config.hidden_size,
         experts=sum(p.numel() for p in narrow if p.ndim == 3),
     )
-    train = TrainConfig.model_validate({"steps": 1, "batch_size": 2})
+    workers = {"gpus": gpus}
+    train = TrainConfig.model_validate({"steps": 1, "batch_size": 2, "workers": workers})
     estimated = worker_memory(sizes, train, "none", "bfloat16", 1)["weights"]
     assert estimated == sum(p.numel() * p.element_size() for p in model.parameters())
