@@ -22,7 +22,7 @@ from xml.sax.saxutils import escape
 
 import pyarrow as pa
 
-from paft_ray.evaluation.grid import _MOST_UNITS
+from paft_ray.evaluation.units import MOST_UNITS
 from paft_ray.storage.parts import Parts
 from paft_ray.storage.paths import Storage, to_parquet
 
@@ -195,10 +195,10 @@ def main() -> None:
     )
     rows = [timed("a file each, as earlier versions wrote them", one, keys)]
     rows.append(timed("the same again: joined", one, keys))
-    for start in range(0, len(keys), _MOST_UNITS):
-        own = itertools.islice(range(start, len(keys)), _MOST_UNITS)
+    for start in range(0, len(keys), MOST_UNITS):
+        own = itertools.islice(range(start, len(keys)), MOST_UNITS)
         together.write({keys[n]: part(n) for n in own})
-    rows.append(timed(f"{_MOST_UNITS} together, as quick actors write them", together, keys))
+    rows.append(timed(f"{MOST_UNITS} together, as quick actors write them", together, keys))
     server.kill()
     sys.stdout.write(json.dumps({"delay_s": options.delay, "rows": rows}, indent=2) + "\n")
 

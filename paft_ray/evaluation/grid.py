@@ -9,9 +9,10 @@ a part of the grid is scored, every look at it is cut like this.
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,27 +22,20 @@ from numpy.typing import NDArray
 from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config import Config
-from paft_ray.config.affects import affecting, take
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
+from paft_ray.evaluation.units import Grid, Subject, Unit, cut, shares
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.gpu import prepare_gpu
-from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.examples import StoredExamples, store_examples
 from paft_ray.runs.progress import Stage
-from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.node_copy import local_copy
 from paft_ray.storage.parts import Parts
-from paft_ray.storage.paths import Storage
-from paft_ray.tasks import Example, Task
+from paft_ray.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-_UNIT_EXAMPLES = 64
-_MOST_UNITS = 64
-"""Units that an actor gets at a time, fewer where all would not have several shares."""
-_SHARES = 8
 _WRITE_S = 10.0
 """Work of this many seconds is lost with an actor at most."""
 LOOK = "look"
@@ -50,34 +44,6 @@ _SECONDS = b"seconds"
 """Key in a part's metadata of the seconds that its scoring took."""
 _PACKING = b"packing"
 """Key of what `ModelPredictor.describe_rows` returned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The base model, or one training of a variant."""
-
-    label: str
-    """`base`, or the name of a variant."""
-    seed: int
-    """Seed of its training; the run's own for the base model."""
-    identity: str
-    """Fingerprint of its weights, empty for the base model."""
-    weights: Storage | None = None
-    """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The combinations to evaluate: every subject under every prompt on every example."""
-
-    subjects: Sequence[Subject]
-    prompts: Sequence[Prompt]
-    examples: Sequence[Example]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Prompts and examples of one subject."""
-        return len(self.prompts), len(self.examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +116,7 @@ def _score(
     context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]], stage: Stage
 ) -> _Scored:
     """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again."""
-    units = _cut(context, grid, wanted)
+    units = cut(context, grid, wanted)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
     missing = [unit for unit in units if unit["key"] not in finished]
@@ -195,57 +161,9 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     return GridScores(pa.concat_tables(tables, promote_options="default"), known, packing)
 
 
-def _cut(
-    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]
-) -> list[dict[str, Any]]:
-    """Units in the order of the result, as plain rows for Ray Data."""
-    fixed = _score_identity(context)
-    return [
-        {
-            "key": fingerprint("scores", fixed, subject.identity, prompt.text, chunk),
-            "subject": index,
-            "prompt_id": prompt.id,
-            "text": prompt.text,
-            "examples": chunk,
-        }
-        for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
-        for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
-        for chunk in _chunks(grid.examples, wanted_E)
-    ]
-
-
-def _score_identity(context: RunContext) -> list[Any]:
-    """Return all but subject, prompt and examples on which a score depends."""
-    (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
-        affecting(context.config, "scores"),
-        *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),
-        *("evaluation.row_tokens", "train.packing", "evaluation.max_new_tokens"),
-        "evaluation.generation_tokens",
-    )
-    choices = context.task.choices
-    stored = context.stored(context.scoring_dtype, scored=True)
-    return [
-        context.model_identity,
-        context.scoring_dtype,
-        chat_template,
-        [*limits, list(choices or ())],
-        [rows, packing, new_tokens],
-        *([kept_tokens] if choices is None else []),
-        *([later] if later else []),
-        *([stored] if stored else []),
-    ]
-
-
-def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:
-    """Ids of the wanted examples, a unit's at a time."""
-    ids = [example.id for example, wanted in zip(examples, wanted_E, strict=True) if wanted]
-    for start in range(0, len(ids), _UNIT_EXAMPLES):
-        yield ids[start : start + _UNIT_EXAMPLES]
-
-
 def _run(
     context: RunContext,
-    units: list[dict[str, Any]],
+    units: list[Unit],
     grid: Grid,
     parts: Parts,
     stage: Stage,
@@ -267,12 +185,12 @@ def _run(
         parts,
     )
     actors = min(workers.num, len(units))
-    shares = [{"units": share} for share in _shares(units, actors)]
-    dataset = ray.data.from_items(shares, override_num_blocks=len(shares)).map_batches(
+    rows = [{"units": share} for share in shares(units, actors)]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _ScoreActor,
         batch_size=1,
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shares))),
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
         num_cpus=cpus,
         num_gpus=workers.gpus or None,
         fn_constructor_args=(job,),
@@ -280,14 +198,6 @@ def _run(
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
-
-
-def _shares(units: list[dict[str, Any]], actors: int) -> Iterator[list[dict[str, Any]]]:
-    """Units that follow one another under one subject, several shares for each actor."""
-    most = max(1, min(_MOST_UNITS, len(units) // (_SHARES * actors)))
-    for _, of_subject in groupby(units, key=lambda unit: unit["subject"]):
-        together = list(of_subject)
-        yield from (together[start : start + most] for start in range(0, len(together), most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,23 +237,32 @@ class _ScoreActor:
         [units] = batch["units"]
         finished: dict[str, pa.Table] = {}
         written_s = time.monotonic()
-        for unit in units:
-            finished[unit["key"]] = self._score(unit)
+        for _, group in groupby(units, key=itemgetter("group")):
+            finished |= self._score(list(group))
             if time.monotonic() - written_s >= _WRITE_S:
                 self._parts.write(finished)
                 finished, written_s = {}, time.monotonic()
         self._parts.write(finished)
         return {"done": [sum(len(unit["examples"]) for unit in units)]}
 
-    def _score(self, unit: Mapping[str, Any]) -> pa.Table:
-        from paft_ray.evaluation.predictors import scores_table
+    def _score(self, units: Sequence[Unit]) -> dict[str, pa.Table]:
+        """Score units of one subject together; return their keys and tables."""
+        from paft_ray.evaluation.predictors import Asked, scores_table
 
-        examples = [self._examples[id] for id in unit["examples"]]
-        subject = self._subjects[unit["subject"]]
+        asked = [
+            Asked(unit["prompt_id"], unit["text"], [self._examples[id] for id in unit["examples"]])
+            for unit in units
+        ]
+        subject = self._subjects[units[0]["subject"]]
         weights = subject.weights and local_copy(subject.weights, subject.identity)
         self._predictor.load(weights)
         started = time.perf_counter()
-        scores = self._predictor.score(weights, unit["prompt_id"], unit["text"], examples)
+        scores = self._predictor.score_together(weights, asked)
+        each_s = (time.perf_counter() - started) / sum(map(len, scores))
         packing = self._predictor.describe_rows(weights is not None)
-        about = {_SECONDS: str(time.perf_counter() - started), _PACKING: packing}
-        return scores_table(scores).replace_schema_metadata(about)
+        return {
+            unit["key"]: scores_table(own).replace_schema_metadata(
+                {_SECONDS: str(each_s * len(own)), _PACKING: packing}
+            )
+            for unit, own in zip(units, scores, strict=True)
+        }

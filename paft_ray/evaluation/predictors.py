@@ -30,7 +30,7 @@ from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Question, TextEncoder
-from paft_ray.prompts.template import Template, parse
+from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import extract_answer
 
@@ -82,6 +82,16 @@ def scores_table(scores: Sequence[Score]) -> pa.Table:
     return pa.Table.from_pylist([asdict(score) for score in scores], SCORES_SCHEMA)
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Examples to answer under one prompt."""
+
+    prompt_id: str
+    text: str
+    """The prompt's template."""
+    examples: Sequence[Example]
+
+
 class Predictor:
     """Scores a model that is in memory already."""
 
@@ -113,9 +123,15 @@ class Predictor:
         Raises:
             DataError: An example does not fit `task.max_length` under this prompt.
         """
-        template = parse(text, self._task.slots)
-        score = self._generate if self._task.choices is None else self._rank_choices
-        return score(model, prompt_id, template, examples, adapted)
+        return self.score_together(model, [Asked(prompt_id, text, examples)], adapted)[0]
+
+    def score_together(
+        self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
+    ) -> list[list[Score]]:
+        """Score like `score` several prompts, with all free text in the same batches."""
+        if self._task.choices is None:
+            return self._generate(model, asked, adapted)
+        return [self._rank_choices(model, each, adapted) for each in asked]
 
     def _reading(self, model: "PreTrainedModel | PeftModel", adapted: bool) -> ForwardPass:
         packing = self._config.train.packing and not self._together.rows
@@ -128,15 +144,11 @@ class Predictor:
         )
 
     def _rank_choices(
-        self,
-        model: "PreTrainedModel | PeftModel",
-        prompt_id: str,
-        template: Template,
-        examples: Sequence[Example],
-        adapted: bool,
+        self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
     ) -> list[Score]:
-        choices = self._task.choices
+        choices, prompt_id, examples = self._task.choices, asked.prompt_id, asked.examples
         assert choices is not None
+        template = parse(asked.text, self._task.slots)
         questions = [
             Question(template.render, example.fields, choices, example.under(prompt_id))
             for example in examples
@@ -166,22 +178,9 @@ class Predictor:
         return scores
 
     def _generate(
-        self,
-        model: "PreTrainedModel | PeftModel",
-        prompt_id: str,
-        template: Template,
-        examples: Sequence[Example],
-        adapted: bool,
-    ) -> list[Score]:
-        contexts = [
-            self._encoder.encode(
-                template.render,
-                example.fields,
-                [example.answer],
-                what=example.under(prompt_id),
-            )[0].context_ids
-            for example in examples
-        ]
+        self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
+    ) -> list[list[Score]]:
+        contexts = [context for each in asked for context in self._contexts(each)]
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
         alone = self._together.batches or (adapted and virtual_tokens(model) > 0)
@@ -202,26 +201,38 @@ class Predictor:
                 )
                 for place, answer in zip(batch, generated, strict=True):
                     answers[place] = answer
+        remaining = iter(answers)
+        return [
+            [self._grade(each.prompt_id, *pair) for pair in zip(each.examples, remaining)]  # noqa: B905
+            for each in asked
+        ]
+
+    def _contexts(self, asked: Asked) -> list[Sequence[int]]:
+        """The tokens before each answer."""
+        render = parse(asked.text, self._task.slots).render
+        return [
+            self._encoder.encode(
+                render, example.fields, [example.answer], what=example.under(asked.prompt_id)
+            )[0].context_ids
+            for example in asked.examples
+        ]
+
+    def _grade(self, prompt_id: str, example: Example, answer: Continuation) -> Score:
         pattern = self._task.answer_pattern
-        scores = []
-        for example, answer in zip(examples, answers, strict=True):
-            prediction = extract_answer(answer.text, pattern)
-            expected = extract_answer(example.answer, pattern)
-            right = bool(prediction) and prediction == expected
-            begins = prediction.startswith(expected) and not right
-            scores.append(
-                Score(
-                    prompt_id,
-                    example.id,
-                    prediction,
-                    right,
-                    generated_text=answer.text,
-                    generated_tokens=answer.tokens,
-                    unended=not answer.ended,
-                    begins_right=begins if pattern is None else None,
-                )
-            )
-        return scores
+        prediction = extract_answer(answer.text, pattern)
+        expected = extract_answer(example.answer, pattern)
+        right = bool(prediction) and prediction == expected
+        begins = prediction.startswith(expected) and not right
+        return Score(
+            prompt_id,
+            example.id,
+            prediction,
+            right,
+            generated_text=answer.text,
+            generated_tokens=answer.tokens,
+            unended=not answer.ended,
+            begins_right=begins if pattern is None else None,
+        )
 
 
 class ModelPredictor:
@@ -266,7 +277,11 @@ class ModelPredictor:
     def score(
         self, weights: str | None, prompt_id: str, text: str, examples: Sequence[Example]
     ) -> list[Score]:
-        """Score one prompt on some examples, see `Predictor.score`.
+        """Score one prompt on some examples, see `score_together`."""
+        return self.score_together(weights, [Asked(prompt_id, text, examples)])[0]
+
+    def score_together(self, weights: str | None, asked: Sequence[Asked]) -> list[list[Score]]:
+        """Score several prompts, see `Predictor.score_together`.
 
         `weights` is the local folder of an adapter, or of a model whose weights were all trained;
         None stands for the base model.
@@ -275,7 +290,7 @@ class ModelPredictor:
             adapted = weights is not None
             positions = not adapted or reads_positions(self._model)
             predictor = self._predictor if positions else self._virtual_predictor
-            return predictor.score(self._model, prompt_id, text, examples, adapted)
+            return predictor.score_together(self._model, asked, adapted)
 
     @cached_property
     def _virtual_predictor(self) -> Predictor:

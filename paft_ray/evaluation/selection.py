@@ -7,7 +7,8 @@ higher log-likelihood of the right answers where accuracies are equal.
 import pyarrow as pa
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import Grid, Subject, score_grid
+from paft_ray.evaluation.grid import score_grid
+from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import Grid, GridScores, Subject, score_grid, score_part
+from paft_ray.evaluation.grid import GridScores, score_grid, score_part
+from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from paft_ray.config import Config, ModelConfig, Training
 from paft_ray.config.affects import affecting, take
-from paft_ray.evaluation.grid import Subject
+from paft_ray.evaluation.units import Subject
 from paft_ray.models.load import result_folder
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool

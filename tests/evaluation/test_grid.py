@@ -8,7 +8,8 @@ import pytest
 
 from factories import LORA, make_prompt, run_config
 from paft_ray.config.loading import load_config
-from paft_ray.evaluation.grid import Grid, GridScores, Subject, score_grid, score_part
+from paft_ray.evaluation.grid import GridScores, score_grid, score_part
+from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen

@@ -5,7 +5,8 @@ import pyarrow.compute as pc
 import pytest
 
 from paft_ray.evaluation.answers import read_answers
-from paft_ray.evaluation.grid import Subject, _to_scores
+from paft_ray.evaluation.grid import _to_scores
+from paft_ray.evaluation.units import Subject
 
 ROWS = [
     {"prompt_id": "p0", "example_id": f"e{e}", "prediction": "yes", "correct": e == 0}

@@ -16,6 +16,7 @@ from paft_ray.config import Config
 from paft_ray.config.errors import DataError
 from paft_ray.evaluation.predictors import (
     SCORES_SCHEMA,
+    Asked,
     ModelPredictor,
     Score,
     batches_by_length,
@@ -275,6 +276,19 @@ def test_free_text_that_does_not_fit_is_refused_or_trimmed_too(make_predictor):
         make_predictor(WRITING).score(None, "p1", PROMPT, [long])
     [score] = make_predictor(WRITING, overlong="trim").score(None, "p1", PROMPT, [long])
     assert score.generated_tokens
+
+
+@pytest.mark.parametrize("task", [WRITING, RANKING], ids=["texts", "choices"])
+def test_prompts_answered_together_are_answered_as_alone(task: Task, make_predictor) -> None:
+    predictor = make_predictor(task)
+    asked = [
+        Asked("p1", PROMPT, task.test),
+        Asked("p2", "Say how {review} feels, in a few words ->", task.test[:1]),
+        Asked("p3", "{review} =", task.test[1:]),
+    ]
+    together = predictor.score_together(None, asked)
+    assert together == [predictor.score(None, a.prompt_id, a.text, a.examples) for a in asked]
+    assert [len(scores) for scores in together] == [len(a.examples) for a in asked]
 
 
 def test_scores_that_are_no_numbers_are_refused(make_predictor, tiny_model, tmp_path):

@@ -1,0 +1,125 @@
+"""Units of a grid: one subject, one prompt, a few examples; what they are kept under; no Ray.
+
+A unit is scored by itself, so that how many actors there are changes no result. Only texts that are
+generated on a GPU are written with those of the units beside it, always the same ones: a batch of
+64 would leave a large part of it idle.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_ray.config.affects import affecting, take
+from paft_ray.prompts.pool import Prompt
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Example
+
+_UNIT_EXAMPLES = 64
+_TOGETHER = 16
+"""Units whose texts a GPU writes together."""
+MOST_UNITS = 64
+"""Units that an actor gets at a time, fewer where all would not have several shares."""
+_SHARES = 8
+
+Unit = dict[str, Any]
+"""A row of Ray Data: `key`, `subject` (its index), `group`, `prompt_id`, `text`, `examples`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The base model, or one training of a variant."""
+
+    label: str
+    """`base`, or the name of a variant."""
+    seed: int
+    """Seed of its training; the run's own for the base model."""
+    identity: str
+    """Fingerprint of its weights, empty for the base model."""
+    weights: Storage | None = None
+    """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The combinations to evaluate: every subject under every prompt on every example."""
+
+    subjects: Sequence[Subject]
+    prompts: Sequence[Prompt]
+    examples: Sequence[Example]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Prompts and examples of one subject."""
+        return len(self.prompts), len(self.examples)
+
+
+def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
+    """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
+    fixed = _score_identity(context)
+    writes = context.task.choices is None and context.config.evaluation.workers.gpus > 0
+    units = [
+        {
+            "key": fingerprint("scores", fixed, subject.identity, prompt.text, chunk),
+            "subject": index,
+            "prompt_id": prompt.id,
+            "text": prompt.text,
+            "examples": chunk,
+        }
+        for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
+        for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
+        for chunk in _chunks(grid.examples, wanted_E)
+    ]
+    for _, of_subject in groupby(units, key=itemgetter("subject")):
+        for place, unit in enumerate(of_subject):
+            unit["group"] = place // (_TOGETHER if writes else 1)
+    return units
+
+
+def _score_identity(context: RunContext) -> list[Any]:
+    """Return all but subject, prompt and examples on which a score depends."""
+    (_, chat_template, *limits, rows, packing, new_tokens, kept_tokens), later = take(
+        affecting(context.config, "scores"),
+        *("model.dtype", "model.chat_template", "task.max_length", "task.overlong"),
+        *("evaluation.row_tokens", "train.packing", "evaluation.max_new_tokens"),
+        "evaluation.generation_tokens",
+    )
+    choices = context.task.choices
+    stored = context.stored(context.scoring_dtype, scored=True)
+    return [
+        context.model_identity,
+        context.scoring_dtype,
+        chat_template,
+        [*limits, list(choices or ())],
+        [rows, packing, new_tokens],
+        *([kept_tokens] if choices is None else []),
+        *([later] if later else []),
+        *([stored] if stored else []),
+    ]
+
+
+def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:
+    """Ids of the wanted examples, a unit's at a time."""
+    ids = [example.id for example, wanted in zip(examples, wanted_E, strict=True) if wanted]
+    for start in range(0, len(ids), _UNIT_EXAMPLES):
+        yield ids[start : start + _UNIT_EXAMPLES]
+
+
+def shares(units: Sequence[Unit], actors: int) -> Iterator[list[Unit]]:
+    """Divide units: those of a share follow one another under one subject, in whole groups."""
+    most = max(1, min(MOST_UNITS, len(units) // (_SHARES * actors)))
+    share: list[Unit] = []
+    for (subject, _), group in groupby(units, key=itemgetter("subject", "group")):
+        together = list(group)
+        if share and (share[0]["subject"] != subject or len(share) + len(together) > most):
+            yield share
+            share = []
+        share += together
+    if share:
+        yield share
