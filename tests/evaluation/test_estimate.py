@@ -65,7 +65,7 @@ def test_estimate_from_all_cells_is_the_full_grid_without_width(correct_PE, seed
     assert (permuted == estimate[:, order]).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(SMALL_GRIDS, SEEDS)
 def test_draws_keep_what_was_scored_and_look_at_nothing_else(grids, seed):
     correct_PE, observed_PE = grids
@@ -101,6 +101,7 @@ def test_estimate_of_rasch_data_is_close_where_means_of_cells_spread_too_widely(
     assert each < 0.85 * naive_each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_class", [False, True])
 def test_intervals_hold_the_full_grid_about_as_often_as_they_say(by_class):
     covered = []

@@ -79,6 +79,7 @@ def test_looks_score_as_much_as_asked_and_most_of_it_under_the_weakest_prompts()
     assert count_P[weakest_P].mean() > 3 * count_P.mean()
 
 
+@pytest.mark.slow
 def test_low_quantile_is_closer_by_looks_than_by_as_many_cells_spread_evenly():
     errors = []
     for seed in range(4):

@@ -133,7 +133,13 @@ def lm_eval_samples(result: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
     }
 
 
-@pytest.mark.parametrize("task", [CHOICES, SINGLE_TOKENS], ids=["several_tokens", "one_token"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        pytest.param(CHOICES, id="several_tokens"),
+        pytest.param(SINGLE_TOKENS, id="one_token", marks=pytest.mark.slow),
+    ],
+)
 def test_lm_eval_reads_and_chooses_what_we_do(
     task: dict[str, Any], tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -115,8 +115,9 @@ def test_ends_of_single_token_choices_share_their_context() -> None:
     assert row.owners_A.tolist() == [0, 2, 1, 3] * 2
 
 
-@pytest.mark.parametrize("longest_plain", [512, 20, 0])
-@pytest.mark.parametrize(("common", "answers"), [(11, 1), (11, 4), (0, 4)])
+@pytest.mark.parametrize(
+    ("longest_plain", "common", "answers"), [(512, 11, 1), (20, 11, 4), (0, 0, 4)]
+)
 def test_scores_with_shared_parts_are_those_of_sequences_alone(
     make_model: Callable[..., PreTrainedModel],
     longest_plain: int,

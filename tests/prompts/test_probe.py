@@ -24,8 +24,7 @@ TASK = Task("reviews", "Say how it feels.", ("review",), {}, CHOICES, EXAMPLES, 
 PROMPTS = ["Review: {review} Verdict:", "Is this good? {review}\n", "{review} It is"]
 
 
-@pytest.mark.parametrize("end", ["ignored", "scored"])
-@pytest.mark.parametrize("row_tokens", [128, 2048])
+@pytest.mark.parametrize(("row_tokens", "end"), [(128, "scored"), (2048, "ignored")])
 def test_probe_is_what_the_model_says_to_each_prompt_and_example_alone(tiny_model, row_tokens, end):
     model, tokenizer = load_base(str(tiny_model)), load_tokenizer(str(tiny_model))
     encoder = TextEncoder(tokenizer, "none", 128).ending(end, choices=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from browser import PROGRAM, Browser, Tab, open_browser, open_tab
 from synthetic_pool import make_pool
 from synthetic_run import HOSTILE, SIX, add_shares, make_run, make_search
@@ -104,17 +105,22 @@ def background(tab: Tab) -> str:
     return tab.run("getComputedStyle(document.body).backgroundColor")
 
 
+def slow(*values: object) -> ParameterSet:
+    """Return a parameter for the slow tier."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "width", "dark"),
     [
         ("report", WIDE, False),
         ("report", WIDE, True),
-        ("report", MIDDLE, False),
+        slow("report", MIDDLE, False),
         ("report", PHONE, False),
         ("report", PHONE, True),
-        ("search", WIDE, True),
+        slow("search", WIDE, True),
         ("search", PHONE, False),
-        ("pool", WIDE, True),
+        slow("pool", WIDE, True),
         ("pool", PHONE, False),
     ],
 )

@@ -84,6 +84,7 @@ print(len(whole.examples), private() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_rank_grows_by_less_than_50_mib_for_a_million_examples(
     tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -239,6 +239,7 @@ def test_crowd_of_nearly_identical_texts_is_decided_as_by_all_pairs():
     assert decide(table) == expect(table)
 
 
+@pytest.mark.slow
 def test_crowd_of_ten_thousand_is_decided_though_all_its_pairs_were_too_many():
     rows = decide(make_table(make_crowd(10_000)))
     kept = [row["instruction"] for row in rows if row["kept"]]
