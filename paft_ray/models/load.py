@@ -19,9 +19,9 @@ from paft_ray.models.narrow import (
     WIDE,
     Stored,
     adapting_in_fp32,
-    frozen_weights,
     matrices,
     reading_in_bf16,
+    weights_of,
 )
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.paths import to_json
@@ -86,7 +86,7 @@ def load_base(
     quantized = nf4_arguments(stored.device) if stored.quantization == "nf4" else {}
     arguments = {"dtype": dtype or torch.float32, **quantized}
     arguments |= {"revision": revision, "trust": trust}
-    with reading_in_bf16(stored.kept) if stored.narrow else nullcontext():
+    with reading_in_bf16(stored.kept, stored.whole) if stored.narrow else nullcontext():
         model = _read_model(location, attention, arguments)
     return prepare_loaded(model, attention, stored)
 
@@ -137,7 +137,7 @@ def prepare_loaded(
         end = model.generation_config.eos_token_id
         model.generation_config = GenerationConfig(eos_token_id=end)
     head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.weight.dtype == torch.float32:
+    if type(head) is torch.nn.Linear and (stored.whole or head.weight.dtype == torch.float32):
         head.__class__ = FullPrecisionLinear
     use_quick_products(model)
     if stored.narrow:
@@ -177,7 +177,7 @@ def store_frozen_in_bf16(
     for module in model.modules():
         if hasattr(module, "compute_dtype"):  # bitsandbytes', which ignores autocast
             module.compute_dtype = torch.bfloat16  # pyright: ignore[reportArgumentType]
-    for weight in frozen_weights(model, kept) if whole else matrices(model, kept):
+    for weight in weights_of(model, kept) if whole else matrices(model, kept):
         if not weight.requires_grad:
             weight.data = weight.data.to(torch.bfloat16)
 

@@ -145,15 +145,18 @@ def count_weights(
 
     Returns:
         `parameters`, of these `trainable`; frozen: `linear`, of linear layers but the output head,
-        and `experts`, of mixtures; `layers` and `hidden`.
+        and `experts`, of mixtures; `layers` and `hidden`; `in_bf16`, whether files hold bf16.
 
     Raises:
         PaftError: Its adapter's size depends on weights.
         ConfigError: The model cannot be built here, or peft refuses the adapter.
     """
+    from paft_ray.models.pretrained import files_in_bf16
+
     if peft is not None:
         check_arguments(peft)
-    model = _without_weights(path, resolve_path(path), revision, trust)
+    location = resolve_path(path)
+    model = _without_weights(path, location, revision, trust)
     text = model.config.get_text_config()
     heads = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     linear = sum(
@@ -178,6 +181,7 @@ def count_weights(
         "experts": experts if peft is not None else 0,
         "layers": int(text.num_hidden_layers),
         "hidden": int(text.hidden_size),
+        "in_bf16": int(files_in_bf16(str(location or path), revision, trust)),
     }
 
 

@@ -40,6 +40,8 @@ class Stored:
     """Names of modules that are fp32 whatever the arithmetic is, such as trained copies."""
     trained: bool = False
     """Whether all weights are going to be trained, and are fp32 whatever the arithmetic is."""
+    everything: bool = False
+    """Whether not only matrices are in 16 bits, but all weights; on GPUs they are anyway."""
 
     @classmethod
     def of(
@@ -47,11 +49,10 @@ class Stored:
         model: "ModelConfig",
         arithmetic: str,
         device: str | None = None,
-        trained: bool = False,
     ) -> Self:
         """As the configuration says, for an arithmetic, which is `model.dtype` resolved."""
         kept = kept_modules(model.peft or {})
-        return cls(arithmetic, model.quantization, device, kept, trained)
+        return cls(arithmetic, model.quantization, device, kept)
 
     @property
     def narrow(self) -> bool:
@@ -60,8 +61,8 @@ class Stored:
 
     @property
     def whole(self) -> bool:
-        """Whether all frozen weights are in 16 bits, not only matrices: on GPUs."""
-        return self.narrow and (self.device or "").startswith("cuda")
+        """Whether all weights are in 16 bits, not only matrices."""
+        return self.narrow and (self.everything or (self.device or "").startswith("cuda"))
 
 
 WIDE = Stored()
@@ -97,14 +98,13 @@ def matrices(
                     yield parameter
 
 
-def frozen_weights(
+def weights_of(
     model: "torch.nn.Module", kept: Collection[str] = ()
 ) -> "Iterator[torch.nn.Parameter]":
-    """Yield all that is frozen, but for what transformers keeps in fp32; see `matrices`."""
+    """Yield all weights, but for what transformers keeps in fp32; see `matrices`."""
     kept = [*kept, *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
     for path, parameter in model.named_parameters():
-        frozen = parameter.is_floating_point() and not parameter.requires_grad
-        if frozen and not _is_kept(path, kept):
+        if parameter.is_floating_point() and not _is_kept(path, kept):
             yield parameter
 
 
@@ -118,8 +118,8 @@ def full_shape(parameter: "torch.nn.Parameter") -> "torch.Size":
 
 
 @contextmanager
-def reading_in_bf16(kept: Collection[str] = ()) -> Iterator[None]:
-    """Let `from_pretrained` read each matrix in bf16, so that no copy in fp32 exists.
+def reading_in_bf16(kept: Collection[str] = (), whole: bool = False) -> Iterator[None]:
+    """Let `from_pretrained` read each matrix in bf16 (all weights: `whole`), with no copy in fp32.
 
     transformers reads a parameter in the dtype that it has in the model on the meta device, and
     asks that model for its `_get_dtype_plan` last. A version that did not ask would read fp32,
@@ -131,7 +131,7 @@ def reading_in_bf16(kept: Collection[str] = ()) -> Iterator[None]:
     original: Any = PreTrainedModel._get_dtype_plan
 
     def plan(self: "PreTrainedModel", dtype: torch.dtype) -> dict[str, Any]:
-        for parameter in matrices(self, kept):
+        for parameter in weights_of(self, kept) if whole else matrices(self, kept):
             if parameter.is_meta and parameter.dtype == torch.float32:
                 parameter.data = parameter.data.to(torch.bfloat16)
         return original(self, dtype)

@@ -30,6 +30,15 @@ def read_config(
     return _read(AutoConfig, location, revision, trust, arguments)
 
 
+def files_in_bf16(location: str, revision: str | None = None, trust: bool = False) -> bool:
+    """Return whether a model's files hold its weights in bf16, by its configuration."""
+    import torch
+
+    if location.lower().endswith(".gguf"):
+        return False  # they are converted from fewer bits, to fp32
+    return read_config(location, revision, trust).dtype == torch.bfloat16
+
+
 def read_tokenizer(
     location: str, revision: str | None = None, trust: bool = False, **arguments: Any
 ) -> "PreTrainedTokenizerBase":

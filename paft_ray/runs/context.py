@@ -16,6 +16,9 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import TrackingTarget, prepare_tracking
 
+WEIGHTS_RULE = 2
+"""Number of the rule by which bf16 weights that are all trained lie in memory and in files: in the
+dtype of the base model's, since 2."""
 EXPERTS_RULE = 2
 """How a mixture's experts multiply where the arithmetic is bf16: 2, in bf16; before, in fp32."""
 RUN_KEY = "run"
@@ -123,7 +126,9 @@ class RunContext:
         model = self.config.model
         mixture = dtype == "bfloat16" and is_mixture(model.path)
         quantized = scored and model.quantization != "none"
+        whole = dtype == "bfloat16" and not scored and model.peft is None
         return {
+            **({"weights": WEIGHTS_RULE} if whole else {}),
             **({"experts": EXPERTS_RULE} if mixture else {}),
             **({"quantization": model.quantization} if quantized else {}),
         }

@@ -33,6 +33,8 @@ class ModelSizes:
     hidden: int
     experts: int = 0
     """Frozen weights of a mixture's experts, which are stored as the arithmetic is."""
+    in_bf16: int = 0
+    """1 where its files are in bf16: trained as a whole in bf16 its weights are too."""
 
 
 def worker_memory(
@@ -49,9 +51,10 @@ def worker_memory(
     """
     stage, offload = train.deepspeed.stage, train.deepspeed.offload
     frozen = _BF16 if dtype == "bfloat16" else _FP32
+    whole = sizes.in_bf16 and sizes.trainable == sizes.parameters
     others = sizes.parameters - sizes.trainable - sizes.linear - sizes.experts
     weights = (
-        _FP32 * sizes.trainable
+        (frozen if whole else _FP32) * sizes.trainable
         + (frozen if train.workers.gpus else _FP32) * others  # see `models.narrow`
         + (_NF4 if quantization == "nf4" else frozen) * sizes.linear
         + frozen * sizes.experts

@@ -261,7 +261,8 @@ def run_scenario(options: dict, model_folder: str, folder: Path) -> None:
     train = train_config(options)
     peft = None if options.get("full") else options.get("peft", PEFT)
     quantization = options.get("quantization", "none")
-    base = load_base(model_folder, stored=Stored(quantization=quantization))
+    stored = Stored(options.get("stored", "float32"), quantization, everything=True)
+    base = load_base(model_folder, stored=stored)
     if options.get("full"):  # the harder case: one matrix, used at both ends
         base.get_output_embeddings().weight = base.get_input_embeddings().weight
         base.config.tie_word_embeddings = True

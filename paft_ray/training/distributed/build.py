@@ -1,5 +1,6 @@
 """What a rank builds before its first step: the model, what makes its batches."""
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from paft_ray.models.load import (
     store_frozen_in_bf16,
 )
 from paft_ray.models.narrow import Stored
+from paft_ray.models.pretrained import files_in_bf16
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.models.warm_start import begin_with
 from paft_ray.prompts.template import parse
@@ -33,12 +35,12 @@ if TYPE_CHECKING:
 
 def build_model(job: Job, device: torch.device, kept: KeptBase) -> "PeftModel | PreTrainedModel":
     """The model to train, before its first step, on its device or divided among ranks."""
-    config, whole = job.config, job.config.model.peft is None
+    config = job.config
     settings = {
         "location": job.base,
         "revision": config.model.revision,
         "attention": config.model.attention,
-        "stored": Stored.of(config.model, job.dtype, str(device), trained=whole),
+        "stored": _stored(job, str(device)),
         "trust": config.model.trust_remote_code,
     }
     key = tuple(settings.items())
@@ -53,6 +55,16 @@ def build_model(job: Job, device: torch.device, kept: KeptBase) -> "PeftModel | 
     else:
         model.to(device)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return model
+
+
+def _stored(job: Job, device: str) -> Stored:
+    """All weights are trained as their files have them; DeepSpeed trains a copy in fp32."""
+    model = job.config.model
+    stored = Stored.of(model, job.dtype, device)
+    if model.peft is not None:
+        return stored
+    narrow = stored.narrow and files_in_bf16(job.base, model.revision, model.trust_remote_code)
+    return replace(stored, trained=not narrow, everything=narrow)
 
 
 def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:

@@ -99,6 +99,8 @@ def save_and_verify(
         return None
     change = relative_change(beginning, weights)
     if not isinstance(model, PeftModel):
+        stored = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        weights = {name: weight.to(stored[name]) for name, weight in weights.items()}
         tokenizer = load_tokenizer(base.location, base.revision, base.trust)
         for name, data in full_model_files(model, weights, tokenizer):
             _write(writer, f"{MODEL_FOLDER}/{name}", data)
