@@ -32,6 +32,7 @@ from paft_ray.config.prompts import (
     PromptsConfig,
 )
 from paft_ray.config.root import Config
+from paft_ray.config.subjects import AdapterSubject, ModelSubject, SubjectConfig
 from paft_ray.config.task import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.train import (
     Consistency,
@@ -80,6 +81,7 @@ __all__ = [
     "ASHA",
     "BASE",
     "PUBLISHED_TASKS",
+    "AdapterSubject",
     "BoundPromptsVariant",
     "BuiltinTaskConfig",
     "CVaR",
@@ -105,6 +107,7 @@ __all__ = [
     "MeanMinusStd",
     "MedianStopping",
     "ModelConfig",
+    "ModelSubject",
     "ObjectiveConfig",
     "OpenAILLM",
     "OptunaSearch",
@@ -118,6 +121,7 @@ __all__ = [
     "ScheduleConfig",
     "Section",
     "SinglePromptVariant",
+    "SubjectConfig",
     "TokenPrice",
     "TrackingConfig",
     "TrainConfig",

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from paft_ray.config.base import Section, WorkersConfig, affects
+from paft_ray.config.subjects import SubjectConfig
 
 
 class EstimateConfig(Section, affects="run"):
@@ -22,6 +23,8 @@ class EvaluationConfig(Section, affects="run"):
     """Test examples to use; all by default."""
     prompts: int | None = Field(default=None, ge=1)
     """Test prompts to use; all by default."""
+    subjects: Annotated[tuple[SubjectConfig, ...], affects("run", neutral=())] = ()
+    """Models to measure beside the base model and the variants."""
     estimate: EstimateConfig | None = None
     """Save most of the work on many prompts or examples; see `evaluation.estimate` and
     `evaluation.estimate_cells`."""

@@ -41,10 +41,11 @@ class Config(Section, affects="run"):
     prompts: PromptsConfig
     model: ModelConfig
     train: TrainConfig
-    variants: Annotated[tuple[VariantConfig, ...], affects("run", whole=True)] = Field(
-        default=(PaftVariant(type="paft"),), min_length=1
+    variants: Annotated[tuple[VariantConfig, ...], affects("run", whole=True)] = (
+        PaftVariant(type="paft"),
     )
-    """The ways to train that are run and compared, at equal steps and examples."""
+    """The ways to train that are run and compared, at equal steps and examples; with `[]` nothing
+    is trained, and `train` may be left out."""
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
     tuning: Annotated[TuningConfig | None, affects("search")] = None
@@ -68,6 +69,16 @@ class Config(Section, affects="run"):
                 tree = {**tree, section: {**outer, inner: {**own, "gpus": 1}}}
         return tree
 
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_trained(cls, tree: Any) -> Any:
+        """Fill in a `train` that nobody reads."""
+        if isinstance(tree, Mapping) and "train" not in tree and tree.get("variants") in ([], ()):
+            longest = _at(tree, "task", "max_length")
+            rows = {"row_tokens": max(2048, longest)} if isinstance(longest, int) else {}
+            return {**tree, "train": {"steps": 1, **rows}}
+        return tree
+
     @field_validator("name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
@@ -85,6 +96,19 @@ class Config(Section, affects="run"):
         if len(set(labels)) < len(labels):
             raise ValueError(f"a variant is named twice in {labels}: remove one")
         return variants
+
+    @model_validator(mode="after")
+    def _subjects_differ(self) -> Self:
+        subjects = [subject.label for subject in self.evaluation.subjects]
+        labels = [*(variant.label for variant in self.variants), *subjects]
+        if len(set(labels)) < len(labels):
+            raise ValueError(
+                f"evaluation.subjects: {labels} name a model twice: give each subject a name of "
+                "its own"
+            )
+        if self.tuning is not None and not self.variants:
+            raise ValueError("tuning: a search trains, and variants is []: name one")
+        return self
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

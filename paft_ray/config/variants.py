@@ -29,9 +29,7 @@ class VariantOptions(Section, affects="run"):
     @classmethod
     def _name_is_a_label(cls, name: str | None) -> str | None:
         if name is not None and (name == BASE or not LABEL_PATTERN.fullmatch(name)):
-            raise ValueError(
-                f"a variant's name is made of a-z, 0-9 and single '_', and is not {BASE!r}"
-            )
+            raise ValueError(f"a name is made of a-z, 0-9 and single '_', and is not {BASE!r}")
         return name
 
 

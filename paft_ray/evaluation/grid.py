@@ -121,8 +121,9 @@ def _score(
     finished = parts.finished()
     missing = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
-    if missing:
-        _run(context, missing, grid, parts, stage)
+    for base, of_base in enumerate((context, *grid.others)):
+        if wanted_now := [u for u in missing if grid.subjects[u["subject"]].base == base]:
+            _run(of_base, wanted_now, grid, parts, stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
 

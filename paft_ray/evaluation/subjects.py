@@ -1,23 +1,34 @@
-"""Evaluation of the base model and of trained models on test prompts and test examples."""
+"""Evaluation of the base model, trained models and other subjects on test prompts and examples."""
 
 from collections.abc import Sequence
 
-from paft_ray.config import BASE
+from paft_ray.config import BASE, ModelConfig
 from paft_ray.evaluation.grid import GridScores, score_grid, score_part
 from paft_ray.evaluation.units import Grid, Subject
+from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from paft_ray.models.narrow import kept_modules
+from paft_ray.models.warm_start import StoredAdapter
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.subjects import adapter_identity, adapters_of, models_of
+from paft_ray.storage.paths import Storage, to_json
 
 
 def evaluate_subjects(
     context: RunContext, pool: PromptPool, trained: Sequence[Subject]
 ) -> GridScores:
-    """Score the base model and trained models on test prompts and test examples."""
-    evaluation = context.config.evaluation
+    """Score the base model, trained models and `evaluation.subjects`.
+
+    Raises:
+        ConfigError: A subject's adapter is not there any more.
+    """
+    evaluation, seed = context.config.evaluation, context.config.seed
+    more, others = _configured(context)
     grid = Grid(
-        [Subject(BASE, context.config.seed, ""), *trained],
+        [Subject(BASE, seed, ""), *trained, *more],
         pool.test[: evaluation.prompts],
         context.task.test[: evaluation.examples],
+        others,
     )
     subjects, (prompts, examples) = len(grid.subjects), grid.shape
     with context.screen.stage("evaluate") as stage:
@@ -30,3 +41,36 @@ def evaluate_subjects(
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
     return scores
+
+
+def _configured(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
+    """The subjects, and the contexts of those that do not use the run's base model as it is."""
+    config, seed = context.config, context.config.seed
+    adapters, models = adapters_of(config), models_of(config)
+    subjects: list[Subject] = []
+    others: list[RunContext] = []
+    for subject in config.evaluation.subjects:
+        adapter = adapters.get(subject.label)
+        model = _base_for(adapter, config.model) if adapter else models[subject.label]
+        if model is not None:
+            others.append(context.of_model(model))
+        base = 0 if model is None else len(others)
+        weights = adapter and _copy(adapter, context.run_folder)
+        identity = adapter_identity(adapter) if adapter else ""
+        subjects.append(Subject(subject.label, seed, identity, weights, base))
+    return subjects, others
+
+
+def _base_for(adapter: StoredAdapter, model: ModelConfig) -> ModelConfig | None:
+    """A base model of its own for an adapter that cannot lie beside those of the run's variants."""
+    peft, own = model.peft or {}, adapter.config
+    alike = peft.get("peft_type") == own["peft_type"] and kept_modules(peft) == kept_modules(own)
+    return None if alike else model.model_copy(update={"peft": dict(own)})
+
+
+def _copy(adapter: StoredAdapter, run: Storage) -> Storage:
+    """The adapter's files on storage, where every node reads them, and later runs find them."""
+    folder = run.child("subjects", adapter_identity(adapter)[:16])
+    folder.write_bytes(ADAPTER_CONFIG, to_json(dict(adapter.config)))
+    folder.write_bytes(ADAPTER_WEIGHTS, adapter.weights)
+    return folder

@@ -54,6 +54,7 @@ def summarise(
     seeds: Sequence[int],
     seconds: Mapping[str, float],
     estimate: Unscored | None = None,
+    subjects: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -76,6 +77,7 @@ def summarise(
         seeds: Seeds of this comparison.
         seconds: Stage to wall-clock time.
         estimate: Given where only a part was scored: figures of the whole grid are estimated.
+        subjects: Labels of models that no variant trained, which are compared with all others.
 
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
@@ -96,7 +98,9 @@ def summarise(
         }
         for label in variants
     }
-    differences = {_versus(a, b): _difference(found, a, b, figures) for a, b in pairs(variants)}
+    differences = {
+        _versus(a, b): _difference(found, a, b, figures) for a, b in pairs(variants, subjects)
+    }
     scored_PE = answers.right_MPE[answers.of(variants[0])[0]] >= 0
     return {
         "models": models,
@@ -109,13 +113,21 @@ def summarise(
     }
 
 
-def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """The models to compare: first PAFT with all others, then the others with the baselines."""
-    trained = [label for label in labels if label not in (BASE, SINGLE_PROMPT)]
+def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The models to compare: PAFT with all others, variants with the baselines, subjects with all.
+
+    Args:
+        labels: All models.
+        subjects: Those of them that no variant trained.
+    """
+    trained = [label for label in labels if label not in (BASE, SINGLE_PROMPT, *subjects)]
     wanted = [(PAFT, SINGLE_PROMPT), *((PAFT, label) for label in trained), (PAFT, BASE)]
     for label in trained:
         wanted += [(label, SINGLE_PROMPT), (label, BASE)]
     wanted.append((SINGLE_PROMPT, BASE))
+    for place, label in enumerate(subjects):
+        wanted += [(other, label) for other in trained]
+        wanted += [(label, other) for other in (SINGLE_PROMPT, BASE, *subjects[:place])]
     known = [(a, b) for a, b in wanted if a in labels and b in labels and a != b]
     return list(dict.fromkeys(known))
 

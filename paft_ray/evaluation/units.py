@@ -44,6 +44,8 @@ class Subject:
     """Fingerprint of its weights, empty for the base model."""
     weights: Storage | None = None
     """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
+    base: int = 0
+    """Number of its base model in `Grid.others`, counted from 1; 0 is the run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Grid:
     subjects: Sequence[Subject]
     prompts: Sequence[Prompt]
     examples: Sequence[Example]
+    others: Sequence[RunContext] = ()
+    """The run's context with other base models than its own."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,11 +66,11 @@ class Grid:
 
 def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
     """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
-    fixed = _score_identity(context)
+    fixed = [_score_identity(each) for each in (context, *grid.others)]
     writes = context.task.choices is None and context.config.evaluation.workers.gpus > 0
     units = [
         {
-            "key": fingerprint("scores", fixed, subject.identity, prompt.text, chunk),
+            "key": fingerprint("scores", fixed[subject.base], subject.identity, prompt.text, chunk),
             "subject": index,
             "prompt_id": prompt.id,
             "text": prompt.text,

@@ -17,6 +17,8 @@ from paft_ray.models.gguf_header import read_gguf
 from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
 from paft_ray.storage.paths import inner_name
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""peft's name for the file of an adapter's settings."""
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """peft's name for the file of an adapter's tensors."""
 
@@ -118,7 +120,7 @@ def _inspect_folder(folder: Path, weightless: bool) -> ModelFiles:
         raise ConfigError(
             f"{folder} {what}; name a model folder, a .gguf file or a hub name (owner/model)"
         )
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise ConfigError(
             f"{folder} holds an adapter; name its base model here, and the adapter in "
             "train.warm_start"

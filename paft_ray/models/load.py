@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError, one_line
 from paft_ray.models.base_check import require_all_loaded
-from paft_ray.models.files import ADAPTER_WEIGHTS
+from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import (
     WIDE,
     Stored,
@@ -263,7 +263,7 @@ def adapter_files(
     tensors = {name: state[name].contiguous() for name in sorted(state)}
     return {
         ADAPTER_WEIGHTS: safetensors.torch.save(tensors, {"format": "pt"}),
-        "adapter_config.json": to_json(plain_settings(config)),
+        ADAPTER_CONFIG: to_json(plain_settings(config)),
     }
 
 

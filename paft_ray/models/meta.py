@@ -28,7 +28,12 @@ from paft_ray.models.files import (
 )
 from paft_ray.models.narrow import matrices
 from paft_ray.models.peft_check import check_arguments, check_targets
-from paft_ray.models.warm_start import StoredAdapter, check_shape
+from paft_ray.models.warm_start import (
+    StoredAdapter,
+    check_shape,
+    check_tensors,
+    check_virtual_tokens,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,6 +43,10 @@ if TYPE_CHECKING:
 
 _LONGEST = 16
 """Number of the longest prompts and examples that are encoded together."""
+
+
+_OF_ANOTHER_LOADING = ("auto_mapping", "base_model_name_or_path", "revision", "task_type")
+"""Fields of a stored adapter's settings about the model that it was loaded into."""
 
 
 def check_adapters(
@@ -73,6 +82,28 @@ def check_adapters(
         model = _without_weights(path, local, revision, trust)
         if peft is not None:
             _check_adapter(model, peft, seed, warm_start)
+
+
+def check_stored_adapter(
+    path: str, revision: str | None, adapter: StoredAdapter, trust: bool = False
+) -> None:
+    """Check that an adapter of any method can be loaded into a model, by names and shapes.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    from paft_ray.models.load import add_adapter
+
+    model = _without_weights(path, resolve_path(path), revision, trust)
+    settings = {k: v for k, v in adapter.config.items() if k not in _OF_ANOTHER_LOADING}
+    try:
+        adapted = add_adapter(model, {**settings, "inference_mode": False}, 0)
+        check_tensors(adapter, adapted)
+    except ConfigError as error:
+        reason = str(error).removeprefix("model.peft: ").removeprefix(f"{adapter.where} ")
+        raise ConfigError(f"{adapter.where}: {reason}") from error
+    except RuntimeError:  # it computes from weights, as all that prompt learning saves is
+        check_virtual_tokens(adapter)
 
 
 def check_base(config: Config, choices: Sequence[str] | None) -> dict[int, str]:

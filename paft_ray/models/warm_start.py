@@ -5,13 +5,13 @@ Its files are read where a training is started, so that workers need no path.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import resolve_path
-from paft_ray.models.files import ADAPTER_WEIGHTS, model_identity
+from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_identity
 from paft_ray.models.load import plain_settings
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
@@ -19,7 +19,7 @@ from paft_ray.storage.paths import Storage
 if TYPE_CHECKING:
     from peft import PeftModel
 
-_CONFIG = "adapter_config.json"
+WARM_START = "train.warm_start"
 _IRRELEVANT = ("dropout", "init_", "auto_mapping", "base_model_name", "inference_mode",
                "revision", "peft_version", "corda_config", "eva_config", "lora_ga_config",
                "prompt_tuning_init", "tokenizer_", "task_type")  # fmt: skip
@@ -39,6 +39,13 @@ class StoredAdapter:
     config: Mapping[str, Any]
     weights: bytes
     """Content of the safetensors file."""
+    field: str = WARM_START
+    """Field of the configuration that names it, for messages."""
+
+    @property
+    def where(self) -> str:
+        """The beginning of messages about it."""
+        return f"{self.field}: {self.location}"
 
     @property
     def identity(self) -> str:
@@ -46,11 +53,12 @@ class StoredAdapter:
         return fingerprint("adapter", hashlib.sha256(self.weights).hexdigest())
 
 
-def read_adapter(location: str) -> StoredAdapter:
+def read_adapter(location: str, field: str = WARM_START) -> StoredAdapter:
     """Read an adapter's files.
 
     Args:
         location: Folder, URI, or `pkg:NAME/inner/folder`.
+        field: Field of the configuration that names it.
 
     Raises:
         ConfigError: There is no adapter.
@@ -58,25 +66,25 @@ def read_adapter(location: str) -> StoredAdapter:
     local = resolve_path(location)
     if local is None and "://" not in location:
         raise ConfigError(
-            f"train.warm_start: {location} is no folder; name the adapter/ folder of a training, "
+            f"{field}: {location} is no folder; name the adapter/ folder of a training, "
             "as a path, a URI or pkg:NAME/folder"
         )
-    folder = Storage.open(location if local is None else str(local), "train.warm_start")
+    folder = Storage.open(location if local is None else str(local), field)
     try:
-        config = json.loads(folder.read_bytes(_CONFIG))
+        config = json.loads(folder.read_bytes(ADAPTER_CONFIG))
         weights = folder.read_bytes(ADAPTER_WEIGHTS)
         json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     except (ArtifactError, OSError, ValueError) as error:
         raise ConfigError(
-            f"train.warm_start: {location} holds no adapter ({one_line(error)}); name a folder "
-            f"with {_CONFIG} and {ADAPTER_WEIGHTS}, as every training's adapter/ is"
+            f"{field}: {location} holds no adapter ({one_line(error)}); name a folder "
+            f"with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, as every training's adapter/ is"
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise ConfigError(
-            f"train.warm_start: {location}/{_CONFIG} names no peft_type; name another folder, or "
+            f"{field}: {location}/{ADAPTER_CONFIG} names no peft_type; name another folder, or "
             "save the adapter again"
         )
-    return StoredAdapter(location, config, weights)
+    return StoredAdapter(location, config, weights, field)
 
 
 def check_adapter(
@@ -87,7 +95,7 @@ def check_adapter(
     Raises:
         ConfigError: Method or base differ, or the method does not support a warm start.
     """
-    where = f"train.warm_start: {adapter.location}"
+    where = adapter.where
     method, wanted = adapter.config["peft_type"], peft["peft_type"]
     if method != wanted:
         raise ConfigError(
@@ -99,10 +107,16 @@ def check_adapter(
             f"{where} cannot begin another training: peft stores what its encoder made, not the "
             "encoder that is trained; leave it out"
         )
-    yield from _check_base(where, adapter.config.get("base_model_name_or_path"), path, revision)
+    yield from check_base_of(adapter, path, revision)
 
 
-def _check_base(where: str, base: Any, path: str, revision: str | None) -> Iterator[str]:
+def check_base_of(adapter: StoredAdapter, path: str, revision: str | None) -> Iterator[str]:
+    """Check that an adapter was made for a model; yields a warning where that is not known.
+
+    Raises:
+        ConfigError: It was made for another one.
+    """
+    where, base = adapter.where, adapter.config.get("base_model_name_or_path")
     if base == path:
         return
     try:
@@ -133,10 +147,7 @@ def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
     Raises:
         ConfigError: Tensors differ in name or shape, or settings in what the weights compute.
     """
-    import safetensors.torch
-    from peft import get_peft_model_state_dict
-
-    where = f"train.warm_start: {adapter.location}"
+    where = adapter.where
     changed = {
         name: f"{where} has {name} {value}, but with model.peft it is {ours}: set it to the "
         "adapter's, or name another adapter"
@@ -145,15 +156,53 @@ def check_shape(adapter: StoredAdapter, model: "PeftModel") -> None:
     for name, message in changed.items():
         if name not in _SELECTIONS:
             raise ConfigError(message)
+    check_tensors(adapter, model, changed.values())
+
+
+def check_tensors(adapter: StoredAdapter, model: "PeftModel", reasons: Iterable[str] = ()) -> None:
+    """Check names and shapes of an adapter's tensors against those of a new adapter.
+
+    Args:
+        adapter: The stored one.
+        model: With the new one, all of whose weights are trainable.
+        reasons: Why they may differ; the first one is told.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    import safetensors.torch
+    from peft import get_peft_model_state_dict
+
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     fresh = get_peft_model_state_dict(model, state_dict=weights, save_embedding_layers=False)
     stored = safetensors.torch.load(adapter.weights)
     for name in sorted(fresh.keys() | stored.keys()):
         have, want = (list(s[name].shape) if name in s else "missing" for s in (stored, fresh))
         if have != want:
-            other = f"{where} does not fit: {name} is {have} there and {want} under model.peft on "
-            other += "this model; name an adapter of the same shape"
-            raise ConfigError(next(iter(changed.values()), other))
+            other = f"{adapter.where} does not fit: {name} is {have} there and {want} "
+            other += "by its settings on this model; name an adapter of the same shape"
+            raise ConfigError(next(iter(reasons), other))
+
+
+def check_virtual_tokens(adapter: StoredAdapter) -> None:
+    """Check that an adapter whose method has virtual tokens holds as many as its settings say.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    import safetensors.torch
+
+    wanted = adapter.config.get("num_virtual_tokens")
+    if wanted is None:
+        return
+    tensors = safetensors.torch.load(adapter.weights)
+    prompt = tensors.get("prompt_embeddings")
+    if prompt is None or len(prompt) != wanted:
+        found = "none" if prompt is None else str(len(prompt))
+        raise ConfigError(
+            f"{adapter.where} holds embeddings of {found} virtual tokens, and its settings name "
+            f"{wanted}; save it again"
+        )
 
 
 def _differences(

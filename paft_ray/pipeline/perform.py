@@ -18,6 +18,7 @@ from paft_ray.models.meta import check_adapters, check_base, check_texts
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import RUN_RECORD, preflight
+from paft_ray.pipeline.subjects import check_subjects
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import refuse_other_content
@@ -89,6 +90,8 @@ class Verb:
     """Whether output of libraries goes to the run's log, which may be the first file written."""
     trains: bool = False
     """Whether the model and its adapter are checked first."""
+    measures: bool = False
+    """Whether `evaluation.subjects` are checked first."""
     finished: Callable[[RunContext], Result | None] | None = None
     """Returns the result where everything is done, without Ray."""
     reads_test: bool = True
@@ -174,6 +177,8 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
     import_early(context.config.tracking)
     if verb.trains:
         check_model(work, import_ray)
+    if verb.measures:
+        check_subjects(context, work.checks)
     if context.config.model.chat_template == "auto":
         work = replace(work, context=replace(context, notes=chat_notes(work)))
     with ray_session(options.insist):

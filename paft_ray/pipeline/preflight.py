@@ -31,6 +31,7 @@ from paft_ray.models.files import (
     refuse_beyond_context,
     refuse_quantized,
 )
+from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
@@ -84,6 +85,7 @@ def preflight(
     warnings = _check_workers(config, planning)
     model = inspect_model(config.model.path, weightless=weightless)
     warnings += _check_model(config, model)
+    warnings += check_files(config)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)
     warnings += task.rows.sentences()

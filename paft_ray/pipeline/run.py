@@ -21,7 +21,7 @@ from paft_ray.tracking import send_waiting
 from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import find_trained, provenance, subjects
-from paft_ray.training.lengths import check_lengths
+from paft_ray.training.lengths import check_lengths, check_subject_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
             check_lengths(context, pool, checks)
+            check_subject_lengths(context, pool, checks)
         with clock.stage("choose_prompts"):
             prompts = prompts_by_variant(context, pool)
         trained = []
@@ -75,11 +76,12 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     """Every training of this run that is complete; needs no Ray.
 
     Raises:
-        ConfigError: None is complete.
+        ConfigError: None is complete, and there is nothing else to measure than the base model.
     """
     found = [find_trained(context.run_folder, training) for training in context.config.trainings]
     trained = [adapter for adapter in found if adapter is not None]
-    if not trained:
+    config = context.config
+    if not trained and config.variants and not config.evaluation.subjects:
         raise ConfigError(
             f"name: run {context.config.name!r} has no trained variant in "
             f"{context.storage.path()}: run `paft train` or `paft run` with it first"
@@ -87,8 +89,8 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     return trained
 
 
-def evaluate(context: RunContext) -> dict[str, Any]:
-    """Evaluate the base model and every variant whose training is complete.
+def evaluate(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
+    """Evaluate the base model, `evaluation.subjects` and every variant whose training is complete.
 
     Raises:
         ArtifactError: A variant was trained on other data, prompts or weights.
@@ -99,6 +101,7 @@ def evaluate(context: RunContext) -> dict[str, Any]:
         clock = StageClock(context.run_folder)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
+            check_subject_lengths(context, pool, checks)
         for adapter in trained:
             if adapter.record.made_from != provenance(context.identities, pool):
                 raise ArtifactError(

@@ -2,7 +2,7 @@
 
 import re
 
-from paft_ray.config import Config, TransformersLLM, VLLMEngine
+from paft_ray.config import Config, ModelSubject, TransformersLLM, VLLMEngine
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
 
@@ -13,6 +13,9 @@ def trusted_models(config: Config) -> list[tuple[str, str, str | None]]:
     """The models whose Python files may run: the section that names each, path and revision."""
     model, coverage = config.model, config.prompts.coverage
     found = [("model", model.path, model.revision)] if model.trust_remote_code else []
+    for index, subject in enumerate(config.evaluation.subjects):
+        if isinstance(subject, ModelSubject) and subject.trust_remote_code:
+            found.append((f"evaluation.subjects.{index}", subject.path, subject.revision))
     generation = config.prompts.generation
     for index, llm in enumerate(generation.llms if generation else ()):
         if isinstance(llm, TransformersLLM | VLLMEngine) and llm.trust_remote_code:

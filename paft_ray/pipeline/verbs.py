@@ -28,6 +28,7 @@ from paft_ray.pipeline.perform import (
     prepare,
 )
 from paft_ray.pipeline.preflight import fits_this_machine, this_machine
+from paft_ray.pipeline.subjects import check_subjects
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
@@ -68,6 +69,12 @@ def _train(work: Work) -> Result:
     return Result(data, "\n".join(f"{kind}: {entry[kind]}" for entry in data.values()))
 
 
+def _check_train(context: RunContext, options: Options) -> Sequence[Config]:
+    if not context.config.variants:
+        raise ConfigError("variants: [] trains nothing: name a variant, or run `paft evaluate`")
+    return ()
+
+
 def _check_evaluate(context: RunContext, options: Options) -> None:
     from paft_ray.pipeline.run import find_all_trained
 
@@ -78,7 +85,7 @@ def _check_evaluate(context: RunContext, options: Options) -> None:
 def _evaluate(work: Work) -> Result:
     from paft_ray.pipeline.run import evaluate
 
-    return _results(work.context, evaluate(work.context))
+    return _results(work.context, evaluate(work.context, work.checks))
 
 
 def _run_all(work: Work) -> Result:
@@ -224,6 +231,7 @@ def _plan(work: Work) -> Result:
     # what libraries print while they check goes nowhere
     with tempfile.TemporaryDirectory() as scratch, redirected(Path(scratch) / LOG):
         check_model(work)
+        check_subjects(context, work.checks)
         if named_cluster() is None:
             gpu_gb = gpu_memory_gb() if context.config.train.workers.gpus else None
             plan["sizes"] = describe_sizes(context, work.checks, gpu_gb)
@@ -250,12 +258,21 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
 
 VERBS: Mapping[str, Verb] = {
     "prompts": Verb("build the prompt pool", _prompts),
-    "train": Verb("train the variants of the configuration", _train, trains=True),
+    "train": Verb(
+        "train the variants of the configuration", _train, trains=True, check=_check_train
+    ),
     "evaluate": Verb(
-        "evaluate trained variants on held-out prompts", _evaluate, check=_check_evaluate
+        "evaluate trained variants and other subjects on held-out prompts",
+        _evaluate,
+        check=_check_evaluate,
+        measures=True,
     ),
     "run": Verb(
-        "pool, variants, evaluation, report", _run_all, trains=True, finished=_finished_run
+        "pool, variants, evaluation, report",
+        _run_all,
+        trains=True,
+        measures=True,
+        finished=_finished_run,
     ),
     "tune": Verb(
         "search pool size, sampling temperature and other settings for the most robust model",

@@ -18,6 +18,7 @@ from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.subjects import content_of
 from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
@@ -46,6 +47,7 @@ class Results:
 def run_identity(context: RunContext) -> str:
     """Fingerprint of a run: configuration and content, since files behind a path may change."""
     content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
+    content += content_of(context).values()
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -57,7 +59,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     pool, trained, scores = results.pool, results.trained, results.scores
     folder, evaluation = context.run_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
-    labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained)]))
+    more = [subject.label for subject in evaluation.subjects]
+    labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained), *more]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
     table = scores.on_test_prompts
@@ -70,6 +73,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         estimate=None
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
+        subjects=more,
     )
     config = context.config.task
     ends = {"answer_end": config.answer_end} if config.has_choices else {"stop": list(config.stop)}
@@ -78,7 +82,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label, packing in scores.packing.items():
         summary["models"][label]["packing"] = packing
-    for label in labels[1:]:
+    for label in dict.fromkeys(t.training.label for t in trained):
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     if context.notes:
         summary["chat_template"] = list(context.notes)

@@ -93,6 +93,8 @@ def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
     seeds = len(summary["seeds"])
     if not any("intervals" in model for model in summary["models"].values()):  # old summaries
         return "the intervals resample prompts and examples, not seeds."
+    if not seeds:  # nothing was trained
+        return "the intervals resample prompts and examples."
     if seeds >= _FEW_SEEDS:
         return f"the intervals resample prompts, examples and the {seeds} seeds."
     return (

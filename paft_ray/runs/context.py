@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
-from paft_ray.config import Config
+from paft_ray.config import Config, ModelConfig
 from paft_ray.config.affects import RULES, affecting, take
 from paft_ray.models.chat import CHAT_RULE
 from paft_ray.models.chat_files import chat_moved
@@ -101,6 +101,12 @@ class RunContext:
         Without a screen it is silent, and can be pickled.
         """
         return replace(self, config=config, screen=screen or SilentScreen())
+
+    def of_model(self, model: ModelConfig) -> Self:
+        """This context with another base model, silent, so that it can be pickled."""
+        config = self.config.model_copy(update={"model": model})
+        identities = Identities(config, self.task)
+        return replace(self, config=config, identities=identities, screen=SilentScreen())
 
     def of_task(self, task: Task) -> Self:
         """This context with other examples of its task."""

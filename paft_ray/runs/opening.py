@@ -11,6 +11,7 @@ from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config
 from paft_ray.config.uris import without_password
 from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.runs.subjects import content_of
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import (
@@ -135,7 +136,8 @@ def older_rules_of(folder: Storage) -> list[Target]:
 
 
 def _content(context: RunContext) -> dict[str, str]:
-    return {"task": context.task_identity, "model": context.model_identity}
+    subjects = {f"subject {label}": found for label, found in content_of(context).items()}
+    return {"task": context.task_identity, "model": context.model_identity, **subjects}
 
 
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:

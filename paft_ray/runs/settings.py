@@ -45,7 +45,7 @@ def _check_bfloat16(config: Config) -> Iterator[str]:
 
 
 def _check_task(config: Config, task: Task) -> Iterator[str]:
-    if config.train.batch_size > len(task.train):
+    if config.variants and config.train.batch_size > len(task.train):
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
             f"training examples of {task.name}; lower it, or add examples"

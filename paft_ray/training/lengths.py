@@ -10,6 +10,7 @@ from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.subjects import models_of
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example
 from paft_ray.training.validation import held_out
@@ -55,6 +56,19 @@ def check_lengths(
     given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
     pairs.append((given, task.train))
     _check(context, checks, pairs)
+
+
+def check_subject_lengths(context: RunContext, pool: PromptPool, checks: ModelCheckProcess) -> None:
+    """Refuse test examples that are too long for the tokenizers of `evaluation.subjects`.
+
+    Raises:
+        DataError: One is, and `task.overlong` is `refuse`.
+    """
+    evaluation = context.config.evaluation
+    prompts = _named(pool.test[: evaluation.prompts])
+    pairs = [(prompts, context.task.test[: evaluation.examples])]
+    for model in models_of(context.config).values():
+        _check(context.of_model(model), checks, pairs)
 
 
 def check_lengths_early(context: RunContext, checks: ModelCheckProcess, whole: bool) -> None:

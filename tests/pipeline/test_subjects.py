@@ -1,0 +1,208 @@
+"""Models that no run trained, measured beside the base model and beside each other."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel, get_peft_config, get_peft_model
+from tiny import write_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from factories import LORA, METHODS, run_config, write_prompts
+from paft_ray.cli import call
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
+from paft_ray.pipeline import verbs
+
+TEXTS = [
+    "Review: {review}\nLabel:", "{review}\nIs this positive or negative?",
+    "Text: {review}\nSentiment:", "How does this feel? {review} ->", "{review} || mood ||",
+]  # fmt: skip
+
+
+@pytest.fixture
+def other_model(tmp_path: Path) -> Path:
+    """A model of another family with a tokenizer of its own."""
+    folder = tmp_path / "other-model"
+    folder.mkdir()
+    write_model(folder, ("positive", "negative", "sentiment", "film", "good"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(3)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_positions=512, n_embd=32, n_layer=2, n_head=2,
+            eos_token_id=tokenizer.eos_token_id, bos_token_id=None, initializer_range=0.3,
+        )
+    )  # fmt: skip
+    for old in folder.glob("model*"):
+        old.unlink()
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def adapter_of(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """An adapter that plain peft made outside."""
+
+    def make(method: str) -> Path:
+        torch.manual_seed(7)
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        peft = {"task_type": "CAUSAL_LM", **METHODS[method]}
+        model = get_peft_model(base, get_peft_config(peft))
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.5 * torch.randn(parameter.shape)
+        model.save_pretrained(str(tmp_path / f"adapter-{method}"))
+        return tmp_path / f"adapter-{method}"
+
+    return make
+
+
+@pytest.fixture
+def make_tree(tiny_model: Path, review_file: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """A configuration that trains nothing."""
+
+    def make(*subjects: dict[str, Any], **changes: Any) -> dict[str, Any]:
+        tree = run_config(
+            tiny_model, review_file, tmp_path / "storage",
+            task={"max_length": 200, "test_share": 0.2, "answer_end": "ignored"},
+            prompts={
+                "files": [str(write_prompts(tmp_path / "prompts.jsonl", TEXTS))],
+                "split": {"validation": 0, "test": 3},
+            },
+            evaluation={"examples": 6, "subjects": list(subjects)},
+            variants=[],
+            tracking={"type": "none"},
+        )  # fmt: skip
+        del tree["train"]
+        return tree | changes
+
+    return make
+
+
+def logprobs_alone(model: Any, folder: Path, context: str) -> list[float]:
+    """Log-likelihood of both choices, by plain transformers."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = []
+    for choice in ("positive", "negative"):
+        before = tokenizer(context, add_special_tokens=False).input_ids
+        ids = tokenizer(f"{context} {choice}", add_special_tokens=False).input_ids
+        assert ids[: len(before)] == before
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        virtual = len(logits) - len(ids)
+        found.append(
+            sum(float(logits[virtual + at - 1, ids[at]]) for at in range(len(before), len(ids)))
+        )
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_adapters_from_outside_and_another_model_are_measured_as_plain_transformers_does(
+    make_tree, adapter_of, other_model: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    lora, virtual = adapter_of("LORA"), adapter_of("PROMPT_TUNING")
+    tree = make_tree(
+        {"type": "adapter", "name": "outside", "path": str(lora)},
+        {"type": "adapter", "name": "soft_prompt", "path": str(virtual)},
+        {"type": "model", "name": "gpt", "path": str(other_model), "dtype": "float32"},
+    )
+    summary = verbs.evaluate(load_config(tree)).data
+    labels = ["base", "outside", "soft_prompt", "gpt"]
+    assert list(summary["models"]) == labels
+    pairs = {f"{b} - {a}" for n, a in enumerate(labels) for b in labels[n + 1 :]}
+    assert summary["differences"].keys() == pairs
+    assert all(0 <= entry["p"] <= 1 for entry in summary["differences"].values())
+    run = tmp_path / "storage/runs/small"
+    scores = pq.read_table(run / "scores.parquet").to_pylist()
+    assert len(scores) == 4 * 3 * 6
+    prompts = {
+        p["prompt_id"]: p["text"] for p in pq.read_table(run / "prompts.parquet").to_pylist()
+    }
+    examples = pq.read_table(run / "examples.parquet").to_pylist()
+    fields = {e["example_id"]: json.loads(e["fields"]) for e in examples}
+
+    def read(folder: Path, adapter: Path | None) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return model if adapter is None else PeftModel.from_pretrained(model, str(adapter)).eval()
+
+    plain = {
+        "base": (read(tiny_model, None), tiny_model),
+        "outside": (read(tiny_model, lora), tiny_model),
+        "soft_prompt": (read(tiny_model, virtual), tiny_model),
+        "gpt": (read(other_model, None), other_model),
+    }
+    for row in scores:
+        model, folder = plain[row["variant"]]
+        text = prompts[row["prompt_id"]].format(**fields[row["example_id"]])
+        assert row["choice_logprobs"] == pytest.approx(
+            logprobs_alone(model, folder, text), abs=1e-3
+        )
+    assert (run / "report.html").is_file()
+    # a finished evaluation is found, and one whose adapter has changed is not
+    assert verbs.run(load_config(tree)).data == summary
+    weights = virtual / "adapter_model.safetensors"
+    weights.write_bytes(lora.joinpath("adapter_model.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match="another subject soft_prompt"):
+        verbs.run(load_config(tree))
+
+
+def test_run_without_variants_needs_no_section_about_training(make_tree) -> None:
+    config = load_config(make_tree())
+    assert config.trainings == ()
+    with pytest.raises(ConfigError, match="train: "):
+        load_config(make_tree(variants=[{"type": "paft"}]))
+
+
+@pytest.mark.usefixtures("warm_checks")
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ({"type": "adapter", "path": "nowhere"}, ["evaluation.subjects.0.path", "nowhere"]),
+        ({"type": "model", "path": "/nowhere"}, ["evaluation.subjects.0.path", "/nowhere"]),
+        ({"type": "adapter", "name": "base", "path": "x"}, ["evaluation.subjects.0", "base"]),
+        ({"type": "weights", "path": "x"}, ["evaluation.subjects.0", "weights"]),
+        (
+            {"type": "model", "path": "owner/model", "trust_remote_code": True},
+            ["evaluation.subjects.0.revision", "commit"],
+        ),
+    ],
+)
+def test_subject_that_is_not_there_exits_2_and_writes_nothing(
+    subject, words, make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree(subject)), encoding="utf-8")
+    for verb in ("evaluate", "run", "plan"):
+        assert call([verb, str(path)]) == 2
+        said = capfd.readouterr().err
+        assert all(word in said for word in words), said
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.usefixtures("warm_checks")
+def test_adapter_of_another_shape_is_refused_before_anything_starts(
+    make_tree, adapter_of, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = adapter_of("LORA")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["r"] = 2 * LORA["r"]
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree({"type": "adapter", "path": str(folder)})))
+    assert call(["plan", str(path)]) == 2
+    said = capfd.readouterr().err
+    assert "evaluation.subjects.0.path" in said
+    assert "lora_A" in said
+    assert not (tmp_path / "storage").exists()
+
+
+def test_two_subjects_without_names_are_told_apart(make_tree) -> None:
+    subject = {"type": "adapter", "path": "x"}
+    with pytest.raises(ConfigError, match="a name of its own"):
+        load_config(make_tree(subject, subject))
