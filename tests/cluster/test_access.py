@@ -121,6 +121,7 @@ def test_proxy_is_not_asked_for_a_cluster(head: Head, no_token) -> None:
     assert check_access() == head.address
 
 
+@pytest.mark.slow
 def test_open_cluster_that_others_reach_is_refused_unless_insisted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_plan_as_a_job_sees_the_cluster_and_ends_with_its_json(submit, small_run
     assert answer["job"] in done.stderr
 
 
+@pytest.mark.slow
 def test_job_that_is_refused_hands_on_its_exit_code_and_its_error(submit, small_run) -> None:
     small_run["train"]["workers"]["num"] = 64
     done = submit(small_run, "--job", "train")

@@ -369,6 +369,7 @@ def test_run_killed_at_every_stage_ends_like_an_undisturbed_one(
     assert endpoint.calls.total() <= 60 + 2
 
 
+@pytest.mark.slow
 def test_run_terminated_exits_143_and_releases_its_name(make_config: Callable[..., Path]) -> None:
     config = make_config("terminated")
     run = config.parent / "storage" / "runs" / "small"

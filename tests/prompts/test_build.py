@@ -236,6 +236,7 @@ def test_pool_that_is_complete_is_found_and_not_built_again(built):
     assert stamps(built.storage / "pools") == before
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_pool_with_too_many_failures_keeps_answers_and_is_built_from_them_later(
     ray_cluster, open_at, tmp_path

@@ -88,6 +88,7 @@ def test_budget_is_never_exceeded_and_nothing_paid_is_sent_again(run):
         assert len(lines) == len(store.read())
 
 
+@pytest.mark.slow
 def test_generation_ends_when_llms_repeat_themselves(run):
     stop = {"new_share": 0.02, "round": 256}
     generated = run({}, per_llm=2000, stop=stop)
