@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 import yaml
 
-from paft_ray.cli.grammar import SUBMIT, options_of, parse
+from paft_ray.cli.grammar import COMPARE, RUNS, SUBMIT, options_of, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
@@ -21,6 +21,7 @@ from paft_ray.config.loading import dump_config, load_config
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
+from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ def call(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger().addHandler(logging.NullHandler())  # without one, errors are printed
     try:
+        if options.verb in (RUNS, COMPARE):
+            return _look(options)
         config = load_config(options.config, options.overrides)
         if options.print_config:
             tree = dump_config(config)
@@ -54,6 +57,23 @@ def call(arguments: Sequence[str]) -> int:
         return write_error(sys.stderr, error, 2)
     except KeyboardInterrupt:  # before or after the work, or a second one during it
         return 130
+
+
+def _look(options: argparse.Namespace) -> int:
+    """Do a command about what is on a storage."""
+    from paft_ray.pipeline.comparing import compare_runs
+    from paft_ray.pipeline.listing import list_runs
+
+    with open_streams(options.json) as streams:
+        try:
+            storage = Storage.open(options.storage)
+            looks = options.verb == RUNS
+            result = list_runs(storage) if looks else compare_runs(storage, options.names)
+        except PaftError as error:
+            return write_error(streams.stderr, error, 2)
+        text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
+        write(streams.stdout, text + "\n")
+    return 0
 
 
 def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:

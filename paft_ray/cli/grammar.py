@@ -14,6 +14,8 @@ from paft_ray.pipeline.perform import Options
 from paft_ray.pipeline.verbs import VERBS
 
 SUBMIT = "submit"
+RUNS, COMPARE = "runs", "compare"
+"""Commands about what is on a storage, which take no configuration."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,6 +32,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
+    if options.verb in (RUNS, COMPARE):
+        _take_storage(parser, options, rest)
+        return options
     options.for_job = []
     if options.verb == SUBMIT:
         options.for_job = [word for word in rest if word.startswith("-")]
@@ -39,6 +44,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     options.overrides += rest  # overrides behind an option
     return options
+
+
+def _take_storage(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, rest: Sequence[str]
+) -> None:
+    """Take `storage=` from among the names, as other commands take overrides."""
+    words = [*options.names, *rest]
+    options.names = [word for word in words if "=" not in word and not word.startswith("-")]
+    given = [word for word in words if word not in options.names]
+    if wrong := [word for word in given if not word.startswith("storage=")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if options.verb == RUNS and options.names:
+        parser.error(f"unrecognized arguments: {' '.join(options.names)}")
+    options.storage = given[-1].removeprefix("storage=") if given else "storage"
 
 
 def options_of(parsed: argparse.Namespace) -> Options:
@@ -71,6 +90,18 @@ def build_parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="discard what another configuration left under this run's name",
             )
+    about_storage = {
+        RUNS: "list the runs and searches on a storage",
+        COMPARE: "compare the models of several runs that share prompts and examples",
+    }
+    for name, help in about_storage.items():
+        sub = verbs.add_parser(name, help=help, description=help)
+        sub.add_argument(
+            "names", nargs="*", metavar="storage=PLACE" if name == RUNS else "RUN",
+            help="folder or URI (default: storage)" if name == RUNS
+            else "names of runs, and storage=PLACE (default: storage)",
+        )  # fmt: skip
+        sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     _add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
     return parser
 

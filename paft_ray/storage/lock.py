@@ -92,6 +92,12 @@ def lock(
             folder.delete(LOCK_FILE)
 
 
+def is_held(folder: Storage) -> bool:
+    """Return whether a live process holds the lock of a folder."""
+    held = _read(folder)
+    return held is not None and _is_live(held, _Holder(socket.gethostname(), os.getpid(), ""))
+
+
 @contextmanager
 def _renewed(folder: Storage, mine: _Holder, what: str, lost: threading.Event) -> Iterator[None]:
     """Renew a lock during the block in a thread, which stops the block where the lock is lost."""

@@ -197,6 +197,12 @@ class Storage:
         paths = [self.path(name) for name in names]
         return [info.size for info in self.filesystem.get_file_info(paths)]
 
+    def changed(self, names: Iterable[str]) -> str:
+        """When the newest of some files was written, as a date and time in UTC; empty for none."""
+        infos = self.filesystem.get_file_info([self.path(name) for name in names])
+        times = [info.mtime for info in infos if info.mtime is not None]
+        return f"{max(times):%Y-%m-%d %H:%M}" if times else ""
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file; readers see all of it or nothing."""
         target = self.path(name)

@@ -18,6 +18,7 @@ from paft_ray.cli import call
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
+from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.perform import open_context
 from paft_ray.pipeline.run import evaluate
 from paft_ray.pipeline.variants import prompts_by_variant
@@ -106,7 +107,8 @@ def test_stored_scores_are_found_part_by_part(stored_2: Path) -> None:
     for lost in ("manifest.json", "summary.json", "scores.parquet"):
         (run / lost).rename(stored_2 / lost)
     parts = files(run / "scores")
-    evaluate(open_context(config_of("from-files")))
+    with ModelCheckProcess() as checks:
+        evaluate(open_context(config_of("from-files")), checks)
     assert files(run / "scores") == parts
     assert (run / "scores.parquet").read_bytes() == (stored_2 / "scores.parquet").read_bytes()
 

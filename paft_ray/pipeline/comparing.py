@@ -1,0 +1,158 @@
+"""`paft compare`: models of several runs in one table, on the prompts and examples they share.
+
+Every two models are compared by pairs of prompt and example. Not covered: runs of which a part was
+scored, whose figures are estimates, and differences between the seeds of trainings.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from paft_ray.config import BASE
+from paft_ray.config.errors import ConfigError
+from paft_ray.evaluation.figures import figures_of
+from paft_ray.evaluation.summary import summarise
+from paft_ray.pipeline.perform import Result
+from paft_ray.report import results_table, write_report
+from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.paths import Storage, to_json, to_parquet
+
+_FILES = ("config.json", "summary.json", "scores.parquet", "prompts.parquet", "examples.parquet")
+_SAME = ("answer_end", "stop")
+"""What must be graded alike."""
+
+
+def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
+    """Compare the models of some runs; writes a report under `comparisons/`.
+
+    Args:
+        storage: Holds the runs.
+        names: Names of two runs or more.
+
+    Raises:
+        ConfigError: A run is not there or not measured, or two cannot be compared.
+    """
+    if len(set(names)) < 2:
+        raise ConfigError(f"{' '.join(names)}: name two different runs or more to compare")
+    runs = {name: storage.child("runs", name) for name in names}
+    for name, folder in runs.items():
+        if missing := [file for file in _FILES if not folder.exists(file)]:
+            raise ConfigError(
+                f"{name}: {folder.path(missing[0])} is not there; name a run whose evaluation is "
+                "finished (`paft runs` lists them)"
+            )
+    summaries = {name: folder.read_json("summary.json") for name, folder in runs.items()}
+    first = names[0]
+    for name in names[1:]:
+        _require_alike(first, summaries[first], name, summaries[name])
+    tables = {name: _scores(folder, summaries[name]) for name, folder in runs.items()}
+    for name in names[1:]:
+        _require_shared(first, tables[first], name, tables[name])
+    table, labels, again = _together(tables, summaries)
+    thresholds = [float(f.threshold) for f in figures_of(summaries[first]) if f.threshold]
+    seeds = min((s["seeds"] for s in summaries.values() if s["seeds"]), key=len, default=[])
+    others = [label for label in labels if label != BASE]
+    summary = summarise(table, labels, thresholds, seeds, {}, subjects=others)
+    summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
+    summary["runs"] = list(names)
+    folder = storage.child("comparisons", _folder_name(names))
+    _write(folder, runs[first], table, summary, names)
+    report = write_report(folder)
+    once = [f"{label}: the same answers as {known}, shown once" for label, known in again]
+    text = "\n".join([results_table(summary), *once, "", f"report:  {report}"])
+    return Result(summary, text)
+
+
+def _require_alike(
+    one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any]
+) -> None:
+    for name, summary in ((one, first), (other, second)):
+        if "scored_share" in summary:
+            raise ConfigError(
+                f"{name}: {summary['scored_share']:.0%} of its grid was scored, and estimates "
+                "cannot be paired: evaluate it without evaluation.estimate"
+            )
+    for key in _SAME:
+        if first.get(key) != second.get(key):
+            raise ConfigError(
+                f"{other}: its answers were graded with task.{key} {second.get(key)}, those of "
+                f"{one} with {first.get(key)}: evaluate both alike"
+            )
+
+
+def _scores(folder: Storage, summary: Mapping[str, Any]) -> pa.Table:
+    """The scores of a run on test prompts, of the models in its summary."""
+    table = folder.read_table("scores.parquet")
+    labels = pa.array(list(summary["models"]))
+    kept = pc.is_in(table["variant"], labels)
+    return table.filter(pc.and_(kept, pc.equal(table["split"], "test")))
+
+
+def _require_shared(one: str, first: pa.Table, other: str, second: pa.Table) -> None:
+    for column, what, remedy in (
+        ("prompt_id", "held-out prompts", "the same pool: prompts, seed and prompts.split alike"),
+        ("example_id", "test examples", "the same task: data, seed and evaluation.examples alike"),
+    ):
+        mine, theirs = (set(table[column].to_pylist()) for table in (first, second))
+        if mine != theirs:
+            raise ConfigError(
+                f"{other}: it shares {len(mine & theirs)} of its {len(theirs)} {what} with {one}, "
+                f"which has {len(mine)}, so that nothing can be paired: give both {remedy}"
+            )
+
+
+def _together(
+    tables: Mapping[str, pa.Table], summaries: Mapping[str, Mapping[str, Any]]
+) -> tuple[pa.Table, list[str], list[tuple[str, str]]]:
+    """All scores under labels of their own, the labels, and models with another one's answers.
+
+    A model of the same label and answers in several runs is there once.
+    """
+    parts: list[pa.Table] = []
+    again: list[tuple[str, str]] = []
+    seen: dict[str, str] = {}
+    for name, table in tables.items():
+        for label in summaries[name]["models"]:
+            own = table.filter(pc.equal(table["variant"], label))
+            content = own.select(["seed", "prompt_id", "example_id", "prediction", "correct"])
+            order = [(column, "ascending") for column in content.column_names]
+            found = fingerprint(label, content.sort_by(order).to_pylist())
+            if found in seen:
+                again.append((f"{name} {label}", seen[found]))
+                continue
+            called = label if label == BASE and BASE not in seen.values() else _label(name, label)
+            if called in seen.values():
+                raise ConfigError(f"{name}: two models would be called {called}: rename a run")
+            seen[found] = called
+            at = own.column_names.index("variant")
+            renamed = pa.array([called] * own.num_rows, pa.string())
+            parts.append(own.set_column(at, "variant", renamed))
+    return pa.concat_tables(parts, promote_options="default"), list(seen.values()), again
+
+
+def _label(run: str, label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", f"{run} {label}".lower()).strip("_")
+
+
+def _folder_name(names: Sequence[str]) -> str:
+    joined = "--".join(names)
+    return joined if len(joined) <= 100 else f"{joined[:80]}--{fingerprint(list(names))[:12]}"
+
+
+def _write(
+    folder: Storage,
+    first: Storage,
+    table: pa.Table,
+    summary: Mapping[str, Any],
+    names: Sequence[str],
+) -> None:
+    config = first.read_json("config.json").get("config", {})
+    about = {"config": {"task": config.get("task", {})}, "compared": ", ".join(names)}
+    folder.write_bytes("config.json", to_json(about))
+    for name in ("prompts.parquet", "examples.parquet"):
+        folder.write_bytes(name, first.read_bytes(name))
+    folder.write_bytes("scores.parquet", to_parquet(table))
+    folder.write_bytes("summary.json", to_json(dict(summary)))
