@@ -9,7 +9,8 @@ estimate_cells.py  which part: evenly first, then more of the weakest prompts; p
 goal.py            the figure by which trials and checkpoints are chosen; pure
 summary.py         from the scores table to `summary.json`; pure
 predictors.py      scores of one model under one prompt on some examples; no Ray
+units.py           the grid cut into units, and what each is kept under; no Ray
 grid.py            Ray Data: the whole grid over actors that hold the model
-subjects.py        the base model and what was trained, evaluated on test prompts
+subjects.py        the base model, what was trained and other models, evaluated on test prompts
 selection.py       the single prompt that a careful user would have picked
 """

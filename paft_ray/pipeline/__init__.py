@@ -3,10 +3,13 @@
 verbs.py      the Python API: one function per verb
 perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch
+subjects.py   checks of the models under `evaluation.subjects`
 trust.py      models whose own Python files may run
 nodes.py      checks on every node of a joined cluster
 gpus.py       memory of this node's GPUs
 plan.py       the work and the needs of a run, without doing it
 run.py        pool, trainings, evaluation, report
 variants.py   the prompts that each variant trains on
+listing.py    `paft runs`: what is on a storage
+comparing.py  `paft compare`: models of several runs in one paired table
 """
