@@ -97,7 +97,7 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
 
 def _perform(work: Work, streams: Streams) -> Result | int:
     """The result of the work, or the exit code where it failed."""
-    screen, folder = work.context.screen, work.context.run_folder
+    screen, folder = work.context.screen, work.context.results_folder
     new = not folder.exists()
     termination = _Termination()
     with log_file(folder) if work.verb.logged else nullcontext(None) as log:

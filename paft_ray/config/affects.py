@@ -31,7 +31,7 @@ PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 2}
 lint 2: braces that are no slots are text, and brackets too in what a user wrote. parse 2: answers
 of LLMs without reasoning, and none that was cut off, filtered or refused.
 """
-_OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "examples", "weights", "scores", "run")
+OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "examples", "weights", "scores", "run")
 
 
 def affecting(section: Section, *targets: Target) -> dict[str, Any]:
@@ -46,13 +46,13 @@ def affecting(section: Section, *targets: Target) -> dict[str, Any]:
 
 def result_fields(config: Section) -> dict[str, Any]:
     """The fields that change a run's results: all but names, places, and how work is spread."""
-    return affecting(config, *_OF_A_RUN)
+    return affecting(config, *OF_A_RUN)
 
 
 def older_rules(results_from: Mapping[str, Any]) -> list[Target]:
     """What a run, from its recorded `result_fields`, was made by another rule of than today's."""
     made_by = results_from.get("rules", {})
-    return [target for target in _OF_A_RUN if made_by.get(target, 1) != RULES.get(target, 1)]
+    return [target for target in OF_A_RUN if made_by.get(target, 1) != RULES.get(target, 1)]
 
 
 def recorded_fields(config: Section) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Every field declares what it affects: by its own annotation (`affects`), or by t
 class that defines it. A class with an undeclared field cannot be defined.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -110,6 +111,23 @@ class Section(BaseModel):
                 raise TypeError(f"{cls.__name__}.{name} does not say what it affects")
             known[name] = note
         cls.declared = {name: known[name] for name in cls.model_fields}
+
+
+NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+
+
+def folder_name(name: str) -> str:
+    """Return a name that a folder has.
+
+    Raises:
+        ValueError: It cannot have it.
+    """
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            "a name has up to 63 of a-z, 0-9, '.', '_', '-' and starts and ends "
+            "with a letter or digit"
+        )
+    return name
 
 
 def _differ(seeds: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from paft_ray.config.base import Section, WorkersConfig, affects
+from paft_ray.config.base import Section, WorkersConfig, affects, folder_name
 from paft_ray.config.subjects import SubjectConfig
 
 
@@ -19,6 +19,9 @@ class EstimateConfig(Section, affects="run"):
 class EvaluationConfig(Section, affects="run"):
     """Prompts x examples, on prompts that were never trained on."""
 
+    name: Annotated[str | None, affects("nothing", neutral=None)] = None
+    """A further evaluation of a run that was trained before, with settings of its own about
+    evaluation: `paft evaluate` keeps it below the run's folder, beside the run's own results."""
     examples: int | None = Field(default=None, ge=1)
     """Test examples to use; all by default."""
     prompts: int | None = Field(default=None, ge=1)
@@ -48,6 +51,11 @@ class EvaluationConfig(Section, affects="run"):
     other batches round otherwise, so that texts then depend on the kind of GPU."""
     workers: WorkersConfig = WorkersConfig()
     """Actors that score; their `gpus` are by default those of `train.workers`."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str | None) -> str | None:
+        return None if name is None else folder_name(name)
 
     @field_validator("top_thresholds")
     @classmethod

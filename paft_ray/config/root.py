@@ -1,12 +1,11 @@
 """The whole configuration, and the combinations that cannot work."""
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import NOTHING, Section, Seeds, affects
+from paft_ray.config.base import NOTHING, Section, Seeds, affects, folder_name
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
@@ -14,8 +13,6 @@ from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
 from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, Training, VariantConfig
-
-NAME_PATTERN = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 def _at(tree: Any, *keys: str) -> Any:
@@ -82,12 +79,7 @@ class Config(Section, affects="run"):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not NAME_PATTERN.fullmatch(name):
-            raise ValueError(
-                "a name has up to 63 of a-z, 0-9, '.', '_', '-' and starts and ends "
-                "with a letter or digit"
-            )
-        return name
+        return folder_name(name)
 
     @field_validator("variants")
     @classmethod

@@ -1,6 +1,7 @@
 """Whole commands: variants, checks, plan, run, and one function per verb.
 
 verbs.py      the Python API: one function per verb
+verb_checks.py  what each verb refuses before anything is written
 perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch
 subjects.py   checks of the models under `evaluation.subjects`

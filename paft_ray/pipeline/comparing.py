@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paft_ray.config import BASE
+from paft_ray.config.base import NAME_PATTERN
 from paft_ray.config.errors import ConfigError
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.evaluation.summary import summarise
 from paft_ray.pipeline.perform import Result
 from paft_ray.report import results_table, write_report
+from paft_ray.runs.context import EVALUATIONS
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
 
@@ -30,14 +32,14 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
 
     Args:
         storage: Holds the runs.
-        names: Names of two runs or more.
+        names: Names of two runs or more; `RUN/EVALUATION` is a further evaluation.
 
     Raises:
         ConfigError: A run is not there or not measured, or two cannot be compared.
     """
     if len(set(names)) < 2:
         raise ConfigError(f"{' '.join(names)}: name two different runs or more to compare")
-    runs = {name: storage.child("runs", name) for name in names}
+    runs = {name: _folder(storage, name) for name in names}
     for name, folder in runs.items():
         if missing := [file for file in _FILES if not folder.exists(file)]:
             raise ConfigError(
@@ -66,6 +68,15 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     return Result(summary, text)
 
 
+def _folder(storage: Storage, name: str) -> Storage:
+    run, _, evaluation = name.partition("/")
+    parts = (run, EVALUATIONS, evaluation) if evaluation else (run,)
+    for part in parts:
+        if not NAME_PATTERN.fullmatch(part):
+            raise ConfigError(f"{name}: is no name of a run; `paft runs` lists them")
+    return storage.child("runs", *parts)
+
+
 def _require_alike(
     one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any]
 ) -> None:
@@ -86,9 +97,8 @@ def _require_alike(
 def _scores(folder: Storage, summary: Mapping[str, Any]) -> pa.Table:
     """The scores of a run on test prompts, of the models in its summary."""
     table = folder.read_table("scores.parquet")
-    labels = pa.array(list(summary["models"]))
-    kept = pc.is_in(table["variant"], labels)
-    return table.filter(pc.and_(kept, pc.equal(table["split"], "test")))
+    kept = pc.field("variant").isin(list(summary["models"]))
+    return table.filter(kept & (pc.field("split") == "test"))
 
 
 def _require_shared(one: str, first: pa.Table, other: str, second: pa.Table) -> None:
@@ -116,7 +126,7 @@ def _together(
     seen: dict[str, str] = {}
     for name, table in tables.items():
         for label in summaries[name]["models"]:
-            own = table.filter(pc.equal(table["variant"], label))
+            own = table.filter(pc.field("variant") == label)
             content = own.select(["seed", "prompt_id", "example_id", "prediction", "correct"])
             order = [(column, "ascending") for column in content.column_names]
             found = fingerprint(label, content.sort_by(order).to_pylist())
@@ -138,7 +148,7 @@ def _label(run: str, label: str) -> str:
 
 
 def _folder_name(names: Sequence[str]) -> str:
-    joined = "--".join(names)
+    joined = "--".join(name.replace("/", "-") for name in names)
     return joined if len(joined) <= 100 else f"{joined[:80]}--{fingerprint(list(names))[:12]}"
 
 

@@ -8,6 +8,7 @@ from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation.figures import MEAN, STD, WORST
 from paft_ray.pipeline.perform import Result
 from paft_ray.report.tables import display_name, main_label
+from paft_ray.runs.context import EVALUATIONS
 from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.lock import is_held
 from paft_ray.storage.paths import Storage
@@ -20,6 +21,7 @@ class StoredRun:
     """One folder of `runs/`."""
 
     name: str
+    """`RUN`, or `RUN/EVALUATION` for a further evaluation."""
     kind: str
     """`run` or `search`."""
     state: str
@@ -47,8 +49,11 @@ def list_runs(storage: Storage) -> Result:
 def _stored(runs: Storage) -> Iterator[StoredRun]:
     for name in runs.names():
         folder = runs.child(name)
-        if folder.exists("config.json"):
-            yield _read(name, folder)
+        if not folder.exists("config.json"):
+            continue
+        yield _read(name, folder)
+        further = folder.child(EVALUATIONS)
+        yield from (_read(f"{name}/{each}", further.child(each)) for each in further.names())
 
 
 def _read(name: str, folder: Storage) -> StoredRun:

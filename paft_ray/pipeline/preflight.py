@@ -21,7 +21,8 @@ from paft_ray.config import (
     SinglePromptVariant,
     TransformersLLM,
 )
-from paft_ray.config.affects import result_fields
+from paft_ray.config.affects import OF_A_RUN, affecting, result_fields
+from paft_ray.config.base import Target
 from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
 from paft_ray.config.hub import require_hub_model
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded
@@ -35,6 +36,7 @@ from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
+from paft_ray.runs.context import EVALUATIONS
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
@@ -42,6 +44,8 @@ from paft_ray.tracking import check_tracking
 
 RUN_RECORD = "config.json"
 """File of a run's folder that holds its configuration, under the key `config`."""
+_OF_TRAINING: tuple[Target, ...] = ("pool", "answers", "examples", "weights")
+"""What a further evaluation has to share with its run."""
 _SHOWN_CHANGES = 3
 _SHOWN_PROMPTS = 5
 
@@ -104,7 +108,21 @@ def _check_storage(location: str) -> Storage:
 
 
 def _check_identity(config: Config, storage: Storage) -> None:
-    run = storage.child("runs", config.name)
+    run, named = storage.child("runs", config.name), config.evaluation.name
+    if named is None:
+        _compare(config, storage, run, OF_A_RUN)
+        return
+    if not run.exists(RUN_RECORD):
+        raise ConfigError(
+            f"evaluation.name: there is no run {config.name!r} in {storage.root}, of which "
+            f"{named!r} would be a further evaluation: leave the name out, or name the run"
+        )
+    _compare(config, storage, run, _OF_TRAINING)
+    _compare(config, storage, run.child(EVALUATIONS, named), OF_A_RUN)
+
+
+def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[Target]) -> None:
+    """Compare a configuration with the record in a folder, in what affects `targets`."""
     try:
         if not run.exists(RUN_RECORD):
             return
@@ -123,7 +141,7 @@ def _check_identity(config: Config, storage: Storage) -> None:
         ) from error
     try:
         earlier = load_recorded(recorded)
-        before, after = result_fields(earlier), result_fields(config)
+        before, after = affecting(earlier, *targets), affecting(config, *targets)
         if earlier.task.answer_end != config.task.answer_end:  # one of them is left out
             before["task"]["answer_end"] = earlier.task.answer_end
             after["task"]["answer_end"] = config.task.answer_end
@@ -133,11 +151,16 @@ def _check_identity(config: Config, storage: Storage) -> None:
             before, after = record["results_from"], result_fields(config)
     changes = changed_fields(before, after)
     if changes:
+        what, remedy = f"run {config.name!r}", "choose another name, or pass --overwrite"
+        if targets == _OF_TRAINING:
+            remedy = "give a further evaluation what the run was trained with"
+        elif config.evaluation.name is not None:
+            what = f"evaluation {config.name}/{config.evaluation.name}"
+            remedy = "choose another evaluation.name"
         more = len(changes) - _SHOWN_CHANGES
         text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
         raise ConfigError(
-            f"name: run {config.name!r} in {storage.root} has another configuration: {text}; "
-            "choose another name, or pass --overwrite"
+            f"name: {what} in {storage.root} has another configuration: {text}; {remedy}"
         )
 
 

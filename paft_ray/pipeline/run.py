@@ -98,7 +98,7 @@ def evaluate(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
     """
     trained = find_all_trained(context)
     with open_run(context) as (context, tracker):
-        clock = StageClock(context.run_folder)
+        clock = StageClock(context.results_folder)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
             check_subject_lengths(context, pool, checks)

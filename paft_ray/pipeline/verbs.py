@@ -7,7 +7,7 @@ this process has joined, or start their own.
 
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,14 @@ from paft_ray.pipeline.perform import (
     perform,
     prepare,
 )
-from paft_ray.pipeline.preflight import fits_this_machine, this_machine
 from paft_ray.pipeline.subjects import check_subjects
+from paft_ray.pipeline.verb_checks import (
+    check_evaluate,
+    check_plan,
+    check_run,
+    check_search,
+    check_train,
+)
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.runs.opening import refuse_other_content
@@ -69,19 +75,6 @@ def _train(work: Work) -> Result:
     return Result(data, "\n".join(f"{kind}: {entry[kind]}" for entry in data.values()))
 
 
-def _check_train(context: RunContext, options: Options) -> Sequence[Config]:
-    if not context.config.variants:
-        raise ConfigError("variants: [] trains nothing: name a variant, or run `paft evaluate`")
-    return ()
-
-
-def _check_evaluate(context: RunContext, options: Options) -> None:
-    from paft_ray.pipeline.run import find_all_trained
-
-    find_all_trained(context)
-    refuse_other_content(context)
-
-
 def _evaluate(work: Work) -> Result:
     from paft_ray.pipeline.run import evaluate
 
@@ -115,28 +108,6 @@ def _finished_search(context: RunContext) -> Result | None:
     return None if found is None else _search_results(context, found)
 
 
-def _check_search(context: RunContext, options: Options) -> Sequence[Config]:
-    from paft_ray.tuning.settings import check_search, fit_trials, tuning_of
-    from paft_ray.tuning.space import trial_configs
-
-    config, checked = context.config, check_search(context)
-    if named_cluster() is None:
-        tuning = tuning_of(config)
-        fit_trials(config, tuning, trial_configs(config, tuning), [this_machine()])
-    return checked
-
-
-def _check_plan(context: RunContext, options: Options) -> Sequence[Config]:
-    """What the other verbs would refuse; a plan for larger machines than this one may be made."""
-    from paft_ray.tuning.settings import check_search
-
-    if context.config.tuning is None:
-        return ()
-    if fits_this_machine(context.config):
-        return _check_search(context, options)
-    return check_search(context)
-
-
 def _search_results(context: RunContext, found: Mapping[str, Any]) -> Result:
     from paft_ray.report import search_table
 
@@ -147,7 +118,7 @@ def _search_results(context: RunContext, found: Mapping[str, Any]) -> Result:
 def _report(work: Work) -> Result:
     from paft_ray.report import write_report
 
-    folder = work.context.run_folder
+    folder = work.context.results_folder
     if not folder.exists("summary.json"):
         raise ConfigError(
             f"name: there is no finished evaluation in {folder.path()}: run `paft run` or `paft "
@@ -199,7 +170,7 @@ def _export(work: Work) -> Result:
 def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
     from paft_ray.report import results_table
 
-    report_file = _near(context.run_folder.path("report.html"))
+    report_file = _near(context.results_folder.path("report.html"))
     lines = [results_table(summary), "", f"report:  {report_file}"]
     if (place := tracking_place(context.config.tracking, context.storage)) is not None:
         uri = place.uri
@@ -259,12 +230,12 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
 VERBS: Mapping[str, Verb] = {
     "prompts": Verb("build the prompt pool", _prompts),
     "train": Verb(
-        "train the variants of the configuration", _train, trains=True, check=_check_train
+        "train the variants of the configuration", _train, trains=True, check=check_train
     ),
     "evaluate": Verb(
         "evaluate trained variants and other subjects on held-out prompts",
         _evaluate,
-        check=_check_evaluate,
+        check=check_evaluate,
         measures=True,
     ),
     "run": Verb(
@@ -272,6 +243,7 @@ VERBS: Mapping[str, Verb] = {
         _run_all,
         trains=True,
         measures=True,
+        check=check_run,
         finished=_finished_run,
     ),
     "tune": Verb(
@@ -280,7 +252,7 @@ VERBS: Mapping[str, Verb] = {
         trains=True,
         finished=_finished_search,
         reads_test=False,
-        check=_check_search,
+        check=check_search,
     ),
     "report": Verb("write the report of a run again", _report, needs_ray=False, logged=False),
     "export": Verb(
@@ -293,7 +265,7 @@ VERBS: Mapping[str, Verb] = {
         "check everything and say what would be done",
         _plan,
         needs_ray=False,
-        check=_check_plan,
+        check=check_plan,
         plans=True,
         logged=False,
     ),

@@ -57,7 +57,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     The run is complete, and has a manifest, when all its variants are in the summary.
     """
     pool, trained, scores = results.pool, results.trained, results.scores
-    folder, evaluation = context.run_folder, context.config.evaluation
+    folder, evaluation = context.results_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
     more = [subject.label for subject in evaluation.subjects]
     labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained), *more]))
@@ -93,7 +93,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     with context.screen.stage("report") as stage:
         path = write_report(folder)
         stage.finish(path)
-    _write_cards(context, results, summary, tracker)
+    if evaluation.name is None:
+        _write_cards(context, results, summary, tracker)
     _track(folder, summary, tracker)
     if len(trained) == len(context.config.trainings):
         writer = ArtifactWriter(folder)

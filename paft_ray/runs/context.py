@@ -21,6 +21,8 @@ WEIGHTS_RULE = 2
 dtype of the base model's, since 2."""
 EXPERTS_RULE = 2
 """How a mixture's experts multiply where the arithmetic is bf16: 2, in bf16; before, in fp32."""
+EVALUATIONS = "evaluations"
+"""Folder of a run that holds its further evaluations."""
 RUN_KEY = "run"
 """Key of a run's own record in tracking; its trainings are nested below."""
 
@@ -90,6 +92,20 @@ class RunContext:
     def run_folder(self) -> Storage:
         """`runs/<name>/` under the storage."""
         return self.storage.child("runs", self.config.name)
+
+    @property
+    def results_folder(self) -> Storage:
+        """Where an evaluation is kept: the run's folder, or one below for `evaluation.name`."""
+        evaluation = self.config.evaluation.name
+        if evaluation is None:
+            return self.run_folder
+        return self.run_folder.child(EVALUATIONS, evaluation)
+
+    @property
+    def called(self) -> str:
+        """The run's name, with that of its evaluation where it has one."""
+        evaluation = self.config.evaluation.name
+        return self.config.name if evaluation is None else f"{self.config.name}/{evaluation}"
 
     def tracked(self) -> Self:
         """This context with tracking prepared, which may create a sqlite database."""

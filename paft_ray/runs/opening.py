@@ -73,11 +73,11 @@ def open_run(
         ConfigError: Another live process holds the lock, or the folder's content was made from
             other data or weights.
     """
-    folder = context.run_folder
+    folder, evaluation = context.results_folder, context.config.evaluation.name
     content = {"work": "run", **_content(context), **(made_from or {})}
     if not overwrite:
         _refuse_other_content(folder, content)
-    with lock(folder, f"run {context.config.name!r}", show=context.screen.line):
+    with lock(folder, f"run {context.called!r}", show=context.screen.line):
         if folder.exists("config.json"):
             context = context.tracked()
             if not send_waiting(context.tracking):  # of a process that may have died
@@ -93,7 +93,10 @@ def open_run(
         results_from = result_fields(context.config)
         record = {"config": tree, "results_from": results_from, "content": content}
         folder.write_json("config.json", record)
-        tracker = open_tracker(context.tracking, TrackedRun(RUN_KEY, context.config.name))
+        run = TrackedRun(RUN_KEY, context.called)
+        if evaluation is not None:
+            run = TrackedRun(f"evaluation/{evaluation}", context.called, RUN_KEY)
+        tracker = open_tracker(context.tracking, run)
         tracker.log_params(tree)
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"
@@ -125,7 +128,7 @@ def refuse_other_content(context: RunContext, work: str = "run") -> None:
     Raises:
         ConfigError: It was, or the folder holds work of another kind.
     """
-    _refuse_other_content(context.run_folder, {"work": work, **_content(context)})
+    _refuse_other_content(context.results_folder, {"work": work, **_content(context)})
 
 
 def older_rules_of(folder: Storage) -> list[Target]:

@@ -101,7 +101,26 @@ WRONG = [
     ("config", {"name": "x" * 64}, ["name: 'xxx", "63"]),
     ("config", {"name": "../up"}, ["name: '../up'", "starts and ends"]),
     ("config", {"seed": -1}, ["seed: -1", "greater than or equal to 0"]),
-    ("config", {"variants": []}, ["variants: []", "at least 1"]),
+    (
+        "config",
+        {"evaluation": {"subjects": [{"type": "adapter", "name": "paft", "path": "a"}]}},
+        ["evaluation.subjects", "a name of its own"],
+    ),
+    (
+        "evaluation",
+        {"evaluation": {"name": "../other"}},
+        ["evaluation.name: '../other'", "starts and ends"],
+    ),
+    (
+        "adapter subject",
+        {"evaluation": {"subjects": [{"type": "adapter"}]}},
+        ["evaluation.subjects.0.path: missing"],
+    ),
+    (
+        "model subject",
+        {"evaluation": {"subjects": [{"type": "model", "path": "m", "dtype": "int8"}]}},
+        ["evaluation.subjects.0.dtype: 'int8'"],
+    ),
     (
         "config",
         {"variants": [{"type": "paft"}, {"type": "paft"}]},
@@ -476,6 +495,8 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "boundprompts": "bound_prompts",
         "humanprompt": "human_prompt",
         "variantoptions": "variant options",
+        "adaptersubject": "adapter subject",
+        "modelsubject": "model subject",
         "": "config",
     }
     assert {aliases.get(name, name) for name in names} <= covered

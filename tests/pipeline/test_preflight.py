@@ -401,7 +401,9 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     gone = {"workers", "checkpoint", "max_failures", "warm_start"}
     gone |= {"activation_checkpointing", "deterministic", "profile", "validation"}
     assert set(everything["train"]) - set(fields["train"]) == gone
-    assert set(everything["evaluation"]) - set(fields["evaluation"]) == {"workers"}
+    assert set(everything["evaluation"]) - set(fields["evaluation"]) == {
+        "workers", "name", "subjects",
+    }  # fmt: skip
     gone = {"path", "test_path", "splits", "group", "stop"}
     assert set(everything["task"]) - set(fields["task"]) == gone
     gone = {"path", "attention", "trust_remote_code", "chat_template_kwargs", "system"}

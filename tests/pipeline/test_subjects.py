@@ -17,6 +17,8 @@ from paft_ray.cli import call
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline import verbs
+from paft_ray.pipeline.listing import list_runs
+from paft_ray.storage.paths import Storage
 
 TEXTS = [
     "Review: {review}\nLabel:", "{review}\nIs this positive or negative?",
@@ -144,6 +146,21 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
             logprobs_alone(model, folder, text), abs=1e-3
         )
     assert (run / "report.html").is_file()
+    fewer = {**tree, "evaluation": {**tree["evaluation"], "name": "fewer", "examples": 4}}
+    further = verbs.evaluate(load_config(fewer)).data
+    assert (further["examples"], summary["examples"]) == (4, 6)
+    assert json.loads((run / "summary.json").read_text()) == summary
+    assert json.loads((run / "evaluations/fewer/summary.json").read_text()) == further
+    listed = list_runs(Storage.open(tree["storage"])).data["runs"]
+    assert {(each["name"], each["state"]) for each in listed} == {
+        ("small", "complete"), ("small/fewer", "complete"),
+    }  # fmt: skip
+    for changed in (
+        fewer | {"seed": 1},
+        {**fewer, "evaluation": {**fewer["evaluation"], "prompts": 2}},
+    ):
+        with pytest.raises(ConfigError, match=r"further evaluation|another evaluation\.name"):
+            verbs.evaluate(load_config(changed))
     # a finished evaluation is found, and one whose adapter has changed is not
     assert verbs.run(load_config(tree)).data == summary
     weights = virtual / "adapter_model.safetensors"
@@ -199,6 +216,18 @@ def test_adapter_of_another_shape_is_refused_before_anything_starts(
     said = capfd.readouterr().err
     assert "evaluation.subjects.0.path" in said
     assert "lora_A" in said
+    assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.usefixtures("warm_checks")
+def test_further_evaluation_needs_a_run_and_trains_nothing(
+    make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree()), encoding="utf-8")
+    for verb in ("evaluate", "run", "train", "plan"):
+        assert call([verb, str(path), "evaluation.name=more"]) == 2
+        assert "evaluation.name" in capfd.readouterr().err
     assert not (tmp_path / "storage").exists()
 
 
