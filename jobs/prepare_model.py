@@ -2,6 +2,8 @@
 
 import sys
 
+import own_paths  # noqa: F401
+
 from paft_ray.config.loading import load_config
 from paft_ray.models.base_model import prepare_base
 from paft_ray.storage.paths import Storage

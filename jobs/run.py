@@ -5,6 +5,8 @@ ray job submit --working-dir . -- python jobs/run.py jobs/configs/demo.yaml stor
 
 import sys
 
+import own_paths  # noqa: F401
+
 from paft_ray.cli import main
 
 if __name__ == "__main__":

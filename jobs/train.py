@@ -5,6 +5,8 @@ ray job submit --working-dir . -- python jobs/train.py jobs/configs/demo.yaml st
 
 import sys
 
+import own_paths  # noqa: F401
+
 from paft_ray.cli import main
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import adapter_identity, adapters_of, models_of
 from paft_ray.storage.paths import Storage, to_json
 
+_TOKENS = "trainable_token_indices"
+
 
 def evaluate_subjects(
     context: RunContext, pool: PromptPool, trained: Sequence[Subject]
@@ -65,6 +67,8 @@ def _base_for(adapter: StoredAdapter, model: ModelConfig) -> ModelConfig | None:
     """A base model of its own for an adapter that cannot lie beside those of the run's variants."""
     peft, own = model.peft or {}, adapter.config
     alike = peft.get("peft_type") == own["peft_type"] and kept_modules(peft) == kept_modules(own)
+    # after one with trained tokens peft loads none without
+    alike &= not peft.get(_TOKENS) and not own.get(_TOKENS)
     return None if alike else model.model_copy(update={"peft": dict(own)})
 
 

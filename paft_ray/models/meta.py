@@ -101,7 +101,7 @@ def check_stored_adapter(
         check_tensors(adapter, adapted)
     except ConfigError as error:
         reason = str(error).removeprefix("model.peft: ").removeprefix(f"{adapter.where} ")
-        raise ConfigError(f"{adapter.where}: {reason}") from error
+        raise ConfigError(f"{adapter.where} {reason}") from error
     except RuntimeError:  # it computes from weights, as all that prompt learning saves is
         check_virtual_tokens(adapter)
 

@@ -81,6 +81,8 @@ def _require_alike(
     one: str, first: Mapping[str, Any], other: str, second: Mapping[str, Any]
 ) -> None:
     for name, summary in ((one, first), (other, second)):
+        if not summary.get("models"):
+            raise ConfigError(f"{name}: its summary.json names no model: evaluate it again")
         if "scored_share" in summary:
             raise ConfigError(
                 f"{name}: {summary['scored_share']:.0%} of its grid was scored, and estimates "

@@ -53,13 +53,16 @@ def _stored(runs: Storage) -> Iterator[StoredRun]:
             continue
         yield _read(name, folder)
         further = folder.child(EVALUATIONS)
-        yield from (_read(f"{name}/{each}", further.child(each)) for each in further.names())
+        for each in further.names():
+            if further.exists(f"{each}/config.json"):
+                yield _read(f"{name}/{each}", further.child(each))
 
 
 def _read(name: str, folder: Storage) -> StoredRun:
     record, summary = _tree(folder, "config.json"), _tree(folder, "summary.json")
-    config, models = record.get("config", {}), summary.get("models", {})
-    kind = record.get("content", {}).get("work", "run")
+    config, models = _part(record, "config"), _part(summary, "models")
+    task, model = _part(config, "task"), _part(config, "model")
+    kind = _part(record, "content").get("work", "run")
     complete = folder.exists("search.json" if kind == "search" else MANIFEST)
     state = "complete" if complete else "measured" if models else "unfinished"
     figures = {
@@ -71,8 +74,8 @@ def _read(name: str, folder: Storage) -> StoredRun:
         kind,
         "running" if is_held(folder) else state,
         folder.changed(("config.json", "summary.json", MANIFEST, "search.json")),
-        config.get("task", {}).get("name", ""),
-        config.get("model", {}).get("path", "").rstrip("/").rpartition("/")[2],
+        str(task.get("name") or ""),
+        str(model.get("path") or "").rstrip("/").rpartition("/")[2],
         figures,
         main_label(summary) if models else "",
     )
@@ -84,6 +87,12 @@ def _tree(folder: Storage, name: str) -> dict[str, Any]:
     except ArtifactError:
         return {}
     return tree if isinstance(tree, dict) else {}
+
+
+def _part(tree: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of a record; empty where it is damaged."""
+    part = tree.get(name)
+    return part if isinstance(part, dict) else {}
 
 
 def _row(run: StoredRun) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         plan["gpus_each"] = {stage: f"{each:g}" for stage, each in gpus.items()}
     test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
     test_examples = min(len(task.test), evaluation.examples or len(task.test))
-    models = 1 + len(trainings)
+    models = 1 + len(trainings) + len(config.evaluation.subjects)
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     plan["evaluation"] = {
         "models": models,

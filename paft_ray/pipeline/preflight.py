@@ -157,6 +157,10 @@ def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[T
         elif config.evaluation.name is not None:
             what = f"evaluation {config.name}/{config.evaluation.name}"
             remedy = "choose another evaluation.name"
+        elif all(change.startswith("evaluation.") for change in changes):
+            remedy = (
+                "keep both by evaluation.name=NAME with `paft evaluate`, or choose another name"
+            )
         more = len(changes) - _SHOWN_CHANGES
         text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
         raise ConfigError(

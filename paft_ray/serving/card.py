@@ -15,6 +15,7 @@ import yaml
 from paft_ray.config import Config
 from paft_ray.config.loading import dump_config, resolve_path
 from paft_ray.config.visible import markdown, markdown_block, markdown_code, visible
+from paft_ray.prompts.template import parse
 from paft_ray.serving.folder import input_columns
 from paft_ray.serving.record import TrainingRecord
 from paft_ray.tasks import Task
@@ -96,6 +97,7 @@ def render_card(
         task=task,
         prompt=record.prompt.text,
         fields={slot: f"(your {slot})" for slot in task.slots},
+        parts=list(parse(record.prompt.text, task.slots).parts),
         text_column=text_column,
         prompt_column=prompt_column,
         new_tokens=16 if task.choices else config.evaluation.max_new_tokens,

@@ -25,8 +25,15 @@ _REQUIREMENTS = ("paft_ray", "torch", "transformers", "peft")
 
 def input_columns(slots: tuple[str, ...]) -> tuple[str, str]:
     """Return names, which no field has, of the columns for a finished prompt and for a template."""
-    text = "text" if "text" not in slots else "finished_prompt"
-    return text, "prompt" if "prompt" not in slots else "prompt_template"
+    text = _free("text", "finished_prompt", slots)
+    return text, _free("prompt", "prompt_template", slots)
+
+
+def _free(name: str, other: str, slots: tuple[str, ...]) -> str:
+    """Return the name that no slot has: `name`, `other`, or that with underscores."""
+    while name in slots:
+        name, other = other, f"{other}_"
+    return name
 
 
 def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class AnswerModel(PythonModel):
         """Encode a row with every choice, or with a short stand-in for a generated answer."""
         slots, choices = tuple(self._settings["slots"]), self._settings["choices"]
         answers, what = choices or ["a"], f"row {number}"
-        given = {key: value for key, value in row.items() if isinstance(value, str)}
+        given = {k: value for k, value in row.items() if isinstance(value, str) and value.strip()}
         text_column, prompt_column = input_columns(slots)
         if text_column in given:  # a finished prompt is never cut
             text, encoder = given[text_column], replace(self._encoder, overlong="refuse")

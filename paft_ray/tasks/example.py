@@ -46,6 +46,8 @@ class RowCounts:
     groups: int = 0
     """Groups of `task.group` whose rows stay together."""
 
+    unused_splits: str = ""
+    """Names of the source's splits that nothing is read from."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Examples of each split, before `task.max_train_examples`."""
 
@@ -71,6 +73,11 @@ class RowCounts:
             found.append(
                 f"{self.in_held_out} rows were left out of training or validation because held-out "
                 "rows have the same text or group"
+            )
+        if self.unused_splits:
+            found.append(
+                f"of the source these splits are not read: {self.unused_splits}; task.splits "
+                "names what each split is for"
             )
         if self.empty_fields:
             found.append(f"{self.empty_fields} fields hold no value and are read as empty")

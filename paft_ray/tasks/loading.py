@@ -60,6 +60,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         in_held_out=distinct - sum(sizes.values()),
         empty_fields=sum(each.empty_fields for each in read),
         groups=ties.groups,
+        unused_splits=", ".join(source.unused if isinstance(config, CustomTaskConfig) else ()),
         sizes=sizes,
     )
     _refuse_empty(splits, source, config, ties, counts)

@@ -8,7 +8,6 @@ them serves as which. Not covered: the meaning of a row (`loading`).
 import glob
 import itertools
 import json
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +21,17 @@ from paft_ray.tasks.builtin import TaskOutline
 from paft_ray.tasks.example import SPLITS, SplitName
 from paft_ray.tasks.tables import (
     COMPRESSIONS,
+    NARROW,
     READ_TOGETHER,
     TABLE_ENDINGS,
     Row,
     Table,
     read_table,
+    shortest,
     shown,
     table_kind,
 )
 from paft_ray.tasks.values import NamedLabel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,8 @@ class Source:
     test: Iterable[Row] | None
     """Rows of the source's own test split; empty where it has one that is not to be read."""
     where: str
+    unused: tuple[str, ...] = ()
+    """Splits of the source that nothing is read from."""
 
 
 def open_source(
@@ -114,10 +115,9 @@ def _of_splits(sources: Sequence[_Named], outline: TaskOutline, with_test: bool)
         return Source(train.rows, None, (), where)
     if outline.test_split in splits:
         unused = sorted(set(splits) - {outline.train_split, outline.test_split})
-        if unused:
-            logger.info("%s: splits that are not used: %s", where, ", ".join(unused))
-        return Source(train.rows, None, splits[outline.test_split].rows, where)
-    return Source(_only_split(splits, outline.train_split, name).rows, None, None, where)
+        return Source(train.rows, None, splits[outline.test_split].rows, where, tuple(unused))
+    rows = _only_split(splits, outline.train_split, name).rows
+    return Source(rows, None, None, where, tuple(sorted(set(splits) - {outline.train_split})))
 
 
 def _named_parts(
@@ -285,11 +285,13 @@ def _load_saved(folder: Path) -> Any:
 def _dataset_rows(dataset: Any, where: str) -> Iterator[Row]:
     from datasets import ClassLabel
 
+    dataset = dataset.with_format(None)  # a format that was saved with it changes types
     names = {
         column: tuple(feature.names)
         for column, feature in dataset.features.items()
         if isinstance(feature, ClassLabel)
     }
+    narrow = {c: f.dtype for c, f in dataset.features.items() if getattr(f, "dtype", "") in NARROW}
     number = 0
     for batch in dataset.iter(batch_size=READ_TOGETHER):
         columns = list(batch)
@@ -298,6 +300,8 @@ def _dataset_rows(dataset: Any, where: str) -> Iterator[Row]:
             values = dict(zip(columns, cells, strict=True))
             for column, known in names.items():
                 values[column] = _named(values[column], known)
+            for column, dtype in narrow.items():
+                values[column] = shortest(values[column], dtype)
             yield Row(values, f"{where}, row {number}")
 
 

@@ -267,6 +267,21 @@ def _read_tsv(table: Table) -> Iterator[Row]:
     return _read_csv(table, "\t")
 
 
+NARROW = ("float32", "float16")
+"""Types of numbers that have fewer digits than Python's."""
+NARROW_OF_ARROW = {"float": "float32", "halffloat": "float16"}
+
+
+def shortest(value: Any, dtype: str) -> Any:
+    """A number of a column in few bits, with the digits that its author wrote: 33.1 as 33.1.
+
+    Python would show all digits of the nearest number that few bits can hold.
+    """
+    import numpy as np
+
+    return float(str(np.dtype(dtype).type(value))) if isinstance(value, float) else value
+
+
 def _read_parquet(table: Table) -> Iterator[Row]:
     """The rows of a Parquet file."""
     import pyarrow as pa
@@ -278,9 +293,13 @@ def _read_parquet(table: Table) -> Iterator[Row]:
         with pq.ParquetFile(table.path) as file:
             table.check_columns(file.schema_arrow.names)
             columns = None if table.column is None else [table.column]
+            kinds = {f.name: NARROW_OF_ARROW.get(str(f.type), "") for f in file.schema_arrow}
+            narrow = {column: dtype for column, dtype in kinds.items() if dtype}
             for batch in file.iter_batches(batch_size=READ_TOGETHER, columns=columns):
                 for values in batch.to_pylist():
                     number += 1
+                    for column in narrow.keys() & values.keys():
+                        values[column] = shortest(values[column], narrow[column])
                     yield Row(values, f"{table.name}, row {number}")
     except DataError:
         raise

@@ -83,6 +83,24 @@ def test_module_command_takes_no_module_of_the_working_directory(tmp_path):
     assert "no.yaml" in done.stderr
 
 
+def test_job_takes_no_module_of_the_folder_that_it_was_sent_with(tmp_path):
+    """Ray puts that folder first in PYTHONPATH."""
+    project, root = write_project(tmp_path / "project"), Path(__file__).parents[2]
+    for name in ("json.py", "yaml.py", "torch.py", "numpy.py"):
+        (project / name).write_text("raise SystemExit('a file of the project')")
+    for name in ("paft_ray", "jobs"):
+        (project / name).symlink_to(root / name)
+    done = subprocess.run(
+        [sys.executable, "jobs/run.py", "no.yaml"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "no.yaml" in done.stderr
+
+
 PROGRAM = """
 import json, os, sys
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def test_runs_are_listed_with_their_states_and_figures(
     lines = capfd.readouterr().out.splitlines()
     assert len(lines) == 4
     assert any(line.startswith("generated") and "unfinished" in line for line in lines)
+
+
+def test_damaged_folders_do_not_hide_the_others(
+    storage: Path, copy_run: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("a", "null"), ("b", '{"config": null}'), ("c", '{"config": {"task": 3}}')):
+        (copy_run(name) / "config.json").write_text(text)
+    (copy_run("d") / "summary.json").write_text('{"models": {}}')
+    further = copy_run("e") / "evaluations"
+    further.mkdir()
+    (further / "stray").write_text("")
+    (storage / "runs/stray").write_text("")
+    ahead = {"host": "elsewhere", "pid": 1, "token": "x", "renewed": time.time() + 1e7}
+    (copy_run("f") / "lease.json").write_text(json.dumps(ahead))
+    assert call(["runs", f"storage={storage}", "--json"]) == 0
+    runs = {run["name"]: run for run in json.loads(capfd.readouterr().out)["runs"]}
+    assert runs.keys() == {"from-files", "searched", "generated", *"abcdef"}
+    assert runs["f"]["state"] == "complete"
+    assert call(["compare", "from-files", "d", f"storage={storage}"]) == 2
+    assert "names no model" in capfd.readouterr().err
 
 
 def test_storage_without_runs_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,20 @@ TEXTS = [
 ]  # fmt: skip
 
 
+MORE_METHODS = {
+    "TOKENS": {**LORA, "trainable_token_indices": {"embed_tokens": [3, 5]}},
+    "EMBEDDINGS": {**LORA, "target_modules": ["embed_tokens", "q_proj"]},
+    "HEAD": {**LORA, "target_modules": ["lm_head", "q_proj"]},
+    "COPY": {**LORA, "modules_to_save": ["lm_head"]},
+    "VERA": {"peft_type": "VERA", "r": 4, "target_modules": ["q_proj"]},
+    "VBLORA": {
+        "peft_type": "VBLORA", "r": 4, "target_modules": ["q_proj"],
+        "vector_length": 4, "num_vectors": 8,
+    },
+}  # fmt: skip
+"""Methods of which plain peft stores something that others do not."""
+
+
 @pytest.fixture
 def other_model(tmp_path: Path) -> Path:
     """A model of another family with a tokenizer of its own."""
@@ -53,7 +67,7 @@ def adapter_of(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
     def make(method: str) -> Path:
         torch.manual_seed(7)
         base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        peft = {"task_type": "CAUSAL_LM", **METHODS[method]}
+        peft = {"task_type": "CAUSAL_LM", **{**METHODS, **MORE_METHODS}[method]}
         model = get_peft_model(base, get_peft_config(peft))
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -108,21 +122,22 @@ def logprobs_alone(model: Any, folder: Path, context: str) -> list[float]:
 def test_adapters_from_outside_and_another_model_are_measured_as_plain_transformers_does(
     make_tree, adapter_of, other_model: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    lora, virtual = adapter_of("LORA"), adapter_of("PROMPT_TUNING")
+    lora, virtual, tokens = map(adapter_of, ("LORA", "PROMPT_TUNING", "TOKENS"))
     tree = make_tree(
         {"type": "adapter", "name": "outside", "path": str(lora)},
         {"type": "adapter", "name": "soft_prompt", "path": str(virtual)},
         {"type": "model", "name": "gpt", "path": str(other_model), "dtype": "float32"},
+        {"type": "adapter", "name": "tokens", "path": str(tokens)},
     )
     summary = verbs.evaluate(load_config(tree)).data
-    labels = ["base", "outside", "soft_prompt", "gpt"]
+    labels = ["base", "outside", "soft_prompt", "gpt", "tokens"]
     assert list(summary["models"]) == labels
     pairs = {f"{b} - {a}" for n, a in enumerate(labels) for b in labels[n + 1 :]}
     assert summary["differences"].keys() == pairs
     assert all(0 <= entry["p"] <= 1 for entry in summary["differences"].values())
     run = tmp_path / "storage/runs/small"
     scores = pq.read_table(run / "scores.parquet").to_pylist()
-    assert len(scores) == 4 * 3 * 6
+    assert len(scores) == 5 * 3 * 6
     prompts = {
         p["prompt_id"]: p["text"] for p in pq.read_table(run / "prompts.parquet").to_pylist()
     }
@@ -138,6 +153,7 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
         "outside": (read(tiny_model, lora), tiny_model),
         "soft_prompt": (read(tiny_model, virtual), tiny_model),
         "gpt": (read(other_model, None), other_model),
+        "tokens": (read(tiny_model, tokens), tiny_model),
     }
     for row in scores:
         model, folder = plain[row["variant"]]
@@ -217,6 +233,18 @@ def test_adapter_of_another_shape_is_refused_before_anything_starts(
     assert "evaluation.subjects.0.path" in said
     assert "lora_A" in said
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Setting .save_embedding_layers. to .True.:UserWarning")
+@pytest.mark.usefixtures("warm_checks")
+@pytest.mark.parametrize("method", [*METHODS, *MORE_METHODS])
+def test_adapter_of_any_method_that_peft_stored_is_accepted(
+    method: str, make_tree, adapter_of, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree({"type": "adapter", "path": str(adapter_of(method))})))
+    assert call(["plan", str(path), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["evaluation"]["models"] == 2
 
 
 @pytest.mark.usefixtures("warm_checks")

@@ -124,7 +124,9 @@ def test_card_describes_free_text_and_a_single_prompt() -> None:
 def test_code_in_a_card_is_python_whatever_the_prompt_holds(form: Form, path: str) -> None:
     code = card(path=path, form=form).partition("```python\n")[2].partition("\n```\n")[0]
     compile(code, "card", "exec")
-    assert form == "pyfunc" or r'text = "Is it \"good\"?\n{review}\n```\nAnswer:"' in code
+    assert form == "pyfunc" or (
+        r'parts = ["Is it \"good\"?\n", "review", "\n```\nAnswer:"]' in code
+    )
 
 
 HOSTILE = (

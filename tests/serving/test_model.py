@@ -126,6 +126,8 @@ def test_text_and_choices_of_a_row_do_not_depend_on_the_other_rows(make) -> None
     [
         (({"review": "x"}, {"review": None}), "row 1 has no review"),
         (({"foo": "x"},), "row 0 has no review.*column text"),
+        (({"text": ""}, {"review": " "}), "row 0 has no review"),
+        (({"review": "x"}, {"text": " ", "review": ""}), "row 1 has no review"),
         (({"review": "good " * 50},), r"row 0 has \d+ tokens"),
     ],
 )
@@ -151,3 +153,5 @@ def test_overlong_field_is_cut_where_the_task_allows_it_but_no_finished_prompt(
 def test_columns_beside_the_fields_avoid_their_names() -> None:
     assert input_columns(("review",)) == ("text", "prompt")
     assert input_columns(("text", "prompt")) == ("finished_prompt", "prompt_template")
+    for slots in (("text", "finished_prompt"), ("prompt", "prompt_template", "prompt_template_")):
+        assert not set(input_columns(slots)) & set(slots)

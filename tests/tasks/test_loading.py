@@ -181,6 +181,16 @@ def test_splits_when_rows_are_added_move_only_rows_at_a_boundary(tmp_path):
         assert [i for i in ids(small, split) if now[i] == split] == kept
 
 
+@pytest.mark.parametrize(("other", "said"), [("dev", True), ("test", False)])
+def test_split_that_is_not_read_is_named(tmp_path, other: str, said: bool):
+    parts = {"train": colours(40), other: colours(20, start=40)}
+    DatasetDict({k: Dataset.from_list(v) for k, v in parts.items()}).save_to_disk(tmp_path / "set")
+    task = load_task(custom(tmp_path / "set"), 0)
+    sentences = task.rows.sentences()
+    assert any("not read: dev" in text and "task.splits" in text for text in sentences) is said
+    assert sum(task.rows.sizes.values()) == (40 if said else 60)
+
+
 def test_splits_with_another_seed_differ_in_members_and_order(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", colours(200))
     one, other = load_task(custom(path), seed=0), load_task(custom(path), seed=1)

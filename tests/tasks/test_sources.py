@@ -74,6 +74,31 @@ def test_saved_dataset_yields_every_row(tmp_path):
     assert rows[-1].where.endswith("row 1500")
 
 
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+def test_number_of_few_bits_has_the_digits_that_were_written(tmp_path, kind):
+    numbers = [33.1, 0.1, 3.0, None]
+    column = pa.array(numbers, pa.float64()).cast(
+        {"float32": pa.float32(), "float16": pa.float16()}[kind]
+    )
+    pq.write_table(pa.table({"n": column}), tmp_path / "a.parquet")
+    assert [row.values["n"] for row in rows_of(tmp_path / "a.parquet")] == numbers
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"n": datasets.Value(kind)})
+    datasets.Dataset.from_dict({"n": numbers}, features).save_to_disk(tmp_path / "set")
+    assert [row.values["n"] for row in rows_of(tmp_path / "set")] == numbers
+
+
+@pytest.mark.parametrize(
+    "settings", [{"type": "pandas"}, {"type": "numpy"}, {"type": "arrow"}, {"columns": ["text"]}]
+)
+def test_format_that_was_saved_with_a_dataset_changes_no_value(tmp_path, settings):
+    values = [{"text": f"t{n}", "label": n % 2} for n in range(5)]
+    saved(values).with_format(**settings).save_to_disk(tmp_path / "set")
+    found = [row.values for row in rows_of(tmp_path / "set")]
+    assert found == values
+    assert {type(row["label"]) for row in found} == {int}
+
+
 def test_saved_dataset_dict_yields_its_splits(tmp_path):
     datasets = pytest.importorskip("datasets")
     splits = {"train": saved(VALUES), "test": saved(VALUES[:1])}
