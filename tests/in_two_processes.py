@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
-AFTER_RAY = ("tests/training", "tests/tracking")
+AFTER_RAY = ("tests/training",)
 """Folders whose tests without Ray are in the second half, so that both take about as long."""
 
 
