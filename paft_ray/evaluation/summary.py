@@ -91,20 +91,16 @@ def summarise(
         found, more = _estimated(answers, variants, estimate, thresholds)
     models = {
         label: {
-            **as_tree({f: found.values[label].get(f.key) for f in figures if f.computed}),
+            **_figures(found, label, figures),
             **more.get(label, {}),
-            "intervals": _intervals(found, label, figures),
             "seeds": [answers.models[model][1] for model in answers.of(label)],
         }
         for label in variants
     }
-    differences = {
-        _versus(a, b): _difference(found, a, b, figures) for a, b in pairs(variants, subjects)
-    }
     scored_PE = answers.right_MPE[answers.of(variants[0])[0]] >= 0
     return {
         "models": models,
-        "differences": differences,
+        "differences": _differences(found, pairs(variants, subjects), figures),
         "prompts": len(answers.prompt_ids),
         "examples": len(answers.example_ids),
         "seeds": list(seeds),
@@ -148,11 +144,17 @@ def _versus(a: str, b: str) -> str:
     return f"{a} - {b}"
 
 
-def _intervals(
-    found: Resamples | Posterior, label: str, figures: Sequence[Figure]
-) -> dict[str, Any]:
+def _figures(found: Resamples | Posterior, label: str, figures: Sequence[Figure]) -> dict[str, Any]:
+    """Figures of one model, and their intervals."""
+    values = as_tree({f: found.values[label].get(f.key) for f in figures if f.computed})
     known = [figure for figure in figures if figure.key in found.draws[label]]
-    return as_tree({figure: list(found.interval(label, figure)) for figure in known})
+    return values | {"intervals": as_tree({f: list(found.interval(label, f)) for f in known})}
+
+
+def _differences(
+    found: Resamples | Posterior, compared: Sequence[tuple[str, str]], figures: Sequence[Figure]
+) -> dict[str, Any]:
+    return {_versus(a, b): _difference(found, a, b, figures) for a, b in compared}
 
 
 def _difference(

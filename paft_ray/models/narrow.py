@@ -5,7 +5,8 @@ that changes no result: autocast would make the same of it at every use. The exp
 are parameters of their own, whose grouped product autocast leaves alone: stored so, they are
 multiplied in bf16. On CPUs embeddings, norms, the output head and routers that are parameters stay
 in fp32. On GPUs they are in bf16 too: what layers hand to each other then is, and takes half the
-memory traffic. All that is trained stays in fp32.
+memory traffic. What is trained is fp32, but where all weights are trained and files are in bf16:
+there DeepSpeed trains a copy in fp32.
 """
 
 from collections import defaultdict
@@ -44,12 +45,7 @@ class Stored:
     """Whether not only matrices are in 16 bits, but all weights; on GPUs they are anyway."""
 
     @classmethod
-    def of(
-        cls,
-        model: "ModelConfig",
-        arithmetic: str,
-        device: str | None = None,
-    ) -> Self:
+    def of(cls, model: "ModelConfig", arithmetic: str, device: str | None = None) -> Self:
         """As the configuration says, for an arithmetic, which is `model.dtype` resolved."""
         kept = kept_modules(model.peft or {})
         return cls(arithmetic, model.quantization, device, kept)
