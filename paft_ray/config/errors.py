@@ -6,6 +6,7 @@
       DataError          a data set or a row of it cannot be used
       ArtifactError      something on storage is missing, damaged or of another run
       PoolError          the pool has too few prompts, or others than variants need
+      GradeError         a grader of the user's own failed
       LLMError           an LLM or its endpoint failed
       TrainingError      training stopped before bad weights (a loss that is not finite, ...)
         WorkersLostError workers were lost too often
@@ -18,7 +19,19 @@ import os
 
 
 class PaftError(Exception):
-    """Base of all errors raised on purpose; its text states the value, the rule and the remedy."""
+    """Base of all errors raised on purpose; its text states the value, the rule and the remedy.
+
+    The text stays what it was: Ray Data appends advice about its own settings to `args`.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        """Keep the text."""
+        super().__init__(text)
+        self._text = text
+
+    def __str__(self) -> str:
+        """Return the text."""
+        return self._text
 
 
 class ConfigError(PaftError, ValueError):
@@ -39,6 +52,10 @@ class ArtifactError(PaftError, RuntimeError):
 
 class PoolError(PaftError, RuntimeError):
     """The prompt pool cannot be built or used, for example because too few prompts survived."""
+
+
+class GradeError(PaftError, RuntimeError):
+    """A function that grades answers failed, or returned no grade."""
 
 
 class LLMError(PaftError, RuntimeError):

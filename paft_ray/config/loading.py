@@ -257,7 +257,9 @@ def _locate(location: Sequence[int | str]) -> tuple[list[str], dict[str, Any]]:
         if part in variants:
             node = {"$ref": variants[part]}
             continue
-        if part == "[key]":  # pydantic's mark behind a key of a mapping
+        if str(part).startswith("["):  # pydantic's mark behind a key of a mapping, or our tag
+            defined = schema.get("$defs", {})
+            node = defined.get(str(part).strip("[]"), node)
             continue
         keys.append(str(part))
         child = node.get("properties", {}).get(part, node.get("additionalProperties"))

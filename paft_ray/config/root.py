@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, Seeds, affects, folder_name
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
+from paft_ray.config.grade import BETWEEN
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.task import TaskConfig
@@ -142,6 +143,12 @@ class Config(Section, affects="run"):
             raise ValueError(
                 f"tuning.seeds holds seed ({self.seed}), with which trials are trained and chosen: "
                 "name others"
+            )
+        first = next(iter(self.task.grade), None)
+        if self.evaluation.estimate is not None and isinstance(first, BETWEEN):
+            raise ValueError(
+                f"evaluation.estimate is for answers that are right or wrong, and task.grade "
+                f"{first.type} may lie between: leave one of them out"
             )
         self._views_fit()
         if self.train.validation is not None:

@@ -3,11 +3,13 @@
 import re
 import unicodedata
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, affects
+from paft_ray.config.grade import ChoiceGrade, GradeConfigs
 
 PUBLISHED_TASKS = ("boolq", "gsm8k", "hellaswag", "piqa", "race", "sst2", "winogrande")
 FREE_TEXT_TASKS = ("gsm8k",)
@@ -19,8 +21,46 @@ def earlier_answer_end(task: Any) -> str:
     return "ignored" if task.has_choices else "scored"
 
 
+CHOICES_SLOT = "choices"
+"""Slot that shows the choices of a row."""
 Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 """A path, a pattern, or a list of these."""
+
+
+class RowChoices(Section, affects="run"):
+    """The choices of each example, which stand in its row."""
+
+    column: str | None = None
+    """A column that holds a list of them; `a.b` is one inside a struct."""
+    columns: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """Columns that hold one each; where one is empty, that row has fewer."""
+    labels: str | None = None
+    """A column that holds a list of what the answer column calls them, as ARC does."""
+    first: int | str | None = None
+    """What the answer column says for the first choice: 0, 1 or A; the next one is 1, 2 or B. By
+    default it holds the text of a choice, or a letter."""
+    shuffle: bool = False
+    """Put the choices of each row in an order of its own, for data whose right one is always first.
+    It depends on the row alone."""
+
+    @model_validator(mode="after")
+    def _come_from_one_place(self) -> Self:
+        if (self.column is None) == (self.columns is None):
+            raise ValueError("choices stand in one column or in several: give column or columns")
+        if self.labels is not None and (self.columns is not None or self.first is not None):
+            raise ValueError("choices.labels goes with column alone: leave columns and first out")
+        first = self.first
+        if isinstance(first, str) and not (len(first) == 1 and first.isalpha() and first.isascii()):
+            raise ValueError(f"choices.first is {first!r}: give 0, 1 or a letter")
+        return self
+
+
+Choices = Annotated[
+    Annotated[tuple[str, ...], Field(min_length=2), Tag("[list]")]
+    | Annotated[RowChoices, Tag("[RowChoices]")],
+    Discriminator(lambda v: "[RowChoices]" if isinstance(v, Mapping | RowChoices) else "[list]"),
+]
+"""A list, or the places of the choices of each row."""
 
 
 class TaskOptions(Section, affects="run"):
@@ -39,6 +79,10 @@ class TaskOptions(Section, affects="run"):
         tuple[Annotated[str, Field(min_length=1)], ...], affects("scores", neutral=())
     ] = ()
     """Texts at the first of which a free-text answer ends, as it does at the end token."""
+    grade: Annotated[GradeConfigs, affects("scores", neutral=())] = ()
+    """What an answer is worth, between 0 and 1. By default the likeliest choice counts; where there
+    are none, the whole text, or what the built-in task finds in it. Of a list the first one decides
+    wherever something is chosen, the others stand beside it in the results."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the examples kept for choosing (single prompt, Tune)."""
     test_share: float = Field(default=0.2, gt=0, lt=1)
@@ -59,9 +103,30 @@ class TaskOptions(Section, affects="run"):
     def has_choices(self) -> bool:
         """Return whether answers are chosen; otherwise they are free text."""
 
+    @property
+    def generates(self) -> bool:
+        """Return whether texts that the model writes are graded."""
+        return not self.has_choices or any(not isinstance(g, ChoiceGrade) for g in self.grade)
+
+    @property
+    def _ranking(self) -> bool:
+        return any(isinstance(grade, ChoiceGrade) for grade in self.grade)
+
+    @model_validator(mode="after")
+    def _grades_fit(self) -> Self:
+        labels = [grade.label for grade in self.grade]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"grade: {labels} names a grade twice: remove one")
+        if self._ranking and not self.has_choices:
+            raise ValueError(
+                "grade: choice ranks choices, and this task has none: give choices, or grade the "
+                "text (exact, f1, contains, number, pattern or python)"
+            )
+        return self
+
     @model_validator(mode="after")
     def _answers_end(self) -> Self:
-        if self.has_choices and self.stop:
+        if not self.generates and self.stop:
             raise ValueError(
                 f"stop: {list(self.stop)} ends generated answers, and this task has choices, which "
                 "are ranked: leave it out"
@@ -106,8 +171,14 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     inside a column."""
     answer: str
     """The column that holds the answer."""
-    choices: tuple[str, ...] | None = Field(default=None, min_length=2)
-    """All allowed answers, as the model should write them; without them the answer is free text."""
+    choices: Choices | None = None
+    """All allowed answers, as the model should write them; without them the answer is free text.
+    Where each row has its own, `{column: choices.text}` or `{columns: [a, b, c]}`."""
+    choices_as: Annotated[Literal["letters", "texts"], affects("run", neutral="letters")] = (
+        "letters"
+    )
+    """How choices of a row are given: `letters` are answered and stand before the choices in the
+    slot `{choices}`, `texts` are answered themselves, without being shown (cloze)."""
     labels: dict[str, str] | None = None
     """Value of the answer column, as text, to one of `choices`, where the two differ."""
     instructions: tuple[str, ...] = ()
@@ -133,11 +204,38 @@ class CustomTaskConfig(TaskOptions, affects="run"):
         """Return whether answers are chosen; otherwise they are free text."""
         return self.choices is not None
 
+    @property
+    def row_choices(self) -> RowChoices | None:
+        """The places of the choices, where each row has its own."""
+        return self.choices if isinstance(self.choices, RowChoices) else None
+
+    @model_validator(mode="after")
+    def _choices_are_shown(self) -> Self:
+        if self.row_choices is None:
+            if self.choices_as == "texts":
+                raise ValueError(
+                    "choices_as: texts is for choices of each row; all rows have the same here: "
+                    "leave it out"
+                )
+        elif self.choices_as == "letters" and CHOICES_SLOT in self.fields:
+            raise ValueError(
+                f"fields.{CHOICES_SLOT} has the name of the slot that shows the choices of a row: "
+                "give it another one"
+            )
+        elif self.labels is not None:
+            raise ValueError(
+                "labels are for choices that all rows have: name the column of labels in "
+                "choices.labels, or say choices.first"
+            )
+        return self
+
     @field_validator("choices")
     @classmethod
-    def _choices_differ(cls, choices: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _choices_differ(
+        cls, choices: tuple[str, ...] | RowChoices | None
+    ) -> tuple[str, ...] | RowChoices | None:
         seen: dict[str, str] = {}
-        for choice in choices or ():
+        for choice in choices if isinstance(choices, tuple) else ():
             text = " ".join(unicodedata.normalize("NFC", choice).split())
             if not text:
                 raise ValueError(f"{choice!r} is an empty choice: name what the model should write")
@@ -166,10 +264,20 @@ class CustomTaskConfig(TaskOptions, affects="run"):
 
     @model_validator(mode="after")
     def _labels_name_choices(self) -> Self:
+        allowed = self.choices if isinstance(self.choices, tuple) else ()
         for label, choice in (self.labels or {}).items():
-            if choice not in (self.choices or ()):
+            if choice not in allowed:
                 raise ValueError(f"labels.{label} is {choice!r}, which is not one of choices")
         return self
+
+
+def shows_choices(task: TaskOptions) -> bool:
+    """Return whether the slot `{choices}` shows those of each row."""
+    return (
+        isinstance(task, CustomTaskConfig)
+        and task.row_choices is not None
+        and task.choices_as == "letters"
+    )
 
 
 TaskConfig = Annotated[BuiltinTaskConfig | CustomTaskConfig, Field(discriminator="type")]

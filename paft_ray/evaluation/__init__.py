@@ -8,6 +8,7 @@ estimate.py        the whole grid's figures from a part of it; pure
 estimate_cells.py  which part: evenly first, then more of the weakest prompts; pure
 goal.py            the figure by which trials and checkpoints are chosen; pure
 summary.py         from the scores table to `summary.json`; pure
+scores.py          what a model said, graded: records and their table
 predictors.py      scores of one model under one prompt on some examples; no Ray
 units.py           the grid cut into units, and what each is kept under; no Ray
 grid.py            Ray Data: the whole grid over actors that hold the model

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
+from paft_ray.evaluation.figures import FURTHER
 from paft_ray.evaluation.metrics import AnswerGrid
+from paft_ray.evaluation.scores import further_grades, grades_of
 
 COLUMNS = ("variant", "seed", "split", "prompt_id", "example_id", "prediction", "correct")
 """Columns of every scores table."""
@@ -29,8 +31,8 @@ class Answers:
     """Label and seed of each model, sorted."""
     prompt_ids: tuple[str, ...]
     example_ids: tuple[str, ...]
-    right_MPE: NDArray[np.int8]
-    """1 where the answer is right, 0 where it is wrong, -1 where nothing was scored."""
+    grade_MPE: NDArray[np.float64]
+    """What the answer is worth, from 0 to 1; nan where nothing was scored."""
     prediction_MPE: NDArray[np.int32]
     """Index into `predictions`, -1 where nothing was scored."""
     predictions: tuple[str, ...]
@@ -38,7 +40,7 @@ class Answers:
     confidence_MPE: NDArray[np.float64] | None
     """Probability of the answer among the choices; None for free text."""
     numbers_MPE: Mapping[str, NDArray[np.float64]]
-    """By column of `NUMBERS` its values, of those that all rows have."""
+    """By column of `NUMBERS`, and by further grade, its values, of those that all rows have."""
     even_MPE: NDArray[np.bool_]
     """Whether a pair was chosen for scoring without regard to other answers."""
 
@@ -48,20 +50,24 @@ class Answers:
 
     def accuracy(self, label: str) -> NDArray[np.float64]:
         """Accuracy per seed and prompt: shape [S, P], nan where nothing was scored."""
-        right_SPE = self.right_MPE[self.of(label)]
-        scored_SP = (right_SPE >= 0).sum(axis=2)
-        right_SP = (right_SPE == 1).sum(axis=2)
-        return np.where(scored_SP > 0, right_SP / np.maximum(scored_SP, 1), np.nan)
+        grade_SPE = self.grade_MPE[self.of(label)]
+        scored_SP = self.scored_MPE[self.of(label)].sum(axis=2)
+        return np.where(scored_SP > 0, np.nansum(grade_SPE, 2) / np.maximum(scored_SP, 1), np.nan)
 
-    def correct(self, label: str) -> NDArray[np.bool_]:
-        """A mask of the right answers of a label's models, by seed: shape [S, P, E]."""
-        return self.right_MPE[self.of(label)] == 1
+    @property
+    def scored_MPE(self) -> NDArray[np.bool_]:  # noqa: N802
+        """A mask of what was scored."""
+        return ~np.isnan(self.grade_MPE)
+
+    def grades(self, label: str) -> NDArray[np.float64]:
+        """The grades of a label's models, by seed: shape [S, P, E]."""
+        return self.grade_MPE[self.of(label)]
 
     def grid(self, model: int) -> AnswerGrid:
         """The answers of one model that was scored as a whole."""
         confidence = self.confidence_MPE
         return AnswerGrid(
-            self.right_MPE[model] == 1,
+            self.grade_MPE[model],
             self.prediction_MPE[model],
             None if confidence is None else confidence[model],
             {column: number_MPE[model] for column, number_MPE in self.numbers_MPE.items()},
@@ -111,11 +117,14 @@ def read_answers(
         models,
         prompt_ids,
         example_ids,
-        spread(rows["correct"].to_numpy().astype(np.int8), -1),
+        spread(grades_of(rows), np.nan),
         spread(prediction.astype(np.int32), -1),
         predictions,
         None if confidence is None else spread(confidence),
-        {column: spread(values) for column, values in known.items() if values is not None},
+        {
+            **{column: spread(values) for column, values in known.items() if values is not None},
+            **{f"{FURTHER}{n}": spread(grade_N) for n, grade_N in enumerate(further_grades(rows))},
+        },
         spread(np.ones(rows.num_rows, bool) if look is None else look == 0),
     )
 
@@ -134,7 +143,7 @@ def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) 
     for label in labels:
         if not answers.of(label):
             raise DataError(f"variant {label!r} has no scores: evaluate it first")
-    scored_MPE = answers.right_MPE >= 0
+    scored_MPE = answers.scored_MPE
     for (label, _), scored_PE in zip(answers.models, scored_MPE, strict=True):
         if scored_PE.any(-1).all() and (scored_PE.any(0).all() or not whole):
             continue
@@ -182,9 +191,13 @@ def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
     known = "choice_logprobs" in rows.column_names and not rows["choice_logprobs"].null_count
     if not known or rows.num_rows == 0:
         return None
-    logprobs = rows["choice_logprobs"].combine_chunks().flatten().to_numpy()
-    logprobs_C = logprobs.astype(np.float64).reshape(rows.num_rows, -1)
-    return 1 / np.exp(logprobs_C - logprobs_C.max(axis=1, keepdims=True)).sum(axis=1)
+    column = rows["choice_logprobs"].combine_chunks()
+    logprobs = column.flatten().to_numpy().astype(np.float64)
+    count_N = column.value_lengths().to_numpy()
+    row = np.repeat(np.arange(len(count_N)), count_N)
+    first_N = np.cumsum(count_N) - count_N
+    likeliest_N = np.maximum.reduceat(logprobs, first_N)
+    return 1 / np.bincount(row, np.exp(logprobs - likeliest_N[row]))
 
 
 def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:

@@ -9,6 +9,7 @@ Shapes: S seeds, P prompts, E examples, R resamples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +60,7 @@ class Resamples:
 
 
 def resample(
-    correct: Mapping[str, NDArray[np.bool_]],
+    grades: Mapping[str, NDArray[Any]],
     resamples: int = 2000,
     seed: int = 0,
     thresholds: Sequence[float] = (),
@@ -72,7 +73,7 @@ def resample(
     over S values sees (S - 1) / S of their variance.
 
     Args:
-        correct: Label to whether the answers are right: [P, E], or [S, P, E].
+        grades: Label to the grades of the answers, from 0 to 1: [P, E], or [S, P, E].
         resamples: Number of resamples.
         seed: Seed of the resamples.
         thresholds: Accuracies for Top@t.
@@ -81,7 +82,7 @@ def resample(
     Raises:
         DataError: A grid is empty, or two are not of the same prompts and examples.
     """
-    grids = {label: _with_seeds(grid) for label, grid in correct.items()}
+    grids = {label: _with_seeds(grid) for label, grid in grades.items()}
     prompts, examples = next(iter(grids.values())).shape[1:]
     for grid_SPE in grids.values():
         if grid_SPE.shape[1:] != (prompts, examples):
@@ -164,6 +165,6 @@ def interval(
     return float(low), float(high)
 
 
-def _with_seeds(correct: NDArray[np.bool_]) -> NDArray[np.float64]:
-    require_grid(correct)
-    return correct.reshape(-1, *correct.shape[-2:]).astype(np.float64)
+def _with_seeds(grades: NDArray[Any]) -> NDArray[np.float64]:
+    require_grid(grades)
+    return grades.reshape(-1, *grades.shape[-2:]).astype(np.float64)

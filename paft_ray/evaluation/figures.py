@@ -10,6 +10,7 @@ are between 0 and 1 in files, and shown in percent.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,9 @@ from paft_ray.evaluation.metrics import (
     pairwise_agreement,
     std_by_chance,
 )
+
+FURTHER = "further_grade_"
+"""Beginning of the names of further grades among an answer's numbers, before their place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ class Figure:
     of_answers: Callable[[WeightedAnswers], Floats | None] | None = None
     """Computes it from answers; None where they lack what it needs."""
     of_grid: Callable[[Floats], float] | None = None
-    """Computes it from whether each answer is right, [P, E]; such a figure has no interval."""
+    """Computes it from the grade of each answer, [P, E]; such a figure has no interval."""
 
     @property
     def computed(self) -> bool:
@@ -280,14 +284,36 @@ def top(threshold: float | str) -> Figure:
     )
 
 
-def all_figures(thresholds: Sequence[float | str] = ()) -> tuple[Figure, ...]:
-    """All figures, Top@t among them."""
-    return (*FIGURES, *map(top, thresholds))
+def further_grade(number: int, label: str) -> Figure:
+    """The mean of a grade that stands beside the one that decides.
+
+    Args:
+        number: Its place among the further grades.
+        label: Its name, see `config.grade`.
+    """
+    return Figure(
+        key=f"{FURTHER}{number}",
+        heading=f"mean {label}",
+        meaning="the same answers by a further grade of task.grade, averaged over prompts",
+        metric=f"grade/{label}",
+        table="results",
+        compared=True,
+        better="higher",
+        of_answers=mean_of(f"{FURTHER}{number}"),
+    )
+
+
+def all_figures(
+    thresholds: Sequence[float | str] = (), grades: Sequence[str] = ()
+) -> tuple[Figure, ...]:
+    """All figures, Top@t and further grades, by their labels, among them."""
+    return (*FIGURES, *map(top, thresholds), *starmap(further_grade, enumerate(grades)))
 
 
 def figures_of(summary: Mapping[str, Any]) -> tuple[Figure, ...]:
-    """All figures that a summary may have, with its own thresholds."""
-    return all_figures(tuple(next(iter(summary["models"].values()))["top"]))
+    """All figures that a summary may have, with its own thresholds and grades."""
+    thresholds = tuple(next(iter(summary["models"].values()))["top"])
+    return all_figures(thresholds, [grade["label"] for grade in summary.get("grades", ())[1:]])
 
 
 def over_prompts(accuracy: Floats, thresholds: Sequence[float] = ()) -> dict[str, Floats]:
@@ -297,13 +323,15 @@ def over_prompts(accuracy: Floats, thresholds: Sequence[float] = ()) -> dict[str
 
 def of_answers(answers: WeightedAnswers) -> dict[str, Floats]:
     """Figures by key, computed from answers: shape [R] each; without those that cannot be."""
-    every = {f.key: f.of_answers(answers) for f in FIGURES if f.of_answers}
+    further = [name for name in answers.sums_R if name.startswith(FURTHER)]
+    figures = all_figures(grades=further)
+    every = {f.key: f.of_answers(answers) for f in figures if f.of_answers}
     return {key: value_R for key, value_R in every.items() if value_R is not None}
 
 
-def of_grid(correct_PE: Floats) -> dict[str, float]:
-    """Figures by key, computed from whether each answer is right."""
-    return {f.key: f.of_grid(correct_PE) for f in FIGURES if f.of_grid}
+def of_grid(grade_PE: Floats) -> dict[str, float]:
+    """Figures by key, computed from the grade of each answer."""
+    return {f.key: f.of_grid(grade_PE) for f in FIGURES if f.of_grid}
 
 
 def as_tree(entries: Mapping[Figure, Any]) -> dict[str, Any]:
@@ -320,9 +348,9 @@ def eval_metrics(summary: Mapping[str, Any], label: str) -> dict[str, float]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-def validation_metrics(correct_PE: NDArray[np.bool_]) -> dict[str, float]:
+def validation_metrics(grade_PE: NDArray[Any]) -> dict[str, float]:
     """The figures over prompts of a model in training by their names in MLflow."""
-    accuracy_P = correct_PE.mean(axis=1)
+    accuracy_P = grade_PE.mean(axis=1)
     return {
         f"validation/{f.metric}": float(f.over_prompts(accuracy_P))
         for f in FIGURES

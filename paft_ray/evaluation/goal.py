@@ -5,6 +5,7 @@ Shapes: P prompts, E examples.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +15,22 @@ from paft_ray.evaluation.bootstrap import interval, resample
 from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, WORST, over_prompts
 
 
-def reached(goal: GoalConfig, correct_PE: NDArray[np.bool_]) -> float:
-    """The goal's figure, from whether each answer is right: shape [P, E]."""
-    found = over_prompts(correct_PE.mean(axis=1))
+def reached(goal: GoalConfig, grade_PE: NDArray[Any]) -> float:
+    """The goal's figure, from the grade of each answer: shape [P, E]."""
+    found = over_prompts(grade_PE.mean(axis=1))
     return sum(w * float(found[key]) for key, w in _terms(goal).items())
 
 
 def goal_intervals(
-    goal: GoalConfig, correct: Mapping[str, NDArray[np.bool_]]
+    goal: GoalConfig, grades: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[float, float]]:
     """95% intervals of the goal's figure for several models on the same prompts and examples.
 
     Args:
         goal: The goal.
-        correct: Label to whether each answer is right: [P, E], or [S, P, E] with S seeds.
+        grades: Label to the grade of each answer: [P, E], or [S, P, E] with S seeds.
     """
-    found, terms = resample(correct), _terms(goal).items()
+    found, terms = resample(grades), _terms(goal).items()
     least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
     intervals: dict[str, tuple[float, float]] = {}
     for label, draws in found.draws.items():

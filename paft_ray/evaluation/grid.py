@@ -51,7 +51,7 @@ class GridScores:
     """The scores of a grid, and the time that scoring took."""
 
     table: pa.Table
-    """`variant`, `seed` and the columns of `predictors.SCORES_SCHEMA`, in the order of the grid's
+    """`variant`, `seed` and the columns of `scores.SCORES_SCHEMA`, in the order of the grid's
     subjects, prompts and examples; where a part was scored, first by look (`LOOK`)."""
     seconds_per_example: Mapping[str, float]
     """Label to wall-clock seconds of one actor for an example under a prompt, without loading."""
@@ -248,7 +248,7 @@ class _ScoreActor:
 
     def _score(self, units: Sequence[Unit]) -> dict[str, pa.Table]:
         """Score units of one subject together; return their keys and tables."""
-        from paft_ray.evaluation.predictors import Asked, scores_table
+        from paft_ray.evaluation.scores import Asked, scores_table
 
         asked = [
             Asked(unit["prompt_id"], unit["text"], [self._examples[id] for id in unit["examples"]])

@@ -53,7 +53,7 @@ class AnswerGrid:
 
     def __init__(
         self,
-        correct_PE: NDArray[np.bool_],
+        grade_PE: NDArray[Any],
         prediction_PE: NDArray[Any],
         confidence_PE: Floats | None = None,
         numbers_PE: Mapping[str, Floats] | None = None,
@@ -61,7 +61,7 @@ class AnswerGrid:
         """Prepare the answers of a whole grid to be counted.
 
         Args:
-            correct_PE: Whether the answer is right.
+            grade_PE: What the answer is worth, from 0 to 1, or whether it is right.
             prediction_PE: The answers themselves, of any type that can be sorted.
             confidence_PE: Probability of the answer among the choices.
             numbers_PE: What else is known of every answer, by name.
@@ -69,22 +69,22 @@ class AnswerGrid:
         Raises:
             DataError: The grid is empty, or the two arrays differ in shape.
         """
-        require_grid(correct_PE)
-        if prediction_PE.shape != correct_PE.shape:
+        require_grid(grade_PE)
+        if prediction_PE.shape != grade_PE.shape:
             raise DataError(
-                f"predictions have shape {prediction_PE.shape} and correctness {correct_PE.shape}: "
+                f"predictions have shape {prediction_PE.shape} and grades {grade_PE.shape}: "
                 "give both for the same prompts and examples"
             )
-        prompts, examples = correct_PE.shape
+        prompts, examples = grade_PE.shape
         codes = [np.unique(prediction_PE[:, e], return_inverse=True)[1] for e in range(examples)]
-        codes_PE = np.stack(codes, axis=1).reshape(correct_PE.shape)
+        codes_PE = np.stack(codes, axis=1).reshape(grade_PE.shape)
         chosen_PEA = codes_PE[..., None] == np.arange(codes_PE.max() + 1)
         self._chosen = chosen_PEA.reshape(prompts, -1).astype(np.float64)
         self._examples, self._numbers_PE, self._gap = examples, numbers_PE or {}, None
         if confidence_PE is not None:
             gap_PBE = np.zeros((prompts, _CALIBRATION_BINS, examples))
             place = np.ogrid[:prompts, :examples]
-            gap_PBE[place[0], _bins(confidence_PE), place[1]] = confidence_PE - correct_PE
+            gap_PBE[place[0], _bins(confidence_PE), place[1]] = confidence_PE - grade_PE
             self._gap = gap_PBE.reshape(prompts, -1)
 
     def weighted(self, times_RP: Floats, times_RE: Floats) -> WeightedAnswers:
@@ -152,21 +152,20 @@ def calibration_error(confidence_N: Floats, correct_N: NDArray[np.bool_]) -> flo
     return float(np.abs(gaps).sum() / confidence_N.size)
 
 
-def std_by_chance(correct_PE: Floats) -> float:
+def std_by_chance(grade_PE: Floats) -> float:
     """The std over prompts that is expected of grids in which wording means nothing."""
-    right_E = correct_PE.mean(axis=0)
-    return float(np.sqrt((right_E * (1 - right_E)).sum()) / correct_PE.shape[1])
+    return float(np.sqrt(grade_PE.var(axis=0).sum()) / grade_PE.shape[1])
 
 
-def require_grid(correct: NDArray[np.bool_]) -> None:
+def require_grid(grades: NDArray[Any]) -> None:
     """Check that a grid has prompts and examples.
 
     Raises:
         DataError: It is empty, or has one axis only.
     """
-    if correct.ndim < 2 or correct.size == 0:
+    if grades.ndim < 2 or grades.size == 0:
         raise DataError(
-            f"a grid of shape {correct.shape} has nothing to measure: "
+            f"a grid of shape {grades.shape} has nothing to measure: "
             "give at least one prompt and one example"
         )
 

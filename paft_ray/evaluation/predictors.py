@@ -1,22 +1,19 @@
 """Scores of one model under one prompt on some examples; no Ray.
 
-Choices are ranked by log-likelihood, the first one where two are equal; free text is generated
-greedily and compared as a whole, or an answer is found in it.
+Choices get log-likelihoods, texts are generated greedily; `scores.graded` grades both.
 """
 
-import math
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import torch
 
 from paft_ray.config import Config
-from paft_ray.config.errors import DataError
+from paft_ray.evaluation.scores import Asked, Score, graded
 from paft_ray.models.generation import Continuation, Ending, continue_texts, tokens_in_memory
 from paft_ray.models.load import (
     load_adapter,
@@ -25,71 +22,17 @@ from paft_ray.models.load import (
     reads_positions,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs, inference
+from paft_ray.models.logprobs import ForwardPass, Likelihoods, choice_logprobs, inference
 from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
-from paft_ray.tasks.grading import extract_answer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-SCORES_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("example_id", pa.string()),
-        ("prediction", pa.string()),
-        ("correct", pa.bool_()),
-        ("choice_logprobs", pa.list_(pa.float64())),
-        ("normalised_correct", pa.bool_()),
-        ("generated_text", pa.string()),
-        ("generated_tokens", pa.int64()),
-        ("unended", pa.bool_()),
-        ("begins_right", pa.bool_()),
-    ]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A model's answer to an example under a prompt, and its grade."""
-
-    prompt_id: str
-    example_id: str
-    prediction: str
-    correct: bool
-    choice_logprobs: tuple[float, ...] | None = None
-    """Log-likelihood of every choice, in the task's order, in nats; with its end token, unless
-    `task.answer_end` is `ignored`."""
-    normalised_correct: bool | None = None
-    """Whether the choice with the best log-likelihood per character is right (lm-eval's
-    acc_norm, which leaves out the end token)."""
-    generated_text: str | None = None
-    generated_tokens: int | None = None
-    unended: bool | None = None
-    """Whether the text reached `evaluation.max_new_tokens` without an end."""
-    begins_right: bool | None = None
-    """Whether the text begins with the right answer and goes on, which is wrong; None where
-    `Task.answer_pattern` finds the answer in the text."""
-
-
-def scores_table(scores: Sequence[Score]) -> pa.Table:
-    """Scores as a table with `SCORES_SCHEMA`."""
-    return pa.Table.from_pylist([asdict(score) for score in scores], SCORES_SCHEMA)
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Examples to answer under one prompt."""
-
-    prompt_id: str
-    text: str
-    """The prompt's template."""
-    examples: Sequence[Example]
 
 
 class Predictor:
@@ -128,10 +71,17 @@ class Predictor:
     def score_together(
         self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
     ) -> list[list[Score]]:
-        """Score like `score` several prompts, with all free text in the same batches."""
-        if self._task.choices is None:
-            return self._generate(model, asked, adapted)
-        return [self._rank_choices(model, each, adapted) for each in asked]
+        """Score like `score` several prompts, with all free text in the same batches.
+
+        Raises:
+            GradeError: A grader of the user's own failed.
+        """
+        ranked = written = None
+        if self._task.ranks:
+            ranked = iter([x for each in asked for x in self._rank(model, each, adapted)])
+        if self._task.generates:
+            written = iter(self._write(model, asked, adapted))
+        return graded(self._task, asked, ranked, written)
 
     def _reading(self, model: "PreTrainedModel | PeftModel", adapted: bool) -> ForwardPass:
         packing = self._config.train.packing and not self._together.rows
@@ -143,43 +93,22 @@ class Predictor:
             self._together.padded,
         )
 
-    def _rank_choices(
+    def _rank(
         self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
-    ) -> list[Score]:
-        choices, prompt_id, examples = self._task.choices, asked.prompt_id, asked.examples
-        assert choices is not None
+    ) -> list[Likelihoods]:
+        """Log-likelihoods of the choices of every example."""
         template = parse(asked.text, self._task.slots)
         questions = [
-            Question(template.render, example.fields, choices, example.under(prompt_id))
-            for example in examples
+            Question(template.render, e.fields, self._task.choices_of(e) or (), asked.where(e))
+            for e in asked.examples
         ]
         reading = self._reading(model, adapted)
-        likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
-        scores = []
-        for example, found in zip(examples, likelihoods, strict=True):
-            logprobs = found.whole
-            if not all(map(math.isfinite, logprobs)):
-                raise DataError(
-                    f"{example.under(prompt_id)}: the model's log-likelihoods are "
-                    f"{list(logprobs)}; look at the adapter and at model.dtype"
-                )
-            best = best_choice(logprobs)
-            normalised = best_choice([v / len(c) for v, c in zip(found.text, choices, strict=True)])
-            scores.append(
-                Score(
-                    prompt_id,
-                    example.id,
-                    choices[best],
-                    choices[best] == example.answer,
-                    logprobs,
-                    choices[normalised] == example.answer,
-                )
-            )
-        return scores
+        return choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
 
-    def _generate(
+    def _write(
         self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
-    ) -> list[list[Score]]:
+    ) -> list[Continuation]:
+        """A text for every example under every prompt."""
         contexts = [context for each in asked for context in self._contexts(each)]
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
@@ -201,38 +130,17 @@ class Predictor:
                 )
                 for place, answer in zip(batch, generated, strict=True):
                     answers[place] = answer
-        remaining = iter(answers)
-        return [
-            [self._grade(each.prompt_id, *pair) for pair in zip(each.examples, remaining)]  # noqa: B905
-            for each in asked
-        ]
+        return answers
 
     def _contexts(self, asked: Asked) -> list[Sequence[int]]:
         """The tokens before each answer."""
         render = parse(asked.text, self._task.slots).render
         return [
             self._encoder.encode(
-                render, example.fields, [example.answer], what=example.under(asked.prompt_id)
+                render, example.fields, [example.answer], what=asked.where(example)
             )[0].context_ids
             for example in asked.examples
         ]
-
-    def _grade(self, prompt_id: str, example: Example, answer: Continuation) -> Score:
-        pattern = self._task.answer_pattern
-        prediction = extract_answer(answer.text, pattern)
-        expected = extract_answer(example.answer, pattern)
-        right = bool(prediction) and prediction == expected
-        begins = prediction.startswith(expected) and not right
-        return Score(
-            prompt_id,
-            example.id,
-            prediction,
-            right,
-            generated_text=answer.text,
-            generated_tokens=answer.tokens,
-            unended=not answer.ended,
-            begins_right=begins if pattern is None else None,
-        )
 
 
 class ModelPredictor:
@@ -251,7 +159,7 @@ class ModelPredictor:
         tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
         encoder = TextEncoder.from_config(tokenizer, config)
         self._device = torch.device(device)
-        writes_with = tokenizer if task.choices is None else None
+        writes_with = tokenizer if task.generates else None
         loaded = self._read(base, config.model.revision)
         self.together = Together.of(loaded, config, config.evaluation.row_tokens, writes_with)
         self._attention: str = loaded.config._attn_implementation

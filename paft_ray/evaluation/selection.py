@@ -4,10 +4,13 @@ The base model scores training prompts on validation examples; the most accurate
 higher log-likelihood of the right answers where accuracies are equal.
 """
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.grid import score_grid
+from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
@@ -21,7 +24,8 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     with context.screen.stage("choose single prompt") as stage:
         base = Subject(BASE, context.config.seed, "")
         scores = score_grid(context, Grid([base], prompts, examples), stage)
-        quality = prompt_quality(scores.table, {e.id: e.answer for e in examples}, task.choices)
+        right = {e.id: (task.choices_of(e) or (e.answer,)).index(e.answer) for e in examples}
+        quality = prompt_quality(scores.table, right)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
         accuracy = quality[best.id][0]
         stage.finish(
@@ -31,19 +35,20 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
 
 
 def prompt_quality(
-    scores: pa.Table, answers: dict[str, str], choices: tuple[str, ...] | None
+    scores: pa.Table, right_choice: Mapping[str, int]
 ) -> dict[str, tuple[float, float]]:
     """The accuracy of every prompt, and the mean log-likelihood of the right answers.
 
     Args:
         scores: Table of `score_grid`.
-        answers: Example id to the right answer.
-        choices: The task's choices; without any, the second figure is 0.
+        right_choice: Example id to the place of the right one among its choices; where none are
+            ranked, the second figure is 0.
     """
-    totals: dict[str, tuple[int, int, float]] = {}
-    for row in scores.select(["prompt_id", "example_id", "correct", "choice_logprobs"]).to_pylist():
-        count, right, likelihood = totals.get(row["prompt_id"], (0, 0, 0.0))
-        if choices is not None:
-            likelihood += row["choice_logprobs"][choices.index(answers[row["example_id"]])]
-        totals[row["prompt_id"]] = (count + 1, right + row["correct"], likelihood)
+    totals: dict[str, tuple[int, float, float]] = {}
+    columns = ["prompt_id", "example_id", "choice_logprobs"]
+    for row, grade in zip(scores.select(columns).to_pylist(), grades_of(scores), strict=True):
+        count, right, likelihood = totals.get(row["prompt_id"], (0, 0.0, 0.0))
+        if row["choice_logprobs"] is not None:
+            likelihood += row["choice_logprobs"][right_choice[row["example_id"]]]
+        totals[row["prompt_id"]] = (count + 1, right + float(grade), likelihood)
     return {id: (right / count, sum_ / count) for id, (count, right, sum_) in totals.items()}

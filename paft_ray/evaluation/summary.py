@@ -17,6 +17,7 @@ from paft_ray.evaluation.estimate import Posterior, fit
 from paft_ray.evaluation.figures import (
     BEGINS_RIGHT,
     CALIBRATION_ERROR,
+    FURTHER,
     GENERATED_TOKENS,
     MEAN,
     UNENDED,
@@ -55,6 +56,7 @@ def summarise(
     seconds: Mapping[str, float],
     estimate: Unscored | None = None,
     subjects: Sequence[str] = (),
+    grades: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `summary.json`.
 
@@ -78,13 +80,14 @@ def summarise(
         seconds: Stage to wall-clock time.
         estimate: Given where only a part was scored: figures of the whole grid are estimated.
         subjects: Labels of models that no variant trained, which are compared with all others.
+        grades: Labels of the grades beside the one that decides.
 
     Raises:
         DataError: A grid has holes or duplicates, or two models saw different prompts or examples.
     """
     answers = read_answers(scores, variants, () if estimate is None else estimate.answers)
     require_paired(answers, variants, whole=estimate is None)
-    figures = all_figures(thresholds)
+    figures = all_figures(thresholds, grades)
     if estimate is None:
         found, more = _measured(answers, variants, thresholds), {}
     else:
@@ -97,7 +100,7 @@ def summarise(
         }
         for label in variants
     }
-    scored_PE = answers.right_MPE[answers.of(variants[0])[0]] >= 0
+    scored_PE = answers.scored_MPE[answers.of(variants[0])[0]]
     return {
         "models": models,
         "differences": _differences(found, pairs(variants, subjects), figures),
@@ -168,7 +171,7 @@ def _difference(
 def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[float]) -> Resamples:
     """Figures of grids that were scored as a whole, averaged over seeds."""
     return resample(
-        {label: answers.correct(label) for label in labels},
+        {label: answers.grades(label) for label in labels},
         thresholds=thresholds,
         answers={label: list(map(answers.grid, answers.of(label))) for label in labels},
     )
@@ -182,8 +185,8 @@ def _estimated(
     fits = {
         label: [
             fit(
-                answers.right_MPE[model] == 1,
-                answers.right_MPE[model] >= 0,
+                answers.grade_MPE[model] == 1,
+                answers.scored_MPE[model],
                 right,
                 seed=1000 * number + place,  # independent draws for every model
             )
@@ -206,12 +209,13 @@ def _of_scored(answers: Answers, label: str) -> dict[str, float]:
     """
     values: dict[str, list[float]] = {}
     for model in answers.of(label):
-        even_PE, correct_PE = answers.even_MPE[model], answers.right_MPE[model] == 1
+        even_PE = answers.even_MPE[model] & answers.scored_MPE[model]
         if answers.confidence_MPE is not None:
-            confidence_PE = answers.confidence_MPE[model]
-            error = calibration_error(confidence_PE[even_PE], correct_PE[even_PE])
+            confidence_PE, right_PE = answers.confidence_MPE[model], answers.grade_MPE[model] == 1
+            error = calibration_error(confidence_PE[even_PE], right_PE[even_PE])
             values.setdefault(CALIBRATION_ERROR.key, []).append(error)
         for column, number_MPE in answers.numbers_MPE.items():
             mean = float(number_MPE[model][even_PE].mean())
-            values.setdefault(_FIGURES_OF_COLUMNS[column].key, []).append(mean)
+            key = column if column.startswith(FURTHER) else _FIGURES_OF_COLUMNS[column].key
+            values.setdefault(key, []).append(mean)
     return {key: float(np.mean(of_seeds)) for key, of_seeds in values.items()}

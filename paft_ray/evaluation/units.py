@@ -67,7 +67,7 @@ class Grid:
 def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
     """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
     fixed = [_score_identity(each) for each in (context, *grid.others)]
-    writes = context.task.choices is None and context.config.evaluation.workers.gpus > 0
+    writes = context.task.generates and context.config.evaluation.workers.gpus > 0
     units = [
         {
             "key": fingerprint("scores", fixed[subject.base], subject.identity, prompt.text, chunk),
@@ -94,17 +94,19 @@ def _score_identity(context: RunContext) -> list[Any]:
         *("evaluation.row_tokens", "train.packing", "evaluation.max_new_tokens"),
         "evaluation.generation_tokens",
     )
-    choices = context.task.choices
+    task = context.task
+    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
     stored = context.stored(context.scoring_dtype, scored=True)
     return [
         context.model_identity,
         context.scoring_dtype,
         chat_template,
-        [*limits, list(choices or ())],
+        [*limits, choices],
         [rows, packing, new_tokens],
-        *([kept_tokens] if choices is None else []),
+        *([kept_tokens] if task.generates else []),
         *([later] if later else []),
         *([stored] if stored else []),
+        *([code] if (code := context.grading_code) else []),
     ]
 
 

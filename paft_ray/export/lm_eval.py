@@ -81,6 +81,11 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
         ArtifactError: The pool's files are damaged.
     """
     config, task = context.config, context.task
+    if config.task.grade:
+        raise ConfigError(
+            f"--lm-eval: task.grade {config.task.grade[0].type} has no counterpart there: export "
+            "from a configuration without task.grade"
+        )
     pool_folder = context.storage.child("pools", pool_fingerprint(context))
     if load_manifest(pool_folder) is None:
         raise ConfigError(
@@ -117,7 +122,7 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
     base = prepare_base(config.model.path, config.model.revision, context.storage)
     tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
-    if context.task.choices is not None:
+    if context.task.has_choices:
         encoder = encoder.ending("ignored", choices=True)
     commands = dict(_commands(plan, base, encoder.uses_chat_template))
     with context.screen.stage("export for lm-eval") as stage:
@@ -141,7 +146,7 @@ def export_lm_eval(plan: LmEvalPlan) -> LmEvalExported:
         if manifest is None:
             raise ArtifactError(f"{plan.out.path()}: is not complete; run the same command again")
         found = ", found complete" if plan.reused else ""
-        ends = f"; {WITHOUT_END}" if context.task.choices is not None else ""
+        ends = f"; {WITHOUT_END}" if context.task.has_choices else ""
         stage.finish(f"{len(plan.prompts)} tasks of {len(plan.examples)} examples{found}{ends}")
     return LmEvalExported(
         "lm_eval",
@@ -171,7 +176,7 @@ def _contexts(
             Question(
                 render,
                 example.fields,
-                task.choices or [example.answer],
+                task.choices_of(example) or [example.answer],
                 example.under(prompt.id),
             )
             for example in plan.examples
@@ -217,7 +222,7 @@ def _command(model: str, plan: LmEvalPlan, folder: str, chat: bool) -> str:
 
 def _comment(plan: LmEvalPlan, chat: bool) -> str:
     """Return instructions for the group's file."""
-    ends = "" if plan.context.task.choices is None else f"{WITHOUT_END}.\n"
+    ends = "" if not plan.context.task.has_choices else f"{WITHOUT_END}.\n"
     if plan.context.config.model.quantization != "none":
         ends += "paft_ray scored the base model in 4 bits; lm_eval reads it as it is on disk.\n"
     return ends + (

@@ -72,11 +72,12 @@ class LmEvalTasks:
         """Return file names and contents."""
         from paft_ray.tasks.grading import extract_answer  # imports torch
 
-        choices, pattern = self.task.choices, self.task.answer_pattern
+        pattern = self.task.answer_pattern
+        each_choices = [self.task.choices_of(example) for example in self.examples]
         targets = [
             extract_answer(example.answer, pattern) if choices is None
             else choices.index(example.answer)
-            for example in self.examples
+            for example, choices in zip(self.examples, each_choices, strict=True)
         ]  # fmt: skip
         source = inspect.getsource(extract_answer)
         files = {
@@ -85,9 +86,14 @@ class LmEvalTasks:
         }
         for prompt_id, contexts in self.contexts.items():
             rows = [
-                {"id": example.id, "context": context, "target": target}
-                for example, (context, _), target in zip(
-                    self.examples, contexts, targets, strict=True
+                {
+                    "id": example.id,
+                    "context": context,
+                    "target": target,
+                    **({} if self.task.choices_as is None else {"choices": choices}),
+                }
+                for example, (context, _), target, choices in zip(
+                    self.examples, contexts, targets, each_choices, strict=True
                 )
             ]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -96,7 +102,7 @@ class LmEvalTasks:
         return {name: text.encode() for name, text in files.items()}
 
     def _metrics(self, **more: Any) -> list[dict[str, Any]]:
-        names = ("exact_match",) if self.task.choices is None else ("acc", "acc_norm")
+        names = ("exact_match",) if not self.task.has_choices else ("acc", "acc_norm")
         return [{"metric": name, "aggregation": "mean", **more} for name in names]
 
     def _group(self) -> str:
@@ -105,14 +111,15 @@ class LmEvalTasks:
             "group": self.name,
             "task": [f"{self.name}_{prompt_id}" for prompt_id in self.contexts],
             "aggregate_metric_list": self._metrics(
-                filter_list=["paft" if self.task.choices is None else "none"]
+                filter_list=["none" if self.task.has_choices else "paft"]
             ),
             "metadata": {"version": 1},
         }
         return comment + _yaml(group)
 
     def _prompt(self, prompt_id: str, contexts: Sequence[tuple[str, str]]) -> str:
-        choices = self.task.choices
+        # those of a row stand in a column
+        choices = "choices" if self.task.choices_as else list(self.task.choices or ())
         task = {
             "task": f"{self.name}_{prompt_id}",
             "dataset_kwargs": {"file": f"prompt_{prompt_id}.jsonl"},
@@ -126,8 +133,8 @@ class LmEvalTasks:
             "metric_list": self._metrics(higher_is_better=True),
             "metadata": {"version": 1},
         }
-        if choices is not None:
-            more = {"output_type": "multiple_choice", "doc_to_choice": list(choices)}
+        if self.task.has_choices:
+            more = {"output_type": "multiple_choice", "doc_to_choice": choices}
             return _yaml({**task, **more}) + _LOAD
         settings = {
             "until": list(self.stop),

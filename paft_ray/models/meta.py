@@ -290,7 +290,7 @@ def refuse_overlong(
     encoder: "TextEncoder",
     prompts: Sequence[tuple[str, str, Callable[[Mapping[str, str]], str]]],
     examples: Sequence["Example"],
-    choices: Sequence[str] | None,
+    choices_of: Callable[["Example"], Sequence[str] | None],
 ) -> None:
     """Check that the longest examples fit under the longest prompts.
 
@@ -300,7 +300,7 @@ def refuse_overlong(
         encoder: Encoder that refuses overlong texts.
         prompts: For each prompt its id, its text and the function that renders it.
         examples: Examples to render.
-        choices: The task's choices; without, each example's own answer is encoded.
+        choices_of: Returns what may be answered; without, an example's own answer is encoded.
 
     Raises:
         DataError: One does not fit `task.max_length`.
@@ -314,7 +314,7 @@ def refuse_overlong(
             encoder.encode(
                 render,
                 example.fields,
-                choices or [example.answer],
+                choices_of(example) or [example.answer],
                 what=example.under(prompt_id),
             )
 

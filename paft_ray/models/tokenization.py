@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.task import CHOICES_SLOT, shows_choices
 from paft_ray.models.chat import Chat, open_chat
 from paft_ray.models.packing import TokenSequence
 
@@ -54,7 +55,8 @@ class Question:
     render: Callable[[Mapping[str, str]], str]
     """Renders fields to the text before the answer."""
     fields: Mapping[str, str]
-    """Fields of the example; the longest is cut where `overlong` is `trim`."""
+    """Fields of the example; the longest is cut where `overlong` is `trim`, but for those in
+    `TextEncoder.whole`."""
     answers: Sequence[str]
     what: str = "example"
     """Name of the example in errors."""
@@ -72,6 +74,8 @@ class TextEncoder:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     end_id: int | None = None
     """Token that is appended to every answer; None for none."""
+    whole: frozenset[str] = frozenset()
+    """Fields that are never cut, as long as there are others."""
 
     @classmethod
     def from_config(cls, tokenizer: "PreTrainedTokenizerBase", config: Config) -> Self:
@@ -88,6 +92,7 @@ class TextEncoder:
             task.overlong,
             model.system,
             model.chat_template_kwargs,
+            whole=frozenset([CHOICES_SLOT] if shows_choices(task) else []),
         )
         return encoder.ending(task.answer_end, task.has_choices)
 
@@ -195,7 +200,8 @@ class TextEncoder:
             excess = max(e.length for e in encoded) - self.max_length
             if excess <= 0:
                 return tuple(replace(e, trimmed=True) for e in encoded), fields
-            longest = max(fields, key=lambda name: (len(fields[name]), name))
+            cut = fields.keys() - self.whole or fields.keys()
+            longest = max(cut, key=lambda name: (len(fields[name]), name))
             ids = self.tokenizer(fields[longest], add_special_tokens=False)["input_ids"]
             text = str(self.tokenizer.decode(ids[: max(0, len(ids) - excess)]))
             text = text.rstrip("\ufffd").rstrip()  # a character of several tokens was cut in two

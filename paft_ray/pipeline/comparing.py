@@ -15,6 +15,7 @@ from paft_ray.config import BASE
 from paft_ray.config.base import NAME_PATTERN
 from paft_ray.config.errors import ConfigError
 from paft_ray.evaluation.figures import figures_of
+from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.summary import summarise
 from paft_ray.pipeline.perform import Result
 from paft_ray.report import results_table, write_report
@@ -23,7 +24,7 @@ from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
 
 _FILES = ("config.json", "summary.json", "scores.parquet", "prompts.parquet", "examples.parquet")
-_SAME = ("answer_end", "stop")
+_SAME = ("answer_end", "stop", "grades", "grading_code")
 """What must be graded alike."""
 
 
@@ -57,7 +58,8 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     thresholds = [float(f.threshold) for f in figures_of(summaries[first]) if f.threshold]
     seeds = min((s["seeds"] for s in summaries.values() if s["seeds"]), key=len, default=[])
     others = [label for label in labels if label != BASE]
-    summary = summarise(table, labels, thresholds, seeds, {}, subjects=others)
+    further = [grade["label"] for grade in summaries[first].get("grades", ())[1:]]
+    summary = summarise(table, labels, thresholds, seeds, {}, subjects=others, grades=further)
     summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
     summary["runs"] = list(names)
     folder = storage.child("comparisons", _folder_name(names))
@@ -130,6 +132,7 @@ def _together(
         for label in summaries[name]["models"]:
             own = table.filter(pc.field("variant") == label)
             content = own.select(["seed", "prompt_id", "example_id", "prediction", "correct"])
+            content = content.append_column("grade", pa.array(grades_of(own)))
             order = [(column, "ascending") for column in content.column_names]
             found = fingerprint(label, content.sort_by(order).to_pylist())
             if found in seen:

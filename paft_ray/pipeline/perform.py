@@ -257,4 +257,4 @@ def _known_texts(context: RunContext) -> Iterator[str]:
     yield from (*task.instructions, *(task.choices or ()))
     for split in (task.train, task.validation, task.test):
         for example in split:
-            yield from (*example.fields.values(), example.answer)
+            yield from (*example.fields.values(), example.answer, *example.options)

@@ -70,11 +70,12 @@ def pool_fingerprint(context: RunContext) -> str:
     probe = context.config.prompts.probe
     arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
     stored = {} if probe is None else context.stored(arithmetic, scored=True)
+    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
     rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))
     return fingerprint(
         "pool",
         seed,
-        [task.description, list(task.slots), list(task.choices or ()), dict(task.option_slots)],
+        [task.description, list(task.slots), choices, dict(task.option_slots)],
         [prompts, list(task.instructions)],
         files,
         [llm_key(llm) for llm in generation.llms] if generation else [],

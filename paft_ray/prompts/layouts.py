@@ -64,7 +64,8 @@ _NICE_NAMES: Mapping[str, str] = {"ctx": "Context", "sent": "Sentence", "q": "Qu
 
 def enumerate_layouts(task: Task) -> tuple[Layout, ...]:
     """Every layout that the grammar has for a task, no two with the same key, in a fixed order."""
-    return _enumerate(_Shape(task.slots, tuple(task.option_slots.items()), task.choices))
+    choices = task.choices if task.choices_as is None else None  # a slot shows those of a row
+    return _enumerate(_Shape(task.slots, tuple(task.option_slots.items()), choices))
 
 
 def compose(instruction: str, layout: Layout) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from paft_ray.models.logprobs import ForwardPass
     from paft_ray.models.tokenization import TextEncoder
-    from paft_ray.tasks.example import Example, Task
+    from paft_ray.tasks.example import Task
 
 MASS, ACCURACY, LIKELIHOOD = "probe_mass", "probe_accuracy", "probe_log_likelihood"
 
@@ -51,29 +51,28 @@ def probe_prompts(
     for number, text in enumerate(texts):
         template = parse(text, task.slots)
         for example in task.train:
-            answers = task.choices or (example.answer,)
+            answers = task.choices_of(example) or (example.answer,)
             what = example.under(str(number))
             per_pair.append(encoder.encode(template.render, example.fields, answers, what=what))
     logprobs = [each.whole for each in choice_logprobs(model, per_pair, reading)]
     count = len(task.train)
     return [
-        _summary(logprobs[start : start + count], task.choices, task.train)
-        for start in range(0, len(logprobs), count)
+        _summary(logprobs[start : start + count], task) for start in range(0, len(logprobs), count)
     ]
 
 
 def _summary(
     logprobs: Sequence[Sequence[float]],
-    choices: Sequence[str] | None,
-    examples: Sequence["Example"],
+    task: "Task",
 ) -> Mapping[str, float]:
     from paft_ray.models.logprobs import best_choice
 
-    if not choices:
+    examples = task.train
+    if not task.has_choices:
         return {LIKELIHOOD: sum(owned[0] for owned in logprobs) / len(examples)}
     mass = right = likelihood = 0.0
     for owned, example in zip(logprobs, examples, strict=True):
-        answer = choices.index(example.answer)
+        answer = (task.choices_of(example) or ()).index(example.answer)
         mass += sum(map(math.exp, owned))
         right += best_choice(owned) == answer
         likelihood += owned[answer]

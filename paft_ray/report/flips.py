@@ -1,7 +1,8 @@
 """Examples whose answers flip: right under one wording and wrong under another.
 
-An example flips by 4 r (1 - r), averaged over seeds, where r is the share of wordings under which
-it is right: by 1 where half of the wordings are. Two seeds that disagree flip nothing.
+An example flips by four times the variance of its grades over wordings, averaged over seeds: by 1
+where it is right under half of them and wrong under the others. Two seeds that disagree flip
+nothing.
 
 Shapes: S seeds, P prompts, E examples.
 """
@@ -93,8 +94,8 @@ def flipping_examples(run: RunFiles) -> Flips:
     """The examples that flip most under the model that the run is about."""
     answers, labels = run.answers, list(run.summary["models"])
     about = main_label(run.summary)
-    shares = {label: _share_right(answers, label) for label in labels}
-    flips_E = _flipping(shares[about]).mean(axis=0)
+    flipping = {label: _flipping(answers.grades(label)) for label in labels}
+    flips_E = flipping[about].mean(axis=0)
     order = np.lexsort((np.arange(len(flips_E)), -flips_E))[:_SHOWN]
     ranked = ranked_prompts(run, about)
     bars = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, _MOST_BARS).astype(int))]
@@ -102,7 +103,7 @@ def flipping_examples(run: RunFiles) -> Flips:
     examples = []
     for e in order[flips_E[order] > 0].tolist():
         known = run.examples.get(answers.example_ids[e], {})
-        model = answers.of(about)[int(_flipping(shares[about][:, e]).argmax())]
+        model = answers.of(about)[int(flipping[about][:, e].argmax())]
         examples.append(
             Flip(
                 answers.example_ids[e],
@@ -116,22 +117,20 @@ def flipping_examples(run: RunFiles) -> Flips:
     return Flips(
         display_name(about),
         tuple(
-            (label, display_name(label), 100 * float((_flipping(share_SE) > 0).mean()))
-            for label, share_SE in shares.items()
+            (label, display_name(label), 100 * float((flips_SE > 0).mean()))
+            for label, flips_SE in flipping.items()
         ),
         len(bars),
         tuple(examples),
     )
 
 
-def _share_right(answers: Answers, label: str) -> NDArray[np.float64]:
-    """Share of the prompts under which an example is answered right: shape [S, E]."""
-    right_SPE = answers.right_MPE[answers.of(label)]
-    return (right_SPE == 1).sum(axis=1) / np.maximum((right_SPE >= 0).sum(axis=1), 1)
-
-
-def _flipping(share: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 4 * share * (1 - share)
+def _flipping(grade_SPE: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much the grades of each example differ over prompts: shape [S, E]."""
+    scored_SE = np.maximum((~np.isnan(grade_SPE)).sum(axis=1), 1)
+    mean_SE = np.nansum(grade_SPE, axis=1) / scored_SE
+    flips_SE = 4 * (np.nansum(grade_SPE**2, axis=1) / scored_SE - mean_SE**2)
+    return np.where(flips_SE > 1e-9, flips_SE, 0.0)
 
 
 def _fields(text: str) -> tuple[tuple[str, str], ...]:
@@ -143,13 +142,12 @@ def _clipped(text: str) -> str:
 
 
 def _bars(answers: Answers, label: str, example: int, prompts: Sequence[int]) -> Bars:
-    """Draw bars; over several seeds one is as high as the share of them that are right."""
-    right_SP = answers.right_MPE[answers.of(label), :, example][:, prompts]
-    heights = (right_SP == 1).mean(axis=0).round(3).tolist()
+    """Draw bars; over several seeds one is as high as the mean of their grades."""
+    all_SP = np.nan_to_num(answers.grade_MPE[answers.of(label), :, example])
+    heights = all_SP[:, prompts].mean(axis=0).round(3).tolist()
     right = "".join(f"M{i} 1v-{h:g}h.82v{h:g}z" for i, h in enumerate(heights) if h > 0)
     wrong = "".join(f"M{i} 0v{1 - h:g}h.82v-{1 - h:g}z" for i, h in enumerate(heights) if h < 1)
-    all_SP = answers.right_MPE[answers.of(label), :, example]
-    count = (all_SP == 1).sum() / len(all_SP)
+    count = all_SP.sum() / len(all_SP)
     return Bars(label, display_name(label), right, wrong, f"{count:.3g} of {all_SP.shape[1]}")
 
 
@@ -163,9 +161,10 @@ def _two_wordings(
     """The most similar pair of a wording with a right answer and one with a wrong answer."""
     answers = run.answers
     about, seed = answers.models[model]
-    right_P = answers.right_MPE[model, :, example]
-    right = [p for p in ranked if right_P[p] == 1][:_MOST_COMPARED]
-    wrong = [p for p in ranked if right_P[p] == 0][:_MOST_COMPARED]
+    grade_P = answers.grade_MPE[model, :, example]
+    middle = (np.nanmin(grade_P) + np.nanmax(grade_P)) / 2
+    right = [p for p in ranked if grade_P[p] > middle][:_MOST_COMPARED]
+    wrong = [p for p in ranked if grade_P[p] < middle][:_MOST_COMPARED]
     found = [(a, *nearest(grams[a], (grams[b] for b in wrong))) for a in right]
     own, place, _ = max(found, key=lambda alike: alike[2])
     beside = [about, *({SINGLE_PROMPT} & set(run.summary["models"]) - {about})]
@@ -190,5 +189,5 @@ def _prediction(
     return ShownPrediction(
         display_name(label),
         _clipped(answers.predictions[index]) if index >= 0 else "",
-        bool(answers.right_MPE[model, prompt, example] == 1),
+        bool(answers.grade_MPE[model, prompt, example] > 0.5),
     )

@@ -47,7 +47,7 @@ class Results:
 def run_identity(context: RunContext) -> str:
     """Fingerprint of a run: configuration and content, since files behind a path may change."""
     content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
-    content += content_of(context).values()
+    content += [*content_of(context).values(), *filter(None, [context.grading_code])]
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -74,10 +74,9 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
         subjects=more,
+        grades=[grader.label for grader in context.task.graders[1:]],
     )
-    config = context.config.task
-    ends = {"answer_end": config.answer_end} if config.has_choices else {"stop": list(config.stop)}
-    summary |= {**ends, "task_rows": asdict(context.task.rows)}
+    summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label, packing in scores.packing.items():
@@ -102,6 +101,22 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _grading(context: RunContext) -> dict[str, Any]:
+    """What of an answer counts, and how it is graded."""
+    config, task = context.config.task, context.task
+    grades = [
+        {"label": grade.label, **grade.model_dump(mode="json", exclude={"timeout_s"})}
+        for grade in config.grade
+    ]
+    code = context.grading_code
+    return {
+        **({"answer_end": config.answer_end} if task.ranks else {}),
+        **({"stop": list(config.stop)} if task.generates else {}),
+        **({"grades": grades} if grades else {}),
+        **({"grading_code": code} if code else {}),
+    }
 
 
 def _examples_table(examples: Sequence[Example]) -> pa.Table:

@@ -116,10 +116,24 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
 
 
 def how_answers_end(summary: Mapping[str, Any]) -> str:
-    """Say what of the end of an answer counts, in a sentence that stands under the figures."""
+    """Say how answers are graded, and what of their end counts, in a line under the figures."""
+    grades = summary.get("grades", [])
+    said = [f"Answers are graded by {_grade(grades[0])}."] if grades else []
     if (stop := summary.get("stop")) is not None:
         texts = f" or the first of task.stop ({', '.join(map(repr, stop))})" if stop else ""
-        return f"Generated answers count as a whole, up to the end token{texts}."
+        said.append(f"Generated answers count as a whole, up to the end token{texts}.")
+    if "stop" not in summary or "answer_end" in summary:
+        said.append(_end_of_choices(summary))
+    return " ".join(said)
+
+
+def _grade(grade: Mapping[str, Any]) -> str:
+    """A grade with its settings, in words."""
+    settings = [f"{k} {v}" for k, v in grade.items() if k not in ("label", "type")]
+    return grade["type"] + (f" ({', '.join(settings)})" if settings else "")
+
+
+def _end_of_choices(summary: Mapping[str, Any]) -> str:
     earlier = any(GENERATED_TOKENS.read(model) is not None for model in summary["models"].values())
     if "answer_end" not in summary and earlier:
         return "Of generated answers the first line counts, as in earlier versions."

@@ -14,6 +14,7 @@ from paft_ray.runs.progress import Screen, SilentScreen
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
+from paft_ray.tasks.grading import PythonGrader
 from paft_ray.tracking import TrackingTarget, prepare_tracking
 
 WEIGHTS_RULE = 2
@@ -52,10 +53,10 @@ class Identities:
         return fingerprint(
             task.name,
             list(task.slots),
-            list(task.choices or ()),
+            [task.choices_as] if task.choices_as else list(task.choices or ()),
             [examples_identity(split) for split in (task.train, task.validation, task.test)],
             limits,
-            *([later] if later else []),
+            *([kept] if (kept := {k: v for k, v in later.items() if k != "grade"}) else []),
             *([{"rule": RULES["examples"]}] if RULES["examples"] > 1 else []),
         )
 
@@ -154,6 +155,12 @@ class RunContext:
             **({"experts": EXPERTS_RULE} if mixture else {}),
             **({"quantization": model.quantization} if quantized else {}),
         }
+
+    @property
+    def grading_code(self) -> str:
+        """A hash of the user's code that grades answers; empty without any."""
+        graders = [grader for grader in self.task.graders if isinstance(grader, PythonGrader)]
+        return fingerprint([grader.code.identity for grader in graders]) if graders else ""
 
     @property
     def training_dtype(self) -> str:

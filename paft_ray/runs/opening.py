@@ -140,7 +140,9 @@ def older_rules_of(folder: Storage) -> list[Target]:
 
 def _content(context: RunContext) -> dict[str, str]:
     subjects = {f"subject {label}": found for label, found in content_of(context).items()}
-    return {"task": context.task_identity, "model": context.model_identity, **subjects}
+    code = context.grading_code
+    graded = {"task.grade.path": code} if code else {}
+    return {"task": context.task_identity, "model": context.model_identity, **graded, **subjects}
 
 
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:

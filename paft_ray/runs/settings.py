@@ -110,7 +110,7 @@ def refuse_spread_generation(config: Config, task: Task) -> None:
     Raises:
         ConfigError: It would.
     """
-    if config.train.deepspeed.stage == 3 and task.choices is None:
+    if config.train.deepspeed.stage == 3 and task.generates:
         raise ConfigError(
             "train.deepspeed.stage: 3 spreads weights, so that free text cannot be generated while "
             "a model is trained and scored: use stage 2, or offload"

@@ -100,7 +100,7 @@ def render_card(
         parts=list(parse(record.prompt.text, task.slots).parts),
         text_column=text_column,
         prompt_column=prompt_column,
-        new_tokens=16 if task.choices else config.evaluation.max_new_tokens,
+        new_tokens=16 if task.has_choices else config.evaluation.max_new_tokens,
         config=tree,
         record=record,
         identity=identity,

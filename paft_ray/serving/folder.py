@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paft_ray.config import Config
+from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.tasks import Task
 
 PYFUNC_FOLDER = "model"
@@ -53,6 +54,7 @@ def model_config(config: Config, task: Task, prompt: str) -> dict[str, Any]:
         "option_slots": dict(task.option_slots),
         "lint": config.prompts.lint.model_dump(),
         "choices": list(task.choices) if task.choices else None,
+        "choices_as": task.choices_as,
         "chat_template": config.model.chat_template,
         "chat_template_kwargs": config.model.chat_template_kwargs,
         "system": config.model.system,
@@ -113,7 +115,8 @@ def _signature(settings: Mapping[str, Any]) -> Any:
     from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
     slots = tuple(settings["slots"])
-    columns = (*slots, *input_columns(slots))
+    given = [CHOICES_SLOT] if settings.get("choices_as") == "texts" else []
+    columns = (*slots, *given, *input_columns(slots))
     return ModelSignature(
         inputs=Schema([ColSpec("string", name, required=False) for name in columns]),
         outputs=Schema([ColSpec("string", "answer")]),

@@ -5,10 +5,12 @@ example_table.py  examples as an Arrow file, mapped into memory
 builtin.py   the published tasks, described as data
 tables.py    JSONL, JSON, CSV, TSV and Parquet files to rows
 values.py    a row's values: nested ones by a path, every kind as text
+row_choices.py  the choices that stand in a row, and which is right
 sources.py   files, saved data sets and the hub to rows, and which split serves as which
 split.py     examples to train, validation and test
 loading.py   rows to `Task`: mapping, ids, splits
-grading.py   the answer in a generated text
+grading.py   what a prediction is worth: one grader for each `task.grade`
+grade_process.py, grade_script.py  a grader of the user's own, in a process of its own
 """
 
 from paft_ray.tasks.example import Example, Task

@@ -7,6 +7,9 @@ secret, the validation split is the test split here, as is usual.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+from paft_ray.config.task import RowChoices
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,10 @@ class TaskOutline:
     """Column of the answer."""
     choices: tuple[str, ...] | None = None
     """All allowed answers, or None where the answer is free text."""
+    row_choices: RowChoices | None = None
+    """Places of the choices, where each row has its own."""
+    choices_as: Literal["letters", "texts"] = "letters"
+    """How these are given."""
     labels: Mapping[str, str] = field(default_factory=dict)
     """Value of the answer column, as text, to the choice it stands for."""
     option_slots: Mapping[str, str] = field(default_factory=dict)

@@ -1,8 +1,11 @@
 """The records of a task: `Example`, `RowCounts`, `Task`."""
 
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from paft_ray.tasks.grading import Grader, RankedGrader, open_graders
 
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
@@ -17,14 +20,27 @@ class Example:
     fields: Mapping[str, str]
     """Slot name to text."""
     answer: str
-    """The right answer; one of the task's choices, where it has any."""
+    """The right answer; one of the choices, where there are any."""
     where: str = field(default="", compare=False, repr=False)
     """File and line of its first row, for messages."""
+    options: tuple[str, ...] = ()
+    """The texts of its own choices, in their order, where each row has its own."""
 
     def under(self, prompt: str) -> str:
         """Its name in messages about it and a prompt."""
         place = f"{self.where}: " if self.where else ""
         return f"{place}example {self.id} under prompt {prompt}"
+
+
+def letters(count: int) -> tuple[str, ...]:
+    """The letters of so many choices."""
+    return tuple(string.ascii_uppercase[:count])
+
+
+def lettered(options: Sequence[str]) -> str:
+    """Choices under each other, each after its letter."""
+    pairs = zip(letters(len(options)), options, strict=True)
+    return "\n".join(f"{letter}. {option}" for letter, option in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +112,7 @@ class Task:
     option_slots: Mapping[str, str]
     """Slots that hold an answer option, to the choice that stands for it: {"sol1": "A"}."""
     choices: tuple[str, ...] | None
-    """All allowed answers, or None where the answer is free text."""
+    """All allowed answers; None where the answer is free text, or each row has texts of its own."""
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
@@ -110,6 +126,37 @@ class Task:
     """Instructions written by hand, which few-shot requests show to LLMs."""
     top_threshold: float = 0.85
     """Accuracy t of Top@t, where the configuration names none."""
+    choices_as: Literal["letters", "texts"] | None = None
+    """How choices of its own are given to each row; None where all rows have the same."""
+    graders: tuple[Grader, ...] = ()
+    """What a prediction is worth, by the one that decides first; never empty."""
+
+    def __post_init__(self) -> None:
+        """Fill in the task's own grader."""
+        if not self.graders:
+            own = open_graders((), self.has_choices, self.answer_pattern)
+            object.__setattr__(self, "graders", own)
+
+    @property
+    def has_choices(self) -> bool:
+        """Return whether answers are chosen; otherwise they are free text."""
+        return self.choices is not None or self.choices_as is not None
+
+    def choices_of(self, example: Example) -> tuple[str, ...] | None:
+        """What may be answered to an example; None where the answer is free text."""
+        if self.choices_as is None or not example.options:
+            return self.choices
+        return letters(len(example.options)) if self.choices_as == "letters" else example.options
+
+    @property
+    def ranks(self) -> bool:
+        """Return whether log-likelihoods of choices are graded."""
+        return any(isinstance(grader, RankedGrader) for grader in self.graders)
+
+    @property
+    def generates(self) -> bool:
+        """Return whether texts that the model writes are graded."""
+        return not all(isinstance(grader, RankedGrader) for grader in self.graders)
 
     def without_examples(self) -> "Task":
         """The task for processes that get the examples they need by other means."""

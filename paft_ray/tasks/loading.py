@@ -8,19 +8,32 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import DataError
+from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
-from paft_ray.tasks.example import SPLITS, Example, RowCounts, SplitName, Task
+from paft_ray.tasks.example import (
+    SPLITS,
+    Example,
+    RowCounts,
+    SplitName,
+    Task,
+    lettered,
+    letters,
+)
+from paft_ray.tasks.grading import Grader, RankedGrader, open_graders
+from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
 from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
 from paft_ray.tasks.tables import Row, shown
 from paft_ray.tasks.values import column_value, spellings, text_of
 
 logger = logging.getLogger(__name__)
+_FEW = 8
+"""Rows that may have one right letter by chance."""
 
 
 def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
@@ -40,6 +53,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         ConfigError: `task.path` names a Python package that is not installed.
     """
     outline = task_outline(config)
+    graders = open_graders(config.grade, config.has_choices, outline.answer_pattern)
     source = open_source(config, outline, test)
     rest = _collect(source.rows, outline, config.group)
     own: dict[SplitName, _Collected] = {}
@@ -49,6 +63,10 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         own["validation"] = _collect(source.validation, outline, config.group)
     splits, ties = _split(config, outline, seed, rest.rows, own)
     read = [rest, *own.values()]
+    if outline.row_choices is not None:
+        _refuse_one_place([e for each in read for e in each.rows.examples.values()], outline)
+    for each in read:
+        _refuse_unreadable(each.rows.examples.values(), graders)
     distinct = sum(len(each.rows.examples) for each in read)
     sizes = {split: len(splits[split]) for split in SPLITS}
     if not test:
@@ -64,6 +82,9 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         sizes=sizes,
     )
     _refuse_empty(splits, source, config, ties, counts)
+    lettered_rows = outline.row_choices is not None and outline.choices_as == "letters"
+    examples = [example for split in splits.values() for example in split]
+    most = max((len(example.options) for example in examples), default=0)
     if counts.duplicates:
         logger.info(
             "%s: %d rows repeat another one and were left out", source.where, counts.duplicates
@@ -71,9 +92,10 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     return Task(
         name=outline.name,
         description=outline.description,
-        slots=tuple(outline.columns),
+        slots=(*outline.columns, CHOICES_SLOT) if lettered_rows else tuple(outline.columns),
         option_slots=dict(outline.option_slots),
-        choices=outline.choices,
+        choices=letters(most) if lettered_rows else outline.choices,
+        choices_as=None if outline.row_choices is None else outline.choices_as,
         train=splits["train"][: config.max_train_examples],
         validation=splits["validation"],
         test=splits.get("test", ()),
@@ -81,6 +103,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,
         top_threshold=outline.top_threshold,
+        graders=graders,
         instructions=outline.instructions,
     )
 
@@ -123,16 +146,18 @@ def task_outline(config: BuiltinTaskConfig | CustomTaskConfig) -> TaskOutline:
         description=config.description,
         columns=config.fields,
         answer=config.answer,
-        choices=config.choices,
+        choices=config.choices if isinstance(config.choices, tuple) else None,
+        row_choices=config.row_choices,
+        choices_as=config.choices_as,
         labels=config.labels or {},
         instructions=config.instructions,
     )
 
 
-def example_id(fields: Mapping[str, str], answer: str) -> str:
+def example_id(fields: Mapping[str, str], answer: str, options: Sequence[str] = ()) -> str:
     """Sixteen hex digits that name an example by its content."""
     content = json.dumps(
-        {"answer": answer, "fields": dict(fields)},
+        {"answer": answer, "fields": dict(fields), **({"choices": options} if options else {})},
         sort_keys=True,
         ensure_ascii=False,
         separators=(",", ":"),
@@ -161,20 +186,54 @@ def _collect(rows: Iterable[Row], outline: TaskOutline, group: str | None) -> _C
         count += 1
         found = {slot: _field(row, column, outline) for slot, column in outline.columns.items()}
         fields = {slot: text or "" for slot, text in found.items()}
+        found_fields = dict(fields)
         if not any(fields.values()):
             raise DataError(
                 f"{row.where}: column {', '.join(map(repr, outline.columns.values()))} holds no "
                 "value or is empty; an example needs a text: fill it in or remove the row"
             )
         empty += sum(text is None for text in found.values())
-        answer = _answer(row, outline)
-        identity = example_id(fields, answer)
+        options: tuple[str, ...] = ()
+        if outline.row_choices is not None:
+            once = outline.choices_as == "texts"
+            options, place = read_choices(row, outline.row_choices, outline.answer, once)
+            answer = options[place]
+            if outline.choices_as == "letters":
+                fields[CHOICES_SLOT] = lettered(options)
+                answer = letters(len(options))[place]
+        else:
+            answer = _answer(row, outline)
+        identity = example_id(fields, answer, options)
         if identity not in examples:
-            examples[identity] = Example(identity, fields, answer, row.where)
-            keys[identity] = text_key(fields)
+            examples[identity] = Example(identity, fields, answer, row.where, options)
+            keys[identity] = text_key(found_fields)
         if group is not None:
             groups.setdefault(identity, []).append(_group(row, group))
     return _Collected(Rows(examples, keys, groups), count - len(examples), empty)
+
+
+def _refuse_one_place(examples: Sequence[Example], outline: TaskOutline) -> None:
+    """Refuse letters that give the answer away, since the right choice always stands first."""
+    if outline.choices_as == "letters" and len(examples) > _FEW:
+        places = {example.answer for example in examples}
+        if len(places) == 1:
+            raise DataError(
+                f"task.choices: the right one of all {len(examples)} rows is {places.pop()}, so "
+                "that the letter alone gives it away: set task.choices.shuffle: true"
+            )
+
+
+def _refuse_unreadable(examples: Iterable[Example], graders: Sequence[Grader]) -> None:
+    """Refuse right answers that no text could equal, since nothing is left of them."""
+    reading = [grader for grader in graders if not isinstance(grader, RankedGrader)]
+    for example in examples:
+        for grader in reading:
+            if not grader.reads(example.answer):
+                raise DataError(
+                    f"{example.where}: the answer is {example.answer[:80]!r}, in which task.grade "
+                    f"{grader.label} finds nothing to compare: mend the row or remove it, or grade "
+                    "otherwise"
+                )
 
 
 def _group(row: Row, column: str) -> str:

@@ -167,8 +167,8 @@ class Planner:
     """Train on the first so many answer tokens only."""
     views: int = 1
     """Renderings of every example, each through a prompt of its own; they share a row."""
-    choices: tuple[str, ...] | None = None
-    """Read every choice's likelihood, not the right one's alone."""
+    choices_of: Callable[[Example], Sequence[str] | None] | None = None
+    """Read the likelihood of each of these, not of the right answer alone."""
 
     def plan(self, step: int, weights: BlockWeights = UNIFORM, ranks: Ranks = ALONE) -> StepPlan:
         """The plan of one step.
@@ -277,7 +277,7 @@ class Planner:
             Question(
                 self.prompts[prompt][1].render,
                 example.fields,
-                self.choices or (example.answer,),
+                self._choices(example) or (example.answer,),
                 example.under(self.prompts[prompt][0]),
             )
             for example, prompt in chosen
@@ -304,8 +304,8 @@ class Planner:
     def _describe(
         self, at: tuple[int, int], example: Example, encoded: Sequence[Encoded], weight: float
     ) -> tuple[tuple[TokenSequence, ...], Draw]:
-        index, prompt = at
-        owner = self.choices.index(example.answer) if self.choices else 0
+        (index, prompt), choices = at, self._choices(example)
+        owner = choices.index(example.answer) if choices else 0
         cut = [replace(e, answer_ids=e.answer_ids[: self.answer_prefix]) for e in encoded]
         draw = Draw(
             example_id=example.id,
@@ -317,7 +317,11 @@ class Planner:
             weight=weight,
             owner=owner,
         )
-        return choice_sequences(cut) if self.choices else (cut[0].sequence(),), draw
+        return choice_sequences(cut) if choices else (cut[0].sequence(),), draw
+
+    def _choices(self, example: Example) -> Sequence[str] | None:
+        """The answers that an objective compares; None where it reads the right one alone."""
+        return None if self.choices_of is None else self.choices_of(example)
 
 
 def plans(

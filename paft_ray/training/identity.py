@@ -48,16 +48,16 @@ def training_fingerprint(
         [[prompt.id, prompt.text] for prompt in prompts],
         *([later] if later else []),
         *([stored] if stored else []),
-        *_chosen_by(config, validation),
+        *_chosen_by(config, validation, context.grading_code),
     )
 
 
-def _chosen_by(config: Config, validation: Sequence[Prompt]) -> list[Any]:
+def _chosen_by(config: Config, validation: Sequence[Prompt], code: str) -> list[Any]:
     """What a choice among checkpoints depends on, beside what moves the weights of each."""
     if config.train.validation is None:
         return []
     prompts = [[prompt.id, prompt.text] for prompt in validation]
-    return ["chosen", prompts, affecting(config, "scores")]
+    return ["chosen", prompts, affecting(config, "scores"), *filter(None, [code])]
 
 
 def provenance(identities: Identities, pool: PromptPool) -> MadeFrom:

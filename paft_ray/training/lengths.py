@@ -12,7 +12,7 @@ from paft_ray.prompts.template import parse
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import models_of
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
 from paft_ray.training.validation import held_out
 
 
@@ -114,7 +114,7 @@ def _check(context: RunContext, checks: ModelCheckProcess, pairs: Sequence[_Text
         if config.task.overlong == "trim" or checked in checks.passed:
             return
         base = locate_base(config.model.path, config.model.revision, context.storage)
-        checks.begin(_read_longest, config, base, task.slots, task.choices, texts)
+        checks.begin(_read_longest, config, base, task.without_examples(), texts)
         checks.finish()
         checks.passed.add(checked)
     finally:
@@ -124,8 +124,7 @@ def _check(context: RunContext, checks: ModelCheckProcess, pairs: Sequence[_Text
 def _read_longest(
     config: Config,
     base: BaseSource,
-    slots: Sequence[str],
-    choices: Sequence[str] | None,
+    task: Task,
     texts: Sequence[_Texts],
 ) -> None:
     """Check lengths, in the process of model checks."""
@@ -136,5 +135,5 @@ def _read_longest(
     tokenizer = load_tokenizer(base.local(), model.revision, model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     for prompts, examples in texts:
-        rendered = [(id, text, parse(text, slots).render) for id, text in prompts]
-        refuse_overlong(encoder, rendered, examples, choices)
+        rendered = [(id, text, parse(text, task.slots).render) for id, text in prompts]
+        refuse_overlong(encoder, rendered, examples, task.choices_of)

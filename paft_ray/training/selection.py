@@ -73,8 +73,8 @@ class Selection:
         """
         figures = self._checkpoints.on_first(
             lambda: {
-                step: reached(self._config.goal, correct_PE)
-                for step, correct_PE in read_results(self._training).items()
+                step: reached(self._config.goal, grade_PE)
+                for step, grade_PE in read_results(self._training).items()
             }
         )
         restored = self._checkpoints.load(lambda step: self._needed(figures, step))
@@ -84,9 +84,9 @@ class Selection:
         self._checkpoints.retain(self._kept(self._figures))
         return restored
 
-    def add(self, step: int, correct_PE: NDArray[np.bool_]) -> Wanted:
-        """Take the result of a step, whether each answer is right; returns what follows from it."""
-        self._figures[step] = reached(self._config.goal, correct_PE)
+    def add(self, step: int, grade_PE: NDArray[np.float64]) -> Wanted:
+        """Take the result of a step, the grade of each answer; returns what follows from it."""
+        self._figures[step] = reached(self._config.goal, grade_PE)
         kept = self._kept(self._figures)
         self._checkpoints.retain(kept)
         return Wanted(checkpoint=kept == step, end=self.ended)

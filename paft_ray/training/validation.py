@@ -100,7 +100,7 @@ class Validation:
         """Return whether this rank writes results to storage."""
         return self._engine.rank == 0
 
-    def after(self, step: int) -> NDArray[np.bool_] | None:
+    def after(self, step: int) -> NDArray[np.float64] | None:
         """Score the model, if the plan has this step; collective.
 
         Returns:
@@ -109,17 +109,17 @@ class Validation:
         """
         if step not in self._plan.steps:
             return None
-        correct_PE = np.asarray(self._score(), bool).reshape(-1, len(self._plan.examples))
+        grade_PE = np.asarray(self._score()).reshape(-1, len(self._plan.examples))
         if self.stores:
             retry_storage(
-                lambda: write_result(self._training, step, correct_PE),
+                lambda: write_result(self._training, step, grade_PE),
                 "writing validation results",
                 self._training.path(),
             )
-        return correct_PE
+        return grade_PE
 
     def _score(self) -> Sequence[float]:
-        """Score every prompt and example on all ranks: 1 where the answer is right, else 0; flat.
+        """Grade every prompt and example on all ranks; flat.
 
         Ranks take prompts in turn. Where weights are spread over ranks (ZeRO 3), all score the same
         prompt at the same time, and rank 0's scores count.
@@ -128,7 +128,7 @@ class Validation:
 
         engine, plan = self._engine, self._plan
         together = engine.stage == 3
-        right_PE = torch.zeros(
+        grades_PE = torch.zeros(
             len(plan.prompts), len(plan.examples), dtype=torch.float64, device=engine.device
         )
         failed: PaftError | None = None
@@ -144,21 +144,21 @@ class Validation:
                     failed = error  # raised below, as the other ranks wait for this one
                     break
                 if not together or engine.rank == 0:
-                    right_PE[index] = torch.tensor([float(score.correct) for score in scores])
-        failures = right_PE.new_tensor([float(failed is not None)])
-        *right, failures = engine.all_reduce(torch.cat([right_PE.flatten(), failures]))
+                    grades_PE[index] = torch.tensor([score.value for score in scores])
+        failures = grades_PE.new_tensor([float(failed is not None)])
+        *grades, failures = engine.all_reduce(torch.cat([grades_PE.flatten(), failures]))
         if failures:
             raise failed or TrainingError("another rank could not score validation prompts")
-        return right
+        return grades
 
 
 def _file(step: int) -> str:
     return f"step-{step:08d}.json"
 
 
-def write_result(training: Storage, step: int, correct_PE: NDArray[np.bool_]) -> None:
+def write_result(training: Storage, step: int, grade_PE: NDArray[np.float64]) -> None:
     """Write the result of a step into a training's folder."""
-    record = {"step": step, "correct": correct_PE.astype(int).tolist()}
+    record = {"step": step, "correct": grade_PE.tolist()}
     training.child(FOLDER).write_json(_file(step), record)
 
 
@@ -170,11 +170,11 @@ def forget_results(training: Storage, after: int) -> None:
             folder.delete(name)
 
 
-def read_results(training: Storage) -> dict[int, NDArray[np.bool_]]:
-    """Results of a training's validation: steps to [P, E], whether the answer is right."""
+def read_results(training: Storage) -> dict[int, NDArray[np.float64]]:
+    """Results of a training's validation: steps to grades, [P, E]."""
     folder = training.child(FOLDER)
-    found: dict[int, NDArray[np.bool_]] = {}
+    found: dict[int, NDArray[np.float64]] = {}
     for name in sorted(folder.names()) if folder.exists() else []:
         record: Mapping[str, Any] = folder.read_json(name)
-        found[int(record["step"])] = np.asarray(record["correct"], bool)
+        found[int(record["step"])] = np.asarray(record["correct"], float)
     return found

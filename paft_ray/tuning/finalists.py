@@ -163,7 +163,7 @@ def search_result(
 def _trial(
     tuning: TuningConfig,
     record: TrialRecord,
-    results: Mapping[int, NDArray[np.bool_]],
+    results: Mapping[int, NDArray[np.float64]],
     interval: tuple[float, float] | None,
 ) -> TrialResult:
     return TrialResult(
@@ -174,14 +174,14 @@ def _trial(
         record.seconds,
         record.about and record.about.tokens,
         interval and list(interval),
-        [_report(tuning, step, correct_PE) for step, correct_PE in sorted(results.items())],
+        [_report(tuning, step, grade_PE) for step, grade_PE in sorted(results.items())],
     )
 
 
-def _report(tuning: TuningConfig, step: int, correct_PE: NDArray[np.bool_]) -> dict[str, float]:
-    known = validation_metrics(correct_PE)
+def _report(tuning: TuningConfig, step: int, grade_PE: NDArray[np.float64]) -> dict[str, float]:
+    known = validation_metrics(grade_PE)
     figures = {name.rpartition("/")[2]: value for name, value in known.items()}
-    return {"step": step, "goal": reached(tuning.goal, correct_PE), **figures}
+    return {"step": step, "goal": reached(tuning.goal, grade_PE), **figures}
 
 
 def _tested(
@@ -192,7 +192,7 @@ def _tested(
     require_paired(answers, labels)
     grids = {
         f.label: np.stack(
-            [answers.right_MPE[answers.models.index((f.label, seed))] == 1 for seed in f.seeds]
+            [answers.grade_MPE[answers.models.index((f.label, seed))] for seed in f.seeds]
         )
         for f in finalists
     }

@@ -182,7 +182,8 @@ def _identity(context: RunContext) -> str:
     fields = recorded_fields(context.config)
     _, made_from = take(fields, "storage", "tracking", "tuning.concurrency")
     prompts = pools_fingerprint(context, tuning)
-    return fingerprint("search", made_from, prompts, context.task_identity, context.model_identity)
+    content = [context.task_identity, context.model_identity, context.grading_code]
+    return fingerprint("search", made_from, prompts, *filter(None, content))
 
 
 def _run_trials(

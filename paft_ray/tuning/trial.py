@@ -131,7 +131,7 @@ def trial_training(number: int, seed: int) -> Training:
     return Training(PaftVariant(type="paft", name=trial_label(number)), seed)
 
 
-def results_of(context: RunContext, number: int) -> dict[int, NDArray[np.bool_]]:
+def results_of(context: RunContext, number: int) -> dict[int, NDArray[np.float64]]:
     """A trial's results so far: step to whether each answer is right, [P prompts, E examples]."""
     training = trial_training(number, context.config.seed)
     return read_results(training_folder(context.run_folder, training))

@@ -146,6 +146,67 @@ WRONG = [
     ("custom", {"task": {**CUSTOM, "choices": ["a", " "]}}, ["' ' is an empty choice"]),
     ("task options", {"task": {**CUSTOM, "stop": ["."]}}, ["task: stop: ['.']", "ranked"]),
     ("task options", {"task": {**FREE, "stop": [""]}}, ["task.stop.0"]),
+    (
+        "rowchoices",
+        {"task": {**CUSTOM, "choices": {"colum": "a"}}},
+        ["task.choices.colum", "unknown key", "did you mean 'column'"],
+    ),
+    (
+        "rowchoices",
+        {"task": {**CUSTOM, "choices": {"column": "a", "first": 0, "labels": "b"}}},
+        ["task.choices", "leave columns and first out"],
+    ),
+    (
+        "choicegrade",
+        {"task": {**FREE, "grade": "choice"}},
+        ["grade: choice", "has none", "give choices"],
+    ),
+    (
+        "task options",
+        {"task": {**FREE, "grade": ["f1", {"type": "f1"}]}},
+        ["grade", "twice", "remove one"],
+    ),
+    ("textgrade", {"task": {**FREE, "grade": "bleu"}}, ["task.grade.0.type", "'bleu'", "exact"]),
+    (
+        "exactgrade",
+        {"task": {**FREE, "grade": {"type": "exact", "normalisation": "all"}}},
+        ["task.grade.0.normalisation", "'all'"],
+    ),
+    (
+        "containsgrade",
+        {"task": {**FREE, "grade": {"type": "contains", "normalisation": 1}}},
+        ["task.grade.0.normalisation"],
+    ),
+    (
+        "numbergrade",
+        {"task": {**FREE, "grade": {"type": "number", "tolerance": -1}}},
+        ["task.grade.0.tolerance", "-1"],
+    ),
+    (
+        "patterngrade",
+        {"task": {**FREE, "grade": {"type": "pattern", "pattern": "is (\\w+) or (\\w+)"}}},
+        ["task.grade.0.pattern", "2 groups", "(?:...)"],
+    ),
+    (
+        "patterngrade",
+        {"task": {**FREE, "grade": {"type": "pattern", "pattern": "is (\\w+"}}},
+        ["task.grade.0.pattern", "no regular expression"],
+    ),
+    (
+        "pythongrade",
+        {"task": {**FREE, "grade": {"type": "python", "path": "grade.py"}}},
+        ["task.grade.0.path", "'grade.py'", "grade.py:score"],
+    ),
+    (
+        "pythongrade",
+        {"task": {**FREE, "grade": {"type": "python", "path": "a.py:b", "timeout_s": 0}}},
+        ["task.grade.0.timeout_s"],
+    ),
+    (
+        "f1grade",
+        {"task": {**FREE, "grade": "f1"}, "evaluation": {"estimate": {"share": 0.5}}},
+        ["evaluation.estimate", "f1", "leave one of them out"],
+    ),
     ("task options", {"task": {**FREE, "answer_end": "ignored"}}, ["is for choices", "leave it"]),
     ("task options", {"task": {**CUSTOM, "answer_end": "off"}}, ["'scored' or 'ignored'"]),
     ("task options", {"task": {**CUSTOM, "max_length": 8}}, ["task.max_length: 8", "16"]),

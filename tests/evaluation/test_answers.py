@@ -18,9 +18,9 @@ def test_answers_of_shuffled_scores_are_the_grids_that_made_them():
     assert answers.example_ids == tuple(f"e{e:02d}" for e in range(40))
     prediction_MPE = np.array(answers.predictions)[answers.prediction_MPE]
     for place, correct_PE in enumerate(grids.values()):
-        assert (answers.right_MPE[place] == correct_PE).all()
+        assert (answers.grade_MPE[place] == correct_PE).all()
         assert (prediction_MPE[place] == np.where(correct_PE, "yes", "")).all()
-    assert (answers.correct("paft") == np.stack([random_grid(2), random_grid(3)])).all()
+    assert (answers.grades("paft") == np.stack([random_grid(2), random_grid(3)])).all()
     assert answers.accuracy("base") == pytest.approx(random_grid(1).mean(axis=1)[None])
 
 
@@ -29,7 +29,7 @@ def test_answers_of_rows_in_several_chunks_are_those_of_one_table():
     chunks = pa.concat_tables([table.slice(i, 60) for i in range(0, 240, 60)])
     whole, parts = (read_answers(each, ["paft"]) for each in (table.combine_chunks(), chunks))
     assert (whole.prediction_MPE == parts.prediction_MPE).all()
-    assert (whole.right_MPE == parts.right_MPE).all()
+    assert (whole.grade_MPE == parts.grade_MPE).all()
 
 
 def test_answers_that_were_not_scored_count_as_neither_right_nor_wrong():
@@ -37,9 +37,26 @@ def test_answers_that_were_not_scored_count_as_neither_right_nor_wrong():
     table = scores({("paft", 0): correct_PE})
     keep = [r["prompt_id"] != "p1" or r["example_id"] < "e02" for r in table.to_pylist()]
     answers = read_answers(table.filter(pa.array(keep)), ["paft"])
-    assert (answers.right_MPE[0, 1, 2:] == -1).all()
+    assert np.isnan(answers.grade_MPE[0, 1, 2:]).all()
     assert (answers.prediction_MPE[0, 1, 2:] == -1).all()
     assert answers.accuracy("paft")[0, 1] == correct_PE[1, :2].mean()
+
+
+def test_partial_grades_count_as_what_they_are_and_further_ones_stand_beside():
+    table = scores({("paft", 0): random_grid(1)})
+    partial = [0.25 if row % 3 == 0 else None for row in range(table.num_rows)]
+    older = table.slice(0, 40)
+    table = table.append_column("grade", pa.array(partial, pa.float64()))
+    table = table.append_column("further_grades", pa.array([[0.5, 1.0]] * table.num_rows))
+    answers = read_answers(table, ["paft"])
+    right = table["correct"].to_pylist()
+    wanted = [0.25 if row % 3 == 0 else float(right[row]) for row in range(table.num_rows)]
+    assert sorted(answers.grade_MPE.ravel()) == sorted(wanted)
+    assert answers.accuracy("paft").mean() == pytest.approx(np.mean(wanted))
+    assert (answers.numbers_MPE["further_grade_0"] == 0.5).all()
+    assert (answers.numbers_MPE["further_grade_1"] == 1.0).all()
+    joined = pa.concat_tables([older, table.slice(40)], promote_options="default")
+    assert read_answers(joined, ["paft"]).numbers_MPE == {}  # not known of all
 
 
 def test_scores_with_two_rows_for_a_pair_are_refused():
@@ -93,5 +110,5 @@ def test_confidence_is_the_probability_among_the_choices_and_tokens_are_those_ge
 def test_examples_that_were_never_scored_belong_to_the_grid_where_they_are_named():
     answers = read_answers(scores({("paft", 0): random_grid(1)}), ["paft"], ["e50", "e00"])
     assert answers.example_ids[-1] == "e50"
-    assert (answers.right_MPE[:, :, -1] == -1).all()
+    assert np.isnan(answers.grade_MPE[:, :, -1]).all()
     assert not answers.even_MPE[:, :, -1].any()

@@ -23,24 +23,24 @@ OF_ANSWERS = {figure.key for figure in FIGURES if figure.of_answers}
 
 
 def measured(
-    correct_PE: NDArray[np.bool_],
+    grade_PE: NDArray[np.bool_],
     prediction_PE: NDArray,
     thresholds: tuple[float, ...] = (),
     confidence_PE: NDArray | None = None,
     numbers_PE: Mapping[str, NDArray] | None = None,
 ) -> dict[str, float]:
     """All figures of one model by key."""
-    grid = AnswerGrid(correct_PE, prediction_PE, confidence_PE, numbers_PE)
-    found = resample({"one": correct_PE}, 1, thresholds=thresholds, answers={"one": [grid]})
+    grid = AnswerGrid(grade_PE, prediction_PE, confidence_PE, numbers_PE)
+    found = resample({"one": grade_PE}, 1, thresholds=thresholds, answers={"one": [grid]})
     return dict(found.values["one"])
 
 
-def answers(correct_PE: NDArray[np.bool_]) -> NDArray[np.str_]:
-    return np.where(correct_PE, "yes", "no")
+def answers(grade_PE: NDArray[np.bool_]) -> NDArray[np.str_]:
+    return np.where(grade_PE, "yes", "no")
 
 
 def test_figures_of_a_known_grid_are_those_worked_out_by_hand():
-    correct_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+    grade_PE = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
     by_hand = {
         "mean": 0.5,
         "std": np.sqrt(1 / 6),  # population, not sample
@@ -54,7 +54,7 @@ def test_figures_of_a_known_grid_are_those_worked_out_by_hand():
         "top@0.5": 2 / 3,
         "top@0.75": 1 / 3,
     }
-    found = measured(correct_PE, answers(correct_PE), (0.5, 0.75))
+    found = measured(grade_PE, answers(grade_PE), (0.5, 0.75))
     assert {key: found[key] for key in by_hand} == pytest.approx(by_hand)
 
 
@@ -64,8 +64,8 @@ def test_wrong_answers_that_agree_are_consistent():
 
 
 def test_one_prompt_has_no_spread_and_full_agreement():
-    correct_PE = np.array([[True, False]])
-    found = measured(correct_PE, answers(correct_PE))
+    grade_PE = np.array([[True, False]])
+    found = measured(grade_PE, answers(grade_PE))
     assert (found["std"], found["pairwise_agreement"]) == (0.0, 1.0)
 
 
@@ -83,12 +83,12 @@ def test_grid_of_unequal_shapes_is_refused():
 
 
 @given(GRIDS)
-def test_figures_stay_within_their_bounds(correct_PE: NDArray[np.bool_]):
-    found = measured(correct_PE, answers(correct_PE), THRESHOLDS)
+def test_figures_stay_within_their_bounds(grade_PE: NDArray[np.bool_]):
+    found = measured(grade_PE, answers(grade_PE), THRESHOLDS)
     assert 0 <= found["min"] <= found["p05"] <= found["max"] <= 1
     assert found["min"] - 1e-9 <= found["mean"] <= found["max"] + 1e-9
     assert 0 <= found["std"] <= 0.5
-    assert 0 <= found["flip_rate"] <= 1 - found["consistency"] / len(correct_PE)
+    assert 0 <= found["flip_rate"] <= 1 - found["consistency"] / len(grade_PE)
     assert 0 <= found["consistency"] <= found["pairwise_agreement"] + 1e-9 <= 1 + 1e-9
     tops = [found[f"top@{threshold}"] for threshold in THRESHOLDS]
     assert tops[0] == 1.0
@@ -96,17 +96,17 @@ def test_figures_stay_within_their_bounds(correct_PE: NDArray[np.bool_]):
 
 
 @given(GRIDS, SEEDS)
-def test_figures_ignore_the_order_of_prompts_and_examples(correct_PE: NDArray[np.bool_], seed: int):
+def test_figures_ignore_the_order_of_prompts_and_examples(grade_PE: NDArray[np.bool_], seed: int):
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(rng.permutation(correct_PE, axis=0), axis=1)
-    one = measured(correct_PE, answers(correct_PE), THRESHOLDS)
+    shuffled = rng.permutation(rng.permutation(grade_PE, axis=0), axis=1)
+    one = measured(grade_PE, answers(grade_PE), THRESHOLDS)
     assert measured(shuffled, answers(shuffled), THRESHOLDS) == pytest.approx(one)
 
 
 def test_calibration_error_is_the_gap_of_confidence_and_accuracy_in_each_bin():
     confidence_PE = np.array([[0.9, 0.9, 0.9, 0.9], [0.6, 0.6, 0.6, 0.6]])
-    correct_PE = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
-    assert calibration_error(confidence_PE, correct_PE) == pytest.approx((0.15 + 0.4) / 2)
+    grade_PE = np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool)
+    assert calibration_error(confidence_PE, grade_PE) == pytest.approx((0.15 + 0.4) / 2)
 
 
 @settings(max_examples=20)
@@ -129,15 +129,15 @@ def test_tokens_of_answers_are_averaged_over_all():
         "unended": np.array([[1.0, 0.0], [0.0, 0.0]]),
         "begins_right": np.array([[1.0, 1.0], [0.0, 1.0]]),
     }
-    correct_PE = np.ones((2, 2), bool)
-    found = measured(correct_PE, answers(correct_PE), numbers_PE=numbers_PE)
+    grade_PE = np.ones((2, 2), bool)
+    found = measured(grade_PE, answers(grade_PE), numbers_PE=numbers_PE)
     names = ("generated_tokens", "no_end", "only_begins_right")
     assert [found[name] for name in names] == [4, 0.25, 0.75]
 
 
 def answers_by_chance(rng: np.random.Generator, shape: tuple[int, int]) -> dict[str, NDArray]:
     return {
-        "correct_PE": rng.random(shape) < 0.6,
+        "grade_PE": rng.random(shape) < 0.6,
         "prediction_PE": rng.choice(["a", "b", "c"], shape),
         "confidence_PE": rng.random(shape),
         "numbers_PE": {
@@ -194,8 +194,8 @@ def test_figures_of_weighted_prompts_are_those_of_repeated_ones_that_never_meet_
 
 def test_std_by_chance_is_that_of_answers_dealt_to_the_prompts_anew():
     rng = np.random.default_rng(0)
-    correct_PE = rng.random((8, 30)) < rng.random(30)
-    found = measured(correct_PE, answers(correct_PE))
-    dealt = [rng.permuted(correct_PE, axis=0).mean(axis=1).var() for _ in range(4000)]
+    grade_PE = rng.random((8, 30)) < rng.random(30)
+    found = measured(grade_PE, answers(grade_PE))
+    dealt = [rng.permuted(grade_PE, axis=0).mean(axis=1).var() for _ in range(4000)]
     assert found["std_by_chance"] == pytest.approx(np.sqrt(np.mean(dealt)), rel=0.02)
-    assert measured(correct_PE[:1], answers(correct_PE[:1]))["std_by_chance"] == 0
+    assert measured(grade_PE[:1], answers(grade_PE[:1]))["std_by_chance"] == 0

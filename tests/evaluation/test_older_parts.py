@@ -26,5 +26,5 @@ def test_column_that_older_parts_lack_is_null_there(old_first: bool):
         expected = [3, 5] if part is NEW else [None, None]
         assert own["generated_tokens"].to_pylist() == expected
     answers = read_answers(scores, ["base", "paft"])
-    assert answers.right_MPE.tolist() == [[[1, 0]], [[1, 0]]]
+    assert answers.grade_MPE.tolist() == [[[1, 0]], [[1, 0]]]
     assert not answers.numbers_MPE, "not all have it"

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,18 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from factories import METHODS
 from paft_ray.config import Config
 from paft_ray.config.errors import DataError
-from paft_ray.evaluation.predictors import (
-    SCORES_SCHEMA,
-    Asked,
-    ModelPredictor,
-    Score,
-    batches_by_length,
-    scores_table,
-)
+from paft_ray.config.grade import GradeConfigs
+from paft_ray.evaluation.predictors import ModelPredictor, batches_by_length
+from paft_ray.evaluation.scores import SCORES_SCHEMA, Asked, Score, grades_of, scores_table
 from paft_ray.models.full import full_model_files
 from paft_ray.models.load import load_adapter, load_base, load_tokenizer, make_trainable
 from paft_ray.models.logprobs import answer_logprobs
@@ -30,7 +27,7 @@ from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.builtin import PUBLISHED
-from paft_ray.tasks.grading import extract_answer
+from paft_ray.tasks.grading import extract_answer, open_graders
 
 LORA = {**METHODS["LORA"], "lora_dropout": 0.5}
 PROMPT_TUNING, PREFIX_TUNING = METHODS["PROMPT_TUNING"], METHODS["PREFIX_TUNING"]
@@ -326,6 +323,27 @@ def test_free_text_is_generated_and_compared_as_a_whole(make_predictor, tiny_mod
     assert all(s.choice_logprobs is None and s.normalised_correct is None for s in found)
 
 
+def test_choices_are_ranked_and_written_where_both_are_graded(make_predictor):
+    ranked = predict(make_predictor(RANKING), None, RANKING)
+    free = Task("texts", "Say.", ("review",), {}, None, (), (), RANKING.test)
+    written = predict(make_predictor(free), None, free)
+    named = ["choice", "f1", {"type": "choice", "length_normalised": True}]
+    graders = open_graders(TypeAdapter(GradeConfigs).validate_python(named), True, None)
+    task = replace(RANKING, graders=graders)
+    found = predict(make_predictor(task), None, task)
+    assert [s.choice_logprobs for s in found] == [s.choice_logprobs for s in ranked]
+    assert [s.correct for s in found] == [s.correct for s in ranked]
+    assert [s.generated_text for s in found] == [s.generated_text for s in written]
+    for score, alone, example in zip(found, ranked, task.test, strict=True):
+        f1 = graders[1].grade(example, score.generated_text, "")
+        assert score.further_grades == (f1.value, float(alone.normalised_correct))
+    turned = replace(RANKING, graders=graders[1:])
+    again = predict(make_predictor(turned), None, turned)
+    assert [s.value for s in again] == [s.further_grades[0] for s in found]
+    assert any(0 < s.value < 1 for s in again) == any(s.grade is not None for s in again)
+    assert all(s.choice_logprobs is None for s in again)  # none is the prediction's
+
+
 def test_free_text_ends_at_the_first_text_to_stop_at(make_predictor):
     whole = predict(make_predictor(WRITING), None, WRITING)
     one = whole[0].generated_text
@@ -375,7 +393,7 @@ def test_free_text_without_a_match_of_the_pattern_is_wrong_even_to_an_answer_wit
 
 def test_scores_as_a_table_have_the_schema_and_every_field():
     ranked = Score("p", "e", "A", True, (-1.5, -2.0), False)
-    written = Score("p", "f", "12", False, None, None, "#### 12", 4, True, False)
+    written = Score("p", "f", "12", False, None, None, "#### 12", 4, True, False, 0.5, (1.0,))
     table = scores_table([ranked, written])
     assert table.schema == SCORES_SCHEMA
     assert table.to_pylist() == [
@@ -383,15 +401,16 @@ def test_scores_as_a_table_have_the_schema_and_every_field():
             "prompt_id": "p", "example_id": "e", "prediction": "A", "correct": True,
             "choice_logprobs": [-1.5, -2.0], "normalised_correct": False,
             "generated_text": None, "generated_tokens": None,
-            "unended": None, "begins_right": None,
+            "unended": None, "begins_right": None, "grade": None, "further_grades": None,
         },
         {
             "prompt_id": "p", "example_id": "f", "prediction": "12", "correct": False,
             "choice_logprobs": None, "normalised_correct": None,
             "generated_text": "#### 12", "generated_tokens": 4,
-            "unended": True, "begins_right": False,
+            "unended": True, "begins_right": False, "grade": 0.5, "further_grades": [1.0],
         },
     ]  # fmt: skip
+    assert grades_of(table).tolist() == [1.0, 0.5]
     assert isinstance(scores_table([]), pa.Table)
 
 

@@ -42,7 +42,7 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str
         settings = {"selection_prompts": None, "selection_examples": 100, **evaluation}
         context: Any = SimpleNamespace(
             config=SimpleNamespace(evaluation=SimpleNamespace(**settings), seed=0),
-            task=SimpleNamespace(validation=examples, choices=("yes", "no")),
+            task=SimpleNamespace(validation=examples, choices_of=lambda example: ("yes", "no")),
             screen=SilentScreen(),
         )
         pool: Any = SimpleNamespace(train=tuple(map(prompt, ids)))
@@ -56,9 +56,9 @@ def test_quality_is_accuracy_and_the_likelihood_of_the_right_answers():
     table = scores(
         ("p", "e0", True, [-0.1, -2.0]), ("p", "e1", False, [-0.5, -1.0]), ("q", "e0", True, None)
     )
-    quality = prompt_quality(table.slice(0, 2), ANSWERS, ("yes", "no"))
+    quality = prompt_quality(table.slice(0, 2), {"e0": 0, "e1": 1})
     assert quality == {"p": (0.5, pytest.approx((-0.1 - 1.0) / 2))}
-    assert prompt_quality(table.slice(2), ANSWERS, None) == {"q": (1.0, 0.0)}
+    assert prompt_quality(table.slice(2), {"e0": 0}) == {"q": (1.0, 0.0)}
 
 
 def test_the_most_accurate_prompt_wins_and_of_equals_the_surer_one(choose):

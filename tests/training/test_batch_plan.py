@@ -252,7 +252,7 @@ def test_views_of_an_example_share_a_row_and_have_draws_of_their_own(
 def test_choices_are_all_read_and_the_right_one_is_named(
     make_planner: Callable[..., Planner], end: bool
 ):
-    planner = make_planner(choices=tuple(ANSWERS), end=end, row_tokens=400)
+    planner = make_planner(choices_of=lambda example: tuple(ANSWERS), end=end, row_tokens=400)
     plan = planner.plan(0)
     assert plan.slot_of.tolist() == [slot for slot in range(6) for _ in ANSWERS]
     for slot, draw in enumerate(plan.draws):

@@ -8,6 +8,7 @@ template, or one instruction sentence.
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
+from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.prompts.layouts import Layout, compose
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks.example import Task
@@ -155,6 +156,13 @@ def _template_message(task: Task, style: str, layouts: Sequence[Layout], place: 
     ]
     if letters:
         lines.append(f"{letters}: write each option's letter in front of it.")
+    elif task.choices_as == "letters":
+        lines.append(
+            f"{{{CHOICES_SLOT}}} will be a list of options, one per line, each after its letter. "
+            "The answer will be the letter of one of them."
+        )
+    elif task.choices_as == "texts":
+        lines.append("The answer will be a few words that follow the template directly.")
     elif task.choices:
         lines.append(f"The answer will be one of: {', '.join(task.choices)}.")
     lines += [
@@ -178,7 +186,7 @@ def _template_message(task: Task, style: str, layouts: Sequence[Layout], place: 
 def _examples(task: Task, count: int, place: _Place) -> list[str]:
     if len(task.instructions) > 1:
         return _pick(task.instructions, count, "examples", place)
-    if task.option_slots:
+    if task.option_slots or task.choices_as == "letters":
         return _pick(_OPTION_EXAMPLES, count, "examples", place)
     if not task.choices:
         return _pick(_FREE_EXAMPLES, count, "examples", place)

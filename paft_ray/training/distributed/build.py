@@ -83,7 +83,7 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
         packing=train.packing and reads_positions(model),
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
-        choices=task.choices if views(train.objective) > 1 else None,
+        choices_of=task.choices_of if views(train.objective) > 1 else None,
     )
 
 

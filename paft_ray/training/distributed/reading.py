@@ -66,7 +66,7 @@ def check_reading(
         _refuse_mixing_adapter(job, model, rows)
     else:
         use_blocks(model)
-    if job.validation and job.task.choices is None and not virtual_tokens(model):
+    if job.validation and job.task.generates and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)
     rows, batches = (max(reasons) for reasons in zip(*_from_all((rows, batches)), strict=True))
     if rows and planner.views > 1:

@@ -59,11 +59,11 @@ def follow_scores(
     """Return a function that scores the model, and follows up on the result."""
 
     def validate(step: int) -> Wanted:
-        if validation is None or (correct_PE := validation.after(step)) is None:
+        if validation is None or (grade_PE := validation.after(step)) is None:
             return Wanted()
-        metrics, wanted = validation_metrics(correct_PE), Wanted()
+        metrics, wanted = validation_metrics(grade_PE), Wanted()
         if selection is not None:
-            wanted = selection.add(step, correct_PE)
+            wanted = selection.add(step, grade_PE)
             metrics |= selection.metrics(step)
         tracker.log_metrics(metrics, step)
         if validation.stores:  # else the driver might read before there is something
