@@ -24,6 +24,8 @@ from paft_ray.evaluation.metrics import (
     mean_calibration_error,
     mean_of,
     pairwise_agreement,
+    prompt_sensitivity,
+    prompts_needed,
     std_by_chance,
 )
 
@@ -184,6 +186,28 @@ FLIP_RATE = Figure(
     better="lower",
     of_answers=flip_rate,
 )
+PROMPT_SENSITIVITY = Figure(
+    key="prompt_sensitivity",
+    heading="PromptSensiScore",
+    meaning="how far the grades of an example under two prompts lie apart",
+    definition="Mean absolute difference over pairs of prompts and examples (ProSA, arXiv "
+    "2410.12405).",
+    metric="prompt_sensitivity",
+    better="lower",
+    of_grid=prompt_sensitivity,
+)
+PROMPTS_NEEDED = Figure(
+    key="prompts_needed",
+    heading="prompts for one point",
+    meaning="how many prompts would let the mean be known to one point either way",
+    definition="(1.96 s / 0.01)^2, rounded up, with s^2 the variance over prompts less that by "
+    "chance; prompts as if drawn independently from the same source.",
+    metric="prompts_needed",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+    of_grid=prompts_needed,
+)
 CALIBRATION_ERROR = Figure(
     key="calibration_error",
     heading="calibration error",
@@ -255,9 +279,9 @@ TRAINED_ANSWER_TOKENS = Figure(
     format=",.0f",
 )
 FIGURES = (
-    MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, CONSISTENCY, PAIRWISE_AGREEMENT, FLIP_RATE,
-    CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS,
-    TRAINED_ANSWER_TOKENS,
+    MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
+    PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
+    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 

@@ -27,6 +27,7 @@ from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells
 from paft_ray.evaluation.units import Grid, Subject, Unit, cut, shares
 from paft_ray.models.base_model import BaseSource, locate_base
 from paft_ray.models.gpu import prepare_gpu
+from paft_ray.prompts.variation import Condition
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.examples import StoredExamples, store_examples
 from paft_ray.runs.progress import Stage
@@ -71,7 +72,7 @@ def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    stage.expect(len(grid.subjects) * math.prod(grid.shape))
+    stage.expect(len(grid.subjects) * len(grid.conditions) * math.prod(grid.shape))
     wanted = [np.ones(grid.shape, bool)] * len(grid.subjects)
     return _to_scores(grid.subjects, _score(context, grid, wanted, stage))
 
@@ -183,6 +184,7 @@ def _run(
         context.scoring_dtype,
         max(1, int(cpus)),
         grid.subjects,
+        grid.conditions,
         parts,
     )
     actors = min(workers.num, len(units))
@@ -213,6 +215,7 @@ class _ScoreJob:
     dtype: str
     threads: int
     subjects: Sequence[Subject]
+    conditions: Sequence[Condition]
     parts: Parts
 
 
@@ -233,6 +236,7 @@ class _ScoreActor:
         self._predictor = ModelPredictor(job.config, job.task, base, job.dtype, device)
         self._examples = {example.id: example for example in job.examples.open()}
         self._subjects, self._parts = job.subjects, job.parts
+        self._conditions, self._seed = job.conditions, job.config.seed
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         [units] = batch["units"]
@@ -251,7 +255,13 @@ class _ScoreActor:
         from paft_ray.evaluation.scores import Asked, scores_table
 
         asked = [
-            Asked(unit["prompt_id"], unit["text"], [self._examples[id] for id in unit["examples"]])
+            Asked(
+                unit["prompt_id"],
+                unit["text"],
+                [self._examples[id] for id in unit["examples"]],
+                self._conditions[unit["condition"]],
+                self._seed,
+            )
             for unit in units
         ]
         subject = self._subjects[units[0]["subject"]]

@@ -27,7 +27,6 @@ from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Question, TextEncoder
-from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -97,10 +96,9 @@ class Predictor:
         self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
     ) -> list[Likelihoods]:
         """Log-likelihoods of the choices of every example."""
-        template = parse(asked.text, self._task.slots)
         questions = [
-            Question(template.render, e.fields, self._task.choices_of(e) or (), asked.where(e))
-            for e in asked.examples
+            Question(one.render, one.example.fields, one.choices or (), asked.where(one.example))
+            for one in asked.puts(self._task)
         ]
         reading = self._reading(model, adapted)
         return choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
@@ -134,12 +132,11 @@ class Predictor:
 
     def _contexts(self, asked: Asked) -> list[Sequence[int]]:
         """The tokens before each answer."""
-        render = parse(asked.text, self._task.slots).render
         return [
             self._encoder.encode(
-                render, example.fields, [example.answer], what=asked.where(example)
+                one.render, one.example.fields, [one.example.answer], asked.where(one.example)
             )[0].context_ids
-            for example in asked.examples
+            for one in asked.puts(self._task)
         ]
 
 

@@ -9,6 +9,7 @@ from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
 from paft_ray.models.warm_start import StoredAdapter
 from paft_ray.prompts.pool import PromptPool
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import adapter_identity, adapters_of, models_of
 from paft_ray.storage.paths import Storage, to_json
@@ -31,10 +32,13 @@ def evaluate_subjects(
         pool.test[: evaluation.prompts],
         context.task.test[: evaluation.examples],
         others,
+        conditions(context.task, evaluation.variation, seed, context.task.train),
     )
     subjects, (prompts, examples) = len(grid.subjects), grid.shape
     with context.screen.stage("evaluate") as stage:
         done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
+        if (ways := len(grid.conditions)) > 1:
+            done = f"{done} x {ways} ways to put them"
         if evaluation.estimate is None:
             scores = score_grid(context, grid, stage)
         else:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.pool import Prompt
+from paft_ray.prompts.variation import PLAIN, Condition
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
@@ -29,7 +30,8 @@ MOST_UNITS = 64
 _SHARES = 8
 
 Unit = dict[str, Any]
-"""A row of Ray Data: `key`, `subject` (its index), `group`, `prompt_id`, `text`, `examples`."""
+"""A row of Ray Data: `key`, `subject` and `condition` (as indices), `group`, `prompt_id`, `text`,
+`examples`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Grid:
     examples: Sequence[Example]
     others: Sequence[RunContext] = ()
     """The run's context with other base models than its own."""
+    conditions: Sequence[Condition] = (PLAIN,)
+    """Ways in which each example is put through each prompt."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,16 +71,21 @@ class Grid:
 def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
     """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
     fixed = [_score_identity(each) for each in (context, *grid.others)]
+    seed = context.config.seed
     writes = context.task.generates and context.config.evaluation.workers.gpus > 0
     units = [
         {
-            "key": fingerprint("scores", fixed[subject.base], subject.identity, prompt.text, chunk),
+            "key": fingerprint(
+                "scores", fixed[subject.base], subject.identity, prompt.text, chunk, *drawn
+            ),
             "subject": index,
+            "condition": number,
             "prompt_id": prompt.id,
             "text": prompt.text,
             "examples": chunk,
         }
         for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
+        for number, drawn in enumerate(_drawn(each, seed) for each in grid.conditions)
         for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
         for chunk in _chunks(grid.examples, wanted_E)
     ]
@@ -84,6 +93,11 @@ def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) ->
         for place, unit in enumerate(of_subject):
             unit["group"] = place // (_TOGETHER if writes else 1)
     return units
+
+
+def _drawn(condition: Condition, seed: int) -> list[Any]:
+    """Return what a condition adds to the key of a unit: nothing where it is plain."""
+    return [*condition.identity, seed] if condition.identity else []
 
 
 def _score_identity(context: RunContext) -> list[Any]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config
 from paft_ray.config.affects import result_fields
+from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
@@ -77,6 +78,10 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         grades=[grader.label for grader in context.task.graders[1:]],
     )
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
+    if evaluation.estimate is None:
+        wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
+        if axes := axes_of(table, labels, wordings):
+            summary["axes"] = axes
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label, packing in scores.packing.items():

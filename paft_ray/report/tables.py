@@ -6,15 +6,19 @@ from itertools import groupby
 from typing import Any
 
 from paft_ray.config import BASE
+from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
 from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
+from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER
 from paft_ray.serving.card import Evaluation
 
-NAMES = {BASE: "base model"}
+_NAMES_OF_LABELS = {BASE: "base model"}
 """Names of labels that are not made of the labels' words."""
 _FINALIST = "finalist_"
 """Beginning of the labels of a search's finalists; the best comes first."""
 _UNKNOWN = "–"
+_SURE = 0.05
+"""Adjusted p value below which a difference is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Table:
 
 def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
     """The name of a label for people: its words, with PAFT in capitals."""
-    known = {**NAMES, **(names or {})}
+    known = {**_NAMES_OF_LABELS, **(names or {})}
     words = ["PAFT" if word == PAFT else word for word in label.split("_")]
     return known.get(label, " ".join(words))
 
@@ -161,6 +165,47 @@ def differences(summary: Mapping[str, Any]) -> Table:
         rows.append(Row("", f"{display_name(a)} − {display_name(b)}", tuple(cells)))
     columns = (*(figure.heading for figure in shown), *[f"p of the {MEAN.heading}"] * has_p)
     return Table(columns, tuple(rows))
+
+
+AXIS_NAMES = {
+    INSTRUCTION: "wording of the instruction",
+    LAYOUT: "layout of the prompt",
+    ORDER: "order of the choices",
+    NAMES: "names of the choices",
+    NOISE: "slips in the text",
+    DEMONSTRATIONS: "which demonstrations are shown",
+}
+"""Axes of variation, for people."""
+
+
+def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """How many of each model's grades each axis moves; without rows where no axis was measured."""
+    measured = summary.get("axes", {})
+    labels = list(summary["models"])
+    rows = [
+        Row("", AXIS_NAMES[axis], tuple(_moved(of_labels[label]) for label in labels))
+        for axis, of_labels in measured.items()
+    ]
+    meaning = (
+        "how much of the grade of an answer changes, in percent, when the question is put in "
+        "another way along this axis alone (ProSA's PromptSensiScore, arXiv 2410.12405); below, "
+        "the 95% interval, and where the accuracy of a level surely differs from that of the "
+        "question as it is, by how many points"
+    )
+    columns = tuple(display_name(label, names) for label in labels)
+    return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
+
+
+def _moved(entry: Mapping[str, Any]) -> Cell:
+    low, high = entry["intervals"]["moved"]
+    differences = entry.get("differences", {}).items()
+    sure = [
+        _minus(f"{level} {100 * found['value']:+.1f}")
+        for level, found in differences
+        if found["p"] < _SURE
+    ]
+    below = "; ".join([f"{100 * low:.1f} – {100 * high:.1f}", *sure])
+    return Cell(f"{100 * entry['moved']:.1f}", entry["moved"], below)
 
 
 def _models(

@@ -147,6 +147,31 @@ WRONG = [
     ("task options", {"task": {**CUSTOM, "stop": ["."]}}, ["task: stop: ['.']", "ranked"]),
     ("task options", {"task": {**FREE, "stop": [""]}}, ["task.stop.0"]),
     (
+        "choicesvariation",
+        {"evaluation": {"variation": {"choices": {"names": ["digits", "digits"]}}}},
+        ["evaluation.variation.choices.names", "different names"],
+    ),
+    (
+        "noisevariation",
+        {"evaluation": {"variation": {"noise": {"rate": 1.5}}}},
+        ["evaluation.variation.noise.rate", "1.5"],
+    ),
+    (
+        "noisevariation",
+        {"evaluation": {"variation": {"noise": {"rate": 0.1, "kinds": []}}}},
+        ["evaluation.variation.noise.kinds", "at least one"],
+    ),
+    (
+        "demonstrationsvariation",
+        {"evaluation": {"variation": {"demonstrations": {"shots": 0}}}},
+        ["evaluation.variation.demonstrations.shots", "0"],
+    ),
+    (
+        "variation",
+        {"evaluation": {"estimate": {"share": 0.5}, "variation": {"noise": {"rate": 0.1}}}},
+        ["evaluation", "variation compares whole grids", "leave one of them out"],
+    ),
+    (
         "rowchoices",
         {"task": {**CUSTOM, "choices": {"colum": "a"}}},
         ["task.choices.colum", "unknown key", "did you mean 'column'"],

@@ -143,7 +143,7 @@ def questions(model_folder: str) -> tuple[Config, Task]:
         description="How it feels.",
         slots=("text",),
         option_slots={},
-        choices_of=lambda example: tuple(ANSWERS[:2]),
+        choices=tuple(ANSWERS[:2]),
         train=tuple(examples),
         validation=tuple(examples),
         test=(),
