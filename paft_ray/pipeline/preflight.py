@@ -34,7 +34,7 @@ from paft_ray.models.files import (
 )
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
-from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.files import holds_escapes, read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.context import EVALUATIONS
 from paft_ray.runs.settings import check_settings
@@ -298,7 +298,10 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
             texts = read_prompt_files(path)
         except PaftError as error:
             raise ConfigError(f"prompts.files: {error}") from error
-        results = [lint(text, task, config.prompts.lint) for text in texts]
+        results = [
+            lint(text, task, config.prompts.lint, escapes=holds_escapes(path, text))
+            for text in texts
+        ]
         usable.update(result.text for result in results if result.problem is None)
         if all(result.problem for result in results):
             raise ConfigError(
@@ -315,7 +318,7 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
         )
     for index, variant in enumerate(config.variants):
         if isinstance(variant, SinglePromptVariant) and variant.prompt is not None:
-            result = lint(variant.prompt, task, config.prompts.lint)
+            result = lint(variant.prompt, task, config.prompts.lint, escapes=True)
             if result.problem is not None:
                 raise ConfigError(
                     f"variants.{index}.prompt: cannot be used{_first_problem([result])}; "
