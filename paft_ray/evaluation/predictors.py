@@ -6,11 +6,11 @@ greedily and compared as a whole, or an answer is found in it.
 
 import math
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -25,11 +25,17 @@ from paft_ray.models.load import (
     reads_positions,
     virtual_tokens,
 )
-from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs, inference
+from paft_ray.models.logprobs import (
+    ForwardPass,
+    Likelihoods,
+    best_choice,
+    choice_logprobs,
+    inference,
+)
 from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
-from paft_ray.models.tokenization import Question, TextEncoder
+from paft_ray.models.tokenization import Encoded, Question, TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import extract_answer
@@ -143,6 +149,12 @@ class Predictor:
             self._together.padded,
         )
 
+    def likelihoods(
+        self, model: Any, encoded: Sequence[Sequence[Encoded]], adapted: bool
+    ) -> list[Likelihoods]:
+        """Compute the log-likelihoods of the answers to each context."""
+        return choice_logprobs(model, encoded, self._reading(model, adapted))
+
     def _rank_choices(
         self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
     ) -> list[Score]:
@@ -153,8 +165,7 @@ class Predictor:
             Question(template.render, example.fields, choices, example.under(prompt_id))
             for example in examples
         ]
-        reading = self._reading(model, adapted)
-        likelihoods = choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
+        likelihoods = self.likelihoods(model, self._encoder.encode_all(questions), adapted)
         scores = []
         for example, found in zip(examples, likelihoods, strict=True):
             logprobs = found.whole
@@ -181,19 +192,29 @@ class Predictor:
         self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
     ) -> list[list[Score]]:
         contexts = [context for each in asked for context in self._contexts(each)]
+        remaining = iter(self._continue(model, contexts, adapted))
+        return [
+            [self._grade(each.prompt_id, *pair) for pair in zip(each.examples, remaining)]  # noqa: B905
+            for each in asked
+        ]
+
+    def _continue(
+        self, model: Any, contexts: Sequence[Sequence[int]], adapted: bool
+    ) -> list[Continuation]:
+        """Write the answers to contexts."""
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
         alone = self._together.batches or (adapted and virtual_tokens(model) > 0)
         evaluation = self._config.evaluation
         kept = evaluation.generation_tokens
-        most = 0 if alone else tokens_in_memory(model, self._dtype) if kept == "auto" else kept  # pyright: ignore
+        most = 0 if alone else tokens_in_memory(model, self._dtype) if kept == "auto" else kept
         lengths = [len(context) for context in contexts]
         answers: list[Continuation] = [Continuation("", 0, False)] * len(contexts)
         ending = Ending(self._encoder.end_ids, self._config.task.stop)
         with inference(model, self._dtype):
             for batch in batches_by_length(lengths, evaluation.max_new_tokens, most):
                 generated = continue_texts(
-                    model,  # pyright: ignore[reportArgumentType]
+                    model,
                     self._encoder.tokenizer,
                     [contexts[place] for place in batch],
                     evaluation.max_new_tokens,
@@ -201,11 +222,7 @@ class Predictor:
                 )
                 for place, answer in zip(batch, generated, strict=True):
                     answers[place] = answer
-        remaining = iter(answers)
-        return [
-            [self._grade(each.prompt_id, *pair) for pair in zip(each.examples, remaining)]  # noqa: B905
-            for each in asked
-        ]
+        return answers
 
     def _contexts(self, asked: Asked) -> list[Sequence[int]]:
         """The tokens before each answer."""
@@ -286,11 +303,15 @@ class ModelPredictor:
         `weights` is the local folder of an adapter, or of a model whose weights were all trained;
         None stands for the base model.
         """
+        with self.using(weights) as (predictor, model):
+            return predictor.score_together(model, asked, weights is not None)
+
+    @contextmanager
+    def using(self, weights: str | None) -> Iterator[tuple[Predictor, Any]]:
+        """Use weights in the block, with the predictor for them."""
         with self._use(weights):
-            adapted = weights is not None
-            positions = not adapted or reads_positions(self._model)
-            predictor = self._predictor if positions else self._virtual_predictor
-            return predictor.score_together(self._model, asked, adapted)
+            positions = weights is None or reads_positions(self._model)
+            yield self._predictor if positions else self._virtual_predictor, self._model
 
     @cached_property
     def _virtual_predictor(self) -> Predictor:

@@ -7,7 +7,14 @@ from paft_ray.config import BASE
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
-from paft_ray.report.tables import display_name, how_answers_end, main_label, results, span
+from paft_ray.report.tables import (
+    backends_agree,
+    display_name,
+    how_answers_end,
+    main_label,
+    results,
+    span,
+)
 from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
@@ -74,6 +81,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _spread_by_chance(summary, names)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
     sentences += _run_apart(summary, names)
+    sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
