@@ -26,7 +26,8 @@ test-all: $(VENV)/.demo $(VENV)/.browser
 vllm: $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	PAFT_TEST_MODELS=$(VLLM)/models $(VLLM)/bin/python -m pytest -m vllm
+	PAFT_TEST_MODELS=$(VLLM)/models $(VLLM)/bin/python -m pytest -m vllm \
+		$$(grep -rl --include='*.py' pytest.mark.vllm tests)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -41,7 +41,7 @@ class ServedPredictor:
         """
         backend, gpus = config.evaluation.backend, config.evaluation.workers.gpus
         assert isinstance(backend, VLLMBackend)
-        model = config.model
+        model, longest = config.model, engine_length(config)
         tokenizer = load_tokenizer(base, model.revision, model.trust_remote_code)
         self._engine = Engine(
             EngineOptions(
@@ -51,8 +51,8 @@ class ServedPredictor:
                 threads=threads,
                 memory=backend.memory_of(gpus),
                 cache_gb=backend.cache_gb,
-                max_length=engine_length(config),
-                batch_tokens=config.evaluation.row_tokens,
+                max_length=longest,
+                batch_tokens=max(config.evaluation.row_tokens, longest),
                 loras=Loras.of(adapters),
                 exact_head=True,
                 revision=model.revision,

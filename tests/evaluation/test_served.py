@@ -72,7 +72,8 @@ def test_base_and_adapters_have_the_table_of_transformers_and_it_says_how_near(
 ) -> None:
     """The whole of `paft evaluate`; transformers measures the same as a further evaluation."""
     tree = make_tree(["positive", "negative"])
-    prompts = write_prompts(tmp_path / "prompts.jsonl", [*TEMPLATES, "{review} || mood ||"])
+    more = ["{review} || mood ||", "Text: {review}\nSentiment:"]
+    prompts = write_prompts(tmp_path / "prompts.jsonl", [*TEMPLATES, *more])
     tree["prompts"] = {"files": [str(prompts)], "split": {"validation": 0, "test": 3}}
     tree["evaluation"] |= {
         "examples": 8,
