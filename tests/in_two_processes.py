@@ -1,6 +1,6 @@
 """Runs the tests in two halves of about equal length, beside each other: two cores are seldom idle.
 
-    python tests/in_two_processes.py "not slow and not gpu"
+    python tests/in_two_processes.py "not slow and not gpu and not vllm"
 
 The second half has the files with tests that start Ray, and some others. What it prints comes when
 the first one is over. The exit code is 0 if all passed.

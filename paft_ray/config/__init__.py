@@ -12,6 +12,7 @@ hub.py        whether the Hugging Face hub can be reached
 launchers.py  variables of MPI, Slurm, torchrun
 """
 
+from paft_ray.config.backend import TransformersBackend, VLLMBackend
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.evaluation import TrackingConfig
 from paft_ray.config.llms import (
@@ -127,8 +128,10 @@ __all__ = [
     "TrainConfig",
     "TrainWorkersConfig",
     "Training",
+    "TransformersBackend",
     "TransformersLLM",
     "TuningConfig",
+    "VLLMBackend",
     "VLLMEngine",
     "ValidationConfig",
     "VariantConfig",

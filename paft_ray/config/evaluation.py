@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from paft_ray.config.backend import TRANSFORMERS, BackendConfig
 from paft_ray.config.base import Section, WorkersConfig, affects, folder_name
 from paft_ray.config.subjects import SubjectConfig
 from paft_ray.config.variation import OFF, VariationConfig
@@ -53,6 +54,8 @@ class EvaluationConfig(Section, affects="run"):
     """Most tokens, read and written, that are kept for one batch of generated answers; an example
     that needs more is a batch of its own. `auto` is what the GPU's memory takes beside the model;
     other batches round otherwise, so that texts then depend on the kind of GPU."""
+    backend: Annotated[BackendConfig, affects("scores", neutral=TRANSFORMERS)] = TRANSFORMERS
+    """What computes scores: `{type: transformers}`, or `{type: vllm}`."""
     workers: WorkersConfig = WorkersConfig()
     """Actors that score; their `gpus` are by default those of `train.workers`."""
 

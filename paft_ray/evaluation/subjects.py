@@ -1,9 +1,10 @@
 """Evaluation of the base model, trained models and other subjects on test prompts and examples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from paft_ray.config import BASE, ModelConfig
-from paft_ray.evaluation.grid import GridScores, score_grid, score_part
+from paft_ray.config import BASE, ModelConfig, VLLMBackend
+from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
@@ -35,6 +36,10 @@ def evaluate_subjects(
         conditions(context.task, evaluation.variation, seed, context.task.train),
     )
     subjects, (prompts, examples) = len(grid.subjects), grid.shape
+    parity = None
+    if isinstance(evaluation.backend, VLLMBackend):
+        with context.screen.stage("compare backends") as stage:
+            parity = check_parity(context, grid, stage)
     with context.screen.stage("evaluate") as stage:
         done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
         if (ways := len(grid.conditions)) > 1:
@@ -46,7 +51,7 @@ def evaluate_subjects(
             share = scores.table.num_rows / (subjects * prompts * examples)
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
-    return scores
+    return replace(scores, parity=parity)
 
 
 def _configured(context: RunContext) -> tuple[list[Subject], list[RunContext]]:

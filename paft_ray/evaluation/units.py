@@ -1,8 +1,8 @@
 """Units of a grid: one subject, one prompt, a few examples; what they are kept under; no Ray.
 
 A unit is scored by itself, so that how many actors there are changes no result. Only texts that are
-generated on a GPU are written with those of the units beside it, always the same ones: a batch of
-64 would leave a large part of it idle.
+generated on a GPU, and all that vLLM does, are computed with those of the units beside it, always
+the same ones: a batch of 64 would leave a large part of it idle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.config import VLLMBackend
 from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.pool import Prompt
 from paft_ray.prompts.variation import PLAIN, Condition
@@ -24,7 +25,7 @@ from paft_ray.tasks import Example
 
 _UNIT_EXAMPLES = 64
 _TOGETHER = 16
-"""Units whose texts a GPU writes together."""
+"""Units that a GPU writes texts for, or vLLM scores, together."""
 MOST_UNITS = 64
 """Units that an actor gets at a time, fewer where all would not have several shares."""
 _SHARES = 8
@@ -68,15 +69,25 @@ class Grid:
         return len(self.prompts), len(self.examples)
 
 
-def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
-    """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
+def cut(
+    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]], kind: str = "scores"
+) -> list[Unit]:
+    """Return the units of the wanted pairs of every subject, [P, E], in the order of the result.
+
+    Args:
+        context: The run.
+        grid: The whole grid.
+        wanted: A mask for every subject.
+        kind: What is kept of a unit.
+    """
     fixed = [_score_identity(each) for each in (context, *grid.others)]
-    seed = context.config.seed
-    writes = context.task.generates and context.config.evaluation.workers.gpus > 0
+    evaluation, seed = context.config.evaluation, context.config.seed
+    writes = context.task.generates and evaluation.workers.gpus > 0
+    writes |= isinstance(evaluation.backend, VLLMBackend)
     units = [
         {
             "key": fingerprint(
-                "scores", fixed[subject.base], subject.identity, prompt.text, chunk, *drawn
+                kind, fixed[subject.base], subject.identity, prompt.text, chunk, *drawn
             ),
             "subject": index,
             "condition": number,

@@ -61,6 +61,8 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     further = [grade["label"] for grade in summaries[first].get("grades", ())[1:]]
     summary = summarise(table, labels, thresholds, seeds, {}, subjects=others, grades=further)
     summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
+    if parities := {n: s["parity"] for n, s in summaries.items() if "parity" in s}:
+        summary["parities"] = parities
     summary["runs"] = list(names)
     folder = storage.child("comparisons", _folder_name(names))
     _write(folder, runs[first], table, summary, names)

@@ -32,6 +32,8 @@ from paft_ray.models.files import (
     refuse_beyond_context,
     refuse_quantized,
 )
+from paft_ray.models.vllm_limits import refuse_beyond_engine
+from paft_ray.pipeline.backend import require_vllm
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import holds_escapes, read_prompt_files
@@ -95,6 +97,7 @@ def preflight(
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
     warnings += _check_prompts(config, task)
+    warnings += require_vllm(config, planning)
     return Checked(task, model, tuple(warnings))
 
 
@@ -224,6 +227,7 @@ def _sees_gpu() -> bool:
 
 def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
     refuse_beyond_context(config, model.context_length)
+    refuse_beyond_engine(config, model.context_length)
     refuse_quantized(config.model.path, model.quantized)
     if not model.has_weights:
         yield (

@@ -6,6 +6,7 @@ slot.
 """
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -146,10 +147,35 @@ def conditions(
 class Varying:
     """The condition of every slot of a training: a function of position."""
 
+    task: Task
     variation: VariationConfig
     seed: int
     pool: Sequence[Example] = field(default=(), repr=False)
     """Examples that demonstrations are drawn from."""
+
+    def put(self, template: Template, example: Example, *position: int | str) -> Put:
+        """Put an example through a prompt at a position."""
+        condition = self.condition(example, *position)
+        return put(self.task, template, example, condition, self.seed, *position)
+
+    def describe(self, template: Template, example: Example, *position: int | str) -> str:
+        """What is drawn at a position, for the ledger, as JSON."""
+        condition = self.condition(example, *position)
+        found = self.put(template, example, *position).example
+        return json.dumps(
+            {
+                "answer": found.answer,
+                **({"choices": list(found.options)} if found.options else {}),
+                **({"names": condition.names} if condition.names != "letters" else {}),
+                **({"noise": condition.noise_rate} if condition.noise_rate else {}),
+                **(
+                    {DEMONSTRATIONS: [each.id for each in condition.demonstrations]}
+                    if condition.demonstrations
+                    else {}
+                ),
+            },
+            ensure_ascii=False,
+        )
 
     def condition(self, example: Example, *position: int | str) -> Condition:
         """The condition of an example at a position."""

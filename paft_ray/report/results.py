@@ -86,6 +86,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
     for label, packing in scores.packing.items():
         summary["models"][label]["packing"] = packing
+    if scores.parity is not None:
+        summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
     for label in dict.fromkeys(t.training.label for t in trained):
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     if context.notes:

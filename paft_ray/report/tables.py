@@ -1,6 +1,6 @@
 """The summary's figures as tables, for the page, the model card and the screen (`text`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -116,7 +116,8 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
     table = results(summary, wide=())
     rows = tuple((row.name, *(cell.text for cell in row.cells)) for row in table.rows)
     size = summary["prompts"], summary["examples"]
-    return Evaluation(table.columns, rows, *size, how_answers_end(summary))
+    note = " ".join([how_answers_end(summary), *backends_agree(summary)])
+    return Evaluation(table.columns, rows, *size, note)
 
 
 def how_answers_end(summary: Mapping[str, Any]) -> str:
@@ -147,6 +148,47 @@ def _end_of_choices(summary: Mapping[str, Any]) -> str:
         "The end of an answer is not scored (task.answer_end: ignored, as lm-evaluation-harness "
         "does it): a choice that begins with another choice cannot win against it."
     )
+
+
+def backends_agree(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """Say how far another backend lies from transformers, first of the models beyond tolerance."""
+    found = {"": summary["parity"]} if "parity" in summary else summary.get("parities", {})
+    return [
+        f"{run}: {sentence}" if run else sentence
+        for run, parity in found.items()
+        for sentence in _agreement(parity, names)
+    ]
+
+
+def _agreement(parity: Mapping[str, Any], names: Mapping[str, str] | None) -> Iterator[str]:
+    backend, tolerance = parity["backend"], f"{parity['tolerance']:g} in {parity['dtype']}"
+    means = {label: model["mean"] for label, model in parity["models"].items()}
+    for label in parity["beyond"]:
+        other = parity["models"][label]["nearer_to"]
+        nearer = "" if other is None else f", nearer to those of {display_name(other, names)}"
+        yield (
+            f"{display_name(label, names)}: {backend} does not compute what transformers does. "
+            f"Their log-probabilities lie {means[label]:.2g} nats per answer token apart on "
+            f"average (tolerance {tolerance}){nearer}, so that these figures may be of another "
+            "model; compare with evaluation.backend.type: transformers."
+        )
+    if within := [mean for label, mean in means.items() if label not in parity["beyond"]]:
+        others = ", but for the models above" if parity["beyond"] else ""
+        yield (
+            f"Scored by {backend}: on {parity['pairs']} pairs of prompt and example its "
+            f"log-probabilities lie up to {max(within):.1g} nats per answer token from those of "
+            f"transformers on average (tolerance {tolerance}){_alike(parity)}{others}."
+        )
+
+
+def _alike(parity: Mapping[str, Any]) -> str:
+    """The share of pairs with the same likeliest answer, where there are several answers."""
+    within = [m for label, m in parity["models"].items() if label not in parity["beyond"]]
+    least = min((m["alike"] for m in within if m["alike"] is not None), default=None)
+    if least is None:
+        return ""
+    share = "all" if least == 1 else f"{least:.0%}"
+    return f", and the likeliest answer is the same under {share} of them"
 
 
 def differences(summary: Mapping[str, Any]) -> Table:

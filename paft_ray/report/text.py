@@ -12,6 +12,7 @@ from paft_ray.report.tables import (
     AXIS_NAMES,
     Table,
     axes,
+    backends_agree,
     display_name,
     how_answers_end,
     main_label,
@@ -101,6 +102,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
     sentences += _what_moves(summary, names)
     sentences += _run_apart(summary, names)
+    sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(

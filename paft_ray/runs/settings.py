@@ -9,6 +9,7 @@ from paft_ray.config.variation import ChoicesVariation
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.peft_check import check_peft
 from paft_ray.models.switch_check import check_switches
+from paft_ray.models.vllm_limits import refuse_unserved
 from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.tasks import Task
 
@@ -23,6 +24,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     warnings = [*_check_bfloat16(config)] if dtype == "bfloat16" else []
     if config.model.peft is not None:
         check_peft(config.model.peft)
+    refuse_unserved(config)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
@@ -76,7 +78,8 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
 
 def _check_variation(config: Config, task: Task) -> None:
     """Check that the task can be put in the ways that are asked for."""
-    for path, variation in (("evaluation", config.evaluation.variation),):
+    asked = ("evaluation", config.evaluation.variation), ("train", config.train.variation)
+    for path, variation in asked:
         if reason := _refuse_choices(task, variation.choices):
             raise ConfigError(
                 f"{path}.variation.choices: {reason}; leave it out, or give choices of each row "

@@ -271,8 +271,18 @@ WRONG = [
     ),
     (
         "vllmengine",
-        {"prompts": llms({"type": "vllm", "path": "m", "gpus": 0})},
-        ["prompts.generation.llms.0.gpus: 0"],
+        {"prompts": llms({"type": "vllm", "path": "m", "gpus": -1})},
+        ["prompts.generation.llms.0.gpus: -1"],
+    ),
+    (
+        "vllmbackend",
+        {"evaluation": {"backend": {"type": "vllm", "memory": 2}}},
+        ["evaluation.backend.memory: 2"],
+    ),
+    (
+        "transformersbackend",
+        {"evaluation": {"backend": {"type": "transformers", "memory": 0.5}}},
+        ["evaluation.backend.memory"],
     ),
     (
         "stop",

@@ -86,12 +86,10 @@ def test_order_swaps_the_contents_of_option_slots():
 
 
 def test_orders_of_a_training_are_all_equally_likely():
-    varying = Varying(VariationConfig(choices=ChoicesVariation(order="shuffled")), 0)
+    varying = Varying(ROWS, VariationConfig(choices=ChoicesVariation(order="shuffled")), 0)
     seen = Counter()
     for step in range(600):
-        condition = varying.condition(example(1), step, 0)
-        found = put(ROWS, TEMPLATE, example(1), condition, 0, step, 0)
-        seen[found.example.options] += 1
+        seen[varying.put(TEMPLATE, example(1), step, 0).example.options] += 1
     assert len(seen) == 6 and min(seen.values()) > 60
 
 

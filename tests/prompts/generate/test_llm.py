@@ -833,8 +833,9 @@ def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     [engine] = FakeEngine.made
     assert engine.options == {
         "model": str(tiny_model), "dtype": "bfloat16", "tensor_parallel_size": 2,
-        "distributed_executor_backend": "mp",
+        "distributed_executor_backend": "mp", "gpu_memory_utilization": 0.9,
         "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
+        "enable_prefix_caching": True, "logprobs_mode": "processed_logprobs",
     }  # fmt: skip
     requests = [replace(r, temperature=r.seed / 10) for r in make_requests(3)]
     requests[1] = replace(requests[1], prefill="- Decide")
