@@ -21,11 +21,8 @@ from paft_ray.config import (
     SinglePromptVariant,
     TransformersLLM,
 )
-from paft_ray.config.affects import OF_A_RUN, affecting, result_fields
-from paft_ray.config.base import Target
-from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
+from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.config.hub import require_hub_model
-from paft_ray.config.loading import changed_fields, dump_config, load_recorded
 from paft_ray.models.files import (
     ModelFiles,
     inspect_model,
@@ -34,21 +31,16 @@ from paft_ray.models.files import (
 )
 from paft_ray.models.vllm_limits import refuse_beyond_engine
 from paft_ray.pipeline.backend import require_vllm
+from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
 from paft_ray.prompts.files import holds_escapes, read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
-from paft_ray.runs.context import EVALUATIONS
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
 from paft_ray.tracking import check_tracking
 
-RUN_RECORD = "config.json"
-"""File of a run's folder that holds its configuration, under the key `config`."""
-_OF_TRAINING: tuple[Target, ...] = ("pool", "answers", "examples", "weights")
-"""What a further evaluation has to share with its run."""
-_SHOWN_CHANGES = 3
 _SHOWN_PROMPTS = 5
 
 
@@ -85,7 +77,7 @@ def preflight(
     """
     storage = _check_storage(config.storage)
     if not overwrite:
-        _check_identity(config, storage)
+        check_recorded(config, storage)
     check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
@@ -108,67 +100,6 @@ def _check_storage(location: str) -> Storage:
     if storage.is_local:
         require_writable(Path(storage.root), "storage")
     return storage
-
-
-def _check_identity(config: Config, storage: Storage) -> None:
-    run, named = storage.child("runs", config.name), config.evaluation.name
-    if named is None:
-        _compare(config, storage, run, OF_A_RUN)
-        return
-    if not run.exists(RUN_RECORD):
-        raise ConfigError(
-            f"evaluation.name: there is no run {config.name!r} in {storage.root}, of which "
-            f"{named!r} would be a further evaluation: leave the name out, or name the run"
-        )
-    _compare(config, storage, run, _OF_TRAINING)
-    _compare(config, storage, run.child(EVALUATIONS, named), OF_A_RUN)
-
-
-def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[Target]) -> None:
-    """Compare a configuration with the record in a folder, in what affects `targets`."""
-    try:
-        if not run.exists(RUN_RECORD):
-            return
-        record = run.read_json(RUN_RECORD)
-        recorded = record["config"]
-        assert isinstance(recorded, dict)
-    except OSError as error:
-        raise ConfigError(
-            f"storage: {storage.root} cannot be read ({' '.join(str(error).split())}); check the "
-            "URI and the credentials"
-        ) from error
-    except (ArtifactError, KeyError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"name: {run.path(RUN_RECORD)} is no record of a run; choose another name, or pass "
-            "--overwrite"
-        ) from error
-    try:
-        earlier = load_recorded(recorded)
-        before, after = affecting(earlier, *targets), affecting(config, *targets)
-        if earlier.task.answer_end != config.task.answer_end:  # one of them is left out
-            before["task"]["answer_end"] = earlier.task.answer_end
-            after["task"]["answer_end"] = config.task.answer_end
-    except ConfigError:  # it has a field that was removed
-        before, after = recorded, dump_config(config)
-        if "results_from" in record:
-            before, after = record["results_from"], result_fields(config)
-    changes = changed_fields(before, after)
-    if changes:
-        what, remedy = f"run {config.name!r}", "choose another name, or pass --overwrite"
-        if targets == _OF_TRAINING:
-            remedy = "give a further evaluation what the run was trained with"
-        elif config.evaluation.name is not None:
-            what = f"evaluation {config.name}/{config.evaluation.name}"
-            remedy = "choose another evaluation.name"
-        elif all(change.startswith("evaluation.") for change in changes):
-            remedy = (
-                "keep both by evaluation.name=NAME with `paft evaluate`, or choose another name"
-            )
-        more = len(changes) - _SHOWN_CHANGES
-        text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
-        raise ConfigError(
-            f"name: {what} in {storage.root} has another configuration: {text}; {remedy}"
-        )
 
 
 def _check_workers(config: Config, planning: bool) -> list[str]:

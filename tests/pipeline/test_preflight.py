@@ -18,7 +18,8 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ConfigError, DataError, PaftError
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
-from paft_ray.pipeline.preflight import RUN_RECORD, Checked, preflight
+from paft_ray.pipeline.preflight import Checked, preflight
+from paft_ray.pipeline.recorded import RUN_RECORD
 
 TEMPLATES = [f"{word} the thing: {{thing}}\nColour:" for word in ("Judge", "Name", "Tell", "Say")]
 OPENAI = "{type: openai, base_url: 'http://localhost:1/v1', model: m, api_key_env: PAFT_TEST_KEY}"
