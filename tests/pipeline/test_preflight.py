@@ -400,7 +400,7 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
     gone = {"workers", "checkpoint", "max_failures", "warm_start"}
-    gone |= {"activation_checkpointing", "deterministic", "profile", "validation"}
+    gone |= {"activation_checkpointing", "deterministic", "profile", "validation", "variation"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {
         "workers", "name", "subjects", "variation", "backend",
