@@ -33,7 +33,13 @@ from paft_ray.config.prompts import (
     PromptsConfig,
 )
 from paft_ray.config.root import Config
-from paft_ray.config.subjects import AdapterSubject, ModelSubject, SubjectConfig
+from paft_ray.config.subjects import (
+    AdapterSubject,
+    EnsembleSubject,
+    InferencePromptSubject,
+    ModelSubject,
+    SubjectConfig,
+)
 from paft_ray.config.task import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.train import (
     Consistency,
@@ -93,12 +99,14 @@ __all__ = [
     "CustomTaskConfig",
     "DimensionConfig",
     "Endpoint",
+    "EnsembleSubject",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",
     "GridSearch",
     "GroupDRO",
     "HumanPromptVariant",
+    "InferencePromptSubject",
     "LLMConfig",
     "LintConfig",
     "LogRandInt",

@@ -48,4 +48,31 @@ class ModelSubject(VariantOptions, affects="run"):
         return ModelConfig.model_validate({name: getattr(self, name) for name in shared})
 
 
-SubjectConfig = Annotated[AdapterSubject | ModelSubject, Field(discriminator="type")]
+class _OfSubject(VariantOptions, affects="run"):
+    """What a user could do with a model instead of training it."""
+
+    of: str
+    """The model that answers: `base`, the name of a variant, or of another subject."""
+    prompts: int = Field(ge=2)
+    """How many training prompts it is asked through, from the beginning of the pool; an answer
+    costs as many passes."""
+
+
+class EnsembleSubject(_OfSubject, affects="run"):
+    """Every question through several prompts; the choice with the highest mean probability."""
+
+    type: Literal["ensemble"]
+
+
+class InferencePromptSubject(_OfSubject, affects="run"):
+    """Every question through several prompts; the answer of the one under which it is surest."""
+
+    type: Literal["inference_prompt"]
+
+
+SubjectConfig = Annotated[
+    AdapterSubject | ModelSubject | EnsembleSubject | InferencePromptSubject,
+    Field(discriminator="type"),
+]
+COMPARATORS = (EnsembleSubject, InferencePromptSubject)
+"""Subjects that are made of the answers of another model."""

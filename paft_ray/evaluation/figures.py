@@ -197,6 +197,15 @@ SECONDS_PER_EXAMPLE = Figure(
     scale=1,
     format=".3g",
 )
+PROMPTS_PER_ANSWER = Figure(
+    key="prompts_per_answer",
+    heading="passes per answer",
+    meaning="prompts that the model reads for one answer; 1 where it is not said",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
 TRAINED_TOKENS = Figure(
     key="trained_tokens",
     heading="trained tokens",
@@ -216,7 +225,8 @@ TRAINED_ANSWER_TOKENS = Figure(
 FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
     PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
-    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS,
+    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, TRAINED_TOKENS,
+    TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 

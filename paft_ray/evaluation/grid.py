@@ -50,6 +50,8 @@ class GridScores:
     """Label to wall-clock seconds of one actor for an example under a prompt, without loading."""
     packing: Mapping[str, str] = field(default_factory=dict)
     """Label to whether its rows were packed, and why not; without labels of earlier versions."""
+    prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
+    """Label of a comparator to the prompts that it reads for an answer."""
     parity: Mapping[str, Any] | None = None
     """How far the backend lies from transformers, where it is another: see `parity.compare`."""
 

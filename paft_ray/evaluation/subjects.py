@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from paft_ray.config import BASE, ModelConfig, VLLMBackend
+from paft_ray.config.subjects import COMPARATORS
+from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -51,6 +53,7 @@ def evaluate_subjects(
             share = scores.table.num_rows / (subjects * prompts * examples)
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
+    scores = add_comparators(context, pool, grid, scores)
     return replace(scores, parity=parity)
 
 
@@ -61,6 +64,8 @@ def _configured(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
     subjects: list[Subject] = []
     others: list[RunContext] = []
     for subject in config.evaluation.subjects:
+        if isinstance(subject, COMPARATORS):
+            continue
         adapter = adapters.get(subject.label)
         model = _base_for(adapter, config.model) if adapter else models[subject.label]
         if model is not None:

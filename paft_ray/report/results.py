@@ -11,7 +11,7 @@ import pyarrow as pa
 from paft_ray.config import BASE, Config
 from paft_ray.config.affects import result_fields
 from paft_ray.evaluation.axes import Wording, axes_of
-from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
+from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
@@ -80,10 +80,13 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
     if evaluation.estimate is None:
         wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
-        if axes := axes_of(table, labels, wordings):
+        asked = [label for label in labels if label not in scores.prompts_per_answer]
+        if axes := axes_of(table, asked, wordings):
             summary["axes"] = axes
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
+    for label, prompts in scores.prompts_per_answer.items():
+        summary["models"][label][PROMPTS_PER_ANSWER.key] = prompts
     for label, packing in scores.packing.items():
         summary["models"][label]["packing"] = packing
     if scores.parity is not None:

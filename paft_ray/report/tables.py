@@ -225,7 +225,7 @@ def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     measured = summary.get("axes", {})
     labels = list(summary["models"])
     rows = [
-        Row("", AXIS_NAMES[axis], tuple(_moved(of_labels[label]) for label in labels))
+        Row("", AXIS_NAMES[axis], tuple(_moved(of_labels.get(label)) for label in labels))
         for axis, of_labels in measured.items()
     ]
     meaning = (
@@ -238,7 +238,9 @@ def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
 
 
-def _moved(entry: Mapping[str, Any]) -> Cell:
+def _moved(entry: Mapping[str, Any] | None) -> Cell:
+    if entry is None:
+        return Cell(_UNKNOWN, None)
     low, high = entry["intervals"]["moved"]
     differences = entry.get("differences", {}).items()
     sure = [

@@ -76,7 +76,8 @@ def _aligned(table: Table, heading: str) -> list[str]:
     """A table with intervals as aligned lines; nothing where it has no rows."""
     lines = [(heading, *table.columns)]
     lines += [
-        (row.name, *(f"{cell.text} ({cell.below})" for cell in row.cells)) for row in table.rows
+        (row.name, *(f"{c.text} ({c.below})" if c.below else c.text for c in row.cells))
+        for row in table.rows
     ]
     return _padded(lines) if table.rows else []
 
@@ -164,7 +165,7 @@ def _what_moves(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
     if not (measured := summary.get("axes")):
         return []
     sentences = []
-    for label in summary["models"]:
+    for label in next(iter(measured.values())):
         name, found = display_name(label, names), moving(measured, label)
         if not found:
             sentences.append(

@@ -1,6 +1,6 @@
 """`evaluation.subjects` by label, and the identity of their files."""
 
-from paft_ray.config import AdapterSubject, Config, ModelConfig
+from paft_ray.config import AdapterSubject, Config, ModelConfig, ModelSubject
 from paft_ray.models.warm_start import StoredAdapter, read_adapter
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
@@ -24,7 +24,7 @@ def models_of(config: Config) -> dict[str, ModelConfig]:
     return {
         subject.label: subject.model()
         for subject in config.evaluation.subjects
-        if not isinstance(subject, AdapterSubject)
+        if isinstance(subject, ModelSubject)
     }
 
 

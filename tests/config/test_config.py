@@ -145,6 +145,34 @@ WRONG = [
     ("custom", {"task": {**CUSTOM, "choices": ["\u00e9", "e\u0301"]}}, ["do not differ"]),
     ("custom", {"task": {**CUSTOM, "choices": ["a", " "]}}, ["' ' is an empty choice"]),
     ("task options", {"task": {**CUSTOM, "stop": ["."]}}, ["task: stop: ['.']", "ranked"]),
+    (
+        "ensemblesubject",
+        {"evaluation": {"subjects": [{"type": "ensemble", "of": "other", "prompts": 2}]}},
+        ["evaluation.subjects.0.of", "'other'", "name one of base, paft"],
+    ),
+    (
+        "inferencepromptsubject",
+        {"evaluation": {"subjects": [{"type": "inference_prompt", "of": "base", "prompts": 1}]}},
+        ["evaluation.subjects.0.prompts", "1"],
+    ),
+    (
+        "ensemblesubject",
+        {
+            "task": {**CUSTOM, "grade": ["choice", "exact"]},
+            "evaluation": {"subjects": [{"type": "ensemble", "of": "base", "prompts": 2}]},
+        },
+        ["evaluation.subjects.0", "nothing else may be graded"],
+    ),
+    (
+        "ensemblesubject",
+        {
+            "evaluation": {
+                "estimate": {"share": 0.5},
+                "subjects": [{"type": "ensemble", "of": "base", "prompts": 2}],
+            },
+        },
+        ["evaluation.subjects.0", "whole grids"],
+    ),
     ("task options", {"task": {**FREE, "stop": [""]}}, ["task.stop.0"]),
     (
         "choicesvariation",
