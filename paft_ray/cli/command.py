@@ -17,7 +17,7 @@ from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_e
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError, PaftError, last_line
-from paft_ray.config.loading import dump_config, load_config
+from paft_ray.config.loading import dump_config, load_config, without_unread
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
@@ -43,7 +43,7 @@ def call(arguments: Sequence[str]) -> int:
             return _look(options)
         config = load_config(options.config, options.overrides)
         if options.print_config:
-            tree = dump_config(config)
+            tree = without_unread(dump_config(config))
             text = (
                 json.dumps(tree) + "\n" if options.json else yaml.safe_dump(tree, sort_keys=False)
             )

@@ -217,7 +217,8 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
     """Sizes, and the nodes of the cluster, whose smallest GPU they are compared with."""
     from paft_ray.cluster.session import ray_session
     from paft_ray.pipeline.nodes import survey
-    from paft_ray.pipeline.plan import describe_cluster, describe_sizes
+    from paft_ray.pipeline.plan import describe_sizes
+    from paft_ray.pipeline.plan_cluster import describe_cluster
 
     context = work.context
     with ray_session(work.options.insist):

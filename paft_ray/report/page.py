@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paft_ray.config.loading import without_unread
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
 from paft_ray.report.coverage import COLOURS, run_coverage
@@ -23,7 +24,14 @@ from paft_ray.report.pictures import (
 )
 from paft_ray.report.rendering import render
 from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
-from paft_ray.report.tables import differences, display_name, further_figures, main_label, results
+from paft_ray.report.tables import (
+    differences,
+    display_name,
+    further_figures,
+    main_label,
+    results,
+    trained_labels,
+)
 from paft_ray.report.text import cautions, headline
 from paft_ray.report.training import CurvePlot, SharesPlot, curve_plot, draws_of, shares_plot
 from paft_ray.storage.paths import Storage
@@ -83,8 +91,8 @@ def plots_of(run: RunFiles) -> Plots:
 def render_page(run: RunFiles, title: str, plots: Plots) -> str:
     """The page as HTML."""
     summary = run.summary
-    labels = list(summary["models"])
-    config = run.about.get("config", {})
+    labels, trained = list(summary["models"]), trained_labels(summary)
+    config = without_unread(run.about.get("config", {}))
     main = main_label(summary)
     return render(
         "page.html.j2",
@@ -96,6 +104,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         further=further_figures(summary),
         differences=differences(summary),
         summary=summary,
+        trained=trained,
         partly=run.partly_scored,
         tops=[f"{100 * float(f.threshold):g}%" for f in figures_of(summary) if f.threshold],
         names={label: display_name(label) for label in labels},
@@ -112,7 +121,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         curves=plots.curves,
         draws=draws_of(run.trainings, run.texts),
         weighings=plots.shares,
-        coverage=run_coverage(run),
+        coverage=run_coverage(run) if trained else None,
         split_colours=COLOURS,
         seconds={_stage(name): spent for name, spent in summary["seconds"].items()},
         trainings=[training for training in run.trainings if training.about],

@@ -76,6 +76,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         subjects=more,
         grades=[grader.label for grader in context.task.graders[1:]],
     )
+    summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
