@@ -61,7 +61,7 @@ class ContainsGrade(TextGrade, affects="scores"):
 
 
 class NumberGrade(TextGrade, affects="scores"):
-    """1 where the last number of the text, after `####` where it has that, is the answer's."""
+    """1 where the last number of the text, or the first one after `####`, is the answer's."""
 
     type: Literal["number"]  # pyright: ignore[reportIncompatibleVariableOverride]
     tolerance: float = Field(default=0, ge=0)

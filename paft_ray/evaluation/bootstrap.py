@@ -71,6 +71,7 @@ def resample(
     seed: int = 0,
     thresholds: Sequence[float] = (),
     answers: Mapping[str, Sequence[AnswerGrid]] | None = None,
+    draws: int = 1,
 ) -> Resamples:
     """Bootstrap the figures of several models over the same prompts, examples and seeds.
 
@@ -84,6 +85,8 @@ def resample(
         seed: Seed of the resamples.
         thresholds: Accuracies for Top@t.
         answers: Label to the answers of each seed, for agreement, calibration and tokens.
+        draws: Draws of demonstrations: each model's seeds are there once for every draw, and both
+            are resampled apart.
 
     Raises:
         DataError: A grid is empty, or two are not of the same prompts and examples.
@@ -98,22 +101,22 @@ def resample(
             )
     rng = np.random.default_rng(seed)
     batches = [
-        _resampled(rng, min(_AT_ONCE, resamples - start), grids, thresholds, answers)
+        _resampled(rng, min(_AT_ONCE, resamples - start), grids, thresholds, answers, draws)
         for start in range(0, resamples, _AT_ONCE)
     ]
     once = np.ones((1, prompts)), np.ones((1, examples))
-    values, draws = {}, {}
+    values, resampled = {}, {}
     for label, grid_SPE in grids.items():
         by_seed = over_prompts(grid_SPE.mean(axis=2), thresholds)
         by_seed |= _of_answers(answers, label, *once)
         by_grid = [of_grid(grid_PE) for grid_PE in grid_SPE]
         by_seed |= {key: np.array([each[key] for each in by_grid]) for key in by_grid[0]}
         values[label] = {key: float(values_S.mean()) for key, values_S in by_seed.items()}
-        draws[label] = {
+        resampled[label] = {
             key: np.concatenate([batch[label][key] for batch in batches])
             for key in batches[0][label]
         }
-    return Resamples(values, draws)
+    return Resamples(values, resampled)
 
 
 def _resampled(
@@ -122,12 +125,15 @@ def _resampled(
     grids: Mapping[str, NDArray[np.float64]],
     thresholds: Sequence[float],
     answers: Mapping[str, Sequence[AnswerGrid]] | None,
+    draws: int,
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Label and statistic to its values on `count` resamples of grids [S, P, E]: shape [R]."""
     prompts, examples = next(iter(grids.values())).shape[1:]
     times_RE = rng.multinomial(examples, np.full(examples, 1 / examples), count)
     drawn_PR = rng.integers(prompts, size=(prompts, count))
-    uniform_SR = rng.random((max(map(len, grids.values())), count))
+    seeds = {label: len(grid) // draws for label, grid in grids.items()}
+    uniform_SR = rng.random((max(seeds.values()), count))
+    draw_DR = rng.integers(draws, size=(draws, count)) if draws > 1 else np.zeros((1, count), int)
     times_RP = np.zeros((count, prompts))
     np.add.at(times_RP, (np.arange(count), drawn_PR), 1)
     found = {}
@@ -136,12 +142,20 @@ def _resampled(
         drawn_SRP = np.take_along_axis(accuracy_SPR, drawn_PR[None], axis=1).swapaxes(1, 2)
         by_seed = over_prompts(drawn_SRP, thresholds)
         by_seed |= _of_answers(answers, label, times_RP, times_RE.astype(np.float64))
-        seed_SR = (uniform_SR[: len(grid_SPE)] * len(grid_SPE)).astype(int)
+        seed_SR = (uniform_SR[: seeds[label]] * seeds[label]).astype(int)
         found[label] = {
-            name: np.take_along_axis(values_SR, seed_SR, axis=0).mean(axis=0)
+            name: _drawn_again(values_SR.reshape(draws, -1, count), draw_DR, seed_SR)
             for name, values_SR in by_seed.items()
         }
     return found
+
+
+def _drawn_again(
+    values_DSR: NDArray[np.float64], draw_DR: NDArray[np.int_], seed_SR: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """The mean over resampled seeds and draws: shape [R]."""
+    seeds_DR = np.take_along_axis(values_DSR, seed_SR[None], axis=1).mean(axis=1)
+    return np.take_along_axis(seeds_DR, draw_DR, axis=0).mean(axis=0)
 
 
 def _of_answers(

@@ -22,19 +22,20 @@ def reached(goal: GoalConfig, grade_PE: NDArray[Any]) -> float:
 
 
 def goal_intervals(
-    goal: GoalConfig, grades: Mapping[str, NDArray[Any]]
+    goal: GoalConfig, grades: Mapping[str, NDArray[Any]], draws: int = 1
 ) -> dict[str, tuple[float, float]]:
     """95% intervals of the goal's figure for several models on the same prompts and examples.
 
     Args:
         goal: The goal.
         grades: Label to the grade of each answer: [P, E], or [S, P, E] with S seeds.
+        draws: See `resample`.
     """
-    found, terms = resample(grades), _terms(goal).items()
+    found, terms = resample(grades, draws=draws), _terms(goal).items()
     least = -math.inf if isinstance(goal, MeanMinusStd) else 0.0
     intervals: dict[str, tuple[float, float]] = {}
-    for label, draws in found.draws.items():
-        draws_R = np.sum([w * draws[key] for key, w in terms], axis=0)
+    for label, of_label in found.draws.items():
+        draws_R = np.sum([w * of_label[key] for key, w in terms], axis=0)
         value = sum(w * found.values[label][key] for key, w in terms)
         intervals[label] = interval(draws_R, value, least)
     return intervals

@@ -96,7 +96,7 @@ def summarise(
         label: {
             **_figures(found, label, figures),
             **more.get(label, {}),
-            "seeds": [answers.models[model][1] for model in answers.of(label)],
+            "seeds": list(dict.fromkeys(answers.models[m][1] for m in answers.of(label))),
         }
         for label in variants
     }
@@ -174,6 +174,7 @@ def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[floa
         {label: answers.grades(label) for label in labels},
         thresholds=thresholds,
         answers={label: list(map(answers.grid, answers.of(label))) for label in labels},
+        draws=1 + max(answers.draws),
     )
 
 

@@ -26,7 +26,7 @@ from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
 
 _FILES = ("config.json", "summary.json", "scores.parquet", "prompts.parquet", "examples.parquet")
-_SAME = ("answer_end", "stop", "grades", "grading_code")
+_SAME = ("answer_end", "stop", "grades", "grading_code", "demonstrations")
 """What must be graded alike."""
 
 
@@ -99,8 +99,8 @@ def _require_alike(
     for key in _SAME:
         if first.get(key) != second.get(key):
             raise ConfigError(
-                f"{other}: its answers were graded with task.{key} {second.get(key)}, those of "
-                f"{one} with {first.get(key)}: evaluate both alike"
+                f"{other}: its answers were given and graded with {key} {second.get(key)}, those "
+                f"of {one} with {first.get(key)}: evaluate both alike"
             )
 
 

@@ -26,6 +26,7 @@ from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.generate.units import is_answered, unit_size
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.paths import Storage
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
@@ -110,12 +111,13 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     prompts = min(split.test, evaluation.prompts or split.test)
     examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
     models = 1 + len(config.trainings) + len(evaluation.subjects)
+    ways = len(conditions(context.task, evaluation.variation, config.seed, context.task.train))
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     return {
         "models": models,
         "prompts": prompts,
         "examples": examples,
-        "answers": models * max(prompts, round(prompts * examples * share)),
+        "answers": ways * models * max(prompts, round(prompts * examples * share)),
     }
 
 

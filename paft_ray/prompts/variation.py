@@ -5,10 +5,8 @@ position that the caller names: evaluation gives the ids of prompt and example, 
 slot.
 """
 
-import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,13 +16,13 @@ import numpy as np
 
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.config.variation import (
-    DemonstrationsVariation,
     Names,
     NoiseKind,
     VariationConfig,
 )
 from paft_ray.prompts.layouts import wording_spans
 from paft_ray.prompts.template import Template, parse
+from paft_ray.tasks.demonstrations import demonstration_pool, draw_demonstrations, generator
 from paft_ray.tasks.example import Example, Task, lettered, named
 
 ORDER, NAMES, NOISE, DEMONSTRATIONS = "order", "names", "noise", "demonstrations"
@@ -87,7 +85,7 @@ def put(
         return Put(template.render, example, task.choices_of(example))
     varied, choices = _with_choices(task, example, condition, position)
     if condition.noise_rate:
-        rng = _generator("noise", *position)
+        rng = generator("noise", *position)
         kept = frozenset(word for each in choices or () for word in _words(each))
         varied = replace(
             varied,
@@ -183,7 +181,7 @@ class Varying:
         shown, names = self.variation.demonstrations, ("letters",)
         if choices is not None:
             names = choices.names
-        rng = _generator("names", self.seed, *position)
+        rng = generator("names", self.seed, *position)
         return Condition(
             shuffled=choices is not None and choices.order == "shuffled",
             names=names[int(rng.integers(len(names)))],  # pyright: ignore[reportArgumentType]
@@ -193,43 +191,6 @@ class Varying:
             if shown is None
             else draw_demonstrations(self.pool, shown, example, self.seed, *position),
         )
-
-
-def demonstration_pool(
-    task: Task, shown: DemonstrationsVariation, source: Sequence[Example]
-) -> list[Example]:
-    """The examples that demonstrations are drawn from."""
-    if shown.examples_per_class is None:
-        return list(source)
-    kept: list[Example] = []
-    counts: Counter[str] = Counter()
-    for example in source:
-        answer = example.answer if task.choices is not None else ""
-        counts[answer] += 1
-        if counts[answer] <= shown.examples_per_class:
-            kept.append(example)
-    return kept
-
-
-def draw_demonstrations(
-    pool: Sequence[Example],
-    shown: DemonstrationsVariation,
-    example: Example | None,
-    *position: int | str,
-) -> tuple[Example, ...]:
-    """Draw demonstrations, never `example` itself nor one with its text."""
-    rng = _generator(DEMONSTRATIONS, *position)
-    drawn: list[Example] = []
-    seen: set[int] = set()
-    while len(drawn) < shown.shots and len(seen) < len(pool):
-        index = int(rng.integers(len(pool)))
-        if index in seen:
-            continue
-        seen.add(index)
-        other = pool[index]
-        if example is None or (other.id != example.id and other.fields != example.fields):
-            drawn.append(other)
-    return tuple(drawn)
 
 
 def _with_choices(
@@ -261,7 +222,7 @@ def _with_choices(
 
 def _order(count: int, condition: Condition, position: tuple[int | str, ...]) -> list[int]:
     """Which old choice stands at each place; as the level of an axis never the order as given."""
-    rng = _generator(ORDER, *position)
+    rng = generator(ORDER, *position)
     order = rng.permutation(count).tolist()
     while condition.axis == ORDER and order == list(range(count)):
         order = rng.permutation(count).tolist()
@@ -352,9 +313,3 @@ def _punctuation(word: str, where: float, how: float) -> str:
 _SLIPS: Mapping[NoiseKind, Callable[[str, float, float], str]] = {
     "typos": _typo, "case": _case, "spaces": _spaces, "punctuation": _punctuation,
 }  # fmt: skip
-
-
-def _generator(*position: int | str) -> np.random.Generator:
-    digest = hashlib.blake2b(repr(position).encode(), digest_size=16).digest()
-    key = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")]
-    return np.random.Generator(np.random.Philox(key=key))

@@ -100,6 +100,7 @@ def flipping_examples(run: RunFiles) -> Flips:
     ranked = ranked_prompts(run, about)
     bars = [ranked[i] for i in np.unique(np.linspace(0, len(ranked) - 1, _MOST_BARS).astype(int))]
     grams = [shingles(run.texts.get(prompt_id, "")) for prompt_id in answers.prompt_ids]
+    several = len({answers.models[m][1] for m in answers.of(about)}) > 1
     examples = []
     for e in order[flips_E[order] > 0].tolist():
         known = run.examples.get(answers.example_ids[e], {})
@@ -110,7 +111,7 @@ def flipping_examples(run: RunFiles) -> Flips:
                 _fields(known.get("fields", "{}")),
                 known.get("answer"),
                 tuple(_bars(answers, label, e, bars) for label in labels),
-                str(answers.models[model][1]) if len(answers.of(about)) > 1 else "",
+                str(answers.models[model][1]) if several else "",
                 _two_wordings(run, model, e, ranked, grams),
             )
         )
@@ -160,7 +161,7 @@ def _two_wordings(
 ) -> tuple[Wording, Wording]:
     """The most similar pair of a wording with a right answer and one with a wrong answer."""
     answers = run.answers
-    about, seed = answers.models[model]
+    about = answers.models[model][0]
     grade_P = answers.grade_MPE[model, :, example]
     middle = (np.nanmin(grade_P) + np.nanmax(grade_P)) / 2
     right = [p for p in ranked if grade_P[p] > middle][:_MOST_COMPARED]
@@ -172,7 +173,7 @@ def _two_wordings(
         Wording(
             answers.prompt_ids[p],
             run.texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
-            tuple(_prediction(answers, label, seed, p, example) for label in beside),
+            tuple(_prediction(answers, label, model, p, example) for label in beside),
         )
         for p in (own, wrong[place])
     )
@@ -180,11 +181,12 @@ def _two_wordings(
 
 
 def _prediction(
-    answers: Answers, label: str, seed: int, prompt: int, example: int
+    answers: Answers, label: str, like: int, prompt: int, example: int
 ) -> ShownPrediction:
-    """The prediction of the model with that seed, or of its first one where it has no such seed."""
+    """The prediction of the label's model with the seed and draw of another, or as near to them."""
+    seed, draw = answers.models[like][1], answers.draws[like]
     models = answers.of(label)
-    model = next((m for m in models if answers.models[m][1] == seed), models[0])
+    model = max(models, key=lambda m: (answers.draws[m] == draw, answers.models[m][1] == seed, -m))
     index = answers.prediction_MPE[model, prompt, example]
     return ShownPrediction(
         display_name(label),

@@ -118,15 +118,16 @@ def _grading(context: RunContext) -> dict[str, Any]:
     """What of an answer counts, and how it is graded."""
     config, task = context.config.task, context.task
     grades = [
-        {"label": grade.label, **grade.model_dump(mode="json", exclude={"timeout_s"})}
+        {"label": grade.label, **grade.model_dump(mode="json", exclude={"timeout_s", "path"})}
         for grade in config.grade
     ]
-    code = context.grading_code
+    code, shown = context.grading_code, context.config.evaluation.variation.demonstrations
     return {
         **({"answer_end": config.answer_end} if task.ranks else {}),
         **({"stop": list(config.stop)} if task.generates else {}),
         **({"grades": grades} if grades else {}),
         **({"grading_code": code} if code else {}),
+        **({} if shown is None else {"demonstrations": shown.model_dump(mode="json")}),
     }
 
 

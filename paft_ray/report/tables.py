@@ -135,6 +135,11 @@ def how_answers_end(summary: Mapping[str, Any]) -> str:
     """Say how answers are graded, and what of their end counts, in a line under the figures."""
     grades = summary.get("grades", [])
     said = [f"Answers are graded by {_grade(grades[0])}."] if grades else []
+    if (shown := summary.get("demonstrations")) is not None:
+        said.append(
+            f"Each question stands after {shown['shots']} solved training examples; figures are "
+            f"means over {shown['draws']} draws of these, which intervals include."
+        )
     if (stop := summary.get("stop")) is not None:
         texts = f" or the first of task.stop ({', '.join(map(repr, stop))})" if stop else ""
         said.append(f"Generated answers count as a whole, up to the end token{texts}.")
@@ -226,7 +231,7 @@ AXIS_NAMES = {
     ORDER: "order of the choices",
     NAMES: "names of the choices",
     NOISE: "slips in the text",
-    DEMONSTRATIONS: "which demonstrations are shown",
+    DEMONSTRATIONS: "choice of the demonstrations",
 }
 """Axes of variation, for people."""
 

@@ -12,6 +12,7 @@ from paft_ray.models.switch_check import check_switches
 from paft_ray.models.vllm_limits import refuse_unserved
 from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.tasks import Task
+from paft_ray.tasks.demonstrations import demonstration_pool
 
 
 def check_settings(config: Config, task: Task) -> list[str]:
@@ -86,10 +87,14 @@ def _check_variation(config: Config, task: Task) -> None:
                 "(task.choices: {column: ...}, choices_as: letters)"
             )
         shown = variation.demonstrations
-        if shown is not None and shown.shots >= len(task.train):
+        if shown is None:
+            continue
+        source = len(demonstration_pool(task, shown, task.train))
+        if shown.shots >= source:
             raise ConfigError(
                 f"{path}.variation.demonstrations.shots: {shown.shots} is not less than the "
-                f"{len(task.train)} training examples of {task.name}: lower it"
+                f"{source} training examples that they are drawn from: lower it, or raise "
+                "examples_per_class"
             )
 
 

@@ -12,6 +12,8 @@ loading.py   rows to `Task`: mapping, ids, splits
 guessing.py  a task's section of a configuration, from its rows
 wordings/    wordings of every kind of task, a line each; `prompts.stock` makes prompts of them
 grading.py   what a prediction is worth: one grader for each `task.grade`
+gradable.py  refusals of answers that could not be graded
+demonstrations.py  training examples in front of a question
 grade_process.py, grade_script.py  a grader of the user's own, in a process of its own
 """
 

@@ -27,6 +27,13 @@ class Example:
     options: tuple[str, ...] = ()
     """The texts of its own choices, in their order, where each row has its own."""
 
+    @property
+    def right(self) -> str:
+        """The text of the right answer, where a letter is answered too."""
+        if not self.options or self.answer in self.options:
+            return self.answer
+        return self.options[letters(len(self.options)).index(self.answer)]
+
     def under(self, prompt: str) -> str:
         """Its name in messages about it and a prompt."""
         place = f"{self.where}: " if self.where else ""

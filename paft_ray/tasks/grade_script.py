@@ -4,6 +4,7 @@ The first line holds path, source and name of the function, every further one it
 the function prints goes to stderr.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -12,14 +13,20 @@ import types
 
 def main() -> None:
     """Answer until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    asked, said_to = os.dup(0), os.dup(1)
+    os.dup2(nothing, 0)
     os.dup2(2, 1)
+    # a process that the function forks has no part in this
+    os.register_at_fork(
+        after_in_child=lambda: [os.dup2(nothing, pipe) for pipe in (asked, said_to)]
+    )
     sys.path.pop(0)  # the folder of this file
-    lines = iter(sys.stdin.buffer.readline, b"")
+    lines = iter(os.fdopen(asked, "rb").readline, b"")
+    owner = os.getpid()
 
     def reply(found: dict[str, object]) -> None:
-        replies.write(json.dumps(found) + "\n")
-        replies.flush()
+        os.write(said_to, json.dumps(found).encode() + b"\n")
 
     path, source, name = json.loads(next(lines))
     try:
@@ -31,12 +38,30 @@ def main() -> None:
         if not callable(function):
             reply({"error": f"is missing: the file defines no function {name}"})
             return
+        if reason := unfit(function):
+            reply({"error": reason})
+            return
     except BaseException as error:  # noqa: BLE001
         reply({"error": f"cannot be imported: {said(error)}"})
         return
     reply({})
     for line in lines:
+        if os.getpid() != owner:
+            return
         reply(graded(function, json.loads(line)))
+
+
+def unfit(function: "types.FunctionType") -> str:
+    """Return why a function cannot be called as it has to be; empty where it can."""
+    if inspect.iscoroutinefunction(function):
+        return "is async, and has to return a number at once"
+    try:
+        inspect.signature(function).bind({}, "", "")
+    except TypeError as error:
+        return f"has to take three arguments, fields, answer and text ({error})"
+    except ValueError:  # written in C
+        return ""
+    return ""
 
 
 def graded(function: "types.FunctionType", arguments: list[object]) -> dict[str, object]:

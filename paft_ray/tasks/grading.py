@@ -253,7 +253,7 @@ def _opened(config: GradeConfig) -> Grader:
 def _user_code(config: PythonGrade) -> UserCode:
     file, _, function = config.path.rpartition(":")
     try:
-        source = Path(file).read_text("utf-8")
+        source = Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(
@@ -283,13 +283,13 @@ _LONGEST_NUMBER = 300
 
 
 def last_number(text: str) -> Fraction | None:
-    """The first number after the last `####` of a text, or, without that, its last number.
+    """The first number after the first `####` of a text, or, without that, its last number.
 
     Commas divide thousands, as in `1,250.00`; `3/4` is a fraction. Units beside a number are not
     read: `$18`, `50%` and `18 km` are 18, 50 and 18.
     """
     text = text.replace("\N{MINUS SIGN}", "-")
-    _, marker, after = text.rpartition("####")
+    _, marker, after = text.partition("####")
     after_marker = _numbers(after) if marker else []
     return after_marker[0] if after_marker else next(iter(_numbers(text)[-1:]), None)
 

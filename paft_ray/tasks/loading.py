@@ -24,7 +24,12 @@ from paft_ray.tasks.example import (
     lettered,
     letters,
 )
-from paft_ray.tasks.grading import Grader, RankedGrader, open_graders
+from paft_ray.tasks.gradable import (
+    refuse_one_place,
+    refuse_unreadable,
+    refuse_unreadable_choices,
+)
+from paft_ray.tasks.grading import open_graders
 from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
 from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
@@ -32,8 +37,6 @@ from paft_ray.tasks.tables import Row, shown
 from paft_ray.tasks.values import column_value, composed, spellings, text_of
 
 logger = logging.getLogger(__name__)
-_FEW = 8
-"""Rows that may have one right letter by chance."""
 
 
 def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
@@ -64,9 +67,12 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     splits, ties = _split(config, outline, seed, rest.rows, own)
     read = [rest, *own.values()]
     if outline.row_choices is not None:
-        _refuse_one_place([e for each in read for e in each.rows.examples.values()], outline)
+        refuse_one_place(
+            [e for each in read for e in each.rows.examples.values()],
+            outline.choices_as == "letters",
+        )
     for each in read:
-        _refuse_unreadable(each.rows.examples.values(), graders)
+        refuse_unreadable(each.rows.examples.values(), graders)
     distinct = sum(len(each.rows.examples) for each in read)
     sizes = {split: len(splits[split]) for split in SPLITS}
     if not test:
@@ -89,12 +95,14 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         logger.info(
             "%s: %d rows repeat another one and were left out", source.where, counts.duplicates
         )
+    names = letters(most) if lettered_rows else outline.choices
+    refuse_unreadable_choices(names or (), graders)
     return Task(
         name=outline.name,
         description=outline.description,
         slots=(*outline.columns, CHOICES_SLOT) if lettered_rows else tuple(outline.columns),
         option_slots=dict(outline.option_slots),
-        choices=letters(most) if lettered_rows else outline.choices,
+        choices=names,
         choices_as=None if outline.row_choices is None else outline.choices_as,
         train=splits["train"][: config.max_train_examples],
         validation=splits["validation"],
@@ -210,30 +218,6 @@ def _collect(rows: Iterable[Row], outline: TaskOutline, group: str | None) -> _C
         if group is not None:
             groups.setdefault(identity, []).append(_group(row, group))
     return _Collected(Rows(examples, keys, groups), count - len(examples), empty)
-
-
-def _refuse_one_place(examples: Sequence[Example], outline: TaskOutline) -> None:
-    """Refuse letters that give the answer away, since the right choice always stands first."""
-    if outline.choices_as == "letters" and len(examples) > _FEW:
-        places = {example.answer for example in examples}
-        if len(places) == 1:
-            raise DataError(
-                f"task.choices: the right one of all {len(examples)} rows is {places.pop()}, so "
-                "that the letter alone gives it away: set task.choices.shuffle: true"
-            )
-
-
-def _refuse_unreadable(examples: Iterable[Example], graders: Sequence[Grader]) -> None:
-    """Refuse right answers that no text could equal, since nothing is left of them."""
-    reading = [grader for grader in graders if not isinstance(grader, RankedGrader)]
-    for example in examples:
-        for grader in reading:
-            if not grader.reads(example.answer):
-                raise DataError(
-                    f"{example.where}: the answer is {example.answer[:80]!r}, in which task.grade "
-                    f"{grader.label} finds nothing to compare: mend the row or remove it, or grade "
-                    "otherwise"
-                )
 
 
 def _group(row: Row, column: str) -> str:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.config.errors import DataError
@@ -59,7 +59,8 @@ def _place(row: Row, config: RowChoices, answer: str, texts: Sequence[str]) -> i
     said = list(spellings(value, frozenset(named or texts)))
     if named is None:
         text = " ".join(said[0].split())
-        found = [place for place, own in enumerate(texts) if own and _same(own, text)]
+        written = [" ".join(each.split()) for each in said]
+        found = next(filter(None, (_places(texts, each) for each in written)), [])
         if len(found) > 1:
             raise DataError(
                 f"{row.where}: the right choice {text[:80]!r} is there twice, so that no answer "
@@ -73,7 +74,13 @@ def _place(row: Row, config: RowChoices, answer: str, texts: Sequence[str]) -> i
                 "choices from 0 or from 1: say which in task.choices.first"
             )
         named, said = list(string.ascii_uppercase), [text.upper()]
-    place = next((named.index(each) for each in said if each in named), len(texts))
+    known = next((each for each in said if each in named), None)
+    if known is not None and named.count(known) > 1:
+        raise DataError(
+            f"{row.where}: {known!r} names {named.count(known)} of its choices, so that no answer "
+            "could tell which is right: mend the row or remove it"
+        )
+    place = len(texts) if known is None else named.index(known)
     if value is None or place >= len(texts) or not texts[place]:
         raise DataError(
             f"{row.where}: the answer (column {answer!r}) is {shown(value)}, which is none of its "
@@ -81,6 +88,10 @@ def _place(row: Row, config: RowChoices, answer: str, texts: Sequence[str]) -> i
             "task.choices what the column calls them (labels, first)"
         )
     return place
+
+
+def _places(texts: Sequence[str], text: str) -> list[int]:
+    return [place for place, own in enumerate(texts) if own and _same(own, text)]
 
 
 def _names(row: Row, config: RowChoices, texts: Sequence[str]) -> list[str] | None:
@@ -97,19 +108,29 @@ def _counted(first: int | str, place: int) -> str:
 
 
 def _entries(row: Row, column: str) -> list[Any]:
-    value = column_value(row, column)
+    above, _, name = column.rpartition(".")
+    if above and column not in row.values:
+        outer = _list(column_value(row, above))
+        if isinstance(outer, list) and all(isinstance(entry, Mapping) for entry in outer):
+            return [entry.get(name) for entry in outer]
+    value = _list(column_value(row, column))
+    if not isinstance(value, list):
+        raise DataError(
+            f"{row.where}: column {column!r} is {shown(value)}, which is no list: name a column "
+            "that holds the choices of a row, or several in task.choices.columns"
+        )
+    return value
+
+
+def _list(value: Any) -> Any:
+    """A list, also where it is written as text; anything else as it is."""
     for parse in (json.loads, ast.literal_eval):
         if isinstance(value, str):
             try:
                 value = parse(value)
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 continue
-    if not isinstance(value, list | tuple):
-        raise DataError(
-            f"{row.where}: column {column!r} is {shown(value)}, which is no list: name a column "
-            "that holds the choices of a row, or several in task.choices.columns"
-        )
-    return list(value)
+    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _text(row: Row, value: Any) -> str | None:

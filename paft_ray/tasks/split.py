@@ -84,7 +84,7 @@ def tie(rows: Rows, seed: int) -> Ties:
     for id, example in rows.examples.items():
         by_text.setdefault(rows.keys[id], []).append(example)
     same = [examples for examples in by_text.values() if len(examples) > 1]
-    contradicting = [e for e in same if len({normalised(example.answer) for example in e}) > 1]
+    contradicting = [e for e in same if len({normalised(example.right) for example in e}) > 1]
     grouped = _by_group(by_text, rows.groups) if rows.groups else by_text
     return Ties(
         [Tied(_hash(seed, key), examples) for key, examples in grouped.items()],

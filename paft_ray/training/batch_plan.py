@@ -222,8 +222,8 @@ class Planner:
     def _put(self, step: int, slot: int, example: int, prompt: int) -> Put:
         """The example and the prompt of a slot, as the model is asked."""
         template, own = self.prompts[prompt][1], self.examples[example]
-        if self.varying is not None:
-            return self.varying.put(template, own, step, slot)
+        if self.varying is not None:  # both views of an example alike, since answers are compared
+            return self.varying.put(template, own, step, slot % self.batch_size)
         return Put(template.render, own, self.choices_of and self.choices_of(own))
 
     def describe(self, step: int, slot: int, draw: Draw) -> str | None:
@@ -231,7 +231,8 @@ class Planner:
         if self.varying is None:
             return None
         template = self.prompts[draw.prompt][1]
-        return self.varying.describe(template, self.examples[draw.example], step, slot)
+        place = slot % self.batch_size
+        return self.varying.describe(template, self.examples[draw.example], step, place)
 
     def first_sequences(self) -> tuple[TokenSequence, ...]:
         """Sequences of the first slots of a training, four at most, to check a model with."""

@@ -190,13 +190,8 @@ def _tested(
     labels = [finalist.label for finalist in finalists]
     answers = read_answers(scores, labels)
     require_paired(answers, labels)
-    grids = {
-        f.label: np.stack(
-            [answers.grade_MPE[answers.models.index((f.label, seed))] for seed in f.seeds]
-        )
-        for f in finalists
-    }
-    intervals = goal_intervals(tuning.goal, grids)
+    grids = {f.label: answers.grades(f.label) for f in finalists}
+    intervals = goal_intervals(tuning.goal, grids, 1 + max(answers.draws))
     entries = []
     for finalist in finalists:
         sample, label = finalist.trial.sample, finalist.label
