@@ -32,7 +32,12 @@ from paft_ray.config.prompts import (
     PromptsConfig,
 )
 from paft_ray.config.root import Config
-from paft_ray.config.subjects import AdapterSubject, ModelSubject, SubjectConfig
+from paft_ray.config.subjects import (
+    AdapterSubject,
+    EndpointSubject,
+    ModelSubject,
+    SubjectConfig,
+)
 from paft_ray.config.task import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.train import (
     Consistency,
@@ -92,6 +97,7 @@ __all__ = [
     "CustomTaskConfig",
     "DimensionConfig",
     "Endpoint",
+    "EndpointSubject",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",

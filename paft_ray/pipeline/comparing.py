@@ -54,13 +54,17 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     tables = {name: _scores(folder, summaries[name]) for name, folder in runs.items()}
     for name in names[1:]:
         _require_shared(first, tables[first], name, tables[name])
-    table, labels, again = _together(tables, summaries)
+    table, models, again = _together(tables, summaries)
+    labels = list(models)
     thresholds = [float(f.threshold) for f in figures_of(summaries[first]) if f.threshold]
     seeds = min((s["seeds"] for s in summaries.values() if s["seeds"]), key=len, default=[])
     others = [label for label in labels if label != BASE]
     further = [grade["label"] for grade in summaries[first].get("grades", ())[1:]]
     summary = summarise(table, labels, thresholds, seeds, {}, subjects=others, grades=further)
     summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
+    for label, model in models.items():
+        if "endpoint" in model:  # how it was asked stands beside its figures
+            summary["models"][label]["endpoint"] = model["endpoint"]
     summary["runs"] = list(names)
     folder = storage.child("comparisons", _folder_name(names))
     _write(folder, runs[first], table, summary, names)
@@ -120,16 +124,17 @@ def _require_shared(one: str, first: pa.Table, other: str, second: pa.Table) -> 
 
 def _together(
     tables: Mapping[str, pa.Table], summaries: Mapping[str, Mapping[str, Any]]
-) -> tuple[pa.Table, list[str], list[tuple[str, str]]]:
-    """All scores under labels of their own, the labels, and models with another one's answers.
+) -> tuple[pa.Table, dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
+    """All scores under labels of their own, these with entries of summaries, and repeated models.
 
     A model of the same label and answers in several runs is there once.
     """
     parts: list[pa.Table] = []
     again: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
+    models: dict[str, Mapping[str, Any]] = {}
     for name, table in tables.items():
-        for label in summaries[name]["models"]:
+        for label, model in summaries[name]["models"].items():
             own = table.filter(pc.field("variant") == label)
             content = own.select(["seed", "prompt_id", "example_id", "prediction", "correct"])
             content = content.append_column("grade", pa.array(grades_of(own)))
@@ -142,10 +147,11 @@ def _together(
             if called in seen.values():
                 raise ConfigError(f"{name}: two models would be called {called}: rename a run")
             seen[found] = called
+            models[called] = model
             at = own.column_names.index("variant")
             renamed = pa.array([called] * own.num_rows, pa.string())
             parts.append(own.set_column(at, "variant", renamed))
-    return pa.concat_tables(parts, promote_options="default"), list(seen.values()), again
+    return pa.concat_tables(parts, promote_options="default"), models, again
 
 
 def _label(run: str, label: str) -> str:
