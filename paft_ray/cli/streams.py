@@ -15,6 +15,7 @@ from rich.console import Console
 from paft_ray.config.errors import PaftError
 from paft_ray.config.visible import visible
 from paft_ray.runs.log import LOG, redirected
+from paft_ray.storage.full_disk import naming_full_disk
 from paft_ray.storage.paths import Storage
 
 
@@ -60,7 +61,9 @@ def log_file(folder: Storage) -> Iterator[Log]:
     log = Log(folder.path(LOG))
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     made = [parent for parent in local.parents if not parent.exists()]
-    local.parent.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(local.parent):
+        local.parent.mkdir(parents=True, exist_ok=True)
+        local.touch()
     with redirected(local):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

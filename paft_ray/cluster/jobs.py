@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,13 @@ JOBS = {
 }
 """Verb to its file under `jobs/`."""
 DASHBOARD = "http://127.0.0.1:8265"
+_OF_RAY = frozenset((
+    "ray", "aiohttp", "attr", "attrs", "certifi", "charset_normalizer", "click", "colorama",
+    "colorful", "filelock", "google", "idna", "jsonschema", "msgpack", "multidict", "numpy",
+    "packaging", "psutil", "pyarrow", "pydantic", "requests", "six", "tqdm", "typing_extensions",
+    "urllib3", "yaml", "yarl",
+))  # fmt: skip
+"""Packages that Ray's own processes import when they start."""
 _FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 _LOST_S = 120.0
 """How long a cluster may be unreachable while its job is followed."""
@@ -105,11 +113,13 @@ def send(job: Job, address: str) -> Any:
     """Upload the working directory and start the job; returns the client that follows it.
 
     Raises:
-        ConfigError: The working directory is too large.
+        ConfigError: The working directory is too large, or Ray would run a file of it.
         PaftError: The cluster did not take the job.
     """
+    import ray.dashboard.modules.job.job_supervisor  # noqa: F401
     from ray.job_submission import JobSubmissionClient
 
+    _refuse_rays_modules(job.working_dir)
     try:
         with _no_other_address():
             client = _without_redirects(JobSubmissionClient)(address.rstrip("/"))
@@ -130,6 +140,25 @@ def send(job: Job, address: str) -> Any:
             f"--address: the cluster at {address} did not take the job: {one_line(error)}"
         ) from error
     return client
+
+
+def _refuse_rays_modules(folder: Path) -> None:
+    """Refuse a folder with modules that Ray's own processes, which find it first, would run.
+
+    Call it when Ray's modules for jobs are imported. What is imported later does no harm: workers
+    look into the folder last (`cluster.surroundings`).
+
+    Raises:
+        ConfigError: A file or package there has the name of a module that Ray imports.
+    """
+    found = {path.stem: path for path in folder.glob("*.py")}
+    found |= {path.parent.name: path.parent for path in folder.glob("*/__init__.py")}
+    names = sys.modules.keys() & (sys.stdlib_module_names | _OF_RAY)
+    for name in sorted(names & found.keys()):
+        raise ConfigError(
+            f"--working-dir: Ray's processes would import {found[name]} in place of their own "
+            f"module {name}, and end: rename it, or submit a folder without it"
+        )
 
 
 def _without_redirects(client: type[Any]) -> type[Any]:

@@ -5,13 +5,13 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.cluster.own_node import own_node
-from paft_ray.cluster.surroundings import job_config, ray_folder
+from paft_ray.cluster.surroundings import job_config, own_paths_last, ray_folder
 from paft_ray.config.launchers import without_launchers
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,7 @@ def ray_session(insist: bool = False) -> Iterator[None]:
     if address is not None:
         if (dashboard := _find_dashboard(address)) is not None:
             os.environ[DASHBOARD_VARIABLE] = dashboard
-        names = {*_ENVIRONMENT, DASHBOARD_VARIABLE} - _variables_of_job()
-        known = {name: os.environ[name] for name in sorted(names) if name in os.environ}
-        where = {"address": address, "runtime_env": {"env_vars": known}}
+        where = {"address": address, "runtime_env": _for_processes(_environment_of_job())}
     with ExitStack() as stack:
         if address is None:
             where["_temp_dir"] = stack.enter_context(ray_folder())
@@ -107,13 +105,25 @@ def ray_session(insist: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
-def _variables_of_job() -> set[str]:
-    """The variables that this process's job has from its user: Ray takes none from two sides."""
+def _for_processes(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What the processes of a joined cluster get, less what a job's own environment has: Ray takes
+    nothing from two sides.
+    """
+    names = {*_ENVIRONMENT, DASHBOARD_VARIABLE} - {*(job.get("env_vars") or ())}
+    known = {name: os.environ[name] for name in sorted(names) if name in os.environ}
+    found: dict[str, Any] = {"env_vars": known}
+    if job.get("working_dir") and "worker_process_setup_hook" not in job:
+        found["worker_process_setup_hook"] = own_paths_last()
+    return found
+
+
+def _environment_of_job() -> dict[str, Any]:
+    """The runtime environment that this process's job was sent with; empty outside of jobs."""
     try:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-        return set(job["runtime_env"]["env_vars"])
+        return dict(job["runtime_env"])
     except (ValueError, KeyError, TypeError):
-        return set()
+        return {}
 
 
 def _find_dashboard(address: str) -> str | None:

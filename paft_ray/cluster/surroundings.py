@@ -1,8 +1,8 @@
 """Surroundings of Ray's processes on this machine: modules that they find, folder of their sockets.
 
-Ray puts the working directory before installed packages, so that a project's own `tokenizers.py`
-replaces a package in workers only; and it keeps sockets below TMPDIR, whose paths may not exceed
-107 bytes.
+Ray puts the working directory, and the folder that a job was sent with, before installed packages,
+so that a project's own `tokenizers.py` replaces a package in workers only; and it keeps sockets
+below TMPDIR, whose paths may not exceed 107 bytes.
 """
 
 import logging
@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,21 @@ def job_config() -> Any:
             return super()._get_proto_job_config()
 
     return OwnPaths()
+
+
+def own_paths_last() -> Callable[[], None]:
+    """What a worker of a submitted job runs first: its folder comes after installed packages.
+
+    As `jobs/own_paths.py` does for drivers. Ray sends a function that is defined in another by
+    value, so that a worker imports nothing for it.
+    """
+
+    def move() -> None:
+        here = os.path.realpath("")
+        own = [path for path in sys.path if os.path.realpath(path) == here]
+        sys.path[:] = [path for path in sys.path if path not in own] + own
+
+    return move
 
 
 def _folder_run_from() -> str | None:

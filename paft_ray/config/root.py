@@ -10,6 +10,7 @@ from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.grade import BETWEEN
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.prompts import PromptsConfig
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
@@ -99,6 +100,26 @@ class Config(Section, affects="run"):
                 f"evaluation.subjects: {labels} name a model twice: give each subject a name of "
                 "its own"
             )
+        measured = ["base", *(v.label for v in self.variants)]
+        measured += [s.label for s in self.evaluation.subjects if not isinstance(s, COMPARATORS)]
+        for index, subject in enumerate(self.evaluation.subjects):
+            if not isinstance(subject, COMPARATORS):
+                continue
+            if subject.of not in measured:
+                raise ValueError(
+                    f"evaluation.subjects.{index}.of: {subject.of!r} is no model that is measured; "
+                    f"name one of {', '.join(measured)}"
+                )
+            if not self.task.has_choices or self.task.generates or len(self.task.grade) > 1:
+                raise ValueError(
+                    f"evaluation.subjects.{index}: {subject.type} compares the log-likelihoods of "
+                    "choices, and nothing else may be graded: leave it out"
+                )
+            if self.evaluation.estimate is not None:
+                raise ValueError(
+                    f"evaluation.subjects.{index}: {subject.type} is made of whole grids, and "
+                    "evaluation.estimate scores a part of one: leave one of them out"
+                )
         if self.tuning is not None and not self.variants:
             raise ValueError("tuning: a search trains, and variants is []: name one")
         return self

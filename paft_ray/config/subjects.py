@@ -120,6 +120,31 @@ class EndpointSubject(Priced, Connection, VariantOptions, affects="run"):
         return OpenAILLM.model_validate({**{k: getattr(self, k) for k in shared}, **own})
 
 
+class _OfSubject(VariantOptions, affects="run"):
+    """What a user could do with a model instead of training it."""
+
+    of: str
+    """The model that answers: `base`, the name of a variant, or of another subject."""
+    prompts: int = Field(ge=2)
+    """How many training prompts it is asked through, from the beginning of the pool; an answer
+    costs as many passes."""
+
+
+class EnsembleSubject(_OfSubject, affects="run"):
+    """Every question through several prompts; the choice with the highest mean probability."""
+
+    type: Literal["ensemble"]
+
+
+class InferencePromptSubject(_OfSubject, affects="run"):
+    """Every question through several prompts; the answer of the one under which it is surest."""
+
+    type: Literal["inference_prompt"]
+
+
 SubjectConfig = Annotated[
-    AdapterSubject | ModelSubject | EndpointSubject, Field(discriminator="type")
+    AdapterSubject | ModelSubject | EndpointSubject | EnsembleSubject | InferencePromptSubject,
+    Field(discriminator="type"),
 ]
+COMPARATORS = (EnsembleSubject, InferencePromptSubject)
+"""Subjects that are made of the answers of another model."""

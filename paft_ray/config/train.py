@@ -7,6 +7,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
 from paft_ray.config.validation import ValidationConfig
+from paft_ray.config.variation import OFF, VariationConfig
 
 
 class ScheduleConfig(Section, affects="weights"):
@@ -216,6 +217,9 @@ class TrainConfig(Section, affects="weights"):
     schedule: ScheduleConfig = ScheduleConfig()
     sampling: SamplingConfig = SamplingConfig()
     objective: ObjectiveConfig = CrossEntropy()
+    variation: Annotated[VariationConfig, affects("weights", neutral=OFF, whole=True)] = OFF
+    """Axes besides instruction and layout along which every example varies, drawn at each step; the
+    same shape as `evaluation.variation`."""
     response_prefix_tokens: int | None = Field(default=None, ge=1)
     """Train on the first so many tokens of every answer only, as unsupervised prefix fine-tuning
     does (arXiv 2503.02875); all by default."""

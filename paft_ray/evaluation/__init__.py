@@ -1,8 +1,10 @@
 """Evaluation: subjects x prompts x examples, scored, and the figures of their answers.
 
+figure.py          what a figure is; pure
 figures.py         the one list of figures: key, heading, meaning, format, name in MLflow; pure
 metrics.py         formulas of figures over a grid of answers; pure
 answers.py         the scores table as dense arrays; pure
+axes.py            how much each axis of variation moves a model's answers; pure
 bootstrap.py       intervals, and paired differences of two models; pure
 estimate.py        the whole grid's figures from a part of it; pure
 estimate_cells.py  which part: evenly first, then more of the weakest prompts; pure
@@ -15,5 +17,6 @@ grid.py            Ray Data: the whole grid over actors that hold the model
 endpoint.py        what a model behind an endpoint is asked, and the scores of its answers; pure
 endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts
+comparators.py     several prompts for one answer, chosen at test time
 selection.py       the single prompt that a careful user would have picked
 """

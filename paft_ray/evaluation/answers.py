@@ -19,6 +19,8 @@ from paft_ray.evaluation.scores import further_grades, grades_of
 
 COLUMNS = ("variant", "seed", "split", "prompt_id", "example_id", "prediction", "correct")
 """Columns of every scores table."""
+MORE_COLUMNS = ("grade", "axis", "draw")
+"""Columns that change what an answer counts for; tables of earlier versions have none of them."""
 NUMBERS = ("generated_tokens", "unended", "begins_right")
 """Columns of numbers and truth values that only some scores tables have, all of free text."""
 
@@ -28,7 +30,10 @@ class Answers:
     """Answers of some models on test prompts; prompts and examples are sorted by id."""
 
     models: tuple[tuple[str, int], ...]
-    """Label and seed of each model, sorted."""
+    """Label and seed of each model, sorted; once for each draw of demonstrations, where there are
+    any, so that figures are means over draws and their intervals include the luck of the draw."""
+    draws: tuple[int, ...]
+    """Number of the draw of demonstrations of each model."""
     prompt_ids: tuple[str, ...]
     example_ids: tuple[str, ...]
     grade_MPE: NDArray[np.float64]
@@ -81,7 +86,10 @@ class Answers:
 
 
 def read_answers(
-    scores: pa.Table, labels: Sequence[str], examples: Collection[str] = ()
+    scores: pa.Table,
+    labels: Sequence[str],
+    examples: Collection[str] = (),
+    axis: pc.Expression | None = None,
 ) -> Answers:
     """The answers of some models on test prompts.
 
@@ -90,16 +98,20 @@ def read_answers(
             `NUMBERS` or `look` where there are any.
         labels: Labels of the models to read.
         examples: Ids of examples that belong to the grid even where they were not scored.
+        axis: Which of the rows about an axis of variation; by default those about none.
 
     Raises:
         DataError: Two rows are of the same model, prompt and example.
     """
     rows = scores.filter(pc.field("variant").isin(list(labels)) & (pc.field("split") == "test"))
+    if "axis" in rows.column_names:
+        rows = rows.filter(pc.field("axis").is_null() if axis is None else axis)
     variants, variant = _codes(rows["variant"])
     seeds, seed = np.unique(rows["seed"].to_numpy().astype(np.int64), return_inverse=True)
-    width = max(len(seeds), 1)
-    pairs, model = np.unique(variant * width + seed, return_inverse=True)
-    models = tuple((variants[pair // width], int(seeds[pair % width])) for pair in pairs)
+    width, draw = max(len(seeds), 1), _draws(rows)
+    draws = int(draw.max(initial=0)) + 1
+    found, model = np.unique((variant * draws + draw) * width + seed, return_inverse=True)
+    models = tuple((variants[n // (width * draws)], int(seeds[n % width])) for n in found)
     prompt_ids, prompt = _codes(rows["prompt_id"])
     example_ids, example = _codes(rows["example_id"], examples)
     predictions, prediction = _codes(rows["prediction"])
@@ -129,6 +141,7 @@ def read_answers(
     confidence_N = _confidence(rows)
     return Answers(
         models,
+        tuple(int(n) // width % draws for n in found),
         prompt_ids,
         example_ids,
         spread(grades_of(rows), np.nan),
@@ -165,6 +178,13 @@ def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) 
     if whole and not scored_MPE.all():
         ids = answers.models, answers.prompt_ids, answers.example_ids
         raise DataError(_wrong_count(scored_MPE.astype(np.int32), *ids))
+
+
+def _draws(rows: pa.Table) -> NDArray[np.int64]:
+    """Number of the draw of demonstrations of every row; 0 without any."""
+    if "draw" not in rows.column_names:
+        return np.zeros(rows.num_rows, np.int64)
+    return np.asarray(pc.fill_null(rows["draw"], 0)).astype(np.int64)
 
 
 def _wrong_count(

@@ -19,6 +19,7 @@ from paft_ray.evaluation.figures import Figure, of_answers, of_grid, over_prompt
 from paft_ray.evaluation.metrics import AnswerGrid, require_grid
 
 _AT_ONCE = 250
+_TIE = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,17 @@ class Resamples:
     def difference(self, a: str, b: str, figure: Figure) -> Difference:
         """Figure of `a` minus that of `b`."""
         value = self.values[a][figure.key] - self.values[b][figure.key]
-        draws_R = self.draws[a][figure.key] - self.draws[b][figure.key]
-        centred_R = draws_R - (draws_R.mean() - value)
-        rarer = min((centred_R <= 0).sum(), (centred_R >= 0).sum())
-        p = min(1.0, 2 * (rarer + 1) / (len(draws_R) + 1))
-        low, high = interval(draws_R, value, -figure.most, figure.most)
-        return Difference(value, low, high, float(p))
+        return difference(value, self.draws[a][figure.key] - self.draws[b][figure.key], figure.most)
+
+
+def difference(value: float, draws_R: NDArray[np.float64], most: float = 1.0) -> Difference:
+    """A difference on a grid, and on resamples of it."""
+    centred_R = draws_R - (draws_R.mean() - value)
+    # sums in another order differ by a bit, and few right answers make many ties
+    rarer = min((centred_R <= _TIE).sum(), (centred_R >= -_TIE).sum())
+    p = min(1.0, 2 * (rarer + 1) / (len(draws_R) + 1))
+    low, high = interval(draws_R, value, -most, most)
+    return Difference(value, low, high, float(p))
 
 
 def resample(

@@ -26,7 +26,7 @@ from paft_ray.prompts.generate.text_protocol import (
     common_cut,
     continuing,
 )
-from paft_ray.prompts.template import parse
+from paft_ray.prompts.variation import Condition, Put
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example, Task
@@ -51,6 +51,8 @@ class Questions:
     """`task.stop`."""
     end: str
     """The end token that is scored after choices, as text; empty for none."""
+    seed: int
+    """Of what conditions draw."""
 
     @classmethod
     def of(cls, context: RunContext, subject: EndpointSubject) -> Self:
@@ -60,7 +62,16 @@ class Questions:
             task = replace(task, graders=tuple(map(_by_text, task.graders)))
         ends = config.task.answer_end == "scored" and subject.end_token
         client = subject.client(config.evaluation.max_new_tokens)
-        return cls(subject, client, task, config.task.stop, ends or "")
+        return cls(subject, client, task, config.task.stop, ends or "", config.seed)
+
+    def asked(self, prompt: tuple[str, str], examples: Sequence[Example], how: Condition) -> Asked:
+        """What is asked under a prompt's id and text, under a condition."""
+        return Asked(*prompt, examples, how, self.seed)
+
+    def _put(self, asked: Asked, example: Example) -> Put:
+        """One of the examples as the model is asked."""
+        [one] = replace(asked, examples=(example,)).puts(self.task)
+        return one
 
     def api_of(self, request: Request) -> Api:
         """The way in which a request is sent."""
@@ -74,11 +85,11 @@ class Questions:
 
     def requests(self, asked: Asked, example: Example) -> list[Request]:
         """The requests about an example under a prompt: one for each choice, one for a text."""
-        text = parse(asked.text, self.task.slots).render(example.fields)
-        context, delimiter = plain_context(text)
+        one = self._put(asked, example)
+        context, delimiter = plain_context(one.render(one.example.fields))
         found = []
         if self.task.ranks:
-            for choice in self.task.choices_of(example) or ():
+            for choice in one.choices or ():
                 answer = (ANSWER, delimiter + choice + self.end)
                 found.append(self._request(_RANKS, (("user", context), answer), 1))
         if self.task.generates:
@@ -142,7 +153,7 @@ class Questions:
     def _likelihoods(
         self, asked: Asked, example: Example, answers: Sequence[Completion]
     ) -> Likelihoods:
-        count = len(self.task.choices_of(example) or ())
+        count = len(self._put(asked, example).choices or ())
         read = [PromptLogprobs.read(answer.text or "") for answer in answers[:count]]
         try:
             cut = common_cut(read)
@@ -160,7 +171,7 @@ class Questions:
 
     def _nothing(self, asked: Asked, example: Example, written: Continuation | None) -> Score:
         """The score of an example to which nothing was answered."""
-        graders = self.task.graders
+        graders, how = self.task.graders, asked.condition
         return Score(
             asked.prompt_id,
             example.id,
@@ -171,6 +182,9 @@ class Questions:
             unended=None if written is None else not written.ended,
             begins_right=False if isinstance(graders[0], EqualGrader) else None,
             further_grades=(0.0,) * (len(graders) - 1) or None,
+            axis=how.axis or None,
+            level=how.level or None,
+            draw=how.draw if how.demonstrations else None,
         )
 
     def describe(self) -> dict[str, object]:

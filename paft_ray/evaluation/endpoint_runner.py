@@ -24,7 +24,6 @@ from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.rate_limit import LimitOfOneProcess, RateLimit
 from paft_ray.prompts.generate.requests import Request
-from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.parts import Parts
@@ -80,14 +79,20 @@ def score_by_endpoint(
         parts.write(finished)
 
 
-def kept_requests(
-    questions: Questions, prompts: Sequence[Prompt], examples: Sequence[Example], storage: Storage
-) -> Iterator[Completion]:
+def kept_requests(questions: Questions, grid: Grid, storage: Storage) -> Iterator[Completion]:
     """The answers that are kept of all requests of a grid, each once."""
-    for prompt in prompts:
+    for prompt in grid.prompts:
         if answers := kept_answers(storage, questions, prompt.text).read():
-            asked = Asked(prompt.id, prompt.text, examples)
-            ids = {r.id for e in examples for r in questions.requests(asked, e)}
+            asked = [
+                questions.asked((prompt.id, prompt.text), grid.examples, condition)
+                for condition in grid.conditions
+            ]
+            ids = {
+                request.id
+                for each in asked
+                for example in grid.examples
+                for request in questions.requests(each, example)
+            }
             yield from (answers[id] for id in ids & answers.keys())
 
 
@@ -116,8 +121,9 @@ class _Session:
         self._budget = questions.subject.budget_tokens
         self._spent = 0
         if self._budget is not None:
-            kept = kept_requests(questions, grid.prompts, grid.examples, storage)
+            kept = kept_requests(questions, grid, storage)
             self._spent = sum(answer.billed_tokens for answer in kept)
+        self._conditions = grid.conditions
         self._reserved: dict[str, int] = {}
         """Most completion tokens of each request in flight."""
         self._held: Request | None = None
@@ -174,7 +180,8 @@ class _Session:
     ) -> Iterator[Request]:
         """Open a unit; those of its requests that nobody has sent."""
         examples = [self._examples[id] for id in unit["examples"]]
-        asked = Asked(unit["prompt_id"], unit["text"], examples)
+        how = self._conditions[unit["condition"]]
+        asked = self._questions.asked((unit["prompt_id"], unit["text"]), examples, how)
         wanted = {r.id: r for e in examples for r in self._questions.requests(asked, e)}
         answers = {id: known[id] for id in wanted if id in known}
         missing = [request for id, request in wanted.items() if id not in known]

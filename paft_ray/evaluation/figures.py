@@ -8,14 +8,14 @@ The figures over prompts are those of multi-prompt evaluation (arXiv 2401.00595,
 are between 0 and 1 in files, and shown in percent.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import starmap
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.evaluation.figure import Figure
 from paft_ray.evaluation.metrics import (
     Floats,
     WeightedAnswers,
@@ -24,76 +24,13 @@ from paft_ray.evaluation.metrics import (
     mean_calibration_error,
     mean_of,
     pairwise_agreement,
+    prompt_sensitivity,
+    prompts_needed,
     std_by_chance,
 )
 
 FURTHER = "further_grade_"
 """Beginning of the names of further grades among an answer's numbers, before their place."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One figure of a model: its names and meaning, how it is computed and how it is shown.
-
-    One of `over_prompts`, `of_answers` and `of_grid` computes it; a figure with none of them
-    comes from the run instead of the answers, and `report.results` adds it to `summary.json`.
-    """
-
-    key: str
-    """Its name in `summary.json`, and among statistics."""
-    heading: str
-    """Heading of its column."""
-    meaning: str
-    """Meaning, in a line of the report."""
-    definition: str = ""
-    """How it is computed, with the source, where the meaning does not say so."""
-    metric: str | None = None
-    """Its name in MLflow after `eval/`; None where it is not tracked."""
-    table: Literal["results", "wide", "further"] = "further"
-    """`results`: in the results table of the screen, the page and the model card. `wide`: the same
-    without the card, and on the screen only where the table stays narrow. `further`: in the page's
-    second table."""
-    compared: bool = False
-    """Whether the page's table of differences has it."""
-    better: Literal["higher", "lower"] | None = None
-    """Which of two values is better; None where neither is."""
-    most: float = 1.0
-    """Upper bound; the lower one is 0."""
-    scale: int = 100
-    """Factor of the value shown."""
-    format: str = ".1f"
-    """Format of the value shown."""
-    unit: str = ""
-    """Unit after the value shown, but not after the bounds of its interval."""
-    short: str = ""
-    """Its heading on the screen, where that differs."""
-    threshold: str = ""
-    """Threshold of Top@t, whose values are under `top` and the threshold in `summary.json`."""
-    over_prompts: Callable[[Floats], Floats] | None = None
-    """Computes it from accuracies under prompts, over the last axis."""
-    of_answers: Callable[[WeightedAnswers], Floats | None] | None = None
-    """Computes it from answers; None where they lack what it needs."""
-    of_grid: Callable[[Floats], float] | None = None
-    """Computes it from the grade of each answer, [P, E]; such a figure has no interval."""
-
-    @property
-    def computed(self) -> bool:
-        """Return whether it is computed from answers alone."""
-        return bool(self.over_prompts or self.of_answers or self.of_grid)
-
-    def read(self, tree: Mapping[str, Any]) -> Any:
-        """Its entry in one of the mappings of `summary.json`, or None."""
-        if self.threshold:
-            return tree.get("top", {}).get(self.threshold)
-        return tree.get(self.key)
-
-    def show(self, value: float) -> str:
-        """Format a value or a bound of its interval, without the unit."""
-        return format(self.scale * value, self.format)
-
-    def show_change(self, change: float) -> str:
-        """Format a difference of two values, with its sign."""
-        return format(self.scale * change, f"+{self.format}")
 
 
 MEAN = Figure(
@@ -184,6 +121,28 @@ FLIP_RATE = Figure(
     better="lower",
     of_answers=flip_rate,
 )
+PROMPT_SENSITIVITY = Figure(
+    key="prompt_sensitivity",
+    heading="PromptSensiScore",
+    meaning="how far the grades of an example under two prompts lie apart",
+    definition="Mean absolute difference over pairs of prompts and examples (ProSA, arXiv "
+    "2410.12405).",
+    metric="prompt_sensitivity",
+    better="lower",
+    of_grid=prompt_sensitivity,
+)
+PROMPTS_NEEDED = Figure(
+    key="prompts_needed",
+    heading="prompts for one point",
+    meaning="how many prompts would let the mean be known to one point either way",
+    definition="(1.96 s / 0.01)^2, rounded up, with s^2 the variance over prompts less that by "
+    "chance; prompts as if drawn independently from the same source.",
+    metric="prompts_needed",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+    of_grid=prompts_needed,
+)
 CALIBRATION_ERROR = Figure(
     key="calibration_error",
     heading="calibration error",
@@ -238,6 +197,15 @@ SECONDS_PER_EXAMPLE = Figure(
     scale=1,
     format=".3g",
 )
+PROMPTS_PER_ANSWER = Figure(
+    key="prompts_per_answer",
+    heading="passes per answer",
+    meaning="prompts that the model reads for one answer; 1 where it is not said",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
 TRAINED_TOKENS = Figure(
     key="trained_tokens",
     heading="trained tokens",
@@ -255,8 +223,9 @@ TRAINED_ANSWER_TOKENS = Figure(
     format=",.0f",
 )
 FIGURES = (
-    MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, CONSISTENCY, PAIRWISE_AGREEMENT, FLIP_RATE,
-    CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT, GENERATED_TOKENS, SECONDS_PER_EXAMPLE, TRAINED_TOKENS,
+    MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
+    PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
+    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, TRAINED_TOKENS,
     TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""

@@ -10,10 +10,9 @@ asked by this process (`endpoint_runner`).
 import json
 import logging
 import math
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -24,31 +23,25 @@ from numpy.typing import NDArray
 
 from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import fit_workers
-from paft_ray.config import Config
-from paft_ray.config.launchers import clear_launchers
+from paft_ray.config.backend import TRANSFORMERS
+from paft_ray.evaluation.actors import PACKING, SECONDS, LogprobsActor, ScoreActor, ScoreJob
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import ANSWERED, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
+from paft_ray.evaluation.parity import compare, spread_pairs
 from paft_ray.evaluation.units import Grid, Subject, Unit, cut, shares
-from paft_ray.models.base_model import BaseSource, locate_base
-from paft_ray.models.gpu import prepare_gpu
+from paft_ray.models.base_model import locate_base
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.examples import StoredExamples, store_examples
+from paft_ray.runs.examples import store_examples
 from paft_ray.runs.progress import Stage
-from paft_ray.storage.node_copy import local_copy
 from paft_ray.storage.parts import Parts
-from paft_ray.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-_WRITE_S = 10.0
-"""Work of this many seconds is lost with an actor at most."""
 LOOK = "look"
 """Column of the number of the look at which a pair was scored, from 0."""
-_SECONDS = b"seconds"
-"""Key in a part's metadata of the seconds that its scoring took."""
-_PACKING = b"packing"
-"""Key of what `ModelPredictor.describe_rows` returned."""
+_LOGPROBS = "logprobs"
+"""Kind of units of which log-likelihoods are kept, and no grades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +57,10 @@ class GridScores:
     """Label to whether its rows were packed, and why not; without labels of earlier versions."""
     endpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Label of a model behind an endpoint to the counts of its answers."""
+    prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
+    """Label of a comparator to the prompts that it reads for an answer."""
+    parity: Mapping[str, Any] | None = None
+    """How far the backend lies from transformers, where it is another: see `parity.compare`."""
 
     @property
     def on_test_prompts(self) -> pa.Table:
@@ -78,7 +75,7 @@ def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    stage.expect(len(grid.subjects) * math.prod(grid.shape))
+    stage.expect(len(grid.subjects) * len(grid.conditions) * math.prod(grid.shape))
     wanted = [np.ones(grid.shape, bool)] * len(grid.subjects)
     return _to_scores(grid.subjects, _score(context, grid, wanted, stage))
 
@@ -115,22 +112,62 @@ def score_part(context: RunContext, grid: Grid, share: float, stage: Stage) -> G
     return _to_scores(grid.subjects, scored)
 
 
+def check_parity(context: RunContext, grid: Grid, stage: Stage) -> dict[str, Any]:
+    """Score some pairs of every subject by transformers and by the run's backend.
+
+    Returns:
+        See `parity.compare`.
+    """
+    grid = replace(grid, conditions=grid.conditions[:1])
+    wanted = spread_pairs(context.config.seed, grid)
+    stage.expect(2 * sum(int(mask_PE.sum()) for mask_PE in wanted))
+    plain = replace(grid, others=[by_transformers(each) for each in grid.others])
+    ours = _by_subject(_score(by_transformers(context), plain, wanted, stage, _LOGPROBS))
+    theirs = _by_subject(_score(context, grid, wanted, stage, _LOGPROBS))
+    found = compare(grid.subjects, ours, theirs, context.scoring_dtype)
+    far = ", ".join(found["beyond"])
+    backend = context.config.evaluation.backend.type
+    outcome = f"{far}: BEYOND THE TOLERANCE" if far else "within the tolerance"
+    stage.finish(f"{found['pairs']} pairs by {backend} and transformers, {outcome}")
+    return found
+
+
+def by_transformers(context: RunContext) -> RunContext:
+    """The context with transformers as the backend."""
+    evaluation = context.config.evaluation.model_copy(update={"backend": TRANSFORMERS})
+    config = context.config.model_copy(update={"evaluation": evaluation})
+    return replace(context, config=config)
+
+
+def _by_subject(scored: "_Scored") -> list[pa.Table]:
+    together = groupby(scored, key=itemgetter(0))
+    return [pa.concat_tables([_bare(table) for _, table in own]) for _, own in together]
+
+
+def _bare(table: pa.Table) -> pa.Table:
+    return table.replace_schema_metadata(None)
+
+
 _Scored = list[tuple[int, pa.Table]]
 """The index of a unit's subject and the unit's part, for every unit."""
 
 
 def _score(
-    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]], stage: Stage
+    context: RunContext,
+    grid: Grid,
+    wanted: Sequence[NDArray[np.bool_]],
+    stage: Stage,
+    kind: str = "scores",
 ) -> _Scored:
     """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again."""
-    units = cut(context, grid, wanted)
+    units = cut(context, grid, wanted, kind)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
     missing = [unit for unit in units if unit["key"] not in finished]
     stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
     for base, of_base in enumerate((context, *grid.others)):
         if wanted_now := [u for u in missing if grid.subjects[u["subject"]].base == base]:
-            _run(of_base, wanted_now, grid, parts, stage)
+            _run(of_base, wanted_now, grid, parts, stage, kind)
     for index, subject in enumerate(grid.subjects):
         own = [unit for unit in missing if unit["subject"] == index]
         if subject.endpoint is not None and own:
@@ -163,8 +200,8 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     for index, part in scored:
         subject, rows = subjects[index], part.num_rows
         seconds, examples = spent.get(subject.label, (0.0, 0))
-        own = float(_from_metadata(part, _SECONDS, "nan"))
-        if how := _from_metadata(part, _PACKING, ""):
+        own = float(_from_metadata(part, SECONDS, "nan"))
+        if how := _from_metadata(part, PACKING, ""):
             packing[subject.label] = max(how, packing.get(subject.label, ""))
         if counts := _from_metadata(part, ANSWERED, ""):
             endpoints.setdefault(subject.label, Counter()).update(json.loads(counts))
@@ -175,7 +212,7 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     each = {label: seconds / rows for label, (seconds, rows) in spent.items()}
     known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
     table = pa.concat_tables(tables, promote_options="default")
-    return GridScores(table, known, packing, endpoints)
+    return GridScores(table, known, packing, endpoints=endpoints)
 
 
 def _run(
@@ -184,6 +221,7 @@ def _run(
     grid: Grid,
     parts: Parts,
     stage: Stage,
+    kind: str,
 ) -> None:
     """Score units with actors of Ray Data, each of which writes its parts."""
     import ray.data
@@ -191,7 +229,7 @@ def _run(
     config = context.config
     workers = config.evaluation.workers
     cpus = fit_workers(workers, "evaluation.workers")
-    job = _ScoreJob(
+    job = ScoreJob(
         config,
         context.task.without_examples(),
         store_examples(context.storage, grid.examples),
@@ -199,12 +237,14 @@ def _run(
         context.scoring_dtype,
         max(1, int(cpus)),
         grid.subjects,
+        grid.conditions,
         parts,
+        grid.subjects[units[0]["subject"]].base,
     )
     actors = min(workers.num, len(units))
     rows = [{"units": share} for share in shares(units, actors)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        _ScoreActor,
+        LogprobsActor if kind == _LOGPROBS else ScoreActor,
         batch_size=1,
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
@@ -215,71 +255,3 @@ def _run(
     with own_errors():
         for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
             stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
-
-
-@dataclass(frozen=True, slots=True)
-class _ScoreJob:
-    """The data that every actor receives."""
-
-    config: Config
-    task: Task
-    """Without its examples."""
-    examples: StoredExamples
-    base: BaseSource
-    dtype: str
-    threads: int
-    subjects: Sequence[Subject]
-    parts: Parts
-
-
-class _ScoreActor:
-    """Scores units and writes each as a part; holds the base model and adapters."""
-
-    def __init__(self, job: _ScoreJob) -> None:
-        import torch
-
-        from paft_ray.evaluation.predictors import ModelPredictor
-
-        clear_launchers()
-        torch.set_num_threads(job.threads)  # results depend on it bit by bit
-        device = "cuda" if job.config.evaluation.workers.gpus > 0 else "cpu"
-        if device == "cuda":
-            prepare_gpu()
-        base = job.base.local()
-        self._predictor = ModelPredictor(job.config, job.task, base, job.dtype, device)
-        self._examples = {example.id: example for example in job.examples.open()}
-        self._subjects, self._parts = job.subjects, job.parts
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        [units] = batch["units"]
-        finished: dict[str, pa.Table] = {}
-        written_s = time.monotonic()
-        for _, group in groupby(units, key=itemgetter("group")):
-            finished |= self._score(list(group))
-            if time.monotonic() - written_s >= _WRITE_S:
-                self._parts.write(finished)
-                finished, written_s = {}, time.monotonic()
-        self._parts.write(finished)
-        return {"done": [sum(len(unit["examples"]) for unit in units)]}
-
-    def _score(self, units: Sequence[Unit]) -> dict[str, pa.Table]:
-        """Score units of one subject together; return their keys and tables."""
-        from paft_ray.evaluation.scores import Asked, scores_table
-
-        asked = [
-            Asked(unit["prompt_id"], unit["text"], [self._examples[id] for id in unit["examples"]])
-            for unit in units
-        ]
-        subject = self._subjects[units[0]["subject"]]
-        weights = subject.weights and local_copy(subject.weights, subject.identity)
-        self._predictor.load(weights)
-        started = time.perf_counter()
-        scores = self._predictor.score_together(weights, asked)
-        each_s = (time.perf_counter() - started) / sum(map(len, scores))
-        packing = self._predictor.describe_rows(weights is not None)
-        return {
-            unit["key"]: scores_table(own).replace_schema_metadata(
-                {_SECONDS: str(each_s * len(own)), _PACKING: packing}
-            )
-            for unit, own in zip(units, scores, strict=True)
-        }

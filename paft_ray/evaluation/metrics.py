@@ -157,6 +157,24 @@ def std_by_chance(grade_PE: Floats) -> float:
     return float(np.sqrt(grade_PE.var(axis=0).sum()) / grade_PE.shape[1])
 
 
+def prompt_sensitivity(grade_PE: Floats) -> float:
+    """Mean absolute difference of the grades of an example under two prompts."""
+    prompts, examples = grade_PE.shape
+    if prompts < 2:
+        return 0.0
+    # of the sorted grades, in how many pairs each is the larger one, less the other pairs
+    rank_P = 2 * np.arange(prompts) - prompts + 1
+    pairs = prompts * (prompts - 1) / 2
+    return float((rank_P[:, None] * np.sort(grade_PE, axis=0)).sum() / pairs / examples)
+
+
+def prompts_needed(grade_PE: Floats, within: float = 0.01) -> float:
+    """How many prompts let the mean over prompts be known to `within` either way, with 95%."""
+    spread = grade_PE.mean(axis=1).var() - std_by_chance(grade_PE) ** 2
+    needed = max(spread, 0.0) * (1.96 / within) ** 2
+    return float(np.ceil(round(needed, 6)))  # no prompt for what sums round
+
+
 def require_grid(grades: NDArray[Any]) -> None:
     """Check that a grid has prompts and examples.
 

@@ -4,11 +4,11 @@ Choices get log-likelihoods, texts are generated greedily; `scores.graded` grade
 """
 
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,8 +26,7 @@ from paft_ray.models.logprobs import ForwardPass, Likelihoods, choice_logprobs, 
 from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
-from paft_ray.models.tokenization import Question, TextEncoder
-from paft_ray.prompts.template import parse
+from paft_ray.models.tokenization import Encoded, Question, TextEncoder
 from paft_ray.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -93,36 +92,46 @@ class Predictor:
             self._together.padded,
         )
 
+    def likelihoods(
+        self, model: Any, encoded: Sequence[Sequence[Encoded]], adapted: bool
+    ) -> list[Likelihoods]:
+        """Compute the log-likelihoods of the answers to each context."""
+        return choice_logprobs(model, encoded, self._reading(model, adapted))
+
     def _rank(
         self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
     ) -> list[Likelihoods]:
         """Log-likelihoods of the choices of every example."""
-        template = parse(asked.text, self._task.slots)
         questions = [
-            Question(template.render, e.fields, self._task.choices_of(e) or (), asked.where(e))
-            for e in asked.examples
+            Question(one.render, one.example.fields, one.choices or (), asked.where(one.example))
+            for one in asked.puts(self._task)
         ]
-        reading = self._reading(model, adapted)
-        return choice_logprobs(model, self._encoder.encode_all(questions), reading)  # pyright: ignore
+        return self.likelihoods(model, self._encoder.encode_all(questions), adapted)
 
     def _write(
         self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
     ) -> list[Continuation]:
         """A text for every example under every prompt."""
         contexts = [context for each in asked for context in self._contexts(each)]
+        return self._continue(model, contexts, adapted)
+
+    def _continue(
+        self, model: Any, contexts: Sequence[Sequence[int]], adapted: bool
+    ) -> list[Continuation]:
+        """Write the answers to contexts."""
         # peft puts virtual tokens before the padding of a batch and drops the positions that would
         # tell the model so: a text would depend on which others are generated with it
         alone = self._together.batches or (adapted and virtual_tokens(model) > 0)
         evaluation = self._config.evaluation
         kept = evaluation.generation_tokens
-        most = 0 if alone else tokens_in_memory(model, self._dtype) if kept == "auto" else kept  # pyright: ignore
+        most = 0 if alone else tokens_in_memory(model, self._dtype) if kept == "auto" else kept
         lengths = [len(context) for context in contexts]
         answers: list[Continuation] = [Continuation("", 0, False)] * len(contexts)
         ending = Ending(self._encoder.end_ids, self._config.task.stop)
         with inference(model, self._dtype):
             for batch in batches_by_length(lengths, evaluation.max_new_tokens, most):
                 generated = continue_texts(
-                    model,  # pyright: ignore[reportArgumentType]
+                    model,
                     self._encoder.tokenizer,
                     [contexts[place] for place in batch],
                     evaluation.max_new_tokens,
@@ -134,12 +143,11 @@ class Predictor:
 
     def _contexts(self, asked: Asked) -> list[Sequence[int]]:
         """The tokens before each answer."""
-        render = parse(asked.text, self._task.slots).render
         return [
             self._encoder.encode(
-                render, example.fields, [example.answer], what=asked.where(example)
+                one.render, one.example.fields, [one.example.answer], asked.where(one.example)
             )[0].context_ids
-            for example in asked.examples
+            for one in asked.puts(self._task)
         ]
 
 
@@ -194,11 +202,15 @@ class ModelPredictor:
         `weights` is the local folder of an adapter, or of a model whose weights were all trained;
         None stands for the base model.
         """
+        with self.using(weights) as (predictor, model):
+            return predictor.score_together(model, asked, weights is not None)
+
+    @contextmanager
+    def using(self, weights: str | None) -> Iterator[tuple[Predictor, Any]]:
+        """Use weights in the block, with the predictor for them."""
         with self._use(weights):
-            adapted = weights is not None
-            positions = not adapted or reads_positions(self._model)
-            predictor = self._predictor if positions else self._virtual_predictor
-            return predictor.score_together(self._model, asked, adapted)
+            positions = weights is None or reads_positions(self._model)
+            yield self._predictor if positions else self._virtual_predictor, self._model
 
     @cached_property
     def _virtual_predictor(self) -> Predictor:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
 from paft_ray.models.said import Continuation, Likelihoods
+from paft_ray.prompts.template import parse
+from paft_ray.prompts.variation import PLAIN, Condition, Put, put
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import Grade, RankedGrader
 
@@ -28,6 +30,9 @@ SCORES_SCHEMA = pa.schema(
         ("begins_right", pa.bool_()),
         ("grade", pa.float64()),
         ("further_grades", pa.list_(pa.float64())),
+        ("axis", pa.string()),
+        ("level", pa.string()),
+        ("draw", pa.int64()),
     ]
 )
 
@@ -58,6 +63,13 @@ class Score:
     """The grade where it lies between 0 and 1; None where `correct` says it."""
     further_grades: tuple[float, ...] | None = None
     """Grades of the further graders of the task, in their order; None where it has one."""
+    axis: str | None = None
+    """The axis of `evaluation.variation` along which the question was put otherwise; None for none.
+    The prediction is then what was said, under whatever names and in whatever order."""
+    level: str | None = None
+    """The level of the axis."""
+    draw: int | None = None
+    """Number of the draw of demonstrations; None without any."""
 
     @property
     def value(self) -> float:
@@ -73,6 +85,15 @@ class Asked:
     text: str
     """The prompt's template."""
     examples: Sequence[Example]
+    condition: Condition = PLAIN
+    seed: int = 0
+    """Seed of what the condition draws."""
+
+    def puts(self, task: Task) -> list[Put]:
+        """The examples as a model is asked."""
+        template = parse(self.text, task.slots)
+        place = self.seed, self.prompt_id
+        return [put(task, template, e, self.condition, *place, e.id) for e in self.examples]
 
     def where(self, example: Example) -> str:
         """Name one of them in messages."""
@@ -101,11 +122,11 @@ def graded(
     return [
         [
             _score(
-                task, each, example,
+                task, each, one,
                 None if ranked is None else next(ranked),
                 None if written is None else next(written),
             )
-            for example in each.examples
+            for one in each.puts(task)
         ]
         for each in asked
     ]  # fmt: skip
@@ -114,17 +135,17 @@ def graded(
 def _score(
     task: Task,
     asked: Asked,
-    example: Example,
+    one: Put,
     ranked: Likelihoods | None,
     written: Continuation | None,
 ) -> Score:
+    example, choices = one.example, one.choices
     where = asked.where(example)
     if ranked is not None and not all(map(math.isfinite, ranked.whole)):
         raise DataError(
             f"{where}: the model's log-likelihoods are {list(ranked.whole)}; look at the adapter "
             "and at model.dtype"
         )
-    choices = task.choices_of(example)
     grades: list[Grade] = []
     for grader in task.graders:
         if isinstance(grader, RankedGrader):
@@ -152,6 +173,9 @@ def _score(
         begins_right=main.begins_right,
         grade=None if main.value in (0, 1) else main.value,
         further_grades=tuple(grade.value for grade in grades[1:]) or None,
+        axis=asked.condition.axis or None,
+        level=asked.condition.level or None,
+        draw=asked.condition.draw if asked.condition.demonstrations else None,
     )
 
 

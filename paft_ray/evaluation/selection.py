@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import score_grid
+from paft_ray.evaluation.grid import by_transformers, score_grid
 from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import Prompt, PromptPool
@@ -17,13 +17,16 @@ from paft_ray.runs.context import RunContext
 
 
 def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
-    """The training prompt under which the base model does best on validation examples."""
+    """The training prompt under which the base model does best on validation examples.
+
+    transformers scores it, whatever the backend: what is trained does not depend on that.
+    """
     evaluation, task = context.config.evaluation, context.task
     prompts = pool.train[: evaluation.selection_prompts]
     examples = task.validation[: evaluation.selection_examples]
     with context.screen.stage("choose single prompt") as stage:
         base = Subject(BASE, context.config.seed, "")
-        scores = score_grid(context, Grid([base], prompts, examples), stage)
+        scores = score_grid(by_transformers(context), Grid([base], prompts, examples), stage)
         right = {e.id: (task.choices_of(e) or (e.answer,)).index(e.answer) for e in examples}
         quality = prompt_quality(scores.table, right)
         best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))

@@ -1,14 +1,18 @@
 """Evaluation of the base model, trained models and other subjects on test prompts and examples."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from paft_ray.config import BASE, EndpointSubject, ModelConfig
-from paft_ray.evaluation.grid import GridScores, score_grid, score_part
+from paft_ray.config import BASE, EndpointSubject, ModelConfig, VLLMBackend
+from paft_ray.config.subjects import COMPARATORS
+from paft_ray.evaluation.comparators import add_comparators
+from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
 from paft_ray.models.warm_start import StoredAdapter
 from paft_ray.prompts.pool import PromptPool
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import (
     adapter_identity,
@@ -36,10 +40,18 @@ def evaluate_subjects(
         pool.test[: evaluation.prompts],
         context.task.test[: evaluation.examples],
         others,
+        conditions(context.task, evaluation.variation, seed, context.task.train),
     )
     subjects, (prompts, examples) = len(grid.subjects), grid.shape
+    parity = None
+    if isinstance(evaluation.backend, VLLMBackend):
+        with context.screen.stage("compare backends") as stage:
+            loaded = [subject for subject in grid.subjects if subject.endpoint is None]
+            parity = check_parity(context, replace(grid, subjects=loaded), stage)
     with context.screen.stage("evaluate") as stage:
         done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
+        if (ways := len(grid.conditions)) > 1:
+            done = f"{done} x {ways} ways to put them"
         if evaluation.estimate is None:
             scores = score_grid(context, grid, stage)
         else:
@@ -47,7 +59,8 @@ def evaluate_subjects(
             share = scores.table.num_rows / (subjects * prompts * examples)
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
-    return scores
+    scores = add_comparators(context, pool, grid, scores)
+    return replace(scores, parity=parity)
 
 
 def subjects_of(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
@@ -57,6 +70,8 @@ def subjects_of(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
     subjects: list[Subject] = []
     others: list[RunContext] = []
     for subject in config.evaluation.subjects:
+        if isinstance(subject, COMPARATORS):
+            continue
         if isinstance(subject, EndpointSubject):
             identity = endpoint_identity(subject)
             subjects.append(Subject(subject.label, seed, identity, None, SERVED, subject))

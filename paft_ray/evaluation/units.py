@@ -1,8 +1,8 @@
 """Units of a grid: one subject, one prompt, a few examples; what they are kept under; no Ray.
 
 A unit is scored by itself, so that how many actors there are changes no result. Only texts that are
-generated on a GPU are written with those of the units beside it, always the same ones: a batch of
-64 would leave a large part of it idle.
+generated on a GPU, and all that vLLM does, are computed with those of the units beside it, always
+the same ones: a batch of 64 would leave a large part of it idle.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.config import EndpointSubject
+from paft_ray.config import EndpointSubject, VLLMBackend
 from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.pool import Prompt
+from paft_ray.prompts.variation import PLAIN, Condition
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
@@ -24,7 +25,7 @@ from paft_ray.tasks import Example
 
 _UNIT_EXAMPLES = 64
 _TOGETHER = 16
-"""Units whose texts a GPU writes together."""
+"""Units that a GPU writes texts for, or vLLM scores, together."""
 MOST_UNITS = 64
 """Units that an actor gets at a time, fewer where all would not have several shares."""
 _SHARES = 8
@@ -33,7 +34,8 @@ SERVED = -1
 """`Subject.base` of a model behind an endpoint."""
 
 Unit = dict[str, Any]
-"""A row of Ray Data: `key`, `subject` (its index), `group`, `prompt_id`, `text`, `examples`."""
+"""A row of Ray Data: `key`, `subject` and `condition` (as indices), `group`, `prompt_id`, `text`,
+`examples`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Grid:
     examples: Sequence[Example]
     others: Sequence[RunContext] = ()
     """The run's context with other base models than its own."""
+    conditions: Sequence[Condition] = (PLAIN,)
+    """Ways in which each example is put through each prompt."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,20 +75,35 @@ class Grid:
         return len(self.prompts), len(self.examples)
 
 
-def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) -> list[Unit]:
-    """Return the units of the wanted pairs of every subject, [P, E], in the order of the result."""
+def cut(
+    context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]], kind: str = "scores"
+) -> list[Unit]:
+    """Return the units of the wanted pairs of every subject, [P, E], in the order of the result.
+
+    Args:
+        context: The run.
+        grid: The whole grid.
+        wanted: A mask for every subject.
+        kind: What is kept of a unit.
+    """
     fixed = [_score_identity(each) for each in (context, *grid.others)]
     fixed.append(_endpoint_rules(context))  # for `SERVED`
-    writes = context.task.generates and context.config.evaluation.workers.gpus > 0
+    evaluation, seed = context.config.evaluation, context.config.seed
+    writes = context.task.generates and evaluation.workers.gpus > 0
+    writes |= isinstance(evaluation.backend, VLLMBackend)
     units = [
         {
-            "key": fingerprint("scores", fixed[subject.base], subject.identity, prompt.text, chunk),
+            "key": fingerprint(
+                kind, fixed[subject.base], subject.identity, prompt.text, chunk, *drawn
+            ),
             "subject": index,
+            "condition": number,
             "prompt_id": prompt.id,
             "text": prompt.text,
             "examples": chunk,
         }
         for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
+        for number, drawn in enumerate(_drawn(each, seed) for each in grid.conditions)
         for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
         for chunk in _chunks(grid.examples, wanted_E)
     ]
@@ -92,6 +111,11 @@ def cut(context: RunContext, grid: Grid, wanted: Sequence[NDArray[np.bool_]]) ->
         for place, unit in enumerate(of_subject):
             unit["group"] = place // (_TOGETHER if writes else 1)
     return units
+
+
+def _drawn(condition: Condition, seed: int) -> list[Any]:
+    """Return what a condition adds to the key of a unit: nothing where it is plain."""
+    return [*condition.identity, seed] if condition.identity else []
 
 
 def _score_identity(context: RunContext) -> list[Any]:

@@ -79,10 +79,8 @@ def continue_texts(
         return_tensors="pt",
     ).to(model.device)
     start = batch["input_ids"].shape[1]
-    end: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
-    end = tokenizer.eos_token_id if end is None else end  # 0 is a token too
-    own = [] if end is None else end if isinstance(end, list) else [end]
-    ends = list(dict.fromkeys([*own, *ending.ids, *_stop_ids(tokenizer, ending)]))
+    own: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
+    ends = end_ids(own, tokenizer, ending)
     settings: dict[str, Any] = {"do_sample": decoding.temperature > 0}
     if decoding.temperature > 0:
         settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
@@ -97,7 +95,20 @@ def continue_texts(
             eos_token_id=ends or None,
             **settings,
         )
-    return [_finish(tokenizer, new_T, ends, ending) for new_T in output[:, start:].cpu().numpy()]
+    return [finish(tokenizer, new_T, ends, ending) for new_T in output[:, start:].cpu().numpy()]
+
+
+def end_ids(own: Any, tokenizer: "PreTrainedTokenizerBase", ending: Ending) -> list[int]:
+    """Return all tokens at which a text ends.
+
+    Args:
+        own: The model's end token or tokens; None for those of the tokenizer.
+        tokenizer: The model's.
+        ending: Further ends.
+    """
+    end: Any = tokenizer.eos_token_id if own is None else own  # 0 is a token too
+    first = [] if end is None else end if isinstance(end, list) else [end]
+    return list(dict.fromkeys([*first, *ending.ids, *_stop_ids(tokenizer, ending)]))
 
 
 def _stop_ids(tokenizer: "PreTrainedTokenizerBase", ending: Ending) -> list[int]:
@@ -118,10 +129,10 @@ def _stops_at(tokenizer: "PreTrainedTokenizerBase", ending: Ending, start: int) 
     return StoppingCriteriaList([Stops()])
 
 
-def _finish(
+def finish(
     tokenizer: "PreTrainedTokenizerBase", new_T: np.ndarray, ends: Sequence[int], ending: Ending
 ) -> Continuation:
-    """Cut generated tokens at the first end."""
+    """Cut generated tokens at the first of `ends` (`end_ids`), or text to stop at."""
 
     def decode(length: int) -> str:
         return str(tokenizer.decode(new_T[:length], skip_special_tokens=True))

@@ -65,6 +65,8 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     for label, model in models.items():
         if "endpoint" in model:  # how it was asked stands beside its figures
             summary["models"][label]["endpoint"] = model["endpoint"]
+    if parities := {n: s["parity"] for n, s in summaries.items() if "parity" in s}:
+        summary["parities"] = parities
     summary["runs"] = list(names)
     folder = storage.child("comparisons", _folder_name(names))
     _write(folder, runs[first], table, summary, names)

@@ -9,11 +9,13 @@ from typing import Any
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import Config, Endpoint
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import kept_requests
-from paft_ray.evaluation.scores import Asked
+from paft_ray.evaluation.units import Grid
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.generate.results import cost
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import endpoints_of
 from paft_ray.tasks import Task
@@ -68,6 +70,12 @@ def check_served(config: Config, task: Task) -> Iterator[str]:
     """
     for field, subject in endpoints_of(config).items():
         yield from check_endpoint(field, subject.client(1), driver=True)
+        made_of = [s.of for s in config.evaluation.subjects if isinstance(s, COMPARATORS)]
+        if subject.choices_by == "text" and subject.label in made_of:
+            raise ConfigError(
+                f"{field}.choices_by: text, but another subject is made of this one's "
+                "log-likelihoods: set choices_by: logprobs, or name another model there"
+            )
         if not task.ranks or subject.choices_by == "text":
             continue
         if subject.api == "chat":
@@ -92,6 +100,7 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
     evaluation = config.evaluation
     pool = pool_without_work(context)
     examples = task.test[: evaluation.examples]
+    ways = conditions(task, evaluation.variation, config.seed, task.train)
     if pool is None:
         unknown = "\n".join((_INSTRUCTION, *(f"{{{slot}}}" for slot in task.slots)))
         count = min(config.prompts.split.test, evaluation.prompts or config.prompts.split.test)
@@ -100,18 +109,22 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
         known = pool.test[: evaluation.prompts]
         count, texts = len(known), [prompt.text for prompt in known]
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
-    pairs = max(count, round(count * len(examples) * share))
+    pairs = max(count, round(count * len(examples) * share)) * len(ways)
+    grid = Grid((), known, examples, conditions=ways)
     rows = []
     for subject in served.values():
         questions = Questions.of(context, subject)
         sample = [
-            questions.requests(Asked("", texts[place % len(texts)], ()), example)
+            questions.requests(
+                questions.asked(("", texts[place % len(texts)]), (), ways[place % len(ways)]),
+                example,
+            )
             for place, example in enumerate(islice(examples, _SAMPLE))
         ]
         flat = [request for requests in sample for request in requests]
         each = pairs / max(1, len(sample))
         requests = round(each * len(flat))
-        kept = sum(1 for _ in kept_requests(questions, known, examples, context.storage))
+        kept = sum(1 for _ in kept_requests(questions, grid, context.storage))
         left = max(0, requests - kept) / max(1, requests)
         characters = each * sum(len(text) for request in flat for _, text in request.messages)
         prompt = left * characters / _CHARACTERS_PER_TOKEN

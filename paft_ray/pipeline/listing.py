@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from paft_ray.config.errors import ArtifactError
+from pyarrow.fs import FileType
+
+from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.evaluation.figures import MEAN, STD, WORST
 from paft_ray.pipeline.perform import Result
 from paft_ray.report.tables import display_name, main_label
@@ -25,8 +27,8 @@ class StoredRun:
     kind: str
     """`run` or `search`."""
     state: str
-    """`complete`; `running`, while a live process has it; `measured`, with results that lack a
-    part; or `unfinished`."""
+    """`damaged`, where a file of its records cannot be read; `complete`; `running`, while a live
+    process has it; `measured`, with results that lack a part; or `unfinished`."""
     changed: str
     """When its newest record was written, in UTC."""
     task: str
@@ -35,15 +37,32 @@ class StoredRun:
     """By model the mean, std and worst accuracy over held-out prompts; empty without results."""
     main: str
     """Label of the model that its report puts first; empty without results."""
+    damaged: tuple[str, ...] = ()
+    """Paths of the files that cannot be read."""
 
 
 def list_runs(storage: Storage) -> Result:
-    """List what is under `runs/`, the newest first."""
-    found = sorted(_stored(storage.child("runs")), key=lambda run: run.changed, reverse=True)
+    """List what is under `runs/`, the newest first.
+
+    Raises:
+        ConfigError: The storage is not there, or is a file.
+    """
+    for folder in (storage, runs := storage.child("runs")):
+        kind = folder.filesystem.get_file_info(folder.path()).type
+        if kind == FileType.File:
+            raise ConfigError(f"storage: {folder.path()} is a file, not a folder; name a folder")
+        if kind == FileType.NotFound and folder is storage:
+            raise ConfigError(
+                f"storage: {folder.path()} is not there: name the place that runs are kept in, as "
+                "in `paft runs storage=/data/paft`"
+            )
+    found = sorted(_stored(runs), key=lambda run: run.changed, reverse=True)
     data = {"storage": storage.path(), "runs": [asdict(run) for run in found]}
     if not found:
         return Result(data, f"no runs in {storage.path()}")
-    return Result(data, "\n".join(_lines([_HEADINGS, *map(_row, found)])))
+    lines = [*_lines([_HEADINGS, *map(_row, found)])]
+    lines += [f"damaged: {file} cannot be read" for run in found for file in run.damaged]
+    return Result(data, "\n".join(lines))
 
 
 def _stored(runs: Storage) -> Iterator[StoredRun]:
@@ -59,7 +78,9 @@ def _stored(runs: Storage) -> Iterator[StoredRun]:
 
 
 def _read(name: str, folder: Storage) -> StoredRun:
-    record, summary = _tree(folder, "config.json"), _tree(folder, "summary.json")
+    trees = {file: _tree(folder, file) for file in ("config.json", "summary.json")}
+    damaged = tuple(folder.path(file) for file, tree in trees.items() if tree is None)
+    record, summary = (tree or {} for tree in trees.values())
     config, models = _part(record, "config"), _part(summary, "models")
     task, model = _part(config, "task"), _part(config, "model")
     kind = _part(record, "content").get("work", "run")
@@ -72,21 +93,33 @@ def _read(name: str, folder: Storage) -> StoredRun:
     return StoredRun(
         name,
         kind,
-        "running" if is_held(folder) else state,
+        "damaged" if damaged else "running" if is_held(folder) else state,
         folder.changed(("config.json", "summary.json", MANIFEST, "search.json")),
         str(task.get("name") or ""),
         str(model.get("path") or "").rstrip("/").rpartition("/")[2],
         figures,
         main_label(summary) if models else "",
+        damaged,
     )
 
 
-def _tree(folder: Storage, name: str) -> dict[str, Any]:
+def _tree(folder: Storage, name: str) -> dict[str, Any] | None:
+    """A file's content, empty where there is none; None where it is no record."""
+    if not folder.exists(name):
+        return {}
     try:
         tree = folder.read_json(name)
-    except ArtifactError:
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    except (ArtifactError, OSError):
+        return None
+    return tree if isinstance(tree, dict) and _is_sound(tree) else None
+
+
+def _is_sound(tree: Mapping[str, Any]) -> bool:
+    """Whether a record holds what is listed of it: a configuration's task, or models."""
+    if "models" in tree:
+        models = tree["models"]
+        return isinstance(models, dict) and all(isinstance(each, dict) for each in models.values())
+    return isinstance(_part(tree, "config").get("task"), dict)
 
 
 def _part(tree: Mapping[str, Any], name: str) -> dict[str, Any]:

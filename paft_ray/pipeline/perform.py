@@ -17,7 +17,8 @@ from paft_ray.models.check_process import ModelCheckProcess, warm_up
 from paft_ray.models.meta import check_adapters, check_base, check_texts
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
-from paft_ray.pipeline.preflight import RUN_RECORD, preflight
+from paft_ray.pipeline.preflight import preflight
+from paft_ray.pipeline.recorded import RUN_RECORD
 from paft_ray.pipeline.subjects import check_subjects
 from paft_ray.prompts.files import read_prompt_files
 from paft_ray.runs.context import RunContext

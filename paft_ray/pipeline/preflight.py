@@ -20,33 +20,27 @@ from paft_ray.config import (
     SinglePromptVariant,
     TransformersLLM,
 )
-from paft_ray.config.affects import OF_A_RUN, affecting, result_fields
-from paft_ray.config.base import Target
-from paft_ray.config.errors import ArtifactError, ConfigError, PaftError
+from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.config.hub import require_hub_model
-from paft_ray.config.loading import changed_fields, dump_config, load_recorded
 from paft_ray.models.files import (
     ModelFiles,
     inspect_model,
     refuse_beyond_context,
     refuse_quantized,
 )
+from paft_ray.models.vllm_limits import refuse_beyond_engine
+from paft_ray.pipeline.backend import require_vllm
 from paft_ray.pipeline.endpoints import check_endpoint, check_served
+from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
-from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.files import holds_escapes, read_prompt_files
 from paft_ray.prompts.lint import LintResult, lint
-from paft_ray.runs.context import EVALUATIONS
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
 from paft_ray.tracking import check_tracking
 
-RUN_RECORD = "config.json"
-"""File of a run's folder that holds its configuration, under the key `config`."""
-_OF_TRAINING: tuple[Target, ...] = ("pool", "answers", "examples", "weights")
-"""What a further evaluation has to share with its run."""
-_SHOWN_CHANGES = 3
 _SHOWN_PROMPTS = 5
 
 
@@ -83,7 +77,7 @@ def preflight(
     """
     storage = _check_storage(config.storage)
     if not overwrite:
-        _check_identity(config, storage)
+        check_recorded(config, storage)
     check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
@@ -96,6 +90,7 @@ def preflight(
     warnings += check_settings(config, task)
     warnings += check_served(config, task)
     warnings += _check_prompts(config, task)
+    warnings += require_vllm(config, planning)
     return Checked(task, model, tuple(warnings))
 
 
@@ -106,67 +101,6 @@ def _check_storage(location: str) -> Storage:
     if storage.is_local:
         require_writable(Path(storage.root), "storage")
     return storage
-
-
-def _check_identity(config: Config, storage: Storage) -> None:
-    run, named = storage.child("runs", config.name), config.evaluation.name
-    if named is None:
-        _compare(config, storage, run, OF_A_RUN)
-        return
-    if not run.exists(RUN_RECORD):
-        raise ConfigError(
-            f"evaluation.name: there is no run {config.name!r} in {storage.root}, of which "
-            f"{named!r} would be a further evaluation: leave the name out, or name the run"
-        )
-    _compare(config, storage, run, _OF_TRAINING)
-    _compare(config, storage, run.child(EVALUATIONS, named), OF_A_RUN)
-
-
-def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[Target]) -> None:
-    """Compare a configuration with the record in a folder, in what affects `targets`."""
-    try:
-        if not run.exists(RUN_RECORD):
-            return
-        record = run.read_json(RUN_RECORD)
-        recorded = record["config"]
-        assert isinstance(recorded, dict)
-    except OSError as error:
-        raise ConfigError(
-            f"storage: {storage.root} cannot be read ({' '.join(str(error).split())}); check the "
-            "URI and the credentials"
-        ) from error
-    except (ArtifactError, KeyError, TypeError, AssertionError) as error:
-        raise ConfigError(
-            f"name: {run.path(RUN_RECORD)} is no record of a run; choose another name, or pass "
-            "--overwrite"
-        ) from error
-    try:
-        earlier = load_recorded(recorded)
-        before, after = affecting(earlier, *targets), affecting(config, *targets)
-        if earlier.task.answer_end != config.task.answer_end:  # one of them is left out
-            before["task"]["answer_end"] = earlier.task.answer_end
-            after["task"]["answer_end"] = config.task.answer_end
-    except ConfigError:  # it has a field that was removed
-        before, after = recorded, dump_config(config)
-        if "results_from" in record:
-            before, after = record["results_from"], result_fields(config)
-    changes = changed_fields(before, after)
-    if changes:
-        what, remedy = f"run {config.name!r}", "choose another name, or pass --overwrite"
-        if targets == _OF_TRAINING:
-            remedy = "give a further evaluation what the run was trained with"
-        elif config.evaluation.name is not None:
-            what = f"evaluation {config.name}/{config.evaluation.name}"
-            remedy = "choose another evaluation.name"
-        elif all(change.startswith("evaluation.") for change in changes):
-            remedy = (
-                "keep both by evaluation.name=NAME with `paft evaluate`, or choose another name"
-            )
-        more = len(changes) - _SHOWN_CHANGES
-        text = ", ".join(changes[:_SHOWN_CHANGES]) + (f" and {more} more" if more > 0 else "")
-        raise ConfigError(
-            f"name: {what} in {storage.root} has another configuration: {text}; {remedy}"
-        )
 
 
 def _check_workers(config: Config, planning: bool) -> list[str]:
@@ -225,6 +159,7 @@ def _sees_gpu() -> bool:
 
 def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
     refuse_beyond_context(config, model.context_length)
+    refuse_beyond_engine(config, model.context_length)
     refuse_quantized(config.model.path, model.quantized)
     if not model.has_weights:
         yield (
@@ -275,7 +210,10 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
             texts = read_prompt_files(path)
         except PaftError as error:
             raise ConfigError(f"prompts.files: {error}") from error
-        results = [lint(text, task, config.prompts.lint) for text in texts]
+        results = [
+            lint(text, task, config.prompts.lint, escapes=holds_escapes(path, text))
+            for text in texts
+        ]
         usable.update(result.text for result in results if result.problem is None)
         if all(result.problem for result in results):
             raise ConfigError(
@@ -292,7 +230,7 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
         )
     for index, variant in enumerate(config.variants):
         if isinstance(variant, SinglePromptVariant) and variant.prompt is not None:
-            result = lint(variant.prompt, task, config.prompts.lint)
+            result = lint(variant.prompt, task, config.prompts.lint, escapes=True)
             if result.problem is not None:
                 raise ConfigError(
                     f"variants.{index}.prompt: cannot be used{_first_problem([result])}; "

@@ -11,7 +11,9 @@ from paft_ray.models.chat import describe_chat
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.files import inspect_model, refuse_beyond_context, refuse_quantized
 from paft_ray.models.meta import check_base, check_stored_adapter
+from paft_ray.models.vllm_limits import refuse_beyond_engine
 from paft_ray.models.warm_start import check_base_of
+from paft_ray.pipeline.backend import refuse_adapter
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import adapters_of
 
@@ -23,12 +25,14 @@ def check_files(config: Config) -> Iterator[str]:
         ConfigError: A subject cannot be used.
     """
     for adapter in adapters_of(config).values():
+        refuse_adapter(config, adapter)
         yield from check_base_of(adapter, config.model.path, config.model.revision)
     for field, subject in _models(config).items():
         files = inspect_model(subject.path, f"{field}.path")
         with _named(field):
             own = config.model_copy(update={"model": subject.model()})
             refuse_beyond_context(own, files.context_length)
+            refuse_beyond_engine(own, files.context_length)
             refuse_quantized(subject.path, files.quantized)
         if not files.has_weights:
             raise ConfigError(f"{field}.path: {subject.path} has no weights; name another folder")

@@ -68,7 +68,7 @@ def user_prompt(text: str, context: RunContext, pool: PromptPool) -> Prompt:
     Raises:
         PoolError: It is too similar to a held-out prompt, which would then not be held out.
     """
-    prompt = _as_prompt(clean(text), "configuration", context.task.slots)
+    prompt = _as_prompt(clean(text, escapes=True), "configuration", context.task.slots)
     if (held_out := _held_out_like(prompt, context, pool)) is not None:
         raise PoolError(
             f"variants: prompt {prompt.text!r} has the layout or the wording of held-out prompt "

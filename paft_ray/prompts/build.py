@@ -8,7 +8,6 @@ fingerprint of what would make it.
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from paft_ray.cluster.remote import own_errors
@@ -22,7 +21,7 @@ from paft_ray.models.gpu import prepare_gpu
 from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
 from paft_ray.prompts.dedup.deduplicate import InProcess
 from paft_ray.prompts.dedup.distributed import OnRay
-from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.files import holds_escapes, read_prompt_files
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import costs, refused_line
@@ -41,6 +40,7 @@ from paft_ray.prompts.pool import (
     rejects_to_table,
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
+from paft_ray.prompts.template import clean
 from paft_ray.runs.context import Identities, RunContext
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
@@ -66,18 +66,18 @@ def pool_fingerprint(context: RunContext) -> str:
     if prompts["probe"] is None:  # else nothing renders a prompt here
         later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
-    files = [read_prompt_files(path) for path in context.config.prompts.files]
+    files = [(path, read_prompt_files(path)) for path in context.config.prompts.files]
     probe = context.config.prompts.probe
     arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
     stored = {} if probe is None else context.stored(arithmetic, scored=True)
     choices = [task.choices_as] if task.choices_as else list(task.choices or ())
-    rules = _newer_rules(context.config.prompts, task, chain.from_iterable(files))
+    rules = _newer_rules(context.config.prompts, task, files)
     return fingerprint(
         "pool",
         seed,
         [task.description, list(task.slots), choices, dict(task.option_slots)],
         [prompts, list(task.instructions)],
-        files,
+        [texts for _, texts in files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
         [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
@@ -86,15 +86,23 @@ def pool_fingerprint(context: RunContext) -> str:
     )
 
 
-def _newer_rules(config: PromptsConfig, task: Task, texts: Iterable[str]) -> dict[str, int]:
+def _newer_rules(
+    config: PromptsConfig, task: Task, files: Iterable[tuple[str, Sequence[str]]]
+) -> dict[str, int]:
     """The rules of later versions that can make another pool of these prompts.
 
     What the fake writes is the same under all of them.
     """
     llms = config.generation.llms if config.generation else ()
     answered = any(not isinstance(llm, FakeLLM) for llm in llms)
-    linted = answered or any(refused_by_rule_1(text, task, config.lint) for text in texts)
-    moving = {"lint": linted, "parse": answered}
+    written = [(text, holds_escapes(path, text)) for path, texts in files for text in texts]
+    linted = answered or any(
+        refused_by_rule_1(text, task, config.lint, escapes=escapes) for text, escapes in written
+    )
+    exact = any(
+        not escapes and clean(text) != clean(text, escapes=True) for text, escapes in written
+    )
+    moving = {"lint": linted, "parse": answered, "escapes": exact}
     return {rule: PROMPT_RULES[rule] for rule in moving if moving[rule] and PROMPT_RULES[rule] > 1}
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from paft_ray.config import LintConfig, PromptsConfig
 from paft_ray.prompts.dedup.deduplicate import Columns, InProcess, deduplicate
+from paft_ray.prompts.files import holds_escapes
 from paft_ray.prompts.generate.requests import Unit
 from paft_ray.prompts.generate.results import Generated, parse_unit
 from paft_ray.prompts.layouts import instruction_of
@@ -257,7 +258,8 @@ def lint_candidate(candidate: Candidate, task: Task, config: LintConfig) -> Cand
         result = lint_instruction(candidate.text, task, config)
     else:
         authored = candidate.origin.llm is not None
-        result = lint(candidate.text, task, config, authored=authored)
+        escapes = holds_escapes(candidate.origin.file or "", candidate.text)
+        result = lint(candidate.text, task, config, authored=authored, escapes=escapes)
         if result.problem is None and authored:
             result = _lint_authored(result, task, config)
     if result.problem is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from paft_ray.config.errors import DataError
 from paft_ray.config.loading import resolve_path
+from paft_ray.prompts.template import is_flattened
 from paft_ray.tasks.tables import TABLE_ENDINGS, Row, Table, read_lines, read_table, table_kind
 
 _FIELD = "text"
@@ -37,6 +38,15 @@ def read_prompt_files(path: str) -> list[str]:
     if not texts:
         raise DataError(f"{path}: holds no template; add some, or take it out of prompts.files")
     return texts
+
+
+def holds_escapes(path: str, text: str) -> bool:
+    r"""Return whether a literal `\n` in a template of a file stands for a line end.
+
+    It does in plain text, which has no other way to write one. Tables hold texts as they are, but
+    for those that were flattened before they came there.
+    """
+    return path.lower().endswith(_TEXT) or is_flattened(text)
 
 
 def _texts(local: Path, path: str) -> Iterator[str]:

@@ -109,6 +109,20 @@ def instruction_of(text: str, slots: Sequence[str]) -> str:
     return " ".join(words or [piece for kind, piece in pieces if kind == "label"])
 
 
+def wording_spans(text: str, slots: Sequence[str]) -> list[tuple[int, int]]:
+    """Where the wording of a template stands in it, in order: no layout, slot or answer cue."""
+    found: list[tuple[int, int]] = []
+    end = 0
+    for kind, piece in _pieces(text, slots):
+        start = text.find(piece, end)
+        if start < 0:
+            continue
+        end = start + len(piece)
+        if kind == "words":
+            found.append((start, end))
+    return found
+
+
 class _Shape(NamedTuple):
     """The parts of a task that the grammar uses."""
 

@@ -97,7 +97,9 @@ class LintResult:
     """The offending piece, for a reader."""
 
 
-def lint(text: str, task: Task, config: LintConfig, *, authored: bool = False) -> LintResult:
+def lint(
+    text: str, task: Task, config: LintConfig, *, authored: bool = False, escapes: bool = False
+) -> LintResult:
     """Clean a whole template and name the first reason, if any, for which it cannot be used.
 
     Args:
@@ -106,8 +108,9 @@ def lint(text: str, task: Task, config: LintConfig, *, authored: bool = False) -
         config: The rules.
         authored: An LLM wrote it, which may ask with brackets or words in braces for something to
             be filled in; what a user wrote shows these as text.
+        escapes: `\\n` and `\\t` stand for a line end and a tab, as in what an LLM wrote.
     """
-    text = clean(text)
+    text = clean(text, escapes=authored or escapes)
     template = parse(text, task.slots)
     literal = _HOLE.join(template.literals)
     problem = (
@@ -122,19 +125,19 @@ def lint(text: str, task: Task, config: LintConfig, *, authored: bool = False) -
     return LintResult(text, *problem) if problem else LintResult(text, None)
 
 
-def refused_by_rule_1(text: str, task: Task, config: LintConfig) -> bool:
+def refused_by_rule_1(text: str, task: Task, config: LintConfig, *, escapes: bool) -> bool:
     """Return whether a user's template can be used that earlier versions refused.
 
     To these every brace that was not a slot's and most brackets were faults.
     """
-    literal = _HOLE.join(parse(clean(text), task.slots).literals)
+    literal = _HOLE.join(parse(clean(text, escapes=escapes), task.slots).literals)
     refused = re.search("[{}]", literal) or _bracket_to_fill_in(literal, task, strict=True)
-    return bool(refused) and lint(text, task, config).problem is None
+    return bool(refused) and lint(text, task, config, escapes=escapes).problem is None
 
 
 def lint_instruction(text: str, task: Task, config: LintConfig) -> LintResult:
     """Clean a bare instruction (one line, no slots) and name the first reason to refuse it."""
-    text = " ".join(clean(text).split())
+    text = " ".join(clean(text, escapes=True).split())  # only LLMs write these
     problem = (
         _unusable_text(text, config)
         or _slot_in_instruction(text, task)

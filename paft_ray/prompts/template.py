@@ -17,6 +17,10 @@ _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # the exceptions are LaTeX: \nabla, \neq, \theta, \times, ...
 _ESCAPED_LINE_END = re.compile(r"(?:\\{1,3}r)?\\{1,3}n(?!abla\b|eq?\b|eg\b|ot(?:in)?\b|u\b|mid\b)")
 _ESCAPED_TAB = re.compile(r"\\{1,3}t(?!ext|frac|heta\b|imes\b|au\b|o\b|an\b|op\b|riangle)")
+_LINE_BEGINS = re.compile(r"\{[^\W\d]|\d{1,2}[.)][ \t]|[#•]|[-*][ \t]|[^\W\d]\w*(?: \w+)?[ \t]?:")
+_SLOT_ENDS = re.compile(r"\{[^\W\d]\w*\}[ \t]*\Z")
+_NEAR = 60
+"""Characters around an escaped line end that are looked at."""
 _NAME = r"[ \t]*+[^\W\d]\w*+(?:[.-]\w++)*+[ \t]*+"
 _NAME_IN_BRACES = re.compile(rf"\{{(\{{{_NAME}\}})\}}|\{{({_NAME})\}}")
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)*")
@@ -79,17 +83,42 @@ def names_in_braces(text: str) -> Iterator[tuple[str, bool]]:
         yield (name, False) if shown is None else (shown[1:-1], True)
 
 
-def clean(text: str) -> str:
-    r"""Undo what JSON, chat windows and CRLF did to a text; cleaning twice changes nothing more.
+def clean(text: str, *, escapes: bool = False) -> str:
+    r"""Undo what chat windows and CRLF did to a text; cleaning twice changes nothing more.
 
-    Literal `\n` and `\t` become what they stand for, invisible characters and trailing spaces go,
-    and three or more line ends in a row become two.
+    Invisible characters and trailing spaces go, and three or more line ends in a row become two.
+
+    Args:
+        text: Any text.
+        escapes: Literal `\n` and `\t` become what they stand for: in what LLMs write, and where a
+            text stands on one line. Elsewhere a backslash is a backslash.
     """
     text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot be stored
     text = _LINE_ENDS.sub("\n", _INVISIBLE.sub("", text))
-    text = _ESCAPED_TAB.sub("\t", _ESCAPED_LINE_END.sub("\n", text))
+    if escapes:
+        text = _ESCAPED_TAB.sub("\t", _ESCAPED_LINE_END.sub("\n", text))
     text = "\n".join(line.rstrip(" \t") for line in text.replace("\xa0", " ").split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def is_flattened(text: str) -> bool:
+    r"""Return whether a text was put on one line, with literal `\n` where its lines ended.
+
+    What people publish often was. It has no line end of its own, and behind a `\n` of its begins
+    what begins a line, or a slot ends before it; `Separate words by \n.`, `\d+\n` and `C:\new`
+    show a backslash.
+    """
+    line = text.strip()
+    if "\n" in line or _LINE_ENDS.search(line):
+        return False
+    ends = [found.span() for found in _ESCAPED_LINE_END.finditer(line)]
+    return any(_parts(line[max(0, a - _NEAR) : a], line[b : b + _NEAR]) for a, b in ends)
+
+
+def _parts(before: str, after: str) -> bool:
+    after = after.lstrip(" \t")
+    begins = after[:1].isalpha() and not after[:1].islower()
+    return begins or bool(_LINE_BEGINS.match(after) or _SLOT_ENDS.search(before))
 
 
 def count_words(text: str) -> int:

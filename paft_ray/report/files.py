@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import ArtifactError
-from paft_ray.evaluation.answers import COLUMNS, Answers, read_answers
+from paft_ray.evaluation.answers import COLUMNS, MORE_COLUMNS, Answers, read_answers
 from paft_ray.storage.artifacts import MANIFEST
 from paft_ray.storage.paths import Storage
 
@@ -118,11 +118,12 @@ def read_run(folder: Storage) -> RunFiles:
         raise ArtifactError(
             f"{folder.path('summary.json')}: no summary of a run; delete it and rerun"
         )
-    scores = folder.read_table("scores.parquet", [*COLUMNS, "generated_tokens"])
+    scores = folder.read_table("scores.parquet")
+    needed = [c for c in (*COLUMNS, *MORE_COLUMNS) if c in scores.column_names]
     return RunFiles(
         about=folder.read_json("config.json"),
         summary=summary,
-        answers=read_answers(scores.select(COLUMNS), list(summary["models"])),
+        answers=read_answers(scores.select(needed), list(summary["models"])),
         scored=scores.num_rows,
         generated_tokens=int(np.nansum(scores["generated_tokens"].cast(pa.float64()).to_numpy())),
         trainings=_trainings(folder.child("training"), list(summary["models"])),

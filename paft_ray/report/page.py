@@ -23,7 +23,14 @@ from paft_ray.report.pictures import (
 )
 from paft_ray.report.rendering import render
 from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
-from paft_ray.report.tables import differences, display_name, further_figures, main_label, results
+from paft_ray.report.tables import (
+    axes,
+    differences,
+    display_name,
+    further_figures,
+    main_label,
+    results,
+)
 from paft_ray.report.text import cautions, headline
 from paft_ray.report.training import CurvePlot, SharesPlot, curve_plot, draws_of, shares_plot
 from paft_ray.storage.paths import Storage
@@ -95,6 +102,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         results=results(summary),
         further=further_figures(summary),
         differences=differences(summary),
+        axes=axes(summary),
         summary=summary,
         partly=run.partly_scored,
         tops=[f"{100 * float(f.threshold):g}%" for f in figures_of(summary) if f.threshold],

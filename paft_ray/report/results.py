@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config, EndpointSubject
 from paft_ray.config.affects import result_fields
+from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.endpoint import Questions
-from paft_ray.evaluation.figures import SECONDS_PER_EXAMPLE, eval_metrics
+from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
@@ -79,12 +80,21 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         grades=[grader.label for grader in context.task.graders[1:]],
     )
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
+    if evaluation.estimate is None:
+        wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
+        asked = [label for label in labels if label not in scores.prompts_per_answer]
+        if axes := axes_of(table, asked, wordings):
+            summary["axes"] = axes
     for label, seconds_each in scores.seconds_per_example.items():
         summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
+    for label, prompts in scores.prompts_per_answer.items():
+        summary["models"][label][PROMPTS_PER_ANSWER.key] = prompts
     for label, packing in scores.packing.items():
         summary["models"][label]["packing"] = packing
     for subject in endpoints_of(context.config).values():
         summary["models"][subject.label]["endpoint"] = _served(context, subject, scores)
+    if scores.parity is not None:
+        summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
     for label in dict.fromkeys(t.training.label for t in trained):
         summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     if context.notes:

@@ -1,20 +1,24 @@
 """The summary's figures as tables, for the page, the model card and the screen (`text`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from paft_ray.config import BASE
+from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
 from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
+from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER
 from paft_ray.serving.card import Evaluation
 
-NAMES = {BASE: "base model"}
+_NAMES_OF_LABELS = {BASE: "base model"}
 """Names of labels that are not made of the labels' words."""
 _FINALIST = "finalist_"
 """Beginning of the labels of a search's finalists; the best comes first."""
 _UNKNOWN = "–"
+_SURE = 0.05
+"""Adjusted p value below which a difference is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Table:
 
 def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
     """The name of a label for people: its words, with PAFT in capitals."""
-    known = {**NAMES, **(names or {})}
+    known = {**_NAMES_OF_LABELS, **(names or {})}
     words = ["PAFT" if word == PAFT else word for word in label.split("_")]
     return known.get(label, " ".join(words))
 
@@ -112,7 +116,8 @@ def card_figures(summary: Mapping[str, Any]) -> Evaluation:
     table = results(summary, wide=())
     rows = tuple((row.name, *(cell.text for cell in row.cells)) for row in table.rows)
     size = summary["prompts"], summary["examples"]
-    return Evaluation(table.columns, rows, *size, how_answers_end(summary))
+    note = " ".join([how_answers_end(summary), *backends_agree(summary)])
+    return Evaluation(table.columns, rows, *size, note)
 
 
 def how_answers_end(summary: Mapping[str, Any]) -> str:
@@ -145,6 +150,47 @@ def _end_of_choices(summary: Mapping[str, Any]) -> str:
     )
 
 
+def backends_agree(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """Say how far another backend lies from transformers, first of the models beyond tolerance."""
+    found = {"": summary["parity"]} if "parity" in summary else summary.get("parities", {})
+    return [
+        f"{run}: {sentence}" if run else sentence
+        for run, parity in found.items()
+        for sentence in _agreement(parity, names)
+    ]
+
+
+def _agreement(parity: Mapping[str, Any], names: Mapping[str, str] | None) -> Iterator[str]:
+    backend, tolerance = parity["backend"], f"{parity['tolerance']:g} in {parity['dtype']}"
+    means = {label: model["mean"] for label, model in parity["models"].items()}
+    for label in parity["beyond"]:
+        other = parity["models"][label]["nearer_to"]
+        nearer = "" if other is None else f", nearer to those of {display_name(other, names)}"
+        yield (
+            f"{display_name(label, names)}: {backend} does not compute what transformers does. "
+            f"Their log-probabilities lie {means[label]:.2g} nats per answer token apart on "
+            f"average (tolerance {tolerance}){nearer}, so that these figures may be of another "
+            "model; compare with evaluation.backend.type: transformers."
+        )
+    if within := [mean for label, mean in means.items() if label not in parity["beyond"]]:
+        others = ", but for the models above" if parity["beyond"] else ""
+        yield (
+            f"Scored by {backend}: on {parity['pairs']} pairs of prompt and example its "
+            f"log-probabilities lie up to {max(within):.1g} nats per answer token from those of "
+            f"transformers on average (tolerance {tolerance}){_alike(parity)}{others}."
+        )
+
+
+def _alike(parity: Mapping[str, Any]) -> str:
+    """The share of pairs with the same likeliest answer, where there are several answers."""
+    within = [m for label, m in parity["models"].items() if label not in parity["beyond"]]
+    least = min((m["alike"] for m in within if m["alike"] is not None), default=None)
+    if least is None:
+        return ""
+    share = "all" if least == 1 else f"{least:.0%}"
+    return f", and the likeliest answer is the same under {share} of them"
+
+
 def differences(summary: Mapping[str, Any]) -> Table:
     """Paired differences in the figures that are compared."""
     entries = differences_of(summary)
@@ -161,6 +207,49 @@ def differences(summary: Mapping[str, Any]) -> Table:
         rows.append(Row("", f"{display_name(a)} − {display_name(b)}", tuple(cells)))
     columns = (*(figure.heading for figure in shown), *[f"p of the {MEAN.heading}"] * has_p)
     return Table(columns, tuple(rows))
+
+
+AXIS_NAMES = {
+    INSTRUCTION: "wording of the instruction",
+    LAYOUT: "layout of the prompt",
+    ORDER: "order of the choices",
+    NAMES: "names of the choices",
+    NOISE: "slips in the text",
+    DEMONSTRATIONS: "which demonstrations are shown",
+}
+"""Axes of variation, for people."""
+
+
+def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """How many of each model's grades each axis moves; without rows where no axis was measured."""
+    measured = summary.get("axes", {})
+    labels = list(summary["models"])
+    rows = [
+        Row("", AXIS_NAMES[axis], tuple(_moved(of_labels.get(label)) for label in labels))
+        for axis, of_labels in measured.items()
+    ]
+    meaning = (
+        "how much of the grade of an answer changes, in percent, when the question is put in "
+        "another way along this axis alone (ProSA's PromptSensiScore, arXiv 2410.12405); below, "
+        "the 95% interval, and where the accuracy of a level surely differs from that of the "
+        "question as it is, by how many points"
+    )
+    columns = tuple(display_name(label, names) for label in labels)
+    return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
+
+
+def _moved(entry: Mapping[str, Any] | None) -> Cell:
+    if entry is None:
+        return Cell(_UNKNOWN, None)
+    low, high = entry["intervals"]["moved"]
+    differences = entry.get("differences", {}).items()
+    sure = [
+        _minus(f"{level} {100 * found['value']:+.1f}")
+        for level, found in differences
+        if found["p"] < _SURE
+    ]
+    below = "; ".join([f"{100 * low:.1f} – {100 * high:.1f}", *sure])
+    return Cell(f"{100 * entry['moved']:.1f}", entry["moved"], below)
 
 
 def _models(

@@ -4,10 +4,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.config import BASE
+from paft_ray.evaluation.axes import moving
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
-from paft_ray.report.tables import display_name, how_answers_end, main_label, results, span
+from paft_ray.report.tables import (
+    AXIS_NAMES,
+    Table,
+    axes,
+    backends_agree,
+    display_name,
+    how_answers_end,
+    main_label,
+    results,
+    span,
+)
 from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
@@ -43,7 +54,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
         f"points, {paired}95% intervals."
         for name, entry in _main_differences(summary, names)
     ]
-    return "\n".join([*table, "", *differences, *cautions(summary, names)])
+    moved = _aligned(axes(summary, names), "percent of the grades that change with the")
+    blank = [""] if moved else []
+    return "\n".join([*table, *blank, *moved, "", *differences, *cautions(summary, names)])
 
 
 def _lines(
@@ -54,7 +67,22 @@ def _lines(
     short = {figure.heading: figure.short for figure in figures_of(summary) if figure.short}
     heading = f"held-out prompts ({summary['prompts']} x {summary['examples']} examples)"
     lines = [(heading, *(short.get(column, column) for column in table.columns))]
-    lines += [(row.name, *(cell.text for cell in row.cells)) for row in table.rows]
+    return _padded(
+        [*lines, *((row.name, *(cell.text for cell in row.cells)) for row in table.rows)]
+    )
+
+
+def _aligned(table: Table, heading: str) -> list[str]:
+    """A table with intervals as aligned lines; nothing where it has no rows."""
+    lines = [(heading, *table.columns)]
+    lines += [
+        (row.name, *(f"{c.text} ({c.below})" if c.below else c.text for c in row.cells))
+        for row in table.rows
+    ]
+    return _padded(lines) if table.rows else []
+
+
+def _padded(lines: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return [
         "    ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
@@ -73,7 +101,9 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
+    sentences += _what_moves(summary, names)
     sentences += _run_apart(summary, names)
+    sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
     sentences += _served(summary, names)
     if (share := summary.get("scored_share")) is not None:
@@ -128,6 +158,23 @@ def _not_better(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
                 side = "above" if figure.better == "higher" else "below"
                 name = display_name(label, names)
                 sentences.append(f"{name}'s {what} is not {side} that of the single prompt.")
+    return sentences
+
+
+def _what_moves(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Sentences about the axes of variation along which a model's answers change."""
+    if not (measured := summary.get("axes")):
+        return []
+    sentences = []
+    for label in next(iter(measured.values())):
+        name, found = display_name(label, names), moving(measured, label)
+        if not found:
+            sentences.append(
+                f"{name}: along no axis is it shown that one in a hundred of its grades changes."
+            )
+            continue
+        told = [f"{AXIS_NAMES[a]} ({100 * measured[a][label]['moved']:.0f}%)" for a in found]
+        sentences.append(f"{name}: what changes its grades is the {', the '.join(told)}.")
     return sentences
 
 

@@ -19,9 +19,21 @@ def redirected(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os.dup2(real[0], 1)
         os.dup2(real[1], 2)
         for descriptor in (*real, log):
             os.close(descriptor)
+
+
+def _flush() -> None:
+    """Write what is left of the output, which must not go where the command's own result goes."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the disk is full
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            os.dup2(nowhere.fileno(), 2)
+            sys.stdout.flush()
+            sys.stderr.flush()

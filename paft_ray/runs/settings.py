@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant, total_steps
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.variation import ChoicesVariation
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.peft_check import check_peft
 from paft_ray.models.switch_check import check_switches
+from paft_ray.models.vllm_limits import refuse_unserved
 from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.tasks import Task
 
@@ -22,6 +24,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     warnings = [*_check_bfloat16(config)] if dtype == "bfloat16" else []
     if config.model.peft is not None:
         check_peft(config.model.peft)
+    refuse_unserved(config)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(
@@ -52,6 +55,7 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
         )
     _check_profile(config, total_steps(config.train, len(task.train)))
     yield from _check_ends(config, task)
+    _check_variation(config, task)
     yield from _check_validation(config, task)
     wanted = config.evaluation.examples
     if wanted is not None and task.test and wanted > len(task.test):
@@ -70,6 +74,34 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             f"evaluation.selection_examples: {wanted}, of {len(task.validation)} validation "
             "examples; all are used"
         )
+
+
+def _check_variation(config: Config, task: Task) -> None:
+    """Check that the task can be put in the ways that are asked for."""
+    asked = ("evaluation", config.evaluation.variation), ("train", config.train.variation)
+    for path, variation in asked:
+        if reason := _refuse_choices(task, variation.choices):
+            raise ConfigError(
+                f"{path}.variation.choices: {reason}; leave it out, or give choices of each row "
+                "(task.choices: {column: ...}, choices_as: letters)"
+            )
+        shown = variation.demonstrations
+        if shown is not None and shown.shots >= len(task.train):
+            raise ConfigError(
+                f"{path}.variation.demonstrations.shots: {shown.shots} is not less than the "
+                f"{len(task.train)} training examples of {task.name}: lower it"
+            )
+
+
+def _refuse_choices(task: Task, choices: ChoicesVariation | None) -> str:
+    """Why the choices of a task cannot be varied so; empty where they can."""
+    if choices is None or task.choices_as == "letters":
+        return ""
+    if choices.names != ("letters",):
+        return "the prompts of this task write the names of the choices themselves"
+    if choices.order == "shuffled" and not task.option_slots:
+        return "its prompts show no list of choices whose order could change"
+    return ""
 
 
 def _check_profile(config: Config, steps: int) -> None:

@@ -19,7 +19,7 @@ from paft_ray.models.chat import renders_anew
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.tokenization import Encoded, TextEncoder
 from paft_ray.prompts.lint import lint
-from paft_ray.prompts.template import parse
+from paft_ray.prompts.template import is_flattened, parse
 from paft_ray.serving.folder import input_columns
 from paft_ray.storage.fingerprint import user_cache
 from paft_ray.storage.paths import Storage
@@ -122,7 +122,8 @@ class AnswerModel(PythonModel):
             DataError: There is no row; a row has neither a finished prompt nor all fields, or is
                 too long; a prompt could not have been trained on.
         """
-        prompt = (params or {}).get("prompt") or self._settings["prompt"]
+        named = (params or {}).get("prompt")
+        prompt = self._settings["prompt"] if named is None else named
         if not isinstance(model_input, pd.DataFrame) or not len(model_input):
             slots = tuple(self._settings["slots"])
             raise DataError(
@@ -185,7 +186,8 @@ class AnswerModel(PythonModel):
         kind = settings.get("choices_as")
         known = choices and tuple(choices)
         task = Task("served", "", slots, options, known, (), (), (), choices_as=kind)
-        result = lint(prompt, task, LintConfig.model_validate(settings.get("lint", {})))
+        rules = LintConfig.model_validate(settings.get("lint", {}))
+        result = lint(prompt, task, rules, escapes=is_flattened(prompt))
         if result.problem is not None:
             each = ", ".join(f"{{{slot}}}" for slot in slots)
             raise DataError(

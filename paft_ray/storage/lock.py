@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from paft_ray.config.errors import ArtifactError, ConfigError
+from paft_ray.storage.full_disk import naming_full_disk
 from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
@@ -186,14 +187,21 @@ def _exclusive(folder: Storage) -> Iterator[None]:
         yield
         return
     path = Path(folder.path(".lease.lock"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
+    with naming_full_disk(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("w")
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # released when the file is closed
         yield
 
 
 def _write(folder: Storage, mine: _Holder) -> None:
-    folder.write_json(LOCK_FILE, asdict(replace(mine, renewed=time.time())))
+    try:
+        folder.write_json(LOCK_FILE, asdict(replace(mine, renewed=time.time())))
+    except IsADirectoryError as error:
+        raise ConfigError(
+            f"{folder.path(LOCK_FILE)} is a folder, where the file of a lock belongs: remove it"
+        ) from error
 
 
 def _read(folder: Storage) -> _Holder | None:

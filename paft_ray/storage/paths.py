@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import local_path
+from paft_ray.storage.full_disk import naming_full_disk
 
 CONNECTIONS = 64
 """Requests that an object store gets at a time from one process."""
@@ -191,6 +192,12 @@ class Storage:
                 yield stream
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.path(name)}: no such file in storage") from error
+        except OSError as error:
+            if self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.Directory:
+                raise
+            raise ArtifactError(
+                f"{self.path(name)}: a folder, where a file belongs; remove it and rerun"
+            ) from error
 
     def sizes(self, names: Iterable[str]) -> list[int | None]:
         """Sizes of files in bytes, by one request; None for what is no file."""
@@ -204,24 +211,26 @@ class Storage:
         return f"{max(times):%Y-%m-%d %H:%M}" if times else ""
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file; readers see all of it or nothing."""
+        """Write a file; readers see all of it or nothing.
+
+        Raises:
+            DiskFullError: A local disk has no space left.
+        """
         target = self.path(name)
         if not self.is_local:  # an object appears when its upload is complete
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(data)
             return
         path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
         writing = path.with_name(f".writing-{uuid.uuid4().hex[:8]}-{path.name}")
-        try:
-            with writing.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            writing.replace(path)
-        except BaseException:
-            writing.unlink(missing_ok=True)
-            raise
+        with naming_full_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write_whole(writing, data)
+                writing.replace(path)
+            except BaseException:
+                writing.unlink(missing_ok=True)
+                raise
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content.
@@ -292,6 +301,13 @@ class Storage:
         for name in self.names():
             (into / name).write_bytes(self.read_bytes(name))
         return into
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def to_json(value: Any) -> bytes:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from paft_ray.config.variation import Names
 from paft_ray.tasks.grading import Grader, RankedGrader, open_graders
 
 SplitName = Literal["train", "validation", "test"]
@@ -37,10 +38,18 @@ def letters(count: int) -> tuple[str, ...]:
     return tuple(string.ascii_uppercase[:count])
 
 
-def lettered(options: Sequence[str]) -> str:
-    """Choices under each other, each after its letter."""
-    pairs = zip(letters(len(options)), options, strict=True)
-    return "\n".join(f"{letter}. {option}" for letter, option in pairs)
+def named(count: int, names: Names) -> tuple[str, ...]:
+    """The names of so many choices."""
+    if names == "digits":
+        return tuple(str(number + 1) for number in range(count))
+    return letters(count) if names == "letters" else tuple(string.ascii_lowercase[:count])
+
+
+def lettered(options: Sequence[str], names: Names = "letters") -> str:
+    """Choices under each other, each after its name."""
+    mark = ")" if names == "lowercase" else "."
+    pairs = zip(named(len(options), names), options, strict=True)
+    return "\n".join(f"{name}{mark} {option}" for name, option in pairs)
 
 
 @dataclass(frozen=True, slots=True)

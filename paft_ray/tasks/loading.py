@@ -29,7 +29,7 @@ from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
 from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
 from paft_ray.tasks.tables import Row, shown
-from paft_ray.tasks.values import column_value, spellings, text_of
+from paft_ray.tasks.values import column_value, composed, spellings, text_of
 
 logger = logging.getLogger(__name__)
 _FEW = 8
@@ -285,14 +285,24 @@ def _answer(row: Row, outline: TaskOutline) -> str:
 
 
 def _choice(value: object, text: str, outline: TaskOutline) -> str:
-    """The choice that an answer stands for, or its text where it stands for none."""
+    """The choice that an answer stands for, or its text where it stands for none.
+
+    Characters that Unicode composes in two ways are the same, as in what two systems wrote.
+    """
     if outline.choices is None:
         return outline.labels.get(text, text)
     if isinstance(value, str) and not outline.labels and text in outline.choices:
         return text
-    said = list(spellings(value, frozenset((*outline.labels, *outline.choices))))
-    labels = [outline.labels[each] for each in said if each in outline.labels]
-    return next((each for each in (*labels, *said) if each in outline.choices), text)
+    for form in (str, composed):  # to the letter first
+        labels = {form(label): form(choice) for label, choice in outline.labels.items()}
+        choices = {form(choice): choice for choice in outline.choices[::-1]}
+        said = list(spellings(value, frozenset((*labels, *choices)), form))
+        mapped = [labels[each] for each in said if each in labels]
+        if (
+            found := next((each for each in (*mapped, *said) if each in choices), None)
+        ) is not None:
+            return choices[found]
+    return text
 
 
 def _rewrite(text: str, rewrites: Iterable[tuple[str, str]]) -> str:

@@ -8,7 +8,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -69,21 +70,27 @@ def text_of(value: Any) -> str | None:
     return str(value) if isinstance(value, int | date | datetime | time | timedelta) else None
 
 
-def spellings(value: Any, known: frozenset[str]) -> Iterator[str]:
+def composed(text: str) -> str:
+    """A text with each character as one code point where Unicode has one (NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def spellings(value: Any, known: frozenset[str], form: Callable[[str], str] = str) -> Iterator[str]:
     """The texts that a label may be written as in a configuration, the likelier first.
 
     Args:
         value: The cell.
-        known: Labels and choices of the configuration; where they name all labels of a feature,
-            names go before numbers.
+        known: Labels and choices of the configuration in that form; where they name all labels of
+            a feature, names go before numbers.
+        form: Gives the form in which texts are compared.
     """
     if isinstance(value, NamedLabel):
-        both = value.name, str(value.number)
-        yield from both if known.issuperset(value.names) else both[::-1]
+        both = form(value.name), str(value.number)
+        yield from both if known.issuperset(map(form, value.names)) else both[::-1]
         return
-    text = (text_of(value) or "").strip()
+    text = form((text_of(value) or "").strip())
     yield text
-    yield str(value).strip()
+    yield form(str(value).strip())
     number = _WHOLE.fullmatch(text)
     if number is not None:
         yield number[1]

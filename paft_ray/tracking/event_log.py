@@ -24,6 +24,7 @@ from typing import Any
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.full_disk import naming_full_disk
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.place import sqlite_path
 
@@ -139,13 +140,14 @@ class EventLog:
             self._file += 1
             return
         path = Path(self._folder.path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as stream:
-            stream.write(lines if stream.tell() else self._header + lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-            if stream.tell() >= _FILE_BYTES:
-                self._file += 1
+        with naming_full_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as stream:
+                stream.write(lines if stream.tell() else self._header + lines)
+                stream.flush()
+                os.fsync(stream.fileno())
+                if stream.tell() >= _FILE_BYTES:
+                    self._file += 1
 
     def _stored(self, event: Event) -> Event:
         """The event; an artifact that is not on storage is replaced by a copy in the log."""

@@ -247,12 +247,8 @@ def lasting_reason(error: Exception, uri: str) -> str | None:
         return str(error)
     where, reason = without_password(uri), without_password(one_line(error))
     code, text = getattr(error, "error_code", ""), reason.lower()
-    if "out-of-date database schema" in text:
-        command = without_password(shell_words(["mlflow", "db", "upgrade", uri]))
-        return (
-            f"tracking.uri: {where} has the schema of another version of MLflow than the one "
-            f"installed here: make a copy of the database, then run `{command}`"
-        )
+    if schema := re.search(r"out-of-date database schema \(found version (\w+)", text):
+        return f"tracking.uri: {where} has the schema of {_other_schema(schema[1], uri)}"
     if code == "UNAUTHENTICATED" or "error code 401" in text or "not authenticated" in text:
         return (
             f"tracking.uri: {where} does not take this node's name and password: set "
@@ -269,9 +265,33 @@ def lasting_reason(error: Exception, uri: str) -> str | None:
         return f"tracking.uri: {where} answers that it is no MLflow server: mend the address"
     if isinstance(error, ImportError):
         return f"tracking.uri: {where} needs a package that is missing here: {reason}"
-    if re.search("readonly database|not a database|permission denied", text):
+    if re.search("readonly database|permission denied", text):
         return f"tracking.uri: {where} is no database that this user can write ({reason})"
+    if re.search("image is malformed|not a database", text):
+        return (
+            f"tracking.uri: {where} is no whole sqlite database (it was cut short or damaged): put "
+            "a copy of it back, or move it away, and a new one is begun"
+        )
+    if "database or disk is full" in text:
+        return f"tracking.uri: {where} lies on a disk without space: free some there"
     return None
+
+
+def _other_schema(revision: str, uri: str) -> str:
+    """Whose schema a database has, and what to do."""
+    import mlflow
+
+    steps = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    if revision != "none" and not any(steps.glob(f"{revision}_*.py")):
+        return (
+            f"a newer MLflow than the one installed here ({mlflow.__version__}), which cannot be "
+            "taken back: install that version (pip install -U mlflow), or name another database"
+        )
+    command = without_password(shell_words(["mlflow", "db", "upgrade", uri]))
+    return (
+        "an older version of MLflow than the one installed here: make a copy of the database, then "
+        f"run `{command}`"
+    )
 
 
 def import_client() -> Any:
@@ -297,7 +317,12 @@ def _experiment_id(client: Any, target: TrackingTarget) -> str:
         artifacts = None if database is None else _artifact_place(database)
         try:
             return client.create_experiment(target.experiment, artifact_location=artifacts)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise ConfigError(
+                    f"tracking.experiment ({one_line(ValueError(target.experiment), 60)}) is no "
+                    f"name that MLflow takes: {one_line(error)}"
+                ) from error
             found = client.get_experiment_by_name(target.experiment)
             if found is None:  # no other process created it meanwhile
                 raise

@@ -17,6 +17,7 @@ EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_NAME"
 _EXPERIMENT = "paft"
 _SQLITE = "sqlite:///"
 _HEADER = b"SQLite format 3\0"
+_LONGEST_EXPERIMENT = 500
 _DATABASES = ("postgresql", "mysql", "mssql")
 _PLAIN = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?")
 
@@ -66,9 +67,11 @@ def check_tracking(config: TrackingConfig) -> None:
     """Check that runs can be recorded where the configuration or the environment says.
 
     Raises:
-        ConfigError: The URI is none of MLflow, or names a file that is no database.
+        ConfigError: The URI is none of MLflow, or names a file that is no database; the name of the
+            experiment is too long.
     """
     uri, field = named_uri(config)
+    _check_experiment(config)
     if uri is None:
         return
     scheme = re.match(r"([A-Za-z][A-Za-z0-9]*)(\+[A-Za-z0-9_]+)?:", uri)
@@ -100,6 +103,17 @@ def check_tracking(config: TrackingConfig) -> None:
         f"{field}: {without_password(uri)!r} {rule}; use sqlite:///file.db, a database, http(s):// "
         f"or databricks{other}"
     )
+
+
+def _check_experiment(config: TrackingConfig) -> None:
+    name, field = config.experiment, "tracking.experiment"
+    if name is None:
+        name, field = os.environ.get(EXPERIMENT_VARIABLE, "").strip(), EXPERIMENT_VARIABLE
+    if config.type != "none" and len(name) > _LONGEST_EXPERIMENT:
+        raise ConfigError(
+            f"{field} has {len(name)} characters, and MLflow takes at most {_LONGEST_EXPERIMENT} "
+            "in the name of an experiment: shorten it"
+        )
 
 
 def _is_database(path: Path) -> bool:

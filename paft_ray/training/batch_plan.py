@@ -11,7 +11,6 @@ Shapes: S slots of the global batch.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -27,81 +26,11 @@ from paft_ray.models.packing import (
 )
 from paft_ray.models.tokenization import Encoded, Question, TextEncoder, choice_sequences
 from paft_ray.prompts.template import Template
+from paft_ray.prompts.variation import Put, Varying
 from paft_ray.tasks import Example
+from paft_ray.training.draws import COLUMNS, Draw, Draws
 from paft_ray.training.prompt_weights import UNIFORM, BlockWeights
 from paft_ray.training.sampler import PromptSampler, example_index
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """The example and prompt in one slot of a global batch.
-
-    With several views of every example, each is in slot `view * batch_size + place`.
-    """
-
-    example_id: str
-    prompt_id: str
-    example: int
-    """Index of the example."""
-    prompt: int
-    """Index of the prompt."""
-    answer_tokens: int
-    """Tokens of the answer that are trained on."""
-    trimmed: bool
-    weight: float = 1.0
-    """Of this slot in the loss."""
-    owner: int = 0
-    """Index of the right answer among those in its sequences."""
-
-
-_COLUMNS: tuple[str, ...] = (
-    *("slot", "example", "prompt", "sequences", "tokens", "first_token"),
-    *("answer_tokens", "trimmed", "owner"),
-)
-"""What ranks exchange about each slot."""
-
-
-class Draws(Sequence[Draw]):
-    """The draw of every slot of a global batch; columns are arrays of shape [S]."""
-
-    def __init__(
-        self,
-        table: Mapping[str, IntArray],
-        weights: BlockWeights,
-        example_ids: Callable[[int], str],
-        prompt_ids: Callable[[int], str],
-    ) -> None:
-        """Describe slots.
-
-        Args:
-            table: Arrays by the names of `_COLUMNS`.
-            weights: Of the step.
-            example_ids: Returns the id of an example by its index.
-            prompt_ids: Returns the id of a prompt by its index.
-        """
-        self.prompt_S, self.owner_S = table["prompt"], table["owner"]
-        self.answer_tokens_S, self.trimmed_S = table["answer_tokens"], table["trimmed"]
-        self.weight_S = weights.weights(self.prompt_S)
-        self._example_S = table["example"]
-        self._example_ids, self._prompt_ids = example_ids, prompt_ids
-
-    def __len__(self) -> int:
-        """Return the number of slots."""
-        return len(self.prompt_S)
-
-    def __getitem__(self, slot: Any) -> Any:
-        """Return the draw of one slot."""
-        example, prompt = int(self._example_S[slot]), int(self.prompt_S[slot])
-        return Draw(
-            example_id=self._example_ids(example),
-            prompt_id=self._prompt_ids(prompt),
-            example=example,
-            prompt=prompt,
-            answer_tokens=int(self.answer_tokens_S[slot]),
-            trimmed=bool(self.trimmed_S[slot]),
-            weight=float(self.weight_S[slot]),
-            owner=int(self.owner_S[slot]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +72,7 @@ class Share:
     sequences: Mapping[int, tuple[TokenSequence, ...]]
     """By slot."""
     table: IntArray
-    """What the others need to know: a row per slot with `_COLUMNS`. A slot below 0 fills the table
+    """What the others need to know: a row per slot with `COLUMNS`. A slot below 0 fills the table
     up; no sequences stand for an example that does not fit."""
 
 
@@ -169,6 +98,8 @@ class Planner:
     """Renderings of every example, each through a prompt of its own; they share a row."""
     choices_of: Callable[[Example], Sequence[str] | None] | None = None
     """Read the likelihood of each of these, not of the right answer alone."""
+    varying: Varying | None = None
+    """Further ways in which an example is put at each step."""
 
     def plan(self, step: int, weights: BlockWeights = UNIFORM, ranks: Ranks = ALONE) -> StepPlan:
         """The plan of one step.
@@ -190,7 +121,7 @@ class Planner:
         places = range(rank, self.batch_size, ranks)
         own = [view * self.batch_size + place for view in range(self.views) for place in places]
         most = -(-self.batch_size // ranks) * self.views
-        table = np.full((most, len(_COLUMNS)), -1, np.int64)
+        table = np.full((most, len(COLUMNS)), -1, np.int64)
         found: dict[int, tuple[TokenSequence, ...]] = {}
         try:
             for row, slot, drawn in zip(table, own, self.draw(step, own, weights), strict=False):
@@ -222,7 +153,7 @@ class Planner:
         """
         whole = np.concatenate(tables)
         whole = whole[whole[:, 0] >= 0]
-        table = dict(zip(_COLUMNS, whole[np.argsort(whole[:, 0])].T, strict=True))
+        table = dict(zip(COLUMNS, whole[np.argsort(whole[:, 0])].T, strict=True))
         if missing := np.flatnonzero(table["sequences"] == 0).tolist():
             self.draw(step, missing, weights)  # raises
         # the views of an example are dealt as one, because a penalty compares them
@@ -272,21 +203,35 @@ class Planner:
         if not slots:
             return []
         indices = [self._choose(step, slot, weights.probability_N) for slot in slots]
-        chosen = [(self.examples[index], prompt) for index, prompt in indices]
+        put = [self._put(step, slot, *at) for slot, at in zip(slots, indices, strict=True)]
         questions = [
             Question(
-                self.prompts[prompt][1].render,
-                example.fields,
-                self._choices(example) or (example.answer,),
-                example.under(self.prompts[prompt][0]),
+                one.render,
+                one.example.fields,
+                (self.choices_of and one.choices) or (one.example.answer,),
+                one.example.under(self.prompts[prompt][0]),
             )
-            for example, prompt in chosen
+            for one, (_, prompt) in zip(put, indices, strict=True)
         ]
         encoded = self.encoder.encode_all(questions)
         return [
-            self._describe(at, example, own, weights.weight(at[1]))
-            for at, (example, _), own in zip(indices, chosen, encoded, strict=True)
+            self._describe(at, one, own, weights.weight(at[1]))
+            for at, one, own in zip(indices, put, encoded, strict=True)
         ]
+
+    def _put(self, step: int, slot: int, example: int, prompt: int) -> Put:
+        """The example and the prompt of a slot, as the model is asked."""
+        template, own = self.prompts[prompt][1], self.examples[example]
+        if self.varying is not None:
+            return self.varying.put(template, own, step, slot)
+        return Put(template.render, own, self.choices_of and self.choices_of(own))
+
+    def describe(self, step: int, slot: int, draw: Draw) -> str | None:
+        """What was drawn for a slot besides example and prompt, as JSON; None for nothing."""
+        if self.varying is None:
+            return None
+        template = self.prompts[draw.prompt][1]
+        return self.varying.describe(template, self.examples[draw.example], step, slot)
 
     def first_sequences(self) -> tuple[TokenSequence, ...]:
         """Sequences of the first slots of a training, four at most, to check a model with."""
@@ -302,13 +247,13 @@ class Planner:
         return example, prompt
 
     def _describe(
-        self, at: tuple[int, int], example: Example, encoded: Sequence[Encoded], weight: float
+        self, at: tuple[int, int], one: Put, encoded: Sequence[Encoded], weight: float
     ) -> tuple[tuple[TokenSequence, ...], Draw]:
-        (index, prompt), choices = at, self._choices(example)
-        owner = choices.index(example.answer) if choices else 0
+        (index, prompt), choices = at, one.choices if self.choices_of else None
+        owner = choices.index(one.example.answer) if choices else 0
         cut = [replace(e, answer_ids=e.answer_ids[: self.answer_prefix]) for e in encoded]
         draw = Draw(
-            example_id=example.id,
+            example_id=one.example.id,
             prompt_id=self.prompts[prompt][0],
             example=index,
             prompt=prompt,
@@ -318,10 +263,6 @@ class Planner:
             owner=owner,
         )
         return choice_sequences(cut) if choices else (cut[0].sequence(),), draw
-
-    def _choices(self, example: Example) -> Sequence[str] | None:
-        """The answers that an objective compares; None where it reads the right one alone."""
-        return None if self.choices_of is None else self.choices_of(example)
 
 
 def plans(

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from paft_ray.storage.paths import Storage, to_parquet
-from paft_ray.training.batch_plan import Draws, StepPlan
+from paft_ray.training.batch_plan import StepPlan
+from paft_ray.training.draws import Draw, Draws
 from paft_ray.training.prompt_weights import UNIFORM, PromptWeights
 
 
@@ -25,6 +26,8 @@ class Ledger:
     first_step: int
     prompt_ids: Sequence[str] = ()
     """Of every prompt, for `sampling/`."""
+    describe: Callable[[int, int, Draw], str | None] | None = None
+    """Returns what a slot of a step varied in besides the prompt, see `Planner.describe`."""
     _steps: list[tuple[int, Draws, Sequence[float]]] = field(default_factory=list)
 
     def prune(self) -> None:
@@ -64,6 +67,13 @@ class Ledger:
             ]
             columns = [list(column) for column in zip(*rows, strict=True)]
             table = pa.table(dict(zip(names, columns, strict=True)))
+            if self.describe is not None:
+                varied = [
+                    self.describe(step, slot, draw)
+                    for step, draws, _ in steps
+                    for slot, draw in enumerate(draws)
+                ]
+                table = table.append_column("variation", pa.array(varied, pa.string()))
             self.home.child("ledger").write_bytes(name, to_parquet(table))
             if sampling is not None:
                 file = f"step-{last_step:09d}.parquet"

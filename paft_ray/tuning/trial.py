@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from paft_ray.cluster.control import Control
 from paft_ray.cluster.remote import own_errors
 from paft_ray.config import PaftVariant, Training, TuningConfig, total_steps
-from paft_ray.config.errors import PaftError, WorkersLostError
+from paft_ray.config.errors import DiskFullError, PaftError, WorkersLostError
 from paft_ray.evaluation.goal import reached
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.serving.record import TrainingRecord
@@ -174,7 +174,7 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
         manifest = load_manifest(folder) if finished else None
         about = None if manifest is None else TrainingRecord.from_json(manifest.about)
         record = replace(record, state="finished" if finished else "stopped", about=about)
-    except WorkersLostError:
+    except (WorkersLostError, DiskFullError):
         raise  # not the sample's fault: Tune or the next command starts the trial again
     except PaftError as error:
         logger.exception("trial %d failed", number)

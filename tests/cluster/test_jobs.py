@@ -22,11 +22,16 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """What a user's checkout has that a job needs; the cluster has the dependencies."""
+    """What a user's checkout has that a job needs; the cluster has the dependencies.
+
+    Also modules with the names of packages, which Ray lets workers of jobs find first.
+    """
     folder = tmp_path / "project"
     for part in ("jobs", "paft_ray"):
         ignored = shutil.ignore_patterns("__pycache__", "results")
         shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+    for name in ("rich", "tokenizers", "torch", "safetensors"):
+        (folder / f"{name}.py").write_text("raise RuntimeError('a file of the project')\n")
     return folder
 
 
@@ -61,7 +66,7 @@ def test_plan_as_a_job_sees_the_cluster_and_ends_with_its_json(submit, small_run
     plan = answer["result"]
     [node] = plan["nodes"]
     assert node["cpus"] == 2
-    assert plan["missing"] == []
+    assert plan["missing"] == [], "maybe its worker took a module of the project"
     assert answer["job"] in done.stderr
 
 
@@ -90,6 +95,23 @@ def test_job_that_cannot_be_meant_is_not_sent(
     done = submit(small_run, *words)
     assert done.returncode == 2
     assert message in done.stderr
+    assert len(client.list_jobs()) == before
+
+
+@pytest.mark.parametrize("name", ["random.py", "pyarrow/__init__.py"])
+def test_folder_with_a_module_that_rays_processes_import_is_refused(
+    head: Head, submit, project: Path, small_run, name: str
+) -> None:
+    """A process of Ray's that ran it would end before the job begins."""
+    client = JobSubmissionClient(head.dashboard, headers=_shown(head))
+    before = len(client.list_jobs())
+    (project / name).parent.mkdir(exist_ok=True)
+    (project / name).touch()
+    (project / "json").mkdir()  # a folder that is no package replaces none
+    done = submit(small_run, "--job", "plan")
+    assert done.returncode == 2
+    assert done.stderr.count("rename it") == 1
+    assert str(project / name).removesuffix("/__init__.py") in done.stderr
     assert len(client.list_jobs()) == before
 
 

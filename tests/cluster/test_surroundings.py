@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
-from paft_ray.cluster.surroundings import ray_folder
+from paft_ray.cluster.surroundings import own_paths_last, ray_folder
 from paft_ray.config.launchers import clear_launchers, is_launchers, without_launchers
 from paft_ray.models.check_process import ModelCheckProcess
 
@@ -99,6 +100,33 @@ def test_job_takes_no_module_of_the_folder_that_it_was_sent_with(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert "no.yaml" in done.stderr
+
+
+WORKER = """
+import pickle, sys
+
+pickle.loads(bytes.fromhex(sys.argv[1]))()
+assert "paft_ray" not in sys.modules, "it was looked for in the folder first"
+import rich, tokenizers, yaml, paft_ray
+
+print(rich.__file__, tokenizers.__file__, yaml.__file__)
+"""
+
+
+def test_worker_takes_no_module_of_the_folder_that_its_job_was_sent_with(tmp_path):
+    """As Ray starts one: in that folder, which is first in PYTHONPATH; the hook comes by value."""
+    project = write_project(tmp_path / "project")
+    (project / "random.py").unlink()  # `paft submit` refuses it
+    hook = cloudpickle.dumps(own_paths_last()).hex()
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", WORKER, hook],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(project) not in done.stdout
 
 
 PROGRAM = """

@@ -181,7 +181,60 @@ WRONG = [
     ("custom", {"task": {**CUSTOM, "choices": ["\u00e9", "e\u0301"]}}, ["do not differ"]),
     ("custom", {"task": {**CUSTOM, "choices": ["a", " "]}}, ["' ' is an empty choice"]),
     ("task options", {"task": {**CUSTOM, "stop": ["."]}}, ["task: stop: ['.']", "ranked"]),
+    (
+        "ensemblesubject",
+        {"evaluation": {"subjects": [{"type": "ensemble", "of": "other", "prompts": 2}]}},
+        ["evaluation.subjects.0.of", "'other'", "name one of base, paft"],
+    ),
+    (
+        "inferencepromptsubject",
+        {"evaluation": {"subjects": [{"type": "inference_prompt", "of": "base", "prompts": 1}]}},
+        ["evaluation.subjects.0.prompts", "1"],
+    ),
+    (
+        "ensemblesubject",
+        {
+            "task": {**CUSTOM, "grade": ["choice", "exact"]},
+            "evaluation": {"subjects": [{"type": "ensemble", "of": "base", "prompts": 2}]},
+        },
+        ["evaluation.subjects.0", "nothing else may be graded"],
+    ),
+    (
+        "ensemblesubject",
+        {
+            "evaluation": {
+                "estimate": {"share": 0.5},
+                "subjects": [{"type": "ensemble", "of": "base", "prompts": 2}],
+            },
+        },
+        ["evaluation.subjects.0", "whole grids"],
+    ),
     ("task options", {"task": {**FREE, "stop": [""]}}, ["task.stop.0"]),
+    (
+        "choicesvariation",
+        {"evaluation": {"variation": {"choices": {"names": ["digits", "digits"]}}}},
+        ["evaluation.variation.choices.names", "different names"],
+    ),
+    (
+        "noisevariation",
+        {"evaluation": {"variation": {"noise": {"rate": 1.5}}}},
+        ["evaluation.variation.noise.rate", "1.5"],
+    ),
+    (
+        "noisevariation",
+        {"evaluation": {"variation": {"noise": {"rate": 0.1, "kinds": []}}}},
+        ["evaluation.variation.noise.kinds", "at least one"],
+    ),
+    (
+        "demonstrationsvariation",
+        {"evaluation": {"variation": {"demonstrations": {"shots": 0}}}},
+        ["evaluation.variation.demonstrations.shots", "0"],
+    ),
+    (
+        "variation",
+        {"evaluation": {"estimate": {"share": 0.5}, "variation": {"noise": {"rate": 0.1}}}},
+        ["evaluation", "variation compares whole grids", "leave one of them out"],
+    ),
     (
         "rowchoices",
         {"task": {**CUSTOM, "choices": {"colum": "a"}}},
@@ -282,8 +335,18 @@ WRONG = [
     ),
     (
         "vllmengine",
-        {"prompts": llms({"type": "vllm", "path": "m", "gpus": 0})},
-        ["prompts.generation.llms.0.gpus: 0"],
+        {"prompts": llms({"type": "vllm", "path": "m", "gpus": -1})},
+        ["prompts.generation.llms.0.gpus: -1"],
+    ),
+    (
+        "vllmbackend",
+        {"evaluation": {"backend": {"type": "vllm", "memory": 2}}},
+        ["evaluation.backend.memory: 2"],
+    ),
+    (
+        "transformersbackend",
+        {"evaluation": {"backend": {"type": "transformers", "memory": 0.5}}},
+        ["evaluation.backend.memory"],
     ),
     (
         "stop",

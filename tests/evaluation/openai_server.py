@@ -18,6 +18,7 @@ from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.pool import Prompt
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen
 from paft_ray.storage.paths import Storage
@@ -167,7 +168,9 @@ def score(
     """Score the subjects of a configuration, and nothing else, on training examples; no Ray."""
     context = open_context(tree)
     subjects, others = subjects_of(context)
-    grid = Grid(subjects, prompts_of(prompts), context.task.train[:examples], others)
+    few, config = context.task.train[:examples], context.config
+    ways = conditions(context.task, config.evaluation.variation, config.seed, few)
+    grid = Grid(subjects, prompts_of(prompts), few, others, ways)
     with SilentScreen().stage("evaluate") as stage:
         if share is None:
             scores = score_grid(context, grid, stage)

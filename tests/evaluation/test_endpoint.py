@@ -28,7 +28,9 @@ from factories import LORA, run_config
 from paft_ray.config.errors import LLMError
 from paft_ray.evaluation.endpoint import UNANSWERED, Questions
 from paft_ray.evaluation.predictors import ModelPredictor
+from paft_ray.evaluation.scores import Asked
 from paft_ray.prompts.generate.endpoint import EndpointLLM
+from paft_ray.prompts.variation import conditions
 from paft_ray.report.text import cautions
 from paft_ray.runs.subjects import endpoints_of
 
@@ -304,6 +306,30 @@ def test_choices_have_the_log_likelihoods_of_the_model_in_process(
         assert (row["prediction"], row["correct"]) == (wanted.prediction, wanted.correct)
         assert row["normalised_correct"] == wanted.normalised_correct
     assert scores.endpoints["endpoint"]["completion_tokens"] == 48
+
+
+def test_varied_questions_are_put_as_to_the_model_in_process(
+    tree_of, tiny_server: TinyServer, tiny_model: Path, save_adapter
+) -> None:
+    with tiny_server.running() as server:
+        tree = tree_of(server, api="completions")
+        tree["evaluation"]["variation"] = {"noise": {"rate": 0.3}}
+        rows = score(tree, 2, 6).table.to_pylist()
+    context = open_context(tree)
+    config, task = context.config, context.task
+    predictor = ModelPredictor(config, task, str(tiny_model), "float32", "cpu")
+    ways = conditions(task, config.evaluation.variation, config.seed, task.train[:6])
+    asked = [
+        Asked(prompt.id, prompt.text, task.train[:6], way, config.seed)
+        for way in ways
+        for prompt in prompts_of(2)
+    ]
+    ours = [one for own in predictor.score_together(save_adapter(LORA), asked) for one in own]
+    assert len(ways) > 1 and len(rows) == len(ours) == 12 * len(ways)
+    for row, wanted in zip(rows, ours, strict=True):
+        found = row["prompt_id"], row["example_id"], row["axis"], row["level"]
+        assert found == (wanted.prompt_id, wanted.example_id, wanted.axis, wanted.level)
+        assert row["choice_logprobs"] == pytest.approx(wanted.choice_logprobs, abs=1e-4)
 
 
 def test_texts_are_those_of_the_model_in_process(

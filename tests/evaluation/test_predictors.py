@@ -402,12 +402,14 @@ def test_scores_as_a_table_have_the_schema_and_every_field():
             "choice_logprobs": [-1.5, -2.0], "normalised_correct": False,
             "generated_text": None, "generated_tokens": None,
             "unended": None, "begins_right": None, "grade": None, "further_grades": None,
+            "axis": None, "level": None, "draw": None,
         },
         {
             "prompt_id": "p", "example_id": "f", "prediction": "12", "correct": False,
             "choice_logprobs": None, "normalised_correct": None,
             "generated_text": "#### 12", "generated_tokens": 4,
             "unended": True, "begins_right": False, "grade": 0.5, "further_grades": [1.0],
+            "axis": None, "level": None, "draw": None,
         },
     ]  # fmt: skip
     assert grades_of(table).tolist() == [1.0, 0.5]

@@ -7,10 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from factories import run_config
+from paft_ray.config.loading import load_config
 from paft_ray.evaluation import selection
 from paft_ray.evaluation.selection import choose_single_prompt, prompt_quality
 from paft_ray.prompts.pool import Origin, Prompt
-from paft_ray.runs.progress import SilentScreen
+from paft_ray.runs.context import RunContext
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 
 ANSWERS = {"e0": "yes", "e1": "no"}
@@ -34,17 +37,15 @@ def choose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[str
         scored: list[Any] = []
 
         def score_grid(context, grid, stage):
+            assert context.config.evaluation.backend.type == "transformers"
             scored.extend([[p.id for p in grid.prompts], len(grid.examples)])
             return SimpleNamespace(table=table)
 
         monkeypatch.setattr(selection, "score_grid", score_grid)
         examples = tuple(Example(id, {}, answer) for id, answer in ANSWERS.items())
-        settings = {"selection_prompts": None, "selection_examples": 100, **evaluation}
-        context: Any = SimpleNamespace(
-            config=SimpleNamespace(evaluation=SimpleNamespace(**settings), seed=0),
-            task=SimpleNamespace(validation=examples, choices_of=lambda example: ("yes", "no")),
-            screen=SilentScreen(),
-        )
+        config = load_config(run_config("model", "reviews", "storage", evaluation=evaluation))
+        task: Any = SimpleNamespace(validation=examples, choices_of=lambda example: ("yes", "no"))
+        context = RunContext.create(config, task, Storage.open("storage"))
         pool: Any = SimpleNamespace(train=tuple(map(prompt, ids)))
         best = choose_single_prompt(context, pool)
         return best.id, *scored

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +24,14 @@ SUBJECTS = [Subject("base", 0, ""), Subject("paft", 0, "trained")]
 def units_of(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., list[Unit]]:
     """The units of a grid of 40 prompts on some 100 reviews."""
 
-    def make(choices: list[str] | None, gpus: int) -> list[Unit]:
+    def make(choices: list[str] | None, gpus: int, **evaluation: Any) -> list[Unit]:
         config = run_config(
             tiny_model,
             review_file,
             tmp_path / "storage",
             task={"choices": choices, "validation_share": 0.05, "test_share": 0.05},
             prompts={"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
-            evaluation={"workers": {"gpus": gpus}},
+            evaluation={"workers": {"gpus": gpus}, **evaluation},
             tracking={"type": "none"},
         )
         loaded = load_config(config)
@@ -56,6 +57,18 @@ def test_only_texts_on_a_gpu_are_written_with_those_of_other_units(
     assert [unit["group"] for unit in units] == [n // together for n in range(80)] * 2
     # where they are computed is no part of what they are kept under
     assert [u["key"] for u in units] == [u["key"] for u in units_of(choices, 1 - gpus)]
+
+
+def test_backend_names_scores_anew_but_not_the_memory_it_takes(units_of) -> None:
+    choices = ["positive", "negative"]
+    plain, named = units_of(choices, 0), units_of(choices, 0, backend={"type": "transformers"})
+    served = units_of(choices, 0, backend={"type": "vllm"})
+    small = units_of(choices, 0, backend={"type": "vllm", "memory": 0.3, "cache_gb": 1})
+    keys = [[unit["key"] for unit in units] for units in (plain, named, served, small)]
+    assert keys[0] == keys[1]
+    assert keys[2] == keys[3]
+    assert not {*keys[0]} & {*keys[2]}
+    assert [unit["group"] for unit in served] == [n // 16 for n in range(80)] * 2
 
 
 @given(

@@ -22,17 +22,24 @@ ROWS = read_rows()
 COMMANDS = [row for row in ROWS if row.section not in ("endpoints", "locks")]
 THROUGH_PAFT = 40
 LONGEST_S = 60
+LATE = "code and checkpoints"
+"""A kind that is refused only when all libraries are imported, which is left to the slow tier."""
 
 
 def chosen_for_paft() -> set[str]:
-    """Rows that `make test` runs through the real `paft`: refusals, as many kinds as possible."""
-    refused = [row for row in COMMANDS if row.want == "refused"]
-    places = Counter[str]()
+    """Rows that `make test` runs through the real `paft`: refusals of each section's kinds."""
+    refused = [row for row in COMMANDS if row.want == "refused" and row.kind != LATE]
+    kinds: dict[str, list[str]] = {}
+    places = Counter[tuple[str, str]]()
     ranked = []
     for row in refused:
-        ranked.append((places[row.kind], row.name))
-        places[row.kind] += 1
-    return {name for _, name in sorted(ranked)[:THROUGH_PAFT]}
+        of_section = kinds.setdefault(row.section, [])
+        if row.kind not in of_section:
+            of_section.append(row.kind)
+        place = places[row.section, row.kind]
+        ranked.append((place, of_section.index(row.kind), row.name))
+        places[row.section, row.kind] += 1
+    return {name for *_, name in sorted(ranked)[:THROUGH_PAFT]}
 
 
 def parameters(rows: list[Row], slow: bool = False) -> list[Any]:

@@ -74,6 +74,9 @@ def test_damaged_folders_do_not_hide_the_others(
     for name, text in (("a", "null"), ("b", '{"config": null}'), ("c", '{"config": {"task": 3}}')):
         (copy_run(name) / "config.json").write_text(text)
     (copy_run("d") / "summary.json").write_text('{"models": {}}')
+    for name, text in (("g", "{"), ("h", '{"models": {"base": 3}}'), ("i", '{"models": null}')):
+        (copy_run(name) / "summary.json").write_text(text)
+    (copy_run("j") / "lease.json").mkdir()
     further = copy_run("e") / "evaluations"
     further.mkdir()
     (further / "stray").write_text("")
@@ -82,8 +85,15 @@ def test_damaged_folders_do_not_hide_the_others(
     (copy_run("f") / "lease.json").write_text(json.dumps(ahead))
     assert call(["runs", f"storage={storage}", "--json"]) == 0
     runs = {run["name"]: run for run in json.loads(capfd.readouterr().out)["runs"]}
-    assert runs.keys() == {"from-files", "searched", "generated", *"abcdef"}
-    assert runs["f"]["state"] == "complete"
+    assert runs.keys() == {"from-files", "searched", "generated", *"abcdefghij"}
+    assert runs["f"]["state"] == runs["j"]["state"] == "complete"
+    for names, file in (("abc", "config.json"), ("ghi", "summary.json")):
+        for name in names:
+            assert runs[name]["state"] == "damaged"
+            assert runs[name]["damaged"] == [str(storage / "runs" / name / file)]
+    assert call(["runs", f"storage={storage}"]) == 0
+    shown = capfd.readouterr().out
+    assert f"damaged: {storage}/runs/a/config.json cannot be read" in shown
     assert call(["compare", "from-files", "d", f"storage={storage}"]) == 2
     assert "names no model" in capfd.readouterr().err
 
@@ -91,6 +101,13 @@ def test_damaged_folders_do_not_hide_the_others(
 def test_storage_without_runs_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert call(["runs", f"storage={tmp_path}"]) == 0
     assert "no runs" in capfd.readouterr().out
+    file = tmp_path / "file"
+    file.touch()
+    for place, message in ((file, "is a file"), (tmp_path / "no", "is not there: name the place")):
+        assert call(["runs", f"storage={place}", "--json"]) == 2
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert f"error: storage: {place} {message}" in captured.err
     for wrong in (["unknown"], ["storag=here"], ["--unknown"]):
         with pytest.raises(SystemExit, match="2"):
             call(["runs", *wrong])

@@ -18,7 +18,8 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.errors import ConfigError, DataError, PaftError
 from paft_ray.config.loading import dump_config, load_config
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
-from paft_ray.pipeline.preflight import RUN_RECORD, Checked, preflight
+from paft_ray.pipeline.preflight import Checked, preflight
+from paft_ray.pipeline.recorded import RUN_RECORD
 
 TEMPLATES = [f"{word} the thing: {{thing}}\nColour:" for word in ("Judge", "Name", "Tell", "Say")]
 OPENAI = "{type: openai, base_url: 'http://localhost:1/v1', model: m, api_key_env: PAFT_TEST_KEY}"
@@ -399,12 +400,12 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     fields, everything = result_fields(config), dump_config(config)
     assert set(everything) - set(fields) == {"name", "storage", "tracking", "tuning"}
     gone = {"workers", "checkpoint", "max_failures", "warm_start"}
-    gone |= {"activation_checkpointing", "deterministic", "profile", "validation"}
+    gone |= {"activation_checkpointing", "deterministic", "profile", "validation", "variation"}
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {
-        "workers", "name", "subjects",
+        "workers", "name", "subjects", "variation", "backend",
     }  # fmt: skip
-    gone = {"path", "test_path", "splits", "group", "stop"}
+    gone = {"path", "test_path", "splits", "group", "stop", "grade", "choices_as"}
     assert set(everything["task"]) - set(fields["task"]) == gone
     gone = {"path", "attention", "trust_remote_code", "chat_template_kwargs", "system"}
     assert set(everything["model"]) - set(fields["model"]) == gone

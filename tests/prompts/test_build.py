@@ -15,7 +15,12 @@ from paft_ray.config import Config
 from paft_ray.config.affects import PROMPT_RULES
 from paft_ray.config.errors import LLMError
 from paft_ray.pipeline.perform import open_context
-from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
+from paft_ray.prompts.build import (
+    build_prompt_pool,
+    pool_fingerprint,
+    pool_without_work,
+    request_book,
+)
 from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.prompts.generate.requests import Request
@@ -24,6 +29,7 @@ from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
+from paft_ray.tasks.example import SPLITS
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -109,6 +115,38 @@ def test_pool_fingerprint_changes_with_what_moves_the_pool_only(
         assert pool_fingerprint(context) == with_one_more
     finally:
         prompt_file.write_text(before, encoding="utf-8")
+
+
+def test_backslash_in_a_table_of_prompts_is_a_backslash_and_moves_only_pools_that_have_one(
+    open_at, tmp_path, monkeypatch
+):
+    """In plain text, which has no other way to write one, a literal backslash-n is a line end."""
+    said, folder = r"Is {review} kind? Separate words by \n.", tmp_path / "one"
+    texts = ["How does this feel? {review} ->", "{review} || mood ||", "Classify: {review} ="]
+    texts += ["<film> {review} </film>", "Was somebody pleased with {review}? Verdict:"]
+
+    small = {"split": {"test": 1, "validation": 1}}
+
+    def pool_of(name: str, content: str) -> tuple[set[str], str, str]:
+        (tmp_path / name).write_text(content)
+        context = open_at(folder, prompts={"files": [str(tmp_path / name)], **small})
+        with monkeypatch.context() as patch:
+            patch.setitem(PROMPT_RULES, "escapes", 1)
+            before = pool_fingerprint(context)
+        pool = pool_without_work(context)
+        assert pool is not None
+        found = {prompt.text for split in SPLITS for prompt in pool.prompts(split)}
+        return found, pool_fingerprint(context), before
+
+    table = "".join(json.dumps({"text": text}) + "\n" for text in [*texts, said])
+    found, identity, before = pool_of("p.jsonl", table)
+    assert said in found
+    assert identity != before, "pools in which it was a line end would pass for this one"
+    found, identity, before = pool_of("p.txt", "\n".join([*texts, said]))
+    assert said.replace(r" \n", "\n") in found
+    assert identity == before
+    _, identity, before = pool_of("same.jsonl", table.replace(r" Separate words by \\n", ""))
+    assert identity == before
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_layout_of_any_text_gives_a_key_and_an_instruction(text):
     ("text", "key", "instruction"),
     [
         (
-            "Find the most sensible answer to this: {goal} \\nA. {sol1}\\nB. {sol2}\\n Answer:",
+            "Find the most sensible answer to this: {goal} \nA. {sol1}\nB. {sol2}\n Answer:",
             "{instruction} {goal}\na. {sol1}\nb. {sol2}\nanswer:",
             "Find the most sensible answer to this:",
         ),

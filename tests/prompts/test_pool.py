@@ -117,7 +117,7 @@ def assert_nothing_lost(candidates, build):
 
 
 def plain(text):
-    return " ".join(clean(text).split())
+    return " ".join(clean(text, escapes=True).split())
 
 
 def test_build_instructions_exact_numbers_of_held_out_prompts_in_layouts_of_their_own():

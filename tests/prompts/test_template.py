@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from paft_ray.config import LintConfig
 from paft_ray.config.errors import TemplateError
 from paft_ray.prompts import lint as linting
+from paft_ray.prompts.files import holds_escapes
 from paft_ray.prompts.lint import lint, lint_instruction, other_work
-from paft_ray.prompts.template import clean, count_words, parse
+from paft_ray.prompts.template import clean, count_words, is_flattened, parse
 from paft_ray.tasks.example import Task
 
 LINT = LintConfig()
@@ -108,18 +109,48 @@ def test_render_field_missing_is_an_error_that_names_the_slot():
         parse("{goal}", PIQA.slots).render({"sol1": "x"})
 
 
+def cleaned(text: str) -> str:
+    return clean(text, escapes=True)
+
+
 def test_clean_undoes_escapes_line_ends_and_trailing_spaces():
-    assert clean("A \r\nB\\nC\\\\nD\\r\\nE\\tF  \n\n\n\nG \ufeff\n") == "A\nB\nC\nD\nE\tF\n\nG"
+    assert cleaned("A \r\nB\\nC\\\\nD\\r\\nE\\tF  \n\n\n\nG \ufeff\n") == "A\nB\nC\nD\nE\tF\n\nG"
 
 
 def test_clean_latex_is_not_taken_for_an_escape():
-    assert clean(r"Let \theta \neq \nabla f \times 2") == r"Let \theta \neq \nabla f \times 2"
+    assert cleaned(r"Let \theta \neq \nabla f \times 2") == r"Let \theta \neq \nabla f \times 2"
 
 
 @settings(deadline=None)
 @given(st.text(alphabet="ab \t\r\n\\nt\x00\u200b\xa0", max_size=40))
 def test_clean_twice_changes_nothing_more(text):
     assert clean(clean(text)) == clean(text)
+    assert cleaned(cleaned(text)) == cleaned(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"Split {x} at \n or \t.", r"Separate words by \n. Say it of {x}", r"Match \d+\n in {x}",
+        r"C:\new\table of {x}", r"Match \n{2,} in {x}", r"Write `\n` behind {x}", "\\\\nx {x}",
+        "Review: {x}\nSay \\nothing:", r"Let \nu be {x}",
+    ],
+)  # fmt: skip
+def test_clean_leaves_backslashes_alone_where_nothing_is_escaped(text):
+    assert not is_flattened(text)
+    assert clean(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"Review: {x}\nLabel:", r"{x}\nwas it good?", r"{x} \n is it kind", r"Say. \n\n {x}",
+        r"review: {x}. say\nlabel:", r"Which?\n1. {x}\n2. {y}", r"Is it so? {x}.\n判断", r"A\r\nB",
+        "Text: {x}\\nLabel:\n",
+    ],
+)  # fmt: skip
+def test_text_that_was_put_on_one_line_is_known(text):
+    assert is_flattened(text)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +197,7 @@ def test_lint_huge_repetitive_text_gets_its_verdict_in_linear_time(piece):
 @pytest.mark.parametrize(
     ("task", "text", "problem"),
     [
-        (REVIEW, " \\n ", linting.EMPTY),
+        (REVIEW, " \n ", linting.EMPTY),
         (REVIEW, "I'm sorry, but I can't write {sentence}.", linting.REFUSAL),
         (REVIEW, "As an AI language model I {sentence}", linting.REFUSAL),
         (REVIEW, "Is this kind? {text}", linting.UNKNOWN_SLOT),
@@ -279,7 +310,10 @@ def test_lint_good_template_passes(task, text):
 
 
 def test_lint_returns_the_cleaned_text():
-    assert lint("Kind? {sentence} \\nAnswer: ", REVIEW, LINT).text == "Kind? {sentence}\nAnswer:"
+    text = "Kind? {sentence} \\nAnswer: "
+    assert lint(text, REVIEW, LINT).text == "Kind? {sentence} \\nAnswer:"
+    assert lint(text, REVIEW, LINT, escapes=True).text == "Kind? {sentence}\nAnswer:"
+    assert lint(text, REVIEW, LINT, authored=True).text == "Kind? {sentence}\nAnswer:"
 
 
 @pytest.mark.parametrize(
@@ -343,7 +377,9 @@ def test_count_words_chinese_counts_characters():
 
 
 def test_lint_authors_piqa_prompts_only_those_with_the_goal_twice_are_refused():
-    results = [lint(text, PIQA, LINT) for text in authors("piqa")]
+    results = [
+        lint(text, PIQA, LINT, escapes=holds_escapes("p.jsonl", text)) for text in authors("piqa")
+    ]
     assert Counter(r.problem for r in results) == {None: 333, linting.REPEATED_SLOT: 6}
     assert all(r.text.count("{goal}") == 2 for r in results if r.problem)
 
@@ -351,4 +387,11 @@ def test_lint_authors_piqa_prompts_only_those_with_the_goal_twice_are_refused():
 def test_lint_authors_hellaswag_prompts_all_pass():
     letters = {letter: letter for letter in "ABCD"}
     task = make_task(("ctx", *letters), letters, tuple(letters))
-    assert {lint(text, task, LINT).problem for text in authors("hellaswag")} == {None}
+    for text in authors("hellaswag"):
+        assert lint(text, task, LINT, escapes=holds_escapes("p.jsonl", text)).problem is None
+
+
+@pytest.mark.parametrize("name", ["piqa", "hellaswag"])
+def test_what_was_published_on_one_line_is_read_as_before(name):
+    for text in authors(name):
+        assert clean(text, escapes=holds_escapes("p.jsonl", text)) == cleaned(text)

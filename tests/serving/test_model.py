@@ -105,6 +105,16 @@ def test_prompt_that_training_would_refuse_is_refused(make, prompt: str, problem
         predict(model, {"review": "a film"}, {"review": "a film", "prompt": prompt})
 
 
+def test_empty_template_is_refused_and_an_empty_cell_names_none(make) -> None:
+    model = make(choices=["positive", "negative"])
+    for prompt in ("", "  "):
+        with pytest.raises(DataError, match=r"row 0: its prompt cannot be used .empty"):
+            predict(model, {"review": "a film"}, prompt=prompt)
+    own = predict(model, {"review": "a film"})
+    assert predict(model, {"review": "a film", "prompt": ""}) == own
+    assert list(model.predict(None, pd.DataFrame([{"review": "a film"}]), None)["answer"]) == own
+
+
 @pytest.mark.parametrize(
     "given", ["a film", b"a film", [], pd.DataFrame(), pd.DataFrame({"a": []})]
 )

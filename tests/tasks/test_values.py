@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import unicodedata
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +78,22 @@ def test_labels_are_found_however_numbers_and_truth_are_spelled(tmp_path, cells,
     assert found == {f"t{n}": "ab"[n % 2] for n in range(COUNT)}
 
 
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("labels", [{}, {"schön": "é", "Übel": "ô"}])
+def test_answer_in_another_unicode_form_is_the_choice_as_the_configuration_writes_it(
+    tmp_path, form, labels
+):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    choices = [unicodedata.normalize(form, choice) for choice in ("é", "ô")]
+    said = [unicodedata.normalize(other, text) for text in (labels or choices)]
+    rows = [{"text": f"t{n}", "label": f" {said[n % 2]} "} for n in range(COUNT)]
+    path = write_lines(tmp_path / "r.jsonl", rows)
+    mapped = {unicodedata.normalize(form, label): choice for label, choice in labels.items()}
+    mapped = {label: unicodedata.normalize(form, choice) for label, choice in mapped.items()}
+    found = answers_of(task_of(path, choices=choices, **({"labels": mapped} if labels else {})))
+    assert found == {f"t{n}": choices[n % 2] for n in range(COUNT)}
+
+
 def test_null_in_one_of_several_fields_is_read_as_empty_and_counted(tmp_path):
     rows = [{"text": f"t{n}", "more": None, "label": "ab"[n % 2]} for n in range(COUNT)]
     path = write_lines(tmp_path / "r.jsonl", rows)
@@ -101,7 +118,7 @@ def test_parquet_types_are_read_as_text_and_bytes_that_are_none_are_refused(tmp_
         task_of(tmp_path / "r.parquet", fields={"raw": "raw"})
 
 
-@pytest.mark.parametrize("names", [["b", "a"], ["1", "2"]])
+@pytest.mark.parametrize("names", [["b", "a"], ["1", "2"], ["e\u0301", "o\u0302"]])
 def test_names_of_labels_go_before_their_numbers(tmp_path, names):
     datasets = pytest.importorskip("datasets")
     rows = {"text": [f"t{n}" for n in range(COUNT)], "label": [n % 2 for n in range(COUNT)]}
@@ -109,8 +126,9 @@ def test_names_of_labels_go_before_their_numbers(tmp_path, names):
         {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)}
     )
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "set"))
-    found = answers_of(task_of(tmp_path / "set", choices=sorted(names)))
-    assert found == {f"t{n}": names[n % 2] for n in range(COUNT)}
+    choices = [unicodedata.normalize("NFC", name) for name in names]
+    found = answers_of(task_of(tmp_path / "set", choices=sorted(choices)))
+    assert found == {f"t{n}": choices[n % 2] for n in range(COUNT)}
 
 
 def test_named_splits_of_a_saved_data_set_serve_as_what_they_are_said_to(tmp_path):

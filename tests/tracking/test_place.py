@@ -19,6 +19,7 @@ from paft_ray.config.errors import ConfigError
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import (
     TrackedRun,
+    check_tracking,
     open_tracker,
     prepare_tracking,
     reach_server,
@@ -116,11 +117,7 @@ def test_database_of_an_odd_name_keeps_its_records_and_what_is_elsewhere_stays_t
     assert send_waiting(target) is None
     assert len(client.list_artifacts(run.info.run_id, "a")) == 1
 
-    older = Storage.open(str(tmp_path / "older 100%"))  # MLflow keeps the first one open
-    Path(older.root).mkdir()
-    shutil.copy(database, older.path("mlflow.db"))
-    with sqlite3.connect(older.path("mlflow.db")) as connection:
-        connection.execute("update alembic_version set version_num = '7f2a7d5fae7d'")
+    older = with_schema(database, tmp_path / "older 100%", "7f2a7d5fae7d")
     with pytest.raises(ConfigError, match=r"mlflow db upgrade 'sqlite:////.*/older 100%25/mlflow"):
         prepare_tracking(config(), older)
     stale = replace(target, uri=sqlite_uri(Path(older.path("mlflow.db"))))
@@ -128,6 +125,42 @@ def test_database_of_an_odd_name_keeps_its_records_and_what_is_elsewhere_stays_t
     waiting = send_waiting(stale)
     assert waiting is not None and waiting.logs >= 1
     assert waiting.reason is not None and "mlflow db upgrade" in waiting.reason
+
+    newer = with_schema(database, tmp_path / "newer", "ffffffffffff")
+    with pytest.raises(ConfigError, match="a newer MLflow than the one installed") as caught:
+        prepare_tracking(config(), newer)
+    assert "upgrade`" not in str(caught.value), "MLflow knows no way from there"
+    cut = with_schema(database, tmp_path / "cut", "7f2a7d5fae7d")
+    for size in (20, 1000, database.stat().st_size // 2):
+        Path(cut.path("mlflow.db")).write_bytes(database.read_bytes()[:size])
+        with pytest.raises(ConfigError, match=r"/cut/mlflow\.db is no whole .* put a copy"):
+            prepare_tracking(config(), cut)
+
+
+def with_schema(database: Path, folder: Path, revision: str) -> Storage:
+    """A storage with a copy of a database, as another version of MLflow would have left it.
+
+    MLflow keeps the first one open.
+    """
+    folder.mkdir()
+    shutil.copy(database, folder / "mlflow.db")
+    with sqlite3.connect(folder / "mlflow.db") as connection:
+        connection.execute("update alembic_version set version_num = ?", [revision])
+    return Storage.open(str(folder))
+
+
+def test_name_of_an_experiment_that_mlflow_does_not_take_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    check_tracking(config(experiment="e" * 500).tracking)
+    with pytest.raises(ConfigError, match=r"^tracking.experiment has 501 .* at most 500 .*shorten"):
+        check_tracking(config(experiment="e" * 501).tracking)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "e" * 600)
+    with pytest.raises(ConfigError, match=r"^MLFLOW_EXPERIMENT_NAME has 600 characters"):
+        check_tracking(config().tracking)
+    check_tracking(config(experiment="mine").tracking)
+    check_tracking(config(type="none").tracking)
 
 
 @pytest.fixture

@@ -1,14 +1,16 @@
-"""One rank of a small training without Ray, started by test_exactness as a process of its own."""
+"""Ranks of small trainings without Ray, which the fixture `launch` starts."""
 
 import json
 import os
 import random
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import safetensors.torch
@@ -143,7 +145,7 @@ def questions(model_folder: str) -> tuple[Config, Task]:
         description="How it feels.",
         slots=("text",),
         option_slots={},
-        choices_of=lambda example: tuple(ANSWERS[:2]),
+        choices=tuple(ANSWERS[:2]),
         train=tuple(examples),
         validation=tuple(examples),
         test=(),
@@ -417,19 +419,50 @@ def train_on_engine(
     return trained
 
 
-def main() -> None:
-    settings = json.loads(sys.argv[1])
+def run_rank(settings: Mapping[str, Any]) -> NoReturn:
+    """Run the scenarios as one rank, in this process, which ends."""
     rank, ranks, folder = settings["rank"], settings["ranks"], Path(settings["folder"])
-    torch.set_num_threads(1)
-    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(ranks))
-    meeting = f"file://{folder}/meeting-{ranks}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
-    prepare_process("cpu")
-    for options in settings["scenarios"]:
-        run_scenario(options, settings["model"], folder)
-    dist.destroy_process_group()
+    said = os.open(settings["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    try:
+        torch.set_num_threads(1)
+        os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(ranks))
+        meeting = f"file://{folder}/meeting-{ranks}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+        prepare_process("cpu")
+        for options in settings["scenarios"]:
+            run_scenario(options, settings["model"], folder)
+        dist.destroy_process_group()
+    except BaseException:  # noqa: BLE001 - what a process of its own would print
+        traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(1)
     sys.stdout.flush()
     os._exit(0)  # threads of gloo that outlive their group have aborted the interpreter's end
+
+
+def main() -> None:
+    """For each line, JSON settings of all ranks, fork these; write their exit codes as JSON.
+
+    Forked, as importing takes longer than most scenarios; nothing has been computed before.
+    """
+    for line in sys.stdin:
+        ranks = []
+        for settings in json.loads(line):
+            if not (pid := os.fork()):
+                run_rank(settings)
+            ranks.append(pid)
+        codes = []
+        while ranks:
+            pid, status = os.wait()
+            ranks.remove(pid)
+            codes.append(os.waitstatus_to_exitcode(status))
+            if codes[-1]:  # the others would wait for it
+                for other in ranks:
+                    os.kill(other, signal.SIGKILL)
+        sys.stdout.write(json.dumps(codes) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

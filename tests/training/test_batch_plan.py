@@ -1,5 +1,6 @@
 """The plan of a step: the same for every rank, whole, and predicting the answers and no more."""
 
+import json
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -8,18 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from plans import plans_of_all
 from transformers import PreTrainedTokenizerBase
 
 from paft_ray.config import SamplingConfig
 from paft_ray.config.errors import DataError
+from paft_ray.config.variation import (
+    DemonstrationsVariation,
+    NoiseVariation,
+    VariationConfig,
+)
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.packing import Row
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.prompts.template import parse
-from paft_ray.tasks import Example
+from paft_ray.prompts.variation import Varying
+from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Example, Task
 from paft_ray.training.batch_plan import Planner, Ranks, StepPlan, plans
+from paft_ray.training.ledger import Ledger
 from paft_ray.training.prompt_weights import BlockWeights
 from paft_ray.training.sampler import PromptSampler
 
@@ -359,3 +369,32 @@ def test_padded_plans_hold_the_same_sequences_in_as_many_batches_for_every_rank(
     assert len(padded[0].rows) < len(alone[0].rows)
     assert all(row.padded for plan in padded for row in plan.rows if row.members)
     assert padded[0].tokens == alone[0].tokens
+
+
+def test_plan_that_varies_is_a_function_of_position_and_the_ledger_says_how(make_planner, tmp_path):
+    task = Task("texts", "Say.", ("text",), {}, tuple(ANSWERS), (), (), ())
+    variation = VariationConfig(
+        noise=NoiseVariation(rate=0.3), demonstrations=DemonstrationsVariation(shots=1)
+    )
+    examples = make_examples()
+    plain = make_planner(max_length=400, row_tokens=800)
+    varied = make_planner(
+        max_length=400, row_tokens=800, varying=Varying(task, variation, 3, examples)
+    )
+    first, again = varied.plan(2), varied.plan(2)
+    assert all(
+        (a.input_ids_T == b.input_ids_T).all() for a, b in zip(first.rows, again.rows, strict=True)
+    )
+    assert first.tokens > 1.5 * plain.plan(2).tokens
+    drawn = [(draw.example_id, draw.prompt_id) for draw in plain.plan(2).draws]
+    assert [(draw.example_id, draw.prompt_id) for draw in first.draws] == drawn
+    ledger = Ledger(Storage.open(str(tmp_path)), 2, (), varied.describe)
+    ledger.add(first, [0.0] * 6)
+    ledger.take(3)()
+    [file] = (tmp_path / "ledger").iterdir()
+    for row in pq.read_table(file).to_pylist():
+        told = json.loads(row["variation"])
+        assert told["noise"] == 0.3 and told["answer"] in ANSWERS
+        [shown] = told["demonstrations"]
+        assert shown != row["example_id"] and shown in {example.id for example in examples}
+    assert plain.describe(2, 0, first.draws[0]) is None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paft_ray.prompts.generate.meta_prompt import Form
-from paft_ray.prompts.generate.reasoning import without_reasoning
+from paft_ray.prompts.generate.reasoning import thinks_aloud, without_reasoning
 
 CUT_OFF = "length"
 FILTERED = "content_filter"
@@ -61,6 +61,8 @@ def candidate_in(answer: Completion, form: Form, max_tokens: int) -> tuple[str |
     said = without_reasoning(text)
     if said is None or not said.strip():
         return None, "cut_off" if cut_off else "only_reasoning" if text.strip() else "no_text"
+    if thinks_aloud(said):
+        return None, "cut_off" if cut_off else "untagged_reasoning"
     found = _prompt_in(said, form)
     if found is not None and cut_off and _prompt_in(f"{said}x", form) != found:
         return None, "cut_off"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from paft_ray.prompts.generate.completions import Completion
 from paft_ray.storage.fingerprint import fingerprint
+from paft_ray.storage.full_disk import naming_full_disk
 from paft_ray.storage.paths import Storage
 
 
@@ -46,11 +47,12 @@ class Answers:
             self.folder.child(self.name + suffix).write_bytes(f"{ids}.jsonl", data)
             return
         path = Path(self.folder.path(f"{self.name}{suffix}.jsonl"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as stream:
-            if stream.tell() and not _ends_line(path):
-                data = b"\n" + data  # what a killed process left behind
-            stream.write(data)
+        with naming_full_disk(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as stream:
+                if stream.tell() and not _ends_line(path):
+                    data = b"\n" + data  # what a killed process left behind
+                stream.write(data)
 
     def _read(self, suffix: str) -> Iterator[Completion]:
         for data in self._files(suffix):

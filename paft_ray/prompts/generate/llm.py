@@ -11,7 +11,7 @@ from typing import Any, Protocol, assert_never
 
 from paft_ray.config import FakeLLM, LLMConfig, OpenAILLM, TransformersLLM, VLLMEngine
 from paft_ray.config.affects import affecting, take
-from paft_ray.config.errors import ConfigError, package_missing
+from paft_ray.config.errors import ConfigError
 from paft_ray.models.chat import CHAT_RULE, Chat, open_chat
 from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
@@ -156,34 +156,32 @@ class VLLMInProcess:
         Raises:
             LLMError: vLLM is not installed on this node.
         """
-        try:
-            import vllm  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise package_missing("vllm", "vllm") from error
         from paft_ray.models.base_model import prepare_base
         from paft_ray.models.load import load_tokenizer
+        from paft_ray.models.vllm import Engine, EngineOptions, require_vllm
 
+        require_vllm()
         location = prepare_base(config.path, config.revision, storage)
         self._tokenizer = load_tokenizer(location, config.revision, config.trust_remote_code)
         self._chat = _open_chat(self._tokenizer, config)
-        # its workers as processes of this one: the GPUs are those that Ray gave to this actor
-        split = {"distributed_executor_backend": "mp"} if config.gpus > 1 else {}
-        self._model: Any = vllm.LLM(
-            model=location,
-            dtype=resolve_dtype(config.dtype, config.gpus),
-            tensor_parallel_size=config.gpus,
-            revision=config.revision,
-            tokenizer_revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            **split,
+        self._engine = Engine(
+            EngineOptions(
+                location,
+                resolve_dtype(config.dtype, config.gpus),
+                gpus=config.gpus,
+                threads=config.cpus,
+                cache_gb=config.cache_gb,
+                revision=config.revision,
+                trust=config.trust_remote_code,
+            )
         )
-        self._sampling: Any = vllm.SamplingParams
-        self._longest: int = self._model.llm_engine.model_config.max_model_len
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer all requests in one call, each with its own seed, temperature and length."""
+        from paft_ray.models.vllm import Asking
+
         batch = [(r, _context(self._tokenizer, self._chat, r)) for r in requests]
-        longest = self._longest
+        longest = self._engine.max_length
         fitting = [(request, context) for request, context in batch if len(context) < longest]
         failed = [
             Completion(request.id, None, error, status=None, attempts=0, seconds=0.0)
@@ -196,18 +194,9 @@ class VLLMInProcess:
         if not fitting:
             return
         started = time.perf_counter()
-        outputs = self._model.generate(
-            [{"prompt_token_ids": context} for _, context in fitting],
-            sampling_params=[
-                self._sampling(
-                    temperature=request.temperature,
-                    top_p=request.top_p,
-                    max_tokens=request.max_tokens,
-                    seed=request.seed,
-                )
-                for request, _ in fitting
-            ],
-            use_tqdm=False,
+        answers = self._engine.write(
+            [context for _, context in fitting],
+            [Asking(r.max_tokens, r.temperature, r.top_p, r.seed) for r, _ in fitting],
         )
         seconds = (time.perf_counter() - started) / len(fitting)
         yield [
@@ -216,11 +205,9 @@ class VLLMInProcess:
                 answer.text,
                 seconds,
                 (len(context), len(answer.token_ids)),
-                getattr(answer, "finish_reason", None) == CUT_OFF,
+                answer.finish_reason == CUT_OFF,
             )
-            for (request, context), answer in zip(
-                fitting, (output.outputs[0] for output in outputs), strict=True
-            )
+            for (request, context), answer in zip(fitting, answers, strict=True)
         ]
 
 

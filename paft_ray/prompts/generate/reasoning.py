@@ -1,8 +1,9 @@
 """Takes what an LLM thought out of what it answered, and the marks of its turn.
 
 Covered: tags (`<think>`, `[THINK]`, `<reasoning>`, ...), also where a chat template wrote the first
-one, the channels of gpt-oss and Gemma, and tokens between turns that a server left in the text.
-Every function is linear in the text's length.
+one, the channels of gpt-oss and Gemma, tokens between turns that a server left in the text; and
+whether an answer begins with thoughts that nothing marks. Every function is linear in the text's
+length.
 """
 
 import re
@@ -34,6 +35,58 @@ _CHANNEL = re.compile(r"<\|channel\|>\s{0,9}(\w{1,20})[^<]{0,100}<\|message\|>")
 _CONTROL = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
 _BARE_CHANNEL = re.compile(r"analysis(?=[A-Z])")
 _BARE_FINAL = "assistantfinal"
+
+_LOOKED_AT = 1000
+"""Characters of an answer that are looked at to see whether it begins with thoughts."""
+_FILLER = (
+    r"\W*+(?:(?:okay|ok|alright|all right|sure|well|so|right|great|got it|hmm+|ah|first|now)\b"
+    r"[\s,.!…:-]*+)*+"
+)
+_WRITE = (
+    r"(?:write|create|craft|design|draft|make|produce|generate|compose|construct|formulate"
+    r"|come up with|think of|output)\b"
+)
+_A_PROMPT = (
+    r"\b(?:prompts?|templates?|instruction(?! (?:manual|set|sheet))"
+    r"|sentence that (?:tells|asks|instructs))\b"
+)
+_SO_FAR = r"[^.!?\n{]{0,160}?"
+"""The rest of a sentence, up to something."""
+_SELF = (
+    r"(?:(?:i|we)\b(?! (?:want|need|would like|ask) you)|let me\b|let['’]?s\b|need to\b|asked to\b"
+    r"|(?:the|my|our) (?:task|goal|job|request) (?:is|here is|asks|says)\b)"
+)
+_OWN_REQUEST = re.compile(
+    rf"{_FILLER}(?:{_SELF}{_SO_FAR}\b{_WRITE}{_SO_FAR}{_A_PROMPT}"
+    rf"|(?:the )?user\b{_SO_FAR}\b(?:{_WRITE}|an?\b|one\b){_SO_FAR}{_A_PROMPT})",
+    re.IGNORECASE,
+)
+_DELIBERATES = re.compile(
+    rf"\W*+hmm|{_FILLER}(?:let me (?:think|see|start|begin|break|analy[sz]e|consider|try|figure)\b"
+    r"|let['’]?s (?:see|start|begin|tackle|break (?:this|it)|analy[sz]e|figure)\b|wait\b"
+    r"|i (?:need|have) to (?:figure|think|understand|consider)\b"
+    r"|(?:here(?:['’]s| is) (?:a|my|the) )?(?:thinking|thought) process\b"
+    r"|(?:understand|analy[sz]e|analy[sz]ing) the (?:request|prompt|task)\b)",
+    re.IGNORECASE,
+)
+_ABOUT_PROMPTS = re.compile(
+    r"\b(?:the (?:prompt|template|placeholder)s?|prompt template|placeholders?|curly braces"
+    r"|in braces|analy[sz]e the request|(?:an?|one|my) (?:\w+ )?(?:prompt|template|instruction))\b",
+    re.IGNORECASE,
+)
+
+
+def thinks_aloud(text: str) -> bool:
+    """Return whether an answer begins with thoughts about its own request that nothing marks.
+
+    Where they end cannot be known. "The user wants to know how this sounds: {review}" is a prompt,
+    "The user wants me to write a template" is none.
+    """
+    start = text[:_LOOKED_AT]
+    if _OWN_REQUEST.match(start):
+        return True
+    begins = _DELIBERATES.match(start)
+    return begins is not None and _ABOUT_PROMPTS.search(start, begins.start()) is not None
 
 
 def without_reasoning(text: str) -> str | None:

@@ -1,5 +1,6 @@
 """What a rank builds before its first step: the model, what makes its batches."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
+from paft_ray.config import Config
 from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import (
     adapter_files,
@@ -22,6 +24,8 @@ from paft_ray.models.pretrained import files_in_bf16
 from paft_ray.models.tokenization import TextEncoder
 from paft_ray.models.warm_start import begin_with
 from paft_ray.prompts.template import parse
+from paft_ray.prompts.variation import Varying, demonstration_pool
+from paft_ray.tasks import Example, Task
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.deepspeed_engine import deepspeed_config
 from paft_ray.training.job import Job
@@ -70,10 +74,10 @@ def _stored(job: Job, device: str) -> Stored:
 def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
     """Return what makes the batches of the training."""
     config, task = job.config, job.task
-    train = config.train
+    train, examples = config.train, job.examples.open()
     tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
     return Planner(
-        examples=job.examples.open(),
+        examples=examples,
         prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
         encoder=TextEncoder.from_config(tokenizer, config),
         sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
@@ -84,7 +88,14 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
         choices_of=task.choices_of if views(train.objective) > 1 else None,
+        varying=None if train.variation.is_off else _varying(config, task, examples),
     )
+
+
+def _varying(config: Config, task: Task, examples: Sequence[Example]) -> Varying:
+    shown = config.train.variation.demonstrations
+    pool = demonstration_pool(task, shown, examples) if shown is not None else ()
+    return Varying(task, config.train.variation, config.seed, pool)
 
 
 def require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:

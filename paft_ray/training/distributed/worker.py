@@ -224,7 +224,9 @@ def _fit(
     selection = select(job, checkpoints)
     restored = checkpoints.load() if selection is None else selection.load()
     progress = _continue(restored, engine, weights)
-    ledger = Ledger(job.folder, progress.step, [id for id, _ in job.prompts])
+    planner = reading.planner
+    varied = planner.describe if planner.varying is not None else None
+    ledger = Ledger(job.folder, progress.step, [id for id, _ in job.prompts], varied)
     if engine.rank == 0:
         retry_storage(ledger.prune, "clearing the ledger", job.folder.path())
     bytes_each = engine.weight_bytes

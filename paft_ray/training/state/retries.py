@@ -1,13 +1,12 @@
 """Retries of reads and writes where storage fails, and the error when all have failed."""
 
-import errno
 import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from paft_ray.config.errors import TrainingError, one_line
+from paft_ray.config.errors import DiskFullError, TrainingError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +44,12 @@ def retry_storage(
 
 
 def _storage_failed(doing: str, where: str, error: OSError, attempts: int) -> TrainingError:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = isinstance(error, DiskFullError)
+    cause = error.__cause__ if is_full else None
+    reason = one_line(cause or error)
     remedy = "free space there" if is_full else "see that it can be reached and written"
     tried = f" {attempts} times" if attempts > 1 else ""
     return TrainingError(
-        f"storage: {doing} failed{tried} in {where} ({one_line(error)}): {remedy}, and run the "
+        f"storage: {doing} failed{tried} in {where} ({reason}): {remedy}, and run the "
         "same command again, which goes on from the last complete checkpoint"
     )

@@ -303,7 +303,7 @@ def test_two_actors_that_share_a_rate_limit_keep_it_together(ray_cluster, server
     import ray
 
     per_second = 20
-    server.wrong = {seed: ["429"] for seed in range(0, 100, 10)}
+    server.wrong = {seed: ["429"] for seed in range(0, 60, 10)}
     config = OpenAILLM(type="openai", base_url=server.url, model="m", concurrency=16)
 
     @ray.remote(num_cpus=0)
@@ -319,7 +319,7 @@ def test_two_actors_that_share_a_rate_limit_keep_it_together(ray_cluster, server
     # a process's first request is late: modules are imported for it
     ray.get([c.complete.remote(list(make_requests(1, 200 + n))) for n, c in enumerate(clients)])
     server.calls.clear()
-    sent = [list(make_requests(50, first)) for first in (0, 50)]
+    sent = [list(make_requests(30, first)) for first in (0, 30)]
     answers = ray.get([c.complete.remote(r) for c, r in zip(clients, sent, strict=True)])
 
     assert [a.text for group in answers for a in group if a.text is None] == []
@@ -327,9 +327,9 @@ def test_two_actors_that_share_a_rate_limit_keep_it_together(ray_cluster, server
         request.id for group in sent for request in group
     ]
     times = sorted(call.at for call in server.calls)
-    assert len(times) == 110
+    assert len(times) == 66
     most = {seconds: most_in_any(seconds, times) for seconds in (1, 2, 3)}
-    overall = 109 / (times[-1] - times[0])
+    overall = 65 / (times[-1] - times[0])
     logger.info("requests in any window of so many seconds: %s, per second: %.2f", most, overall)
     # on a busy machine a request arrives late, and the next ones do not
     assert all(count <= per_second * (seconds + LATE_S) for seconds, count in most.items()), most

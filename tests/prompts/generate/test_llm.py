@@ -34,6 +34,7 @@ from paft_ray.config.errors import LLMError
 from paft_ray.config.llms import Author
 from paft_ray.models.generation import generate
 from paft_ray.models.load import load_base, load_tokenizer
+from paft_ray.prompts.generate.bounded import UnreadableError, _Unpacker
 from paft_ray.prompts.generate.completions import Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.fake import FakeClient
@@ -370,16 +371,38 @@ def test_endpoint_whose_answer_is_a_bomb_or_too_long_gets_it_once(endpoint, make
     assert {a.attempts for a in answers} == {1}
 
 
+def test_packed_answer_is_unpacked_alike_however_its_pieces_are_cut():
+    body = b"".join(b"%d, " % number for number in range(2000))
+    for packed in (
+        gzip.compress(body[:5000]) + gzip.compress(body[5000:]), zlib.compress(body)[2:-4],
+    ):  # fmt: skip
+        for size in (1, 7, len(packed)):
+            unpack = _Unpacker()
+            pieces = [packed[start : start + size] for start in range(0, len(packed), size)]
+            assert b"".join(unpack(piece, 10**6) for piece in pieces) == body
+    parts, unpack = gzip.compress(b"") * 5000, _Unpacker()
+    with pytest.raises(UnreadableError, match="too many parts"):
+        unpack(parts, 10**6)
+
+
 def test_endpoint_whose_answer_never_ends_is_left(endpoint, make_llm):
     endpoint.endless = lambda: itertools.repeat(b"a" * 2**16)
     [answer] = complete(make_llm(), make_requests(1)).values()
     assert (answer.error, answer.attempts) == ("the endpoint's answer is longer than 4 MiB", 1)
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_endpoint_that_packs_its_answer_is_read(encoding, endpoint, make_llm):
-    body = good("packed").body
-    data = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        ("gzip", gzip.compress),
+        ("gzip", lambda body: gzip.compress(body[:9]) + gzip.compress(body[9:]) + b"\0" * 64),
+        ("deflate", zlib.compress),
+        ("deflate", lambda body: zlib.compress(body)[2:-4]),
+    ],
+    ids=["gzip", "gzip of two parts", "deflate", "deflate without a header"],
+)
+def test_endpoint_that_packs_its_answer_is_read(encoding, pack, endpoint, make_llm):
+    data = pack(good("packed").body)
     endpoint.script = {0: [Reply(200, data, {"Content-Encoding": encoding})]}
     [answer] = complete(make_llm(), make_requests(1)).values()
     assert (answer.text, answer.attempts) == ("packed", 1)
@@ -810,8 +833,9 @@ def test_vllm_gets_all_requests_at_once_each_with_its_own_settings(
     [engine] = FakeEngine.made
     assert engine.options == {
         "model": str(tiny_model), "dtype": "bfloat16", "tensor_parallel_size": 2,
-        "distributed_executor_backend": "mp",
+        "distributed_executor_backend": "mp", "gpu_memory_utilization": 0.9,
         "revision": None, "tokenizer_revision": None, "trust_remote_code": False,
+        "enable_prefix_caching": True, "logprobs_mode": "processed_logprobs",
     }  # fmt: skip
     requests = [replace(r, temperature=r.seed / 10) for r in make_requests(3)]
     requests[1] = replace(requests[1], prefill="- Decide")

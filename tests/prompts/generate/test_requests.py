@@ -280,6 +280,11 @@ def test_parse_template_ends_with_the_mark_of_its_channel():
         ("template", TEMPLATE, "content_filter", 9, (None, "filtered")),
         ("template", "", "refusal", 9, (None, "refused")),
         ("template", "Sure!\n", "stop", 9, (None, "no_prompt_found")),
+        ("template", f"Okay, let me write a template.\n\n{TEMPLATE}", "stop", 9,
+         (None, "untagged_reasoning")),
+        ("template", f"<think>Hm.</think>We need to write a template: {TEMPLATE}", "stop", 9,
+         (None, "untagged_reasoning")),
+        ("instruction", "We need to write one instruction", "length", 99, (None, "cut_off")),
         ("template", "a" * 300_000, "stop", 9, (None, "too_long")),
     ],
 )  # fmt: skip
@@ -291,8 +296,61 @@ def test_candidate_of_an_answer_is_whole_or_dropped_with_the_reason(
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "Okay, the user wants me to write a prompt template. It has {x} once.\n\n{x}:",
+        "Let me think about this. I need a template with {x} exactly once.\n{x} Answer:",
+        "Okay, let's tackle this. The user needs a prompt template. {x}",
+        "We need to produce a template containing {x} exactly once. Style: question.",
+        "Hmm, the user is asking for one instruction that tells a reader to do it.",
+        "Hmm. It should be short. The template should use {x}.",
+        "Alright, so I need to come up with a prompt that includes {x}.",
+        "Here's a thinking process that leads to the template:\n\n1. **Analyze the Request:** {x}",
+        "Thinking Process:\n\n1.  **Analyze the Request:**\n    *  Task: sentiment of {x}",
+        "The task is to write a sentence that asks a reader to decide.",
+        'First, I need to create an instruction that begins with "Decide whether".',
+        "Got it, let's craft a template. {x}",
+        "Let's see. We are given a film review. The placeholder is {x}.",
+    ],
+)
+@pytest.mark.parametrize("form", ["template", "instruction"])
+def test_thoughts_about_the_request_that_nothing_marks_are_no_candidate(form, text):
+    answer = Completion("a", text, None, 200, 1, 0.0, 9, 9, "stop")
+    assert candidate_in(answer, form, max_tokens=30) == (None, "untagged_reasoning")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The user wants to know how this review sounds: {x}\nAnswer:",
+        "The user said: {x}. I need to know whether it is a complaint.",
+        "Imagine that a user asks you: {x}\nAnswer:",
+        "Let's think step by step about this review: {x}",
+        "Okay then, let's see whether this review is positive: {x}",
+        "Let me know whether this is positive: {x}",
+        "Let me think: is {x} kind?",
+        "Hmm, is this {x} kind or not?",
+        "I need you to write one word for {x}",
+        "I want you to read {x} and to follow the instructions below.",
+        "I will give you an instruction and a text: {x}",
+        "We follow these instructions: read {x}, then answer.",
+        "Let's write the instructions for cooking {x}.",
+        "First, read the review: {x}. Then answer.",
+        "I need to label this template message: {x}",
+        "So, how does {x} feel?",
+    ],
+)
+def test_prompt_that_speaks_as_a_person_does_stays(text):
+    answer = Completion("a", text, None, 200, 1, 0.0, 9, 9, "stop")
+    found, reason = candidate_in(answer, "template", max_tokens=30)
+    assert reason == ""
+    assert found is not None and "{x}" in found
+
+
+@pytest.mark.parametrize(
     "piece",
     [
+        "okay ", "hmm ", "the user a ", "let me write a ", "so, ", "...", "first now ",
         "\n", "\n\n", "\n ", "\r\n", " ", "\t", "1. ", "\n1. ", "- ", "Sure! ", "sure, here is ",
         "template ", "\n\nnote ", "**", "prompt: ", "<think>", "</think>", "<|channel|>",
         "<|channel|>a<|message|>", "`", "```\n", "```a", "{", "{a", "A. ", 'a." ', "'", "<|",

@@ -1,0 +1,75 @@
+"""`evaluation.variation` and `train.variation`: further ways in which a question may be put."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from paft_ray.config.base import Section
+
+Names = Literal["letters", "digits", "lowercase"]
+"""What the choices of a row are called: `A. x`, `1. x`, `a) x`."""
+NoiseKind = Literal["typos", "case", "spaces", "punctuation"]
+
+
+class ChoicesVariation(Section, affects="run"):
+    """Order and names of the choices that a prompt shows."""
+
+    order: Literal["given", "shuffled"] = "given"
+    """Whether each row's choices are put in another order."""
+    names: tuple[Names, ...] = ("letters",)
+    """What the choices are called: in training one of these at each draw; in evaluation each of
+    them, beside `letters`. For choices of a row that a slot shows (`task.choices_as: letters`)."""
+
+    @field_validator("names")
+    @classmethod
+    def _differ(cls, names: tuple[Names, ...]) -> tuple[Names, ...]:
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"{list(names)}: give different names, at least one")
+        return names
+
+
+class NoiseVariation(Section, affects="run"):
+    """Slips in fields and instruction; slots, choices, numbers and the answer cue stay."""
+
+    rate: float = Field(gt=0, le=1)
+    """Share of the words that get one."""
+    kinds: tuple[NoiseKind, ...] = ("typos", "case", "spaces", "punctuation")
+    """Which slips there are, each as likely as the others."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _differ(cls, kinds: tuple[NoiseKind, ...]) -> tuple[NoiseKind, ...]:
+        if not kinds or len(set(kinds)) < len(kinds):
+            raise ValueError(f"{list(kinds)}: give different kinds, at least one")
+        return kinds
+
+
+class DemonstrationsVariation(Section, affects="run"):
+    """Solved training examples in front of the question, put through the same prompt."""
+
+    shots: int = Field(ge=1)
+    """How many."""
+    draws: int = Field(default=3, ge=1)
+    """In evaluation, how often other ones are drawn: figures are means over draws, and intervals
+    include the luck of the draw. In training every example gets its own at each step."""
+    examples_per_class: int | None = Field(default=None, ge=1)
+    """Draw from the first so many training examples of each answer only; by default from all."""
+
+
+class VariationConfig(Section, affects="run"):
+    """The axes of variation besides instruction and layout; all off by default."""
+
+    choices: ChoicesVariation | None = None
+    """In which order choices are shown, and what they are called."""
+    noise: NoiseVariation | None = None
+    """Slips in what is written."""
+    demonstrations: DemonstrationsVariation | None = None
+    """Solved examples in front."""
+
+    @property
+    def is_off(self) -> bool:
+        """Return whether nothing is varied."""
+        return not (self.choices or self.noise or self.demonstrations)
+
+
+OFF = VariationConfig()

@@ -1,0 +1,360 @@
+"""Ways to put a question besides instruction and layout: choices, demonstrations, noise; pure.
+
+A `Condition` sets every axis. What it makes of an example under a prompt depends on these, and on a
+position that the caller names: evaluation gives the ids of prompt and example, training step and
+slot.
+"""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from paft_ray.config.task import CHOICES_SLOT
+from paft_ray.config.variation import (
+    DemonstrationsVariation,
+    Names,
+    NoiseKind,
+    VariationConfig,
+)
+from paft_ray.prompts.layouts import wording_spans
+from paft_ray.prompts.template import Template, parse
+from paft_ray.tasks.example import Example, Task, lettered, named
+
+ORDER, NAMES, NOISE, DEMONSTRATIONS = "order", "names", "noise", "demonstrations"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A setting of every axis."""
+
+    axis: str = ""
+    """The axis that it is a level of; empty for the setting that all others are compared with."""
+    level: str = ""
+    """Its name among the levels of its axis."""
+    shuffled: bool = False
+    """Whether choices are in another order."""
+    names: Names = "letters"
+    """What choices are called."""
+    noise_rate: float = 0.0
+    noise_kinds: tuple[NoiseKind, ...] = ()
+    demonstrations: tuple[Example, ...] = ()
+    draw: int = 0
+    """Number of the draw of demonstrations."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether it leaves everything as it is."""
+        return not (
+            self.shuffled or self.names != "letters" or self.noise_rate or self.demonstrations
+        )
+
+    @property
+    def identity(self) -> list[Any]:
+        """What of it determines an answer; empty where it is plain."""
+        if self.is_plain:
+            return []
+        shown = [example.id for example in self.demonstrations]
+        return ["condition", self.shuffled, self.names, self.noise_rate, *self.noise_kinds, shown]
+
+
+PLAIN = Condition()
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """An example under a prompt, as a model is asked."""
+
+    render: Callable[[Mapping[str, str]], str]
+    """Renders its fields to the text before the answer."""
+    example: Example
+    """With the fields and the right answer as they are put."""
+    choices: Sequence[str] | None
+    """What may be answered; None for free text."""
+
+
+def put(
+    task: Task, template: Template, example: Example, condition: Condition, *position: int | str
+) -> Put:
+    """Put an example through a prompt under a condition; `position` determines what is drawn."""
+    if condition.is_plain:
+        return Put(template.render, example, task.choices_of(example))
+    varied, choices = _with_choices(task, example, condition, position)
+    if condition.noise_rate:
+        rng = _generator("noise", *position)
+        kept = frozenset(word for each in choices or () for word in _words(each))
+        varied = replace(
+            varied,
+            fields={
+                slot: text if _holds_choices(task, slot) else noisy(text, condition, rng, kept)
+                for slot, text in varied.fields.items()
+            },
+        )
+        template = _noisy_template(task, template, condition, rng, kept)
+    if not condition.demonstrations:
+        return Put(template.render, varied, choices)
+    calm = replace(condition, noise_rate=0.0, demonstrations=())
+    shown = [
+        put(task, template, other, calm, *position, "demonstration", number)
+        for number, other in enumerate(condition.demonstrations)
+    ]
+    before = "".join(f"{_answered(each)}\n\n" for each in shown)
+    return Put(lambda fields: before + template.render(fields), varied, choices)
+
+
+def conditions(
+    task: Task, variation: VariationConfig, seed: int, source: Sequence[Example]
+) -> list[Condition]:
+    """The conditions of an evaluation: the main ones, and each axis by itself.
+
+    Args:
+        task: The task.
+        variation: The axes.
+        seed: Seed of the draws.
+        source: Examples that demonstrations are drawn from.
+    """
+    main = [PLAIN]
+    if (shown := variation.demonstrations) is not None:
+        pool = demonstration_pool(task, shown, source)
+        main = [
+            replace(PLAIN, demonstrations=draw_demonstrations(pool, shown, None, seed, d), draw=d)
+            for d in range(shown.draws)
+        ]
+    found, first = list(main), main[0]
+    choices, noise = variation.choices, variation.noise
+    if choices is not None and choices.order == "shuffled":
+        found.append(replace(first, axis=ORDER, level="shuffled", shuffled=True))
+    for names in choices.names if choices is not None else ():
+        if names != "letters":
+            found.append(replace(first, axis=NAMES, level=names, names=names))
+    if noise is not None:
+        found.append(
+            replace(
+                first, axis=NOISE, level=f"{noise.rate:.0%} of words",
+                noise_rate=noise.rate, noise_kinds=noise.kinds,
+            )
+        )  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Varying:
+    """The condition of every slot of a training: a function of position."""
+
+    task: Task
+    variation: VariationConfig
+    seed: int
+    pool: Sequence[Example] = field(default=(), repr=False)
+    """Examples that demonstrations are drawn from."""
+
+    def put(self, template: Template, example: Example, *position: int | str) -> Put:
+        """Put an example through a prompt at a position."""
+        condition = self.condition(example, *position)
+        return put(self.task, template, example, condition, self.seed, *position)
+
+    def describe(self, template: Template, example: Example, *position: int | str) -> str:
+        """What is drawn at a position, for the ledger, as JSON."""
+        condition = self.condition(example, *position)
+        found = self.put(template, example, *position).example
+        return json.dumps(
+            {
+                "answer": found.answer,
+                **({"choices": list(found.options)} if found.options else {}),
+                **({"names": condition.names} if condition.names != "letters" else {}),
+                **({"noise": condition.noise_rate} if condition.noise_rate else {}),
+                **(
+                    {DEMONSTRATIONS: [each.id for each in condition.demonstrations]}
+                    if condition.demonstrations
+                    else {}
+                ),
+            },
+            ensure_ascii=False,
+        )
+
+    def condition(self, example: Example, *position: int | str) -> Condition:
+        """The condition of an example at a position."""
+        choices, noise = self.variation.choices, self.variation.noise
+        shown, names = self.variation.demonstrations, ("letters",)
+        if choices is not None:
+            names = choices.names
+        rng = _generator("names", self.seed, *position)
+        return Condition(
+            shuffled=choices is not None and choices.order == "shuffled",
+            names=names[int(rng.integers(len(names)))],  # pyright: ignore[reportArgumentType]
+            noise_rate=0.0 if noise is None else noise.rate,
+            noise_kinds=() if noise is None else noise.kinds,
+            demonstrations=()
+            if shown is None
+            else draw_demonstrations(self.pool, shown, example, self.seed, *position),
+        )
+
+
+def demonstration_pool(
+    task: Task, shown: DemonstrationsVariation, source: Sequence[Example]
+) -> list[Example]:
+    """The examples that demonstrations are drawn from."""
+    if shown.examples_per_class is None:
+        return list(source)
+    kept: list[Example] = []
+    counts: Counter[str] = Counter()
+    for example in source:
+        answer = example.answer if task.choices is not None else ""
+        counts[answer] += 1
+        if counts[answer] <= shown.examples_per_class:
+            kept.append(example)
+    return kept
+
+
+def draw_demonstrations(
+    pool: Sequence[Example],
+    shown: DemonstrationsVariation,
+    example: Example | None,
+    *position: int | str,
+) -> tuple[Example, ...]:
+    """Draw demonstrations, never `example` itself nor one with its text."""
+    rng = _generator(DEMONSTRATIONS, *position)
+    drawn: list[Example] = []
+    seen: set[int] = set()
+    while len(drawn) < shown.shots and len(seen) < len(pool):
+        index = int(rng.integers(len(pool)))
+        if index in seen:
+            continue
+        seen.add(index)
+        other = pool[index]
+        if example is None or (other.id != example.id and other.fields != example.fields):
+            drawn.append(other)
+    return tuple(drawn)
+
+
+def _with_choices(
+    task: Task, example: Example, condition: Condition, position: tuple[int | str, ...]
+) -> tuple[Example, Sequence[str] | None]:
+    """The example with its choices in another order or under other names, and what may be said."""
+    choices = task.choices_of(example)
+    if task.option_slots and condition.shuffled and choices is not None:
+        slots = list(task.option_slots)
+        order = _order(len(slots), condition, position)
+        fields = dict(example.fields)
+        for slot, other in zip(slots, order, strict=True):
+            fields[slot] = example.fields[slots[other]]
+        right = [task.option_slots[slot] for slot in slots].index(example.answer)
+        answer = task.option_slots[slots[order.index(right)]]
+        return replace(example, fields=fields, answer=answer), choices
+    if task.choices_as != "letters" or choices is None:
+        return example, choices
+    place = choices.index(example.answer)
+    order = list(range(len(choices)))
+    if condition.shuffled:
+        order = _order(len(choices), condition, position)
+    options = tuple(example.options[old] for old in order)
+    names = named(len(options), condition.names)
+    fields = {**example.fields, CHOICES_SLOT: lettered(options, condition.names)}
+    answer = names[order.index(place)]
+    return replace(example, fields=fields, answer=answer, options=options), names
+
+
+def _order(count: int, condition: Condition, position: tuple[int | str, ...]) -> list[int]:
+    """Which old choice stands at each place; as the level of an axis never the order as given."""
+    rng = _generator(ORDER, *position)
+    order = rng.permutation(count).tolist()
+    while condition.axis == ORDER and order == list(range(count)):
+        order = rng.permutation(count).tolist()
+    return order
+
+
+def _answered(shown: Put) -> str:
+    text = shown.render(shown.example.fields).rstrip(" ")
+    return text + ("" if text.endswith("\n") else " ") + shown.example.answer
+
+
+def _holds_choices(task: Task, slot: str) -> bool:
+    return slot in task.option_slots or (task.choices_as == "letters" and slot == CHOICES_SLOT)
+
+
+def _noisy_template(
+    task: Task,
+    template: Template,
+    condition: Condition,
+    rng: np.random.Generator,
+    kept: frozenset[str],
+) -> Template:
+    text, end = "", 0
+    for start, stop in wording_spans(template.text, task.slots):
+        text += template.text[end:start]
+        text += noisy(template.text[start:stop], condition, rng, kept)
+        end = stop
+    return parse(text + template.text[end:], task.slots)
+
+
+_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+_BESIDE = {a: b for row in _ROWS for a, b in pairwise(row + row[-2])}
+"""The key beside each key."""
+
+
+def _words(text: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(text)]
+
+
+def noisy(
+    text: str, condition: Condition, rng: np.random.Generator, kept: frozenset[str] = frozenset()
+) -> str:
+    """A text with slips in a share of its words; not in `kept`, and not in words with digits."""
+
+    def slip(match: re.Match[str]) -> str:
+        word = match[0]
+        draw, kind, where, how = rng.random(4)
+        if draw >= condition.noise_rate or word.casefold() in kept or re.search(r"\d", word):
+            return word
+        kinds = condition.noise_kinds
+        return _SLIPS[kinds[int(kind * len(kinds))]](word, where, how)
+
+    return _WORD.sub(slip, text)
+
+
+def _typo(word: str, where: float, how: float) -> str:
+    if len(word) < 3:
+        return word + word[-1]
+    place = 1 + int(where * (len(word) - 2))
+    one, other = word[place], word[place + 1]
+    if how < 0.25:
+        return word[:place] + word[place + 1 :]
+    if how < 0.5:
+        return word[:place] + one + word[place:]
+    if how < 0.75 and one != other:
+        return word[:place] + other + one + word[place + 2 :]
+    beside = _BESIDE.get(one.lower(), one * 2)
+    return word[:place] + (beside.upper() if one.isupper() else beside) + word[place + 1 :]
+
+
+def _case(word: str, where: float, how: float) -> str:
+    changed = word.upper() if how < 0.5 else word.lower()
+    return changed if changed != word else word.swapcase()
+
+
+def _spaces(word: str, where: float, how: float) -> str:
+    if how < 0.5 or len(word) < 4:
+        return f" {word}"
+    place = 1 + int(where * (len(word) - 1))
+    return f"{word[:place]} {word[place:]}"
+
+
+def _punctuation(word: str, where: float, how: float) -> str:
+    return word + ",.;!"[int(how * 4)]
+
+
+_SLIPS: Mapping[NoiseKind, Callable[[str, float, float], str]] = {
+    "typos": _typo, "case": _case, "spaces": _spaces, "punctuation": _punctuation,
+}  # fmt: skip
+
+
+def _generator(*position: int | str) -> np.random.Generator:
+    digest = hashlib.blake2b(repr(position).encode(), digest_size=16).digest()
+    key = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")]
+    return np.random.Generator(np.random.Philox(key=key))

@@ -1,0 +1,177 @@
+"""Ways to put a question: what each axis changes, and what it leaves alone."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paft_ray.config.variation import (
+    ChoicesVariation,
+    DemonstrationsVariation,
+    NoiseVariation,
+    VariationConfig,
+)
+from paft_ray.prompts.template import parse
+from paft_ray.prompts.variation import (
+    PLAIN,
+    Condition,
+    Varying,
+    conditions,
+    draw_demonstrations,
+    noisy,
+    put,
+)
+from paft_ray.tasks.example import Example, Task, lettered, letters
+
+OPTIONS = ("red", "green", "blue")
+
+
+def example(number: int, right: int = 1) -> Example:
+    fields = {"question": f"question {number}", "choices": lettered(OPTIONS)}
+    return Example(f"{number:016x}", fields, letters(3)[right], options=OPTIONS)
+
+
+def task(**changes) -> Task:
+    known = {
+        "name": "own", "description": "Answer.", "slots": ("question", "choices"),
+        "option_slots": {}, "choices": letters(3), "choices_as": "letters",
+        "train": (), "validation": (), "test": (),
+    }  # fmt: skip
+    return Task(**{**known, **changes})
+
+
+ROWS = task()
+TEMPLATE = parse("Please choose the best answer.\n{question}\n{choices}\nAnswer:", ROWS.slots)
+PAIRS = task(
+    slots=("goal", "one", "two"), option_slots={"one": "A", "two": "B"}, choices=("A", "B"),
+    choices_as=None,
+)  # fmt: skip
+
+
+def asked(condition: Condition, one: Example, *position: int | str) -> str:
+    found = put(ROWS, TEMPLATE, one, condition, *(position or (0,)))
+    return found.render(found.example.fields)
+
+
+def test_plain_condition_changes_nothing():
+    one = example(1)
+    assert put(ROWS, TEMPLATE, one, PLAIN, 1) == (
+        put(ROWS, TEMPLATE, one, PLAIN, 2)
+    ) and put(ROWS, TEMPLATE, one, PLAIN, 1).example is one  # fmt: skip
+    assert PLAIN.identity == [] and asked(PLAIN, one) == TEMPLATE.render(one.fields)
+
+
+@given(st.integers(0, 2), st.integers(0, 10**6))
+def test_order_moves_choices_and_the_right_answer_with_them(right: int, position: int):
+    condition = replace(PLAIN, axis="order", shuffled=True)
+    found = put(ROWS, TEMPLATE, example(1, right), condition, position)
+    shown = re.findall(r"([A-C])\. (\w+)", found.render(found.example.fields))
+    assert sorted(text for _, text in shown) == sorted(OPTIONS)
+    assert [text for _, text in shown] != list(OPTIONS)  # a level of an axis is never the given one
+    assert dict(shown)[found.example.answer] == OPTIONS[right]
+    assert found.choices == letters(3)
+    again = put(ROWS, TEMPLATE, example(1, right), condition, position)
+    assert again.example == found.example
+
+
+def test_order_swaps_the_contents_of_option_slots():
+    one = Example("1" * 16, {"goal": "g", "one": "x", "two": "y"}, "A")
+    template = parse("{goal} A: {one} B: {two}", PAIRS.slots)
+    found = put(PAIRS, template, one, replace(PLAIN, axis="order", shuffled=True), 5)
+    assert found.render(found.example.fields) == "g A: y B: x" and found.example.answer == "B"
+
+
+def test_orders_of_a_training_are_all_equally_likely():
+    varying = Varying(ROWS, VariationConfig(choices=ChoicesVariation(order="shuffled")), 0)
+    seen = Counter()
+    for step in range(600):
+        seen[varying.put(TEMPLATE, example(1), step, 0).example.options] += 1
+    assert len(seen) == 6 and min(seen.values()) > 60
+
+
+@pytest.mark.parametrize(
+    ("names", "shown", "answer"),
+    [("digits", "1. red\n2. green\n3. blue", "2"), ("lowercase", "a) red\nb) green\nc) blue", "b")],
+)
+def test_choices_have_other_names(names: str, shown: str, answer: str):
+    found = put(ROWS, TEMPLATE, example(1), Condition(names=names), 0)  # pyright: ignore
+    assert shown in found.render(found.example.fields)
+    assert found.example.answer == answer and answer in (found.choices or ())
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 1))
+def test_noise_leaves_slots_choices_numbers_and_the_cue_alone(position: int, rate: float):
+    condition = Condition(noise_rate=rate, noise_kinds=("typos", "case", "spaces", "punctuation"))
+    found = put(ROWS, TEMPLATE, example(7), condition, position)
+    text = found.render(found.example.fields)
+    assert text.endswith(f"\n{lettered(OPTIONS)}\nAnswer:")
+    assert "7" in text and found.example.answer == "B" and found.choices == letters(3)
+    assert put(ROWS, TEMPLATE, example(7), condition, position).example == found.example
+
+
+def test_noise_touches_the_share_of_words_that_is_asked_for():
+    words = " ".join(["wording"] * 4000)
+    for rate in (0.05, 0.5):
+        for kind in ("typos", "case", "spaces", "punctuation"):
+            condition = Condition(noise_rate=rate, noise_kinds=(kind,))
+            changed = noisy(words, condition, np.random.default_rng(0))
+            pieces = changed.split(" ")
+            touched = sum(piece not in ("", "wording") for piece in pieces)
+            if kind == "spaces":  # two pieces of a word, or a space more
+                touched = touched / 2 + pieces.count("")
+            assert touched / 4000 == pytest.approx(rate, abs=0.03), kind
+    kept = noisy(words, Condition(noise_rate=1, noise_kinds=("case",)), np.random.default_rng(0),
+                 frozenset(["wording"]))  # fmt: skip
+    assert kept == words
+
+
+def test_noise_touches_the_instruction_too():
+    condition = Condition(noise_rate=1.0, noise_kinds=("case",))
+    text = asked(condition, example(1))
+    assert not text.startswith("Please choose the best answer.")
+    assert text.casefold().startswith("please choose the best answer.")
+
+
+def test_demonstrations_are_solved_examples_in_front_put_like_the_question():
+    shown = (example(2, 0), example(3, 2))
+    condition = Condition(names="digits", demonstrations=shown)
+    parts = asked(condition, example(1)).split("\n\n")
+    assert len(parts) == 3
+    assert parts[0].endswith("Answer: 1") and parts[1].endswith("Answer: 3")
+    assert "question 2" in parts[0] and "question 3" in parts[1]
+    assert parts[2] == asked(Condition(names="digits"), example(1))
+
+
+def test_an_example_is_never_its_own_demonstration():
+    pool = [example(number) for number in range(6)]
+    twin = replace(pool[0], id="f" * 16)
+    shown = DemonstrationsVariation(shots=5)
+    for position in range(50):
+        drawn = draw_demonstrations([*pool, twin], shown, pool[0], position)
+        assert len({one.id for one in drawn}) == 5
+        assert all(one.fields != pool[0].fields for one in drawn)
+
+
+def test_conditions_vary_one_axis_at_a_time():
+    variation = VariationConfig(
+        choices=ChoicesVariation(order="shuffled", names=("letters", "digits")),
+        noise=NoiseVariation(rate=0.1),
+        demonstrations=DemonstrationsVariation(shots=2, draws=3, examples_per_class=4),
+    )
+    source = [example(number, number % 3) for number in range(60)]
+    found = conditions(ROWS, variation, 0, source)
+    assert [(one.axis, one.level) for one in found] == [
+        ("", ""), ("", ""), ("", ""), ("order", "shuffled"), ("names", "digits"),
+        ("noise", "10% of words"),
+    ]  # fmt: skip
+    assert [one.draw for one in found[:3]] == [0, 1, 2]
+    assert len({str(one.demonstrations) for one in found[:3]}) == 3
+    assert all(one.demonstrations == found[0].demonstrations for one in found[3:])
+    few = {one.id for one in source[:12]}
+    assert all({shown.id for shown in one.demonstrations} <= few for one in found)
+    assert conditions(ROWS, VariationConfig(), 0, source) == [PLAIN]
+    assert len({str(one.identity) for one in found}) == 6
