@@ -35,6 +35,7 @@ from paft_ray.config.prompts import (
 from paft_ray.config.root import Config
 from paft_ray.config.subjects import (
     AdapterSubject,
+    EndpointSubject,
     EnsembleSubject,
     InferencePromptSubject,
     ModelSubject,
@@ -99,6 +100,7 @@ __all__ = [
     "CustomTaskConfig",
     "DimensionConfig",
     "Endpoint",
+    "EndpointSubject",
     "EnsembleSubject",
     "FakeLLM",
     "GenerationConfig",

@@ -1,9 +1,9 @@
-"""`prompts.generation.llms`: who writes candidate prompts."""
+"""`prompts.generation.llms`: who writes candidate prompts; what all clients of endpoints share."""
 
 from abc import abstractmethod
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import AfterValidator, Field, JsonValue
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, affects
 
@@ -22,7 +22,49 @@ class TokenPrice(Section, affects="nothing"):
     """A million tokens written."""
 
 
-class Author(Section, affects="pool"):
+class Priced(Section, affects="nothing"):
+    """What a model's tokens cost."""
+
+    price: TokenPrice | None = None
+    """Price of its tokens, by which `paft plan` and results show a cost; none without it."""
+
+
+class Connection(Section, affects="nothing"):
+    """How an endpoint is reached, paced and asked again."""
+
+    api_key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Name of the environment variable that holds the key; never the key itself."""
+    concurrency: int = Field(default=8, ge=1)
+    """Requests in flight, over all processes."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """Most requests a minute over all processes, retries included; without it as many as come."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """Most tokens a minute over all processes, read and written."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Time limit of one request, in seconds."""
+    max_attempts: int = Field(default=5, ge=1)
+    """Tries of one request before it counts as failed."""
+
+
+def sent_besides(body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return parameters that are sent besides those that have fields.
+
+    Raises:
+        ValueError: One has a field, or would change how answers come.
+    """
+    for name in body:
+        if name in _SENT:
+            raise ValueError(f"{name} is sent already: set it by its own field")
+        if name in ("n", "stream"):
+            raise ValueError(f"{name} would change how answers come: take it out")
+    return body
+
+
+ExtraBody = Annotated[dict[str, JsonValue], AfterValidator(sent_besides)]
+BaseUrl = Annotated[str, Field(pattern=r"^https?://")]
+
+
+class Author(Priced, affects="pool"):
     """The fields that all LLMs have."""
 
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...] | None, _ANSWERS] = Field(
@@ -30,8 +72,6 @@ class Author(Section, affects="pool"):
     )
     """Decoding temperatures, which requests take in turn; by default
     `prompts.generation.temperature`."""
-    price: Annotated[TokenPrice | None, NOTHING] = None
-    """Price that `paft plan` and the funnel use; without it no cost is shown."""
 
     @property
     @abstractmethod
@@ -75,30 +115,16 @@ class TransformersLLM(Author, affects="pool"):
         return self.path.rsplit("/", 1)[-1]
 
 
-class Endpoint(Author, affects="pool"):
+class Endpoint(Author, Connection, affects="pool"):
     """What endpoints have in common: clients keep many requests in flight."""
 
     type: str
-    base_url: Annotated[str, _ANSWERS] = Field(pattern=r"^https?://")
+    base_url: Annotated[BaseUrl, _ANSWERS]
     """Root of the API, usually ending in /v1."""
     model: Annotated[str, _ANSWERS]
     """The model's name at that endpoint."""
-    api_key_env: Annotated[str | None, NOTHING] = Field(
-        default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$"
-    )
-    """Name of the environment variable that holds the key; never the key itself."""
     actors: Annotated[int, NOTHING] = Field(default=1, ge=1)
     """Client processes; one keeps thousands of requests in flight."""
-    concurrency: Annotated[int, NOTHING] = Field(default=8, ge=1)
-    """Requests in flight, over all actors."""
-    requests_per_minute: Annotated[float | None, NOTHING] = Field(default=None, gt=0)
-    """Most requests a minute over all actors, retries included; without it as many as come."""
-    tokens_per_minute: Annotated[float | None, NOTHING] = Field(default=None, gt=0)
-    """Most tokens a minute over all actors, read and written."""
-    timeout_s: Annotated[float, NOTHING] = Field(default=60, gt=0)
-    """Time limit of one request, in seconds."""
-    max_attempts: Annotated[int, NOTHING] = Field(default=5, ge=1)
-    """Tries of one request before it counts as failed."""
     max_tokens: Annotated[int, _ANSWERS] = Field(default=256, ge=1)
     """Longest answer, in tokens."""
     max_completion_tokens: Annotated[int | None, affects("pool", "answers", neutral=None)] = Field(
@@ -112,20 +138,8 @@ class Endpoint(Author, affects="pool"):
     ] = ()
     """Parameters that are not sent. Those that an endpoint refuses as unknown are left out by
     themselves."""
-    extra_body: Annotated[dict[str, JsonValue], affects("pool", "answers", neutral={})] = Field(
-        default={}
-    )
+    extra_body: Annotated[ExtraBody, affects("pool", "answers", neutral={})] = Field(default={})
     """Parameters that are sent besides, as they stand."""
-
-    @field_validator("extra_body")
-    @classmethod
-    def _other_fields_stand_elsewhere(cls, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name in body:
-            if name in _SENT:
-                raise ValueError(f"{name} is sent already: set it by its own field")
-            if name in ("n", "stream"):
-                raise ValueError(f"{name} would change how answers come: take it out")
-        return body
 
     @property
     def longest_answer(self) -> int:

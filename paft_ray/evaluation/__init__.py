@@ -14,6 +14,8 @@ scores.py          what a model said, graded: records and their table
 predictors.py      scores of one model under one prompt on some examples; no Ray
 units.py           the grid cut into units, and what each is kept under; no Ray
 grid.py            Ray Data: the whole grid over actors that hold the model
+endpoint.py        what a model behind an endpoint is asked, and the scores of its answers; pure
+endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts
 comparators.py     several prompts for one answer, chosen at test time
 selection.py       the single prompt that a careful user would have picked

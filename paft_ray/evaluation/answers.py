@@ -43,9 +43,11 @@ class Answers:
     predictions: tuple[str, ...]
     """The different predictions, sorted; the empty one stands for those that could not be read."""
     confidence_MPE: NDArray[np.float64] | None
-    """Probability of the answer among the choices; None for free text."""
+    """Probability of the answer among the choices, nan where it is not known; None where no model
+    has it of all its answers."""
     numbers_MPE: Mapping[str, NDArray[np.float64]]
-    """By column of `NUMBERS`, and by further grade, its values, of those that all rows have."""
+    """By column of `NUMBERS`, and by further grade, its values, nan where they are not known; of
+    those that some model has of all its answers."""
     even_MPE: NDArray[np.bool_]
     """Whether a pair was chosen for scoring without regard to other answers."""
 
@@ -58,6 +60,10 @@ class Answers:
         grade_SPE = self.grade_MPE[self.of(label)]
         scored_SP = self.scored_MPE[self.of(label)].sum(axis=2)
         return np.where(scored_SP > 0, np.nansum(grade_SPE, 2) / np.maximum(scored_SP, 1), np.nan)
+
+    def knows(self, values_MPE: NDArray[np.float64], model: int) -> bool:
+        """Return whether values are known of all answers of a model."""
+        return not np.isnan(values_MPE[model][self.scored_MPE[model]]).any()
 
     @property
     def scored_MPE(self) -> NDArray[np.bool_]:  # noqa: N802
@@ -74,8 +80,8 @@ class Answers:
         return AnswerGrid(
             self.grade_MPE[model],
             self.prediction_MPE[model],
-            None if confidence is None else confidence[model],
-            {column: number_MPE[model] for column, number_MPE in self.numbers_MPE.items()},
+            confidence[model] if confidence is not None and self.knows(confidence, model) else None,
+            {name: v[model] for name, v in self.numbers_MPE.items() if self.knows(v, model)},
         )
 
 
@@ -123,8 +129,16 @@ def read_answers(
     if (count_MPE > 1).any():
         count_MPE = np.maximum(count_MPE, 1)
         raise DataError(_wrong_count(count_MPE, models, prompt_ids, example_ids))
-    confidence, look = _confidence(rows), _numbers(rows, "look")
-    known = {column: _numbers(rows, column) for column in NUMBERS}
+    look = _numbers(rows, "look")
+    numbers: dict[str, NDArray[np.float64]] = {name: _numbers(rows, name) for name in NUMBERS}
+    numbers |= {f"{FURTHER}{n}": grade_N for n, grade_N in enumerate(further_grades(rows))}
+    model_count = len(models)
+
+    def known(values_N: NDArray[np.float64]) -> bool:
+        """Whether some model has a value in each of its rows."""
+        return bool((np.bincount(model, np.isnan(values_N), model_count) == 0).any())
+
+    confidence_N = _confidence(rows)
     return Answers(
         models,
         tuple(int(n) // width % draws for n in found),
@@ -133,12 +147,9 @@ def read_answers(
         spread(grades_of(rows), np.nan),
         spread(prediction.astype(np.int32), -1),
         predictions,
-        None if confidence is None else spread(confidence),
-        {
-            **{column: spread(values) for column, values in known.items() if values is not None},
-            **{f"{FURTHER}{n}": spread(grade_N) for n, grade_N in enumerate(further_grades(rows))},
-        },
-        spread(np.ones(rows.num_rows, bool) if look is None else look == 0),
+        spread(confidence_N, np.nan) if known(confidence_N) else None,
+        {name: spread(values_N, np.nan) for name, values_N in numbers.items() if known(values_N)},
+        spread(np.isnan(look) | (look == 0)),
     )
 
 
@@ -206,21 +217,24 @@ def _codes(
     return tuple(every), rank[np.concatenate(codes)] if codes else np.zeros(0, np.int64)
 
 
-def _confidence(rows: pa.Table) -> NDArray[np.float64] | None:
-    """Largest softmax of the choices' log-likelihoods: shape [rows]."""
-    known = "choice_logprobs" in rows.column_names and not rows["choice_logprobs"].null_count
-    if not known or rows.num_rows == 0:
-        return None
+def _confidence(rows: pa.Table) -> NDArray[np.float64]:
+    """Largest softmax of the choices' log-likelihoods, nan where there are none: shape [rows]."""
+    confidence_N = np.full(rows.num_rows, np.nan)
+    if "choice_logprobs" not in rows.column_names:
+        return confidence_N
     column = rows["choice_logprobs"].combine_chunks()
     logprobs = column.flatten().to_numpy().astype(np.float64)
-    count_N = column.value_lengths().to_numpy()
-    row = np.repeat(np.arange(len(count_N)), count_N)
-    first_N = np.cumsum(count_N) - count_N
-    likeliest_N = np.maximum.reduceat(logprobs, first_N)
-    return 1 / np.bincount(row, np.exp(logprobs - likeliest_N[row]))
+    count_N = pc.fill_null(column.value_lengths(), 0).to_numpy(zero_copy_only=False)
+    known_N = count_N > 0
+    row = np.repeat(np.arange(known_N.sum()), count_N[known_N])
+    first_N = (np.cumsum(count_N) - count_N)[known_N]
+    likeliest_N = np.maximum.reduceat(logprobs, first_N) if len(first_N) else np.zeros(0)
+    confidence_N[known_N] = 1 / np.bincount(row, np.exp(logprobs - likeliest_N[row]))
+    return confidence_N
 
 
-def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64] | None:
-    if column not in rows.column_names or rows[column].null_count:
-        return None
-    return np.asarray(rows[column].to_numpy(zero_copy_only=False)).astype(np.float64)
+def _numbers(rows: pa.Table, column: str) -> NDArray[np.float64]:
+    """A column of numbers or truth values, nan where there is none."""
+    if column not in rows.column_names:
+        return np.full(rows.num_rows, np.nan)
+    return rows[column].cast(pa.float64()).to_numpy().astype(np.float64)

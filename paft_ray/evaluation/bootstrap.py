@@ -168,7 +168,8 @@ def _of_answers(
     if answers is None:
         return {}
     by_seed = [of_answers(grid.weighted(times_RP, times_RE)) for grid in answers[label]]
-    return {key: np.stack([each[key] for each in by_seed]) for key in by_seed[0]}
+    known = [key for key in by_seed[0] if all(key in each for each in by_seed)]
+    return {key: np.stack([each[key] for each in by_seed]) for key in known}
 
 
 def interval(

@@ -3,11 +3,14 @@
 The grid is cut into units (one subject, one prompt, a few examples) before it is distributed, so
 that the worker count changes no result. An actor gets some units of a subject at a time, and keeps
 those that it finished every ten seconds as parts, so that a killed evaluation continues. Where only
-a part of the grid is scored, every look at it is cut like this.
+a part of the grid is scored, every look at it is cut like this. Models behind endpoints come last,
+asked by this process (`endpoint_runner`).
 """
 
+import json
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -22,6 +25,8 @@ from paft_ray.cluster.remote import own_errors
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config.backend import TRANSFORMERS
 from paft_ray.evaluation.actors import PACKING, SECONDS, LogprobsActor, ScoreActor, ScoreJob
+from paft_ray.evaluation.endpoint import Questions
+from paft_ray.evaluation.endpoint_runner import ANSWERED, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.parity import compare, spread_pairs
 from paft_ray.evaluation.units import Grid, Subject, Unit, cut, shares
@@ -50,6 +55,8 @@ class GridScores:
     """Label to wall-clock seconds of one actor for an example under a prompt, without loading."""
     packing: Mapping[str, str] = field(default_factory=dict)
     """Label to whether its rows were packed, and why not; without labels of earlier versions."""
+    endpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Label of a model behind an endpoint to the counts of its answers."""
     prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
     """Label of a comparator to the prompts that it reads for an answer."""
     parity: Mapping[str, Any] | None = None
@@ -161,6 +168,11 @@ def _score(
     for base, of_base in enumerate((context, *grid.others)):
         if wanted_now := [u for u in missing if grid.subjects[u["subject"]].base == base]:
             _run(of_base, wanted_now, grid, parts, stage, kind)
+    for index, subject in enumerate(grid.subjects):
+        own = [unit for unit in missing if unit["subject"] == index]
+        if subject.endpoint is not None and own:
+            questions = Questions.of(context, subject.endpoint)
+            score_by_endpoint(questions, own, grid, (context.storage, parts), stage)
     tables = parts.read(unit["key"] for unit in units)
     return [(unit["subject"], table) for unit, table in zip(units, tables, strict=True)]
 
@@ -184,19 +196,23 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     tables: list[pa.Table] = []
     spent: dict[str, tuple[float, int]] = {}
     packing: dict[str, str] = {}
+    endpoints: dict[str, Counter[str]] = {}
     for index, part in scored:
         subject, rows = subjects[index], part.num_rows
         seconds, examples = spent.get(subject.label, (0.0, 0))
         own = float(_from_metadata(part, SECONDS, "nan"))
         if how := _from_metadata(part, PACKING, ""):
             packing[subject.label] = max(how, packing.get(subject.label, ""))
+        if counts := _from_metadata(part, ANSWERED, ""):
+            endpoints.setdefault(subject.label, Counter()).update(json.loads(counts))
         spent[subject.label] = (seconds + own, examples + rows)
         table = part.append_column("variant", pa.array([subject.label] * rows, pa.string()))
         table = table.append_column("seed", pa.array([subject.seed] * rows, pa.int64()))
         tables.append(table.replace_schema_metadata(None))
     each = {label: seconds / rows for label, (seconds, rows) in spent.items()}
     known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
-    return GridScores(pa.concat_tables(tables, promote_options="default"), known, packing)
+    table = pa.concat_tables(tables, promote_options="default")
+    return GridScores(table, known, packing, endpoints=endpoints)
 
 
 def _run(

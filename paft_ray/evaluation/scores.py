@@ -3,21 +3,18 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import DataError
+from paft_ray.models.said import Continuation, Likelihoods
 from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import PLAIN, Condition, Put, put
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import Grade, RankedGrader
-
-if TYPE_CHECKING:
-    from paft_ray.models.generation import Continuation
-    from paft_ray.models.logprobs import Likelihoods
 
 SCORES_SCHEMA = pa.schema(
     [
@@ -106,8 +103,8 @@ class Asked:
 def graded(
     task: Task,
     asked: Sequence[Asked],
-    ranked: "Iterator[Likelihoods] | None" = None,
-    written: "Iterator[Continuation] | None" = None,
+    ranked: Iterator[Likelihoods] | None = None,
+    written: Iterator[Continuation] | None = None,
 ) -> list[list[Score]]:
     """Grade what a model said to each example of each prompt.
 
@@ -139,8 +136,8 @@ def _score(
     task: Task,
     asked: Asked,
     one: Put,
-    ranked: "Likelihoods | None",
-    written: "Continuation | None",
+    ranked: Likelihoods | None,
+    written: Continuation | None,
 ) -> Score:
     example, choices = one.example, one.choices
     where = asked.where(example)
@@ -197,9 +194,12 @@ def grades_of(scores: pa.Table) -> NDArray[np.float64]:
 
 
 def further_grades(scores: pa.Table) -> list[NDArray[np.float64]]:
-    """The further grades of every row, an array for each grader; none where some row lacks them."""
-    name = "further_grades"
-    if name not in scores.column_names or scores[name].null_count or not scores.num_rows:
+    """The further grades of every row, an array for each grader, nan where a row has none."""
+    if "further_grades" not in scores.column_names or not scores.num_rows:
         return []
-    flat = scores[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return list(flat.astype(np.float64).reshape(scores.num_rows, -1).T)
+    column = scores["further_grades"].combine_chunks()
+    count_N = pc.fill_null(column.value_lengths(), 0).to_numpy(zero_copy_only=False)
+    grade_NG = np.full((scores.num_rows, count_N.max()), np.nan)
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    grade_NG[count_N > 0] = flat.reshape(-1, grade_NG.shape[1] or 1)
+    return list(grade_NG.T)

@@ -3,18 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from paft_ray.config import BASE, ModelConfig, VLLMBackend
+from paft_ray.config import BASE, EndpointSubject, ModelConfig, VLLMBackend
 from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
-from paft_ray.evaluation.units import Grid, Subject
+from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
 from paft_ray.models.warm_start import StoredAdapter
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.subjects import adapter_identity, adapters_of, models_of
+from paft_ray.runs.subjects import (
+    adapter_identity,
+    adapters_of,
+    endpoint_identity,
+    models_of,
+)
 from paft_ray.storage.paths import Storage, to_json
 
 _TOKENS = "trainable_token_indices"
@@ -29,7 +34,7 @@ def evaluate_subjects(
         ConfigError: A subject's adapter is not there any more.
     """
     evaluation, seed = context.config.evaluation, context.config.seed
-    more, others = _configured(context)
+    more, others = subjects_of(context)
     grid = Grid(
         [Subject(BASE, seed, ""), *trained, *more],
         pool.test[: evaluation.prompts],
@@ -41,7 +46,8 @@ def evaluate_subjects(
     parity = None
     if isinstance(evaluation.backend, VLLMBackend):
         with context.screen.stage("compare backends") as stage:
-            parity = check_parity(context, grid, stage)
+            loaded = [subject for subject in grid.subjects if subject.endpoint is None]
+            parity = check_parity(context, replace(grid, subjects=loaded), stage)
     with context.screen.stage("evaluate") as stage:
         done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
         if (ways := len(grid.conditions)) > 1:
@@ -57,14 +63,18 @@ def evaluate_subjects(
     return replace(scores, parity=parity)
 
 
-def _configured(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
-    """The subjects, and the contexts of those that do not use the run's base model as it is."""
+def subjects_of(context: RunContext) -> tuple[list[Subject], list[RunContext]]:
+    """`evaluation.subjects`, and contexts of those with another base model than the run's."""
     config, seed = context.config, context.config.seed
     adapters, models = adapters_of(config), models_of(config)
     subjects: list[Subject] = []
     others: list[RunContext] = []
     for subject in config.evaluation.subjects:
         if isinstance(subject, COMPARATORS):
+            continue
+        if isinstance(subject, EndpointSubject):
+            identity = endpoint_identity(subject)
+            subjects.append(Subject(subject.label, seed, identity, None, SERVED, subject))
             continue
         adapter = adapters.get(subject.label)
         model = _base_for(adapter, config.model) if adapter else models[subject.label]

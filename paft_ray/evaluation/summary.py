@@ -211,11 +211,14 @@ def _of_scored(answers: Answers, label: str) -> dict[str, float]:
     values: dict[str, list[float]] = {}
     for model in answers.of(label):
         even_PE = answers.even_MPE[model] & answers.scored_MPE[model]
-        if answers.confidence_MPE is not None:
-            confidence_PE, right_PE = answers.confidence_MPE[model], answers.grade_MPE[model] == 1
+        confidence_MPE = answers.confidence_MPE
+        if confidence_MPE is not None and answers.knows(confidence_MPE, model):
+            confidence_PE, right_PE = confidence_MPE[model], answers.grade_MPE[model] == 1
             error = calibration_error(confidence_PE[even_PE], right_PE[even_PE])
             values.setdefault(CALIBRATION_ERROR.key, []).append(error)
         for column, number_MPE in answers.numbers_MPE.items():
+            if not answers.knows(number_MPE, model):
+                continue
             mean = float(number_MPE[model][even_PE].mean())
             key = column if column.startswith(FURTHER) else _FIGURES_OF_COLUMNS[column].key
             values.setdefault(key, []).append(mean)

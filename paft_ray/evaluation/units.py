@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.config import VLLMBackend
+from paft_ray.config import EndpointSubject, VLLMBackend
 from paft_ray.config.affects import affecting, take
 from paft_ray.prompts.pool import Prompt
 from paft_ray.prompts.variation import PLAIN, Condition
@@ -29,6 +29,9 @@ _TOGETHER = 16
 MOST_UNITS = 64
 """Units that an actor gets at a time, fewer where all would not have several shares."""
 _SHARES = 8
+
+SERVED = -1
+"""`Subject.base` of a model behind an endpoint."""
 
 Unit = dict[str, Any]
 """A row of Ray Data: `key`, `subject` and `condition` (as indices), `group`, `prompt_id`, `text`,
@@ -48,7 +51,10 @@ class Subject:
     weights: Storage | None = None
     """The folder `adapter/`, or `model/` where all weights were trained; None for the base."""
     base: int = 0
-    """Number of its base model in `Grid.others`, counted from 1; 0 is the run's."""
+    """Number of its base model in `Grid.others`, counted from 1; 0 is the run's, and `SERVED` none
+    that is loaded here."""
+    endpoint: EndpointSubject | None = None
+    """The endpoint that serves it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,7 @@ def cut(
         kind: What is kept of a unit.
     """
     fixed = [_score_identity(each) for each in (context, *grid.others)]
+    fixed.append(_endpoint_rules(context))  # for `SERVED`
     evaluation, seed = context.config.evaluation, context.config.seed
     writes = context.task.generates and evaluation.workers.gpus > 0
     writes |= isinstance(evaluation.backend, VLLMBackend)
@@ -133,6 +140,14 @@ def _score_identity(context: RunContext) -> list[Any]:
         *([stored] if stored else []),
         *([code] if (code := context.grading_code) else []),
     ]
+
+
+def _endpoint_rules(context: RunContext) -> list[Any]:
+    """Return all of the run on which a score of an endpoint depends."""
+    config, task = context.config, context.task
+    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
+    fields = affecting(config.task, "scores")
+    return [fields, choices, config.evaluation.max_new_tokens, context.grading_code]
 
 
 def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:

@@ -17,6 +17,7 @@ sharing.py       rows whose sequences share a common beginning; pure
 transfer.py      arrays to a device, all in one copy
 attention.py     attention inside the sequences of a row; varlen.py by kernels of GPUs
 head.py          logits in fp32, and long ones in chunks
+said.py          what a model says to a context, without torch
 logprobs.py      log-probabilities of answers
 generation.py    texts that a model writes
 row_check.py     whether rows keep sequences apart; row_probes.py what that is tried with

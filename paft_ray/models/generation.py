@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from paft_ray.models.said import Continuation
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -29,18 +31,6 @@ class Decoding:
 
 
 GREEDY = Decoding()
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A generated text."""
-
-    text: str
-    """Up to the end token or the first text to stop at, without either."""
-    tokens: int
-    """Number of its tokens, including those that end it."""
-    ended: bool
-    """Whether it came to an end, and was not cut at the most tokens."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from paft_ray.models.head import (
     long_head,
 )
 from paft_ray.models.packing import Row, TokenSequence, build_row, deal_batches, deal_rows
+from paft_ray.models.said import Likelihoods
 from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded, choice_sequences
 from paft_ray.models.transfer import copy_to
@@ -180,16 +181,6 @@ def score_sequences(
                 sums = scores[row.members[int(member)]]
                 sums[int(owner)] = sums.get(int(owner), 0.0) + float(value)
     return scores
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihoods:
-    """Log-likelihoods of the answers to one context, in nats."""
-
-    whole: tuple[float, ...]
-    """Of each answer, with its end token where it has one."""
-    text: tuple[float, ...]
-    """The same without the end token."""
 
 
 def choice_logprobs(

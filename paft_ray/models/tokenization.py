@@ -145,12 +145,12 @@ class TextEncoder:
 
     def context(self, text: str) -> tuple[str, str]:
         """Return the context as the model reads it, and the delimiter before the answer."""
-        stripped = text.rstrip(" ")
+        stripped, delimiter = plain_context(text)
         if self.uses_chat_template:
             rendered = self.chat.ask(stripped)
             context = rendered.rstrip(" ")
             return context, rendered[len(context) :]
-        return stripped, "" if stripped.endswith("\n") else " "
+        return stripped, delimiter
 
     def encode(
         self,
@@ -287,6 +287,12 @@ class TextEncoder:
         )["offset_mapping"]
         beyond = [[end > len(context) for _, end in offsets] for offsets in encoded]
         return min(own.index(True) if True in own else len(own) for own in beyond)
+
+
+def plain_context(text: str) -> tuple[str, str]:
+    """Return a rendered text as a model reads it, and the delimiter before the answer."""
+    stripped = text.rstrip(" ")
+    return stripped, "" if stripped.endswith("\n") else " "
 
 
 def _common_beginning(ids: Sequence[tuple[int, ...]]) -> int:

@@ -59,12 +59,15 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     found = _together(tables, summaries)
     thresholds = [float(f.threshold) for f in figures_of(summaries[first]) if f.threshold]
     seeds = list(dict.fromkeys(seed for s in summaries.values() for seed in s["seeds"]))
-    others = [label for label in found.labels if label != BASE]
+    others = [label for label in found.models if label != BASE]
     further = [grade["label"] for grade in summaries[first].get("grades", ())[1:]]
     summary = summarise(
-        found.table, found.labels, thresholds, seeds, {}, subjects=others, grades=further
+        found.table, list(found.models), thresholds, seeds, {}, subjects=others, grades=further
     )
     summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
+    for label, model in found.models.items():
+        if "endpoint" in model:  # how it was asked stands beside its figures
+            summary["models"][label]["endpoint"] = model["endpoint"]
     if parities := {n: s["parity"] for n, s in summaries.items() if "parity" in s}:
         summary["parities"] = parities
     summary |= {"runs": list(names), "trained": found.trained}
@@ -129,7 +132,8 @@ class _Together:
     """All scores under labels of their own."""
 
     table: pa.Table
-    labels: list[str]
+    models: Mapping[str, Mapping[str, Any]]
+    """Label to what its own summary says of it."""
     trained: list[str]
     """Those of them that variants trained."""
     again: list[tuple[str, str]]
@@ -146,9 +150,10 @@ def _together(
     parts: list[pa.Table] = []
     again: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
+    models: dict[str, Mapping[str, Any]] = {}
     trained: list[str] = []
     for name, table in tables.items():
-        for label in summaries[name]["models"]:
+        for label, model in summaries[name]["models"].items():
             own = table.filter(pc.field("variant") == label)
             content = own.select(["seed", "prompt_id", "example_id", "prediction", "correct"])
             content = content.append_column("grade", pa.array(grades_of(own)))
@@ -161,13 +166,14 @@ def _together(
             if called in seen.values():
                 raise ConfigError(f"{name}: two models would be called {called}: rename a run")
             seen[found] = called
+            models[called] = model
             if label in trained_labels(summaries[name]):
                 trained.append(called)
             at = own.column_names.index("variant")
             renamed = pa.array([called] * own.num_rows, pa.string())
             parts.append(own.set_column(at, "variant", renamed))
     table = pa.concat_tables(parts, promote_options="default")
-    return _Together(table, list(seen.values()), trained, again)
+    return _Together(table, models, trained, again)
 
 
 def _label(run: str, label: str) -> str:

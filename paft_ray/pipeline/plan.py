@@ -20,6 +20,7 @@ from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
+from paft_ray.pipeline.endpoints import minutes_about, plan_served
 from paft_ray.pipeline.gpus import describe_gpu
 from paft_ray.pipeline.trust import trusted_models
 from paft_ray.prompts.build import request_book
@@ -58,6 +59,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         plan |= _plan_training(context, steps)
     plan |= _plan_workers(config)
     plan["evaluation"] = _plan_evaluation(context)
+    if served := plan_served(context):
+        plan["endpoints"] = served
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
@@ -220,8 +223,6 @@ def _plan_search(
 
 
 _CHARACTERS_PER_TOKEN = 4
-_SECONDS_PER_REQUEST = 2.0
-"""Of an endpoint, as a guess."""
 
 
 def _plan_generation(storage: Storage, book: RequestBook) -> dict[str, Any]:
@@ -264,10 +265,7 @@ def _plan_llm(storage: Storage, book: RequestBook, llm: int) -> dict[str, Any]:
 def _minutes(config: LLMConfig, requests: int, tokens: float) -> float:
     """Estimated minutes, by configured limits, or else by a rule of thumb."""
     if isinstance(config, Endpoint):
-        by_requests = requests / (config.requests_per_minute or float("inf"))
-        by_tokens = tokens / (config.tokens_per_minute or float("inf"))
-        by_flight = requests * _SECONDS_PER_REQUEST / config.concurrency / 60
-        return max(by_requests, by_tokens, by_flight)
+        return minutes_about(config, requests, tokens)
     if isinstance(config, FakeLLM):
         return requests * config.seconds / 60
     return tokens / config.tokens_per_second / config.actors / 60

@@ -5,7 +5,6 @@ peft, LLMs, task, prompts. Not covered: facts of later stages, such as how many 
 whether an example is too long.
 """
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from paft_ray.models.files import (
 )
 from paft_ray.models.vllm_limits import refuse_beyond_engine
 from paft_ray.pipeline.backend import require_vllm
+from paft_ray.pipeline.endpoints import check_endpoint, check_served
 from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
@@ -89,6 +89,7 @@ def preflight(
     task = load_task(config.task, config.seed, test)
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
+    warnings += check_served(config, task)
     warnings += _check_prompts(config, task)
     warnings += require_vllm(config, planning)
     return Checked(task, model, tuple(warnings))
@@ -196,31 +197,7 @@ def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
             if seen[llm.path].kind == "hub":
                 require_hub_model(f"{field}.path", llm.path, llm.revision)
         elif isinstance(llm, Endpoint):
-            yield from _check_endpoint(field, llm)
-
-
-def _check_endpoint(field: str, llm: Endpoint) -> Iterator[str]:
-    if llm.type == "openai" and importlib.util.find_spec("openai") is None:
-        raise ConfigError(
-            f"{field}: type openai needs the package openai, which is not installed: "
-            "pip install 'paft_ray[openai]'"
-        )
-    if llm.api_key_env is None:
-        return
-    if key := os.environ.get(llm.api_key_env, "").strip():
-        if not (key.isascii() and key.isprintable()):
-            raise ConfigError(
-                f"{field}.api_key_env: {llm.api_key_env} holds characters that an HTTP header "
-                "cannot carry; set it to the key alone"
-            )
-        return
-    text = (
-        f"{field}.api_key_env: the environment variable {llm.api_key_env} is not set; set it to "
-        f"the key for {llm.base_url}"
-    )
-    if named_cluster() is None:
-        raise ConfigError(text)
-    yield f"{text} on every node"
+            yield from check_endpoint(field, llm)
 
 
 def _check_prompts(config: Config, task: Task) -> Iterator[str]:

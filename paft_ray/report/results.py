@@ -8,18 +8,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from paft_ray.config import BASE, Config
+from paft_ray.config import BASE, Config, EndpointSubject
 from paft_ray.config.affects import result_fields
 from paft_ray.evaluation.axes import Wording, axes_of
+from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
+from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.subjects import content_of
+from paft_ray.runs.subjects import content_of, endpoints_of
 from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
@@ -90,6 +92,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary["models"][label][PROMPTS_PER_ANSWER.key] = prompts
     for label, packing in scores.packing.items():
         summary["models"][label]["packing"] = packing
+    for subject in endpoints_of(context.config).values():
+        summary["models"][subject.label]["endpoint"] = _served(context, subject, scores)
     if scores.parity is not None:
         summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
     for label in dict.fromkeys(t.training.label for t in trained):
@@ -112,6 +116,14 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _served(context: RunContext, subject: EndpointSubject, scores: GridScores) -> dict[str, Any]:
+    """How a model behind an endpoint was asked, counts of its answers, and what they cost."""
+    counts = scores.endpoints[subject.label]
+    tokens = counts["prompt_tokens"], counts["completion_tokens"]
+    asked = Questions.of(context, subject).describe()
+    return {**asked, **counts, "cost": subject.price and cost(subject.price, *tokens)}
 
 
 def _grading(context: RunContext) -> dict[str, Any]:

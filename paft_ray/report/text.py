@@ -107,6 +107,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _run_apart(summary, names)
     sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
+    sentences += _served(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "
@@ -212,6 +213,49 @@ def _run_apart(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> l
                 reason = f"{what} with {how.removeprefix(MIXES)}"
                 by_reason.setdefault(reason, []).append(display_name(label, names))
     return [f"{', '.join(labels)}: {reason}." for reason, labels in by_reason.items()]
+
+
+_KINDS = {
+    "refused": "were refused by the model", "filtered": "were filtered by the endpoint",
+    "only_reasoning": "hold only reasoning", "empty": "are empty",
+}  # fmt: skip
+"""Answers of endpoints that say nothing, see `evaluation.endpoint.UNANSWERED`."""
+
+
+def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Sentences about models behind endpoints: how they were asked, and what became of answers."""
+    sentences = []
+    for label, model in summary["models"].items():
+        if (about := model.get("endpoint")) is None:
+            continue
+        name, said = display_name(label, names), [f"{about['model']} at {about['base_url']}"]
+        if about.get("choices_by") == "text":
+            said.append(
+                "choices are graded by what it writes, right where that is the answer alone"
+            )
+        if "end_token" in about and summary.get("answer_end") == "scored":
+            end = about["end_token"]
+            said.append(
+                f"choices are scored with its end token {end!r}"
+                if end
+                else "its choices are scored without their end token, those of other models with it"
+            )
+        if refused := [k.removeprefix("without ") for k in about if k.startswith("without ")]:
+            said.append(f"it refuses {', '.join(sorted(refused))}, which it is asked without")
+        if "temperature" in refused:
+            said.append("its answers are sampled, so that others would come another time")
+        sentences.append(f"{name}: {'; '.join(said)}.")
+        nothing = [f"{about[kind]} {what}" for kind, what in _KINDS.items() if about.get(kind)]
+        counted = [f"{', '.join(nothing)}: these are graded 0"] if nothing else []
+        if about["cut_off"]:
+            counted.append(f"{about['cut_off']} were cut off at the most tokens")
+        if about["reasoned"]:
+            counted.append(f"{about['reasoned']} came with reasoning, which is not graded")
+        if faults := about["attempts"] - about["requests"]:
+            counted.append(f"{faults} further attempts were needed")
+        if counted:
+            sentences.append(f"{name}, of {about['requests']} answers: {'; '.join(counted)}.")
+    return sentences
 
 
 def _chosen(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """`evaluation.subjects` by label, and the identity of their files."""
 
-from paft_ray.config import AdapterSubject, Config, ModelConfig, ModelSubject
+from paft_ray.config import AdapterSubject, Config, EndpointSubject, ModelConfig, ModelSubject
+from paft_ray.config.affects import affecting, take
 from paft_ray.models.warm_start import StoredAdapter, read_adapter
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
@@ -28,6 +29,15 @@ def models_of(config: Config) -> dict[str, ModelConfig]:
     }
 
 
+def endpoints_of(config: Config) -> dict[str, EndpointSubject]:
+    """The endpoints among `evaluation.subjects`, by field."""
+    return {
+        f"evaluation.subjects.{index}": subject
+        for index, subject in enumerate(config.evaluation.subjects)
+        if isinstance(subject, EndpointSubject)
+    }
+
+
 def content_of(context: RunContext) -> dict[str, str]:
     """Fingerprints of the subjects' files, by label.
 
@@ -42,3 +52,9 @@ def content_of(context: RunContext) -> dict[str, str]:
 def adapter_identity(adapter: StoredAdapter) -> str:
     """Fingerprint of an adapter's settings and weights."""
     return fingerprint("subject", adapter.identity, adapter.config)
+
+
+def endpoint_identity(subject: EndpointSubject) -> str:
+    """Fingerprint of an endpoint's address, model, and whatever changes what it answers."""
+    (_, *_), fields = take(affecting(subject, "run"), "name")
+    return fingerprint("endpoint", fields)

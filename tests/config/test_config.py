@@ -95,6 +95,7 @@ def test_every_field_of_every_section_says_what_it_means(section):
 
 FREE = {key: value for key, value in CUSTOM.items() if key not in ("choices", "labels")}
 SPACE = {"train.steps": {"type": "choice", "values": [1, 2]}}
+SERVED = {"type": "endpoint", "base_url": "http://localhost:8000/v1", "model": "m"}
 WRONG = [
     # section or variant, changes, parts of the message: path, value, rule
     ("config", {"name": "Has Spaces"}, ["name: 'Has Spaces'", "a-z"]),
@@ -120,6 +121,41 @@ WRONG = [
         "model subject",
         {"evaluation": {"subjects": [{"type": "model", "path": "m", "dtype": "int8"}]}},
         ["evaluation.subjects.0.dtype: 'int8'"],
+    ),
+    (
+        "endpoint subject",
+        {"evaluation": {"subjects": [{**SERVED, "base_url": "localhost:8000"}]}},
+        ["evaluation.subjects.0.base_url: 'localhost:8000'"],
+    ),
+    (
+        "connection",
+        {"evaluation": {"subjects": [{**SERVED, "concurrency": 0}]}},
+        ["evaluation.subjects.0.concurrency: 0"],
+    ),
+    (
+        "priced",
+        {"evaluation": {"subjects": [{**SERVED, "price": {"completion": -1}}]}},
+        ["evaluation.subjects.0.price.completion: -1"],
+    ),
+    (
+        "endpoint subject",
+        {"evaluation": {"subjects": [{**SERVED, "end_token": "</s>"}]}},
+        ["evaluation.subjects.0", "end_token is for api: completions"],
+    ),
+    (
+        "endpoint subject",
+        {"evaluation": {"subjects": [{**SERVED, "api": "completions", "system": "Be brief."}]}},
+        ["evaluation.subjects.0", "system is for api: chat"],
+    ),
+    (
+        "endpoint subject",
+        {"evaluation": {"subjects": [{**SERVED, "budget_tokens": 9, "omit": ["max_tokens"]}]}},
+        ["evaluation.subjects.0", "budget_tokens cannot be kept"],
+    ),
+    (
+        "endpoint subject",
+        {"evaluation": {"subjects": [{**SERVED, "extra_body": {"echo": True}}]}},
+        ["evaluation.subjects.0", "echo"],
     ),
     (
         "config",
@@ -621,6 +657,7 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "variantoptions": "variant options",
         "adaptersubject": "adapter subject",
         "modelsubject": "model subject",
+        "endpointsubject": "endpoint subject",
         "": "config",
     }
     assert {aliases.get(name, name) for name in names} <= covered

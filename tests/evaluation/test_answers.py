@@ -55,6 +55,12 @@ def test_partial_grades_count_as_what_they_are_and_further_ones_stand_beside():
     assert answers.accuracy("paft").mean() == pytest.approx(np.mean(wanted))
     assert (answers.numbers_MPE["further_grade_0"] == 0.5).all()
     assert (answers.numbers_MPE["further_grade_1"] == 1.0).all()
+    without = table.set_column(
+        table.column_names.index("further_grades"),
+        "further_grades",
+        pa.array([None] * table.num_rows, pa.list_(pa.float64())),
+    )
+    assert read_answers(without, ["paft"]).numbers_MPE == {}
     joined = pa.concat_tables([older, table.slice(40)], promote_options="default")
     assert read_answers(joined, ["paft"]).numbers_MPE == {}  # not known of all
 

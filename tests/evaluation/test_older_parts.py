@@ -27,4 +27,8 @@ def test_column_that_older_parts_lack_is_null_there(old_first: bool):
         assert own["generated_tokens"].to_pylist() == expected
     answers = read_answers(scores, ["base", "paft"])
     assert answers.grade_MPE.tolist() == [[[1, 0]], [[1, 0]]]
-    assert not answers.numbers_MPE, "not all have it"
+    tokens_MPE = answers.numbers_MPE["generated_tokens"]
+    known = {
+        label: answers.knows(tokens_MPE, model) for model, (label, _) in enumerate(answers.models)
+    }
+    assert known == {label: part is NEW for label, part in subjects.items()}

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from openai_server import Body, Reply, Server, TinyServer, said
 from peft import PeftModel, get_peft_config, get_peft_model
 from tiny import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -186,6 +187,85 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
         verbs.run(load_config(tree))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_adapter_behind_an_endpoint_has_the_figures_of_the_adapter_in_process(
+    make_tree, adapter_of, tiny_model: Path, tmp_path: Path
+) -> None:
+    adapter = adapter_of("LORA")
+
+    def chat(path: str, body: Body, attempt: int) -> Reply:
+        right = json.dumps(body).count("o") % 2 == 0
+        return said("Positive" if right else "<think>Hm.</think>\nnegative.")
+
+    with TinyServer(tiny_model, adapter).running() as served, Server(chat).running() as other:
+        tree = make_tree(
+            {"type": "adapter", "name": "ours", "path": str(adapter)},
+            {
+                "type": "endpoint", "name": "served", "base_url": served.url, "model": "m",
+                "api": "completions", "price": {"prompt": 1e6},
+            },
+            {
+                "type": "endpoint", "name": "chatty", "base_url": other.url, "model": "gpt",
+                "choices_by": "text",
+            },
+        )  # fmt: skip
+        result = verbs.evaluate(load_config(tree))
+        planned = verbs.plan(load_config(tree)).data["endpoints"]
+        assert verbs.run(load_config(tree)).data == result.data  # finished: nothing is sent
+    models = result.data["models"]
+    assert list(models) == ["base", "ours", "served", "chatty"]
+    figures = ("accuracy", "std", "worst_prompt", "calibration_error", "consistency")
+    known = [figure for figure in figures if figure in models["ours"]]
+    assert len(known) > 2
+    for figure in known:
+        assert models["served"][figure] == pytest.approx(models["ours"][figure], abs=1e-4)
+    about = models["served"]["endpoint"]
+    assert (about["requests"], about["attempts"]) == (36, 36)
+    assert about["cost"] == about["prompt_tokens"] > 300
+    assert models["chatty"]["endpoint"]["reasoned"] == sum(
+        "<think>" in row["generated_text"] or row["prediction"] == "negative."
+        for row in pq.read_table(tmp_path / "storage/runs/small/scores.parquet").to_pylist()
+        if row["variant"] == "chatty"
+    )
+    assert "calibration_error" not in models["chatty"] or (
+        models["chatty"]["calibration_error"] is None
+    )
+    notes = f"chatty: gpt at {other.url}; choices are graded by what it writes"
+    assert notes in result.text
+    assert notes in (tmp_path / "storage/runs/small/report.html").read_text()
+    assert [row["to_send"] for row in planned] == [0, 0]
+    assert [row["requests"] for row in planned] == [36, 18]
+    assert len(served.calls) == 36 and len(other.calls) == 18
+
+
+CHAT = {
+    "type": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m", "choices_by": "text",
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("warm_checks")
+def test_plan_counts_requests_tokens_and_cost_of_endpoints(
+    make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    priced = {**CHAT, "price": {"prompt": 1.0, "completion": 10.0}, "max_tokens": 20}
+    ranked = {
+        **priced, "api": "completions", "choices_by": "logprobs", "name": "ranked",
+        "requests_per_minute": 6, "budget_tokens": 30,
+    }  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree(priced, ranked)), encoding="utf-8")
+    assert call(["plan", str(path), "--json"]) == 0
+    chat, ranks = json.loads(capfd.readouterr().out)["endpoints"]
+    assert (chat["subject"], chat["requests"], chat["to_send"]) == ("endpoint", 18, 18)
+    assert (chat["completion_tokens_at_most"], ranks["completion_tokens_at_most"]) == (360, 30)
+    assert 18 * 5 < chat["prompt_tokens_about"] < 18 * 40
+    cost = (chat["prompt_tokens_about"] + 10 * 360) / 1e6
+    assert chat["cost_at_most"] == pytest.approx(cost, abs=1e-4)
+    assert (ranks["requests"], ranks["minutes_about"]) == (36, 6.0)
+    assert not (tmp_path / "storage").exists()
+
+
 def test_run_without_variants_needs_no_section_about_training(make_tree) -> None:
     config = load_config(make_tree())
     assert config.trainings == ()
@@ -204,6 +284,14 @@ def test_run_without_variants_needs_no_section_about_training(make_tree) -> None
         (
             {"type": "model", "path": "owner/model", "trust_remote_code": True},
             ["evaluation.subjects.0.revision", "commit"],
+        ),
+        (
+            {**CHAT, "api_key_env": "PAFT_TEST_NO_SUCH_KEY"},
+            ["evaluation.subjects.0.api_key_env", "PAFT_TEST_NO_SUCH_KEY", "not set"],
+        ),
+        (
+            {**CHAT, "choices_by": "logprobs"},
+            ["evaluation.subjects.0.choices_by", "choices_by: text", "api: completions"],
         ),
     ],
 )

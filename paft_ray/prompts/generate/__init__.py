@@ -6,6 +6,7 @@ units.py         units of requests, their answers on storage, rounds, the token 
 llm.py           the LLM of a configuration; models in this process
 endpoint.py      clients of endpoints: many requests in flight, retries
 chat_protocol.py the OpenAI chat protocol as endpoints speak it; pure
+text_protocol.py the completions protocol: texts, and log-probabilities of prompts; pure
 bounded.py       limits of an HTTP answer
 retry_after.py   how long an endpoint asks to wait; pure
 background.py    the event loop of requests in flight

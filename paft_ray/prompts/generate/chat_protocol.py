@@ -4,8 +4,8 @@ Pure functions of what is sent and received; sending is `endpoint`'s part.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paft_ray.config import Endpoint
@@ -21,9 +21,12 @@ _FINISHES = {
     "guardrail_intervened": FILTERED,
     REFUSED: REFUSED,
 }
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _LIMITS = ("max_tokens", "max_completion_tokens")
-_OPTIONAL = ("seed", "top_p", "temperature", *_LIMITS)
+_OPTIONAL = ("seed", "top_p", "temperature", *_LIMITS, "stop")
 """Parameters that endpoints refuse; the first that is named is left out first."""
+_ASKED = ("model", "messages", "prompt", "echo", "logprobs", "stop")
+"""Parameters that no setting takes out."""
 _UNSUPPORTED = re.compile(
     r"unsupported|(?:not|n't) (?:be )?(?:support|permit|allow|accept|available|specified)"
     r"|unrecogni[sz]ed|unknown|unexpected|extra[_ ](?:input|forbidden|field)|cannot both|only one"
@@ -71,6 +74,8 @@ class Reading:
     completion_tokens: int = 0
     reported: bool = False
     """The endpoint itself counted the tokens."""
+    reasoned: bool = False
+    """The endpoint showed its reasoning beside the answer."""
 
 
 def read_answer(answer: Any, request: Request) -> Reading:
@@ -87,8 +92,9 @@ def read_answer(answer: Any, request: Request) -> Reading:
     kind = _FINISHES.get(finish, "stop")
     if not text.strip() and (_get(message, "refusal") or _has_refusal(_get(message, "content"))):
         kind = REFUSED
-    said = ("content", "reasoning_content", "reasoning", "thinking", "refusal")
-    written = sum(_bytes(s) for name in said for s in _strings(_get(message, name)))
+    thought = [s for name in _THOUGHTS for s in _strings(_get(message, name))]
+    said = [s for name in ("content", "refusal") for s in _strings(_get(message, name))]
+    written = sum(map(_bytes, (*thought, *said)))
     read = sum(_bytes(content) for _, content in request.messages)
     usage = _get(answer, "usage")
     prompt, completion = _tokens(usage)
@@ -101,7 +107,33 @@ def read_answer(answer: Any, request: Request) -> Reading:
         prompt or read,
         completion or written,
         bool(prompt and completion is not None),
+        any(map(str.strip, thought)),
     )
+
+
+def read_any_answer(answer: Any, request: Request) -> Reading:
+    """Read an answer as `read_answer`, also one that is there and empty."""
+    reading = read_answer(answer, request)
+    finish = _get(_first(_get(answer, "choices")), "finish_reason")
+    return replace(reading, text="") if reading.text is None and finish else reading
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """A way to ask an endpoint."""
+
+    path: str
+    body: Callable[[Endpoint, Request, Collection[str]], dict[str, Any]]
+    """What is posted for a request, without parameters that the endpoint refused."""
+    read: Callable[[Any, Request], Reading] = read_answer
+    """Reads an answer's JSON; may raise `LLMError` where no answer could be of use."""
+    needs: tuple[str, ...] = ()
+    """Parameters without which nothing can be asked."""
+    remedy: str = ""
+    """What to do where the endpoint does not take these."""
+
+
+CHAT = Api("/chat/completions", request_body)
 
 
 def _text(content: Any) -> str:
@@ -183,12 +215,17 @@ class Refusal:
         if self.status not in (400, 422):
             return ""
         for name in self._named(sent):
+            if name in _ASKED:
+                continue
             if name in _OPTIONAL:
                 setting = "max_tokens" if name in _LIMITS else name
                 return f"; omit: [{setting}] leaves it out"
-            if name not in ("model", "messages"):
-                return f"; extra_body holds {name}"
+            return f"; extra_body holds {name}"
         return ""
+
+    def needed(self, needs: Collection[str]) -> bool:
+        """Whether the endpoint does not take a parameter without which nothing can be asked."""
+        return self.status in (400, 422) and next(self._named(needs), None) is not None
 
     def _named(self, sent: Collection[str]) -> Iterator[str]:
         yield from (name for name in self.named if name in sent)

@@ -38,6 +38,8 @@ class Completion:
     earlier versions kept."""
     left_out: str = ""
     """Parameters that the endpoint refused and the request was sent without, with commas."""
+    reasoned: bool = False
+    """The endpoint showed its reasoning beside the answer."""
 
     @property
     def billed_tokens(self) -> int:

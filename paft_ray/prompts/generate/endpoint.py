@@ -1,8 +1,7 @@
-"""Any endpoint of the OpenAI chat protocol: many requests in flight, retried until answered.
+"""Any endpoint of the OpenAI protocols: many requests in flight, retried until answered.
 
-Covered: retries by status and exception, Retry-After, time limits, parameters that an endpoint
-refuses, and the key, which is written nowhere and follows no redirect. What is in a body and an
-answer is in `chat_protocol`, a rate limit that actors share in `rate_limit`.
+Covered: retries, Retry-After, time limits, parameters that an endpoint refuses, and the key, which
+is written nowhere. Bodies and answers are in `chat_protocol` and `text_protocol`.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,13 +20,7 @@ from typing import TYPE_CHECKING, Any
 from paft_ray.config import OpenAILLM
 from paft_ray.config.errors import LLMError, package_missing
 from paft_ray.prompts.generate.background import background_loop
-from paft_ray.prompts.generate.chat_protocol import (
-    Refusal,
-    read_answer,
-    read_refusal,
-    request_body,
-    shown,
-)
+from paft_ray.prompts.generate.chat_protocol import CHAT, Api, Refusal, read_refusal, shown
 from paft_ray.prompts.generate.completions import FILTERED, Completion
 from paft_ray.prompts.generate.rate_limit import Limit
 from paft_ray.prompts.generate.requests import Request
@@ -71,12 +64,13 @@ class _Outcome:
     completion_tokens: int = 0
     reported: bool = False
     """The endpoint itself counted the tokens."""
+    reasoned: bool = False
     refused: str | None = None
     """A parameter that the endpoint does not take."""
 
 
 class EndpointLLM:
-    """An endpoint of the OpenAI chat protocol; retries are ours, by status and exception type."""
+    """An endpoint of the OpenAI protocols; retries are ours, by status and exception type."""
 
     _pause_s = 1.0
     """Longest pause before the second attempt; it doubles with every further one, up to 30 s."""
@@ -84,13 +78,20 @@ class EndpointLLM:
     """Most connections of one HTTP client, which looks at all of them for every request: with 1000
     in one client a request took 3.5 times the CPU."""
 
-    def __init__(self, config: OpenAILLM, limit: Limit | None = None, share: int = 1) -> None:
+    def __init__(
+        self,
+        config: OpenAILLM,
+        limit: Limit | None = None,
+        share: int = 1,
+        api_of: Callable[[Request], Api] = lambda _: CHAT,
+    ) -> None:
         """Find the key, which is never logged, shown or kept in an answer.
 
         Args:
             config: Address, model and limits of the endpoint.
             limit: Paces the attempts of all processes together.
             share: How many processes share the configured concurrency.
+            api_of: The way in which a request is sent.
 
         Raises:
             LLMError: The package openai is missing, the environment variable that should hold the
@@ -104,7 +105,7 @@ class EndpointLLM:
         for name in _CLIENT_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._config = config
-        self._limit = limit
+        self._limit, self._api_of = limit, api_of
         self._refused: frozenset[str] = frozenset()
         self._in_flight = math.ceil(config.concurrency / share)
         env = config.api_key_env
@@ -210,14 +211,14 @@ class EndpointLLM:
         started = time.perf_counter()
         estimate = sum(len(text) for _, text in request.messages) / 4 + request.max_tokens
         attempt = tried = read = written = 0
+        api = self._api_of(request)
         while True:
             attempt += 1
             if self._limit is not None:
                 await self._limit.wait(estimate)
             left_out = self._refused
-            outcome = await self._attempt(
-                client, request_body(self._config, request, left_out), request
-            )
+            body = api.body(self._config, request, left_out)
+            outcome = await self._attempt(client, api, body, request)
             read += outcome.prompt_tokens
             written += outcome.completion_tokens
             if self._limit is not None and outcome.reported:
@@ -239,6 +240,7 @@ class EndpointLLM:
                     completion_tokens=written,
                     finish_reason=outcome.finish_reason,
                     left_out=", ".join(sorted(left_out)),
+                    reasoned=outcome.reasoned,
                 )
             await asyncio.sleep(self._pause(tried, outcome.retry_after_s))
 
@@ -248,7 +250,7 @@ class EndpointLLM:
         return max(own, retry_after_s * random.uniform(1.0, 1.1))
 
     async def _attempt(
-        self, client: "openai.AsyncOpenAI", body: dict[str, Any], request: Request
+        self, client: "openai.AsyncOpenAI", api: Api, body: dict[str, Any], request: Request
     ) -> _Outcome:
         import httpx2
         import openai
@@ -257,11 +259,9 @@ class EndpointLLM:
 
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                response = await client.post(
-                    "/chat/completions", cast_to=httpx2.Response, body=body
-                )
+                response = await client.post(api.path, cast_to=httpx2.Response, body=body)
         except openai.APIStatusError as failure:
-            return self._refusal(failure.response, body)
+            return self._refusal(failure.response, body, api)
         except (TimeoutError, openai.APITimeoutError):
             return _Outcome(None, f"no answer within {self._config.timeout_s:g} s")
         except UnreadableError as failure:
@@ -270,14 +270,16 @@ class EndpointLLM:
             return _Outcome(None, type(failure).__name__)
         try:
             answer = json.loads(response.content)
-            reading = read_answer(answer, request)
+            reading = api.read(answer, request)
+        except LLMError as error:
+            raise LLMError(f"{self._where}: {error}") from error
         except (ValueError, RecursionError):  # a body that is no JSON, or a bomb of brackets
             kind = self._shown(response.headers.get("content-type", "").partition(";")[0])
             other = f"{kind}, not JSON" if kind and not kind.endswith("json") else "not JSON"
             return _Outcome(None, f"the endpoint's answer is {other}", response.status_code)
         if reading.text is None:
             if isinstance(answer, dict) and answer.get("error"):
-                return self._refusal(response, body)
+                return self._refusal(response, body, api)
             return _Outcome(None, "the endpoint answered without a text", response.status_code)
         return _Outcome(
             reading.text,
@@ -286,9 +288,10 @@ class EndpointLLM:
             prompt_tokens=reading.prompt_tokens,
             completion_tokens=reading.completion_tokens,
             reported=reading.reported,
+            reasoned=reading.reasoned,
         )
 
-    def _refusal(self, response: Any, body: dict[str, Any]) -> _Outcome:
+    def _refusal(self, response: Any, body: dict[str, Any], api: Api) -> _Outcome:
         """The outcome of a status that is no success.
 
         Raises:
@@ -305,7 +308,9 @@ class EndpointLLM:
             refusal = Refusal(status, "")
         if refusal.filtered:
             return _Outcome("", status=status, finish_reason=FILTERED)
-        where = f"{self._config.label} at {self._config.base_url}"
+        where = self._where
+        if refusal.needed(api.needs):
+            raise LLMError(f"{where}: {refusal}: {api.remedy}")
         if 300 <= status < 400:
             target = self._shown(response.headers.get("location", "nowhere"))
             raise LLMError(
@@ -324,6 +329,10 @@ class EndpointLLM:
             retry_after(response.headers) if status in _RETRYABLE else 0.0,
             refused=refusal.parameter(body),
         )
+
+    @property
+    def _where(self) -> str:
+        return f"{self._config.label} at {self._config.base_url}"
 
     @property
     def _secret(self) -> str:

@@ -53,6 +53,21 @@ class RateLimit:
         self._next_token += tokens * self._token_s
 
 
+class LimitOfOneProcess:
+    """A `RateLimit` of clients in this process; needs no Ray."""
+
+    def __init__(self, limit: RateLimit) -> None:
+        self._limit = limit
+
+    async def wait(self, tokens: float) -> None:
+        """Return when a request of so many tokens may start."""
+        await asyncio.sleep(self._limit.reserve(tokens))
+
+    async def correct(self, tokens: float) -> None:
+        """Report how many more tokens a request took than were reserved."""
+        self._limit.correct(tokens)
+
+
 class RateLimitHandle:
     """The clients' end of a `RateLimit`; pickles."""
 

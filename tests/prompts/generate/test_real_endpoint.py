@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from openai_server import score
 
+from factories import run_config
 from paft_ray.config import GenerationConfig, OpenAILLM
 from paft_ray.models.base_model import prepare_base
 from paft_ray.prompts.generate.endpoint import EndpointLLM
@@ -143,3 +145,29 @@ def test_real_server_that_does_not_have_the_model_refuses_at_once(served):
     [[answer]] = EndpointLLM(config).complete([request])
     assert (answer.text, answer.status, answer.attempts) == (None, 400, 1)
     assert str(answer.error).startswith("HTTP 400")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_server_is_measured_by_what_it_writes(served, review_file, tmp_path):
+    """Twelve answers of a model that was never told how to answer."""
+    url, model = served
+    subject = {
+        "type": "endpoint", "base_url": url, "model": model, "choices_by": "text",
+        "concurrency": 2, "timeout_s": 240, "max_tokens": 8,
+    }  # fmt: skip
+    tree = run_config(
+        model, review_file, tmp_path / "storage", tracking={"type": "none"},
+        prompts={"generation": {"llms": [{"type": "fake"}], "per_llm": 8}},
+        evaluation={"subjects": [subject]},
+    )  # fmt: skip
+    scores = score(tree, 2, 6)
+    again = score({**tree, "name": "again"}, 2, 6)
+    counts = scores.endpoints["endpoint"]
+    assert again.endpoints["endpoint"] == counts  # kept: attempts and tokens are the first ones
+    assert again.table.equals(scores.table)
+    assert (counts["requests"], counts["attempts"]) == (12, 12)
+    assert 12 <= counts["completion_tokens"] <= 12 * 8
+    rows = scores.table.to_pylist()
+    assert all(row["generated_text"].strip() for row in rows)
+    assert counts["cut_off"] == sum(row["unended"] for row in rows)
