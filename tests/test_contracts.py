@@ -56,6 +56,8 @@ def test_commands_that_a_document_names_parse(document: str) -> None:
         words = command.split()
         if len(words) > 1:
             parse([word.strip("'") for word in words if word[0] != "#"])
+    for command in re.findall(r"^ {4}paft (robustness [^\n]+)", text, re.MULTILINE):
+        parse(shlex.split(command))
     for script in re.findall(r"jobs/\w+\.py", text):
         assert (ROOT / script).exists(), script
 

@@ -12,13 +12,15 @@ from contextlib import ExitStack, contextmanager, nullcontext
 
 import yaml
 
-from paft_ray.cli.grammar import COMPARE, RUNS, SUBMIT, options_of, parse
+from paft_ray.cli.grammar import COMPARE, ROBUSTNESS, RUNS, SUBMIT, options_of, parse, question_of
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, DataError, DiskFullError, PaftError, last_line
-from paft_ray.config.loading import dump_config, load_config
+from paft_ray.config.loading import dump_config, load_config, without_unread
+from paft_ray.pipeline import robustness
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
+from paft_ray.pipeline.question import Robustness, ask
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
 from paft_ray.storage.full_disk import disk_full
@@ -42,9 +44,10 @@ def call(arguments: Sequence[str]) -> int:
     try:
         if options.verb in (RUNS, COMPARE):
             return _look(options)
-        config = load_config(options.config, options.overrides)
+        asked = ask(question_of(options)) if options.verb == ROBUSTNESS else None
+        config = asked.config if asked else load_config(options.config, options.overrides)
         if options.print_config:
-            tree = dump_config(config)
+            tree = without_unread(dump_config(config))
             text = (
                 json.dumps(tree) + "\n" if options.json else yaml.safe_dump(tree, sort_keys=False)
             )
@@ -53,8 +56,10 @@ def call(arguments: Sequence[str]) -> int:
         with open_streams(options.json) as streams:
             if options.verb == SUBMIT:
                 return submit(config, options, streams)
+            if asked is not None:
+                return _ask(asked, options, streams)
             return _execute(VERBS[options.verb], config, options, streams)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         return write_error(sys.stderr, error, 2)
     except DiskFullError as error:  # not even a log could be begun
         return write_error(sys.stderr, error, 1)
@@ -79,11 +84,28 @@ def _look(options: argparse.Namespace) -> int:
     return 0
 
 
-def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: Streams) -> int:
+def _ask(asked: Robustness, options: argparse.Namespace, streams: Streams) -> int:
+    """Do what `paft robustness` asks, and keep its configuration."""
+    for note in asked.notes:
+        RichScreen(streams.console).line(note)
+    if not options.overwrite:
+        asked.refuse_other(options.file)
+    return _execute(robustness.ROBUSTNESS, asked.config, options, streams, asked)
+
+
+def _execute(
+    verb: Verb,
+    config: Config,
+    options: argparse.Namespace,
+    streams: Streams,
+    asked: Robustness | None = None,
+) -> int:
     screen = RichScreen(streams.console)
     with ExitStack() as stack:
         try:
             work = stack.enter_context(prepare(verb, config, options_of(options), screen))
+            if asked is not None:
+                asked.write(options.file)
         except PaftError as error:
             return write_error(streams.stderr, error, 2)
         for warning in work.context.warnings:
@@ -91,6 +113,8 @@ def _execute(verb: Verb, config: Config, options: argparse.Namespace, streams: S
         result = _perform(work, streams)
     if isinstance(result, int):
         return result
+    if asked is not None:
+        result = robustness.with_file(result, work.context, options.file)
     for line in result.missing:
         screen.problem(f"missing: {line}")
     text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text

@@ -10,12 +10,17 @@ from typing import Any, NoReturn
 from paft_ray.cli.streams import write_error
 from paft_ray.cluster.access import INSIST
 from paft_ray.cluster.jobs import DASHBOARD, JOBS
+from paft_ray.pipeline import robustness
 from paft_ray.pipeline.perform import Options
+from paft_ray.pipeline.question import CONFIG_FILE, Question
 from paft_ray.pipeline.verbs import VERBS
+from paft_ray.tasks.guessing import Said
 
 SUBMIT = "submit"
 RUNS, COMPARE = "runs", "compare"
 """Commands about what is on a storage, which take no configuration."""
+ROBUSTNESS = "robustness"
+"""The command that makes its configuration."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,6 +71,19 @@ def options_of(parsed: argparse.Namespace) -> Options:
     return Options(**{name: value for name, value in known.items() if value is not None})
 
 
+def question_of(parsed: argparse.Namespace) -> Question:
+    """What `paft robustness` asks, from its parsed command."""
+    said = Said(
+        tuple(parsed.field),
+        parsed.answer,
+        tuple(parsed.choices),
+        parsed.choices_column,
+        tuple(parsed.choices_columns),
+        parsed.description,
+    )
+    return Question(parsed.model, parsed.data, said, parsed.llm, tuple(parsed.overrides))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = _Parser(
@@ -90,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
                 action="store_true",
                 help="discard what another configuration left under this run's name",
             )
+    _add_robustness(verbs)
     about_storage = {
         RUNS: "list the runs and searches on a storage",
         COMPARE: "compare the models of several runs that share prompts and examples",
@@ -109,13 +128,79 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_verb(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=help, description=help)
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.field=value", help="change one value"
     )
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     parser.add_argument("--print-config", action="store_true", help="show what was understood")
     parser.set_defaults(overwrite=False, insist=False)
-    return parser
+
+
+def _add_robustness(verbs: Any) -> None:
+    help = robustness.ROBUSTNESS.help
+    parser = verbs.add_parser(ROBUSTNESS, help=help, description=help)
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="model folder, GGUF file, hub name, pkg:NAME/file.gguf, or an adapter's folder",
+    )
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="file or saved data set, or a built-in task: sst2, or sst2=PATH",
+    )
+    _add_common(parser)
+    _add_insist(parser)
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="a column that the model sees, also as slot=COLUMN; several times for several",
+    )
+    parser.add_argument("--answer", metavar="COLUMN", help="the column with the right answer")
+    parser.add_argument(
+        "--choices",
+        type=_words,
+        default=[],
+        metavar="A,B",
+        help="all allowed answers, also as VALUE=A,VALUE=B; by default few values of --answer",
+    )
+    parser.add_argument(
+        "--choices-column", metavar="COLUMN", help="a column with a list of each row's choices"
+    )
+    parser.add_argument(
+        "--choices-columns",
+        type=_words,
+        default=[],
+        metavar="COLUMN,COLUMN",
+        help="columns with one choice of each row",
+    )
+    parser.add_argument("--description", metavar="TEXT", help="what the model has to do")
+    parser.add_argument(
+        "--llm", metavar="FILE", help="YAML with an LLM, or prompts.generation: more wordings"
+    )
+    parser.add_argument(
+        "--config",
+        dest="file",
+        metavar="FILE",
+        default=CONFIG_FILE,
+        help=f"where the configuration is written (default: {CONFIG_FILE})",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace another configuration in that file, and what is there under the run's name",
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _add_insist(parser: argparse.ArgumentParser) -> None:

@@ -100,5 +100,11 @@ def check_cluster(config: Config) -> None:
     Raises:
         ConfigError: A stage needs more CPUs or GPUs than there are.
     """
-    fit_workers(config.train.workers, "train.workers")
-    fit_workers(config.evaluation.workers, "evaluation.workers")
+    for section, workers in stage_workers(config).items():
+        fit_workers(workers, section)
+
+
+def stage_workers(config: Config) -> dict[str, WorkersConfig | TrainWorkersConfig]:
+    """The workers of the stages that there are, by their section; without variants none train."""
+    training = {"train.workers": config.train.workers} if config.variants else {}
+    return {**training, "evaluation.workers": config.evaluation.workers}

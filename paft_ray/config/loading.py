@@ -44,7 +44,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         ConfigError: Unreadable file, malformed override, unknown key, wrong type, impossible
             combination, or a value that looks like a secret.
     """
-    tree = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    tree = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         tree = with_override(tree, override)
     _refuse_secrets(tree)
@@ -123,6 +123,17 @@ def dump_config(config: Config) -> dict[str, Any]:
     return json.loads(config.model_dump_json())
 
 
+def without_unread(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration's tree without what nothing reads: `train`, where there is no variant."""
+    if tree.get("variants") != []:
+        return dict(tree)
+    kept = {name: section for name, section in tree.items() if name != "train"}
+    model = kept.get("model")
+    if isinstance(model, Mapping):
+        kept["model"] = {name: value for name, value in model.items() if name != "peft"}
+    return kept
+
+
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Dotted paths at which two trees differ, as `path (old -> new)`, sorted."""
     changes: list[str] = []
@@ -142,7 +153,12 @@ def _numbered(values: Sequence[Any]) -> dict[str, Any]:
     return {str(index): value for index, value in enumerate(values)}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The tree of a YAML file.
+
+    Raises:
+        ConfigError: It cannot be read, or is no mapping.
+    """
     try:
         with path.open("rb") as stream:  # which may be a pipe, or have no end
             text = stream.read(MAX_BYTES + 1).decode("utf-8")

@@ -10,9 +10,10 @@ recorded.py   what is recorded under a name, against what is to run
 trust.py      models whose own Python files may run
 nodes.py      checks on every node of a joined cluster
 gpus.py       memory of this node's GPUs
-plan.py       the work and the needs of a run, without doing it
+plan.py       the work and the needs of a run, without doing it; plan_cluster.py: on its nodes
 run.py        pool, trainings, evaluation, report
 variants.py   the prompts that each variant trains on
 listing.py    `paft runs`: what is on a storage
 comparing.py  `paft compare`: models of several runs in one paired table
+robustness.py `paft robustness`: how brittle a model is; question.py makes its configuration
 """

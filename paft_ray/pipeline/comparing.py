@@ -6,6 +6,7 @@ scored, whose figures are estimates, and differences between the seeds of traini
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.summary import summarise
 from paft_ray.pipeline.perform import Result
 from paft_ray.report import results_table, write_report
+from paft_ray.report.tables import trained_labels
 from paft_ray.runs.context import EVALUATIONS
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
@@ -54,24 +56,25 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     tables = {name: _scores(folder, summaries[name]) for name, folder in runs.items()}
     for name in names[1:]:
         _require_shared(first, tables[first], name, tables[name])
-    table, models, again = _together(tables, summaries)
-    labels = list(models)
+    found = _together(tables, summaries)
     thresholds = [float(f.threshold) for f in figures_of(summaries[first]) if f.threshold]
-    seeds = min((s["seeds"] for s in summaries.values() if s["seeds"]), key=len, default=[])
-    others = [label for label in labels if label != BASE]
+    seeds = list(dict.fromkeys(seed for s in summaries.values() for seed in s["seeds"]))
+    others = [label for label in found.labels if label != BASE]
     further = [grade["label"] for grade in summaries[first].get("grades", ())[1:]]
-    summary = summarise(table, labels, thresholds, seeds, {}, subjects=others, grades=further)
+    summary = summarise(
+        found.table, found.labels, thresholds, seeds, {}, subjects=others, grades=further
+    )
     summary |= {key: summaries[first][key] for key in _SAME if key in summaries[first]}
-    for label, model in models.items():
+    for label, model in found.models.items():
         if "endpoint" in model:  # how it was asked stands beside its figures
             summary["models"][label]["endpoint"] = model["endpoint"]
     if parities := {n: s["parity"] for n, s in summaries.items() if "parity" in s}:
         summary["parities"] = parities
-    summary["runs"] = list(names)
+    summary |= {"runs": list(names), "trained": found.trained}
     folder = storage.child("comparisons", _folder_name(names))
-    _write(folder, runs[first], table, summary, names)
+    _write(folder, runs[first], found.table, summary, names)
     report = write_report(folder)
-    once = [f"{label}: the same answers as {known}, shown once" for label, known in again]
+    once = [f"{label}: the same answers as {known}, shown once" for label, known in found.again]
     text = "\n".join([results_table(summary), *once, "", f"report:  {report}"])
     return Result(summary, text)
 
@@ -124,16 +127,31 @@ def _require_shared(one: str, first: pa.Table, other: str, second: pa.Table) -> 
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Together:
+    """All scores under labels of their own."""
+
+    table: pa.Table
+    labels: list[str]
+    trained: list[str]
+    """Those of them that variants trained."""
+    again: list[tuple[str, str]]
+    """Models with another one's answers, and that one's label."""
+    models: dict[str, Mapping[str, Any]]
+    """Label to the entry of the run's summary."""
+
+
 def _together(
     tables: Mapping[str, pa.Table], summaries: Mapping[str, Mapping[str, Any]]
-) -> tuple[pa.Table, dict[str, Mapping[str, Any]], list[tuple[str, str]]]:
-    """All scores under labels of their own, these with entries of summaries, and repeated models.
+) -> _Together:
+    """All scores under labels of their own.
 
     A model of the same label and answers in several runs is there once.
     """
     parts: list[pa.Table] = []
     again: list[tuple[str, str]] = []
     seen: dict[str, str] = {}
+    trained: list[str] = []
     models: dict[str, Mapping[str, Any]] = {}
     for name, table in tables.items():
         for label, model in summaries[name]["models"].items():
@@ -150,10 +168,13 @@ def _together(
                 raise ConfigError(f"{name}: two models would be called {called}: rename a run")
             seen[found] = called
             models[called] = model
+            if label in trained_labels(summaries[name]):
+                trained.append(called)
             at = own.column_names.index("variant")
             renamed = pa.array([called] * own.num_rows, pa.string())
             parts.append(own.set_column(at, "variant", renamed))
-    return pa.concat_tables(parts, promote_options="default"), models, again
+    table = pa.concat_tables(parts, promote_options="default")
+    return _Together(table, list(seen.values()), trained, again, models)
 
 
 def _label(run: str, label: str) -> str:

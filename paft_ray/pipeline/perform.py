@@ -20,7 +20,7 @@ from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import preflight
 from paft_ray.pipeline.recorded import RUN_RECORD
 from paft_ray.pipeline.subjects import check_subjects
-from paft_ray.prompts.files import read_prompt_files
+from paft_ray.prompts.files import read_templates
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import refuse_other_content
 from paft_ray.runs.progress import Screen
@@ -251,7 +251,7 @@ def _known_texts(context: RunContext) -> Iterator[str]:
     """The texts of which prompts are made, and their answers, as far as files hold them."""
     prompts, task = context.config.prompts, context.task
     for path in prompts.files:
-        yield from read_prompt_files(path)
+        yield from read_templates(path, task)
     for variant in context.config.variants:
         if isinstance(variant, SinglePromptVariant) and variant.prompt:
             yield variant.prompt

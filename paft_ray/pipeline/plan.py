@@ -1,23 +1,19 @@
-"""The plan of a run: its work, its needs, and on a cluster the resources of the nodes.
+"""The plan of a run: its work and its needs, from the configuration and files alone.
 
-Work and needs follow from the configuration and files alone; nothing is sent or written. Resources
-of nodes come from `survey`.
+Nothing is sent or written. Not covered: the nodes of a cluster (`plan_cluster`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from paft_ray.cluster.resources import Nodes, fit_workers, places
 from paft_ray.config import (
     Config,
     Endpoint,
     FakeLLM,
     LLMConfig,
     SinglePromptVariant,
-    TrainWorkersConfig,
     TuningConfig,
-    WorkersConfig,
     total_steps,
 )
 from paft_ray.config.errors import ConfigError, PaftError
@@ -26,8 +22,6 @@ from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.endpoints import minutes_about, plan_served
 from paft_ray.pipeline.gpus import describe_gpu
-from paft_ray.pipeline.nodes import Node
-from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.pipeline.trust import trusted_models
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
@@ -38,18 +32,14 @@ from paft_ray.storage.paths import Storage
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 from paft_ray.training.identity import find_trained
 from paft_ray.tuning.pools import generation_samples
-from paft_ray.tuning.settings import fit_trials, tuning_of
-from paft_ray.tuning.space import count_trials, trial_configs
-
-_ESTIMATE_FACTOR = 1.5
-"""Estimates of memory are right within this factor."""
+from paft_ray.tuning.space import count_trials
 
 
 def describe_plan(context: RunContext) -> dict[str, Any]:
     """Counts of all the work of a run, stage by stage."""
-    config, task = context.config, context.task
-    prompts, evaluation, train = config.prompts, config.evaluation, config.train
-    steps = total_steps(train, len(task.train))
+    config, task, trains = context.config, context.task, bool(context.config.trainings)
+    steps = total_steps(config.train, len(task.train))
+    arithmetic = {"train": context.training_dtype} if trains else {}
     plan: dict[str, Any] = {
         "run": config.name,
         "storage": context.storage.path(),
@@ -59,11 +49,26 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "rows": {k: v for k, v in asdict(task.rows).items() if v and k != "sizes"},
         "model": config.model.path,
         **({"python_files_run": trusted} if (trusted := _trusted(config)) else {}),
-        "adapter": _adapter(config.model.peft),
-        "arithmetic": {"train": context.training_dtype, "evaluate": context.scoring_dtype},
+        **({"adapter": _adapter(config.model.peft)} if trains else {}),
+        "arithmetic": {**arithmetic, "evaluate": context.scoring_dtype},
     }
     if (book := request_book(context)) is not None:
         plan["generation"] = _plan_generation(context.storage, book)
+    if trains:
+        plan |= _plan_training(context, steps)
+    plan |= _plan_workers(config)
+    plan["evaluation"] = _plan_evaluation(context)
+    if served := plan_served(context):
+        plan["endpoints"] = served
+    if config.tuning is not None:
+        plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
+    return plan
+
+
+def _plan_training(context: RunContext, steps: int) -> dict[str, Any]:
+    """The choice of a single prompt, the trainings, and their scores on the way."""
+    config, task, evaluation = context.config, context.task, context.config.evaluation
+    plan: dict[str, Any] = {}
     if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
         plan["choose_single_prompt"] = {
             "prompts_at_most": evaluation.selection_prompts or "all",
@@ -74,9 +79,10 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         config.called(t): "complete" if find_trained(context.run_folder, t) else f"{steps} steps"
         for t in trainings
     }
-    plan["sequences_per_training"] = steps * train.batch_size
-    if (scored := train.validation) is not None:
-        scores, count = len(scored.steps(steps)), scored.prompts or prompts.split.validation
+    plan["sequences_per_training"] = steps * config.train.batch_size
+    if (scored := config.train.validation) is not None:
+        scores = len(scored.steps(steps))
+        count = scored.prompts or config.prompts.split.validation
         examples = min(scored.examples, len(task.validation))
         plan["validation"] = {
             "scores_per_training_at_most": scores,
@@ -84,29 +90,36 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
             "examples": examples,
             "answers_at_most": len(trainings) * scores * count * examples,
         }
-    fewest, most = train.workers.fewest, train.workers.most
-    together = most if fewest == most else f"{fewest} to {most}"
-    plan["workers"] = {"train": together, "evaluate": evaluation.workers.num}
-    gpus = {"train": train.workers.gpus, "evaluate": evaluation.workers.gpus}
-    if prompts.probe is not None:
-        gpus["probe"] = prompts.probe.gpus
-    if any(gpus.values()):
-        plan["gpus_each"] = {stage: f"{each:g}" for stage, each in gpus.items()}
-    test_prompts = min(prompts.split.test, evaluation.prompts or prompts.split.test)
-    test_examples = min(len(task.test), evaluation.examples or len(task.test))
-    models = 1 + len(trainings) + len(config.evaluation.subjects)
-    share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
-    plan["evaluation"] = {
-        "models": models,
-        "prompts": test_prompts,
-        "examples": test_examples,
-        "answers": models * max(test_prompts, round(test_prompts * test_examples * share)),
-    }
-    if served := plan_served(context):
-        plan["endpoints"] = served
-    if config.tuning is not None:
-        plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def _plan_workers(config: Config) -> dict[str, Any]:
+    """How many workers each stage has, and the GPUs of each."""
+    workers: dict[str, Any] = {"evaluate": config.evaluation.workers.num}
+    gpus = {"evaluate": config.evaluation.workers.gpus}
+    if config.trainings:
+        own = config.train.workers
+        together = own.most if own.fewest == own.most else f"{own.fewest} to {own.most}"
+        workers, gpus = {"train": together, **workers}, {"train": own.gpus, **gpus}
+    if config.prompts.probe is not None:
+        gpus["probe"] = config.prompts.probe.gpus
+    shown = {stage: f"{each:g}" for stage, each in gpus.items()}
+    return {"workers": workers, **({"gpus_each": shown} if any(gpus.values()) else {})}
+
+
+def _plan_evaluation(context: RunContext) -> dict[str, Any]:
+    config, evaluation = context.config, context.config.evaluation
+    split = config.prompts.split
+    prompts = min(split.test, evaluation.prompts or split.test)
+    examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
+    models = 1 + len(config.trainings) + len(evaluation.subjects)
+    share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
+    return {
+        "models": models,
+        "prompts": prompts,
+        "examples": examples,
+        "answers": models * max(prompts, round(prompts * examples * share)),
+    }
 
 
 def _adapter(peft: Mapping[str, Any] | None) -> str:
@@ -157,7 +170,7 @@ def describe_sizes(
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
     The model is built without its weights, which takes some seconds. Where the adapter's size
-    depends on weights, `unknown` says so.
+    depends on weights, `unknown` says so. Where nothing is trained, parameters are counted.
 
     Args:
         context: The run.
@@ -175,6 +188,8 @@ def describe_sizes(
         raise
     except PaftError as error:
         return {"unknown": str(error)}
+    if not config.trainings:
+        return {"parameters": sizes.parameters}
     dtype, workers = context.training_dtype, config.train.workers.most
     memory = worker_memory(sizes, config.train, model.quantization, dtype, workers)
     one = training_storage(sizes, config.train, steps)
@@ -188,100 +203,6 @@ def describe_sizes(
         "storage_gb": round(one * len(config.trainings) / 1e9, 3),
         **describe_gpu(context, sizes, config.train.workers.gpu_memory_gb or gpu_gb),
     }
-
-
-def describe_cluster(
-    context: RunContext, nodes: Sequence[Node], sizes: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Resources of the joined cluster's nodes, needs of the stages, and what is missing.
-
-    `nodes` come from `survey`, `sizes` from `describe_sizes`.
-    """
-    config = context.config
-    missing = [f"{node}: {text}" for node in nodes for text in (*node.missing, *node.notes)]
-    stages: dict[str, Any] = {}
-    for field, workers in (
-        ("train.workers", config.train.workers),
-        ("evaluation.workers", config.evaluation.workers),
-    ):
-        try:
-            stages[field] = _plan_workers(workers, fit_workers(workers, field), nodes)
-        except ConfigError as error:
-            missing.append(str(error))
-    for field, llm in configured_llms(config.prompts):
-        actors, cpus, gpus = llm.actor_pool
-        if cpus < 1 and not gpus:  # a client, which fits anywhere
-            continue
-        room = sum(_places(nodes, cpus, gpus))
-        stages[field] = {
-            "workers": actors, "cpus_each": cpus, "gpus_each": gpus, "places": room,
-        }  # fmt: skip
-        if room == 0:
-            missing.append(
-                f"{field}: no node has room for an actor of {cpus:g} CPUs and {gpus:g} GPUs: "
-                "give it less, or add a node"
-            )
-    if "train.workers" in stages and config.tuning is not None:
-        each = [{"CPU": node.cpus, "GPU": node.gpus} for node in nodes]
-        missing += _search_misplaced(context, each)
-    if (stage := stages.get("train.workers")) and (memory := sizes.get("worker_memory_gb")):
-        missing += _short_of_memory(config.train.workers, stage["on_one_node"], memory, nodes)
-    hidden = ("id", "missing", "notes")
-    return {
-        "nodes": [{k: v for k, v in asdict(node).items() if k not in hidden} for node in nodes],
-        "stages": stages,
-        "missing": missing,
-    }
-
-
-def _search_misplaced(context: RunContext, nodes: Nodes) -> list[str]:
-    """Why the trials of the search cannot be placed on these nodes, if they cannot."""
-    config, tuning = context.config, tuning_of(context.config)
-    try:
-        fit_trials(config, tuning, trial_configs(config, tuning), nodes)
-    except ConfigError as error:
-        return [str(error)]
-    return []
-
-
-def _places(nodes: Sequence[Node], cpus: float, gpus: float) -> list[int]:
-    """The number of workers that each node holds."""
-    return [places({"CPU": node.cpus, "GPU": node.gpus}, cpus, gpus) for node in nodes]
-
-
-def _plan_workers(
-    workers: TrainWorkersConfig | WorkersConfig, cpus: float, nodes: Sequence[Node]
-) -> dict[str, Any]:
-    """Number and size of a stage's workers, and how many the nodes hold."""
-    fit = _places(nodes, cpus, workers.gpus)
-    return {
-        "workers": workers.most,
-        "cpus_each": cpus,
-        "gpus_each": workers.gpus,
-        "places": sum(fit),
-        "on_one_node": min(workers.most, max(fit, default=0)),
-    }
-
-
-def _short_of_memory(
-    workers: TrainWorkersConfig, together: int, memory: Mapping[str, float], nodes: Sequence[Node]
-) -> list[str]:
-    """Nodes whose memory, or that of their GPUs, is too small even if the estimate is too high."""
-    surely = memory["all"] / _ESTIMATE_FACTOR
-    if workers.gpus:
-        return [
-            f"{node}: a worker of about {memory['all']:.1f} GB needs more than its GPUs of "
-            f"{node.gpu_memory_gb:.1f} GB: see sizes, or set train.workers.gpu_memory_gb"
-            for node in nodes
-            if node.gpus and node.gpu_memory_gb and node.gpu_memory_gb < surely
-        ]
-    return [
-        f"{node}: {together} workers of about {memory['all']:.1f} GB "
-        f"each need more than its {node.memory_gb:.1f} GB: fewer workers on a node (more "
-        "train.workers.cpus each), a smaller train.row_tokens, or a larger node"
-        for node in nodes
-        if node.cpus and node.memory_gb < surely * together
-    ]
 
 
 def _plan_search(

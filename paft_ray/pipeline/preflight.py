@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paft_ray.cluster.access import named_cluster
+from paft_ray.cluster.resources import stage_workers
 from paft_ray.config import (
     Config,
     Endpoint,
@@ -34,7 +35,7 @@ from paft_ray.pipeline.endpoints import check_endpoint, check_served
 from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
-from paft_ray.prompts.files import holds_escapes, read_prompt_files
+from paft_ray.prompts.files import holds_escapes, read_templates
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
@@ -126,10 +127,7 @@ def this_machine() -> dict[str, float]:
 
 
 def _require_places(config: Config) -> None:
-    for field, workers in (
-        ("train.workers", config.train.workers),
-        ("evaluation.workers", config.evaluation.workers),
-    ):
+    for field, workers in stage_workers(config).items():
         _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
     for field, llm in configured_llms(config.prompts):
         actors, cpus, gpus = llm.actor_pool
@@ -207,7 +205,7 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
     usable: set[str] = set()
     for path in config.prompts.files:
         try:
-            texts = read_prompt_files(path)
+            texts = read_templates(path, task)
         except PaftError as error:
             raise ConfigError(f"prompts.files: {error}") from error
         results = [

@@ -89,7 +89,9 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     return trained
 
 
-def evaluate(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
+def evaluate(
+    context: RunContext, checks: ModelCheckProcess, overwrite: bool = False
+) -> dict[str, Any]:
     """Evaluate the base model, `evaluation.subjects` and every variant whose training is complete.
 
     Raises:
@@ -97,7 +99,7 @@ def evaluate(context: RunContext, checks: ModelCheckProcess) -> dict[str, Any]:
         ConfigError: No variant of this run is trained.
     """
     trained = find_all_trained(context)
-    with open_run(context) as (context, tracker):
+    with open_run(context, overwrite) as (context, tracker):
         clock = StageClock(context.results_folder)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)

@@ -78,40 +78,41 @@ def _train(work: Work) -> Result:
 def _evaluate(work: Work) -> Result:
     from paft_ray.pipeline.run import evaluate
 
-    return _results(work.context, evaluate(work.context, work.checks))
+    return results_of(work.context, evaluate(work.context, work.checks))
 
 
 def _run_all(work: Work) -> Result:
     from paft_ray.pipeline.run import run
 
-    return _results(work.context, run(work.context, work.checks, work.options.overwrite))
+    return results_of(work.context, run(work.context, work.checks, work.options.overwrite))
 
 
-def _finished_run(context: RunContext) -> Result | None:
+def finished_run(context: RunContext) -> Result | None:
+    """The result of a run that is complete."""
     from paft_ray.pipeline.run import finished_summary
 
     summary = finished_summary(context)
-    return None if summary is None else _results(context, summary)
+    return None if summary is None else results_of(context, summary)
 
 
 def _tune(work: Work) -> Result:
     from paft_ray.tuning.search import search
 
     found = search(work.context, work.checks, work.options.overwrite)
-    return _search_results(work.context, found)
+    return _searchresults_of(work.context, found)
 
 
 def _finished_search(context: RunContext) -> Result | None:
     from paft_ray.tuning.search import finished_search
 
     found = finished_search(context)
-    return None if found is None else _search_results(context, found)
+    return None if found is None else _searchresults_of(context, found)
 
 
-def _search_results(context: RunContext, found: Mapping[str, Any]) -> Result:
+def _searchresults_of(context: RunContext, found: Mapping[str, Any]) -> Result:
     from paft_ray.report import search_table
 
-    results = _results(context, found["summary"])
+    results = results_of(context, found["summary"])
     return Result(found, "\n".join([search_table(found), "", results.text]))
 
 
@@ -167,7 +168,8 @@ def _export(work: Work) -> Result:
     return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
 
 
-def _results(context: RunContext, summary: Mapping[str, Any]) -> Result:
+def results_of(context: RunContext, summary: Mapping[str, Any]) -> Result:
+    """The result of a verb that measured: the summary, and its table with what to look at."""
     from paft_ray.report import results_table
 
     report_file = _near(context.results_folder.path("report.html"))
@@ -217,7 +219,8 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
     """Sizes, and the nodes of the cluster, whose smallest GPU they are compared with."""
     from paft_ray.cluster.session import ray_session
     from paft_ray.pipeline.nodes import survey
-    from paft_ray.pipeline.plan import describe_cluster, describe_sizes
+    from paft_ray.pipeline.plan import describe_sizes
+    from paft_ray.pipeline.plan_cluster import describe_cluster
 
     context = work.context
     with ray_session(work.options.insist):
@@ -244,7 +247,7 @@ VERBS: Mapping[str, Verb] = {
         trains=True,
         measures=True,
         check=check_run,
-        finished=_finished_run,
+        finished=finished_run,
     ),
     "tune": Verb(
         "search pool size, sampling temperature and other settings for the most robust model",

@@ -21,7 +21,7 @@ from paft_ray.models.gpu import prepare_gpu
 from paft_ray.prompts.candidates import TableFile, keep_unique, lint_all
 from paft_ray.prompts.dedup.deduplicate import InProcess
 from paft_ray.prompts.dedup.distributed import OnRay
-from paft_ray.prompts.files import holds_escapes, read_prompt_files
+from paft_ray.prompts.files import holds_escapes, read_templates
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import costs, refused_line
@@ -40,6 +40,7 @@ from paft_ray.prompts.pool import (
     rejects_to_table,
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
+from paft_ray.prompts.stock import STOCK
 from paft_ray.prompts.template import clean
 from paft_ray.runs.context import Identities, RunContext
 from paft_ray.runs.progress import Stage
@@ -66,7 +67,7 @@ def pool_fingerprint(context: RunContext) -> str:
     if prompts["probe"] is None:  # else nothing renders a prompt here
         later = {name: fields for name, fields in later.items() if name != "model"}
     task, generation = context.task, context.config.prompts.generation
-    files = [(path, read_prompt_files(path)) for path in context.config.prompts.files]
+    files = [(path, read_templates(path, task)) for path in context.config.prompts.files]
     probe = context.config.prompts.probe
     arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
     stored = {} if probe is None else context.stored(arithmetic, scored=True)
@@ -77,13 +78,18 @@ def pool_fingerprint(context: RunContext) -> str:
         seed,
         [task.description, list(task.slots), choices, dict(task.option_slots)],
         [prompts, list(task.instructions)],
-        [texts for _, texts in files],
+        [_marked(path, texts) for path, texts in files],
         [llm_key(llm) for llm in generation.llms] if generation else [],
         [] if prompts["probe"] is None else _probe_identity(context.identities, *probed),
         *([later] if later else []),
         *([rules] if rules else []),
         *([stored] if stored else []),
     )
+
+
+def _marked(location: str, texts: Sequence[str]) -> list[str]:
+    """The templates of a file; those of the stock, which are compared otherwise, after its name."""
+    return [STOCK, *texts] if location.startswith(STOCK) else list(texts)
 
 
 def _newer_rules(
@@ -163,7 +169,7 @@ def pool_without_work(context: RunContext) -> PromptPool | None:
     config, seed = context.config.prompts, context.config.seed
     if config.generation is not None or config.probe is not None:
         return None
-    files = _candidates_of_files(config)
+    files = _candidates_of_files(config, context.task)
     if len(files) > _IN_DRIVER:
         return None
     with TableFile(CANDIDATES_SCHEMA) as candidates, TableFile(REJECTS_SCHEMA) as rejects:
@@ -175,17 +181,17 @@ def pool_without_work(context: RunContext) -> PromptPool | None:
             return None
 
 
-def _candidates_of_files(config: PromptsConfig) -> list[Candidate]:
+def _candidates_of_files(config: PromptsConfig, task: Task) -> list[Candidate]:
     return [
         Candidate(text=text, kind="template", origin=Origin(file=path))
         for path in config.files
-        for text in read_prompt_files(path)
+        for text in read_templates(path, task)
     ]
 
 
 def _build(context: RunContext, folder: Storage, identity: str, stage: Stage) -> dict[str, Any]:
     config, task, seed = context.config.prompts, context.task, context.config.seed
-    files = _candidates_of_files(config)
+    files = _candidates_of_files(config, task)
     book = request_book(context)
     generated = None if book is None else generate(book, context.storage, stage)
     requested = 0 if generated is None else sum(t.requests for t in generated.tallies.values())

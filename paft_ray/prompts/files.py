@@ -9,11 +9,24 @@ from pathlib import Path
 
 from paft_ray.config.errors import DataError
 from paft_ray.config.loading import resolve_path
+from paft_ray.prompts.stock import STOCK, stock_templates
 from paft_ray.prompts.template import is_flattened
+from paft_ray.tasks.example import Task
 from paft_ray.tasks.tables import TABLE_ENDINGS, Row, Table, read_lines, read_table, table_kind
 
 _FIELD = "text"
 _TEXT = ".txt"
+
+
+def read_templates(location: str, task: Task) -> list[str]:
+    """The templates of an entry of `prompts.files`: a file, or a part of the stock for this task.
+
+    Raises:
+        DataError: See `read_prompt_files` and `stock_templates`.
+        ConfigError: `pkg:` names a package that is not installed.
+    """
+    in_stock = location.startswith(STOCK)
+    return stock_templates(location, task) if in_stock else read_prompt_files(location)
 
 
 def read_prompt_files(path: str) -> list[str]:

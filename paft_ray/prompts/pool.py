@@ -18,6 +18,7 @@ from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts.coverage import covering_order
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
 from paft_ray.prompts.split import NO_LAYOUT, Piece, TooFewError, place_instructions, split_pieces
+from paft_ray.prompts.stock import STOCK, wording_of
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_parquet
@@ -246,7 +247,10 @@ def piece_of(candidate: Candidate, task: Task) -> Piece:
     text, author = candidate.text, candidate.origin.llm
     if candidate.kind == "instruction":
         return Piece(text, None, author)
-    return Piece(instruction_of(text, task.slots), layout_of(text, task.slots), author)
+    wording = instruction_of(text, task.slots)
+    if (candidate.origin.file or "").startswith(STOCK):
+        wording = wording_of(wording, task)
+    return Piece(wording, layout_of(text, task.slots), author)
 
 
 def _too_few(reason: str, found: Survivors, rejected: Sequence[Rejected]) -> PoolError:

@@ -112,7 +112,7 @@ def accuracy_plot(run: RunFiles) -> AccuracyPlot:
         accuracy_axis(values.min(initial=1.0), values.max(initial=0.0)),
         tuple(100 * float(f.threshold) for f in figures_of(run.summary) if f.threshold),
         len(run.answers.prompt_ids),
-        len(run.summary["seeds"]) > 1,
+        any(len(grid_SP) > 1 for grid_SP in grids.values()),
     )
 
 

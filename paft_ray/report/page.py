@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from paft_ray.config.loading import without_unread
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
 from paft_ray.report.coverage import COLOURS, run_coverage
@@ -30,6 +31,7 @@ from paft_ray.report.tables import (
     further_figures,
     main_label,
     results,
+    trained_labels,
 )
 from paft_ray.report.text import cautions, headline
 from paft_ray.report.training import CurvePlot, SharesPlot, curve_plot, draws_of, shares_plot
@@ -90,8 +92,8 @@ def plots_of(run: RunFiles) -> Plots:
 def render_page(run: RunFiles, title: str, plots: Plots) -> str:
     """The page as HTML."""
     summary = run.summary
-    labels = list(summary["models"])
-    config = run.about.get("config", {})
+    labels, trained = list(summary["models"]), trained_labels(summary)
+    config = without_unread(run.about.get("config", {}))
     main = main_label(summary)
     return render(
         "page.html.j2",
@@ -104,6 +106,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         differences=differences(summary),
         axes=axes(summary),
         summary=summary,
+        trained=trained,
         partly=run.partly_scored,
         tops=[f"{100 * float(f.threshold):g}%" for f in figures_of(summary) if f.threshold],
         names={label: display_name(label) for label in labels},
@@ -120,7 +123,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         curves=plots.curves,
         draws=draws_of(run.trainings, run.texts),
         weighings=plots.shares,
-        coverage=run_coverage(run),
+        coverage=run_coverage(run) if trained else None,
         split_colours=COLOURS,
         seconds={_stage(name): spent for name, spent in summary["seconds"].items()},
         trainings=[training for training in run.trainings if training.about],

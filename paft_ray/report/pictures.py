@@ -32,7 +32,7 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
-    """Accuracy under every held-out prompt, a line of dots per model, as PNG."""
+    """Accuracy under every prompt, a line of dots per model, as PNG."""
     figure, axes = _figure(8, 1.1 + 0.72 * len(plot.strips))
     for row, strip in enumerate(plot.strips):
         points, shade = [dot.accuracy for dot in strip.dots], colour[strip.label]
@@ -49,7 +49,7 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
     axes.set_ylim(len(plot.strips) - 0.42, -0.58)
     seeds = "; triangles: the mean of each seed" if plot.several_seeds else ""
     axes.set_xlabel(
-        f"accuracy under each of {plot.prompts} held-out prompts, in percent\nbar: the mean{seeds}"
+        f"accuracy under each of {plot.prompts} prompts, in percent\nbar: the mean{seeds}"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(left=False)

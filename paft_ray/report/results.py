@@ -79,6 +79,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         subjects=more,
         grades=[grader.label for grader in context.task.graders[1:]],
     )
+    summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
     if evaluation.estimate is None:
         wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}

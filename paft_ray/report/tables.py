@@ -61,12 +61,23 @@ def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
     return known.get(label, " ".join(words))
 
 
+def trained_labels(summary: Mapping[str, Any]) -> list[str]:
+    """Labels of the models that variants trained."""
+    others = [label for label in summary["models"] if label != BASE]
+    return list(summary.get("trained", others if summary.get("seeds") else ()))
+
+
 def main_label(summary: Mapping[str, Any]) -> str:
-    """Label of the main model: PAFT, else a search's best finalist, else the last one."""
-    labels = list(summary["models"])
+    """Label of the main model: PAFT, else a search's best finalist, else the last one trained.
+
+    Where nothing was trained it is the first subject, or the base model where that is all.
+    """
+    labels, trained = list(summary["models"]), trained_labels(summary)
     if PAFT in labels:
         return PAFT
-    return next((label for label in labels if label.startswith(_FINALIST)), labels[-1])
+    if trained:
+        return next((label for label in trained if label.startswith(_FINALIST)), trained[-1])
+    return next((label for label in labels if label != BASE), labels[0])
 
 
 def results(

@@ -18,6 +18,7 @@ from paft_ray.report.tables import (
     main_label,
     results,
     span,
+    trained_labels,
 )
 from paft_ray.tasks.example import RowCounts
 
@@ -65,7 +66,8 @@ def _lines(
     """The results as aligned lines."""
     table = results(summary, names, wide)
     short = {figure.heading: figure.short for figure in figures_of(summary) if figure.short}
-    heading = f"held-out prompts ({summary['prompts']} x {summary['examples']} examples)"
+    prompts = "held-out prompts" if trained_labels(summary) else "prompts"
+    heading = f"{prompts} ({summary['prompts']} x {summary['examples']} examples)"
     lines = [(heading, *(short.get(column, column) for column in table.columns))]
     return _padded(
         [*lines, *((row.name, *(cell.text for cell in row.cells)) for row in table.rows)]
@@ -113,15 +115,29 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
             "leaves open; those of differences are not paired."
         )
     sentences += [f"chat template: {note}." for note in summary.get("chat_template", ())]
-    if len(summary["seeds"]) == 1:
+    seeds = _seeds(summary)
+    if len(set(seeds.values())) > 1:
+        listed = "; ".join(
+            f"{display_name(label, names)}: {', '.join(map(str, each))}"
+            for label, each in seeds.items()
+        )
+        sentences.append(f"models were trained with different seeds ({listed}).")
+    counts = {len(each) for each in seeds.values()}
+    if 1 in counts:
         sentences.append(f"{ILLUSTRATION}.")
-    elif summary["differences"] and share is None:
-        sentences.append(_what_intervals_hold(summary))
+    if counts != {1} and summary["differences"] and share is None:
+        sentences.append(_what_intervals_hold(summary, min(counts - {1}, default=0)))
     return sentences
 
 
-def _what_intervals_hold(summary: Mapping[str, Any]) -> str:
-    seeds = len(summary["seeds"])
+def _seeds(summary: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The seeds of every model that was trained."""
+    models = {label: summary["models"][label] for label in trained_labels(summary)}
+    return {label: tuple(model.get("seeds", summary["seeds"])) for label, model in models.items()}
+
+
+def _what_intervals_hold(summary: Mapping[str, Any], seeds: int) -> str:
+    """What the intervals hold of models with so many seeds; 0 where nothing was trained."""
     if not any("intervals" in model for model in summary["models"].values()):  # old summaries
         return "the intervals resample prompts and examples, not seeds."
     if not seeds:  # nothing was trained
@@ -271,8 +287,9 @@ def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     best = main_label(summary)
     other = next((label for label in (SINGLE_PROMPT, BASE) if label in summary["models"]), best)
     model, against = summary["models"][best], summary["models"][other]
+    unseen = " that no training saw" if trained_labels(summary) else ""
     text = (
-        f"Asked in {summary['prompts']} ways that no training saw, {display_name(best, names)} "
+        f"Asked in {summary['prompts']} ways{unseen}, {display_name(best, names)} "
         f"answers {_percent(MEAN, model)} of {summary['examples']} examples right on average"
     )
     worst = f"{_percent(WORST, model)} under the worst prompt"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from paft_ray.config.affects import older_rules, result_fields
 from paft_ray.config.base import Target
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.loading import dump_config
+from paft_ray.config.loading import dump_config, without_unread
 from paft_ray.config.uris import without_password
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.runs.subjects import content_of
@@ -97,7 +97,7 @@ def open_run(
         if evaluation is not None:
             run = TrackedRun(f"evaluation/{evaluation}", context.called, RUN_KEY)
         tracker = open_tracker(context.tracking, run)
-        tracker.log_params(tree)
+        tracker.log_params(without_unread(tree))
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"
         try:

@@ -9,6 +9,8 @@ row_choices.py  the choices that stand in a row, and which is right
 sources.py   files, saved data sets and the hub to rows, and which split serves as which
 split.py     examples to train, validation and test
 loading.py   rows to `Task`: mapping, ids, splits
+guessing.py  a task's section of a configuration, from its rows
+wordings/    wordings of every kind of task, a line each; `prompts.stock` makes prompts of them
 grading.py   what a prediction is worth: one grader for each `task.grade`
 grade_process.py, grade_script.py  a grader of the user's own, in a process of its own
 """

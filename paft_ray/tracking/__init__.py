@@ -15,6 +15,7 @@ from paft_ray.tracking.event_log import TrackingTarget
 from paft_ray.tracking.mlflow_runs import reach_server
 from paft_ray.tracking.place import (
     check_tracking,
+    named_uri,
     tracking_place,
     tracking_server,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "check_tracking",
     "end_open_runs",
     "import_early",
+    "named_uri",
     "open_tracker",
     "pool_version",
     "prepare_tracking",

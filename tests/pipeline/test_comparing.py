@@ -148,6 +148,26 @@ def test_run_compared_with_its_copy_is_there_once(
     assert not any(label.startswith("again") for label in models)
 
 
+def test_seeds_of_every_run_are_named_as_they_are(
+    storage: Path, copy_run: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_run("other", always_right)
+    scores = pq.read_table(folder / "scores.parquet").to_pylist()
+    more = [row | {"seed": 2} for row in scores if row["variant"] != "base"]
+    schema = pq.read_schema(folder / "scores.parquet")
+    pq.write_table(pa.Table.from_pylist(scores + more, schema), folder / "scores.parquet")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"seeds": [1, 2]}))
+    assert call(["compare", "from-files", "other", f"storage={storage}", "--json"]) == 0
+    compared = json.loads(capfd.readouterr().out)
+    assert compared["seeds"] == [1, 2]
+    assert compared["models"]["from_files_paft"]["seeds"] == [1]
+    assert compared["models"]["other_paft"]["seeds"] == [1, 2]
+    assert call(["compare", "from-files", "other", f"storage={storage}"]) == 0
+    said = capfd.readouterr().out
+    assert "from files PAFT: 1; other single prompt: 1, 2; other PAFT: 1, 2" in said
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -14,7 +14,8 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.nodes import Needs, Node, check_node, packages, require_nodes, survey
-from paft_ray.pipeline.plan import describe_cluster, plan_lines
+from paft_ray.pipeline.plan import plan_lines
+from paft_ray.pipeline.plan_cluster import describe_cluster
 from paft_ray.storage.paths import Storage
 
 

@@ -337,6 +337,37 @@ def test_adapter_of_any_method_that_peft_stored_is_accepted(
 
 
 @pytest.mark.usefixtures("warm_checks")
+def test_plan_of_a_run_without_variants_speaks_of_no_training(
+    make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree()), encoding="utf-8")
+    unread = ["train.steps=5", "train.workers.num=4096"]
+    assert call(["plan", str(path), *unread, "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out)
+    assert plan["evaluation"] == {"models": 1, "prompts": 3, "examples": 6, "answers": 18}
+    assert plan["workers"] == {"evaluate": 1}
+    assert plan["arithmetic"] == {"evaluate": "float32"}
+    assert plan["sizes"].keys() == {"parameters"}
+    assert not plan.keys() & {"training", "sequences_per_training", "adapter", "validation"}
+
+
+@pytest.mark.usefixtures("warm_checks")
+def test_configuration_of_a_run_without_variants_shows_nothing_that_nobody_reads(
+    make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(make_tree()), encoding="utf-8")
+    assert call(["evaluate", str(path), "--print-config", "--json"]) == 0
+    shown = json.loads(capfd.readouterr().out)
+    assert "train" not in shown
+    assert "peft" not in shown["model"]
+    assert load_config(shown).evaluation == load_config(make_tree()).evaluation
+    assert call(["run", str(path), "variants=[{type: paft}]", "--print-config", "--json"]) == 2
+    assert "train: missing" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("warm_checks")
 def test_further_evaluation_needs_a_run_and_trains_nothing(
     make_tree, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,13 +110,21 @@ def make_run(
     extras: bool = True,
     seeds: Sequence[int] = (0,),
     prompts: int = 12,
+    trained: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Write the files of a run; the summary is returned."""
+    """Write the files of a run; the summary is returned.
+
+    All models but the base model are trained ones, where `trained` does not name them.
+    """
     table = scores(4, accuracy, examples, seeds, prompts)
     seconds = {"prompts": 74.2, "training": 301.8, "evaluation": 88}
+    if trained == []:
+        del seconds["training"]
     summary = summarise(table, list(accuracy), (0.75,), seeds, seconds)
+    if trained is not None:
+        summary |= {"trained": list(trained), "seeds": list(seeds) if trained else []}
     for label in summary["models"]:
-        if label != "base":
+        if label != "base" and (trained is None or label in trained):
             summary["models"][label] |= {
                 "steps": 150,
                 "trained_tokens": 58_312.0,
@@ -124,6 +132,8 @@ def make_run(
                 "seconds_per_example": 0.0123,
             }
     config = {"name": "demo", "task": {"name": "sst2"}, "model": {"path": "some/smollm2-135m"}}
+    if trained == []:
+        config |= {"variants": [], "train": {"steps": 1}}
     folder.write_json("config.json", {"config": config, "versions": {"paft_ray": "0.1.0"}})
     folder.write_json("summary.json", summary)
     folder.write_bytes("scores.parquet", to_parquet(table))
@@ -131,7 +141,7 @@ def make_run(
         return summary
     folder.write_bytes("prompts.parquet", to_parquet(prompts_table(prompts)))
     folder.write_bytes("examples.parquet", to_parquet(examples_table(examples)))
-    for variant in sorted(set(accuracy) - {"base"}):
+    for variant in sorted(set(accuracy) - {"base"} if trained is None else trained):
         for seed in seeds:
             own = folder.child("training", f"{variant}-s{seed}")
             about = {"steps": 150, "tokens": 58_312, "answer_tokens": 1200, "seconds": 147.31}

@@ -13,7 +13,8 @@ from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation import figures
 from paft_ray.evaluation.figures import Figure
 from paft_ray.report import card_figures, results_table, write_report
-from paft_ray.report.tables import display_name
+from paft_ray.report.tables import display_name, main_label
+from paft_ray.report.text import cautions, headline
 from paft_ray.storage.paths import Storage
 
 
@@ -208,6 +209,51 @@ def test_results_table_of_another_variant_uses_the_name_it_is_given():
     models = known_summary()["models"]
     summary = known_summary(models={"base": models["base"], "k4": models["paft"]}, differences={})
     assert "PAFT, K=4, 150 steps" in results_table(summary, {"k4": "PAFT, K=4"})
+
+
+SUBJECTS = {"base": (0.6, 0.1), "mine": (0.7, 0.1), "theirs": (0.8, 0.05)}
+
+
+@pytest.mark.parametrize(
+    ("models", "main"), [(("base",), "base model"), (("base", "mine", "theirs"), "mine")]
+)
+def test_report_of_models_that_no_run_trained_speaks_of_no_training(
+    models: tuple[str, ...], main: str, tmp_path: Path
+):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder, {label: SUBJECTS[label] for label in models}, trained=[])
+    said = headline(summary)
+    assert said.startswith(f"Asked in 12 ways, {main} answers ")
+    table = results_table(summary)
+    assert table.startswith("prompts (12 x 60 examples)")
+    write_report(folder)
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    for text in (table, page):
+        assert "training" not in text
+        assert "held-out" not in text.lower()
+        assert "seed is an illustration" not in text
+    assert html.escape(said) in page
+    assert "&#34;train&#34;" not in page
+
+
+def test_trained_model_comes_before_subjects_that_are_listed_behind_it(tmp_path: Path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder, SUBJECTS, trained=["mine"])
+    assert main_label(summary) == "mine"
+    assert " that no training saw, mine answers" in headline(summary)
+
+
+def test_seeds_of_each_model_are_named_where_they_differ(tmp_path: Path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder, SUBJECTS, trained=["mine", "theirs"], seeds=(0, 1, 2))
+    several = " ".join(cautions(summary))
+    assert "resample prompts, examples and the 3 seeds" in several
+    assert "different seeds" not in several
+    summary["models"]["mine"]["seeds"] = [5]
+    mixed = " ".join(cautions(summary))
+    assert "different seeds (mine: 5; theirs: 0, 1, 2)" in mixed
+    assert "one seed is an illustration" in mixed
+    assert "the 3 seeds" in mixed
 
 
 def test_page_of_a_partly_scored_run_shows_estimates_and_no_flips(tmp_path: Path):

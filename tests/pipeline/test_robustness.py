@@ -1,0 +1,237 @@
+"""`paft robustness MODEL DATA`: a first look without a configuration."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from paft_ray.cli import call
+from paft_ray.config.errors import ConfigError
+from paft_ray.config.loading import load_config
+from paft_ray.pipeline.question import Question, ask
+from paft_ray.tasks.guessing import Said
+
+CHECKS = pytest.mark.usefixtures("warm_checks")
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory, and no MLflow of the environment's."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture
+def asked(tiny_model: Path, review_file: Path) -> Question:
+    return Question(str(tiny_model), str(review_file))
+
+
+def rows(path: Path, **columns: list[Any]) -> str:
+    lines = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return str(path)
+
+
+def test_configuration_trains_nothing_and_asks_with_the_stock(asked: Question) -> None:
+    config = ask(asked).config
+    assert config.variants == ()
+    assert config.prompts.files == ("stock:choices",)
+    assert config.evaluation.estimate is not None
+    assert config.tracking.type == "none"
+    assert config.task.overlong == "trim"
+    assert config.task.max_length <= 512  # for which the model was made
+    assert config.name.endswith("-reviews")
+
+
+def test_overrides_come_before_guesses(asked: Question, tmp_path: Path) -> None:
+    files = str(tmp_path / "mine.txt")
+    more = (f"prompts.files=[{files}]", "evaluation.examples=7", "evaluation.estimate=null")
+    found = ask(Question(asked.model, asked.data, overrides=(*more, "name=mine", "seed=3")))
+    assert found.config.prompts.files == (files,)
+    assert (found.config.evaluation.examples, found.config.evaluation.estimate) == (7, None)
+    assert (found.config.name, found.config.seed) == ("mine", 3)
+    assert not any("stock" in note for note in found.notes)
+
+
+def test_mlflow_that_the_environment_names_is_used(
+    asked: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///some.db")
+    assert ask(asked).config.tracking.type == "mlflow"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        ("sst2", "choices"), ("sst2=local", "choices"), ("boolq", "yesno"), ("gsm8k", "task"),
+        ("piqa", "letters"), ("hellaswag=x/y", "letters"),
+    ],
+)  # fmt: skip
+def test_built_in_tasks_are_named_alone_or_with_their_place(
+    data: str, kind: str, asked: Question
+) -> None:
+    config = ask(Question(asked.model, data)).config
+    assert config.task.type == "builtin"
+    assert config.prompts.files == (f"stock:{kind}",)
+    assert config.task.path == (data.partition("=")[2] or None)
+    with pytest.raises(ConfigError, match=r"sst2 is a built-in task.*leave out --answer"):
+        ask(Question(asked.model, "sst2=local", Said(answer="label")))
+
+
+@pytest.mark.parametrize(
+    ("question", "answers", "said", "kind"),
+    [
+        ("question", ["yes", "no"], {}, "yesno"),
+        ("question", ["42", "7"], {"choices": ("42", "7"), "description": "Say a number."}, "task"),
+        ("question", ["a", "b"], {}, "choices"),
+        ("text", ["a", "b"], {"description": "Say a or b."}, "task"),
+    ],
+)
+def test_wordings_suit_the_answers(
+    question: str, answers: list[str], said: dict[str, Any], kind: str, asked: Question,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    texts = [f"is it {n}?" for n in range(40)]
+    data = rows(tmp_path / "rows.jsonl", **{question: texts}, answer=answers * 20)
+    found = ask(Question(asked.model, data, Said(**said)))
+    assert found.config.prompts.files == (f"stock:{kind}",)
+
+
+@pytest.mark.parametrize("answers", [["yes", "no"], ["0", "1"], [f"word {n}" for n in range(40)]])
+def test_job_that_no_column_names_is_asked_for(
+    answers: list[str], asked: Question, tmp_path: Path
+) -> None:
+    texts = [f"the text {n}" for n in range(40)]
+    column = (answers * 20)[:40]
+    data = rows(tmp_path / "rows.jsonl", text=texts, answer=column)
+    with pytest.raises(ConfigError, match="--description"):
+        ask(Question(asked.model, data))
+
+
+def test_adapter_is_measured_beside_its_base_model(
+    asked: Question, tiny_model: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    folder = tmp_path / "tuned/adapter"
+    folder.mkdir(parents=True)
+    save_file({}, folder / "adapter_model.safetensors")
+    settings = folder / "adapter_config.json"
+    settings.write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tiny_model)})
+    )
+    config = ask(Question(str(folder), asked.data)).config
+    assert config.model.path == str(tiny_model)
+    assert [subject.type for subject in config.evaluation.subjects] == ["adapter"]
+    assert config.name == "robustness-tuned-reviews"
+    settings.write_text(json.dumps({"peft_type": "LORA"}))
+    with pytest.raises(ConfigError, match=r"give model.path=MODEL"):
+        ask(Question(str(folder), asked.data))
+    again = ask(Question(str(folder), asked.data, overrides=(f"model.path={tiny_model}",)))
+    assert again.config.model.path == str(tiny_model)
+
+
+def test_llm_writes_more_prompts(asked: Question, tmp_path: Path) -> None:
+    path = tmp_path / "llm.yaml"
+    path.write_text("{type: openai, base_url: 'http://localhost:1/v1', model: big}")
+    more = ("prompts.generation.per_llm=50",)
+    prompts = ask(Question(asked.model, asked.data, llm=str(path), overrides=more)).config.prompts
+    assert prompts.files == ("stock:choices",)
+    assert prompts.generation is not None
+    assert (prompts.generation.per_llm, prompts.generation.llms[0].label) == (50, "big")
+    path.write_text("{llms: [{type: fake}], form: instruction}")
+    generation = ask(Question(asked.model, asked.data, llm=str(path))).config.prompts.generation
+    assert generation is not None
+    assert generation.form == "instruction"
+
+
+@CHECKS
+@pytest.mark.parametrize(
+    ("model", "data", "more", "said"),
+    [
+        ("http://localhost:1/v1", "sst2", [], "models behind a URL"),
+        ("/nowhere", "DATA", [], "model.path: /nowhere"),
+        ("MODEL", "/nowhere.jsonl", [], "/nowhere.jsonl: no such file"),
+        ("MODEL", "DATA", ["--answer", "mood"], "no column 'mood'; its columns are review, label"),
+        ("MODEL", "DATA", ["evaluation.exmaples=3"], "did you mean 'examples'"),
+        ("MODEL", "DATA", ["--llm", "none.yaml"], "none.yaml: no such file"),
+        ("MODEL", "DATA", ["--config", "no/such/folder.yaml"], "no/such/folder.yaml cannot be"),
+    ],
+)
+def test_what_cannot_be_used_exits_2_and_writes_nothing(
+    model: str, data: str, more: list[str], said: str, asked: Question, in_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    known = {"MODEL": asked.model, "DATA": asked.data}
+    assert call(["robustness", known.get(model, model), known.get(data, data), *more]) == 2
+    err = capfd.readouterr().err
+    assert said in err
+    assert len(err.strip().splitlines()) <= 2
+    assert list(in_folder.iterdir()) == []
+
+
+def test_printed_configuration_is_the_one_that_is_used(
+    asked: Question, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["robustness", asked.model, asked.data, "seed=4", "--print-config"]) == 0
+    shown = yaml.safe_load(capfd.readouterr().out)
+    assert "train" not in shown
+    found = ask(Question(asked.model, asked.data, overrides=("seed=4",)))
+    assert load_config(shown) == found.config
+    assert list(in_folder.iterdir()) == []
+
+
+@CHECKS
+def test_another_configuration_is_not_overwritten_unless_told_to(
+    asked: Question, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = in_folder / "robustness.yaml"
+    path.write_text("name: mine\n")
+    assert call(["robustness", asked.model, asked.data]) == 2
+    assert "robustness.yaml holds another configuration" in capfd.readouterr().err
+    assert path.read_text() == "name: mine\n"
+    found = ask(asked)
+    found.write(str(path))
+    found.refuse_other(str(path))
+    assert load_config(path) == found.config
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "warm_checks")
+def test_first_look_can_be_repeated_to_the_digit(
+    asked: Question, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluation.examples=10", "prompts.split.test=4", "storage=first"]
+    command = ["robustness", asked.model, asked.data, *words]
+    assert call(command) == 0
+    said = capfd.readouterr().out
+    for part in ("prompts (4 x 10 examples)", "worst prompt (", "best prompt (", "report.html"):
+        assert part in said
+    assert said.splitlines()[-1].endswith(
+        "`paft evaluate robustness.yaml` repeats this to the digit"
+    )
+    assert "training" not in said.partition("prompts (4")[2]
+    assert call([*command, "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert "nothing to do" in err
+    assert json.loads(out)["config"] == "robustness.yaml"
+    assert call(["evaluate", "robustness.yaml", "storage=second"]) == 0
+    [one, other] = [
+        pq.read_table(next(Path(storage).glob("runs/*/scores.parquet")))
+        for storage in ("first", "second")
+    ]
+    assert one.equals(other)
+    changed = [*command, "evaluation.examples=8"]
+    assert call(changed) == 2
+    assert "holds another configuration" in capfd.readouterr().err
+    assert call([*changed, "--overwrite"]) == 0
+    assert "prompts (4 x 8 examples)" in capfd.readouterr().out
+    assert load_config("robustness.yaml").evaluation.examples == 8
