@@ -138,8 +138,6 @@ class _Together:
     """Those of them that variants trained."""
     again: list[tuple[str, str]]
     """Models with another one's answers, and that one's label."""
-    models: dict[str, Mapping[str, Any]]
-    """Label to the entry of the run's summary."""
 
 
 def _together(
