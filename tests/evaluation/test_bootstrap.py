@@ -163,3 +163,18 @@ def test_difference_in_tokens_may_be_larger_than_one_and_is_paired():
     found = resample(grids, answers={"a": [longer], "b": [shorter]})
     result = found.difference("a", "b", GENERATED_TOKENS)
     assert (result.value, result.low, result.high) == pytest.approx((3, 3, 3))
+
+
+def test_draws_and_seeds_are_resampled_apart():
+    """Copies of a seed teach nothing: the interval over three draws stays as wide as it is."""
+    rng = np.random.default_rng(0)
+    draws_DPE = rng.random((3, 6, 40)) < np.array([0.3, 0.6, 0.9])[:, None, None]
+    copies = np.repeat(draws_DPE, 5, axis=0)  # of each draw, five equal seeds
+    once = resample({"one": draws_DPE}, draws=3)
+    again = resample({"one": copies}, draws=3)
+    low, high = once.interval("one", MEAN)
+    assert again.interval("one", MEAN) == pytest.approx((low, high), abs=0.02)
+    together = resample({"one": copies})  # as if all fifteen were independent
+    narrow = together.interval("one", MEAN)
+    assert narrow[1] - narrow[0] < 0.7 * (high - low)
+    assert once.values["one"][MEAN.key] == pytest.approx(draws_DPE.mean())

@@ -74,6 +74,7 @@ def test_what_two_texts_may_differ_in():
         ("#### 1,250", "1250"),
         ("#### -5", "-5"),
         ("#### 70000\nand 12 more", "70000"),
+        ("#### 18\n\nQuestion: and now?\nAnswer: #### 5", "18"),
         # what lm-evaluation-harness' flexible-extract finds, less its `$`, `,` and last dot
         ("The answer is 18.", "18"),
         ("She earns $1,234.50", "1234.5"),
@@ -155,6 +156,14 @@ def score(fields, answer, text):
         time.sleep(60)
     if text == "exit":
         sys.stdout.flush(); import os; os._exit(3)
+    if text == "read":
+        return len(sys.stdin.read() or sys.stdin.readline())
+    if text == "fork":
+        import os
+        if os.fork() == 0:
+            return 0.9  # falls through, in a process that nobody asked
+        os.wait()
+        return 0.2
     return {"nan": math.nan, "7": 7, "huge": 10**400, "text": "0.5", "none": None,
             "below": -0.01}.get(text, len(set(text) & set(answer + fields["word"])) / 10)
 """
@@ -169,6 +178,12 @@ def scored(tmp_path: Path) -> TextGrader:
 def test_a_function_of_ones_own_gets_fields_answer_and_text(scored: TextGrader):
     example = Example("e", {"word": "xyz"}, "ab")
     assert scored.grade(example, "abcx", "here") == Grade(0.3, "abcx")
+
+
+def test_a_function_that_reads_or_forks_disturbs_no_other_grade(scored: TextGrader):
+    example = Example("e", {"word": "xyz"}, "ab")
+    for text, value in (("read", 0.0), ("fork", 0.2), ("abcx", 0.3), ("fork", 0.2), ("ab", 0.2)):
+        assert scored.grade(example, text, "here").value == value, text
 
 
 @pytest.mark.parametrize(
@@ -201,6 +216,9 @@ def test_a_faulty_function_is_named_with_example_and_text(scored: TextGrader, te
         ("import not_installed_anywhere", "ModuleNotFoundError"),
         ("def score(:", "SyntaxError"),
         ("raise SystemExit(0)", "SystemExit"),
+        ("def score(answer, text): return 1", "has to take three arguments"),
+        ("async def score(fields, answer, text): return 1", "is async"),
+        ("input()", "EOFError"),
     ],
 )
 def test_a_file_without_the_function_is_refused_at_once(tmp_path: Path, code: str, said: str):

@@ -83,6 +83,30 @@ def test_an_answer_may_be_the_text_or_a_letter(tmp_path: Path):
     assert answers(load(tmp_path, as_text, choices=only)) == {"A", "B", "C"}
 
 
+def test_choices_may_be_structs_in_a_list(tmp_path: Path):
+    entries = [{"text": t, "label": n} for t, n in (("red", "1"), ("green", "2"), ("blue", "3"))]
+    rows = [{**row, "choices": entries} for row in ROWS]
+    assert answers(load(tmp_path, rows)) == {"A", "B", "C"}
+
+
+def test_choices_may_be_truth_values_and_numbers_as_their_spellings(tmp_path: Path):
+    rows = [{**row, "key": n % 2 == 0, "a": "True", "b": "False"} for n, row in enumerate(ROWS)]
+    task = load(tmp_path, rows, choices={"columns": ["a", "b"]})
+    every = (*task.train, *task.validation, *task.test)
+    assert {(int(e.fields["question"].split()[1]) % 2, e.answer) for e in every} == {
+        (0, "A"), (1, "B"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("grade", ["exact", "f1", "contains"])
+def test_letters_that_a_grade_reads_as_articles_are_refused(tmp_path: Path, grade: str):
+    rows = [{**row, "key": str(n % 2 + 2)} for n, row in enumerate(ROWS)]  # never A
+    with pytest.raises(DataError, match="nothing to compare in the choice 'A'"):
+        load(tmp_path, rows, grade=grade)
+    if grade != "f1":
+        load(tmp_path, rows, grade={"type": grade, "normalisation": "case"})
+
+
 def test_rows_may_have_different_numbers_of_choices(tmp_path: Path):
     task = load(tmp_path, choices={"columns": ["a", "b", "c"]}, answer="right")
     counts = {len(example.options) for example in (*task.train, *task.test)}
@@ -119,6 +143,8 @@ def test_a_right_choice_that_is_always_first_is_refused_until_rows_are_shuffled(
         ({"key": 1}, {"column": "choices.text"}, "say which in task.choices.first"),
         ({"key": "D"}, {"column": "choices.text"}, "none of its choices"),
         ({"key": 3}, {"column": "choices.text", "first": 0}, "none of its choices"),
+        ({"choices": {"text": ["a", "b", "c"], "label": list("AAB")}, "key": "A"}, LABELLED,
+         "names 2 of its choices"),
     ],
 )  # fmt: skip
 def test_a_row_whose_answer_is_none_of_its_choices_is_named(

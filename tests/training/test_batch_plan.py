@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from paft_ray.config import SamplingConfig
 from paft_ray.config.errors import DataError
 from paft_ray.config.variation import (
+    ChoicesVariation,
     DemonstrationsVariation,
     NoiseVariation,
     VariationConfig,
@@ -28,6 +29,7 @@ from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import Varying
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
+from paft_ray.tasks.example import lettered, letters
 from paft_ray.training.batch_plan import Planner, Ranks, StepPlan, plans
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.prompt_weights import BlockWeights
@@ -398,3 +400,29 @@ def test_plan_that_varies_is_a_function_of_position_and_the_ledger_says_how(make
         [shown] = told["demonstrations"]
         assert shown != row["example_id"] and shown in {example.id for example in examples}
     assert plain.describe(2, 0, first.draws[0]) is None
+
+
+def test_views_of_an_example_have_their_choices_in_the_same_order(make_planner):
+    options = ("red one", "green one", "blue one")
+    fields = {"text": "which", "choices": lettered(options)}
+    examples = [Example(f"{n:016x}", fields, "B", options=options) for n in range(6)]
+    task = Task("t", "Say.", ("text", "choices"), {}, letters(3), (), (), (), choices_as="letters")
+    prompts = tuple(
+        (str(n), parse(text, task.slots))
+        for n, text in enumerate(["{text}\n{choices}\nAnswer:", "Say: {text}\n{choices} ->"])
+    )
+    variation = VariationConfig(choices=ChoicesVariation(order="shuffled"))
+    planner = make_planner(
+        max_length=400, row_tokens=1600, examples=examples, prompts=prompts, views=2,
+        sampler=PromptSampler(3, 2), choices_of=task.choices_of,
+        varying=Varying(task, variation, 3),
+    )  # fmt: skip
+    owners = set()
+    for step in range(8):
+        draws = planner.plan(step).draws
+        pairs = [(draws[place], draws[place + 6]) for place in range(6)]
+        assert all(one.owner == other.owner for one, other in pairs)
+        told = [planner.describe(step, slot, draws[slot]) for slot in range(12)]
+        assert told[:6] == told[6:]
+        owners |= {one.owner for one, _ in pairs}
+    assert owners == {0, 1, 2}
