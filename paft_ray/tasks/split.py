@@ -84,7 +84,7 @@ def tie(rows: Rows, seed: int) -> Ties:
     for id, example in rows.examples.items():
         by_text.setdefault(rows.keys[id], []).append(example)
     same = [examples for examples in by_text.values() if len(examples) > 1]
-    contradicting = [e for e in same if len({normalised(example.right) for example in e}) > 1]
+    contradicting = [examples for examples in same if _contradict(examples)]
     grouped = _by_group(by_text, rows.groups) if rows.groups else by_text
     return Ties(
         [Tied(_hash(seed, key), examples) for key, examples in grouped.items()],
@@ -92,6 +92,15 @@ def tie(rows: Rows, seed: int) -> Ties:
         sum(map(len, contradicting)),
         len({group for id in rows.examples for group in rows.groups.get(id, ())}),
     )
+
+
+def _contradict(examples: Sequence[Example]) -> bool:
+    """Return whether two of them, with the same choices where they have their own, differ."""
+    rights: dict[tuple[str, ...], set[str]] = {}
+    for example in examples:
+        choices = tuple(sorted(map(normalised, example.options)))
+        rights.setdefault(choices, set()).add(normalised(example.right))
+    return any(len(right) > 1 for right in rights.values())
 
 
 def _by_group(

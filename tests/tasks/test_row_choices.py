@@ -107,6 +107,22 @@ def test_letters_that_a_grade_reads_as_articles_are_refused(tmp_path: Path, grad
         load(tmp_path, rows, grade={"type": grade, "normalisation": "case"})
 
 
+@pytest.mark.parametrize(
+    ("other", "contradicting"),
+    [
+        ({"text": ["green", "red", "blue"], "label": ["2", "1", "3"]}, 0),  # another order
+        ({"text": ["red", "grey"], "label": ["2", "1"]}, 0),  # another question, in fact
+        ({"text": ["blue", "green", "red"], "label": ["2", "1", "3"]}, 2),
+    ],
+)
+def test_rows_contradict_each_other_where_the_same_choices_have_another_right_one(
+    tmp_path: Path, other: dict, contradicting: int
+):
+    rows = [*ROWS, {**ROWS[4], "choices": other}]  # 4: the second, green, is right
+    found = load(tmp_path, rows).rows
+    assert (found.tied, found.contradicting) == (2, contradicting)
+
+
 def test_rows_may_have_different_numbers_of_choices(tmp_path: Path):
     task = load(tmp_path, choices={"columns": ["a", "b", "c"]}, answer="right")
     counts = {len(example.options) for example in (*task.train, *task.test)}
