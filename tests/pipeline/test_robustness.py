@@ -204,6 +204,7 @@ def test_another_configuration_is_not_overwritten_unless_told_to(
     assert load_config(path) == found.config
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "warm_checks")
 def test_first_look_can_be_repeated_to_the_digit(
