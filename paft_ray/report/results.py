@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from paft_ray.config import BASE, Config, EndpointSubject
 from paft_ray.config.affects import result_fields
+from paft_ray.config.grade import ChoiceGrade
 from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
@@ -132,6 +133,7 @@ def _grading(context: RunContext) -> dict[str, Any]:
     grades = [
         {"label": grade.label, **grade.model_dump(mode="json", exclude={"timeout_s", "path"})}
         for grade in config.grade
+        if config.grade != (ChoiceGrade(type="choice"),)  # what counts anyway
     ]
     code, shown = context.grading_code, context.config.evaluation.variation.demonstrations
     return {
