@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from synthetic_run import SIX, make_run
+from synthetic_run import ACCURACY, SIX, make_run, scores
 
+from paft_ray.evaluation.summary import summarise
 from paft_ray.prompts.dedup.similarity import similarity
 from paft_ray.report.accuracy import accuracy_plot, levels_without_overlap, prompt_lines
 from paft_ray.report.coverage import run_coverage
@@ -96,6 +97,27 @@ def test_bars_of_a_flip_follow_the_ranking_of_prompts(known: RunFiles):
     paft = next(bars for bars in flipping_examples(known).examples[0].bars if bars.label == "paft")
     assert paft.right == "M0 1v-0.5h.82v0.5zM1 1v-0.5h.82v0.5zM2 1v-1h.82v1z"
     assert paft.count == "2 of 3"
+
+
+def test_flips_over_draws_of_demonstrations_show_the_predictions_that_they_are_about(
+    tmp_path: Path,
+):
+    """Seen: the prediction under the wording that is right was that of another draw."""
+    folder = Storage.open(str(tmp_path))
+    make_run(folder)
+    parts = []
+    for draw in range(3):
+        own = scores(20 + draw, ACCURACY, 60)
+        parts.append(own.append_column("draw", pa.array([draw] * own.num_rows, pa.int64())))
+    table = pa.concat_tables(parts)
+    folder.write_bytes("scores.parquet", to_parquet(table))
+    folder.write_json("summary.json", summarise(table, list(ACCURACY), (0.75,), (0,), {}))
+    flips = flipping_examples(read_run(folder)).examples
+    assert len(flips) > 3
+    for flip in flips:
+        right, wrong = flip.wordings
+        assert right.predictions[0].right and not wrong.predictions[0].right
+        assert flip.seed == ""  # there is one
 
 
 def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):
