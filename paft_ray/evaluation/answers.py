@@ -117,6 +117,7 @@ def read_answers(
     predictions, prediction = _codes(rows["prediction"])
     place = (model, prompt, example)
     shape = (len(models), len(prompt_ids), len(example_ids))
+    _refuse_twice(place, shape, (models, prompt_ids, example_ids))
 
     def spread(values: NDArray[Any], rest: Any = 0) -> NDArray[Any]:
         """Spread one value per row to [M, P, E], `rest` where there is no row."""
@@ -124,19 +125,12 @@ def read_answers(
         spread_MPE[place] = values
         return spread_MPE
 
-    count_MPE = np.zeros(shape, np.int32)
-    np.add.at(count_MPE, place, 1)
-    if (count_MPE > 1).any():
-        count_MPE = np.maximum(count_MPE, 1)
-        raise DataError(_wrong_count(count_MPE, models, prompt_ids, example_ids))
-    look = _numbers(rows, "look")
-    numbers: dict[str, NDArray[np.float64]] = {name: _numbers(rows, name) for name in NUMBERS}
+    numbers = {name: _numbers(rows, name) for name in NUMBERS}
     numbers |= {f"{FURTHER}{n}": grade_N for n, grade_N in enumerate(further_grades(rows))}
-    model_count = len(models)
 
     def known(values_N: NDArray[np.float64]) -> bool:
         """Whether some model has a value in each of its rows."""
-        return bool((np.bincount(model, np.isnan(values_N), model_count) == 0).any())
+        return bool((np.bincount(model, np.isnan(values_N), len(models)) == 0).any())
 
     confidence_N = _confidence(rows)
     return Answers(
@@ -149,8 +143,20 @@ def read_answers(
         predictions,
         spread(confidence_N, np.nan) if known(confidence_N) else None,
         {name: spread(values_N, np.nan) for name, values_N in numbers.items() if known(values_N)},
-        spread(np.isnan(look) | (look == 0)),
+        spread(~(_numbers(rows, "look") > 0)),  # nan where all was scored
     )
+
+
+def _refuse_twice(
+    place: tuple[NDArray[np.int64], ...],
+    shape: tuple[int, ...],
+    names: tuple[Sequence[tuple[str, int]], Sequence[str], Sequence[str]],
+) -> None:
+    """Refuse two rows of one model, prompt and example."""
+    count_MPE = np.zeros(shape, np.int32)
+    np.add.at(count_MPE, place, 1)
+    if (count_MPE > 1).any():
+        raise DataError(_wrong_count(np.maximum(count_MPE, 1), *names))
 
 
 def require_paired(answers: Answers, labels: Sequence[str], whole: bool = True) -> None:

@@ -134,7 +134,8 @@ class Questions:
         if self.task.ranks:
             ranked = iter([self._likelihoods(asked, example, found)])
         only = replace(asked, examples=(example,))
-        [[score]] = graded(self.task, [only], ranked, written and iter([written]))
+        put = [self._put(asked, example)]
+        [[score]] = graded(self.task, [(only, put)], ranked, written and iter([written]))
         return score, counts
 
     def _written(self, answer: Completion) -> tuple[Continuation, str]:

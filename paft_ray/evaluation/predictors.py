@@ -27,6 +27,7 @@ from paft_ray.models.narrow import Stored
 from paft_ray.models.packing import MIXES, PACKED, batches_by_length
 from paft_ray.models.row_check import Together, check_padded, may_pad
 from paft_ray.models.tokenization import Encoded, Question, TextEncoder
+from paft_ray.prompts.variation import Put
 from paft_ray.tasks import Example, Task
 
 if TYPE_CHECKING:
@@ -76,11 +77,14 @@ class Predictor:
             GradeError: A grader of the user's own failed.
         """
         ranked = written = None
+        put = [each.puts(self._task) for each in asked]
+        pairs = list(zip(asked, put, strict=True))
         if self._task.ranks:
-            ranked = iter([x for each in asked for x in self._rank(model, each, adapted)])
+            ranked = iter([found for pair in pairs for found in self._rank(model, *pair, adapted)])
         if self._task.generates:
-            written = iter(self._write(model, asked, adapted))
-        return graded(self._task, asked, ranked, written)
+            contexts = [context for pair in pairs for context in self._contexts(*pair)]
+            written = iter(self._continue(model, contexts, adapted))
+        return graded(self._task, pairs, ranked, written)
 
     def _reading(self, model: "PreTrainedModel | PeftModel", adapted: bool) -> ForwardPass:
         packing = self._config.train.packing and not self._together.rows
@@ -99,21 +103,14 @@ class Predictor:
         return choice_logprobs(model, encoded, self._reading(model, adapted))
 
     def _rank(
-        self, model: "PreTrainedModel | PeftModel", asked: Asked, adapted: bool
+        self, model: Any, asked: Asked, put: Sequence[Put], adapted: bool
     ) -> list[Likelihoods]:
         """Log-likelihoods of the choices of every example."""
         questions = [
             Question(one.render, one.example.fields, one.choices or (), asked.where(one.example))
-            for one in asked.puts(self._task)
+            for one in put
         ]
         return self.likelihoods(model, self._encoder.encode_all(questions), adapted)
-
-    def _write(
-        self, model: "PreTrainedModel | PeftModel", asked: Sequence[Asked], adapted: bool
-    ) -> list[Continuation]:
-        """A text for every example under every prompt."""
-        contexts = [context for each in asked for context in self._contexts(each)]
-        return self._continue(model, contexts, adapted)
 
     def _continue(
         self, model: Any, contexts: Sequence[Sequence[int]], adapted: bool
@@ -141,13 +138,13 @@ class Predictor:
                     answers[place] = answer
         return answers
 
-    def _contexts(self, asked: Asked) -> list[Sequence[int]]:
+    def _contexts(self, asked: Asked, put: Sequence[Put]) -> list[Sequence[int]]:
         """The tokens before each answer."""
         return [
             self._encoder.encode(
                 one.render, one.example.fields, [one.example.answer], asked.where(one.example)
             )[0].context_ids
-            for one in asked.puts(self._task)
+            for one in put
         ]
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from paft_ray.config.errors import DataError
 from paft_ray.models.said import Continuation, Likelihoods
 from paft_ray.prompts.template import parse
-from paft_ray.prompts.variation import PLAIN, Condition, Put, put
+from paft_ray.prompts.variation import PLAIN, Condition, Put
+from paft_ray.prompts.variation import put as put_example
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import Grade, RankedGrader
 
@@ -93,7 +94,7 @@ class Asked:
         """The examples as a model is asked."""
         template = parse(self.text, task.slots)
         place = self.seed, self.prompt_id
-        return [put(task, template, e, self.condition, *place, e.id) for e in self.examples]
+        return [put_example(task, template, e, self.condition, *place, e.id) for e in self.examples]
 
     def where(self, example: Example) -> str:
         """Name one of them in messages."""
@@ -102,7 +103,7 @@ class Asked:
 
 def graded(
     task: Task,
-    asked: Sequence[Asked],
+    asked: Sequence[tuple[Asked, Sequence[Put]]],
     ranked: Iterator[Likelihoods] | None = None,
     written: Iterator[Continuation] | None = None,
 ) -> list[list[Score]]:
@@ -110,7 +111,7 @@ def graded(
 
     Args:
         task: With its graders.
-        asked: The prompts and examples.
+        asked: The prompts and examples, and these as the model was asked.
         ranked: For each example under each prompt the log-likelihoods of its choices, where the
             task ranks.
         written: For each of them a text, where the task generates.
@@ -126,9 +127,9 @@ def graded(
                 None if ranked is None else next(ranked),
                 None if written is None else next(written),
             )
-            for one in each.puts(task)
+            for one in put
         ]
-        for each in asked
+        for each, put in asked
     ]  # fmt: skip
 
 

@@ -88,10 +88,7 @@ def summarise(
     answers = read_answers(scores, variants, () if estimate is None else estimate.answers)
     require_paired(answers, variants, whole=estimate is None)
     figures = all_figures(thresholds, grades)
-    if estimate is None:
-        found, more = _measured(answers, variants, thresholds), {}
-    else:
-        found, more = _estimated(answers, variants, estimate, thresholds)
+    found, more = _found(answers, variants, estimate, thresholds)
     models = {
         label: {
             **_figures(found, label, figures),
@@ -100,7 +97,7 @@ def summarise(
         }
         for label in variants
     }
-    scored_PE = answers.scored_MPE[answers.of(variants[0])[0]]
+    share = float(answers.scored_MPE[answers.of(variants[0])[0]].mean())
     return {
         "models": models,
         "differences": _differences(found, pairs(variants, subjects), figures),
@@ -108,7 +105,7 @@ def summarise(
         "examples": len(answers.example_ids),
         "seeds": list(seeds),
         "seconds": dict(seconds),
-        **({"scored_share": float(np.mean(scored_PE))} if estimate is not None else {}),
+        **({} if estimate is None else {"scored_share": share}),
     }
 
 
@@ -166,6 +163,18 @@ def _difference(
     both = found.draws[a].keys() & found.draws[b].keys()
     tree = as_tree({f: asdict(found.difference(a, b, f)) for f in figures if f.key in both})
     return {**tree.pop(MEAN.key), **tree}
+
+
+def _found(
+    answers: Answers,
+    labels: Sequence[str],
+    estimate: Unscored | None,
+    thresholds: Sequence[float],
+) -> tuple[Resamples | Posterior, dict[str, dict[str, Any]]]:
+    """Figures of all models, and further entries by label."""
+    if estimate is None:
+        return _measured(answers, labels, thresholds), {}
+    return _estimated(answers, labels, estimate, thresholds)
 
 
 def _measured(answers: Answers, labels: Sequence[str], thresholds: Sequence[float]) -> Resamples:

@@ -127,13 +127,12 @@ def _score_identity(context: RunContext) -> list[Any]:
         "evaluation.generation_tokens",
     )
     task = context.task
-    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
     stored = context.stored(context.scoring_dtype, scored=True)
     return [
         context.model_identity,
         context.scoring_dtype,
         chat_template,
-        [*limits, choices],
+        [*limits, task.answering],
         [rows, packing, new_tokens],
         *([kept_tokens] if task.generates else []),
         *([later] if later else []),
@@ -145,9 +144,8 @@ def _score_identity(context: RunContext) -> list[Any]:
 def _endpoint_rules(context: RunContext) -> list[Any]:
     """Return all of the run on which a score of an endpoint depends."""
     config, task = context.config, context.task
-    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
     fields = affecting(config.task, "scores")
-    return [fields, choices, config.evaluation.max_new_tokens, context.grading_code]
+    return [fields, task.answering, config.evaluation.max_new_tokens, context.grading_code]
 
 
 def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:

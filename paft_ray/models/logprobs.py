@@ -198,8 +198,3 @@ def choice_logprobs(
         whole = tuple(value + owned.get(count + index, 0.0) for index, value in enumerate(text))
         result.append(Likelihoods(whole, text))
     return result
-
-
-def best_choice(values: Sequence[float]) -> int:
-    """Return the index of the largest value, the first of several that are equal."""
-    return max(range(len(values)), key=lambda index: (values[index], -index))

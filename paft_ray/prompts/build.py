@@ -71,12 +71,11 @@ def pool_fingerprint(context: RunContext) -> str:
     probe = context.config.prompts.probe
     arithmetic = resolve_dtype(context.config.model.dtype, probe.gpus if probe else 0)
     stored = {} if probe is None else context.stored(arithmetic, scored=True)
-    choices = [task.choices_as] if task.choices_as else list(task.choices or ())
     rules = _newer_rules(context.config.prompts, task, files)
     return fingerprint(
         "pool",
         seed,
-        [task.description, list(task.slots), choices, dict(task.option_slots)],
+        [task.description, list(task.slots), task.answering, dict(task.option_slots)],
         [prompts, list(task.instructions)],
         [_marked(path, texts) for path, texts in files],
         [llm_key(llm) for llm in generation.llms] if generation else [],

@@ -65,7 +65,7 @@ def _summary(
     logprobs: Sequence[Sequence[float]],
     task: "Task",
 ) -> Mapping[str, float]:
-    from paft_ray.models.logprobs import best_choice
+    from paft_ray.tasks.grading import best_choice
 
     examples = task.train
     if not task.has_choices:

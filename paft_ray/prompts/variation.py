@@ -134,7 +134,7 @@ def conditions(
     if noise is not None:
         found.append(
             replace(
-                first, axis=NOISE, level=f"{noise.rate:.0%} of words",
+                first, axis=NOISE, level=f"{100 * noise.rate:g}% of words",
                 noise_rate=noise.rate, noise_kinds=noise.kinds,
             )
         )  # fmt: skip

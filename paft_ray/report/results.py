@@ -87,18 +87,9 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         asked = [label for label in labels if label not in scores.prompts_per_answer]
         if axes := axes_of(table, asked, wordings):
             summary["axes"] = axes
-    for label, seconds_each in scores.seconds_per_example.items():
-        summary["models"][label][SECONDS_PER_EXAMPLE.key] = seconds_each
-    for label, prompts in scores.prompts_per_answer.items():
-        summary["models"][label][PROMPTS_PER_ANSWER.key] = prompts
-    for label, packing in scores.packing.items():
-        summary["models"][label]["packing"] = packing
-    for subject in endpoints_of(context.config).values():
-        summary["models"][subject.label]["endpoint"] = _served(context, subject, scores)
+    _add_to_models(context, results, summary["models"])
     if scores.parity is not None:
         summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
-    for label in dict.fromkeys(t.training.label for t in trained):
-        summary["models"][label] |= _spent([t for t in trained if t.training.label == label])
     if context.notes:
         summary["chat_template"] = list(context.notes)
     folder.write_bytes("scores.parquet", to_parquet(table))
@@ -117,6 +108,22 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _add_to_models(context: RunContext, results: Results, models: dict[str, Any]) -> None:
+    """Add what the answers do not say: how models were scored and trained, and what it cost."""
+    trained, scores = results.trained, results.scores
+    for key, of_labels in (
+        (SECONDS_PER_EXAMPLE.key, scores.seconds_per_example),
+        (PROMPTS_PER_ANSWER.key, scores.prompts_per_answer),
+        ("packing", scores.packing),
+    ):
+        for label, value in of_labels.items():
+            models[label][key] = value
+    for subject in endpoints_of(context.config).values():
+        models[subject.label]["endpoint"] = _served(context, subject, scores)
+    for label in dict.fromkeys(t.training.label for t in trained):
+        models[label] |= _spent([t for t in trained if t.training.label == label])
 
 
 def _served(context: RunContext, subject: EndpointSubject, scores: GridScores) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Identities:
         return fingerprint(
             task.name,
             list(task.slots),
-            [task.choices_as] if task.choices_as else list(task.choices or ()),
+            task.answering,
             [examples_identity(split) for split in (task.train, task.validation, task.test)],
             limits,
             *([kept] if (kept := {k: v for k, v in later.items() if k != "grade"}) else []),

@@ -25,6 +25,7 @@ from paft_ray.storage.fingerprint import user_cache
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Task
 from paft_ray.tasks.example import lettered, letters
+from paft_ray.tasks.grading import best_choice
 
 if TYPE_CHECKING:
     from mlflow.pyfunc import PythonModelContext
@@ -198,7 +199,7 @@ class AnswerModel(PythonModel):
 
     def _rank_choices(self, asked: Sequence["_Asked"]) -> list[str]:
         from paft_ray.models.load import reads_positions, virtual_tokens
-        from paft_ray.models.logprobs import ForwardPass, best_choice, choice_logprobs
+        from paft_ray.models.logprobs import ForwardPass, choice_logprobs
 
         reading = ForwardPass(
             self._settings["dtype"],

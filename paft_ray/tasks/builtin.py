@@ -55,6 +55,11 @@ class TaskOutline:
     hub_config: str | None = None
     """The data set's configuration there."""
 
+    @property
+    def shows_choices(self) -> bool:
+        """Return whether a slot shows the choices of each row after letters."""
+        return self.row_choices is not None and self.choices_as == "letters"
+
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())

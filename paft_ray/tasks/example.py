@@ -158,6 +158,11 @@ class Task:
         """Return whether answers are chosen; otherwise they are free text."""
         return self.choices is not None or self.choices_as is not None
 
+    @property
+    def answering(self) -> list[str]:
+        """What of the choices is in identities: those of all rows, or how rows give their own."""
+        return [self.choices_as] if self.choices_as else list(self.choices or ())
+
     def choices_of(self, example: Example) -> tuple[str, ...] | None:
         """What may be answered to an example; None where the answer is free text."""
         if self.choices_as is None or not example.options:

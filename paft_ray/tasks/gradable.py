@@ -10,13 +10,13 @@ _FEW = 8
 """Rows that may have one right letter by chance."""
 
 
-def refuse_one_place(examples: Sequence[Example], letters: bool) -> None:
+def refuse_one_place(examples: Sequence[Example]) -> None:
     """Refuse letters that give the answer away, since the right choice always stands first.
 
     Raises:
         DataError: There are some.
     """
-    if letters and len(examples) > _FEW:
+    if len(examples) > _FEW:
         places = {example.answer for example in examples}
         if len(places) == 1:
             raise DataError(

@@ -64,7 +64,7 @@ class RankedGrader:
         values = whole
         if self.length_normalised:
             values = [value / len(c) for value, c in zip(text, choices, strict=True)]
-        prediction = choices[max(range(len(choices)), key=values.__getitem__)]
+        prediction = choices[best_choice(values)]
         return Grade(float(prediction == example.answer), prediction)
 
 
@@ -262,6 +262,11 @@ def _user_code(config: PythonGrade) -> UserCode:
     code = UserCode(file, source, function)
     code.check()
     return code
+
+
+def best_choice(values: Sequence[float]) -> int:
+    """Return the index of the largest value, the first of several that are equal."""
+    return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
 def normalise(text: str, how: Normalisation) -> str:

@@ -29,7 +29,7 @@ from paft_ray.tasks.gradable import (
     refuse_unreadable,
     refuse_unreadable_choices,
 )
-from paft_ray.tasks.grading import open_graders
+from paft_ray.tasks.grading import Grader, open_graders
 from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
 from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
@@ -66,41 +66,20 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         own["validation"] = _collect(source.validation, outline, config.group)
     splits, ties = _split(config, outline, seed, rest.rows, own)
     read = [rest, *own.values()]
-    if outline.row_choices is not None:
-        refuse_one_place(
-            [e for each in read for e in each.rows.examples.values()],
-            outline.choices_as == "letters",
-        )
-    for each in read:
-        refuse_unreadable(each.rows.examples.values(), graders)
-    distinct = sum(len(each.rows.examples) for each in read)
-    sizes = {split: len(splits[split]) for split in SPLITS}
+    names = _names(outline, [e for each in read for e in each.rows.examples.values()], graders)
+    unused = source.unused if isinstance(config, CustomTaskConfig) else ()
+    counts = _counts(read, ties, splits, unused)
     if not test:
         splits.pop("test")
-    counts = RowCounts(
-        duplicates=sum(each.duplicates for each in read),
-        tied=ties.same_text,
-        contradicting=ties.contradicting,
-        in_held_out=distinct - sum(sizes.values()),
-        empty_fields=sum(each.empty_fields for each in read),
-        groups=ties.groups,
-        unused_splits=", ".join(source.unused if isinstance(config, CustomTaskConfig) else ()),
-        sizes=sizes,
-    )
     _refuse_empty(splits, source, config, ties, counts)
-    lettered_rows = outline.row_choices is not None and outline.choices_as == "letters"
-    examples = [example for split in splits.values() for example in split]
-    most = max((len(example.options) for example in examples), default=0)
     if counts.duplicates:
         logger.info(
             "%s: %d rows repeat another one and were left out", source.where, counts.duplicates
         )
-    names = letters(most) if lettered_rows else outline.choices
-    refuse_unreadable_choices(names or (), graders)
     return Task(
         name=outline.name,
         description=outline.description,
-        slots=(*outline.columns, CHOICES_SLOT) if lettered_rows else tuple(outline.columns),
+        slots=(*outline.columns, *([CHOICES_SLOT] if outline.shows_choices else [])),
         option_slots=dict(outline.option_slots),
         choices=names,
         choices_as=None if outline.row_choices is None else outline.choices_as,
@@ -114,6 +93,44 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         graders=graders,
         instructions=outline.instructions,
     )
+
+
+def _counts(
+    read: "Sequence[_Collected]",
+    ties: Ties,
+    splits: Mapping[SplitName, Sequence[Example]],
+    unused: Iterable[str],
+) -> RowCounts:
+    """What became of the rows that were read."""
+    distinct = sum(len(each.rows.examples) for each in read)
+    sizes = {split: len(splits[split]) for split in SPLITS}
+    return RowCounts(
+        duplicates=sum(each.duplicates for each in read),
+        tied=ties.same_text,
+        contradicting=ties.contradicting,
+        in_held_out=distinct - sum(sizes.values()),
+        empty_fields=sum(each.empty_fields for each in read),
+        groups=ties.groups,
+        unused_splits=", ".join(unused),
+        sizes=sizes,
+    )
+
+
+def _names(
+    outline: TaskOutline, examples: Sequence[Example], graders: Sequence[Grader]
+) -> tuple[str, ...] | None:
+    """What may be answered, where that is the same for all rows or letters; else None.
+
+    Raises:
+        DataError: Answers could not be graded as they should.
+    """
+    names = outline.choices
+    if outline.shows_choices:
+        refuse_one_place(examples)
+        names = letters(max((len(example.options) for example in examples), default=0))
+    refuse_unreadable(examples, graders)
+    refuse_unreadable_choices(names or (), graders)
+    return names
 
 
 def _split(
@@ -203,10 +220,10 @@ def _collect(rows: Iterable[Row], outline: TaskOutline, group: str | None) -> _C
         empty += sum(text is None for text in found.values())
         options: tuple[str, ...] = ()
         if outline.row_choices is not None:
-            once = outline.choices_as == "texts"
+            once = not outline.shows_choices
             options, place = read_choices(row, outline.row_choices, outline.answer, once)
             answer = options[place]
-            if outline.choices_as == "letters":
+            if outline.shows_choices:
                 fields[CHOICES_SLOT] = lettered(options)
                 answer = letters(len(options))[place]
         else:

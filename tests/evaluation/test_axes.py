@@ -109,14 +109,14 @@ def test_report_names_the_axis_that_moves_a_model_and_no_other(
         prompts.items(), conditions(TASK, VARIATION, 0, TASK.train)
     ):
         asked = Asked(id, text, EXAMPLES, condition)
-        said = []
-        for one in asked.puts(TASK):
+        said, put = [], asked.puts(TASK)
+        for one in put:
             answer = model(one.render(one.example.fields))
             if answer == "?":  # wrong, whatever the order
                 answer = next(name for name in one.choices or () if name != one.example.answer)
             own = tuple(0.0 if name == answer else -5.0 for name in one.choices or ())
             said.append(Likelihoods(own, own))
-        found += graded(TASK, [asked], iter(said))[0]
+        found += graded(TASK, [(asked, put)], iter(said))[0]
     table = scores_table(found)
     rows = table.num_rows
     table = table.append_column("variant", [["base"] * rows]).append_column("seed", [[0] * rows])
