@@ -99,7 +99,7 @@ def head() -> "Iterator[Head]":
 
 @pytest.fixture(scope="session")
 def smollm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of SmolLM2-135M-Instruct, converted from GGUF; for tests marked `vllm`."""
+    """The folder of SmolLM2-135M-Instruct, converted from GGUF."""
     from smollm import KEPT, MODEL
 
     from paft_ray.models.base_model import prepare_base
