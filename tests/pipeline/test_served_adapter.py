@@ -29,8 +29,8 @@ def trained(smollm: str, review_file: Path, tmp_path_factory: pytest.TempPathFac
     """An adapter that has learned some of the task, under two of the prompts."""
     rows = [json.loads(line) for line in review_file.read_text("utf-8").splitlines()]
     pairs = [
-        (TEXTS[number % 2].format(review=row["review"]), f" {row['label']}")
-        for number, row in enumerate(rows[:56])
+        (TEXTS[number // 2 % 2].format(review=row["review"]), f" {row['label']}")
+        for number, row in enumerate(rows[:96])
     ]
     batches = [pairs[start : start + 8] for start in range(0, len(pairs), 8)]
     return train_lora(smollm, tmp_path_factory.mktemp("trained") / "adapter", batches)
@@ -69,7 +69,8 @@ def evaluate(
         config = tmp_path / "config.yaml"
         config.write_text(json.dumps(tree), encoding="utf-8")
         assert call(["evaluate", str(config), "--json"]) == 0
-        summary = json.loads(capfd.readouterr().out)
+        # what actors print comes by the tests' own Ray, which outlives the command
+        summary = json.loads(capfd.readouterr().out.splitlines()[-1])
         assert list(summary["models"]) == ["base", "ours", "served"]
         folder = tmp_path / "storage/runs/small"
         if name := evaluation.get("name"):
@@ -88,12 +89,13 @@ def evaluate(
 def assert_same_rows(summary: dict[str, Any], rows: Rows) -> None:
     """The adapter's two rows are one, and neither is the base model's."""
     models = summary["models"]
-    assert models["served"]["accuracy"] == pytest.approx(models["ours"]["accuracy"], abs=1e-9)
-    assert models["ours"]["accuracy"] > models["base"]["accuracy"]
+    assert models["served"]["mean"] == pytest.approx(models["ours"]["mean"], abs=1e-9)
     for one, other in zip(rows["ours"], rows["served"], strict=True):
         for column in ("prompt_id", "example_id", "prediction", "correct", "generated_text"):
             assert one[column] == other[column], (column, one, other)
-    assert len({row["prediction"] for row in rows["ours"]}) > 1
+    said = [[row["prediction"] for row in rows[label]] for label in ("base", "ours")]
+    assert said[0] != said[1]
+    assert len(set(said[1])) > 1
 
 
 @pytest.mark.slow
