@@ -11,6 +11,7 @@ from paft_ray.cli.streams import write_error
 from paft_ray.cluster.access import INSIST
 from paft_ray.cluster.jobs import DASHBOARD, JOBS
 from paft_ray.pipeline import robustness
+from paft_ray.pipeline.behind_url import BehindUrl
 from paft_ray.pipeline.perform import Options
 from paft_ray.pipeline.question import CONFIG_FILE, Question
 from paft_ray.pipeline.verbs import VERBS
@@ -81,7 +82,8 @@ def question_of(parsed: argparse.Namespace) -> Question:
         tuple(parsed.choices_columns),
         parsed.description,
     )
-    return Question(parsed.model, parsed.data, said, parsed.llm, tuple(parsed.overrides))
+    behind = BehindUrl(parsed.endpoint_model, parsed.api, parsed.api_key_env)
+    return Question(parsed.model, parsed.data, said, parsed.llm, tuple(parsed.overrides), behind)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -147,7 +149,8 @@ def _add_robustness(verbs: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="model folder, GGUF file, hub name, pkg:NAME/file.gguf, or an adapter's folder",
+        help="model folder, GGUF file, hub name, pkg:NAME/file.gguf, an adapter's folder, or the "
+        "URL of an OpenAI-compatible server",
     )
     parser.add_argument(
         "data",
@@ -182,6 +185,20 @@ def _add_robustness(verbs: Any) -> None:
         help="columns with one choice of each row",
     )
     parser.add_argument("--description", metavar="TEXT", help="what the model has to do")
+    parser.add_argument(
+        "--endpoint-model",
+        metavar="NAME",
+        help="the model behind a URL (default: the only one that the server lists)",
+    )
+    parser.add_argument(
+        "--api",
+        choices=("completions", "chat"),
+        help="how a model behind a URL is asked (default: completions where these give "
+        "log-probabilities of prompts, else chat)",
+    )
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable with the key for a URL"
+    )
     parser.add_argument(
         "--llm", metavar="FILE", help="YAML with an LLM, or prompts.generation: more wordings"
     )

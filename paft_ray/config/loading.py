@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, one_line
+from paft_ray.config.model import NO_MODEL
 from paft_ray.config.overrides import resolve, schema_of_config, with_override
 from paft_ray.config.task import earlier_answer_end
 from paft_ray.config.uris import has_password
@@ -124,12 +125,16 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 
 def without_unread(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's tree without what nothing reads: `train`, where there is no variant."""
+    """A configuration's tree without what nothing reads: `train`, where there is no variant, and
+    a `model` that is none.
+    """
     if tree.get("variants") != []:
         return dict(tree)
     kept = {name: section for name, section in tree.items() if name != "train"}
     model = kept.get("model")
-    if isinstance(model, Mapping):
+    if isinstance(model, Mapping) and model.get("path") == NO_MODEL:
+        del kept["model"]
+    elif isinstance(model, Mapping):
         kept["model"] = {name: value for name, value in model.items() if name != "peft"}
     return kept
 

@@ -7,6 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, affects
 
+NO_MODEL = "endpoint://"
+"""`model.path` where all that is measured is behind endpoints; nothing can be read from it."""
+
 
 class ModelConfig(Section, affects="weights"):
     """The base model and how it is adapted."""

@@ -8,13 +8,19 @@ from pydantic import Field, field_validator, model_validator
 from paft_ray.config.base import NOTHING, Section, Seeds, affects, folder_name
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.grade import BETWEEN
-from paft_ray.config.model import ModelConfig
+from paft_ray.config.model import NO_MODEL, ModelConfig
 from paft_ray.config.prompts import PromptsConfig
-from paft_ray.config.subjects import COMPARATORS
+from paft_ray.config.subjects import COMPARATORS, EndpointSubject
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
-from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, Training, VariantConfig
+from paft_ray.config.variants import (
+    BASE,
+    BoundPromptsVariant,
+    PaftVariant,
+    Training,
+    VariantConfig,
+)
 
 
 def _at(tree: Any, *keys: str) -> Any:
@@ -39,6 +45,8 @@ class Config(Section, affects="run"):
     task: TaskConfig
     prompts: PromptsConfig
     model: ModelConfig
+    """May be left out where nothing is trained and all subjects are endpoints: no base model is
+    measured then."""
     train: TrainConfig
     variants: Annotated[tuple[VariantConfig, ...], affects("run", whole=True)] = (
         PaftVariant(type="paft"),
@@ -71,11 +79,15 @@ class Config(Section, affects="run"):
     @model_validator(mode="before")
     @classmethod
     def _nothing_is_trained(cls, tree: Any) -> Any:
-        """Fill in a `train` that nobody reads."""
-        if isinstance(tree, Mapping) and "train" not in tree and tree.get("variants") in ([], ()):
+        """Fill in a `train` that nobody reads, and a `model` that stands for none."""
+        if not isinstance(tree, Mapping) or tree.get("variants") not in ([], ()):
+            return tree
+        if "train" not in tree:
             longest = _at(tree, "task", "max_length")
             rows = {"row_tokens": max(2048, longest)} if isinstance(longest, int) else {}
-            return {**tree, "train": {"steps": 1, **rows}}
+            tree = {**tree, "train": {"steps": 1, **rows}}
+        if tree.get("model") is None:
+            tree = {**tree, "model": {"path": NO_MODEL, "peft": None}}
         return tree
 
     @field_validator("name")
@@ -100,7 +112,7 @@ class Config(Section, affects="run"):
                 f"evaluation.subjects: {labels} name a model twice: give each subject a name of "
                 "its own"
             )
-        measured = ["base", *(v.label for v in self.variants)]
+        measured = [BASE] * self.has_base + [v.label for v in self.variants]
         measured += [s.label for s in self.evaluation.subjects if not isinstance(s, COMPARATORS)]
         for index, subject in enumerate(self.evaluation.subjects):
             if not isinstance(subject, COMPARATORS):
@@ -123,6 +135,28 @@ class Config(Section, affects="run"):
         if self.tuning is not None and not self.variants:
             raise ValueError("tuning: a search trains, and variants is []: name one")
         return self
+
+    @model_validator(mode="after")
+    def _base_is_not_needed(self) -> Self:
+        """Check, where no model is named, that all subjects are endpoints or made of them."""
+        if self.has_base:
+            return self
+        subjects, served = self.evaluation.subjects, (EndpointSubject, *COMPARATORS)
+        others = self.variants or not all(isinstance(subject, served) for subject in subjects)
+        if others or not subjects:
+            raise ValueError(
+                "model: is left out, which goes where all models that are measured are endpoints "
+                "(evaluation.subjects): name one"
+            )
+        if self.prompts.probe is not None or self.evaluation.backend.type != "transformers":
+            what = "evaluation.backend" if self.prompts.probe is None else "prompts.probe"
+            raise ValueError(f"{what}: loads the model, and none is named: leave it out")
+        return self
+
+    @property
+    def has_base(self) -> bool:
+        """Whether there is a base model: not where all models are behind endpoints."""
+        return self.model.path != NO_MODEL
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

@@ -28,15 +28,16 @@ _TOKENS = "trainable_token_indices"
 def evaluate_subjects(
     context: RunContext, pool: PromptPool, trained: Sequence[Subject]
 ) -> GridScores:
-    """Score the base model, trained models and `evaluation.subjects`.
+    """Score the base model where there is one, trained models and `evaluation.subjects`.
 
     Raises:
         ConfigError: A subject's adapter is not there any more.
     """
     evaluation, seed = context.config.evaluation, context.config.seed
     more, others = subjects_of(context)
+    base = [Subject(BASE, seed, "")] * context.config.has_base
     grid = Grid(
-        [Subject(BASE, seed, ""), *trained, *more],
+        [*base, *trained, *more],
         pool.test[: evaluation.prompts],
         context.task.test[: evaluation.examples],
         others,

@@ -81,6 +81,11 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
         ArtifactError: The pool's files are damaged.
     """
     config, task = context.config, context.task
+    if not config.has_base:
+        raise ConfigError(
+            "--lm-eval: lm-evaluation-harness loads a model, and all models here are behind "
+            "endpoints: name one in model"
+        )
     if config.task.grade:
         raise ConfigError(
             f"--lm-eval: task.grade {config.task.grade[0].type} has no counterpart there: export "

@@ -38,7 +38,7 @@ class ModelFiles:
 
     location: str
     """Local path, or hub name."""
-    kind: Literal["local", "gguf", "hub"]
+    kind: Literal["local", "gguf", "hub", "none"]
     has_chat_template: bool | None = None
     context_length: int | None = None
     """Longest sequence, in tokens, that the model was made for."""

@@ -85,9 +85,10 @@ def check_served(config: Config, task: Task) -> Iterator[str]:
                 "writes, or api: completions where the server gives them (vLLM)"
             )
         if config.task.answer_end == "scored" and subject.end_token is None:
+            others = " and those of other models with it" if config.has_base else ""
             yield (
                 f"{field}.end_token: none is given, so that its choices are scored without their "
-                "end and those of other models with it (task.answer_end: scored)"
+                f"end{others} (task.answer_end: scored)"
             )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from pyarrow.fs import FileType
 
 from paft_ray.config.errors import ArtifactError, ConfigError
+from paft_ray.config.model import NO_MODEL
 from paft_ray.evaluation.figures import MEAN, STD, WORST
 from paft_ray.pipeline.perform import Result
 from paft_ray.report.tables import display_name, main_label
@@ -82,7 +83,7 @@ def _read(name: str, folder: Storage) -> StoredRun:
     damaged = tuple(folder.path(file) for file, tree in trees.items() if tree is None)
     record, summary = (tree or {} for tree in trees.values())
     config, models = _part(record, "config"), _part(summary, "models")
-    task, model = _part(config, "task"), _part(config, "model")
+    task = _part(config, "task")
     kind = _part(record, "content").get("work", "run")
     complete = folder.exists("search.json" if kind == "search" else MANIFEST)
     state = "complete" if complete else "measured" if models else "unfinished"
@@ -96,11 +97,21 @@ def _read(name: str, folder: Storage) -> StoredRun:
         "damaged" if damaged else "running" if is_held(folder) else state,
         folder.changed(("config.json", "summary.json", MANIFEST, "search.json")),
         str(task.get("name") or ""),
-        str(model.get("path") or "").rstrip("/").rpartition("/")[2],
+        _model_of(config),
         figures,
         main_label(summary) if models else "",
         damaged,
     )
+
+
+def _model_of(config: Mapping[str, Any]) -> str:
+    """The last part of the base model's name; without one, the names of models at endpoints."""
+    path = str(_part(config, "model").get("path") or "")
+    if path != NO_MODEL:
+        return path.rstrip("/").rpartition("/")[2]
+    subjects = _part(config, "evaluation").get("subjects")
+    named = subjects if isinstance(subjects, list) else []
+    return ", ".join(str(s["model"]) for s in named if isinstance(s, dict) and s.get("model"))
 
 
 def _tree(folder: Storage, name: str) -> dict[str, Any] | None:

@@ -77,10 +77,11 @@ def survey(config: Config, storage: Storage) -> list[Node]:
     probe = f".survey-{secrets.token_hex(4)}"
     try:
         storage.child(probe).write_bytes("driver", probe.encode())
+        unread = config.model.path.endswith(".gguf") or not config.has_base
         needs = Needs(
             storage,
             probe,
-            None if config.model.path.endswith(".gguf") else from_anywhere(config.model.path),
+            None if unread else from_anywhere(config.model.path),
             config.model.revision,
             tracking_server(config.tracking),
             llm_keys(config.prompts),

@@ -216,6 +216,9 @@ def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> Non
         DataError: An example does not fit `task.max_length`.
     """
     context, config, checks = work.context, work.context.config, work.checks
+    if not config.has_base:
+        meanwhile()
+        return
     if context.run_folder.exists(RUN_RECORD) and not work.options.overwrite:
         checks.begin(warm_up)
         meanwhile()

@@ -48,11 +48,12 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         "examples": {name: len(task.examples(name)) for name in ("train", "validation", "test")},
         "shares": task.rows.shares(),
         "rows": {k: v for k, v in asdict(task.rows).items() if v and k != "sizes"},
-        "model": config.model.path,
+        **({"model": config.model.path} if config.has_base else {}),
         **({"python_files_run": trusted} if (trusted := _trusted(config)) else {}),
         **({"adapter": _adapter(config.model.peft)} if trains else {}),
-        "arithmetic": {**arithmetic, "evaluate": context.scoring_dtype},
     }
+    if config.has_base:
+        plan["arithmetic"] = {**arithmetic, "evaluate": context.scoring_dtype}
     if (book := request_book(context)) is not None:
         plan["generation"] = _plan_generation(context.storage, book)
     if trains:
@@ -113,7 +114,7 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     split = config.prompts.split
     prompts = min(split.test, evaluation.prompts or split.test)
     examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
-    models = 1 + len(config.trainings) + len(evaluation.subjects)
+    models = config.has_base + len(config.trainings) + len(evaluation.subjects)
     ways = len(conditions(context.task, evaluation.variation, config.seed, context.task.train))
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     return {
@@ -172,7 +173,8 @@ def describe_sizes(
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
     The model is built without its weights, which takes some seconds. Where the adapter's size
-    depends on weights, `unknown` says so. Where nothing is trained, parameters are counted.
+    depends on weights, `unknown` says so. Where nothing is trained, parameters are counted; it is
+    empty without a base model.
 
     Args:
         context: The run.
@@ -181,6 +183,8 @@ def describe_sizes(
             comes first.
     """
     config, model = context.config, context.config.model
+    if not config.has_base:
+        return {}
     steps = total_steps(config.train, len(context.task.train))
     try:
         trust = model.trust_remote_code

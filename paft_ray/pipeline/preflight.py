@@ -82,8 +82,10 @@ def preflight(
     check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
-    model = inspect_model(config.model.path, weightless=weightless)
-    warnings += _check_model(config, model)
+    model = ModelFiles(config.model.path, "none")
+    if config.has_base:
+        model = inspect_model(config.model.path, weightless=weightless)
+        warnings += _check_model(config, model)
     warnings += check_files(config)
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test)

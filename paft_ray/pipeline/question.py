@@ -24,6 +24,7 @@ from paft_ray.config.overrides import with_override
 from paft_ray.config.task import FREE_TEXT_TASKS
 from paft_ray.models.files import ADAPTER_CONFIG, inspect_model
 from paft_ray.models.warm_start import read_adapter
+from paft_ray.pipeline.behind_url import BehindUrl, subject_behind
 from paft_ray.pipeline.preflight import this_machine
 from paft_ray.prompts.stock import STOCK
 from paft_ray.tasks.guessing import Guess, Said, guess_task
@@ -53,7 +54,8 @@ class Question:
     """The arguments of `paft robustness`."""
 
     model: str
-    """Model folder, GGUF file, `pkg:NAME/file.gguf`, hub name, or the folder of an adapter."""
+    """Model folder, GGUF file, `pkg:NAME/file.gguf`, hub name, the folder of an adapter, or the URL
+    of an OpenAI-compatible server, which is asked for its models and a few tokens at once."""
     data: str
     """What `task.path` takes, or the name of a built-in task, as `sst2` or `sst2=PATH`."""
     said: Said = field(default_factory=Said)
@@ -61,6 +63,8 @@ class Question:
     """YAML file with an LLM that writes more prompts, or with `prompts.generation`."""
     overrides: tuple[str, ...] = ()
     """`section.field=value`."""
+    behind: BehindUrl = field(default_factory=BehindUrl)
+    """What is known of a model behind a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Robustness:
     notes: tuple[str, ...]
     tree: dict[str, Any]
     """The configuration without defaults."""
+    model: str
+    """What is measured, for people."""
 
     def is_in(self, path: str) -> bool:
         """Return whether a file holds this configuration."""
@@ -100,7 +106,7 @@ class Robustness:
         if self.is_in(path):
             return
         text = yaml.safe_dump(self.tree, sort_keys=False, allow_unicode=True, width=100)
-        head = _HEAD.format(model=self.config.model.path, file=path)
+        head = _HEAD.format(model=self.model, file=path)
         try:
             Path(path).write_text(head + text, encoding="utf-8")
         except OSError as error:
@@ -116,63 +122,71 @@ def ask(question: Question) -> Robustness:
         ConfigError: Model, data or columns are not clear, or cannot be used.
         DataError: The rows cannot be read.
     """
-    model, subjects = _model(question.model)
     task = _task(question.data, question.said)
+    model, subjects, notes = _model(question.model, question.behind)
+    called = question.model if model else f"{subjects[0]['model']} at {question.model}"
     generation = None if question.llm is None else _generation(question.llm)
     size = _PROMPTS if generation is None else _PROMPTS_BY_LLM
     writes = "grade" in task.section or task.section["name"] in FREE_TEXT_TASKS
     tree: dict[str, Any] = {
-        "name": _run_name(question.model, task.section["name"]),
-        "task": {**task.section, "test_share": 0.8, "overlong": "trim"},
+        "name": _run_name(question.model if model else subjects[0]["model"], task.section["name"]),
+        "task": {**task.section, "test_share": 0.8, **({"overlong": "trim"} if model else {})},
         "prompts": {
             **({} if generation is None else {"generation": generation}),
             "split": {"validation": 0, "test": size},
         },
-        "model": model,
+        **({"model": model} if model else {}),
         "variants": [],
         "evaluation": {
             "examples": _EXAMPLES_WRITTEN if writes else _EXAMPLES,
             "estimate": {"share": _SHARE},
             **({"subjects": subjects} if subjects else {}),
-            **({"workers": {"gpus": 1}} if this_machine()["GPU"] else {}),
+            **({"workers": {"gpus": 1}} if model and this_machine()["GPU"] else {}),
         },
         "tracking": {"type": "mlflow" if named_uri(TrackingConfig())[0] else "none"},
     }
     for override in question.overrides:
         tree = with_override(tree, override)
-    if tree["model"].get("path") is None:
-        raise ConfigError(
-            f"{question.model}/{ADAPTER_CONFIG} names no base model: give model.path=MODEL"
-        )
-    files = inspect_model(tree["model"]["path"])
-    length = min(_LONGEST, files.context_length or _LONGEST)
-    tree["task"] = {**tree["task"], "max_length": tree["task"].get("max_length", length)}
-    notes = list(task.notes)
+    notes += task.notes
+    if "model" in tree:
+        notes += _fit_model(tree, question.model)
     if "files" not in tree["prompts"]:
         stand_in = {**tree, "prompts": {**tree["prompts"], "files": [f"{STOCK}task"]}}
         stock = STOCK + _stock_kind(load_config(stand_in).task, question.said)
         tree["prompts"] = {"files": [stock], **tree["prompts"]}
         notes.append(f"wordings: {stock} (prompts.files), each in a layout of its own")
-    if files.has_chat_template and "chat_template" not in tree["model"]:
-        notes.append("the model's chat template is not used: model.chat_template=auto asks by it")
-    return Robustness(load_config(tree), tuple(notes), tree)
+    return Robustness(load_config(tree), tuple(notes), tree, called)
 
 
-def _model(location: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The section `model`, and the subject where the location is an adapter's folder."""
+def _fit_model(tree: dict[str, Any], location: str) -> list[str]:
+    """Set the longest question that the model takes; returns what to say of its files."""
+    if tree["model"].get("path") is None:
+        raise ConfigError(f"{location}/{ADAPTER_CONFIG} names no base model: give model.path=MODEL")
+    files = inspect_model(tree["model"]["path"])
+    length = min(_LONGEST, files.context_length or _LONGEST)
+    tree["task"] = {**tree["task"], "max_length": tree["task"].get("max_length", length)}
+    if not files.has_chat_template or "chat_template" in tree["model"]:
+        return []
+    return ["the model's chat template is not used: model.chat_template=auto asks by it"]
+
+
+def _model(
+    location: str, behind: BehindUrl
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """The section `model`, empty for a URL; the subject where it is one; and what was found out."""
     if re.match(r"https?://", location):
-        raise ConfigError(
-            f"{location}: models behind a URL are not measured by this command; name a model "
-            "folder, a GGUF file, a hub model or an adapter's folder"
-        )
+        subject, notes = subject_behind(location, behind)
+        return {}, [subject], notes
+    if given := next(behind.options, None):
+        raise ConfigError(f"{given}: {location} is no URL of a server; leave it out")
     local = resolve_path(location)
     if local is None or not (local / ADAPTER_CONFIG).is_file():
-        return {"path": location}, []
+        return {"path": location}, [], []
     config = read_adapter(location, "MODEL").config
     model = {"path": config.get("base_model_name_or_path")}
     if config.get("revision"):
         model["revision"] = config["revision"]
-    return model, [{"type": "adapter", "path": location}]
+    return model, [{"type": "adapter", "path": location}], []
 
 
 def _task(data: str, said: Said) -> Guess:

@@ -64,7 +64,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     folder, evaluation = context.results_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
     more = [subject.label for subject in evaluation.subjects]
-    labels = list(dict.fromkeys([BASE, *(t.training.label for t in trained), *more]))
+    base = [BASE] * context.config.has_base
+    labels = list(dict.fromkeys([*base, *(t.training.label for t in trained), *more]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
     table = scores.on_test_prompts

@@ -5,7 +5,15 @@ from typing import Any
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.axes import moving
-from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
+from paft_ray.evaluation.figures import (
+    MEAN,
+    PROMPTS_PER_ANSWER,
+    STD,
+    STD_BY_CHANCE,
+    WORST,
+    Figure,
+    figures_of,
+)
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
 from paft_ray.report.tables import (
@@ -225,6 +233,14 @@ _KINDS = {
 def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
     """Sentences about models behind endpoints: how they were asked, and what became of answers."""
     sentences = []
+    served = {"endpoint", PROMPTS_PER_ANSWER.key}  # or made of answers of such
+    loads = any(served.isdisjoint(model) for model in summary["models"].values())
+    others = ", those of other models with it" if loads else ""
+    if not loads:
+        sentences.append(
+            "All models are behind endpoints: questions are sent whole, and none was compared with "
+            "task.max_length or trimmed."
+        )
     for label, model in summary["models"].items():
         if (about := model.get("endpoint")) is None:
             continue
@@ -238,7 +254,7 @@ def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
             said.append(
                 f"choices are scored with its end token {end!r}"
                 if end
-                else "its choices are scored without their end token, those of other models with it"
+                else f"its choices are scored without their end token{others}"
             )
         if refused := [k.removeprefix("without ") for k in about if k.startswith("without ")]:
             said.append(f"it refuses {', '.join(sorted(refused))}, which it is asked without")

@@ -37,7 +37,11 @@ class Identities:
 
     @cached_property
     def model(self) -> str:
-        """Fingerprint of the base model's files, and of how its chat template is rendered."""
+        """Fingerprint of the base model's files, and of how its chat template is rendered; empty
+        without one.
+        """
+        if not self._config.has_base:
+            return ""
         model = self._config.model
         files = model_identity(model.path, model.revision, model.trust_remote_code)
         if model.chat_template == "auto" and chat_moved(model.path):

@@ -111,7 +111,8 @@ def _check(context: RunContext, checks: ModelCheckProcess, pairs: Sequence[_Text
         texts = [(prompts, examples) for prompts, examples in pairs if prompts and examples]
         ids = [([*prompts], [example.id for example in examples]) for prompts, examples in texts]
         checked = fingerprint("lengths", ids, config.task.max_length, config.model.chat_template)
-        if config.task.overlong == "trim" or checked in checks.passed:
+        unread = config.task.overlong == "trim" or not config.has_base
+        if unread or checked in checks.passed:
             return
         base = locate_base(config.model.path, config.model.revision, context.storage)
         checks.begin(_read_longest, config, base, task.without_examples(), texts)

@@ -48,10 +48,20 @@ def said(text: str | None, finish: str = "stop", **message: Any) -> Reply:
     )
 
 
+def listing(*names: str) -> Reply:
+    """A list of models."""
+    return reply(200, {"object": "list", "data": [{"id": name} for name in names]})
+
+
+_ONE_MODEL = listing("m")
+
+
 class Server:
     """Answers as `answer(path, body, attempt)` says; attempts of equal bodies count from 0."""
 
-    def __init__(self, answer: Callable[[str, Body, int], Reply]) -> None:
+    def __init__(
+        self, answer: Callable[[str, Body, int], Reply], models: Reply = _ONE_MODEL
+    ) -> None:
         self.calls: list[tuple[str, Body]] = []
         self.answered: Counter[str] = Counter()
         """Bodies to how often they were answered with a status of success."""
@@ -69,7 +79,12 @@ class Server:
                     ours.calls.append((self.path, body))
                     attempt = attempts[key]
                     attempts[key] += 1
-                found = answer(self.path, body, attempt)
+                self._send(answer(self.path, body, attempt), key)
+
+            def do_GET(self) -> None:
+                self._send(models if self.path == "/v1/models" else reply(404, b""), self.path)
+
+            def _send(self, found: Reply, key: str) -> None:
                 if found is None:
                     self.close_connection = True
                     return
@@ -111,12 +126,13 @@ class Server:
 class TinyServer(Server):
     """A model that transformers runs, behind vLLM's way to give log-probabilities of prompts."""
 
-    def __init__(self, folder: Path, adapter: str | Path) -> None:
+    def __init__(self, folder: Path, adapter: str | Path | None = None) -> None:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
+        adapted = PeftModel.from_pretrained(base, str(adapter)) if adapter else base
+        self.model: Any = adapted.eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         super().__init__(self.complete)
 

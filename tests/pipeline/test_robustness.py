@@ -1,17 +1,23 @@
 """`paft robustness MODEL DATA`: a first look without a configuration."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from openai_server import Body, Reply, Server, TinyServer, listing, reply, said
 
 from paft_ray.cli import call
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
+from paft_ray.pipeline.behind_url import BehindUrl
+from paft_ray.pipeline.listing import list_runs
 from paft_ray.pipeline.question import Question, ask
+from paft_ray.prompts.generate.endpoint import EndpointLLM
+from paft_ray.storage.paths import Storage
 from paft_ray.tasks.guessing import Said
 
 CHECKS = pytest.mark.usefixtures("warm_checks")
@@ -24,6 +30,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(EndpointLLM, "_pause_s", 0.01)
     return folder
 
 
@@ -153,11 +160,121 @@ def test_llm_writes_more_prompts(asked: Question, tmp_path: Path) -> None:
     assert generation.form == "instruction"
 
 
+def only(*paths: str) -> Callable[[str, Body, int], Reply]:
+    """A server that takes requests at some paths, and gives no log-probabilities."""
+
+    def answer(path: str, body: Body, attempt: int) -> Reply:
+        if path not in paths:
+            return reply(404, {"error": {"message": "no such path"}})
+        written = {"text": "two", "finish_reason": "stop"}
+        return (
+            said("two")
+            if path.endswith("chat/completions")
+            else reply(
+                200, {"choices": [written], "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
+            )
+        )
+
+    return answer
+
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+@pytest.mark.parametrize(
+    ("paths", "api", "found"),
+    [
+        ([CHAT], None, "chat"), ([CHAT, COMPLETIONS], None, "chat"),
+        ([COMPLETIONS], None, "completions"), ([CHAT, COMPLETIONS], "completions", "completions"),
+    ],
+)  # fmt: skip
+def test_model_behind_a_url_is_asked_in_a_way_that_its_server_takes(
+    paths: list[str], api: Any, found: str, asked: Question
+) -> None:
+    with Server(only(*paths)).running() as server:
+        answer = ask(Question(server.url, asked.data, behind=BehindUrl(api=api)))
+    [subject] = answer.tree["evaluation"]["subjects"]
+    assert (subject["model"], subject["api"], subject["choices_by"]) == ("m", found, "text")
+    assert not answer.config.has_base and "model" not in answer.tree
+    assert answer.config.name == "robustness-m-reviews"
+    assert f"model: m, the only one at {server.url}" in answer.notes
+    assert f"api: {found}, without" in answer.notes[1]
+    assert all(body["model"] == "m" for _, body in server.calls)
+
+
+def refused(path: str, body: Body, attempt: int) -> Reply:
+    return reply(401, {"error": {"message": "no key"}})
+
+
+ONE = listing("m")
+
+
+@pytest.mark.parametrize(
+    ("answer", "models", "behind", "said"),
+    [
+        (refused, refused("", {}, 0), {}, r"HTTP 401: no key.*--api-key-env"),
+        (refused, ONE, {}, r"m at http.* HTTP 401: no key.*--api-key-env"),
+        (refused, listing("a", "b"), {}, r"has a, b: name one by --endpoint-model"),
+        (refused, listing(), {}, r"lists no model: name one by --endpoint-model"),
+        (refused, reply(404, b""), {}, r"HTTP 404.*--endpoint-model"),
+        (refused, reply(200, b"<html>"), {}, r"not JSON; see to the URL"),
+        (only(COMPLETIONS), ONE, {"api": "chat"}, r"m at http.* HTTP 404"),
+        (only(CHAT), ONE, {"api_key_env": "PAFT_NO_SUCH_KEY"}, r"PAFT_NO_SUCH_KEY is not set"),
+        (
+            only(CHAT),
+            ONE,
+            {"api_key_env": "sk-secret"},
+            r"^(?!.*secret)--api-key-env: takes the name",
+        ),
+    ],
+)
+def test_server_that_cannot_be_used_is_refused_with_the_remedy(
+    answer: Callable[[str, Body, int], Reply], models: Reply, behind: dict[str, Any], said: str,
+    asked: Question,
+) -> None:  # fmt: skip
+    with (
+        Server(answer, models).running() as server,
+        pytest.raises(ConfigError, match=said) as error,
+    ):
+        ask(Question(server.url, asked.data, behind=BehindUrl(**behind)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "warm_checks")
+def test_model_behind_a_url_is_measured_alone(
+    asked: Question, in_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluation.examples=10", "prompts.split.test=4", "storage=first"]
+    with TinyServer(Path(asked.model)).running() as server:
+        assert call(["robustness", server.url, asked.data, *words]) == 0
+        sent = len(server.calls)
+        assert call(["plan", "robustness.yaml", "--json"]) == 0
+        out, err = capfd.readouterr()
+        shown, _, planned = out.strip().rpartition("\n")
+        assert "api: completions, which gives log-probabilities" in shown + err
+        assert "prompts (4 x 10 examples)" in shown and "base model" not in shown
+        assert "All models are behind endpoints" in shown
+        plan = json.loads(planned)
+        assert plan["evaluation"]["models"] == 1
+        assert plan["endpoints"][0]["to_send"] == plan["endpoints"][0]["requests"] - (sent - 1)
+        assert not {"model", "sizes", "arithmetic"} & {k for k, v in plan.items() if v}
+        assert call(["evaluate", "robustness.yaml"]) == 0
+        assert len(server.calls) == sent  # nothing is paid twice
+        assert call(["export", "robustness.yaml", "--lm-eval"]) == 2
+    assert "all models here are behind endpoints" in capfd.readouterr().err
+    [run] = list_runs(Storage.open("first")).data["runs"]
+    assert (run["state"], run["model"], run["main"]) == ("complete", "m", "endpoint")
+    assert "model" not in yaml.safe_load(Path("robustness.yaml").read_text())
+
+
 @CHECKS
 @pytest.mark.parametrize(
     ("model", "data", "more", "said"),
     [
-        ("http://localhost:1/v1", "sst2", [], "models behind a URL"),
+        ("http://localhost:1/v1", "sst2", [], "http://localhost:1/v1: APIConnectionError; see to"),
+        ("http://u:secret@localhost:1/v1", "sst2", [], "what looks like a secret and is not shown"),
+        ("MODEL", "DATA", ["--api", "chat"], "--api: "),
         ("/nowhere", "DATA", [], "model.path: /nowhere"),
         ("MODEL", "/nowhere.jsonl", [], "/nowhere.jsonl: no such file"),
         ("MODEL", "DATA", ["--answer", "mood"], "no column 'mood'; its columns are review, label"),

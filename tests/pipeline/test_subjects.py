@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from factories import LORA, METHODS, run_config, write_prompts
 from paft_ray.cli import call
+from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.loading import load_config
+from paft_ray.config.loading import dump_config, load_config, without_unread
 from paft_ray.pipeline import verbs
 from paft_ray.pipeline.listing import list_runs
 from paft_ray.storage.paths import Storage
@@ -271,6 +272,33 @@ def test_run_without_variants_needs_no_section_about_training(make_tree) -> None
     assert config.trainings == ()
     with pytest.raises(ConfigError, match="train: "):
         load_config(make_tree(variants=[{"type": "paft"}]))
+
+
+def test_model_may_be_left_out_where_all_models_are_behind_endpoints(make_tree) -> None:
+    def without(*subjects: dict[str, Any], **changes: Any) -> Config:
+        tree = make_tree(*subjects, **changes)
+        del tree["model"]
+        return load_config(tree)
+
+    ensemble = {"type": "ensemble", "of": "endpoint", "prompts": 2}
+    config = without(CHAT, ensemble)
+    assert not config.has_base
+    assert "model" not in without_unread(dump_config(config))
+    assert load_config(dump_config(config)) == config
+    for subjects in (
+        (),
+        (CHAT, {"type": "model", "path": "x"}),
+        ({"type": "adapter", "path": "x"},),
+    ):
+        with pytest.raises(ConfigError, match="model: is left out"):
+            without(*subjects)
+    with pytest.raises(ConfigError, match="'base' is no model that is measured"):
+        without(CHAT, {**ensemble, "of": "base"})
+    with pytest.raises(ConfigError, match="model: missing"):
+        without(CHAT, variants=[{"type": "paft"}], train={"steps": 1})
+    vllm = {"subjects": [CHAT], "backend": {"type": "vllm"}}
+    with pytest.raises(ConfigError, match=r"evaluation.backend: loads the model"):
+        without(evaluation=vllm)
 
 
 @pytest.mark.usefixtures("warm_checks")

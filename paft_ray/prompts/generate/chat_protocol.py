@@ -3,10 +3,11 @@
 Pure functions of what is sent and received; sending is `endpoint`'s part.
 """
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from paft_ray.config import Endpoint
 from paft_ray.prompts.generate.completions import CUT_OFF, FILTERED, REFUSED
@@ -131,9 +132,22 @@ class Api:
     """Parameters without which nothing can be asked."""
     remedy: str = ""
     """What to do where the endpoint does not take these."""
+    method: Literal["post", "get"] = "post"
+    """With `get` no body is sent."""
+
+
+def _read_models(answer: Any, request: Request) -> Reading:
+    """Read the names of models, as a JSON list."""
+    entries = _get(answer, "data")
+    if not isinstance(entries, list):
+        return Reading(None)
+    names = [name for entry in entries if isinstance(name := _get(entry, "id"), str)]
+    return Reading(json.dumps(names))
 
 
 CHAT = Api("/chat/completions", request_body)
+MODELS = Api("/models", lambda *_: {}, _read_models, method="get")
+"""The models that an endpoint has; what is asked does not matter."""
 
 
 def _text(content: Any) -> str:

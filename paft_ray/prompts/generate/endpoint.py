@@ -259,7 +259,10 @@ class EndpointLLM:
 
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                response = await client.post(api.path, cast_to=httpx2.Response, body=body)
+                sent = {"body": body} if body else {}
+                response = await getattr(client, api.method)(
+                    api.path, cast_to=httpx2.Response, **sent
+                )
         except openai.APIStatusError as failure:
             return self._refusal(failure.response, body, api)
         except (TimeoutError, openai.APITimeoutError):
