@@ -3,15 +3,17 @@
 The grid is cut into units (one subject, one prompt, a few examples) before it is distributed, so
 that the worker count changes no result. An actor gets some units of a subject at a time, and keeps
 those that it finished every ten seconds as parts, so that a killed evaluation continues. Where only
-a part of the grid is scored, every look at it is cut like this. Models behind endpoints come last,
-asked by this process (`endpoint_runner`).
+a part of the grid is scored, every look at it is cut like this, and goes to the actors of the look
+before, which hold the model already. Models behind endpoints come last, asked by this process
+(`endpoint_runner`).
 """
 
+import asyncio
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -21,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paft_ray.cluster.remote import own_errors
+from paft_ray.cluster.remote import actor_beside, own_errors
 from paft_ray.cluster.resources import fit_workers
 from paft_ray.config.backend import TRANSFORMERS
 from paft_ray.evaluation.actors import PACKING, SECONDS, LogprobsActor, ScoreActor, ScoreJob
@@ -29,7 +31,7 @@ from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import ANSWERED, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.parity import compare, spread_pairs
-from paft_ray.evaluation.units import Grid, Subject, Unit, cut, shares
+from paft_ray.evaluation.units import SERVED, Grid, Subject, Unit, cut, shares
 from paft_ray.models.base_model import locate_base
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.examples import store_examples
@@ -96,20 +98,26 @@ def score_part(context: RunContext, grid: Grid, share: float, stage: Stage) -> G
     classes_E = None if context.task.choices is None else [e.answer for e in grid.examples]
     first_PE = balanced_cells(seed, *grid.shape, FIRST_LOOK * share, classes_E)
     stage.expect(count * max(int(first_PE.sum()), round(share * first_PE.size)))
-    wanted, scored = [first_PE] * count, []
     observed, correct = ([np.zeros(grid.shape, bool) for _ in range(count)] for _ in range(2))
-    for look in range(LOOKS):
-        if look:
-            wanted = [
-                next_cells(seed, look, correct_PE, observed_PE, share, classes_E)
-                for correct_PE, observed_PE in zip(correct, observed, strict=True)
-            ]
-        for index, table in _score(context, grid, wanted, stage):
-            correct[index] |= _correct(table, grid)
-            number = pa.array([look] * table.num_rows, pa.int8())
-            scored.append((index, table.append_column(LOOK, number)))
-        observed = [old_PE | new_PE for old_PE, new_PE in zip(observed, wanted, strict=True)]
-    return _to_scores(grid.subjects, scored)
+    looks: list[_Scored] = [[] for _ in range(LOOKS)]
+    for base in sorted({s.base for s in grid.subjects}, key=lambda base: (base == SERVED, base)):
+        own = [index for index, subject in enumerate(grid.subjects) if subject.base == base]
+        actors = _Actors(grid, stage, stay=True)
+        for look, scored in enumerate(looks):
+            wanted = [np.zeros(grid.shape, bool)] * count
+            for index in own:
+                wanted[index] = first_PE
+                if look:
+                    seen = correct[index], observed[index]
+                    wanted[index] = next_cells(seed, look, *seen, share, classes_E)
+            for index, table in _score(context, grid, wanted, stage, actors=actors):
+                correct[index] |= _correct(table, grid)
+                number = pa.array([look] * table.num_rows, pa.int8())
+                scored.append((index, table.append_column(LOOK, number)))
+            observed = [old_PE | new_PE for old_PE, new_PE in zip(observed, wanted, strict=True)]
+        actors.end()
+    in_order = [sorted(scored, key=itemgetter(0)) for scored in looks]
+    return _to_scores(grid.subjects, [part for scored in in_order for part in scored])
 
 
 def check_parity(context: RunContext, grid: Grid, stage: Stage) -> dict[str, Any]:
@@ -158,8 +166,12 @@ def _score(
     wanted: Sequence[NDArray[np.bool_]],
     stage: Stage,
     kind: str = "scores",
+    actors: "_Actors | None" = None,
 ) -> _Scored:
-    """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again."""
+    """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again.
+
+    `actors` are of the only base model whose pairs are wanted; by default each gets its own.
+    """
     units = cut(context, grid, wanted, kind)
     parts = Parts(context.run_folder.child("scores"))
     finished = parts.finished()
@@ -167,7 +179,10 @@ def _score(
     stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
     for base, of_base in enumerate((context, *grid.others)):
         if wanted_now := [u for u in missing if grid.subjects[u["subject"]].base == base]:
-            _run(of_base, wanted_now, grid, parts, stage, kind)
+            own = actors or _Actors(grid, stage, kind)
+            own.score(of_base, wanted_now, parts)
+            if actors is None:
+                own.end()
     for index, subject in enumerate(grid.subjects):
         own = [unit for unit in missing if unit["subject"] == index]
         if subject.endpoint is not None and own:
@@ -215,43 +230,106 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     return GridScores(table, known, packing, endpoints=endpoints)
 
 
-def _run(
-    context: RunContext,
-    units: list[Unit],
-    grid: Grid,
-    parts: Parts,
-    stage: Stage,
-    kind: str,
-) -> None:
-    """Score units with actors of Ray Data, each of which writes its parts."""
-    import ray.data
+class _Actors:
+    """Actors of Ray Data that score units of one base model and write their parts."""
 
-    config = context.config
-    workers = config.evaluation.workers
-    cpus = fit_workers(workers, "evaluation.workers")
-    job = ScoreJob(
-        config,
-        context.task.without_examples(),
-        store_examples(context.storage, grid.examples),
-        locate_base(config.model.path, config.model.revision, context.storage),
-        context.scoring_dtype,
-        max(1, int(cpus)),
-        grid.subjects,
-        grid.conditions,
-        parts,
-        grid.subjects[units[0]["subject"]].base,
-    )
-    actors = min(workers.num, len(units))
-    rows = [{"units": share} for share in shares(units, actors)]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        LogprobsActor if kind == _LOGPROBS else ScoreActor,
-        batch_size=1,
-        zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
-        num_cpus=cpus,
-        num_gpus=workers.gpus or None,
-        fn_constructor_args=(job,),
-    )
-    with own_errors():
-        for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
-            stage.advance(int(batch["done"][0]))  # pyright: ignore[reportArgumentType]
+    def __init__(self, grid: Grid, stage: Stage, kind: str = "scores", stay: bool = False) -> None:
+        """Start none before there are units; with `stay`, more come after the first ones."""
+        self._grid, self._stage, self._kind, self._stay = grid, stage, kind, stay
+        self._queue: Any = None
+        self._done: Iterator[Any] = iter(())
+
+    def score(self, context: RunContext, units: list[Unit], parts: Parts) -> None:
+        """Score units, by the actors that are there, or else by new ones."""
+        import ray
+        import ray.data
+
+        num = context.config.evaluation.workers.num
+        actors = min(num, len(units))
+        rows = [{"units": share} for share in shares(units, actors)]
+        if self._queue is not None:
+            ray.get(self._queue.add.remote(rows))
+        elif self._stay:
+            self._queue = actor_beside(_Queue, rows)
+            source = ray.data.from_items([0])
+            source.context.target_max_block_size = 1  # byte, so that no row waits for others
+            each: Any = _as_they_come
+            source = source.flat_map(each, fn_args=(self._queue,), num_cpus=0)
+            most = min(num, len(self._grid.subjects) * len(self._grid.prompts))
+            self._done = self._start(context, units, parts, source, most)
+        else:
+            source = ray.data.from_items(rows, override_num_blocks=len(rows))
+            self._done = self._start(context, units, parts, source, min(actors, len(rows)))
+        with own_errors():
+            for _ in rows:
+                self._stage.advance(int(next(self._done)["done"][0]))
+
+    def _start(
+        self, context: RunContext, units: Sequence[Unit], parts: Parts, source: Any, actors: int
+    ) -> Iterator[Any]:
+        """What actors say of the rows of a source, as they are done."""
+        import ray.data
+
+        config, model = context.config, context.config.model
+        workers = config.evaluation.workers
+        cpus = fit_workers(workers, "evaluation.workers")
+        job = ScoreJob(
+            config,
+            context.task.without_examples(),
+            store_examples(context.storage, self._grid.examples),
+            locate_base(model.path, model.revision, context.storage),
+            context.scoring_dtype,
+            max(1, int(cpus)),
+            self._grid.subjects,
+            self._grid.conditions,
+            parts,
+            self._grid.subjects[units[0]["subject"]].base,
+        )
+        dataset = source.map_batches(
+            LogprobsActor if self._kind == _LOGPROBS else ScoreActor,
+            batch_size=1,
+            zero_copy_batch=True,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=cpus,
+            num_gpus=workers.gpus or None,
+            fn_constructor_args=(job,),
+        )
+        return iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))
+
+    def end(self) -> None:
+        """End the actors, which finished all units."""
+        import ray
+
+        if self._queue is not None:
+            ray.get(self._queue.add.remote([], last=True))
+        for _ in self._done:
+            pass
+
+
+class _Queue:
+    """Rows in an order that stays, more of which may come: whoever wants one waits for it."""
+
+    def __init__(self, rows: list[Any]) -> None:
+        self._rows, self._last = rows, False
+        self._more = asyncio.Condition()
+
+    async def add(self, rows: list[Any], last: bool = False) -> None:
+        async with self._more:
+            self._rows, self._last = self._rows + rows, last
+            self._more.notify_all()
+
+    async def row(self, place: int) -> Any:
+        """The row at a place; None behind the last one."""
+        async with self._more:
+            await self._more.wait_for(lambda: self._last or place < len(self._rows))
+            return self._rows[place] if place < len(self._rows) else None
+
+
+def _as_they_come(_: Any, queue: Any) -> Iterator[Any]:
+    """Rows of a queue; the same ones where Ray calls it again."""
+    import ray
+
+    place = 0
+    while (row := ray.get(queue.row.remote(place))) is not None:
+        yield row
+        place += 1

@@ -103,8 +103,15 @@ def test_part_of_a_grid_has_the_scores_that_the_whole_has_there(make_context, sa
 def test_part_of_a_grid_is_the_same_for_any_number_of_workers_and_after_a_kill(
     make_context, save_adapter
 ):
+    from ray._private.state import actors
+
+    def started() -> int:
+        return sum("ScoreActor" in actor["ActorClassName"] for actor in actors().values())
+
     adapter, one, two = save_adapter(LORA), make_context(1), make_context(2)
+    before = started()
     found = score(one, adapter, 0.3).table
+    assert started() - before == 1  # it stays for later looks
     assert score(two, adapter, 0.3).table.equals(found, check_metadata=True)
     parts = sorted(Path(one.run_folder.path(), "scores").glob("*.parquet"))
     for path in parts[::2]:
