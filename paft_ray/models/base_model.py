@@ -12,6 +12,7 @@ from pathlib import Path
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import model_identity
+from paft_ray.models.gguf_header import parsed_once
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.node_copy import local_copy, node_lock
@@ -90,13 +91,14 @@ def _convert_gguf(source: Path, folder: Storage, identity: str) -> None:
     from transformers import GgufConfig
 
     logger.info("converting %s", source.name)
-    model = read_model(
-        str(source.parent),
-        gguf_file=source.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer = read_tokenizer(str(source.parent), gguf_file=source.name)
+    with parsed_once():
+        model = read_model(
+            str(source.parent),
+            gguf_file=source.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        tokenizer = read_tokenizer(str(source.parent), gguf_file=source.name)
     with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -7,6 +7,7 @@ from typing import Any
 
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.chat import renders_anew
+from paft_ray.models.gguf_header import read_gguf
 
 
 def chat_moved(path: str) -> bool:
@@ -22,11 +23,8 @@ def chat_moved(path: str) -> bool:
 def _templates(location: Path) -> Iterator[str]:
     """Yield the templates of a model folder or a GGUF file, whichever of them is used."""
     if location.suffix.lower() == ".gguf":
-        import gguf
-
-        found = gguf.GGUFReader(location).fields.get("tokenizer.chat_template")
-        if found is not None:
-            yield str(found.contents())
+        if (found := read_gguf(location).chat_template) is not None:
+            yield found
         return
     for file in (*location.glob("*.jinja"), *location.glob("additional_chat_templates/*.jinja")):
         yield file.read_text("utf-8")

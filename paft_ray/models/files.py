@@ -69,9 +69,8 @@ def inspect_model(path: str, field: str = "model.path", weightless: bool = False
     try:
         if location.suffix.lower() == ".gguf":
             header = read_gguf(location)
-            return ModelFiles(
-                str(location), "gguf", header.has_chat_template, header.context_length
-            )
+            has_template = header.chat_template is not None
+            return ModelFiles(str(location), "gguf", has_template, header.context_length)
         return _inspect_folder(location, weightless)
     except (ConfigError, ArtifactError) as error:
         raise ConfigError(f"{field}: {error}") from error

