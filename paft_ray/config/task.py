@@ -69,7 +69,8 @@ class TaskOptions(Section, affects="run"):
     max_length: Annotated[int, affects("weights", "scores")] = Field(default=512, ge=16)
     """Longest example, in tokens of prompt and answer."""
     overlong: Annotated[Literal["refuse", "trim"], affects("weights", "scores")] = "refuse"
-    """What happens to a longer one: the run stops, or its longest field is cut and counted."""
+    """What happens to a longer one: the run stops, or its longest field is cut and counted. The
+    choices of a row and demonstrations are never cut."""
     answer_end: Annotated[
         Literal["scored", "ignored"], affects("weights", "scores", neutral=earlier_answer_end)
     ] = "scored"

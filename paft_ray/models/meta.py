@@ -38,10 +38,10 @@ from paft_ray.models.warm_start import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from paft_ray.models.tokenization import TextEncoder
+    from paft_ray.models.tokenization import Question, TextEncoder
     from paft_ray.tasks import Example
 
-_LONGEST = 16
+LONGEST = 16
 """Number of the longest prompts and examples that are encoded together."""
 
 
@@ -288,40 +288,48 @@ def refuse_not_causal(config: "PreTrainedConfig", path: str) -> None:
 
 def refuse_overlong(
     encoder: "TextEncoder",
-    prompts: Sequence[tuple[str, str, Callable[[Mapping[str, str]], str]]],
+    prompts: Sequence[tuple[str, str]],
     examples: Sequence["Example"],
-    choices_of: Callable[["Example"], Sequence[str] | None],
+    ask: Callable[[tuple[str, str], "Example"], "Question"],
+    most: int = LONGEST,
 ) -> None:
     """Check that the longest examples fit under the longest prompts.
 
     Lengths nearly add up, so that the longest pair is among these.
 
     Args:
-        encoder: Encoder that refuses overlong texts.
-        prompts: For each prompt its id, its text and the function that renders it.
+        encoder: Encoder that refuses overlong texts, or cuts them.
+        prompts: For each prompt its id and its text.
         examples: Examples to render.
-        choices_of: Returns what may be answered; without, an example's own answer is encoded.
+        ask: Returns an example under a prompt, as a model is asked.
+        most: How many of the longest examples are looked at.
 
     Raises:
         DataError: One does not fit `task.max_length`.
     """
-    fields = [" ".join(example.fields.values()) for example in examples]
-    by_example, by_prompt = _lengths(encoder, fields), _lengths(encoder, [p[1] for p in prompts])
-    longest = sorted(range(len(examples)), key=lambda index: -by_example[index])[:_LONGEST]
-    for prompt in sorted(range(len(prompts)), key=lambda index: -by_prompt[index])[:_LONGEST]:
-        prompt_id, _, render = prompts[prompt]
-        for example in (examples[index] for index in longest):
-            encoder.encode(
-                render,
-                example.fields,
-                choices_of(example) or [example.answer],
-                what=example.under(prompt_id),
-            )
+    long = longest(encoder, [_uncut(encoder, example) for example in examples], most)
+    for place in longest(encoder, [text for _, text in prompts]):
+        if long:
+            encoder.encode_all([ask(prompts[place], examples[index]) for index in long])
 
 
-def _lengths(encoder: "TextEncoder", texts: Sequence[str]) -> list[int]:
-    """Count the tokens of each text; 0 for texts with far fewer characters than the longest."""
-    enough = max(map(len, texts), default=0) / 4
+def longest(encoder: "TextEncoder", texts: Sequence[str], most: int = LONGEST) -> list[int]:
+    """Indices of the longest texts, the longest first."""
+    lengths = token_lengths(encoder, texts)
+    return sorted(range(len(texts)), key=lambda index: -lengths[index])[:most]
+
+
+def _uncut(encoder: "TextEncoder", example: "Example") -> str:
+    """The text of an example that is there whatever is cut."""
+    if encoder.overlong == "refuse":
+        return " ".join(example.fields.values())
+    kept = [text for slot, text in example.fields.items() if slot in encoder.whole]
+    return " ".join([*kept, *(example.options or [example.answer])])
+
+
+def token_lengths(encoder: "TextEncoder", texts: Sequence[str], every: bool = False) -> list[int]:
+    """Count the tokens of each text; unless `every`, 0 for those far shorter than the longest."""
+    enough = 0 if every else max(map(len, texts), default=0) / 4
     lengths = [0] * len(texts)
     long = [index for index, text in enumerate(texts) if len(text) >= enough]
     encoded: Any = encoder.tokenizer([texts[index] for index in long])["input_ids"] if long else []

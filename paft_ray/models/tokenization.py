@@ -210,7 +210,8 @@ class TextEncoder:
             fields = {**fields, longest: text}
         raise DataError(
             f"{question.what} does not fit task.max_length ({self.max_length}) even with its "
-            "longest field cut: the prompt itself is too long; raise task.max_length"
+            "longest field cut: the prompt itself is too long, with its demonstrations where it "
+            "has some, which are never cut; raise task.max_length"
         )
 
     def _encode_texts(

@@ -180,6 +180,11 @@ def perform(work: Work, ray_started: Callable[[], None] = lambda: None) -> Resul
         check_model(work, import_ray)
     if verb.measures:
         check_subjects(context, work.checks)
+    if verb.measures and not verb.trains:
+        work.checks.begin(warm_up)
+        import_ray()
+        work.checks.finish()
+        check_lengths_early(context, work.checks, whole=True, trains=False)
     if context.config.model.chat_template == "auto":
         work = replace(work, context=replace(context, notes=chat_notes(work)))
     with ray_session(options.insist):

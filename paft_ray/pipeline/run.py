@@ -21,7 +21,7 @@ from paft_ray.tracking import send_waiting
 from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import find_trained, provenance, subjects
-from paft_ray.training.lengths import check_lengths, check_subject_lengths
+from paft_ray.training.lengths import check_evaluated_lengths, check_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
             check_lengths(context, pool, checks)
-            check_subject_lengths(context, pool, checks)
+            check_evaluated_lengths(context, pool, checks)
         with clock.stage("choose_prompts"):
             prompts = prompts_by_variant(context, pool)
         trained = []
@@ -103,7 +103,7 @@ def evaluate(
         clock = StageClock(context.results_folder)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)
-            check_subject_lengths(context, pool, checks)
+            check_evaluated_lengths(context, pool, checks)
         for adapter in trained:
             if adapter.record.made_from != provenance(context.identities, pool):
                 raise ArtifactError(

@@ -1,19 +1,75 @@
-"""Refusal of what a pool makes too long or unknown to the model, before a training begins."""
+"""Refusal of what is too long or unknown to the model, before a training or an evaluation begins.
 
-from collections.abc import Sequence
+Every example is put as it will be: under its prompt, with demonstrations and slips. What training
+draws at each step follows from the step, so that the longest of it is known before.
+"""
 
-from paft_ray.config import Config, SinglePromptVariant
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from paft_ray.config import Config, SinglePromptVariant, total_steps
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.check_process import ModelCheckProcess
-from paft_ray.models.meta import check_texts, refuse_overlong
+from paft_ray.models.meta import LONGEST, check_texts, longest, refuse_overlong, token_lengths
+from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
+from paft_ray.prompts.variation import PLAIN, Condition, Put, Varying, conditions, put
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import models_of
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example, Task
+from paft_ray.tasks.demonstrations import demonstration_pool
+from paft_ray.training.sampler import example_index
 from paft_ray.training.validation import held_out
+
+_LONGEST_NOISY = 64
+"""The longest examples that are looked at where slips add tokens at random."""
+_MOST_DRAWS = 100_000
+"""Positions of a training that are looked at; of a longer one the longest that could be drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Examples, the prompts that they are put through, and how."""
+
+    prompts: Sequence[tuple[str, str]]
+    """Names and texts."""
+    examples: Sequence[Example]
+    conditions: Sequence[Condition] = (PLAIN,)
+    seed: int = 0
+    """Of what conditions draw."""
+    drawn: "_Drawn | None" = None
+    """What training varies at each step, instead of conditions."""
+
+    def identity(self, *limits: object) -> str:
+        """A fingerprint of all that decides whether they fit."""
+        return fingerprint(
+            "lengths",
+            [[*self.prompts], [example.id for example in self.examples]],
+            *limits,
+            [self.seed, *(condition.identity for condition in self.conditions)],
+            None if self.drawn is None else self.drawn.identity,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """The positions of a training."""
+
+    varying: Varying
+    steps: int
+    """0 where they are not known yet."""
+    batch_size: int
+
+    @property
+    def identity(self) -> list[object]:
+        """All that decides what is drawn of known examples."""
+        varying = self.varying
+        return [varying.variation.model_dump(), varying.seed, self.steps, self.batch_size]
 
 
 def check_lengths(
@@ -35,7 +91,8 @@ def check_lengths(
 
     Raises:
         ConfigError: A prompt has a token that the base model does not know.
-        DataError: An example is too long under a prompt, and `task.overlong` is `refuse`.
+        DataError: An example is too long under a prompt, and `task.overlong` is `refuse`, or what
+            is never cut is too long.
     """
     config, task = context.config, context.task
     validation = validation or held_out(config, pool, task)
@@ -43,35 +100,36 @@ def check_lengths(
         texts = [prompt.text for prompt in (*pool.train, *pool.test, *validation[0])]
         checks.begin(check_texts, config, checks.unknown_tokens, texts)
         checks.finish()
-    pairs = [
-        (_named(pool.train), task.train),
-        (_named(pool.test[: config.evaluation.prompts]), task.test[: config.evaluation.examples]),
-        (_named(validation[0]), validation[1]),
-    ]
     singles = [v for v in config.variants if isinstance(v, SinglePromptVariant)]
+    given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
+    texts = [
+        *_trained(config, task, [*_named(pool.train), *given]),
+        *_evaluated(context, pool),
+        _Texts(_named(validation[0]), validation[1]),
+    ]
     if any(variant.prompt is None for variant in singles):
         selection = config.evaluation
         prompts = _named(pool.train[: selection.selection_prompts])
-        pairs.append((prompts, task.validation[: selection.selection_examples]))
-    given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
-    pairs.append((given, task.train))
-    _check(context, checks, pairs)
+        texts.append(_Texts(prompts, task.validation[: selection.selection_examples]))
+    _check(context, checks, texts)
 
 
-def check_subject_lengths(context: RunContext, pool: PromptPool, checks: ModelCheckProcess) -> None:
-    """Refuse test examples that are too long for the tokenizers of `evaluation.subjects`.
+def check_evaluated_lengths(
+    context: RunContext, pool: PromptPool, checks: ModelCheckProcess
+) -> None:
+    """Refuse test examples that are too long, also for the tokenizers of `evaluation.subjects`.
 
     Raises:
-        DataError: One is, and `task.overlong` is `refuse`.
+        DataError: See `check_lengths`.
     """
-    evaluation = context.config.evaluation
-    prompts = _named(pool.test[: evaluation.prompts])
-    pairs = [(prompts, context.task.test[: evaluation.examples])]
-    for model in models_of(context.config).values():
-        _check(context.of_model(model), checks, pairs)
+    for model in (None, *models_of(context.config).values()):
+        own = context if model is None else context.of_model(model)
+        _check(own, checks, _evaluated(context, pool))
 
 
-def check_lengths_early(context: RunContext, checks: ModelCheckProcess, whole: bool) -> None:
+def check_lengths_early(
+    context: RunContext, checks: ModelCheckProcess, whole: bool, trains: bool = True
+) -> None:
     """Refuse what is known to be too long before Ray starts.
 
     Where the pool is known without work, that is all of `check_lengths`; else it is examples that
@@ -81,60 +139,158 @@ def check_lengths_early(context: RunContext, checks: ModelCheckProcess, whole: b
         context: The run.
         checks: Process that tokenises texts.
         whole: The work is a run with one pool, not a search.
+        trains: The work may train, and does not only evaluate.
 
     Raises:
         DataError: See `check_lengths`.
     """
     config, task = context.config, context.task
-    if config.task.overlong == "trim" or not is_prepared(config.model.path, context.storage):
+    if not is_prepared(config.model.path, context.storage):
         return
     pool = pool_without_work(context) if whole else None
     if pool is not None:
-        check_lengths(context, pool, checks)
+        check = check_lengths if trains else check_evaluated_lengths
+        check(context, pool, checks)
         return
     shortest = [("that is as short as can be", " ".join(f"{{{slot}}}" for slot in task.slots))]
-    examples = (*task.train, *task.test[: config.evaluation.examples])
-    _check(context, checks, [(shortest, examples)])
-
-
-_Texts = tuple[Sequence[tuple[str, str]], Sequence[Example]]
-"""Names and texts of prompts, and the examples that they are to render."""
+    trained = _trained(config, task, shortest) if trains else []
+    test = task.test[: config.evaluation.examples]
+    _check(context, checks, [*trained, _Texts(shortest, test, _ways(context), config.seed)])
 
 
 def _named(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
     return [(prompt.id, prompt.text) for prompt in prompts]
 
 
-def _check(context: RunContext, checks: ModelCheckProcess, pairs: Sequence[_Texts]) -> None:
+def _ways(context: RunContext) -> list[Condition]:
     config, task = context.config, context.task
+    return conditions(task, config.evaluation.variation, config.seed, task.train)
+
+
+def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
+    """What an evaluation asks: test prompts, and training prompts of which comparators are made."""
+    evaluation, seed = context.config.evaluation, context.config.seed
+    examples, ways = context.task.test[: evaluation.examples], _ways(context)
+    found = [_Texts(_named(pool.test[: evaluation.prompts]), examples, ways, seed)]
+    several = [s.prompts for s in evaluation.subjects if isinstance(s, COMPARATORS)]
+    if several:
+        found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
+    return found
+
+
+def _trained(config: Config, task: Task, prompts: Sequence[tuple[str, str]]) -> list[_Texts]:
+    """What trainings read: each seed draws for itself."""
+    train, variation = config.train, config.train.variation
+    if variation.is_off or not config.variants:
+        return [_Texts(prompts, task.train)]
+    shown = variation.demonstrations
+    pool = () if shown is None else demonstration_pool(task, shown, task.train)
+    known = config.tuning is None  # trials may have other steps
+    steps = total_steps(train, len(task.train)) if known else 0
+    return [
+        _Texts(
+            prompts,
+            task.train,
+            drawn=_Drawn(
+                Varying(task.without_examples(), variation, seed, pool), steps, train.batch_size
+            ),
+        )
+        for seed in config.training_seeds
+    ]
+
+
+def _check(context: RunContext, checks: ModelCheckProcess, texts: Sequence[_Texts]) -> None:
+    config = context.config
+    model = config.model.model_dump(exclude={"peft"})
+    limits = (config.task.max_length, config.task.overlong, config.task.answer_end, model)
     try:
-        texts = [(prompts, examples) for prompts, examples in pairs if prompts and examples]
-        ids = [([*prompts], [example.id for example in examples]) for prompts, examples in texts]
-        checked = fingerprint("lengths", ids, config.task.max_length, config.model.chat_template)
-        unread = config.task.overlong == "trim" or not config.has_base
-        if unread or checked in checks.passed:
+        known = [each for each in texts if each.prompts and each.examples]
+        wanted = {each.identity(*limits): each for each in known}
+        missing = {key: each for key, each in wanted.items() if key not in checks.passed}
+        if not missing or not config.has_base:
             return
         base = locate_base(config.model.path, config.model.revision, context.storage)
-        checks.begin(_read_longest, config, base, task.without_examples(), texts)
+        task = context.task.without_examples()
+        checks.begin(_read_longest, config, base, task, list(missing.values()))
         checks.finish()
-        checks.passed.add(checked)
+        checks.passed.update(missing)
     finally:
         checks.close()
 
 
-def _read_longest(
-    config: Config,
-    base: BaseSource,
-    task: Task,
-    texts: Sequence[_Texts],
-) -> None:
+def _read_longest(config: Config, base: BaseSource, task: Task, texts: Sequence[_Texts]) -> None:
     """Check lengths, in the process of model checks."""
     from paft_ray.models.load import load_tokenizer
-    from paft_ray.models.tokenization import TextEncoder
 
     model = config.model
     tokenizer = load_tokenizer(base.local(), model.revision, model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
-    for prompts, examples in texts:
-        rendered = [(id, text, parse(text, task.slots).render) for id, text in prompts]
-        refuse_overlong(encoder, rendered, examples, task.choices_of)
+    for each in texts:
+        if each.drawn is not None:
+            _read_drawn(encoder, task, each, each.drawn)
+            continue
+        for condition in each.conditions:
+            _read_condition(encoder, task, each, condition)
+
+
+def _read_condition(encoder: TextEncoder, task: Task, texts: _Texts, condition: Condition) -> None:
+    def ask(prompt: tuple[str, str], example: Example) -> Question:
+        id, text = prompt
+        position = (texts.seed, id, example.id)
+        one = put(task, parse(text, task.slots), example, condition, *position)
+        return _question(one, example, id, condition)
+
+    most = _LONGEST_NOISY if condition.noise_rate else LONGEST
+    refuse_overlong(encoder, texts.prompts, texts.examples, ask, most)
+
+
+def _question(one: Put, example: Example, prompt: str, condition: Condition) -> Question:
+    shown = len(condition.demonstrations)
+    after = f" after {shown} demonstrations" if shown else ""
+    answers = one.choices or [one.example.answer]
+    return Question(one.render, one.example.fields, answers, example.under(prompt) + after)
+
+
+def _read_drawn(encoder: TextEncoder, task: Task, texts: _Texts, drawn: _Drawn) -> None:
+    """Read what is longest of all that a training draws, under the longest prompts."""
+    seed, draws = drawn.varying.seed, list(_longest_draws(encoder, texts.examples, drawn))
+    for place in longest(encoder, [text for _, text in texts.prompts]):
+        id, text = texts.prompts[place]
+        template = parse(text, task.slots)
+        encoder.encode_all(
+            [
+                _question(put(task, template, example, way, seed, *at), example, id, way)
+                for example, way, at in draws
+            ]
+        )
+
+
+def _longest_draws(
+    encoder: TextEncoder, examples: Sequence[Example], drawn: _Drawn
+) -> Iterator[tuple[Example, Condition, tuple[int, ...]]]:
+    """The longest examples with demonstrations, and their positions (step, slot)."""
+    varying, count = drawn.varying, drawn.steps * drawn.batch_size
+    texts = [" ".join([*each.fields.values(), each.answer]) for each in examples]
+    length = dict(
+        zip([e.id for e in examples], token_lengths(encoder, texts, every=True), strict=True)
+    )
+
+    def at(position: int) -> tuple[Example, Condition, tuple[int, ...]]:
+        example = examples[example_index(varying.seed, position, len(examples))]
+        place = divmod(position, drawn.batch_size)
+        return example, varying.condition(example, *place), place
+
+    def tokens(found: tuple[Example, Condition, tuple[int, ...]]) -> int:
+        return sum(length[each.id] for each in (found[0], *found[1].demonstrations))
+
+    yield from heapq.nlargest(_LONGEST_NOISY, map(at, range(min(count, _MOST_DRAWS))), key=tokens)
+    shown = varying.variation.demonstrations
+    if count and count <= _MOST_DRAWS:
+        return
+    by_length = sorted(examples, key=lambda example: -length[example.id])
+    example, condition, place = by_length[0], varying.condition(by_length[0], 0, 0), (0, 0)
+    if shown is not None:
+        pool = sorted(varying.pool, key=lambda each: -length[each.id])
+        others = [each for each in pool if each.id != example.id]
+        condition = replace(condition, demonstrations=tuple(others[: shown.shots]))
+    yield example, condition, place

@@ -14,7 +14,7 @@ from paft_ray.config.loading import load_config
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.load import load_tokenizer
 from paft_ray.models.meta import check_adapters, check_base, refuse_overlong
-from paft_ray.models.tokenization import TextEncoder
+from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.tasks import Example
 
@@ -24,8 +24,13 @@ PROMPTS = [(f"p{i}", parse(f"{'Please ' * i}Judge: {{review}}", ("review",))) fo
 
 def check(tiny_model, examples, max_length: int) -> None:
     encoder = TextEncoder(load_tokenizer(str(tiny_model)), "none", max_length)
-    rendered = [(id, template.text, template.render) for id, template in PROMPTS]
-    refuse_overlong(encoder, rendered, examples, lambda example: ("positive", "negative"))
+    known = dict(PROMPTS)
+
+    def ask(prompt: tuple[str, str], example: Example) -> Question:
+        answers = ("positive", "negative")
+        return Question(known[prompt[0]].render, example.fields, answers, example.under(prompt[0]))
+
+    refuse_overlong(encoder, [(id, each.text) for id, each in PROMPTS], examples, ask)
 
 
 def longest(tiny_model, examples) -> int:

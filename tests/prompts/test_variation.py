@@ -15,6 +15,8 @@ from paft_ray.config.variation import (
     NoiseVariation,
     VariationConfig,
 )
+from paft_ray.models.load import load_tokenizer
+from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import (
     PLAIN,
@@ -144,6 +146,21 @@ def test_demonstrations_are_solved_examples_in_front_put_like_the_question():
     assert parts[0].endswith("Answer: 1") and parts[1].endswith("Answer: 3")
     assert "question 2" in parts[0] and "question 3" in parts[1]
     assert parts[2] == asked(Condition(names="digits"), example(1))
+
+
+def test_only_the_question_is_cut_and_never_a_demonstration(tiny_model):
+    fields = {"question": "the film was good " * 40, "choices": ""}
+    long = Example("1" * 16, fields, "A", options=OPTIONS)
+    shown = (example(2, 0), example(3, 2))
+    template = parse("{question}\n{choices}\nAnswer:", ROWS.slots)
+    one = put(ROWS, template, long, Condition(demonstrations=shown), 0)
+    encoder = TextEncoder(load_tokenizer(str(tiny_model)), max_length=150, overlong="trim")
+    question = Question(one.render, one.example.fields, ["A"])
+    [encoded], fields = encoder.encode_all([question])[0], encoder.trimmed_fields(question)
+    assert encoded.trimmed and encoded.length <= 150
+    text = one.render(fields)
+    assert text.startswith(one.render({"question": "", "choices": ""}).removesuffix("\n\nAnswer:"))
+    assert text.count("question") == 2 and len(text) < len(one.render(long.fields))
 
 
 def test_an_example_is_never_its_own_demonstration():
