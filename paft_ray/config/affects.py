@@ -25,13 +25,18 @@ as how an answer is scored: results of the older rule are then made again, or re
 Examples: 2, splits keep the same text together and are exact in every answer; before, every row was
 placed by a hash of its text and answer to the letter. Scores: 2, only what a model keeps apart is
 read together, and a free text is compared as a whole, not by its first line."""
-PROMPT_RULES: Mapping[str, int] = {"lint": 2, "parse": 3, "escapes": 2}
+PROMPT_RULES: Mapping[str, int] = {
+    "lint": 2,
+    "parse": 3,
+    "escapes": 2,
+    "demonstrations": 2,
+}
 """Rules of the pool that move only some pools, to the rule's version; `prompts.build` knows which.
 
 lint 2: braces that are no slots are text, and brackets too in what a user wrote. parse 2: answers
 of LLMs without reasoning, and none that was cut off, filtered or refused. parse 3: none that begins
 with thoughts about the request. escapes 2: a backslash in a table of prompts is a backslash,
-unless its text was put on one line.
+unless its text was put on one line. demonstrations 2: a user's template may have that slot.
 """
 OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "examples", "weights", "scores", "run")
 

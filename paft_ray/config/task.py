@@ -23,6 +23,8 @@ def earlier_answer_end(task: Any) -> str:
 
 CHOICES_SLOT = "choices"
 """Slot that shows the choices of a row."""
+DEMONSTRATIONS_SLOT = "demonstrations"
+"""Slot where solved examples stand; no field of a task."""
 Paths = str | Annotated[tuple[str, ...], Field(min_length=1)]
 """A path, a pattern, or a list of these."""
 
@@ -198,6 +200,11 @@ class CustomTaskConfig(TaskOptions, affects="run"):
         for slot in fields:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", slot):
                 raise ValueError(f"slot {slot!r} is not a word: use letters, digits and _")
+        if DEMONSTRATIONS_SLOT in fields:
+            raise ValueError(
+                f"{DEMONSTRATIONS_SLOT} is the slot where solved examples stand, and no field: "
+                f"give it another name, as in shown: {fields[DEMONSTRATIONS_SLOT]}"
+            )
         return fields
 
     @property

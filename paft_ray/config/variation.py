@@ -45,7 +45,11 @@ class NoiseVariation(Section, affects="run"):
 
 
 class DemonstrationsVariation(Section, affects="run"):
-    """Solved training examples in front of the question, put through the same prompt."""
+    """Solved training examples in front of the question, put through the same prompt.
+
+    Where a prompt has the slot `{demonstrations}` they stand there, each put through what follows
+    the slot; elsewhere the slot leaves nothing behind.
+    """
 
     shots: int = Field(ge=1)
     """How many."""
@@ -53,7 +57,8 @@ class DemonstrationsVariation(Section, affects="run"):
     """In evaluation, how often other ones are drawn: figures are means over draws, and intervals
     include the luck of the draw. In training every example gets its own at each step."""
     examples_per_class: int | None = Field(default=None, ge=1)
-    """Draw from the first so many training examples of each answer only; by default from all."""
+    """Draw from the first so many training examples of each answer only; by default from all that
+    are trained on (`task.examples_per_class`)."""
 
 
 class VariationConfig(Section, affects="run"):

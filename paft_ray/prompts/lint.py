@@ -11,6 +11,7 @@ from functools import lru_cache
 from itertools import chain
 
 from paft_ray.config import LintConfig
+from paft_ray.config.task import DEMONSTRATIONS_SLOT
 from paft_ray.prompts.template import Template, clean, count_words, names_in_braces, parse
 from paft_ray.tasks.example import Task
 
@@ -20,6 +21,7 @@ UNKNOWN_SLOT = "unknown_slot"
 ESCAPED_SLOT = "escaped_slot"
 MISSING_SLOT = "missing_slot"
 REPEATED_SLOT = "repeated_slot"
+MISPLACED_SLOT = "misplaced_slot"
 UNFILLED_BRACKET = "unfilled_bracket"
 MISLABELLED_OPTION = "mislabelled_option"
 UNLABELLED_OPTION = "unlabelled_option"
@@ -115,7 +117,7 @@ def lint(
     literal = _HOLE.join(template.literals)
     problem = (
         _unusable_text(text, config)
-        or _brace_problem(text, template.slots, task)
+        or _brace_problem(text, template.slots, task, () if authored else (DEMONSTRATIONS_SLOT,))
         or _slot_problem(template, task)
         or (authored and _fill_in_problem(literal, task))
         or _option_problem(template, literal, task)
@@ -161,13 +163,22 @@ def _unusable_text(text: str, config: LintConfig) -> _Problem:
     return None
 
 
-def _brace_problem(text: str, slots: Sequence[str], task: Task) -> _Problem:
-    """A bare word in braces that is no slot, or a slot only as text. All other braces are text."""
+def _brace_problem(
+    text: str, slots: Sequence[str], task: Task, more: Sequence[str] = ()
+) -> _Problem:
+    """A bare word in braces that is no slot, or a slot only as text. All other braces are text.
+
+    Args:
+        text: The text.
+        slots: The slots of the task that it holds.
+        task: The task.
+        more: Names that may stand in braces besides.
+    """
     for word, is_text in names_in_braces(text):
         name = word.strip()
         if is_text and name in task.slots and name not in slots:
             return ESCAPED_SLOT, f"{{{{{word}}}}}; write {{{name}}}"
-        if not is_text and word not in task.slots:
+        if not is_text and word not in (*task.slots, *more):
             [nearest] = get_close_matches(name, task.slots, 1, 0.0) or [""]
             slot = f"write {{{nearest}}}, or " if nearest else "write "
             return UNKNOWN_SLOT, f"{{{word}}}; {slot}{{{{{name}}}}} for braces that are text"
@@ -179,6 +190,13 @@ def _slot_problem(template: Template, task: Task) -> _Problem:
         if (times := template.slots.count(slot)) != 1:
             name = "{" + slot + "}"
             return (REPEATED_SLOT, f"{name} {times} times") if times else (MISSING_SLOT, name)
+    if template.halves is not None:
+        names = names_in_braces(template.text)
+        name = "{" + DEMONSTRATIONS_SLOT + "}"
+        if (times := sum(word == (DEMONSTRATIONS_SLOT, False) for word in names)) > 1:
+            return REPEATED_SLOT, f"{name} {times} times"
+        if not template.halves[1].text.strip():
+            return MISPLACED_SLOT, f"{name} at the end, where the answer begins"
     return None
 
 

@@ -4,13 +4,17 @@ A template is text that holds each slot of its task once, as `{slot}`. It was wr
 a stranger: nothing here evaluates it, `str.format` is not used, and whatever is no known slot is
 plain text, braces included. Only a name in two braces, `{{name}}`, stands for another text, which
 is `{name}`. What is wrong with a template is found by `lint`.
+
+`{demonstrations}` is no slot of a task: where it stands, solved examples are shown; where none are,
+it leaves nothing behind, no blank line either.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paft_ray.config.errors import TemplateError
+from paft_ray.config.task import DEMONSTRATIONS_SLOT
 
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f\u200b\u2060\ufeff]")
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
@@ -32,7 +36,9 @@ class Template:
 
     text: str
     parts: tuple[str, ...]
-    """Literal text at even places, slot names at odd ones."""
+    """Literal text at even places, slot names at odd ones; without `{demonstrations}`."""
+    halves: "tuple[Template, Template] | None" = None
+    """What stands before and behind `{demonstrations}`; None without it."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -63,6 +69,17 @@ class Template:
 
 def parse(text: str, slots: Sequence[str]) -> Template:
     """Take a text apart at its known slots; every text is a template, if maybe a useless one."""
+    for found in _NAME_IN_BRACES.finditer(text):
+        if found[2] == DEMONSTRATIONS_SLOT:
+            before, behind = text[: found.start()], text[found.end() :]
+            blank = not before or before[-1].isspace()
+            bare = before + (behind.lstrip() if blank else behind)
+            halves = (_parsed(before, slots), _parsed(behind, slots))
+            return replace(_parsed(bare, slots), text=text, halves=halves)
+    return _parsed(text, slots)
+
+
+def _parsed(text: str, slots: Sequence[str]) -> Template:
     parts, behind = [""], 0
     for found in _NAME_IN_BRACES.finditer(text):
         shown, name = found.groups()

@@ -98,12 +98,28 @@ def put(
     if not condition.demonstrations:
         return Put(template.render, varied, choices)
     calm = replace(condition, noise_rate=0.0, demonstrations=())
+    before, behind, through = _around_demonstrations(task, template)
     shown = [
-        put(task, template, other, calm, *position, "demonstration", number)
+        put(task, through, other, calm, *position, "demonstration", number)
         for number, other in enumerate(condition.demonstrations)
     ]
-    before = "".join(f"{_answered(each)}\n\n" for each in shown)
-    return Put(lambda fields: before + template.render(fields), varied, choices)
+    solved = "\n\n".join(map(_answered, shown))
+    return Put(
+        lambda fields: before.render(fields) + solved + behind.render(fields), varied, choices
+    )
+
+
+def _around_demonstrations(task: Task, template: Template) -> tuple[Template, Template, Template]:
+    """What stands before and behind demonstrations, and what they are put through themselves.
+
+    With the slot that is what stands behind it, so that the instruction in front is said once; all
+    of the prompt where fields stand in front. Without the slot demonstrations come first.
+    """
+    if template.halves is None:
+        return parse("", ()), parse(f"\n\n{template.text}", task.slots), template
+    before, behind = template.halves
+    own = set(behind.slots) == set(task.slots)
+    return before, behind, parse(behind.text.lstrip(), task.slots) if own else template
 
 
 def conditions(

@@ -117,6 +117,31 @@ def test_pool_fingerprint_changes_with_what_moves_the_pool_only(
         prompt_file.write_text(before, encoding="utf-8")
 
 
+def test_template_that_shows_demonstrations_is_in_the_pool_and_names_another_one(
+    open_at, tmp_path, monkeypatch
+):
+    texts = ["How does this feel? {review} ->", "{review} || mood ||", "Classify: {review} ="]
+    texts += ["<film> {review} </film>", "Was somebody pleased with {review}? Verdict:"]
+    shown = "These were solved. {demonstrations} Now this one: {review} ="
+
+    def pool_of(more: list[str]) -> tuple[set[str], bool]:
+        path = tmp_path / f"{len(more)}.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*texts, *more]))
+        small = {"split": {"test": 1, "validation": 1}}
+        context = open_at(tmp_path / "one", prompts={"files": [str(path)], **small})
+        with monkeypatch.context() as patch:
+            patch.setitem(PROMPT_RULES, "demonstrations", 1)
+            before = pool_fingerprint(context)
+        pool = pool_without_work(context)
+        assert pool is not None
+        found = {prompt.text for split in SPLITS for prompt in pool.prompts(split)}
+        return found, pool_fingerprint(context) == before
+
+    found, same = pool_of([shown])
+    assert shown in found and not same
+    assert pool_of([])[1]
+
+
 def test_backslash_in_a_table_of_prompts_is_a_backslash_and_moves_only_pools_that_have_one(
     open_at, tmp_path, monkeypatch
 ):

@@ -14,6 +14,7 @@ from paft_ray.config import LintConfig
 from paft_ray.config.errors import TemplateError
 from paft_ray.prompts import lint as linting
 from paft_ray.prompts.files import holds_escapes
+from paft_ray.prompts.layouts import layout_of
 from paft_ray.prompts.lint import lint, lint_instruction, other_work
 from paft_ray.prompts.template import clean, count_words, is_flattened, parse
 from paft_ray.tasks.example import Task
@@ -102,6 +103,43 @@ def test_lint_any_text_gives_a_verdict_and_a_storable_text(text):
     for result in (*results, lint_instruction(text, PIQA, LINT)):
         result.text.encode("utf-8")
         assert result.problem is None or result.detail
+
+
+@pytest.mark.parametrize(
+    ("text", "rendered"),
+    [
+        ("Judge.\n\n{demonstrations}\n\n{text} =", "Judge.\n\nT ="),
+        ("{demonstrations}\n\n{text} =", "T ="),
+        ("See {demonstrations} and {text} =", "See and T ="),
+        ("{text}{demonstrations}\n=", "T\n="),
+        ("Say {{demonstrations}} of {text}", "Say {demonstrations} of T"),
+    ],
+)
+def test_slot_of_demonstrations_leaves_nothing_behind_where_there_are_none(text, rendered):
+    template = parse(text, ("text",))
+    assert template.render({"text": "T"}) == rendered and template.slots == ("text",)
+    assert layout_of(text, ("text",)) == layout_of(rendered.replace("T", "{text}"), ("text",))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("Judge this.\n{demonstrations}\n{text} =", None),
+        ("Judge this.\n{text}\n{demonstrations}\nAnswer:", None),
+        ("Judge this.\n{demonstrations}{demonstrations}\n{text} =", "repeated_slot"),
+        ("Judge this: {text}. Answer: {demonstrations}", "misplaced_slot"),
+        ("Judge this.\n{ demonstrations }\n{text} =", "unknown_slot"),
+    ],
+)
+def test_only_a_user_s_template_may_say_where_demonstrations_stand(text, problem):
+    task = make_task(("text",))
+    assert lint(text, task, LINT).problem == problem
+    assert lint(text, task, LINT, authored=True).problem in ("unknown_slot", "repeated_slot")
+
+
+def test_hostile_repetition_of_that_slot_takes_no_time():
+    template = parse("{demonstrations} " * 20_000 + "{text}", ("text",))
+    assert template.slots == ("text",)
 
 
 def test_render_field_missing_is_an_error_that_names_the_slot():

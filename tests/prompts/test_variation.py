@@ -148,6 +148,28 @@ def test_demonstrations_are_solved_examples_in_front_put_like_the_question():
     assert parts[2] == asked(Condition(names="digits"), example(1))
 
 
+def test_demonstrations_stand_in_their_slot_and_the_instruction_is_said_once():
+    shown = (example(2, 0), example(3, 2))
+    text = "Please choose the best answer.\n\n{demonstrations}\n\n{question}\n{choices}\nAnswer:"
+    one = put(ROWS, parse(text, ROWS.slots), example(1), Condition(demonstrations=shown), 0)
+    said = one.render(one.example.fields)
+    first, *solved, own = said.split("\n\n")
+    assert first == "Please choose the best answer." and said.count("Please") == 1
+    assert [each.split("\n")[0] for each in (*solved, own)] == [
+        "question 2", "question 3", "question 1",
+    ]  # fmt: skip
+    assert solved[0].endswith("Answer: A") and own.endswith("Answer:")
+
+
+def test_demonstrations_behind_a_field_are_put_through_the_whole_prompt():
+    text = "{question}\n{demonstrations}\n{choices}\nAnswer:"
+    one = put(ROWS, parse(text, ROWS.slots), example(1), Condition(demonstrations=(example(2),)), 0)
+    choices = lettered(OPTIONS)
+    assert one.render(one.example.fields) == (
+        f"question 1\nquestion 2\n{choices}\nAnswer: B\n{choices}\nAnswer:"
+    )
+
+
 def test_only_the_question_is_cut_and_never_a_demonstration(tiny_model):
     fields = {"question": "the film was good " * 40, "choices": ""}
     long = Example("1" * 16, fields, "A", options=OPTIONS)
