@@ -92,6 +92,11 @@ class TaskOptions(Section, affects="run"):
     """Share kept for the final figure, unless the source has a test split of its own."""
     max_train_examples: int | None = Field(default=None, ge=1)
     """Use at most this many training examples (in an order given by id and seed)."""
+    examples_per_class: Annotated[int | None, affects("run", neutral=None)] = Field(
+        default=None, ge=1
+    )
+    """Train on the first so many training examples of each answer only (in the same order), as
+    few-shot papers do; demonstrations are drawn from them too."""
     group: Annotated[str | None, affects("run", neutral=None)] = None
     """A column (user, document, conversation) whose rows stay together in one split."""
 
@@ -114,6 +119,20 @@ class TaskOptions(Section, affects="run"):
     @property
     def _ranking(self) -> bool:
         return any(isinstance(grade, ChoiceGrade) for grade in self.grade)
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether all rows have the same answers to choose from, or letters."""
+        return self.has_choices
+
+    @model_validator(mode="after")
+    def _classes_are_known(self) -> Self:
+        if self.examples_per_class is not None and not self.has_classes:
+            raise ValueError(
+                f"examples_per_class: {self.examples_per_class} of each answer, but rows of this "
+                "task do not share their answers: give max_train_examples"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grades_fit(self) -> Self:
@@ -211,6 +230,11 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     def has_choices(self) -> bool:
         """Return whether answers are chosen; otherwise they are free text."""
         return self.choices is not None
+
+    @property
+    def has_classes(self) -> bool:
+        """Return whether all rows have the same answers to choose from, or letters."""
+        return self.has_choices and self.choices_as == "letters"
 
     @property
     def row_choices(self) -> RowChoices | None:

@@ -1,7 +1,6 @@
 """Demonstrations: training examples that are shown, solved, in front of a question."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.config.variation import DemonstrationsVariation
 from paft_ray.tasks.example import Example, Task
-from paft_ray.tasks.split import text_key
+from paft_ray.tasks.split import first_of_each, text_key
 
 
 def demonstration_pool(
@@ -18,14 +17,7 @@ def demonstration_pool(
     """The examples that demonstrations are drawn from."""
     if shown.examples_per_class is None:
         return list(source)
-    kept: list[Example] = []
-    counts: Counter[str] = Counter()
-    for example in source:
-        answer = example.answer if task.choices is not None else ""
-        counts[answer] += 1
-        if counts[answer] <= shown.examples_per_class:
-            kept.append(example)
-    return kept
+    return first_of_each(source, shown.examples_per_class, task.choices)
 
 
 def draw_demonstrations(

@@ -1,6 +1,7 @@
 """The records of a task: `Example`, `RowCounts`, `Task`."""
 
 import string
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -81,7 +82,17 @@ class RowCounts:
     unused_splits: str = ""
     """Names of the source's splits that nothing is read from."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Examples of each split, before `task.max_train_examples`."""
+    """Examples of each split, before `task.examples_per_class` and `task.max_train_examples`."""
+    beyond_class: int = 0
+    """Training examples left out by `task.examples_per_class`."""
+    fewest_of_class: int = 0
+    """Training examples of the answer that has the fewest of these."""
+
+    def by_class(self, kept: "Sequence[Example]") -> "RowCounts":
+        """The counts where `task.examples_per_class` left these training examples."""
+        fewest = min(Counter(example.answer for example in kept).values(), default=0)
+        beyond = self.sizes["train"] - len(kept)
+        return replace(self, beyond_class=beyond, fewest_of_class=fewest)
 
     def shares(self) -> str:
         """The share of all examples that each split reached, in words."""
@@ -110,6 +121,13 @@ class RowCounts:
             found.append(
                 f"of the source these splits are not read: {self.unused_splits}; task.splits "
                 "names what each split is for"
+            )
+        if self.beyond_class:
+            total = self.sizes["train"]
+            found.append(
+                f"{total - self.beyond_class} of {total} training examples are trained on, the "
+                "first ones of each answer (task.examples_per_class); the answer with the fewest "
+                f"has {self.fewest_of_class}"
             )
         if self.empty_fields:
             found.append(f"{self.empty_fields} fields hold no value and are read as empty")

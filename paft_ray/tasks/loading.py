@@ -15,15 +15,7 @@ from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import DataError
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
-from paft_ray.tasks.example import (
-    SPLITS,
-    Example,
-    RowCounts,
-    SplitName,
-    Task,
-    lettered,
-    letters,
-)
+from paft_ray.tasks.example import SPLITS, Example, RowCounts, SplitName, Task, lettered, letters
 from paft_ray.tasks.gradable import (
     refuse_one_place,
     refuse_unreadable,
@@ -32,7 +24,7 @@ from paft_ray.tasks.gradable import (
 from paft_ray.tasks.grading import Grader, open_graders
 from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
-from paft_ray.tasks.split import Rows, Ties, deal, text_key, tie
+from paft_ray.tasks.split import Rows, Ties, deal, first_of_each, text_key, tie
 from paft_ray.tasks.tables import Row, shown
 from paft_ray.tasks.values import column_value, composed, spellings, text_of
 
@@ -72,10 +64,12 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     if not test:
         splits.pop("test")
     _refuse_empty(splits, source, config, ties, counts)
-    if counts.duplicates:
-        logger.info(
-            "%s: %d rows repeat another one and were left out", source.where, counts.duplicates
-        )
+    train = splits["train"]
+    if config.examples_per_class is not None:
+        train = tuple(first_of_each(train, config.examples_per_class, names))
+        counts = counts.by_class(train)
+    if repeated := counts.duplicates:
+        logger.info("%s: %d rows repeat another one and were left out", source.where, repeated)
     return Task(
         name=outline.name,
         description=outline.description,
@@ -83,7 +77,7 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         option_slots=dict(outline.option_slots),
         choices=names,
         choices_as=None if outline.row_choices is None else outline.choices_as,
-        train=splits["train"][: config.max_train_examples],
+        train=train[: config.max_train_examples],
         validation=splits["validation"],
         test=splits.get("test", ()),
         rows=counts,

@@ -191,6 +191,20 @@ def _take(units: Sequence[Tied], wanted: Fraction) -> tuple[list[Tied], list[Tie
     return taken, rest
 
 
+def first_of_each(
+    examples: Sequence[Example], most: int, choices: Sequence[str] | None
+) -> list[Example]:
+    """The first so many examples of each answer, in their order; free text is one answer."""
+    kept: list[Example] = []
+    counts: Counter[str] = Counter()
+    for example in examples:
+        answer = "" if choices is None else example.answer
+        counts[answer] += 1
+        if counts[answer] <= most:
+            kept.append(example)
+    return kept
+
+
 def _is_nearer(unit: Tied, owed: Fraction, members: Sequence[Example]) -> bool:
     """Return whether a split is nearer to its share with this unit, or has nothing without."""
     return not members or abs(len(unit.examples) - owed) < owed

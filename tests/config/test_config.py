@@ -168,6 +168,16 @@ WRONG = [
     ("custom", {"task": {**CUSTOM, "description": "short"}}, ["task.description: 'short'", "10"]),
     ("custom", {"task": {**CUSTOM, "fields": {}}}, ["task.fields", "at least 1"]),
     ("custom", {"task": {**CUSTOM, "fields": {"a b": "c"}}}, ["task.fields", "'a b'", "letters"]),
+    (
+        "custom",
+        {"task": {**CUSTOM, "fields": {"demonstrations": "c"}}},
+        ["task.fields", "demonstrations", "no field", "shown: c"],
+    ),
+    (
+        "custom",
+        {"task": {**CUSTOM, "choices": None, "examples_per_class": 4}},
+        ["task", "examples_per_class", "max_train_examples"],
+    ),
     ("custom", {"task": {**CUSTOM, "choices": ["red"]}}, ["task.choices: ['red']", "at least 2"]),
     ("custom", {"task": {**CUSTOM, "choices": [True, False]}}, ["choices.0: True", "quotes"]),
     ("custom", {"task": {**CUSTOM, "labels": {"0": "pink"}}}, ["labels.0", "'pink'", "choices"]),

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from paft_ray.config import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.variation import DemonstrationsVariation
 from paft_ray.tasks import Task, load_task
 from paft_ray.tasks.builtin import PUBLISHED
+from paft_ray.tasks.demonstrations import demonstration_pool
 from paft_ray.tasks.example import SPLITS, Example
 from paft_ray.tasks.loading import example_id, task_outline
 from paft_ray.tasks.split import Rows, deal, normalised, text_key, tie
@@ -361,6 +363,25 @@ def test_training_examples_when_limited_are_the_first_of_the_full_order(tmp_path
     assert limited.test == full.test
     in_file_order = sorted(full.train, key=lambda e: int(e.fields["thing"].split()[1]))
     assert list(limited.train) != in_file_order[:20]
+
+
+def test_training_examples_of_each_answer_are_the_first_of_the_full_order(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", colours(200)[:150] + colours(200)[151::10])
+    full = load_task(custom(path), seed=0)
+    few = load_task(custom(path, examples_per_class=8), seed=0)
+    of_each = [[e for e in full.train if e.answer == colour] for colour in ("red", "blue")]
+    first = {example.id for examples in of_each for example in examples[:8]}
+    assert list(few.train) == [e for e in full.train if e.id in first] and len(first) == 16
+    assert (few.test, few.validation) == (full.test, full.validation)
+    [said] = few.rows.sentences()
+    assert f"16 of {len(full.train)} training examples" in said and "has 8" in said
+    assert (
+        load_task(custom(path, examples_per_class=8, max_train_examples=5), 0).train
+        == (few.train[:5])
+    )
+    assert full.rows.sentences() == []
+    pool = demonstration_pool(few, DemonstrationsVariation(shots=2), few.train)
+    assert pool == list(few.train)
 
 
 @settings(max_examples=25, deadline=None)
