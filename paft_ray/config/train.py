@@ -220,6 +220,17 @@ class TrainConfig(Section, affects="weights"):
     variation: Annotated[VariationConfig, affects("weights", neutral=OFF, whole=True)] = OFF
     """Axes besides instruction and layout along which every example varies, drawn at each step; the
     same shape as `evaluation.variation`."""
+
+    @field_validator("variation")
+    @classmethod
+    def _drawn_together(cls, variation: VariationConfig) -> VariationConfig:
+        if variation.design != "separate":
+            raise ValueError(
+                f"design: {variation.design} is for evaluation.variation; training draws all axes "
+                "together at each step: leave it out"
+            )
+        return variation
+
     response_prefix_tokens: int | None = Field(default=None, ge=1)
     """Train on the first so many tokens of every answer only, as unsupervised prefix fine-tuning
     does (arXiv 2503.02875); all by default."""

@@ -1,10 +1,10 @@
 """`evaluation.variation` and `train.variation`: further ways in which a question may be put."""
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import Section, affects
 
 Names = Literal["letters", "digits", "lowercase"]
 """What the choices of a row are called: `A. x`, `1. x`, `a) x`."""
@@ -70,6 +70,22 @@ class VariationConfig(Section, affects="run"):
     """Slips in what is written."""
     demonstrations: DemonstrationsVariation | None = None
     """Solved examples in front."""
+
+    design: Annotated[Literal["separate", "crossed"], affects("run", neutral="separate")] = (
+        "separate"
+    )
+    """In evaluation, how axes are combined. `separate`: each by itself. `crossed`: besides, every
+    prompt and example is asked twice under levels of all axes that are drawn for it, at the cost of
+    two more answers a pair; the report then says how much of the spread each axis makes."""
+
+    @model_validator(mode="after")
+    def _combines_axes(self) -> Self:
+        if self.design == "crossed" and self.is_off:
+            raise ValueError(
+                "design: crossed combines the levels of axes, and none is varied: give choices, "
+                "noise or demonstrations, or leave it out"
+            )
+        return self
 
     @property
     def is_off(self) -> bool:

@@ -5,6 +5,7 @@ figures.py         the one list of figures: key, heading, meaning, format, name 
 metrics.py         formulas of figures over a grid of answers; pure
 answers.py         the scores table as dense arrays; pure
 axes.py            how much each axis of variation moves a model's answers; pure
+components.py      how much of the spread of grades each axis makes; pure
 bootstrap.py       intervals, and paired differences of two models; pure
 estimate.py        the whole grid's figures from a part of it; pure
 estimate_cells.py  which part: evenly first, then more of the weakest prompts; pure

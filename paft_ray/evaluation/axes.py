@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 
 from paft_ray.evaluation.answers import Answers, read_answers, require_paired
 from paft_ray.evaluation.bootstrap import difference, interval
-from paft_ray.prompts.variation import DEMONSTRATIONS
+from paft_ray.prompts.variation import AS_IT_IS, CROSSED, DEMONSTRATIONS
 
 INSTRUCTION, LAYOUT = "instruction", "layout"
-MAIN = "as it is"
-"""Level of the question that others are compared with."""
+MAIN = AS_IT_IS
 _RESAMPLES = 1000
 _MOST_PAIRS = 2000
 _SURELY = 0.01
@@ -123,7 +122,7 @@ def _levels(
     if "axis" in scores.column_names:
         kinds = scores.select(["axis", "level"]).group_by(["axis", "level"]).aggregate([])
         for kind in kinds.sort_by([("axis", "ascending"), ("level", "ascending")]).to_pylist():
-            if (axis := kind["axis"]) is None:
+            if (axis := kind["axis"]) in (None, CROSSED):  # see `components`
                 continue
             chosen = (pc.field("axis") == axis) & (pc.field("level") == kind["level"])
             answers = read_answers(scores, labels, axis=chosen)

@@ -172,7 +172,7 @@ class Questions:
 
     def _nothing(self, asked: Asked, example: Example, written: Continuation | None) -> Score:
         """The score of an example to which nothing was answered."""
-        graders, how = self.task.graders, asked.condition
+        graders, how = self.task.graders, self._put(asked, example).condition
         return Score(
             asked.prompt_id,
             example.id,

@@ -174,9 +174,9 @@ def _score(
         begins_right=main.begins_right,
         grade=None if main.value in (0, 1) else main.value,
         further_grades=tuple(grade.value for grade in grades[1:]) or None,
-        axis=asked.condition.axis or None,
-        level=asked.condition.level or None,
-        draw=asked.condition.draw if asked.condition.demonstrations else None,
+        axis=one.condition.axis or None,
+        level=one.condition.level or None,
+        draw=one.condition.draw if one.condition.demonstrations else None,
     )
 
 

@@ -6,10 +6,8 @@ slot.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,18 @@ from paft_ray.config.variation import (
     VariationConfig,
 )
 from paft_ray.prompts.layouts import wording_spans
+from paft_ray.prompts.slips import noisy, words
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks.demonstrations import demonstration_pool, draw_demonstrations, generator
 from paft_ray.tasks.example import Example, Task, lettered, named
 
 ORDER, NAMES, NOISE, DEMONSTRATIONS = "order", "names", "noise", "demonstrations"
+CROSSED = "crossed"
+"""Axis of answers for which a level of every axis was drawn; their level names all of them."""
+AS_IT_IS = "as it is"
+"""Level of the question that others are compared with."""
+_COMBINATIONS = 2
+"""How many are drawn for each pair of prompt and example."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,18 @@ class Condition:
     demonstrations: tuple[Example, ...] = ()
     draw: int = 0
     """Number of the draw of demonstrations."""
+    crossed: "tuple[tuple[Condition, ...], ...]" = ()
+    """The levels of each axis, of which one is drawn for every prompt and example."""
 
     @property
     def is_plain(self) -> bool:
         """Return whether it leaves everything as it is."""
         return not (
-            self.shuffled or self.names != "letters" or self.noise_rate or self.demonstrations
+            self.shuffled
+            or self.names != "letters"
+            or self.noise_rate
+            or self.demonstrations
+            or self.crossed
         )
 
     @property
@@ -58,6 +69,9 @@ class Condition:
         """What of it determines an answer; empty where it is plain."""
         if self.is_plain:
             return []
+        if self.crossed:
+            levels = [[each.identity for each in axis] for axis in self.crossed]
+            return [CROSSED, self.level, levels]
         shown = [example.id for example in self.demonstrations]
         return ["condition", self.shuffled, self.names, self.noise_rate, *self.noise_kinds, shown]
 
@@ -75,18 +89,22 @@ class Put:
     """With the fields and the right answer as they are put."""
     choices: Sequence[str] | None
     """What may be answered; None for free text."""
+    condition: Condition = PLAIN
+    """The setting of every axis."""
 
 
 def put(
     task: Task, template: Template, example: Example, condition: Condition, *position: int | str
 ) -> Put:
     """Put an example through a prompt under a condition; `position` determines what is drawn."""
+    if condition.crossed:
+        condition = drawn_level(condition, *position)
     if condition.is_plain:
-        return Put(template.render, example, task.choices_of(example))
+        return Put(template.render, example, task.choices_of(example), condition)
     varied, choices = _with_choices(task, example, condition, position)
     if condition.noise_rate:
         rng = generator("noise", *position)
-        kept = frozenset(word for each in choices or () for word in _words(each))
+        kept = frozenset(word for each in choices or () for word in words(each))
         varied = replace(
             varied,
             fields={
@@ -96,7 +114,7 @@ def put(
         )
         template = _noisy_template(task, template, condition, rng, kept)
     if not condition.demonstrations:
-        return Put(template.render, varied, choices)
+        return Put(template.render, varied, choices, condition)
     calm = replace(condition, noise_rate=0.0, demonstrations=())
     before, behind, through = _around_demonstrations(task, template)
     shown = [
@@ -105,7 +123,10 @@ def put(
     ]
     solved = "\n\n".join(map(_answered, shown))
     return Put(
-        lambda fields: before.render(fields) + solved + behind.render(fields), varied, choices
+        lambda fields: before.render(fields) + solved + behind.render(fields),
+        varied,
+        choices,
+        condition,
     )
 
 
@@ -154,7 +175,40 @@ def conditions(
                 noise_rate=noise.rate, noise_kinds=noise.kinds,
             )
         )  # fmt: skip
-    return found
+    return found + (_crossed(found) if variation.design == "crossed" else [])
+
+
+def _crossed(found: Sequence[Condition]) -> list[Condition]:
+    """The conditions under which a level of every axis is drawn."""
+    by_axis: dict[str, list[Condition]] = {}
+    for condition in found:
+        by_axis.setdefault(condition.axis or DEMONSTRATIONS, []).append(condition)
+    main = by_axis.pop(DEMONSTRATIONS)
+    axes = [main, *([main[0], *levels] for levels in by_axis.values())]
+    levels = tuple(tuple(axis) for axis in axes if len(axis) > 1)
+    return [
+        replace(PLAIN, axis=CROSSED, level=str(number), crossed=levels)
+        for number in range(_COMBINATIONS if levels else 0)
+    ]
+
+
+def drawn_level(condition: Condition, *position: int | str) -> Condition:
+    """The combination of levels that is drawn at a position."""
+    rng = generator(CROSSED, condition.level, *position)
+    first = condition.crossed[0][0]
+    changed: dict[str, Any] = {}
+    names = {CROSSED: condition.level}
+    for levels in condition.crossed:
+        level = levels[int(rng.integers(len(levels)))]
+        for each in fields(Condition):
+            if each.name not in ("axis", "level") and getattr(level, each.name) != getattr(
+                first, each.name
+            ):
+                changed[each.name] = getattr(level, each.name)
+        axis = max(one.axis for one in levels) or DEMONSTRATIONS
+        shown = f"draw {level.draw + 1}" if axis == DEMONSTRATIONS else AS_IT_IS
+        names[axis] = level.level or shown
+    return replace(first, axis=CROSSED, level=json.dumps(names), **changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +294,7 @@ def _order(count: int, condition: Condition, position: tuple[int | str, ...]) ->
     """Which old choice stands at each place; as the level of an axis never the order as given."""
     rng = generator(ORDER, *position)
     order = rng.permutation(count).tolist()
-    while condition.axis == ORDER and order == list(range(count)):
+    while condition.axis in (ORDER, CROSSED) and order == list(range(count)):
         order = rng.permutation(count).tolist()
     return order
 
@@ -267,65 +321,3 @@ def _noisy_template(
         text += noisy(template.text[start:stop], condition, rng, kept)
         end = stop
     return parse(text + template.text[end:], task.slots)
-
-
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
-_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-_BESIDE = {a: b for row in _ROWS for a, b in pairwise(row + row[-2])}
-"""The key beside each key."""
-
-
-def _words(text: str) -> list[str]:
-    return [word.casefold() for word in _WORD.findall(text)]
-
-
-def noisy(
-    text: str, condition: Condition, rng: np.random.Generator, kept: frozenset[str] = frozenset()
-) -> str:
-    """A text with slips in a share of its words; not in `kept`, and not in words with digits."""
-
-    def slip(match: re.Match[str]) -> str:
-        word = match[0]
-        draw, kind, where, how = rng.random(4)
-        if draw >= condition.noise_rate or word.casefold() in kept or re.search(r"\d", word):
-            return word
-        kinds = condition.noise_kinds
-        return _SLIPS[kinds[int(kind * len(kinds))]](word, where, how)
-
-    return _WORD.sub(slip, text)
-
-
-def _typo(word: str, where: float, how: float) -> str:
-    if len(word) < 3:
-        return word + word[-1]
-    place = 1 + int(where * (len(word) - 2))
-    one, other = word[place], word[place + 1]
-    if how < 0.25:
-        return word[:place] + word[place + 1 :]
-    if how < 0.5:
-        return word[:place] + one + word[place:]
-    if how < 0.75 and one != other:
-        return word[:place] + other + one + word[place + 2 :]
-    beside = _BESIDE.get(one.lower(), one * 2)
-    return word[:place] + (beside.upper() if one.isupper() else beside) + word[place + 1 :]
-
-
-def _case(word: str, where: float, how: float) -> str:
-    changed = word.upper() if how < 0.5 else word.lower()
-    return changed if changed != word else word.swapcase()
-
-
-def _spaces(word: str, where: float, how: float) -> str:
-    if how < 0.5 or len(word) < 4:
-        return f" {word}"
-    place = 1 + int(where * (len(word) - 1))
-    return f"{word[:place]} {word[place:]}"
-
-
-def _punctuation(word: str, where: float, how: float) -> str:
-    return word + ",.;!"[int(how * 4)]
-
-
-_SLIPS: Mapping[NoiseKind, Callable[[str, float, float], str]] = {
-    "typos": _typo, "case": _case, "spaces": _spaces, "punctuation": _punctuation,
-}  # fmt: skip

@@ -26,6 +26,7 @@ from paft_ray.report.rendering import render
 from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
 from paft_ray.report.tables import (
     axes,
+    components,
     differences,
     display_name,
     further_figures,
@@ -105,6 +106,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         further=further_figures(summary),
         differences=differences(summary),
         axes=axes(summary),
+        components=components(summary),
         summary=summary,
         trained=trained,
         partly=run.partly_scored,

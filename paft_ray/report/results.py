@@ -12,6 +12,7 @@ from paft_ray.config import BASE, Config, EndpointSubject
 from paft_ray.config.affects import result_fields
 from paft_ray.config.grade import ChoiceGrade
 from paft_ray.evaluation.axes import Wording, axes_of
+from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
 from paft_ray.evaluation.grid import GridScores
@@ -88,6 +89,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         asked = [label for label in labels if label not in scores.prompts_per_answer]
         if axes := axes_of(table, asked, wordings):
             summary["axes"] = axes
+        if components := components_of(table, asked, wordings):
+            summary["components"] = components
     _add_to_models(context, results, summary["models"])
     if scores.parity is not None:
         summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}

@@ -7,6 +7,7 @@ from typing import Any
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
+from paft_ray.evaluation.components import BY_EXAMPLE, EXAMPLE, PROMPT, REST
 from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
 from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER
@@ -252,6 +253,44 @@ def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     )
     columns = tuple(display_name(label, names) for label in labels)
     return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
+
+
+def components(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """How much of the spread of a model's grades each axis makes; no rows where none is crossed."""
+    found = summary.get("components", {})
+    keys = list(dict.fromkeys(key for entry in found.values() for key in entry["shares"]))
+    rows = [
+        Row("", _component_name(key), tuple(_share(e["shares"].get(key)) for e in found.values()))
+        for key in keys
+    ]
+    meaning = (
+        "percent of the variance of single grades, where levels of all axes are drawn for every "
+        "question (evaluation.variation.design: crossed); below, the 95% interval over prompts "
+        "and examples; not shown where it includes zero"
+    )
+    columns = tuple(display_name(label, names) for label in found)
+    return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
+
+
+_COMPONENT_NAMES = {
+    EXAMPLE: "differences between examples",
+    PROMPT: "prompt, beyond instruction and layout",
+    REST: "everything else, and combinations",
+}
+
+
+def _component_name(key: str) -> str:
+    axis = key.removesuffix(BY_EXAMPLE)
+    name = {**AXIS_NAMES, **_COMPONENT_NAMES}.get(axis, axis)
+    return name if axis == key else f"{name}, other for each example"
+
+
+def _share(entry: Mapping[str, float] | None) -> Cell:
+    if entry is None:
+        return Cell(_UNKNOWN, None)
+    low, high = (100 * max(0.0, entry[key]) for key in ("low", "high"))
+    text = f"{100 * min(1.0, entry['value']):.1f}" if entry["low"] > 0 else "not shown"
+    return Cell(text, entry["value"], f"{low:.1f} – {high:.1f}")
 
 
 def _moved(entry: Mapping[str, Any] | None) -> Cell:

@@ -5,6 +5,7 @@ from typing import Any
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.axes import moving
+from paft_ray.evaluation.components import BY_EXAMPLE
 from paft_ray.evaluation.figures import (
     MEAN,
     PROMPTS_PER_ANSWER,
@@ -21,6 +22,7 @@ from paft_ray.report.tables import (
     Table,
     axes,
     backends_agree,
+    components,
     display_name,
     how_answers_end,
     main_label,
@@ -64,8 +66,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
         for name, entry in _main_differences(summary, names)
     ]
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
-    blank = [""] if moved else []
-    return "\n".join([*table, *blank, *moved, "", *differences, *cautions(summary, names)])
+    parts = _aligned(components(summary, names), "percent of the variance of grades from the")
+    blocks = [line for block in (moved, parts) if block for line in ("", *block)]
+    return "\n".join([*table, *blocks, "", *differences, *cautions(summary, names)])
 
 
 def _lines(
@@ -111,7 +114,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
-    sentences += _what_moves(summary, names)
+    sentences += _what_moves(summary, names) + what_spreads(summary, names)
     sentences += _run_apart(summary, names)
     sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
@@ -200,6 +203,20 @@ def _what_moves(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> 
         told = [f"{AXIS_NAMES[a]} ({100 * measured[a][label]['moved']:.0f}%)" for a in found]
         sentences.append(f"{name}: what changes its grades is the {', the '.join(told)}.")
     return sentences
+
+
+def what_spreads(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """Sentences about models of whose spread no axis is shown to make a part."""
+    axes_shown = {
+        label: [key for key, share in entry["shares"].items() if share["low"] > 0]
+        for label, entry in summary.get("components", {}).items()
+    }
+    return [
+        f"{display_name(label, names)}: of no axis it is shown that it makes a part of the spread "
+        "of its grades."
+        for label, shown in axes_shown.items()
+        if not {key.removesuffix(BY_EXAMPLE) for key in shown} & AXIS_NAMES.keys()
+    ]
 
 
 def _spread_by_chance(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:

@@ -17,7 +17,7 @@ from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
-from paft_ray.prompts.variation import PLAIN, Condition, Put, Varying, conditions, put
+from paft_ray.prompts.variation import NOISE, PLAIN, Condition, Put, Varying, conditions, put
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import models_of
 from paft_ray.storage.fingerprint import fingerprint
@@ -115,15 +115,23 @@ def check_lengths(
 
 
 def check_evaluated_lengths(
-    context: RunContext, pool: PromptPool, checks: ModelCheckProcess
+    context: RunContext, pool: PromptPool, checks: ModelCheckProcess, prepared_only: bool = False
 ) -> None:
     """Refuse test examples that are too long, also for the tokenizers of `evaluation.subjects`.
+
+    Args:
+        context: The run.
+        pool: Its prompts.
+        checks: Process that tokenises texts; closed afterwards.
+        prepared_only: Leave out GGUF files that have to be converted first.
 
     Raises:
         DataError: See `check_lengths`.
     """
     for model in (None, *models_of(context.config).values()):
         own = context if model is None else context.of_model(model)
+        if prepared_only and not is_prepared(own.config.model.path, context.storage):
+            continue
         _check(own, checks, _evaluated(context, pool))
 
 
@@ -149,8 +157,10 @@ def check_lengths_early(
         return
     pool = pool_without_work(context) if whole else None
     if pool is not None:
-        check = check_lengths if trains else check_evaluated_lengths
-        check(context, pool, checks)
+        if trains:
+            check_lengths(context, pool, checks)
+        else:
+            check_evaluated_lengths(context, pool, checks, prepared_only=True)
         return
     shortest = [("that is as short as can be", " ".join(f"{{{slot}}}" for slot in task.slots))]
     trained = _trained(config, task, shortest) if trains else []
@@ -163,8 +173,17 @@ def _named(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
 
 
 def _ways(context: RunContext) -> list[Condition]:
+    """The conditions of an evaluation; where levels are drawn, slips after all demonstrations."""
     config, task = context.config, context.task
-    return conditions(task, config.evaluation.variation, config.seed, task.train)
+    found = conditions(task, config.evaluation.variation, config.seed, task.train)
+    if config.evaluation.variation.design == "separate":
+        return found
+    draws = [each for each in found if not each.axis]
+    noisy = [each for each in found if each.axis == NOISE]
+    return [
+        *(each for each in found if not each.crossed),
+        *(replace(a, demonstrations=b.demonstrations) for a in noisy for b in draws[1:]),
+    ]
 
 
 def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:

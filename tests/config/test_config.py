@@ -169,6 +169,16 @@ WRONG = [
     ("custom", {"task": {**CUSTOM, "fields": {}}}, ["task.fields", "at least 1"]),
     ("custom", {"task": {**CUSTOM, "fields": {"a b": "c"}}}, ["task.fields", "'a b'", "letters"]),
     (
+        "variation",
+        {"evaluation": {"variation": {"design": "crossed"}}},
+        ["evaluation.variation", "design: crossed", "none is varied"],
+    ),
+    (
+        "train",
+        {"train": {"steps": 1, "variation": {"design": "crossed", "noise": {"rate": 0.1}}}},
+        ["train.variation", "design: crossed", "evaluation.variation"],
+    ),
+    (
         "custom",
         {"task": {**CUSTOM, "fields": {"demonstrations": "c"}}},
         ["task.fields", "demonstrations", "no field", "shown: c"],

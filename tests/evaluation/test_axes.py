@@ -13,6 +13,7 @@ from paft_ray.config.variation import (
     VariationConfig,
 )
 from paft_ray.evaluation.axes import Wording, axes_of, moving
+from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.scores import Asked, graded, scores_table
 from paft_ray.models.logprobs import Likelihoods
 from paft_ray.prompts.variation import conditions
@@ -42,6 +43,9 @@ VARIATION = VariationConfig(
     noise=NoiseVariation(rate=0.5, kinds=("case",)),
     demonstrations=DemonstrationsVariation(shots=2, draws=3),
 )
+
+
+CROSSED = VARIATION.model_copy(update={"design": "crossed"})
 
 
 def question(text: str) -> str:
@@ -105,9 +109,7 @@ def test_report_names_the_axis_that_moves_a_model_and_no_other(
         for (i, instruction), (j, layout) in product(enumerate(INSTRUCTIONS), enumerate(LAYOUTS))
     }
     found = []
-    for (id, text), condition in product(
-        prompts.items(), conditions(TASK, VARIATION, 0, TASK.train)
-    ):
+    for (id, text), condition in product(prompts.items(), conditions(TASK, CROSSED, 0, TASK.train)):
         asked = Asked(id, text, EXAMPLES, condition)
         said, put = [], asked.puts(TASK)
         for one in put:
@@ -130,3 +132,6 @@ def test_report_names_the_axis_that_moves_a_model_and_no_other(
         low, high = entry["base"]["intervals"]["moved"]
         assert low <= entry["base"]["moved"] <= high
         assert (entry["base"]["moved"] > 0.05) == (axis in moved)
+    shares = components_of(table, ["base"], wordings)["base"]["shares"]
+    shown = {name.split(" by ")[0] for name, share in shares.items() if share["low"] > 0}
+    assert shown - {"example", "rest"} == set(moved)

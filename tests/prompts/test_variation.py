@@ -1,8 +1,10 @@
 """Ways to put a question: what each axis changes, and what it leaves alone."""
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -194,6 +196,35 @@ def test_an_example_is_never_its_own_demonstration():
         drawn = draw_demonstrations([*pool, twin], shown, pool[0], position)
         assert len({one.id for one in drawn}) == 5
         assert not {one.id for one in drawn} & {pool[0].id, twin.id}
+
+
+def test_crossed_design_draws_a_level_of_every_axis_as_a_function_of_position():
+    variation = VariationConfig(
+        choices=ChoicesVariation(order="shuffled", names=("letters", "digits")),
+        noise=NoiseVariation(rate=0.5),
+        demonstrations=DemonstrationsVariation(shots=2, draws=3),
+        design="crossed",
+    )
+    source = [example(number, number % 3) for number in range(10, 40)]
+    apart = variation.model_copy(update={"design": "separate"})
+    found = conditions(ROWS, variation, 0, source)
+    assert found[:-2] == conditions(ROWS, apart, 0, source)
+    seen: Counter[tuple[str, ...]] = Counter()
+    for number, crossed in product(range(300), found[-2:]):
+        one = put(ROWS, TEMPLATE, example(1), crossed, 0, number)
+        assert one.example == put(ROWS, TEMPLATE, example(1), crossed, 0, number).example
+        drawn = json.loads(one.condition.level)
+        assert drawn.pop("crossed") == crossed.level and one.condition.axis == "crossed"
+        assert set(drawn) == {"order", "names", "noise", "demonstrations"}
+        seen[tuple(drawn.values())] += 1
+        text = one.render(one.example.fields)
+        assert ("1. " in text.split("\n\n")[-1]) == (drawn["names"] == "digits")
+        assert (one.example.options != OPTIONS) == (drawn["order"] == "shuffled")
+        assert drawn["demonstrations"] == f"draw {one.condition.draw + 1}"
+        shown = found[one.condition.draw].demonstrations
+        assert one.condition.demonstrations == shown and len(text.split("\n\n")) == 3
+    assert len(seen) == 24 and max(seen.values()) < 60
+    assert found[-1].identity != found[-2].identity
 
 
 def test_conditions_vary_one_axis_at_a_time():

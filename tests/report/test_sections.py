@@ -14,7 +14,9 @@ from paft_ray.report.accuracy import accuracy_plot, levels_without_overlap, prom
 from paft_ray.report.coverage import run_coverage
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
 from paft_ray.report.flips import flipping_examples
+from paft_ray.report.page import write_report
 from paft_ray.report.tables import differences, further_figures, results
+from paft_ray.report.text import results_table
 from paft_ray.report.training import curve_plot, curves_of, draws_of
 from paft_ray.storage.paths import Storage, to_parquet
 
@@ -118,6 +120,27 @@ def test_flips_over_draws_of_demonstrations_show_the_predictions_that_they_are_a
         right, wrong = flip.wordings
         assert right.predictions[0].right and not wrong.predictions[0].right
         assert flip.seed == ""  # there is one
+
+
+def test_page_and_screen_say_how_much_of_the_spread_each_axis_makes(tmp_path: Path):
+    folder = Storage.open(str(tmp_path))
+    make_run(folder)
+    summary = folder.read_json("summary.json")
+    shares = {
+        "order by example": {"value": 0.31, "low": 0.2, "high": 0.42},
+        "names": {"value": -0.01, "low": -0.03, "high": 0.02},
+    }
+    summary["components"] = {"paft": {"variance": 0.2, "shares": shares}}
+    folder.write_json("summary.json", summary)
+    write_report(folder)
+    page = folder.read_bytes("report.html").decode()
+    assert (
+        "What makes the spread" in page and "order of the choices, other for each example" in page
+    )
+    lines = results_table(summary).splitlines()
+    [order] = [line for line in lines if line.startswith("order of the choices, other")]
+    assert order.endswith("31.0 (20.0 – 42.0)")
+    assert any(line.startswith("names of the choices") and "not shown" in line for line in lines)
 
 
 def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):
