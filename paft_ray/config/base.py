@@ -53,7 +53,7 @@ def affects(*targets: Target, neutral: Any = ..., whole: bool = False) -> Affect
             value is left out of identities, so that results of earlier versions are still found.
             It is the default; `load_recorded` fills it in where it cannot be.
         whole: For a field that holds sections: the targets hold for all fields inside, whatever
-            those declare.
+            those declare, but for those that affect nothing.
     """
     return Affects(frozenset(targets) - {"nothing"}, neutral, whole)
 

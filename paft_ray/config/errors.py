@@ -47,6 +47,10 @@ class DataError(PaftError, ValueError):
     """A data set cannot be read as the task describes it."""
 
 
+class OverlongError(DataError):
+    """An example that does not fit `task.max_length` under a prompt."""
+
+
 class ArtifactError(PaftError, RuntimeError):
     """A stored result is missing, damaged, made from something else, or held by a live run."""
 

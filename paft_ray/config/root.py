@@ -8,9 +8,15 @@ from pydantic import Field, field_validator, model_validator
 from paft_ray.config.base import NOTHING, Section, Seeds, affects, folder_name
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.grade import BETWEEN
+from paft_ray.config.llms import LLMConfig
 from paft_ray.config.model import NO_MODEL, ModelConfig
 from paft_ray.config.prompts import PromptsConfig
-from paft_ray.config.subjects import COMPARATORS, EndpointSubject
+from paft_ray.config.subjects import (
+    COMPARATORS,
+    OF_CHOICES,
+    EndpointSubject,
+    OptimizedPromptSubject,
+)
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
@@ -112,26 +118,7 @@ class Config(Section, affects="run"):
                 f"evaluation.subjects: {labels} name a model twice: give each subject a name of "
                 "its own"
             )
-        measured = [BASE] * self.has_base + [v.label for v in self.variants]
-        measured += [s.label for s in self.evaluation.subjects if not isinstance(s, COMPARATORS)]
-        for index, subject in enumerate(self.evaluation.subjects):
-            if not isinstance(subject, COMPARATORS):
-                continue
-            if subject.of not in measured:
-                raise ValueError(
-                    f"evaluation.subjects.{index}.of: {subject.of!r} is no model that is measured; "
-                    f"name one of {', '.join(measured)}"
-                )
-            if not self.task.has_choices or self.task.generates or len(self.task.grade) > 1:
-                raise ValueError(
-                    f"evaluation.subjects.{index}: {subject.type} compares the log-likelihoods of "
-                    "choices, and nothing else may be graded: leave it out"
-                )
-            if self.evaluation.estimate is not None:
-                raise ValueError(
-                    f"evaluation.subjects.{index}: {subject.type} is made of whole grids, and "
-                    "evaluation.estimate scores a part of one: leave one of them out"
-                )
+        self._comparators_fit()
         if self.tuning is not None and not self.variants:
             raise ValueError("tuning: a search trains, and variants is []: name one")
         return self
@@ -157,6 +144,64 @@ class Config(Section, affects="run"):
     def has_base(self) -> bool:
         """Whether there is a base model: not where all models are behind endpoints."""
         return self.model.path != NO_MODEL
+
+    def _comparators_fit(self) -> None:
+        """Check the subjects that are made of another model."""
+        subjects = self.evaluation.subjects
+        measured = [BASE] * self.has_base + [v.label for v in self.variants]
+        measured += [s.label for s in subjects if not isinstance(s, COMPARATORS)]
+        bounded = [s.label for s in subjects if isinstance(s, EndpointSubject) and s.budget_tokens]
+        for index, subject in enumerate(subjects):
+            if not isinstance(subject, COMPARATORS):
+                continue
+            field = f"evaluation.subjects.{index}"
+            if subject.of not in measured:
+                raise ValueError(
+                    f"{field}.of: {subject.of!r} is no model that is measured; name one of "
+                    f"{', '.join(measured)}"
+                )
+            if subject.of in bounded:
+                raise ValueError(
+                    f"{field}.of: {subject.of} has budget_tokens, which hold for its own answers "
+                    f"and not for those that {subject.type} asks for: take them out"
+                )
+            free = not self.task.has_choices or self.task.generates or len(self.task.grade) > 1
+            if isinstance(subject, OF_CHOICES) and free:
+                raise ValueError(
+                    f"{field}: {subject.type} compares the log-likelihoods of choices, and nothing "
+                    "else may be graded: leave it out"
+                )
+            if self.evaluation.estimate is not None:
+                raise ValueError(
+                    f"{field}: {subject.type} is made of whole grids, and evaluation.estimate "
+                    "scores a part of one: leave one of them out"
+                )
+            if isinstance(subject, OptimizedPromptSubject):
+                self.author(f"{field}.llm", subject.llm)
+
+    @property
+    def llms(self) -> Mapping[str, LLMConfig]:
+        """Every LLM that may write something, by its field."""
+        generation = self.prompts.generation
+        found = dict[str, LLMConfig]()
+        for index, llm in enumerate(generation.llms if generation else ()):
+            found[f"prompts.generation.llms.{index}"] = llm
+        for index, subject in enumerate(self.evaluation.subjects):
+            if isinstance(subject, OptimizedPromptSubject) and subject.llm is not None:
+                found[f"evaluation.subjects.{index}.llm"] = subject.llm
+        return found
+
+    def author(self, field: str, own: LLMConfig | None) -> LLMConfig:
+        """The LLM of a field: its own, or the first one that writes candidates.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if own is not None:
+            return own
+        if self.prompts.generation is None:
+            raise ValueError(f"{field}: no LLM is named, nor in prompts.generation.llms: name one")
+        return self.prompts.generation.llms[0]
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

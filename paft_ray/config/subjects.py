@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from paft_ray.config.base import NOTHING, affects
-from paft_ray.config.llms import BaseUrl, Connection, ExtraBody, OpenAILLM, Priced
+from paft_ray.config.llms import BaseUrl, Connection, ExtraBody, LLMConfig, OpenAILLM, Priced
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.variants import VariantOptions
 
@@ -125,26 +125,54 @@ class _OfSubject(VariantOptions, affects="run"):
 
     of: str
     """The model that answers: `base`, the name of a variant, or of another subject."""
+
+
+class _SeveralPrompts(_OfSubject, affects="run"):
+    """Several prompts for one answer."""
+
     prompts: int = Field(ge=2)
     """How many training prompts it is asked through, from the beginning of the pool; an answer
     costs as many passes."""
 
 
-class EnsembleSubject(_OfSubject, affects="run"):
+class EnsembleSubject(_SeveralPrompts, affects="run"):
     """Every question through several prompts; the choice with the highest mean probability."""
 
     type: Literal["ensemble"]
 
 
-class InferencePromptSubject(_OfSubject, affects="run"):
+class InferencePromptSubject(_SeveralPrompts, affects="run"):
     """Every question through several prompts; the answer of the one under which it is surest."""
 
     type: Literal["inference_prompt"]
 
 
+class OptimizedPromptSubject(_OfSubject, affects="run"):
+    """Every question through one prompt, which an LLM improves by what the model answers to
+    validation examples (GEPA, arXiv 2507.19457; extra `optimize`). The search begins with the first
+    training prompt; it reads neither test prompts nor test examples."""
+
+    type: Literal["optimized_prompt"]
+    budget: int = Field(ge=10)
+    """Most pairs of prompt and validation example that are scored to find the prompt, for each seed
+    of a variant. A tenth of them are spent on every prompt that may be the best."""
+    llm: Annotated[LLMConfig | None, affects("run", whole=True)] = None
+    """The LLM that writes better prompts; by default the first of `prompts.generation.llms`."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Most completion tokens of the LLM, reasoning included; the search ends where they could be
+    exceeded. It is asked once for every three pairs at most."""
+
+
 SubjectConfig = Annotated[
-    AdapterSubject | ModelSubject | EndpointSubject | EnsembleSubject | InferencePromptSubject,
+    AdapterSubject
+    | ModelSubject
+    | EndpointSubject
+    | EnsembleSubject
+    | InferencePromptSubject
+    | OptimizedPromptSubject,
     Field(discriminator="type"),
 ]
-COMPARATORS = (EnsembleSubject, InferencePromptSubject)
-"""Subjects that are made of the answers of another model."""
+OF_CHOICES = (EnsembleSubject, InferencePromptSubject)
+"""Subjects that are made of the log-likelihoods of another model."""
+COMPARATORS = (*OF_CHOICES, OptimizedPromptSubject)
+"""Subjects that are made of another model."""

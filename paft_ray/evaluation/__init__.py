@@ -14,10 +14,12 @@ summary.py         from the scores table to `summary.json`; pure
 scores.py          what a model said, graded: records and their table
 predictors.py      scores of one model under one prompt on some examples; no Ray
 units.py           the grid cut into units, and what each is kept under; no Ray
+actor_pool.py      Ray Data: actors that score units, and stay for later ones; pairs.py one by one
 grid.py            Ray Data: the whole grid over actors that hold the model
 endpoint.py        what a model behind an endpoint is asked, and the scores of its answers; pure
 endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts
+optimize.py        the search for one good prompt; optimized.py keeps and evaluates it
 comparators.py     several prompts for one answer, chosen at test time
 selection.py       the single prompt that a careful user would have picked
 """

@@ -206,6 +206,27 @@ PROMPTS_PER_ANSWER = Figure(
     scale=1,
     format=",.0f",
 )
+OPTIMIZED_PAIRS = Figure(
+    key="optimized_pairs",
+    heading="pairs to find the prompt",
+    meaning="pairs of prompt and validation example that were scored to find an optimised prompt, "
+    "averaged over seeds",
+    metric="optimized_pairs",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
+REFLECTIONS = Figure(
+    key="reflections",
+    heading="LLM answers to find it",
+    meaning="answers of the LLM that improved the prompt, averaged over seeds",
+    metric="reflections",
+    better="lower",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
 TRAINED_TOKENS = Figure(
     key="trained_tokens",
     heading="trained tokens",
@@ -225,7 +246,8 @@ TRAINED_ANSWER_TOKENS = Figure(
 FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
     PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
-    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, TRAINED_TOKENS,
+    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, OPTIMIZED_PAIRS,
+    REFLECTIONS, TRAINED_TOKENS,
     TRAINED_ANSWER_TOKENS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""

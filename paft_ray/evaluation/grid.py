@@ -8,12 +8,11 @@ before, which hold the model already. Models behind endpoints come last, asked b
 (`endpoint_runner`).
 """
 
-import asyncio
 import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
@@ -23,18 +22,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paft_ray.cluster.remote import actor_beside, own_errors
-from paft_ray.cluster.resources import fit_workers
 from paft_ray.config.backend import TRANSFORMERS
-from paft_ray.evaluation.actors import PACKING, SECONDS, LogprobsActor, ScoreActor, ScoreJob
+from paft_ray.evaluation.actor_pool import LOGPROBS, ScoringActors
+from paft_ray.evaluation.actors import PACKING, SECONDS
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import ANSWERED, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.parity import compare, spread_pairs
-from paft_ray.evaluation.units import SERVED, Grid, Subject, Unit, cut, shares
-from paft_ray.models.base_model import locate_base
+from paft_ray.evaluation.units import SERVED, Grid, Subject, cut
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.examples import store_examples
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.parts import Parts
 
@@ -42,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 LOOK = "look"
 """Column of the number of the look at which a pair was scored, from 0."""
-_LOGPROBS = "logprobs"
-"""Kind of units of which log-likelihoods are kept, and no grades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +55,8 @@ class GridScores:
     """Label of a model behind an endpoint to the counts of its answers."""
     prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
     """Label of a comparator to the prompts that it reads for an answer."""
+    optimized: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Label of an optimised prompt to the records of its searches, one for each seed."""
     parity: Mapping[str, Any] | None = None
     """How far the backend lies from transformers, where it is another: see `parity.compare`."""
 
@@ -102,7 +98,7 @@ def score_part(context: RunContext, grid: Grid, share: float, stage: Stage) -> G
     looks: list[_Scored] = [[] for _ in range(LOOKS)]
     for base in sorted({s.base for s in grid.subjects}, key=lambda base: (base == SERVED, base)):
         own = [index for index, subject in enumerate(grid.subjects) if subject.base == base]
-        actors = _Actors(grid, stage, stay=True)
+        actors = ScoringActors(grid, stage, stay=True)
         for look, scored in enumerate(looks):
             wanted = [np.zeros(grid.shape, bool)] * count
             for index in own:
@@ -130,8 +126,8 @@ def check_parity(context: RunContext, grid: Grid, stage: Stage) -> dict[str, Any
     wanted = spread_pairs(context.config.seed, grid)
     stage.expect(2 * sum(int(mask_PE.sum()) for mask_PE in wanted))
     plain = replace(grid, others=[by_transformers(each) for each in grid.others])
-    ours = _by_subject(_score(by_transformers(context), plain, wanted, stage, _LOGPROBS))
-    theirs = _by_subject(_score(context, grid, wanted, stage, _LOGPROBS))
+    ours = _by_subject(_score(by_transformers(context), plain, wanted, stage, LOGPROBS))
+    theirs = _by_subject(_score(context, grid, wanted, stage, LOGPROBS))
     found = compare(grid.subjects, ours, theirs, context.scoring_dtype)
     far = ", ".join(found["beyond"])
     backend = context.config.evaluation.backend.type
@@ -166,7 +162,7 @@ def _score(
     wanted: Sequence[NDArray[np.bool_]],
     stage: Stage,
     kind: str = "scores",
-    actors: "_Actors | None" = None,
+    actors: ScoringActors | None = None,
 ) -> _Scored:
     """Score the wanted pairs of every subject, [P, E]; stored parts are not scored again.
 
@@ -179,7 +175,7 @@ def _score(
     stage.advance(sum(len(unit["examples"]) for unit in units if unit["key"] in finished))
     for base, of_base in enumerate((context, *grid.others)):
         if wanted_now := [u for u in missing if grid.subjects[u["subject"]].base == base]:
-            own = actors or _Actors(grid, stage, kind)
+            own = actors or ScoringActors(grid, stage, kind)
             own.score(of_base, wanted_now, parts)
             if actors is None:
                 own.end()
@@ -228,108 +224,3 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
     known = {label: seconds for label, seconds in each.items() if not math.isnan(seconds)}
     table = pa.concat_tables(tables, promote_options="default")
     return GridScores(table, known, packing, endpoints=endpoints)
-
-
-class _Actors:
-    """Actors of Ray Data that score units of one base model and write their parts."""
-
-    def __init__(self, grid: Grid, stage: Stage, kind: str = "scores", stay: bool = False) -> None:
-        """Start none before there are units; with `stay`, more come after the first ones."""
-        self._grid, self._stage, self._kind, self._stay = grid, stage, kind, stay
-        self._queue: Any = None
-        self._done: Iterator[Any] = iter(())
-
-    def score(self, context: RunContext, units: list[Unit], parts: Parts) -> None:
-        """Score units, by the actors that are there, or else by new ones."""
-        import ray
-        import ray.data
-
-        num = context.config.evaluation.workers.num
-        actors = min(num, len(units))
-        rows = [{"units": share} for share in shares(units, actors)]
-        if self._queue is not None:
-            ray.get(self._queue.add.remote(rows))
-        elif self._stay:
-            self._queue = actor_beside(_Queue, rows)
-            source = ray.data.from_items([0])
-            source.context.target_max_block_size = 1  # byte, so that no row waits for others
-            each: Any = _as_they_come
-            source = source.flat_map(each, fn_args=(self._queue,), num_cpus=0)
-            most = min(num, len(self._grid.subjects) * len(self._grid.prompts))
-            self._done = self._start(context, units, parts, source, most)
-        else:
-            source = ray.data.from_items(rows, override_num_blocks=len(rows))
-            self._done = self._start(context, units, parts, source, min(actors, len(rows)))
-        with own_errors():
-            for _ in rows:
-                self._stage.advance(int(next(self._done)["done"][0]))
-
-    def _start(
-        self, context: RunContext, units: Sequence[Unit], parts: Parts, source: Any, actors: int
-    ) -> Iterator[Any]:
-        """What actors say of the rows of a source, as they are done."""
-        import ray.data
-
-        config, model = context.config, context.config.model
-        workers = config.evaluation.workers
-        cpus = fit_workers(workers, "evaluation.workers")
-        job = ScoreJob(
-            config,
-            context.task.without_examples(),
-            store_examples(context.storage, self._grid.examples),
-            locate_base(model.path, model.revision, context.storage),
-            context.scoring_dtype,
-            max(1, int(cpus)),
-            self._grid.subjects,
-            self._grid.conditions,
-            parts,
-            self._grid.subjects[units[0]["subject"]].base,
-        )
-        dataset = source.map_batches(
-            LogprobsActor if self._kind == _LOGPROBS else ScoreActor,
-            batch_size=1,
-            zero_copy_batch=True,
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=cpus,
-            num_gpus=workers.gpus or None,
-            fn_constructor_args=(job,),
-        )
-        return iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))
-
-    def end(self) -> None:
-        """End the actors, which finished all units."""
-        import ray
-
-        if self._queue is not None:
-            ray.get(self._queue.add.remote([], last=True))
-        for _ in self._done:
-            pass
-
-
-class _Queue:
-    """Rows in an order that stays, more of which may come: whoever wants one waits for it."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self._rows, self._last = rows, False
-        self._more = asyncio.Condition()
-
-    async def add(self, rows: list[Any], last: bool = False) -> None:
-        async with self._more:
-            self._rows, self._last = self._rows + rows, last
-            self._more.notify_all()
-
-    async def row(self, place: int) -> Any:
-        """The row at a place; None behind the last one."""
-        async with self._more:
-            await self._more.wait_for(lambda: self._last or place < len(self._rows))
-            return self._rows[place] if place < len(self._rows) else None
-
-
-def _as_they_come(_: Any, queue: Any) -> Iterator[Any]:
-    """Rows of a queue; the same ones where Ray calls it again."""
-    import ray
-
-    place = 0
-    while (row := ray.get(queue.row.remote(place))) is not None:
-        yield row
-        place += 1

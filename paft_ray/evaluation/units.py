@@ -86,8 +86,7 @@ def cut(
         wanted: A mask for every subject.
         kind: What is kept of a unit.
     """
-    fixed = [_score_identity(each) for each in (context, *grid.others)]
-    fixed.append(_endpoint_rules(context))  # for `SERVED`
+    fixed = _scored_by(context, grid)
     evaluation, seed = context.config.evaluation, context.config.seed
     writes = context.task.generates and evaluation.workers.gpus > 0
     writes |= isinstance(evaluation.backend, VLLMBackend)
@@ -111,6 +110,17 @@ def cut(
         for place, unit in enumerate(of_subject):
             unit["group"] = place // (_TOGETHER if writes else 1)
     return units
+
+
+def scored_as(context: RunContext, grid: Grid, subject: Subject) -> list[Any]:
+    """Return all but prompt and example on which the scores of a subject depend."""
+    return [*_scored_by(context, grid)[subject.base], subject.identity]
+
+
+def _scored_by(context: RunContext, grid: Grid) -> list[list[Any]]:
+    """Return all but subject, prompt and examples on which scores depend, by `Subject.base`."""
+    fixed = [_score_identity(each) for each in (context, *grid.others)]
+    return [*fixed, _endpoint_rules(context)]  # the last one for `SERVED`
 
 
 def _drawn(condition: Condition, seed: int) -> list[Any]:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.errors import ConfigError, DataError, OverlongError
 from paft_ray.config.task import CHOICES_SLOT, shows_choices
 from paft_ray.models.chat import Chat, open_chat
 from paft_ray.models.packing import TokenSequence
@@ -169,7 +169,7 @@ class TextEncoder:
             For each question its context, the same for all, with every answer.
 
         Raises:
-            DataError: Context and answer are longer than `max_length`, and may not or cannot be
+            OverlongError: Context and answer are longer than `max_length`, and may not or cannot be
                 trimmed; an answer has no tokens, or the same as another one.
         """
         texts = [question.render(question.fields) for question in questions]
@@ -183,7 +183,7 @@ class TextEncoder:
         if excess <= 0:
             return encoded
         if self.overlong == "refuse":
-            raise DataError(
+            raise OverlongError(
                 f"{question.what} has {self.max_length + excess} tokens with its prompt, more than "
                 f"task.max_length ({self.max_length}): raise it, or set task.overlong: trim"
             )
@@ -208,7 +208,7 @@ class TextEncoder:
             if text == fields[longest]:
                 break
             fields = {**fields, longest: text}
-        raise DataError(
+        raise OverlongError(
             f"{question.what} does not fit task.max_length ({self.max_length}) even with its "
             "longest field cut: the prompt itself is too long, with its demonstrations where it "
             "has some, which are never cut; raise task.max_length"

@@ -20,12 +20,7 @@ def require_vllm(config: Config, planning: bool) -> list[str]:
     Raises:
         ConfigError: It is not installed.
     """
-    generation = config.prompts.generation
-    named = [
-        f"prompts.generation.llms.{index}"
-        for index, llm in enumerate(generation.llms if generation else ())
-        if isinstance(llm, VLLMEngine)
-    ]
+    named = [field for field, llm in config.llms.items() if isinstance(llm, VLLMEngine)]
     if isinstance(config.evaluation.backend, VLLMBackend):
         named.append("evaluation.backend")
     if not named or named_cluster() is not None or importlib.util.find_spec("vllm") is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import Config, Endpoint
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.subjects import COMPARATORS
+from paft_ray.config.subjects import OF_CHOICES
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import kept_requests
 from paft_ray.evaluation.units import Grid
@@ -70,7 +70,7 @@ def check_served(config: Config, task: Task) -> Iterator[str]:
     """
     for field, subject in endpoints_of(config).items():
         yield from check_endpoint(field, subject.client(1), driver=True)
-        made_of = [s.of for s in config.evaluation.subjects if isinstance(s, COMPARATORS)]
+        made_of = [s.of for s in config.evaluation.subjects if isinstance(s, OF_CHOICES)]
         if subject.choices_by == "text" and subject.label in made_of:
             raise ConfigError(
                 f"{field}.choices_by: text, but another subject is made of this one's "

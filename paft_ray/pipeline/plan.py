@@ -22,6 +22,7 @@ from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.endpoints import minutes_about, plan_served
 from paft_ray.pipeline.gpus import describe_gpu
+from paft_ray.pipeline.optimized import plan_optimized
 from paft_ray.pipeline.trust import trusted_models
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
@@ -62,6 +63,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     plan["evaluation"] = _plan_evaluation(context)
     if served := plan_served(context):
         plan["endpoints"] = served
+    if optimized := plan_optimized(context):
+        plan["optimized_prompts"] = optimized
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan

@@ -8,7 +8,6 @@ from paft_ray.cluster.resources import Nodes, fit_workers, places, stage_workers
 from paft_ray.config import TrainWorkersConfig, WorkersConfig
 from paft_ray.config.errors import ConfigError
 from paft_ray.pipeline.nodes import Node
-from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.runs.context import RunContext
 from paft_ray.tuning.settings import fit_trials, tuning_of
 from paft_ray.tuning.space import trial_configs
@@ -32,7 +31,7 @@ def describe_cluster(
             stages[field] = _stage(workers, fit_workers(workers, field), nodes)
         except ConfigError as error:
             missing.append(str(error))
-    for field, llm in configured_llms(config.prompts):
+    for field, llm in config.llms.items():
         actors, cpus, gpus = llm.actor_pool
         if cpus < 1 and not gpus:  # a client, which fits anywhere
             continue

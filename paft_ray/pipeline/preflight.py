@@ -32,6 +32,7 @@ from paft_ray.models.files import (
 from paft_ray.models.vllm_limits import refuse_beyond_engine
 from paft_ray.pipeline.backend import require_vllm
 from paft_ray.pipeline.endpoints import check_endpoint, check_served
+from paft_ray.pipeline.optimized import check_optimized
 from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
@@ -92,6 +93,7 @@ def preflight(
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
     warnings += check_served(config, task)
+    check_optimized(config, task)
     warnings += _check_prompts(config, task)
     warnings += require_vllm(config, planning)
     return Checked(task, model, tuple(warnings))
@@ -131,7 +133,7 @@ def this_machine() -> dict[str, float]:
 def _require_places(config: Config) -> None:
     for field, workers in stage_workers(config).items():
         _require_fit(field, "num", workers.fewest, workers.cpus, workers.gpus)
-    for field, llm in configured_llms(config.prompts):
+    for field, llm in config.llms.items():
         actors, cpus, gpus = llm.actor_pool
         if cpus >= 1:
             _require_fit(field, "actors", actors, cpus, gpus)
@@ -193,13 +195,14 @@ def _check_llms(config: Config, model: ModelFiles) -> Iterator[str]:
             f"{', '.join(labels) or 'none'}): name one of several"
         )
     seen = {config.model.path: model}
-    for field, llm in configured_llms(config.prompts):
+    own = configured_llms(config.prompts)
+    for field, llm in config.llms.items():
         if isinstance(llm, TransformersLLM) and llm.path not in seen:
             seen[llm.path] = inspect_model(llm.path, field=f"{field}.path")
             if seen[llm.path].kind == "hub":
                 require_hub_model(f"{field}.path", llm.path, llm.revision)
         elif isinstance(llm, Endpoint):
-            yield from check_endpoint(field, llm)
+            yield from check_endpoint(field, llm, driver=(field, llm) not in own)
 
 
 def _check_prompts(config: Config, task: Task) -> Iterator[str]:

@@ -16,10 +16,9 @@ def trusted_models(config: Config) -> list[tuple[str, str, str | None]]:
     for index, subject in enumerate(config.evaluation.subjects):
         if isinstance(subject, ModelSubject) and subject.trust_remote_code:
             found.append((f"evaluation.subjects.{index}", subject.path, subject.revision))
-    generation = config.prompts.generation
-    for index, llm in enumerate(generation.llms if generation else ()):
+    for field, llm in config.llms.items():
         if isinstance(llm, TransformersLLM | VLLMEngine) and llm.trust_remote_code:
-            found.append((f"prompts.generation.llms.{index}", llm.path, llm.revision))
+            found.append((field, llm.path, llm.revision))
     if coverage.trust_remote_code and coverage.path is not None:
         found.append(("prompts.coverage", coverage.path, coverage.revision))
     return found

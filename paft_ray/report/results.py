@@ -14,11 +14,18 @@ from paft_ray.config.grade import ChoiceGrade
 from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.endpoint import Questions
-from paft_ray.evaluation.figures import PROMPTS_PER_ANSWER, SECONDS_PER_EXAMPLE, eval_metrics
+from paft_ray.evaluation.figures import (
+    OPTIMIZED_PAIRS,
+    PROMPTS_PER_ANSWER,
+    REFLECTIONS,
+    SECONDS_PER_EXAMPLE,
+    eval_metrics,
+)
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
+from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.report import card_figures, write_report
@@ -53,6 +60,8 @@ def run_identity(context: RunContext) -> str:
     """Fingerprint of a run: configuration and content, since files behind a path may change."""
     content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
     content += [*content_of(context).values(), *filter(None, [context.grading_code])]
+    asked = context.config.llms.items()
+    content += [llm_key(llm) for field, llm in asked if field.startswith("evaluation.")]
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -124,6 +133,10 @@ def _add_to_models(context: RunContext, results: Results, models: dict[str, Any]
     ):
         for label, value in of_labels.items():
             models[label][key] = value
+    for label, searches in scores.optimized.items():
+        models[label]["optimized_prompts"] = list(searches)
+        models[label][OPTIMIZED_PAIRS.key] = statistics.fmean(s["pairs"] for s in searches)
+        models[label][REFLECTIONS.key] = statistics.fmean(s["asked"]["requests"] for s in searches)
     for subject in endpoints_of(context.config).values():
         models[subject.label]["endpoint"] = _served(context, subject, scores)
     for label in dict.fromkeys(t.training.label for t in trained):
@@ -220,6 +233,9 @@ def _track(folder: Storage, summary: Mapping[str, Any], tracker: Tracker) -> Non
     for label in summary["models"]:
         known = {f"{label}/{name}": v for name, v in eval_metrics(summary, label).items()}
         tracker.log_metrics(known, 0)
+        for search in summary["models"][label].get("optimized_prompts", ()):
+            name = f"optimized/{label}-s{search['seed']}.txt"
+            tracker.log_artifact(name, search["prompt"].encode())
     for name in folder.names():
         if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":
             tracker.log_artifact(name, folder.path(name))

@@ -17,6 +17,7 @@ from paft_ray.evaluation.figures import (
 )
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
+from paft_ray.report.optimized import optimized_prompts
 from paft_ray.report.tables import (
     AXIS_NAMES,
     Table,
@@ -119,6 +120,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
     sentences += _served(summary, names)
+    sentences += optimized_prompts(summary, names)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "

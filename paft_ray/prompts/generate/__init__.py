@@ -17,5 +17,7 @@ reasoning.py     what an LLM thought, taken out of its answer; pure
 kept_answers.py  answers on storage, appended as they arrive
 novelty.py       whether a text is unlike all before it; pure
 results.py       candidates, failures, tokens and costs
+asking.py        one LLM that is asked as work goes on
+reflection.py    the message by which a prompt is improved; pure
 runner.py        Ray Data: all LLMs at once, each in actors of its own
 """

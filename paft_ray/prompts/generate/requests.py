@@ -61,7 +61,13 @@ class Unit:
         return self.stop - self.start
 
 
-def _longest_answer(llm: LLMConfig) -> int:
+def decoding(kind: str, *position: int | str) -> int:
+    """The decoding seed of a request, of 31 bits."""
+    return int(fingerprint(kind, *position)[:8], 16) & 0x7FFFFFFF
+
+
+def longest_answer(llm: LLMConfig) -> int:
+    """Most tokens of an LLM's answer."""
     if isinstance(llm, FakeLLM):
         return 96
     return llm.longest_answer if isinstance(llm, Endpoint) else llm.max_tokens
@@ -120,11 +126,11 @@ class RequestBook:
     def request(self, unit: Unit, index: int) -> Request:
         """The request with this index among those of the unit's LLM, strategy and temperature."""
         llm, config = self.config.llms[unit.llm], self.config
-        max_tokens = _longest_answer(llm)
+        max_tokens = longest_answer(llm)
         place = (self.seed, self.keys[unit.llm], unit.strategy, index)
         content, prefill = build_message(self.task, config.form, self._layouts, place)
         messages = (("user", content),)
-        decoding_seed = int(fingerprint("decoding", *place)[:8], 16) & 0x7FFFFFFF
+        decoding_seed = decoding("decoding", *place)
         return Request(
             id=fingerprint(
                 self.keys[unit.llm],

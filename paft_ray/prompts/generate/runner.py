@@ -14,7 +14,7 @@ from typing import Any
 
 from paft_ray.cluster.control import Count, follow
 from paft_ray.cluster.remote import actor_beside, own_errors
-from paft_ray.config import Endpoint, TransformersLLM
+from paft_ray.config import Endpoint, LLMConfig, TransformersLLM
 from paft_ray.config.errors import LLMError
 from paft_ray.config.launchers import clear_launchers
 from paft_ray.prompts.generate.completions import Completion, candidate_in
@@ -211,6 +211,35 @@ class _WriterActor:
         self._done += done
         self._failed += failed
         self._all_done.add(done)
+
+
+class RemoteLLM:
+    """A model that an actor loads when it is first asked, and keeps until this object goes."""
+
+    def __init__(self, config: LLMConfig, storage: Storage) -> None:
+        """Start the actor; it begins anew where its node is lost."""
+        import ray
+
+        _, cpus, gpus = config.actor_pool
+        again = {"max_restarts": -1, "max_task_retries": -1}
+        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **again)(_OpenLLM)
+        self._actor: Any = remote.remote(config, storage)
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
+        """Answer every request once; all of them are one batch."""
+        import ray
+
+        with own_errors():
+            yield from ray.get(self._actor.complete.remote(list(requests)))
+
+
+class _OpenLLM:
+    def __init__(self, config: LLMConfig, storage: Storage) -> None:
+        clear_launchers()
+        self._llm = open_llm(config, storage)
+
+    def complete(self, requests: Sequence[Request]) -> list[list[Completion]]:
+        return list(self._llm.complete(requests))
 
 
 def _enough_new(known: Any, book: RequestBook, storage: Storage, units: Sequence[Unit]) -> bool:

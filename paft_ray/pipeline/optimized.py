@@ -1,0 +1,81 @@
+"""Optimised prompts: checks before anything is written, and what `paft plan` says of the work."""
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from paft_ray.config import Config, OptimizedPromptSubject
+from paft_ray.config.errors import ConfigError
+from paft_ray.evaluation.optimize import TOGETHER, divide, most_reflections
+from paft_ray.prompts.generate.asking import Writer
+from paft_ray.prompts.generate.reflection import reflection_message
+from paft_ray.prompts.generate.requests import longest_answer
+from paft_ray.prompts.generate.results import cost
+from paft_ray.runs.context import RunContext
+from paft_ray.tasks import Task
+
+_CHARACTERS_PER_TOKEN = 4
+_TEMPLATE = "x" * 300
+"""As long as a prompt that is not known yet."""
+
+
+def check_optimized(config: Config, task: Task) -> None:
+    """Check that prompts can be optimised.
+
+    Raises:
+        ConfigError: A package or validation examples are missing.
+    """
+    for field in _optimized(config):
+        if importlib.util.find_spec("gepa") is None:
+            raise ConfigError(
+                f"{field}: optimized_prompt needs the package gepa, which is not installed: "
+                "pip install 'paft_ray[optimize]'"
+            )
+        if not task.validation:
+            raise ConfigError(
+                f"{field}: optimized_prompt finds its prompt on validation examples, and there are "
+                "none: raise task.validation_share, or name task.validation_path"
+            )
+
+
+def plan_optimized(context: RunContext) -> list[dict[str, Any]]:
+    """Pairs, requests, tokens and cost of optimised prompts at most, kept answers among them.
+
+    What is scored is counted once for every seed of a variant.
+    """
+    config, task = context.config, context.task
+    rows = []
+    for subject in _optimized(config).values():
+        writer = Writer.of(config.author("", subject.llm), config.prompts.generation)
+        variants = [variant.label for variant in config.variants]
+        times = len(config.training_seeds) if subject.of in variants else 1
+        tracked, shown = divide(task.validation, subject.budget)
+        requests = times * most_reflections(subject.budget)
+        sample = [(example, example.answer, 0.0) for example in shown[:TOGETHER]]
+        message = len(reflection_message(task, _TEMPLATE, sample))
+        read = round(requests * message / _CHARACTERS_PER_TOKEN)
+        written = requests * longest_answer(writer.llm)
+        if subject.budget_tokens is not None:
+            written = min(written, times * subject.budget_tokens)
+        price = writer.llm.price
+        rows.append(
+            {
+                "subject": subject.label,
+                "pairs_at_most": times * subject.budget,
+                "validation_examples": len(tracked),
+                "llm": writer.llm.label,
+                "requests_at_most": requests,
+                "prompt_tokens_about": read,
+                "completion_tokens_at_most": written,
+                "cost_at_most": price and round(cost(price, read, written), 4),
+            }
+        )
+    return rows
+
+
+def _optimized(config: Config) -> Mapping[str, OptimizedPromptSubject]:
+    return {
+        f"evaluation.subjects.{index}": subject
+        for index, subject in enumerate(config.evaluation.subjects)
+        if isinstance(subject, OptimizedPromptSubject)
+    }
