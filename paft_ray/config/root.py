@@ -119,6 +119,13 @@ class Config(Section, affects="run"):
                 "its own"
             )
         self._comparators_fit()
+        if (rewritten := self.evaluation.variation.paraphrases) is not None:
+            self.author("evaluation.variation.paraphrases.llm", rewritten.llm)
+        if self.train.variation.paraphrases is not None:
+            raise ValueError(
+                "train.variation.paraphrases: examples are put in other words in evaluation only; "
+                "leave it out"
+            )
         if self.tuning is not None and not self.variants:
             raise ValueError("tuning: a search trains, and variants is []: name one")
         return self
@@ -189,6 +196,9 @@ class Config(Section, affects="run"):
         for index, subject in enumerate(self.evaluation.subjects):
             if isinstance(subject, OptimizedPromptSubject) and subject.llm is not None:
                 found[f"evaluation.subjects.{index}.llm"] = subject.llm
+        rewritten = self.evaluation.variation.paraphrases
+        if rewritten is not None and rewritten.llm is not None:
+            found["evaluation.variation.paraphrases.llm"] = rewritten.llm
         return found
 
     def author(self, field: str, own: LLMConfig | None) -> LLMConfig:

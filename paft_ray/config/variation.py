@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import Section, affects
+from paft_ray.config.llms import LLMConfig
 
 Names = Literal["letters", "digits", "lowercase"]
 """What the choices of a row are called: `A. x`, `1. x`, `a) x`."""
@@ -61,6 +62,21 @@ class DemonstrationsVariation(Section, affects="run"):
     are trained on (`task.examples_per_class`)."""
 
 
+class ParaphrasesVariation(Section, affects="run"):
+    """The fields of each example in other words, which an LLM writes once; choices, answers and
+    numbers stay. In evaluation only."""
+
+    per_example: int = Field(default=2, ge=1)
+    """How many."""
+    llm: Annotated[LLMConfig | None, affects("run", whole=True)] = None
+    """The LLM that writes them; by default the first of `prompts.generation.llms`."""
+    budget_tokens: Annotated[int | None, affects("nothing", neutral=None)] = Field(
+        default=None, ge=1
+    )
+    """Most completion tokens of the LLM, reasoning included. Where they could be exceeded the
+    evaluation stops, and goes on with a larger budget."""
+
+
 class VariationConfig(Section, affects="run"):
     """The axes of variation besides instruction and layout; all off by default."""
 
@@ -70,17 +86,20 @@ class VariationConfig(Section, affects="run"):
     """Slips in what is written."""
     demonstrations: DemonstrationsVariation | None = None
     """Solved examples in front."""
+    paraphrases: Annotated[ParaphrasesVariation | None, affects("run", neutral=None)] = None
+    """The example's own text in other words."""
 
     design: Annotated[Literal["separate", "crossed"], affects("run", neutral="separate")] = (
         "separate"
     )
     """In evaluation, how axes are combined. `separate`: each by itself. `crossed`: besides, every
     prompt and example is asked twice under levels of all axes that are drawn for it, at the cost of
-    two more answers a pair; the report then says how much of the spread each axis makes."""
+    two more answers a pair; the report then says how much of the spread each axis makes.
+    Paraphrases are varied by themselves."""
 
     @model_validator(mode="after")
     def _combines_axes(self) -> Self:
-        if self.design == "crossed" and self.is_off:
+        if self.design == "crossed" and not (self.choices or self.noise or self.demonstrations):
             raise ValueError(
                 "design: crossed combines the levels of axes, and none is varied: give choices, "
                 "noise or demonstrations, or leave it out"
@@ -90,7 +109,7 @@ class VariationConfig(Section, affects="run"):
     @property
     def is_off(self) -> bool:
         """Return whether nothing is varied."""
-        return not (self.choices or self.noise or self.demonstrations)
+        return not (self.choices or self.noise or self.demonstrations or self.paraphrases)
 
 
 OFF = VariationConfig()

@@ -63,8 +63,14 @@ def axes_of(
         if pairs:
             found[axis] = {label: _between(main.grades(label), pairs, times) for label in labels}
     for axis, levels in _levels(scores, labels, main).items():
+        examples = next(
+            grade_SPE.shape[-1] for own in levels.values() for grade_SPE in own.values()
+        )
+        own_times = times
+        if examples < len(main.example_ids):  # some could not be put so
+            own_times = _times(len(main.prompt_ids), examples)
         found[axis] = {
-            label: _along({level: own[label] for level, own in levels.items()}, times)
+            label: _along({level: own[label] for level, own in levels.items()}, own_times)
             for label in labels
         }
     for label in labels:
@@ -127,7 +133,9 @@ def _levels(
             chosen = (pc.field("axis") == axis) & (pc.field("level") == kind["level"])
             answers = read_answers(scores, labels, axis=chosen)
             require_paired(answers, labels)
-            own = found.setdefault(axis, {MAIN: {label: apart[label][0] for label in labels}})
+            place_E = [main.example_ids.index(id) for id in answers.example_ids]
+            as_it_is = {label: apart[label][0][..., place_E] for label in labels}
+            own = found.setdefault(axis, {MAIN: as_it_is})
             own[kind["level"]] = {label: answers.grades(label) for label in labels}
     if max(draws.values(), default=1) > 1:
         found[DEMONSTRATIONS] = {

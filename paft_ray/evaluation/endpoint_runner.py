@@ -91,6 +91,7 @@ def kept_requests(questions: Questions, grid: Grid, storage: Storage) -> Iterato
                 request.id
                 for each in asked
                 for example in grid.examples
+                if each.condition.covers(example.id)
                 for request in questions.requests(each, example)
             }
             yield from (answers[id] for id in ids & answers.keys())

@@ -57,6 +57,8 @@ class GridScores:
     """Label of a comparator to the prompts that it reads for an answer."""
     optimized: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Label of an optimised prompt to the records of its searches, one for each seed."""
+    paraphrases: Mapping[str, Any] | None = None
+    """What became of the paraphrases of examples: see `paraphrased.write_paraphrases`."""
     parity: Mapping[str, Any] | None = None
     """How far the backend lies from transformers, where it is another: see `parity.compare`."""
 
@@ -73,7 +75,7 @@ def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:
     Raises:
         DataError: An example does not fit `task.max_length` under a prompt.
     """
-    stage.expect(len(grid.subjects) * len(grid.conditions) * math.prod(grid.shape))
+    stage.expect(len(grid.subjects) * grid.asked)
     wanted = [np.ones(grid.shape, bool)] * len(grid.subjects)
     return _to_scores(grid.subjects, _score(context, grid, wanted, stage))
 

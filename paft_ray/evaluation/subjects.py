@@ -8,6 +8,7 @@ from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
 from paft_ray.evaluation.optimized import add_optimized
+from paft_ray.evaluation.paraphrased import write_paraphrases
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
@@ -33,16 +34,20 @@ def evaluate_subjects(
 
     Raises:
         ConfigError: A subject's adapter is not there any more.
+        LLMError: Examples could not be put in other words, or a prompt not be optimised.
     """
     evaluation, seed = context.config.evaluation, context.config.seed
     more, others = subjects_of(context)
     base = [Subject(BASE, seed, "")] * context.config.has_base
+    tested = context.task.test[: evaluation.examples]
+    ways = conditions(context.task, evaluation.variation, seed, context.task.train)
+    rewritten, about = write_paraphrases(context, tested, ways[0])
     grid = Grid(
         [*base, *trained, *more],
         pool.test[: evaluation.prompts],
-        context.task.test[: evaluation.examples],
+        tested,
         others,
-        conditions(context.task, evaluation.variation, seed, context.task.train),
+        [*ways, *rewritten],
     )
     subjects, (prompts, examples) = len(grid.subjects), grid.shape
     parity = None
@@ -63,7 +68,7 @@ def evaluate_subjects(
         stage.finish(done)
     scores = add_comparators(context, pool, grid, scores)
     scores = add_optimized(context, pool, grid, scores)
-    return replace(scores, parity=parity)
+    return replace(scores, parity=parity, paraphrases=about)
 
 
 def subjects_of(context: RunContext) -> tuple[list[Subject], list[RunContext]]:

@@ -70,6 +70,12 @@ class Grid:
     """Ways in which each example is put through each prompt."""
 
     @property
+    def asked(self) -> int:
+        """How often one subject is asked about everything."""
+        ids = [example.id for example in self.examples]
+        return len(self.prompts) * sum(sum(map(how.covers, ids)) for how in self.conditions)
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Prompts and examples of one subject."""
         return len(self.prompts), len(self.examples)
@@ -93,7 +99,8 @@ def cut(
     units = [
         {
             "key": fingerprint(
-                kind, fixed[subject.base], subject.identity, prompt.text, chunk, *drawn
+                *(kind, fixed[subject.base], subject.identity, prompt.text, chunk, *drawn),
+                *grid.conditions[number].rewritten(chunk),
             ),
             "subject": index,
             "condition": number,
@@ -104,7 +111,7 @@ def cut(
         for index, (subject, wanted_PE) in enumerate(zip(grid.subjects, wanted, strict=True))
         for number, drawn in enumerate(_drawn(each, seed) for each in grid.conditions)
         for prompt, wanted_E in zip(grid.prompts, wanted_PE, strict=True)
-        for chunk in _chunks(grid.examples, wanted_E)
+        for chunk in _chunks(grid.examples, wanted_E, grid.conditions[number])
     ]
     for _, of_subject in groupby(units, key=itemgetter("subject")):
         for place, unit in enumerate(of_subject):
@@ -158,9 +165,12 @@ def _endpoint_rules(context: RunContext) -> list[Any]:
     return [fields, task.answering, config.evaluation.max_new_tokens, context.grading_code]
 
 
-def _chunks(examples: Sequence[Example], wanted_E: NDArray[np.bool_]) -> Iterator[list[str]]:
-    """Ids of the wanted examples, a unit's at a time."""
-    ids = [example.id for example, wanted in zip(examples, wanted_E, strict=True) if wanted]
+def _chunks(
+    examples: Sequence[Example], wanted_E: NDArray[np.bool_], how: Condition
+) -> Iterator[list[str]]:
+    """Ids of the wanted examples that can be put so, a unit's at a time."""
+    pairs = zip(examples, wanted_E, strict=True)
+    ids = [example.id for example, wanted in pairs if wanted and how.covers(example.id)]
     for start in range(0, len(ids), _UNIT_EXAMPLES):
         yield ids[start : start + _UNIT_EXAMPLES]
 

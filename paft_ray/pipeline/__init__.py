@@ -5,6 +5,7 @@ verb_checks.py  what each verb refuses before anything is written
 perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch
 endpoints.py  checks of endpoints, and what measuring them takes
+written.py    checks of what LLMs write for an evaluation, and what that takes
 subjects.py   checks of the models under `evaluation.subjects`
 recorded.py   what is recorded under a name, against what is to run
 trust.py      models whose own Python files may run

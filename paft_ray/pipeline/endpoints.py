@@ -110,7 +110,9 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
         known = pool.test[: evaluation.prompts]
         count, texts = len(known), [prompt.text for prompt in known]
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
-    pairs = max(count, round(count * len(examples) * share)) * len(ways)
+    rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
+    times = len(ways) + (0 if rewritten is None else rewritten.per_example)
+    pairs = max(count, round(count * len(examples) * share)) * times
     grid = Grid((), known, examples, conditions=ways)
     rows = []
     for subject in served.values():

@@ -22,8 +22,8 @@ from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.endpoints import minutes_about, plan_served
 from paft_ray.pipeline.gpus import describe_gpu
-from paft_ray.pipeline.optimized import plan_optimized
 from paft_ray.pipeline.trust import trusted_models
+from paft_ray.pipeline.written import plan_optimized, plan_paraphrases
 from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
@@ -63,6 +63,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     plan["evaluation"] = _plan_evaluation(context)
     if served := plan_served(context):
         plan["endpoints"] = served
+    if rewritten := plan_paraphrases(context):
+        plan["paraphrases"] = rewritten
     if optimized := plan_optimized(context):
         plan["optimized_prompts"] = optimized
     if config.tuning is not None:
@@ -119,6 +121,8 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
     models = config.has_base + len(config.trainings) + len(evaluation.subjects)
     ways = len(conditions(context.task, evaluation.variation, config.seed, context.task.train))
+    if (rewritten := evaluation.variation.paraphrases) is not None:
+        ways += rewritten.per_example
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     return {
         "models": models,

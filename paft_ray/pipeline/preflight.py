@@ -32,10 +32,10 @@ from paft_ray.models.files import (
 from paft_ray.models.vllm_limits import refuse_beyond_engine
 from paft_ray.pipeline.backend import require_vllm
 from paft_ray.pipeline.endpoints import check_endpoint, check_served
-from paft_ray.pipeline.optimized import check_optimized
 from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.subjects import check_files
 from paft_ray.pipeline.trust import check_trusted
+from paft_ray.pipeline.written import check_optimized
 from paft_ray.prompts.files import holds_escapes, read_templates
 from paft_ray.prompts.lint import LintResult, lint
 from paft_ray.runs.settings import check_settings

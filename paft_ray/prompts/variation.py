@@ -31,6 +31,7 @@ AS_IT_IS = "as it is"
 """Level of the question that others are compared with."""
 _COMBINATIONS = 2
 """How many are drawn for each pair of prompt and example."""
+PARAPHRASES = "paraphrases"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,18 @@ class Condition:
     """Number of the draw of demonstrations."""
     crossed: "tuple[tuple[Condition, ...], ...]" = ()
     """The levels of each axis, of which one is drawn for every prompt and example."""
+    paraphrases: Mapping[str, Mapping[str, str]] | None = field(default=None, repr=False)
+    """Example id to fields in other words. Other examples are not asked under this condition."""
+
+    def covers(self, example_id: str) -> bool:
+        """Return whether an example can be put so."""
+        return self.paraphrases is None or example_id in self.paraphrases
+
+    def rewritten(self, example_ids: Sequence[str]) -> list[Any]:
+        """What further determines answers to these examples; empty without paraphrases."""
+        if self.paraphrases is None:
+            return []
+        return [PARAPHRASES, [sorted(self.paraphrases[id].items()) for id in example_ids]]
 
     @property
     def is_plain(self) -> bool:
@@ -62,6 +75,7 @@ class Condition:
             or self.noise_rate
             or self.demonstrations
             or self.crossed
+            or self.paraphrases is not None
         )
 
     @property
@@ -102,6 +116,9 @@ def put(
     if condition.is_plain:
         return Put(template.render, example, task.choices_of(example), condition)
     varied, choices = _with_choices(task, example, condition, position)
+    if condition.paraphrases is not None:  # demonstrations have none
+        other = condition.paraphrases.get(example.id, {})
+        varied = replace(varied, fields={**varied.fields, **other})
     if condition.noise_rate:
         rng = generator("noise", *position)
         kept = frozenset(word for each in choices or () for word in words(each))
@@ -209,6 +226,16 @@ def drawn_level(condition: Condition, *position: int | str) -> Condition:
         shown = f"draw {level.draw + 1}" if axis == DEMONSTRATIONS else AS_IT_IS
         names[axis] = level.level or shown
     return replace(first, axis=CROSSED, level=json.dumps(names), **changed)
+
+
+def paraphrased(
+    main: Condition, written: Sequence[Mapping[str, Mapping[str, str]]]
+) -> list[Condition]:
+    """The conditions under which examples are put in other words, one for each wording."""
+    return [
+        replace(main, axis=PARAPHRASES, level=f"paraphrase {number}", paraphrases=texts)
+        for number, texts in enumerate(written, start=1)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

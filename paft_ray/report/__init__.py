@@ -13,6 +13,7 @@ pictures.py   accuracy.png, learning_curve.png, sampling_*.png, search.png
 page.py       report.html
 pool_page.py  pool.html of a prompt pool
 pool.py       a pool built, with its page, and tracked
+written.py    what LLMs wrote for an evaluation, in sentences
 results.py    scores, summary, report and model cards of a run, written and tracked
 rendering.py  the templates (`templates/*.j2`), and the policy by which a page fetches nothing
 

@@ -101,6 +101,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if components := components_of(table, asked, wordings):
             summary["components"] = components
     _add_to_models(context, results, summary["models"])
+    if scores.paraphrases is not None:
+        summary["paraphrases"] = dict(scores.paraphrases)
     if scores.parity is not None:
         summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
     if context.notes:

@@ -10,7 +10,7 @@ from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
 from paft_ray.evaluation.components import BY_EXAMPLE, EXAMPLE, PROMPT, REST
 from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
-from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER
+from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER, PARAPHRASES
 from paft_ray.serving.card import Evaluation
 
 _NAMES_OF_LABELS = {BASE: "base model"}
@@ -232,6 +232,7 @@ AXIS_NAMES = {
     ORDER: "order of the choices",
     NAMES: "names of the choices",
     NOISE: "slips in the text",
+    PARAPHRASES: "wording of the example",
     DEMONSTRATIONS: "choice of the demonstrations",
 }
 """Axes of variation, for people."""

@@ -17,7 +17,6 @@ from paft_ray.evaluation.figures import (
 )
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
-from paft_ray.report.optimized import optimized_prompts
 from paft_ray.report.tables import (
     AXIS_NAMES,
     Table,
@@ -31,6 +30,7 @@ from paft_ray.report.tables import (
     span,
     trained_labels,
 )
+from paft_ray.report.written import optimized_prompts, paraphrases
 from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
@@ -121,6 +121,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _chosen(summary, names)
     sentences += _served(summary, names)
     sentences += optimized_prompts(summary, names)
+    sentences += paraphrases(summary)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "

@@ -19,10 +19,10 @@ from paft_ray.evaluation.optimized import FOLDER, add_optimized
 from paft_ray.evaluation.scores import scores_table
 from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
-from paft_ray.pipeline.optimized import plan_optimized
+from paft_ray.pipeline.written import plan_optimized
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.pool import PromptPool
-from paft_ray.report.optimized import optimized_prompts
+from paft_ray.report.written import optimized_prompts
 from paft_ray.runs.context import RunContext
 from paft_ray.tasks import Example
 

@@ -6,6 +6,7 @@ Every pattern takes a time that grows with the answer's length, however hostile 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from paft_ray.prompts.generate.meta_prompt import Form
 from paft_ray.prompts.generate.reasoning import thinks_aloud, without_reasoning
@@ -47,8 +48,10 @@ class Completion:
         return self.completion_tokens or len((self.text or "").encode("utf-8", "replace"))
 
 
-def candidate_in(answer: Completion, form: Form, max_tokens: int) -> tuple[str | None, str]:
-    """The candidate in an LLM's answer, or None and the reason why it holds none.
+def candidate_in(
+    answer: Completion, form: Form | Literal["text"], max_tokens: int
+) -> tuple[str | None, str]:
+    """The candidate in an LLM's answer, or None and the reason why it holds none; or any text.
 
     An answer that was cut off behind the candidate holds it whole.
     """
@@ -69,7 +72,7 @@ def candidate_in(answer: Completion, form: Form, max_tokens: int) -> tuple[str |
     return found, "" if found is not None else "no_prompt_found"
 
 
-def _prompt_in(text: str, form: Form) -> str | None:
+def _prompt_in(text: str, form: Form | Literal["text"]) -> str | None:
     """The candidate in what an LLM said, without the talk around it; None where there is none.
 
     Code fences, numbering, quotes and lead-ins such as "Here is ..." go. Of several templates the
@@ -82,7 +85,10 @@ def _prompt_in(text: str, form: Form) -> str | None:
     wrapped = _WRAPPED.fullmatch(text)
     if wrapped and f"</{wrapped[1]}>" not in wrapped[2]:
         text = wrapped[2].strip()
-    found = _instruction_in(text) if form == "instruction" else _template_in(text)
+    if form == "text":
+        found = _unquote(_peel(text, (_CHAT, _NAMED_TEXT)).strip())
+    else:
+        found = _instruction_in(text) if form == "instruction" else _template_in(text)
     return found or None
 
 
@@ -109,6 +115,12 @@ _NAMED_INSTRUCTION = re.compile(
 )
 _NAMED_TEMPLATE = re.compile(
     _NAMED.format(r"(?:(?:new|final|my|the|your|prompt)\s+)?(?:template|prompt|example)"),
+    re.IGNORECASE,
+)
+_NAMED_TEXT = re.compile(
+    _NAMED.format(
+        r"(?:(?:new|rewritten|rephrased|paraphrased|the)\s+)?(?:text|version|paraphrase)"
+    ),
     re.IGNORECASE,
 )
 _AFTERWORD = re.compile(

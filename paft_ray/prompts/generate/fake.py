@@ -25,9 +25,14 @@ class FakeClient:
             if self._config.fail_every and number % self._config.fail_every == 0:
                 yield [Completion(request.id, None, "HTTP 500", 500, 1, self._config.seconds)]
                 continue
-            text = self._write(request, random.Random(number))
+            write = self._reword if request.strategy == "paraphrase" else self._write
+            text = write(request, random.Random(number))
             words = len(text.split())
             yield [Completion(request.id, text, None, 200, 1, self._config.seconds, 50, words)]
+
+    def _reword(self, request: Request, rng: random.Random) -> str:
+        text = request.messages[-1][1].partition("Text:\n")[2]
+        return f"{rng.choice(_ASIDES)}: {text}"
 
     def _write(self, request: Request, rng: random.Random) -> str:
         message = request.messages[-1][1]
@@ -58,6 +63,7 @@ _OPENINGS = (
     "quickly", "like a patient reader,", "honestly,", "step by step,", "before anything else,",
     "as an examiner would,", "for the record,", "in your own time,",
 )  # fmt: skip
+_ASIDES = ("in short", "to put it otherwise", "said in other words", "once more", "that is")
 _VERBS = (
     "read what follows", "consider all that is given", "examine the material below",
     "weigh every detail", "study the input", "go through the text once", "take a close look",

@@ -1,4 +1,4 @@
-"""Optimised prompts: checks before anything is written, and what `paft plan` says of the work."""
+"""What LLMs write for an evaluation: checks before anything begins, and what `paft plan` says."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from paft_ray.prompts.generate.asking import Writer
 from paft_ray.prompts.generate.reflection import reflection_message
 from paft_ray.prompts.generate.requests import longest_answer
 from paft_ray.prompts.generate.results import cost
+from paft_ray.prompts.paraphrases import ATTEMPTS, Paraphrases, request
 from paft_ray.runs.context import RunContext
 from paft_ray.tasks import Task
 
@@ -71,6 +72,34 @@ def plan_optimized(context: RunContext) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def plan_paraphrases(context: RunContext) -> dict[str, Any]:
+    """Requests, tokens and cost of paraphrases, kept answers among them; empty without any.
+
+    A text that cannot be used is asked for again, up to `ATTEMPTS` times in all.
+    """
+    config, task = context.config, context.task
+    asked_for = config.evaluation.variation.paraphrases
+    if asked_for is None:
+        return {}
+    writer = Writer.of(config.author("", asked_for.llm), config.prompts.generation)
+    examples = task.test[: config.evaluation.examples]
+    wanted = Paraphrases(task, examples, asked_for.per_example).wanted()
+    messages = [text for one in wanted for _, text in request(task, one, writer, 0, 0).messages]
+    read = round(sum(map(len, messages)) / _CHARACTERS_PER_TOKEN)
+    written = ATTEMPTS * len(wanted) * longest_answer(writer.llm)
+    if asked_for.budget_tokens is not None:
+        written = min(written, asked_for.budget_tokens)
+    price = writer.llm.price
+    return {
+        "llm": writer.llm.label,
+        "requests": len(wanted),
+        "requests_at_most": ATTEMPTS * len(wanted),
+        "prompt_tokens_about": read,
+        "completion_tokens_at_most": written,
+        "cost_at_most": price and round(cost(price, ATTEMPTS * read, written), 4),
+    }
 
 
 def _optimized(config: Config) -> Mapping[str, OptimizedPromptSubject]:

@@ -1,0 +1,71 @@
+"""Sentences about what LLMs wrote for an evaluation: optimised prompts, and paraphrases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paft_ray.evaluation.figures import MEAN
+from paft_ray.report.tables import display_name
+
+_NAMED = 5
+"""Examples that are named of those without paraphrases."""
+
+
+def optimized_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """What a reader of the figures of optimised prompts must know."""
+    sentences = []
+    for label, model in summary["models"].items():
+        searches = model.get("optimized_prompts", [])
+        name = display_name(label, names)
+        if searches:
+            of = display_name(searches[0]["of"], names)
+            sentences.append(
+                f"{name}: {of} under one prompt, the same for all held-out prompts, so that there "
+                "is no spread over prompts to measure; an answer costs one pass. The prompt was "
+                "chosen on validation examples."
+            )
+        many = len({search["seed"] for search in searches}) > 1
+        sentences += [_search(name, search, many) for search in searches]
+    return sentences
+
+
+def paraphrases(summary: Mapping[str, Any]) -> list[str]:
+    """What became of the paraphrases of examples."""
+    if (about := summary.get("paraphrases")) is None:
+        return []
+    refused = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in about["refused"].items())
+    unusable = f"; answers that could not be used: {refused}" if refused else ""
+    sentences = [
+        f"The wording of the example: {about['examples']} of {summary['examples']} examples in "
+        f"{about['per_example']} other wordings each, {_asked(about['asked'])}{unusable}."
+    ]
+    if without := about["without"]:
+        named = ", ".join(without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
+        sentences.append(
+            f"{len(without)} examples without all of their paraphrases are left out of this axis "
+            f"({named})."
+        )
+    return sentences
+
+
+def _asked(asked: Mapping[str, Any]) -> str:
+    """Answers of an LLM, tokens and cost."""
+    cost = "" if asked["cost"] is None else f", cost {asked['cost']:.4g}"
+    return (
+        f"{asked['requests']} answers of {asked['llm']} ({asked['prompt_tokens']} tokens read, "
+        f"{asked['completion_tokens']} written{cost})"
+    )
+
+
+def _search(name: str, search: Mapping[str, Any], many: bool) -> str:
+    seed = f" for seed {search['seed']}" if many else ""
+    asked, refused = search["asked"], sum(search["refused"].values())
+    unusable = f", of which {refused} could not be used" if refused else ""
+    first, best = (100 * search[key] for key in ("first_accuracy", "accuracy"))
+    like = search.get("like_held_out")
+    alike = f" It is like held-out prompt {like}, which the search did not know." if like else ""
+    return (
+        f"{name}{seed}: found with {search['pairs']} pairs of prompt and validation example "
+        f"(budget {search['budget']}) and {_asked(asked)}{unusable}; "
+        f"{MEAN.heading} on {search['tracked']} validation examples {first:.1f} before and "
+        f"{best:.1f} after. The prompt: {search['prompt']!r}.{alike}"
+    )
