@@ -120,14 +120,14 @@ class EndpointSubject(Priced, Connection, VariantOptions, affects="run"):
         return OpenAILLM.model_validate({**{k: getattr(self, k) for k in shared}, **own})
 
 
-class _OfSubject(VariantOptions, affects="run"):
+class _MadeOf(VariantOptions, affects="run"):
     """What a user could do with a model instead of training it."""
 
     of: str
     """The model that answers: `base`, the name of a variant, or of another subject."""
 
 
-class _SeveralPrompts(_OfSubject, affects="run"):
+class _OfSubject(_MadeOf, affects="run"):
     """Several prompts for one answer."""
 
     prompts: int = Field(ge=2)
@@ -135,19 +135,19 @@ class _SeveralPrompts(_OfSubject, affects="run"):
     costs as many passes."""
 
 
-class EnsembleSubject(_SeveralPrompts, affects="run"):
+class EnsembleSubject(_OfSubject, affects="run"):
     """Every question through several prompts; the choice with the highest mean probability."""
 
     type: Literal["ensemble"]
 
 
-class InferencePromptSubject(_SeveralPrompts, affects="run"):
+class InferencePromptSubject(_OfSubject, affects="run"):
     """Every question through several prompts; the answer of the one under which it is surest."""
 
     type: Literal["inference_prompt"]
 
 
-class OptimizedPromptSubject(_OfSubject, affects="run"):
+class OptimizedPromptSubject(_MadeOf, affects="run"):
     """Every question through one prompt, which an LLM improves by what the model answers to
     validation examples (GEPA, arXiv 2507.19457; extra `optimize`). The search begins with the first
     training prompt; it reads neither test prompts nor test examples."""

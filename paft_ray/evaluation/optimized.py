@@ -6,6 +6,7 @@ beginning with the same seed, it asks for the same pairs and answers, so that no
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -116,12 +117,13 @@ def optimize(
         if folder.exists(_RECORD):
             record = folder.read_json(_RECORD)
         else:
-            asked = Asked(
-                writer, context.storage, f"{optimized.label}.budget_tokens", optimized.budget_tokens
-            )
+            field = f"{optimized.label}.budget_tokens"
             one = replace(grid, subjects=[model], examples=examples, conditions=grid.conditions[:1])
-            scorer = PairScorer(context, one, Parts(folder.child("scores")))
-            found = _search(context, first, scorer, asked, optimized, identity, stage)
+            with (
+                closing(Asked(writer, context.storage, field, optimized.budget_tokens)) as asked,
+                closing(PairScorer(context, one, Parts(folder.child("scores")))) as scorer,
+            ):
+                found = _search(context, first, scorer, asked, optimized, identity, stage)
             record = {
                 "of": optimized.of,
                 "seed": model.seed,

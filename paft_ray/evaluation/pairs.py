@@ -23,7 +23,7 @@ from paft_ray.tasks import Example
 class PairScorer:
     """Scores one model on a few examples under one prompt after another, and keeps the scores.
 
-    A model that is loaded here stays in an actor, which goes with this object.
+    A model that is loaded here stays in an actor until this is closed.
     """
 
     def __init__(self, context: RunContext, grid: Grid, parts: Parts) -> None:
@@ -60,6 +60,14 @@ class PairScorer:
             [t.replace_schema_metadata(None) for t in self._parts.read(keys)],
             promote_options="default",
         )
+
+    def close(self) -> None:
+        """End the actor, so that its place is free."""
+        if self._actor is not None:
+            import ray
+
+            ray.kill(self._actor)
+            self._actor = None
 
     def _by_actor(self, units: Sequence[Unit]) -> None:
         import ray

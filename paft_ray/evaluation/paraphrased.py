@@ -5,6 +5,7 @@ its paraphrases is named, and left out of this axis: nothing stands in their pla
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -46,7 +47,7 @@ def write_paraphrases(
     writer = Writer.of(context.config.author(f"{FIELD}.llm", asked_for.llm), generation)
     asked = Asked(writer, context.storage, f"{FIELD}.budget_tokens", asked_for.budget_tokens)
     found = Paraphrases(context.task, examples, asked_for.per_example)
-    with context.screen.stage("paraphrase examples") as stage:
+    with closing(asked), context.screen.stage("paraphrase examples") as stage:
         stage.expect(len(found.wanted()))
         for attempt in range(ATTEMPTS):
             _ask(context, found, asked, attempt, stage)

@@ -4,7 +4,7 @@ Endpoints and the fake are asked by this process, models by an actor (`runner.Re
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -78,6 +78,7 @@ class Asked:
         self.writer, self._storage = writer, storage
         self._field, self._budget = field, budget_tokens
         self._llm: LLM | None = None
+        self._close: Callable[[], None] | None = None
         self._counts: Counter[str] = Counter(requests=0, prompt_tokens=0, completion_tokens=0)
         self._held: Request | None = None
 
@@ -126,8 +127,14 @@ class Asked:
 
     def _opened(self) -> LLM:
         if self._llm is None:
-            self._llm = _open(self.writer.llm, self._storage)
+            self._llm, self._close = _open(self.writer.llm, self._storage)
         return self._llm
+
+    def close(self) -> None:
+        """Free what the LLM takes."""
+        if self._close is not None:
+            self._close()
+        self._llm = self._close = None
 
     def _affordable(self, requests: Sequence[Request]) -> Iterator[Request]:
         """Requests up to the first one that could exceed the budget, with those in flight."""
@@ -164,13 +171,15 @@ class Asked:
             )
 
 
-def _open(config: LLMConfig, storage: Storage) -> LLM:
+def _open(config: LLMConfig, storage: Storage) -> tuple[LLM, Callable[[], None] | None]:
+    """An LLM, and what frees it."""
     if isinstance(config, Endpoint):
         own = RateLimit(config.requests_per_minute, config.tokens_per_minute)
         limited = config.requests_per_minute or config.tokens_per_minute
-        return open_llm(config, storage, LimitOfOneProcess(own) if limited else None)
+        return open_llm(config, storage, LimitOfOneProcess(own) if limited else None), None
     if isinstance(config, FakeLLM):
-        return open_llm(config, storage)
+        return open_llm(config, storage), None
     from paft_ray.prompts.generate.runner import RemoteLLM
 
-    return RemoteLLM(config, storage)
+    remote = RemoteLLM(config, storage)
+    return remote, remote.close

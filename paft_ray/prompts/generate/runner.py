@@ -8,6 +8,7 @@ Generation stops early at the token budget, when candidates repeat and when too 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -44,6 +45,8 @@ from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
 
+_GPU_S = 60
+"""How long actors that have ended may take to give GPUs back, in seconds."""
 _ENOUGH_TO_JUDGE = 50
 """Finished requests of an actor before their error rate can stop the stage."""
 
@@ -214,16 +217,39 @@ class _WriterActor:
 
 
 class RemoteLLM:
-    """A model that an actor loads when it is first asked, and keeps until this object goes."""
+    """A model that an actor holds until it is closed.
+
+    It takes no CPU: what it writes is waited for, by a process whose other actors then rest.
+    """
 
     def __init__(self, config: LLMConfig, storage: Storage) -> None:
-        """Start the actor; it begins anew where its node is lost."""
+        """Start the actor; it begins anew where its node is lost.
+
+        Raises:
+            LLMError: Other actors hold the GPUs that it needs.
+        """
         import ray
 
-        _, cpus, gpus = config.actor_pool
+        *_, gpus = config.actor_pool
+        waited_s = 0
+        while gpus and ray.available_resources().get("GPU", 0.0) < gpus:
+            if waited_s >= _GPU_S:
+                raise LLMError(
+                    f"{addressed(config)} needs {gpus:g} GPUs beside the model that is measured, "
+                    "and none are free: lower evaluation.workers.gpus or its own, or name an "
+                    "endpoint"
+                )
+            time.sleep(1)
+            waited_s += 1
         again = {"max_restarts": -1, "max_task_retries": -1}
-        remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **again)(_OpenLLM)
+        remote: Any = ray.remote(num_cpus=0, num_gpus=gpus, **again)(_OpenLLM)
         self._actor: Any = remote.remote(config, storage)
+
+    def close(self) -> None:
+        """End the actor, which frees memory and GPUs."""
+        import ray
+
+        ray.kill(self._actor)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[list[Completion]]:
         """Answer every request once; all of them are one batch."""

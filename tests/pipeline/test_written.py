@@ -1,0 +1,97 @@
+"""What LLMs write for an evaluation, from the command to the table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from factories import run_config, write_prompts
+from paft_ray.cli import call
+from paft_ray.config.affects import result_fields
+from paft_ray.config.loading import load_config
+
+TEXTS = [
+    "Review: {review}\nLabel:", "{review}\nIs this positive or negative?",
+    "Text: {review}\nSentiment:", "How does this feel? {review} ->", "{review} || mood ||",
+]  # fmt: skip
+
+
+@pytest.fixture
+def tree(tiny_model: Path, review_file: Path, tmp_path: Path) -> dict[str, Any]:
+    """An evaluation with a prompt improved by a real model, and examples reworded by the fake."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", TEXTS)
+    writer = {"type": "transformers", "path": str(tiny_model), "max_tokens": 8}
+    return run_config(
+        tiny_model, review_file, tmp_path / "storage",
+        task={"max_length": 200, "test_share": 0.2, "validation_share": 0.2},
+        prompts={"files": [str(prompts)], "split": {"validation": 0, "test": 2}},
+        variants=[],
+        evaluation={
+            "examples": 6,
+            "subjects": [
+                {"type": "optimized_prompt", "of": "base", "budget": 20, "llm": writer},
+            ],
+            "variation": {"paraphrases": {"per_example": 1, "llm": {"type": "fake"}}},
+            # all CPUs of the machine: the writer needs none of them
+            "workers": {"num": 1},
+        },
+        tracking={"type": "none"},
+    )  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "warm_checks")
+def test_evaluation_with_written_prompt_and_paraphrases_ends_with_table_and_report(
+    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    assert call(["evaluate", str(path)]) == 0
+    told = capfd.readouterr().out
+    run = tmp_path / "storage" / "runs" / "small"
+    summary = json.loads((run / "summary.json").read_text())
+    optimized = summary["models"]["optimized_prompt"]
+    [search] = optimized["optimized_prompts"]
+    assert search["pairs"] == optimized["optimized_pairs"] <= 20
+    assert search["asked"]["requests"] == optimized["reflections"] > 0
+    assert (optimized["std"], optimized["prompts_per_answer"]) == (0.0, 1)
+    assert summary["paraphrases"]["examples"] == 6
+    assert "paraphrases" in summary["axes"]
+    for words in ("no spread over prompts", "wording of the example", f"{search['pairs']} pairs"):
+        assert words in told
+    assert "no spread over prompts" in (run / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("warm_checks")
+def test_plan_names_what_is_to_be_written(
+    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    assert call(["plan", str(path), "--json"]) == 0
+    plan = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert plan["optimized_prompts"][0]["pairs_at_most"] == 20
+    assert plan["paraphrases"]["requests"] == 6
+    assert not (tmp_path / "storage").exists()
+
+
+def test_prompt_is_optimised_on_validation_examples_or_refused(
+    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    tree["task"] |= {"validation_share": 0.0}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree))
+    assert call(["evaluate", str(path)]) == 2
+    assert "validation examples" in capfd.readouterr().err
+    assert not (tmp_path / "storage").exists()
+
+
+def test_price_and_pace_of_an_llm_move_no_run(tree: dict[str, Any]):
+    served = {"type": "openai", "base_url": "http://localhost:1/v1", "model": "m"}
+    fields = [
+        result_fields(load_config({**tree, "evaluation": {**tree["evaluation"], **changes}}))
+        for more in ({}, {"price": {"prompt": 1}, "concurrency": 2}, {"model": "n"})
+        for changes in [{"variation": {"paraphrases": {"llm": {**served, **more}}}}]
+    ]
+    assert fields[0] == fields[1] != fields[2]
