@@ -44,6 +44,20 @@ or None and the reason why it cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """Where a search begins, and how long it may take."""
+
+    prompt: str
+    """The text of the prompt to begin with."""
+    examples: tuple[Example, ...]
+    """Validation examples."""
+    budget: int
+    """Most pairs of prompt and example that are scored."""
+    seed: int
+    """Seed of which prompt is improved by which examples."""
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """The result of a search."""
 
@@ -65,7 +79,9 @@ class Found:
     """Why some of those that were written could not be used."""
 
 
-def divide(examples: Sequence[Example], budget: int) -> tuple[Sequence[Example], Sequence[Example]]:
+def divide(
+    examples: tuple[Example, ...], budget: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The tracked examples, and those to be shown."""
     count = max(1, min(budget // 10, len(examples) // 2))
     return examples[:count], examples[count:] or examples
@@ -76,21 +92,11 @@ def most_reflections(budget: int) -> int:
     return budget // TOGETHER
 
 
-def find_prompt(
-    first: str,
-    examples: Sequence[Example],
-    budget: int,
-    seed: int,
-    score: Score,
-    improve: Improve,
-) -> Found:
+def find_prompt(start: Start, score: Score, improve: Improve) -> Found:
     """Search for the prompt with the best mean grade.
 
     Args:
-        first: The prompt to begin with.
-        examples: Validation examples.
-        budget: Most pairs that are scored.
-        seed: Seed of which prompt is improved by which examples.
+        start: Where to begin.
         score: Called for no pair twice.
         improve: See `Improve`.
 
@@ -102,23 +108,24 @@ def find_prompt(
     except ImportError as error:
         raise package_missing("gepa", "optimize") from error
 
-    tracked, shown = divide(examples, budget)
-    search = _Search(tracked, budget, score, improve)
+    tracked, shown = divide(start.examples, start.budget)
+    search = _Search(tracked, start.budget, score, improve)
+    adapter: Any = search  # GEPA declares its methods as attributes
     with suppress(_OverError):
         gepa.optimize(
-            {_PROMPT: first},
+            {_PROMPT: start.prompt},
             trainset=list(shown),
             valset=list(tracked),
-            adapter=search,
+            adapter=adapter,
             reflection_minibatch_size=TOGETHER,
             stop_callbacks=search.is_over,
             logger=_Log(),
-            seed=seed,
+            seed=start.seed,
             raise_on_exception=True,
         )
     if search.failed is not None:
         raise search.failed
-    return search.found(first)
+    return search.found(start.prompt)
 
 
 class _OverError(Exception):
@@ -205,7 +212,7 @@ class _Search:
             raise _NotUsableError
         return {_PROMPT: text}
 
-    def is_over(self, state: Any) -> bool:
+    def is_over(self, gepa_state: Any) -> bool:
         """Whether another turn could bring nothing."""
         self._turns += 1  # one without a fault to show costs nothing
         left = self._budget - self._spent

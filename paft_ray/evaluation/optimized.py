@@ -5,7 +5,7 @@ when it is over. LLM answers are kept like those of candidates. Searched again, 
 beginning with the same seed, it asks for the same pairs and answers, so that none is made twice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from paft_ray.config import OptimizedPromptSubject
 from paft_ray.evaluation.grid import GridScores, score_grid
-from paft_ray.evaluation.optimize import Answered, Found, divide, find_prompt
+from paft_ray.evaluation.optimize import Answered, Found, Start, divide, find_prompt
 from paft_ray.evaluation.pairs import PairScorer
 from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject, scored_as
@@ -67,7 +67,7 @@ def _add(
     about: dict[str, dict[str, Any]] = {"seconds_per_example": {}, "packing": {}}
     for model in [subject for subject in grid.subjects if subject.label == of]:
         record = optimize(context, pool, grid, model, optimized)
-        prompt = _as_prompt(record["prompt"], context.task.slots, optimized)
+        prompt = _as_prompt(record["prompt"], context.task.slots)
         records.append(record | _like_held_out(context, pool, prompt))
         one = grid.conditions[:1]
         asked = replace(grid, subjects=[model], prompts=[prompt], conditions=one)
@@ -94,7 +94,7 @@ def optimize(
     grid: Grid,
     model: Subject,
     optimized: OptimizedPromptSubject,
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Search for a prompt for a model, or read the record of the finished search.
 
     Only validation examples and the first training prompt are read.
@@ -123,7 +123,8 @@ def optimize(
                 closing(Asked(writer, context.storage, field, optimized.budget_tokens)) as asked,
                 closing(PairScorer(context, one, Parts(folder.child("scores")))) as scorer,
             ):
-                found = _search(context, first, scorer, asked, optimized, identity, stage)
+                start = Start(first, examples, optimized.budget, config.seed)
+                found = _search(context, start, scorer, asked, stage)
             record = {
                 "of": optimized.of,
                 "seed": model.seed,
@@ -143,19 +144,13 @@ def optimize(
 
 
 def _search(
-    context: RunContext,
-    first: str,
-    scorer: PairScorer,
-    asked: Asked,
-    optimized: OptimizedPromptSubject,
-    identity: str,
-    stage: Stage,
+    context: RunContext, start: Start, scorer: PairScorer, asked: Asked, stage: Stage
 ) -> Found:
     task, config, writer = context.task, context.config, asked.writer
-    stage.expect(optimized.budget)
+    stage.expect(start.budget)
 
     def score(text: str, examples: Sequence[Example]) -> list[Answered]:
-        table = scorer.score(_as_prompt(text, task.slots, optimized), examples)
+        table = scorer.score(_as_prompt(text, task.slots), examples)
         stage.advance(len(examples))
         said = _said(table)
         grades = grades_of(table).tolist()
@@ -164,13 +159,13 @@ def _search(
     def improve(text: str, answered: Sequence[Answered], number: int) -> tuple[str | None, str]:
         shown = [(each.example, each.said, each.grade) for each in answered]
         message = reflection_message(task, text, shown)
-        request = writer.request(REFLECTION, message, config.seed, number)
-        [answer] = asked.ask(f"optimized-{identity}", [request]).values()
+        request = writer.request(REFLECTION, message, start.seed, number)
+        [answer] = asked.ask(REFLECTION, [request]).values()
         author = writer.llm.label
         found = better_prompt(answer, task, config.prompts.lint, author, request.max_tokens)
         return (None, found.reason) if isinstance(found, Rejected) else (found.text, "")
 
-    return find_prompt(first, task.validation, optimized.budget, config.seed, score, improve)
+    return find_prompt(start, score, improve)
 
 
 def _said(scores: pa.Table) -> list[str]:
@@ -203,7 +198,7 @@ def _like_held_out(context: RunContext, pool: PromptPool, prompt: Prompt) -> dic
     return {} if like is None else {"like_held_out": like.id}
 
 
-def _as_prompt(text: str, slots: Sequence[str], optimized: OptimizedPromptSubject) -> Prompt:
+def _as_prompt(text: str, slots: Sequence[str]) -> Prompt:
     return Prompt(
         id=fingerprint(text),
         text=text,
@@ -211,5 +206,5 @@ def _as_prompt(text: str, slots: Sequence[str], optimized: OptimizedPromptSubjec
         layout=layout_of(text, slots),
         split="train",
         cluster="",
-        origin=Origin(strategy=optimized.label),
+        origin=Origin(strategy=REFLECTION),
     )

@@ -77,7 +77,7 @@ class PairScorer:
             of_base = (self._context, *self._grid.others)[base]
             job, cpus = score_job(of_base, self._grid, self._parts, base)
             gpus = of_base.config.evaluation.workers.gpus
-            again = {"max_restarts": -1, "max_task_retries": -1}
+            again: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
             remote: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **again)(ScoreActor)
             self._actor = remote.remote(job)
         with own_errors():

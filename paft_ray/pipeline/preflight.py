@@ -93,7 +93,7 @@ def preflight(
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
     warnings += check_served(config, task)
-    check_optimized(config, task)
+    check_optimized(config)
     warnings += _check_prompts(config, task)
     warnings += require_vllm(config, planning)
     return Checked(task, model, tuple(warnings))

@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 from paft_ray.config.errors import ArtifactError, ConfigError
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
@@ -76,7 +77,8 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
     """Every training of this run that is complete; needs no Ray.
 
     Raises:
-        ConfigError: None is complete, and there is nothing else to measure than the base model.
+        ConfigError: None is complete, and there is nothing else to measure than the base model; or
+            another subject is made of one that is not.
     """
     found = [find_trained(context.run_folder, training) for training in context.config.trainings]
     trained = [adapter for adapter in found if adapter is not None]
@@ -86,6 +88,13 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
             f"name: run {context.config.name!r} has no trained variant in "
             f"{context.storage.path()}: run `paft train` or `paft run` with it first"
         )
+    lacking = {v.label for v in config.variants} - {each.training.label for each in trained}
+    for index, subject in enumerate(config.evaluation.subjects):
+        if isinstance(subject, COMPARATORS) and subject.of in lacking:
+            raise ConfigError(
+                f"evaluation.subjects.{index}.of: {subject.of} is not trained: run `paft train` or "
+                "`paft run` first"
+            )
     return trained
 
 

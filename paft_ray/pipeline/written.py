@@ -13,29 +13,23 @@ from paft_ray.prompts.generate.requests import longest_answer
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.paraphrases import ATTEMPTS, Paraphrases, request
 from paft_ray.runs.context import RunContext
-from paft_ray.tasks import Task
 
 _CHARACTERS_PER_TOKEN = 4
 _TEMPLATE = "x" * 300
 """As long as a prompt that is not known yet."""
 
 
-def check_optimized(config: Config, task: Task) -> None:
+def check_optimized(config: Config) -> None:
     """Check that prompts can be optimised.
 
     Raises:
-        ConfigError: A package or validation examples are missing.
+        ConfigError: A package is missing.
     """
     for field in _optimized(config):
         if importlib.util.find_spec("gepa") is None:
             raise ConfigError(
                 f"{field}: optimized_prompt needs the package gepa, which is not installed: "
                 "pip install 'paft_ray[optimize]'"
-            )
-        if not task.validation:
-            raise ConfigError(
-                f"{field}: optimized_prompt finds its prompt on validation examples, and there are "
-                "none: raise task.validation_share, or name task.validation_path"
             )
 
 

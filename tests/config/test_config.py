@@ -246,6 +246,16 @@ WRONG = [
         ["evaluation.variation.noise.kinds", "at least one"],
     ),
     (
+        "optimizedpromptsubject",
+        {"evaluation": {"subjects": [{"type": "optimized_prompt", "of": "base", "budget": 9}]}},
+        ["evaluation.subjects.0", "budget", "9"],
+    ),
+    (
+        "paraphrasesvariation",
+        {"evaluation": {"variation": {"paraphrases": {"per_example": 0}}}},
+        ["evaluation.variation.paraphrases.per_example", "0"],
+    ),
+    (
         "demonstrationsvariation",
         {"evaluation": {"variation": {"demonstrations": {"shots": 0}}}},
         ["evaluation.variation.demonstrations.shots", "0"],

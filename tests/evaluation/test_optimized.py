@@ -14,7 +14,7 @@ from factories import run_config
 from paft_ray.config.errors import ConfigError, LLMError, OverlongError
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.grid import GridScores
-from paft_ray.evaluation.optimize import Answered, Found, find_prompt, most_reflections
+from paft_ray.evaluation.optimize import Answered, Found, Start, find_prompt, most_reflections
 from paft_ray.evaluation.optimized import FOLDER, add_optimized
 from paft_ray.evaluation.scores import scores_table
 from paft_ray.evaluation.subjects import subjects_of
@@ -26,7 +26,7 @@ from paft_ray.report.written import optimized_prompts
 from paft_ray.runs.context import RunContext
 from paft_ray.tasks import Example
 
-EXAMPLES = [Example(f"e{n}", {"review": f"film {n}"}, "positive") for n in range(40)]
+EXAMPLES = tuple(Example(f"e{n}", {"review": f"film {n}"}, "positive") for n in range(40))
 
 
 class Model:
@@ -48,7 +48,7 @@ def better(text: str, answered: Sequence[Answered], number: int) -> tuple[str | 
 
 
 def find(model: Model, budget: int, improve: Any = better, count: int = 40, seed: int = 0) -> Found:
-    return find_prompt("{review}", EXAMPLES[:count], budget, seed, model.score, improve)
+    return find_prompt(Start("{review}", EXAMPLES[:count], budget, seed), model.score, improve)
 
 
 @pytest.mark.parametrize("budget", [10, 37, 100, 333])
@@ -89,7 +89,7 @@ def test_errors_of_the_llm_and_of_the_model_end_the_search():
     with pytest.raises(LLMError, match="no key"):
         find(Model(), 100, improve=fail)
     with pytest.raises(OverlongError):
-        find_prompt("{review}", EXAMPLES, 100, 0, refuse, better)
+        find_prompt(Start("{review}", EXAMPLES, 100, 0), refuse, better)
 
 
 def test_prompt_that_is_too_long_for_an_example_is_refused_and_its_pairs_count():
@@ -101,7 +101,7 @@ def test_prompt_that_is_too_long_for_an_example_is_refused_and_its_pairs_count()
             raise OverlongError("too long")
         return answered
 
-    found = find_prompt("{review}", EXAMPLES, 200, 0, score, better)
+    found = find_prompt(Start("{review}", EXAMPLES, 200, 0), score, better)
     assert found.refused["too long"] > 0 and "good" not in found.text
     assert found.pairs == sum(model.asked.values()) <= 200
 

@@ -1,5 +1,6 @@
 """What LLMs write for an evaluation, from the command to the table."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,31 @@ def test_plan_names_what_is_to_be_written(
     assert not (tmp_path / "storage").exists()
 
 
-def test_prompt_is_optimised_on_validation_examples_or_refused(
-    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
-    tree["task"] |= {"validation_share": 0.0}
+def test_missing_package_is_named_before_anything_begins(
+    tree: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):  # fmt: skip
+    known = importlib.util.find_spec
+    missing = lambda name, *more: None if name == "gepa" else known(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", missing)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(tree))
     assert call(["evaluate", str(path)]) == 2
-    assert "validation examples" in capfd.readouterr().err
+    assert "pip install 'paft_ray[optimize]'" in capfd.readouterr().err
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("kind", [{"type": "ensemble", "prompts": 2}, {"type": "optimized_prompt"}])
+def test_subject_that_is_made_of_an_untrained_variant_is_refused(
+    tree: dict[str, Any], kind: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    [optimized] = tree["evaluation"]["subjects"]
+    own = optimized if kind["type"] == "optimized_prompt" else kind
+    tree["evaluation"] |= {"subjects": [own | {"of": "paft"}]}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**tree, "variants": [{"type": "paft"}]}))
+    assert call(["evaluate", str(path)]) == 2
+    assert "paft is not trained" in capfd.readouterr().err
 
 
 def test_price_and_pace_of_an_llm_move_no_run(tree: dict[str, Any]):

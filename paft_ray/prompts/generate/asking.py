@@ -80,7 +80,8 @@ class Asked:
         self._llm: LLM | None = None
         self._close: Callable[[], None] | None = None
         self._counts: Counter[str] = Counter(requests=0, prompt_tokens=0, completion_tokens=0)
-        self._held: Request | None = None
+        self._known: dict[str, dict[str, Completion]] = {}
+        """Kept answers by file and request id."""
 
     def ask(self, name: str, requests: Sequence[Request]) -> dict[str, Completion]:
         """The answers by request id; each is kept as it arrives, and none is sent twice.
@@ -94,7 +95,9 @@ class Asked:
             LLMError: The LLM cannot be used, or some requests were not answered.
         """
         store = Answers(self._storage.child("generations", llm_key(self.writer.llm)), name)
-        known = store.read()
+        known = self._known.get(name)
+        if known is None:  # of what others add meanwhile nothing is needed
+            known = self._known[name] = store.read()
         found = {request.id: known[request.id] for request in requests if request.id in known}
         self._count(found.values())
         missing = [request for request in requests if request.id not in found]
@@ -105,6 +108,7 @@ class Asked:
             for group in self._opened().complete(self._affordable(missing)):
                 store.add(group)
                 new = {c.request_id: c for c in group if c.text is not None}
+                self._known[name] = known = new | known
                 self._count(c for id, c in new.items() if id not in found)
                 found = new | found
                 failed.update(str(c.error) for c in group if c.text is None)

@@ -241,7 +241,7 @@ class RemoteLLM:
                 )
             time.sleep(1)
             waited_s += 1
-        again = {"max_restarts": -1, "max_task_retries": -1}
+        again: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
         remote: Any = ray.remote(num_cpus=0, num_gpus=gpus, **again)(_OpenLLM)
         self._actor: Any = remote.remote(config, storage)
 
