@@ -25,6 +25,14 @@ from paft_ray.config.llms import (
     VLLMEngine,
 )
 from paft_ray.config.model import ModelConfig
+from paft_ray.config.objectives import (
+    Consistency,
+    CrossEntropy,
+    CVaR,
+    ExpectedReward,
+    GroupDRO,
+    ObjectiveConfig,
+)
 from paft_ray.config.prompts import (
     GenerationConfig,
     LintConfig,
@@ -44,11 +52,6 @@ from paft_ray.config.subjects import (
 )
 from paft_ray.config.task import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.train import (
-    Consistency,
-    CrossEntropy,
-    CVaR,
-    GroupDRO,
-    ObjectiveConfig,
     ProfileConfig,
     SamplingConfig,
     ScheduleConfig,
@@ -103,6 +106,7 @@ __all__ = [
     "Endpoint",
     "EndpointSubject",
     "EnsembleSubject",
+    "ExpectedReward",
     "FakeLLM",
     "GenerationConfig",
     "GoalConfig",

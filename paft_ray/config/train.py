@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
+from paft_ray.config.objectives import CrossEntropy, ObjectiveConfig
 from paft_ray.config.validation import ValidationConfig
 from paft_ray.config.variation import OFF, VariationConfig
 
@@ -151,45 +152,6 @@ class TrainWorkersConfig(WorkerShare, affects="nothing"):
     def most(self) -> int:
         """Ranks where the cluster has room for all."""
         return self.max or self.num or 1
-
-
-class CrossEntropy(Section, affects="weights"):
-    """The answer's log-likelihood and nothing else: the paper's objective."""
-
-    type: Literal["cross_entropy"] = "cross_entropy"
-
-
-class Consistency(Section, affects="weights"):
-    """Every example through two prompts at once, and a penalty where the two answers differ."""
-
-    type: Literal["consistency"]
-    weight: float = Field(default=1.0, gt=0)
-    """Weight of the penalty, a symmetric Kullback-Leibler divergence in nats, which is added to the
-    mean answer loss of both renderings."""
-
-
-class GroupDRO(Section, affects="weights"):
-    """More weight for prompts under which the loss is high, as group DRO learns it
-    (arXiv 1911.08731, algorithm 1, with prompts as groups)."""
-
-    type: Literal["group_dro"]
-    step_size: float = Field(default=0.01, gt=0)
-    """By how much a prompt's log-weight grows per nat of its loss."""
-
-
-class CVaR(Section, affects="weights"):
-    """The mean over the worst prompts: those with the highest mean losses carry the weight."""
-
-    type: Literal["cvar"]
-    share: float = Field(default=0.2, gt=0, le=1)
-    """Share of the prompts that count as the worst."""
-    uniform_floor: float = Field(default=0.1, ge=0, le=1)
-    """Share of the weight that stays with all prompts alike."""
-
-
-ObjectiveConfig = Annotated[
-    CrossEntropy | Consistency | GroupDRO | CVaR, Field(discriminator="type")
-]
 
 
 class TrainConfig(Section, affects="weights"):

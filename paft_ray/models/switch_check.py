@@ -75,10 +75,11 @@ def _check_method(config: Config) -> None:
             f"train.activation_checkpointing: true loses the cache that {method} puts its prefix "
             "into; set it to false"
         )
-    if config.train.objective.type == "consistency" and puts_tokens_before(str(method)):
+    objective = config.train.objective
+    if objective.compares and puts_tokens_before(str(method)):
         raise ConfigError(
-            f"train.objective: consistency compares two renderings in one row, and {method} takes "
-            "one sequence in a row; use another method, or another objective"
+            f"train.objective: {objective.type} compares {objective.compares} in one row, and "
+            f"{method} takes one sequence in a row; use another method, or another objective"
         )
 
 

@@ -62,6 +62,7 @@ class Metric(StrEnum):
     TRAIN_SECONDS_COMMUNICATION = "train/seconds/communication"
     TRAIN_SECONDS_OPTIMIZER = "train/seconds/optimizer"
     TRAIN_INCONSISTENCY = "train/inconsistency"
+    TRAIN_REWARD = "train/reward"
     TRAIN_EFFECTIVE_PROMPTS = "train/sampling/effective_prompts"
     TRAIN_LARGEST_PROMPT_WEIGHT = "train/sampling/largest_weight"
     VALIDATION_GOAL = "validation/goal"

@@ -23,7 +23,7 @@ from paft_ray.tracking import Metric, Tracker
 from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.objective import row_loss
+from paft_ray.training.objective import PENALTY, REWARD, measures, row_loss
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import uniform
 from paft_ray.training.state.checkpoint import Checkpoints, Progress
@@ -87,6 +87,9 @@ class StepResult:
 
     nll_S: Sequence[float]
     """Negative log-likelihood of every slot's answer, in nats."""
+    badness_S: np.ndarray
+    """By what prompts are weighted and drawn, where losses change that: the mean of these per
+    token of the answer, or minus the reward."""
     metrics: Mapping[str, float]
     seconds: float
     stopping: bool
@@ -120,9 +123,7 @@ def fit(
     for plan, waited_s in _timed(plans):
         with hooks.recording(plan.step + 1):
             result = train_step(engine, plan, recipe, hooks, waited_s)
-        hooks.weights.observe(
-            plan.draws.prompt_S, np.asarray(result.nll_S) / plan.draws.answer_tokens_S
-        )
+        hooks.weights.observe(plan.draws.prompt_S, result.badness_S)
         progress = replace(
             progress,
             step=plan.step + 1,
@@ -180,27 +181,29 @@ def train_step(
     """
     started, must_stop = time.perf_counter(), hooks.must_stop()
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
-    slots, flops, clock = len(plan.draws), 0.0, engine.clock
-    sums = torch.zeros(slots + 3, dtype=torch.float64, device=engine.device)
+    slots, kinds = len(plan.draws), measures(recipe.objective)
+    flops, clock = 0.0, engine.clock
+    sums_KS = torch.zeros((1 + len(kinds), slots), dtype=torch.float64, device=engine.device)
     clock.enter("forward_backward")
     for done, row in enumerate(plan.rows):
         hooks.at("forward", plan.step + 1, done)
 
         def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
-            loss, nll_S, penalty = row_loss(recipe.objective, logprobs_A, row, plan)
-            sums[:slots] += nll_S
-            sums[slots] += penalty
-            return loss
+            found = row_loss(recipe.objective, logprobs_A, row, plan)
+            sums_KS[0] += found.nll_S
+            sums_KS[1:] += found.measured_MS
+            return found.loss
 
         engine.accumulate(row, loss_of)
         flops += engine.meter.flops(row)
-    sums[slots + 1], sums[slots + 2] = float(must_stop), flops
+    others = torch.tensor([float(must_stop), flops], dtype=torch.float64, device=engine.device)
     hooks.at("waiting")
     clock.enter("communication")
-    *nll_S, penalty, stopping, flops = engine.all_reduce(sums)
+    *values, stopping, flops = engine.all_reduce(torch.cat([sums_KS.flatten(), others]))
     clock.enter("optimizer")
-    loss = sum(nll_S) / plan.answer_tokens
-    if not math.isfinite(loss + penalty):
+    nll_S, *of_kinds = np.reshape(values, (1 + len(kinds), slots))
+    measured = dict(zip(kinds, of_kinds, strict=True))
+    if not math.isfinite(sum(values)):
         raise TrainingError(_describe_bad_step(plan, nll_S))
     rate = recipe.learning_rate(plan.step)
     norm = engine.step(rate)
@@ -211,19 +214,22 @@ def train_step(
         )
     seconds = waited_s + time.perf_counter() - started
     metrics: dict[str, float] = {
-        Metric.TRAIN_LOSS: loss,
+        Metric.TRAIN_LOSS: sum(nll_S) / plan.answer_tokens,
         Metric.TRAIN_LEARNING_RATE: rate,
         **engine.meter.step(plan.tokens, flops, seconds, {"plan": waited_s, **clock.take()}),
     }
     if norm is not None:
         metrics[Metric.TRAIN_GRADIENT_NORM] = norm
-    if recipe.objective.type == "consistency":
-        metrics[Metric.TRAIN_INCONSISTENCY] = penalty / (slots // 2)
+    if PENALTY in measured:
+        metrics[Metric.TRAIN_INCONSISTENCY] = measured[PENALTY].sum() / (slots // 2)
+    if REWARD in measured:
+        metrics[Metric.TRAIN_REWARD] = measured[REWARD].mean()
     if (effective := plan.weights.effective_prompts) is not None:
         metrics[Metric.TRAIN_EFFECTIVE_PROMPTS] = effective
     if plan.weights.weight_N is not None:
         metrics[Metric.TRAIN_LARGEST_PROMPT_WEIGHT] = float(plan.weights.weight_N.max())
-    return StepResult(nll_S, metrics, seconds, stopping > 0)
+    badness_S = -measured[REWARD] if REWARD in measured else nll_S / plan.draws.answer_tokens_S
+    return StepResult(nll_S, badness_S, metrics, seconds, stopping > 0)
 
 
 def _describe_bad_step(plan: StepPlan, nll_S: Sequence[float]) -> str:

@@ -1,22 +1,27 @@
 """Objectives: the loss of a step as a function of the log-probabilities of answer tokens.
 
 Covered: the answer's cross-entropy, weighted by prompt (`prompt_weights` makes the weights of group
-DRO and CVaR), and a penalty on the difference between two renderings of the same example. All need
-log-probabilities of answers only, so that the output head computes nothing else.
+DRO and CVaR), a penalty on the difference between two renderings of the same example, and the
+reward that an answer would have on average. All need log-probabilities of answers only, so that the
+output head computes nothing else.
 
-Shapes: A answer tokens of a row, S slots of the global batch, C choices.
+Shapes: A answer tokens of a row, S slots of the global batch, C choices, M measures.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from paft_ray.config import Consistency, ObjectiveConfig
+from paft_ray.config import Consistency, ExpectedReward, ObjectiveConfig
 from paft_ray.models.packing import Row
 from paft_ray.models.transfer import copy_to
 from paft_ray.training.batch_plan import StepPlan
+
+REWARD, PENALTY = "reward", "penalty"
+"""What an objective measures of a slot besides the right answer's loss."""
 
 
 def views(objective: ObjectiveConfig) -> int:
@@ -24,9 +29,28 @@ def views(objective: ObjectiveConfig) -> int:
     return 2 if isinstance(objective, Consistency) else 1
 
 
+def measures(objective: ObjectiveConfig) -> tuple[str, ...]:
+    """What `row_loss` measures of every slot."""
+    kinds = {Consistency: (PENALTY,), ExpectedReward: (REWARD,)}
+    return kinds.get(type(objective), ())
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """One row's part of the loss of its global batch; values of slots of other rows are 0."""
+
+    loss: torch.Tensor
+    """To differentiate; its sum over rows and ranks is the step's."""
+    nll_S: torch.Tensor
+    """Negative log-likelihood of every slot's right answer, float64."""
+    measured_MS: torch.Tensor
+    """What `measures` names, float64. `penalty`: in nats, of a pair of renderings, at the first of
+    them. `reward`: what an answer of the model's would get on average."""
+
+
 def row_loss(
     objective: ObjectiveConfig, logprobs_A: torch.Tensor, row: Row, plan: StepPlan
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> RowLoss:
     """One row's part of the loss of its global batch.
 
     Args:
@@ -34,26 +58,24 @@ def row_loss(
         logprobs_A: Log-probability of every answer token of the row.
         row: The row.
         plan: The plan of its step.
-
-    Returns:
-        The loss to differentiate, whose sum over rows and ranks is the step's; the negative
-        log-likelihood of every slot's right answer, 0 for slots of other rows: shape [S], float64;
-        the sum of the penalties of the row's pairs, in nats.
     """
-    device = logprobs_A.device
+    device, slots = logprobs_A.device, len(plan.draws)
     slot_A, right_A = _slots(row, plan)
     weights = np.where(right_A, plan.draws.weight_S[slot_A], 0.0)
     moved: Any = copy_to(device, (weights, right_A, slot_A))
-    weight_A, right, slots = moved
+    weight_A, right, at = moved
+    nll_S = torch.zeros(slots, dtype=torch.float64, device=device)
+    nll_S.index_add_(0, at, torch.where(right, -logprobs_A.detach().double(), 0.0))
+    if isinstance(objective, ExpectedReward):
+        reward_S = _expected_rewards(logprobs_A, row, slot_A, plan)
+        return RowLoss(-reward_S.sum() / slots, nll_S, reward_S.detach().double()[None])
     loss = -(logprobs_A * weight_A.to(logprobs_A.dtype)).sum() / plan.answer_tokens
-    nll_S = torch.zeros(len(plan.draws), dtype=torch.float64, device=device)
-    nll_S.index_add_(0, slots, torch.where(right, -logprobs_A.detach().double(), 0.0))
-    penalty = torch.zeros((), device=device)
+    measured_MS = torch.zeros((0, slots), dtype=torch.float64, device=device)
     if isinstance(objective, Consistency):
-        pairs = len(plan.draws) // 2
-        penalty = _penalty(logprobs_A, row, slot_A, right_A, pairs)
-        loss = loss + objective.weight * penalty / pairs
-    return loss, nll_S, penalty.detach().double()
+        penalty_S = _penalties(logprobs_A, row, slot_A, right_A, slots)
+        loss = loss + objective.weight * penalty_S.sum() / (slots // 2)
+        measured_MS = penalty_S.detach().double()[None]
+    return RowLoss(loss, nll_S, measured_MS)
 
 
 def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -62,15 +84,26 @@ def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
     return slot_A, row.owners_A == plan.draws.owner_S[slot_A]
 
 
-def _penalty(
-    logprobs_A: torch.Tensor, row: Row, slot_A: np.ndarray, right_A: np.ndarray, pairs: int
+def _expected_rewards(
+    logprobs_A: torch.Tensor, row: Row, slot_A: np.ndarray, plan: StepPlan
 ) -> torch.Tensor:
-    """Sum over the row's pairs of the symmetric divergence between their two renderings."""
-    total = logprobs_A.new_zeros(())
+    """Probability of the right choice among the choices of every slot: shape [S], 0 elsewhere."""
+    found = logprobs_A.new_zeros(len(plan.draws))
+    for slot in np.unique(slot_A):
+        share_C = _by_owner(logprobs_A, row.owners_A, slot_A == slot).softmax(0)
+        found[slot] = share_C[plan.draws.owner_S[slot]]
+    return found
+
+
+def _penalties(
+    logprobs_A: torch.Tensor, row: Row, slot_A: np.ndarray, right_A: np.ndarray, slots: int
+) -> torch.Tensor:
+    """The symmetric divergence between the two renderings of every pair: shape [S]."""
+    pairs, found = slots // 2, logprobs_A.new_zeros(slots)
     for place in np.unique(slot_A % pairs):
         one, other = ((slot_A == place + view * pairs) for view in (0, 1))
         if row.owners_A[one].max() > 0:
-            total = total + _between_choices(
+            found[place] = _between_choices(
                 *(_by_owner(logprobs_A, row.owners_A, chosen) for chosen in (one, other))
             )
         else:
@@ -78,8 +111,8 @@ def _penalty(
                 logprobs_A[torch.from_numpy(np.flatnonzero(chosen & right_A)).to(logprobs_A.device)]
                 for chosen in (one, other)
             ]
-            total = total + _between_tokens(tokens)
-    return total
+            found[place] = _between_tokens(tokens)
+    return found
 
 
 def _by_owner(logprobs_A: torch.Tensor, owners_A: np.ndarray, chosen_A: np.ndarray) -> torch.Tensor:

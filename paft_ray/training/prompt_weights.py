@@ -140,7 +140,7 @@ class PromptWeights:
 
         Args:
             prompt_S: The prompt of every slot.
-            loss_S: The mean loss of every slot, in nats per answer token.
+            loss_S: The mean loss of every slot, in nats per answer token; or minus its reward.
         """
         if not self.active:
             return

@@ -32,6 +32,8 @@ LOSSES = {
         "objective": {"type": "group_dro", "step_size": 0.2},
     },
     "consistency": {"objective": {"type": "consistency", "weight": 0.5}, "row_tokens": 192},
+    # the worst prompts by reward are drawn more often
+    "reward": {"objective": {"type": "expected_reward"}, "sampling": {"temperature": 0.2}},
 }
 ONE_RANK = [
     {"name": "plain", "plain": True},

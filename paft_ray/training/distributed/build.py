@@ -87,7 +87,7 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
         packing=train.packing and reads_positions(model),
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
-        choices_of=task.choices_of if views(train.objective) > 1 else None,
+        choices_of=task.choices_of if train.objective.reads_choices else None,
         varying=None if train.variation.is_off else _varying(config, task, examples),
     )
 

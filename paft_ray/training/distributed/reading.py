@@ -69,10 +69,11 @@ def check_reading(
     if job.validation and job.task.generates and not virtual_tokens(model):
         batches = check_batches(model, planner.encoder.tokenizer)
     rows, batches = (max(reasons) for reasons in zip(*_from_all((rows, batches)), strict=True))
-    if rows and planner.views > 1:
+    objective = job.config.train.objective
+    if rows and objective.compares:
         raise TrainingError(
-            "train.objective: consistency reads two renderings in one row, which this model mixes "
-            f"({rows}): choose another objective or model"
+            f"train.objective: {objective.type} reads {objective.compares} in one row, which this "
+            f"model mixes ({rows}): choose another objective or model"
         )
     if rows:
         read_apart(model)
