@@ -26,6 +26,7 @@ from paft_ray.config.llms import (
 )
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.objectives import (
+    GRPO,
     Consistency,
     CrossEntropy,
     CVaR,
@@ -92,6 +93,7 @@ from paft_ray.config.variants import (
 __all__ = [
     "ASHA",
     "BASE",
+    "GRPO",
     "PUBLISHED_TASKS",
     "AdapterSubject",
     "BoundPromptsVariant",

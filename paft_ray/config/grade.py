@@ -114,7 +114,7 @@ class PythonGrade(TextGrade, affects="scores"):
         return path
 
 
-def _listed(tree: Any) -> Any:
+def listed(tree: Any) -> Any:
     """Read `exact` as `{type: exact}`, and one grade as a list of one."""
     if tree is None:
         return ()
@@ -126,7 +126,7 @@ GradeConfig = Annotated[
     ChoiceGrade | ExactGrade | F1Grade | ContainsGrade | NumberGrade | PatternGrade | PythonGrade,
     Field(discriminator="type"),
 ]
-GradeConfigs = Annotated[tuple[GradeConfig, ...], BeforeValidator(_listed)]
+GradeConfigs = Annotated[tuple[GradeConfig, ...], BeforeValidator(listed)]
 """One grade, its name, or a list of them."""
 BETWEEN = (F1Grade, PythonGrade)
 """Grades that may lie between 0 and 1."""

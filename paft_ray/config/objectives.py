@@ -1,10 +1,11 @@
 """`train.objective`: the loss that training minimises; `training.objective` computes it."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from paft_ray.config.base import Section
+from paft_ray.config.base import Section, affects
+from paft_ray.config.rewards import GradeReward, RewardConfigs
 
 
 class Objective(Section, affects="weights"):
@@ -61,6 +62,61 @@ class ExpectedReward(Objective, affects="weights"):
     type: Literal["expected_reward"]
 
 
+class TransformersRollouts(Section, affects="weights"):
+    """Rollouts that the model writes in the process that trains it."""
+
+    type: Literal["transformers"] = "transformers"
+
+
+RolloutBackend = Annotated[TransformersRollouts, Field(discriminator="type")]
+
+
+class GRPO(Objective, affects="weights"):
+    """Texts that the model writes itself and that are graded: those better than the other ones of
+    the same question become likelier (GRPO, arXiv 2402.03300, without its division by lengths).
+
+    `train.batch_size` counts rollouts. Dropout is off.
+    """
+
+    type: Literal["grpo"]
+    rollouts: int = Field(default=8, ge=2)
+    """Texts per question, which are compared with each other."""
+    prompts_per_question: int = Field(default=1, ge=1)
+    """Different prompts that they are written under; 1 as in the paper, up to `rollouts`. A
+    training with a single prompt has 1."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest text."""
+    decoding_temperature: float = Field(default=1.0, gt=0)
+    """Temperature at which they are drawn; nothing of the distribution is cut off."""
+    scale: Literal["none", "std"] = "none"
+    """Whether a question's advantages are divided by the standard deviation of its rewards."""
+    normalize: Literal["tokens", "constant"] = "tokens"
+    """What a step's sum is divided by: the tokens of all its rollouts, or always the same, the most
+    tokens that they could have (Dr. GRPO, arXiv 2503.20783)."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence (k3) from the model without its adapter, in nats per token."""
+    updates: int = Field(default=1, ge=1)
+    """Optimizer steps per batch of rollouts. `train.steps` counts all of them; checkpoints lie
+    between batches."""
+    truncated: Literal["mask", "keep"] = "mask"
+    """Whether texts that reach `max_new_tokens` without an end are trained on; they count in the
+    mean that others are compared with."""
+    rewards: Annotated[RewardConfigs, affects("weights", whole=True)] = (GradeReward(type="grade"),)
+    """What a text is rewarded for: a weighted sum of grades."""
+    backend: RolloutBackend = TransformersRollouts()
+    """What writes the rollouts."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.rollouts % self.prompts_per_question:
+            raise ValueError(
+                f"prompts_per_question ({self.prompts_per_question}) does not divide rollouts "
+                f"({self.rollouts}): each prompt gets as many"
+            )
+        return self
+
+
 ObjectiveConfig = Annotated[
-    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward, Field(discriminator="type")
+    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward | GRPO,
+    Field(discriminator="type"),
 ]

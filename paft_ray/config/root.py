@@ -10,6 +10,7 @@ from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.grade import BETWEEN
 from paft_ray.config.llms import LLMConfig
 from paft_ray.config.model import NO_MODEL, ModelConfig
+from paft_ray.config.objective_check import check_objective
 from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.subjects import (
     COMPARATORS,
@@ -260,7 +261,7 @@ class Config(Section, affects="run"):
                 f"evaluation.estimate is for answers that are right or wrong, and task.grade "
                 f"{first.type} may lie between: leave one of them out"
             )
-        self._objective_fits()
+        check_objective(self.train, self.task, self.model)
         if self.train.validation is not None:
             self.train.validation.check_prompts(self.prompts.split.validation)
         if self.train.row_tokens < self.task.max_length:
@@ -274,33 +275,3 @@ class Config(Section, affects="run"):
                 f"task.max_length ({self.task.max_length}): raise it"
             )
         return self
-
-    def _objective_fits(self) -> None:
-        """Check what an objective that compares several sequences of an example needs."""
-        objective, train = self.train.objective, self.train
-        if not objective.compares:
-            return
-        if not train.packing:
-            raise ValueError(
-                f"train.objective: {objective.type} reads {objective.compares} in one row, which "
-                "train.packing: false forbids: leave that out"
-            )
-        if train.response_prefix_tokens is not None:
-            raise ValueError(
-                f"train.objective: {objective.type} compares whole answers, "
-                "train.response_prefix_tokens trains on their beginnings: choose one"
-            )
-        if objective.type == "consistency" and train.row_tokens < 2 * self.task.max_length:
-            raise ValueError(
-                f"train.row_tokens ({train.row_tokens}) is less than twice task.max_length "
-                f"({self.task.max_length}), but consistency reads two renderings in one row, each "
-                "with every choice: raise it"
-            )
-        if objective.type == "expected_reward":
-            first = next(iter(self.task.grade), None)
-            if not self.task.has_choices or (first is not None and first.type != "choice"):
-                graded = f"graded by {first.type}" if first is not None else "free text"
-                raise ValueError(
-                    "train.objective: expected_reward is the probability of the right choice among "
-                    f"all, and answers of this task are {graded}: choose another objective"
-                )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, OneGpu, Section, WorkerShare, affects
-from paft_ray.config.objectives import CrossEntropy, ObjectiveConfig
+from paft_ray.config.objectives import GRPO, CrossEntropy, ObjectiveConfig
 from paft_ray.config.validation import ValidationConfig
 from paft_ray.config.variation import OFF, VariationConfig
 
@@ -244,4 +244,7 @@ def total_steps(train: TrainConfig, train_examples: int) -> int:
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    return max(1, math.ceil(train.epochs * train_examples / train.batch_size))
+    examples, updates = train.batch_size, 1
+    if isinstance(train.objective, GRPO):
+        examples, updates = examples // train.objective.rollouts, train.objective.updates
+    return max(1, math.ceil(train.epochs * train_examples / examples) * updates)

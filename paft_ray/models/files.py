@@ -289,3 +289,10 @@ def refuse_beyond_context(config: Config, length: int | None) -> None:
             f"task.max_length: {config.task.max_length} is more than the {length} tokens that "
             f"{config.model.path} was made for; lower it"
         )
+    more = getattr(config.train.objective, "max_new_tokens", 0)
+    if length is not None and config.task.max_length + more > length:
+        raise ConfigError(
+            f"train.objective.max_new_tokens: {more} after task.max_length "
+            f"({config.task.max_length}) are more than the {length} tokens that "
+            f"{config.model.path} was made for; lower one of them"
+        )

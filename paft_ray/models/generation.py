@@ -47,6 +47,10 @@ class Ending:
         found = [place for stop in self.stop if (place := text.find(stop)) >= 0]
         return min(found, default=-1)
 
+    def stopping(self, tokenizer: "PreTrainedTokenizerBase", start: int) -> dict[str, Any]:
+        """Return the arguments by which `generate` stops at texts, `start` tokens on."""
+        return {"stopping_criteria": _stops_at(tokenizer, self, start)} if self.stop else {}
+
 
 def generate(
     model: "PreTrainedModel",
@@ -84,8 +88,7 @@ def continue_texts(
     settings: dict[str, Any] = {"do_sample": decoding.temperature > 0}
     if decoding.temperature > 0:
         settings |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
-    if ending.stop:
-        settings["stopping_criteria"] = _stops_at(tokenizer, ending, start)
+    settings |= ending.stopping(tokenizer, start)
     torch.manual_seed(decoding.seed)
     with torch.inference_mode(), narrow_cache(model.device.type):
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]

@@ -117,7 +117,10 @@ def chunk_size(head: FullPrecisionLinear) -> int:
 
 
 def chunked_logprobs(
-    head: FullPrecisionLinear, hidden_NI: torch.Tensor, answers: Answers
+    head: FullPrecisionLinear,
+    hidden_NI: torch.Tensor,
+    answers: Answers,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Compute the log-probability of every answer token of a row: shape [A].
 
@@ -125,11 +128,12 @@ def chunked_logprobs(
         head: The head.
         hidden_NI: What it reads at each position.
         answers: The tokens, on the head's device.
+        temperature: What logits are divided by.
     """
     parts = []
     for first, begin, last, end in answers.chunks:
         at, target = answers.at_A[begin:end] - first, answers.target_A[begin:end]
-        part = partial(_logprobs, head, at_A=at, target_A=target)
+        part = partial(_logprobs, head, at_A=at, target_A=target, temperature=temperature)
         if torch.is_grad_enabled():
             part = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
         parts.append(part(hidden_NI[first:last]))
@@ -137,9 +141,15 @@ def chunked_logprobs(
 
 
 def _logprobs(
-    head: FullPrecisionLinear, hidden_NI: torch.Tensor, at_A: torch.Tensor, target_A: torch.Tensor
+    head: FullPrecisionLinear,
+    hidden_NI: torch.Tensor,
+    at_A: torch.Tensor,
+    target_A: torch.Tensor,
+    temperature: float,
 ) -> torch.Tensor:
     logits_NV = head.compute(hidden_NI)
+    if temperature != 1:
+        logits_NV = logits_NV / temperature
     return logits_NV[at_A, target_A] - logits_NV.logsumexp(-1)[at_A]
 
 

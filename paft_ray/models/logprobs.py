@@ -44,7 +44,11 @@ class ForwardPass:
 
 
 def answer_logprobs(
-    forward: Callable[..., Any], row: Row, device: torch.device, virtual_tokens: int = 0
+    forward: Callable[..., Any],
+    row: Row,
+    device: torch.device,
+    virtual_tokens: int = 0,
+    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Compute the log-probability of every answer token of a row, in fp32: shape [A].
 
@@ -58,6 +62,7 @@ def answer_logprobs(
         device: The model's device.
         virtual_tokens: Logits that a prompt-learning adapter puts before those of the text; the row
             then holds one sequence, or is padded.
+        temperature: What logits are divided by.
     """
     if row.padded:
         inputs = _batch(row, virtual_tokens)
@@ -68,11 +73,13 @@ def answer_logprobs(
         )
     head = long_head(forward, len(row.keep_U))
     if head is not None:
-        return _in_chunks(forward, head, inputs, row, device)
+        return _in_chunks(forward, head, inputs, row, device, temperature)
     moved: Any = copy_to(device, (inputs, (row.gather_A, row.targets_A)))
     inputs, (gather_A, targets_A) = moved
     output = forward(**inputs.given, logits_to_keep=inputs.keep_K, use_cache=False)
     logits_AV = inputs.needed(output.logits).float()[gather_A]
+    if temperature != 1:
+        logits_AV = logits_AV / temperature
     return -torch.nn.functional.cross_entropy(logits_AV, targets_A, reduction="none")
 
 
@@ -82,6 +89,7 @@ def _in_chunks(
     inputs: "_Inputs",
     row: Row,
     device: torch.device,
+    temperature: float,
 ) -> torch.Tensor:
     """Let the head compute log-probabilities in the place of logits, see `head`."""
     answers = Answers.of(row.gather_A, row.targets_A, len(row.keep_U), chunk_size(head))
@@ -89,7 +97,8 @@ def _in_chunks(
     inputs, answers = moved
 
     def instead(hidden_BKI: torch.Tensor) -> torch.Tensor:
-        return chunked_logprobs(head, inputs.needed(hidden_BKI), answers)[None, :, None]
+        found_A = chunked_logprobs(head, inputs.needed(hidden_BKI), answers, temperature)
+        return found_A[None, :, None]
 
     head.instead = instead
     try:

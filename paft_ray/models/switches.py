@@ -30,6 +30,16 @@ def checkpoint_activations(model: "PeftModel | PreTrainedModel") -> None:
         ) from error
 
 
+def turn_off_dropout(model: "torch.nn.Module") -> None:
+    """Let a model compute without dropout also while it is trained."""
+    for module in model.modules():
+        if type(module).__name__.startswith("Dropout"):
+            module.p = 0.0  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def compile_layers(model: "torch.nn.Module", backend: str = "inductor") -> int:
     """Compile each layer with torch.compile, once for rows of any length.
 

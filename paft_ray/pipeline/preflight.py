@@ -42,6 +42,7 @@ from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
 from paft_ray.tracking import check_tracking
+from paft_ray.training.reinforcement.rewards import check_rewards
 
 _SHOWN_PROMPTS = 5
 
@@ -92,6 +93,7 @@ def preflight(
     task = load_task(config.task, config.seed, test)
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
+    check_rewards(config, task)
     warnings += check_served(config, task)
     check_optimized(config)
     warnings += _check_prompts(config, task)

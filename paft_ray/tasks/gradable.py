@@ -40,8 +40,12 @@ def refuse_unreadable_choices(choices: Sequence[str], graders: Sequence[Grader])
                 )
 
 
-def refuse_unreadable(examples: Iterable[Example], graders: Sequence[Grader]) -> None:
+def refuse_unreadable(
+    examples: Iterable[Example], graders: Sequence[Grader], where: str = "task.grade"
+) -> None:
     """Refuse right answers that no text could equal, since nothing is left of them.
+
+    `where` names the graders' place in the configuration.
 
     Raises:
         DataError: There are some.
@@ -51,7 +55,7 @@ def refuse_unreadable(examples: Iterable[Example], graders: Sequence[Grader]) ->
         for grader in reading:
             if not grader.reads(example.answer):
                 raise DataError(
-                    f"{example.where}: the answer is {example.answer[:80]!r}, in which task.grade "
+                    f"{example.where}: the answer is {example.answer[:80]!r}, in which {where} "
                     f"{grader.label} finds nothing to compare: mend the row or remove it, or grade "
                     "otherwise"
                 )

@@ -43,8 +43,8 @@ class UserCode:
         """Its name in messages."""
         return f"{self.path}:{self.function}"
 
-    def check(self) -> None:
-        """Import the file once.
+    def check(self, where: str) -> None:
+        """Import the file once; `where` names its place in the configuration.
 
         Raises:
             ConfigError: It cannot be imported, or has no such function.
@@ -52,7 +52,7 @@ class UserCode:
         try:
             _Process(self).end()
         except GradeError as error:
-            raise ConfigError(f"task.grade.path: {error}") from error
+            raise ConfigError(f"{where}.path: {error}") from error
 
 
 def call_user(code: UserCode, arguments: Sequence[Any], timeout_s: float, where: str) -> float:

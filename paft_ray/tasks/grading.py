@@ -226,13 +226,18 @@ def open_graders(
         ConfigError: The file of a grade cannot be read, or has no such function.
     """
     if configs:
-        return tuple(map(_opened, configs))
+        return tuple(open_grader(config, "task.grade") for config in configs)
     if choices:
         return (RankedGrader(),)
     return (EqualGrader("text", "case") if pattern is None else FoundGrader("found", pattern),)
 
 
-def _opened(config: GradeConfig) -> Grader:
+def open_grader(config: GradeConfig, where: str) -> Grader:
+    """The grader of one grade; `where` names its place in the configuration.
+
+    Raises:
+        ConfigError: The file of a grade cannot be read, or has no such function.
+    """
     match config:
         case ChoiceGrade():
             return RankedGrader(config.label, config.length_normalised)
@@ -247,20 +252,20 @@ def _opened(config: GradeConfig) -> Grader:
         case PatternGrade():
             return PatternGrader(config.label, config.pattern, config.normalisation)
         case PythonGrade():
-            return PythonGrader(config.label, _user_code(config), config.timeout_s)
+            return PythonGrader(config.label, _user_code(config, where), config.timeout_s)
 
 
-def _user_code(config: PythonGrade) -> UserCode:
+def _user_code(config: PythonGrade, where: str) -> UserCode:
     file, _, function = config.path.rpartition(":")
     try:
         source = Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise ConfigError(
-            f"task.grade.path: {file} cannot be read ({reason}): name a Python file"
+            f"{where}.path: {file} cannot be read ({reason}): name a Python file"
         ) from error
     code = UserCode(file, source, function)
-    code.check()
+    code.check(where)
     return code
 
 

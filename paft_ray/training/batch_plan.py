@@ -11,6 +11,7 @@ Shapes: S slots of the global batch.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from paft_ray.training.draws import COLUMNS, Draw, Draws
 from paft_ray.training.prompt_weights import UNIFORM, BlockWeights
 from paft_ray.training.sampler import PromptSampler, example_index
 
+if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.rollouts import Policy
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -50,6 +54,8 @@ class StepPlan:
     """Answer tokens of the global batch, which the loss is averaged over."""
     weights: BlockWeights = UNIFORM
     """Weights of the draws and of their losses."""
+    policy: "Policy | None" = None
+    """What the model wrote itself; None where it reads what the task says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +209,7 @@ class Planner:
         if not slots:
             return []
         indices = [self._choose(step, slot, weights.probability_N) for slot in slots]
-        put = [self._put(step, slot, *at) for slot, at in zip(slots, indices, strict=True)]
+        put = [self.put(step, slot, *at) for slot, at in zip(slots, indices, strict=True)]
         questions = [
             Question(
                 one.render,
@@ -219,7 +225,7 @@ class Planner:
             for at, one, own in zip(indices, put, encoded, strict=True)
         ]
 
-    def _put(self, step: int, slot: int, example: int, prompt: int) -> Put:
+    def put(self, step: int, slot: int, example: int, prompt: int) -> Put:
         """The example and the prompt of a slot, as the model is asked."""
         template, own = self.prompts[prompt][1], self.examples[example]
         if self.varying is not None:  # both views of an example alike, since answers are compared

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paft_ray.models.packing import IntArray
 from paft_ray.training.prompt_weights import BlockWeights
 
@@ -49,6 +52,7 @@ class Draws(Sequence[Draw]):
         weights: BlockWeights,
         example_ids: Callable[[int], str],
         prompt_ids: Callable[[int], str],
+        weight_S: NDArray[np.float64] | None = None,
     ) -> None:
         """Describe slots.
 
@@ -57,10 +61,11 @@ class Draws(Sequence[Draw]):
             weights: Of the step.
             example_ids: Returns the id of an example by its index.
             prompt_ids: Returns the id of a prompt by its index.
+            weight_S: Of every slot in the loss; by default as its prompt's.
         """
         self.prompt_S, self.owner_S = table["prompt"], table["owner"]
         self.answer_tokens_S, self.trimmed_S = table["answer_tokens"], table["trimmed"]
-        self.weight_S = weights.weights(self.prompt_S)
+        self.weight_S = weights.weights(self.prompt_S) if weight_S is None else weight_S
         self._example_S = table["example"]
         self._example_ids, self._prompt_ids = example_ids, prompt_ids
 

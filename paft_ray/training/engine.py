@@ -21,7 +21,7 @@ from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
 from paft_ray.models.narrow import full_shape
 from paft_ray.models.packing import IntArray, Row
-from paft_ray.models.switches import checkpoint_activations, compile_layers
+from paft_ray.models.switches import checkpoint_activations, compile_layers, turn_off_dropout
 from paft_ray.training.batch_plan import ALONE, Ranks
 from paft_ray.training.deepspeed_engine import deepspeed_config, start_deepspeed
 from paft_ray.training.plain import PlainEngine
@@ -66,7 +66,9 @@ class Engine:
         self.rank = dist.get_rank() if grouped else 0
         self.ranks = dist.get_world_size() if grouped else 1
         self.stage = train.deepspeed.stage if deepspeed else 0
-        self.virtual_tokens = virtual_tokens(model)
+        self.virtual_tokens, self.dtype = virtual_tokens(model), dtype
+        objective = train.objective
+        self._temperature = objective.decoding_temperature if objective.type == "grpo" else 1.0
         self.adapted = hasattr(model, "peft_config")
         trainable = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -88,6 +90,8 @@ class Engine:
         self.meter = Meter(model, self.device, dtype, self.ranks)
         self._time_reduction()
         self._tensors = WholeTensors(self._engine, self.stage, self.rank, self.ranks)
+        if objective.type == "grpo":
+            turn_off_dropout(model)  # what is learned from was written without
         self._engine.train()
         self._sizes = {name: 4 * full_shape(p).numel() for name, p in self.trainable().items()}
         sizes = {f"{kind}/{name}": size for name, size in self._sizes.items() for kind in KINDS}
@@ -120,10 +124,22 @@ class Engine:
             loss_of: Maps the log-probabilities of the row's answer tokens, shape [A], to its part
                 of the global batch's loss; not called for an inert row.
         """
-        logprobs_A = answer_logprobs(self._engine, row, self.device, self.virtual_tokens)
+        logprobs_A = self._logprobs(row)
         # gradients are averaged over ranks, hence the factor
         loss = loss_of(logprobs_A) * self.ranks if row.members else logprobs_A.sum() * 0.0
         self._engine.backward(loss)
+
+    def _logprobs(self, row: Row) -> torch.Tensor:
+        """Log-probabilities of the row's answer tokens, [A], at the decoding temperature."""
+        return answer_logprobs(
+            self._engine, row, self.device, self.virtual_tokens, self._temperature
+        )
+
+    def reference_logprobs(self, row: Row) -> torch.Tensor:
+        """What the model without its adapter makes of the row's answer tokens: shape [A]."""
+        model: Any = self.model
+        with torch.no_grad(), model.disable_adapter():
+            return self._logprobs(row)
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
         """Sum a vector over ranks and read it; the host reads nothing else in a step."""

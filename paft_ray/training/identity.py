@@ -14,6 +14,7 @@ from paft_ray.serving.record import MadeFrom, TrainedAdapter, TrainingRecord
 from paft_ray.storage.artifacts import Manifest, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
+from paft_ray.training.reinforcement.rewards import rewards_of
 
 
 def training_fingerprint(
@@ -49,6 +50,7 @@ def training_fingerprint(
         *([later] if later else []),
         *([stored] if stored else []),
         *_chosen_by(config, validation, context.grading_code),
+        *_rewarded_by(context, config),
     )
 
 
@@ -58,6 +60,13 @@ def _chosen_by(config: Config, validation: Sequence[Prompt], code: str) -> list[
         return []
     prompts = [[prompt.id, prompt.text] for prompt in validation]
     return ["chosen", prompts, affecting(config, "scores"), *filter(None, [code])]
+
+
+def _rewarded_by(context: RunContext, config: Config) -> list[Any]:
+    """What rewards depend on, beside their settings: the task's own grade, and the user's code."""
+    if (rewards := rewards_of(config, context.task)) is None:
+        return []
+    return ["rewarded", affecting(config.task, "scores"), *filter(None, [rewards.code])]
 
 
 def provenance(identities: Identities, pool: PromptPool) -> MadeFrom:

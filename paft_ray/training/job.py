@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from paft_ray.runs.examples import StoredExamples
     from paft_ray.tasks import Task
     from paft_ray.training.distributed.launch import Workers
+    from paft_ray.training.reinforcement.rewards import Rewards
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Job:
     warm_start: bytes | None = None
     """Weights of the adapter that training begins with."""
     validation: ValidationPlan | None = None
+    rewards: "Rewards | None" = None
+    """What texts that the model writes are graded by; None where it writes none."""
     shares_workers: bool = False
     """Whether its workers may do another training after it."""
 

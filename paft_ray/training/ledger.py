@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,11 @@ from paft_ray.storage.paths import Storage, to_parquet
 from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.draws import Draw, Draws
 from paft_ray.training.prompt_weights import UNIFORM, PromptWeights
+from paft_ray.training.reinforcement.kept import FOLDER as ROLLOUTS
+from paft_ray.training.reinforcement.kept import rollout_table
+
+if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.rollouts import Policy
 
 
 @dataclass
@@ -18,7 +24,8 @@ class Ledger:
     """Writes `ledger/`: one row per slot, one file per checkpoint.
 
     Where past losses change draws or weights, `sampling/` holds these for every prompt at each
-    checkpoint. Steps that are trained again after a crash write the same rows again.
+    checkpoint; where the model writes what it learns from, `rollouts/` holds that. Steps that are
+    trained again after a crash write the same rows again.
     """
 
     home: Storage
@@ -29,13 +36,16 @@ class Ledger:
     describe: Callable[[int, int, Draw], str | None] | None = None
     """Returns what a slot of a step varied in besides the prompt, see `Planner.describe`."""
     _steps: list[tuple[int, Draws, Sequence[float]]] = field(default_factory=list)
+    _written: list[tuple[int, Draws, "Policy"]] = field(default_factory=list)
 
     def prune(self) -> None:
         """Remove what an earlier attempt wrote of coming steps, before the first of them.
 
         A file is written before its checkpoint, which may be missing.
         """
-        for kind, first in (("ledger", self.first_step), ("sampling", self.first_step + 1)):
+        of_steps, of_checkpoints = ("ledger", ROLLOUTS), ("sampling",)
+        for kind in (*of_steps, *of_checkpoints):
+            first = self.first_step + (kind in of_checkpoints)
             folder = self.home.child(kind)
             for name in folder.names():
                 step = re.match(r"steps?-(\d{9})\b", name)
@@ -45,6 +55,8 @@ class Ledger:
     def add(self, plan: StepPlan, nll_S: Sequence[float]) -> None:
         """Record one step; `nll_S` is the summed answer loss of every slot."""
         self._steps.append((plan.step, plan.draws, nll_S))
+        if plan.policy is not None and plan.policy.fresh:
+            self._written.append((plan.step, plan.draws, plan.policy))
 
     def take(self, last_step: int, weights: PromptWeights | None = None) -> Callable[[], None]:
         """Start a new file, and return a function that writes the one before.
@@ -54,6 +66,7 @@ class Ledger:
             weights: Written too, where past losses change anything.
         """
         steps, self._steps = self._steps, []
+        written, self._written = self._written, []
         name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
         self.first_step = last_step
         names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
@@ -75,6 +88,9 @@ class Ledger:
                 ]
                 table = table.append_column("variation", pa.array(varied, pa.string()))
             self.home.child("ledger").write_bytes(name, to_parquet(table))
+            if written:
+                rollouts = to_parquet(rollout_table(written))
+                self.home.child(ROLLOUTS).write_bytes(name, rollouts)
             if sampling is not None:
                 file = f"step-{last_step:09d}.parquet"
                 self.home.child("sampling").write_bytes(file, to_parquet(sampling))

@@ -15,7 +15,7 @@ The ranks of a process group train together where each of them calls this.
 import tempfile
 from collections.abc import Callable, Mapping
 
-from paft_ray.config import TrainConfig, total_steps
+from paft_ray.config import GRPO, TrainConfig, total_steps
 from paft_ray.config.errors import ConfigError
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import NullTracker
@@ -25,6 +25,8 @@ from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import LoopHooks, Recipe, fit
 from paft_ray.training.objective import views
 from paft_ray.training.prompt_weights import PromptWeights
+from paft_ray.training.reinforcement.rewards import Rewards
+from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 from paft_ray.training.schedule import learning_rate
 from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
@@ -34,6 +36,7 @@ def train_locally(
     planner: Planner,
     train: TrainConfig,
     report: Callable[[Mapping[str, float]], None] = lambda metrics: None,
+    rewards: Rewards | None = None,
 ) -> Progress:
     """Train the model of an engine in place, from its first step to its last.
 
@@ -42,6 +45,7 @@ def train_locally(
         planner: Makes the batches.
         train: The section `train`; where work runs and what is kept is not read.
         report: Called with the metrics of every step.
+        rewards: What the model's texts are graded by; for the objective `grpo`.
 
     Raises:
         ConfigError: The planner makes other batches than `train` says.
@@ -59,11 +63,18 @@ def train_locally(
     def rate(step: int) -> float:
         return learning_rate(train.learning_rate, train.schedule, step, steps)
 
+    if isinstance(train.objective, GRPO):
+        if rewards is None:
+            raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
+        writer = Writer(planner, train.objective, rewards, engine)
+        of_steps = rollout_plans(writer, 0, steps, weights.for_step)
+    else:
+        of_steps = plans(planner, 0, steps, engine.plan_ranks(), weights.for_step)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, as no step is the last
         storage = Storage.open(nowhere)
         return fit(
             engine,
-            plans(planner, 0, steps, engine.plan_ranks(), weights.for_step),
+            of_steps,
             Progress(),
             Recipe(never, rate, never, planner.seed, train.objective),
             LoopHooks(

@@ -23,12 +23,24 @@ from paft_ray.tracking import Metric, Tracker
 from paft_ray.training.batch_plan import StepPlan
 from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
-from paft_ray.training.objective import PENALTY, REWARD, measures, row_loss
+from paft_ray.training.objective import (
+    CLIPPED,
+    K3_BACKEND,
+    K3_REFERENCE,
+    PENALTY,
+    REWARD,
+    measures,
+    row_loss,
+)
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import uniform
 from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
 logger = logging.getLogger(__name__)
+
+MOST_APART = 0.01
+"""Divergence in nats a token between what wrote rollouts and the model above which it is another
+one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +132,7 @@ def fit(
         TrainingError: The loss of a step is not finite, which leaves the weights as they were
             before it; or a checkpoint could not be written.
     """
+    postponed = Wanted()  # between two updates on the same rollouts, which are not kept
     for plan, waited_s in _timed(plans):
         with hooks.recording(plan.step + 1):
             result = train_step(engine, plan, recipe, hooks, waited_s)
@@ -129,6 +142,7 @@ def fit(
             step=plan.step + 1,
             tokens=progress.tokens + plan.tokens,
             answer_tokens=progress.answer_tokens + plan.answer_tokens,
+            rollout_tokens=progress.rollout_tokens + _rollout_tokens(plan),
             trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
             seconds=progress.seconds + result.seconds,
             loss=result.metrics[Metric.TRAIN_LOSS],
@@ -136,9 +150,13 @@ def fit(
         hooks.tracker.log_metrics(result.metrics, progress.step)
         hooks.ledger.add(plan, result.nll_S)
         wanted = hooks.validate(progress.step)
-        stopping = result.stopping or wanted.end
+        stopping = result.stopping or wanted.end or postponed.end
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
-        if due or stopping or wanted.checkpoint:
+        due = due or stopping or wanted.checkpoint or postponed.checkpoint
+        last = plan.policy is None or plan.policy.last or progress.step == recipe.steps
+        postponed = Wanted() if last else Wanted(due, stopping)
+        stopping = stopping and last
+        if due and last:
             hooks.at("checkpoint")
             hooks.checkpoints.wait()  # else two states are in memory
             state = {**engine.gather(), **hooks.weights.state()}
@@ -151,6 +169,11 @@ def fit(
     hooks.at("checkpoint")
     hooks.checkpoints.wait()
     return progress
+
+
+def _rollout_tokens(plan: StepPlan) -> int:
+    """Tokens that were drawn for a step, the first one on its rollouts."""
+    return plan.policy.tokens if plan.policy is not None and plan.policy.fresh else 0
 
 
 def _timed(plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, float]]:
@@ -201,10 +224,15 @@ def train_step(
     clock.enter("communication")
     *values, stopping, flops = engine.all_reduce(torch.cat([sums_KS.flatten(), others]))
     clock.enter("optimizer")
-    nll_S, *of_kinds = np.reshape(values, (1 + len(kinds), slots))
+    losses_S, *of_kinds = np.reshape(values, (1 + len(kinds), slots))
     measured = dict(zip(kinds, of_kinds, strict=True))
+    if plan.policy is not None:
+        losses_S = plan.policy.losses  # of all texts, whether they are learned from or not
+    nll_S: list[float] = losses_S.tolist()
     if not math.isfinite(sum(values)):
         raise TrainingError(_describe_bad_step(plan, nll_S))
+    learned = _measured_metrics(plan, measured)
+    _refuse_other_model(plan.step, learned)
     rate = recipe.learning_rate(plan.step)
     norm = engine.step(rate)
     if norm is not None and not math.isfinite(norm):
@@ -220,16 +248,41 @@ def train_step(
     }
     if norm is not None:
         metrics[Metric.TRAIN_GRADIENT_NORM] = norm
-    if PENALTY in measured:
-        metrics[Metric.TRAIN_INCONSISTENCY] = measured[PENALTY].sum() / (slots // 2)
-    if REWARD in measured:
-        metrics[Metric.TRAIN_REWARD] = measured[REWARD].mean()
+    metrics |= learned
     if (effective := plan.weights.effective_prompts) is not None:
         metrics[Metric.TRAIN_EFFECTIVE_PROMPTS] = effective
     if plan.weights.weight_N is not None:
         metrics[Metric.TRAIN_LARGEST_PROMPT_WEIGHT] = float(plan.weights.weight_N.max())
-    badness_S = -measured[REWARD] if REWARD in measured else nll_S / plan.draws.answer_tokens_S
+    reward_S = measured.get(REWARD) if plan.policy is None else plan.policy.reward_S
+    badness_S = losses_S / plan.draws.answer_tokens_S if reward_S is None else -reward_S
     return StepResult(nll_S, badness_S, metrics, seconds, stopping > 0)
+
+
+def _measured_metrics(plan: StepPlan, measured: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Metrics of what the objective measured of every slot."""
+    metrics: dict[str, float] = {}
+    if PENALTY in measured:
+        metrics[Metric.TRAIN_INCONSISTENCY] = measured[PENALTY].sum() / (len(plan.draws) // 2)
+    if REWARD in measured:
+        metrics[Metric.TRAIN_REWARD] = measured[REWARD].mean()
+    if plan.policy is not None:
+        tokens = max(1, plan.policy.learned)
+        metrics |= plan.policy.metrics
+        metrics[Metric.TRAIN_K3_BACKEND] = measured[K3_BACKEND].sum() / tokens
+        metrics[Metric.TRAIN_K3_REFERENCE] = measured[K3_REFERENCE].sum() / tokens
+        metrics[Metric.TRAIN_CLIPPED] = measured[CLIPPED].sum() / tokens
+    return metrics
+
+
+def _refuse_other_model(step: int, metrics: Mapping[str, float]) -> None:
+    """Refuse rollouts that another model wrote than the one that learns from them."""
+    apart = metrics.get(Metric.TRAIN_K3_BACKEND, 0.0)
+    if apart > MOST_APART:
+        raise TrainingError(
+            f"step {step + 1}: what wrote the rollouts is not the model that learns from them: "
+            f"their divergence (k3) is {apart:.3g} nats a token, more than {MOST_APART:g}; the "
+            "adapter may not have reached it; the last checkpoint is good"
+        )
 
 
 def _describe_bad_step(plan: StepPlan, nll_S: Sequence[float]) -> str:

@@ -1,9 +1,9 @@
 """Objectives: the loss of a step as a function of the log-probabilities of answer tokens.
 
 Covered: the answer's cross-entropy, weighted by prompt (`prompt_weights` makes the weights of group
-DRO and CVaR), a penalty on the difference between two renderings of the same example, and the
-reward that an answer would have on average. All need log-probabilities of answers only, so that the
-output head computes nothing else.
+DRO and CVaR), a penalty on the difference between two renderings of the same example, the reward
+that an answer would have on average, and GRPO on texts that the model wrote. All need
+log-probabilities of answers only, so that the output head computes nothing else.
 
 Shapes: A answer tokens of a row, S slots of the global batch, C choices, M measures.
 """
@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from paft_ray.config import Consistency, ExpectedReward, ObjectiveConfig
+from paft_ray.config import GRPO, Consistency, ExpectedReward, ObjectiveConfig
 from paft_ray.models.packing import Row
 from paft_ray.models.transfer import copy_to
 from paft_ray.training.batch_plan import StepPlan
 
 REWARD, PENALTY = "reward", "penalty"
+K3_BACKEND, K3_REFERENCE, CLIPPED = "k3_backend", "k3_reference", "clipped"
 """What an objective measures of a slot besides the right answer's loss."""
+CLIP = (0.8, 1.28)
+"""Between which ratios of probabilities a later update still learns (arXiv 2503.14476)."""
 
 
 def views(objective: ObjectiveConfig) -> int:
@@ -31,7 +34,11 @@ def views(objective: ObjectiveConfig) -> int:
 
 def measures(objective: ObjectiveConfig) -> tuple[str, ...]:
     """What `row_loss` measures of every slot."""
-    kinds = {Consistency: (PENALTY,), ExpectedReward: (REWARD,)}
+    kinds = {
+        Consistency: (PENALTY,),
+        ExpectedReward: (REWARD,),
+        GRPO: (K3_BACKEND, K3_REFERENCE, CLIPPED),
+    }
     return kinds.get(type(objective), ())
 
 
@@ -45,7 +52,10 @@ class RowLoss:
     """Negative log-likelihood of every slot's right answer, float64."""
     measured_MS: torch.Tensor
     """What `measures` names, float64. `penalty`: in nats, of a pair of renderings, at the first of
-    them. `reward`: what an answer of the model's would get on average."""
+    them. `reward`: what an answer of the model's would get on average. `k3_backend`,
+    `k3_reference`: sums over tokens of the divergence, in nats, of what wrote a rollout from the
+    model before the first update, and of the model from itself without its adapter. `clipped`:
+    tokens that learn no more, as their probability has moved too far."""
 
 
 def row_loss(
@@ -69,7 +79,12 @@ def row_loss(
     if isinstance(objective, ExpectedReward):
         reward_S = _expected_rewards(logprobs_A, row, slot_A, plan)
         return RowLoss(-reward_S.sum() / slots, nll_S, reward_S.detach().double()[None])
-    loss = -(logprobs_A * weight_A.to(logprobs_A.dtype)).sum() / plan.answer_tokens
+    weight_A = weight_A.to(logprobs_A.dtype)
+    if isinstance(objective, GRPO):
+        loss, measured_MA = _policy_loss(objective, logprobs_A, row, plan, weight_A)
+        measured_MS = measured_MA.new_zeros((len(measured_MA), slots))
+        return RowLoss(loss, nll_S, measured_MS.index_add_(1, at, measured_MA))
+    loss = -(logprobs_A * weight_A).sum() / plan.answer_tokens
     measured_MS = torch.zeros((0, slots), dtype=torch.float64, device=device)
     if isinstance(objective, Consistency):
         penalty_S = _penalties(logprobs_A, row, slot_A, right_A, slots)
@@ -82,6 +97,37 @@ def _slots(row: Row, plan: StepPlan) -> tuple[np.ndarray, np.ndarray]:
     """The slot of every target of a row, and whether it belongs to the right answer."""
     slot_A = plan.slot_of[np.asarray(row.members)[row.members_A]]
     return slot_A, row.owners_A == plan.draws.owner_S[slot_A]
+
+
+def _policy_loss(
+    objective: GRPO, logprobs_A: torch.Tensor, row: Row, plan: StepPlan, weight_A: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss on rollouts, and what is measured of each of their tokens: shape [M, A]."""
+    policy = plan.policy
+    assert policy is not None
+    now_A = logprobs_A.detach()
+    before_A = policy.before.setdefault(row.members, now_A)
+    drawn_A: Any = copy_to(logprobs_A.device, policy.drawn(row))
+    zero_A = torch.zeros_like(now_A, dtype=torch.float64)
+    measured = [_k3(before_A.double() - drawn_A), zero_A, zero_A]
+    if objective.updates == 1:
+        gain_A = logprobs_A * weight_A
+    else:
+        ratio_A = (logprobs_A - before_A).exp()
+        free_A, held_A = ratio_A * weight_A, ratio_A.clamp(*CLIP) * weight_A
+        gain_A = torch.minimum(free_A, held_A)
+        measured[2] = (held_A < free_A).double()
+    loss = -gain_A.sum() / plan.answer_tokens
+    if objective.kl:
+        apart_A = _k3(policy.reference[row.members] - logprobs_A)
+        measured[1] = apart_A.detach().double()
+        loss = loss + objective.kl * policy.per_token * apart_A.sum() / plan.answer_tokens
+    return loss, torch.stack(measured)
+
+
+def _k3(difference_A: torch.Tensor) -> torch.Tensor:
+    """An estimate of KL(p, q) at tokens drawn from p, from log q - log p; never negative."""
+    return torch.expm1(difference_A) - difference_A
 
 
 def _expected_rewards(

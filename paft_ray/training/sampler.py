@@ -59,12 +59,38 @@ class PromptSampler:
             probability_N: Of every prompt, in float64; uniform by default.
             example: Index of the example, the only argument that matters where prompts are bound.
         """
-        block = step // self.sampling.steps_per_prompt
-        place = {"example": (block, slot), "step": (block, 0), "bound": ("bound", example)}
-        views = (view,) if view else ()
-        draw = uniform("prompt", self.seed, *place[self.sampling.unit], *views)
+        draw = self._draw(step, slot, view, example)
         if probability_N is None:
             return int(draw * self.prompts)
         cumulative_N = np.cumsum(probability_N)
         found = np.searchsorted(cumulative_N, draw * cumulative_N[-1], side="right")
         return min(int(found), self.prompts - 1)
+
+    def different(
+        self,
+        step: int,
+        slot: int,
+        count: int,
+        probability_N: np.ndarray | None = None,
+        example: int = 0,
+    ) -> list[int]:
+        """Several prompts of one example, none of them twice; see `index`.
+
+        The first is the one that `index` draws; every further one is drawn among the rest.
+        """
+        found = [self.index(step, slot, 0, probability_N, example)]
+        left_N = np.ones(self.prompts) if probability_N is None else probability_N.copy()
+        for view in range(1, count):
+            left_N[found[-1]] = 0.0
+            cumulative_N = np.cumsum(left_N)
+            at = self._draw(step, slot, view, example) * cumulative_N[-1]
+            # the last prompt that is left where rounding leads beyond it
+            most = int(np.flatnonzero(left_N)[-1])
+            found.append(min(int(np.searchsorted(cumulative_N, at, side="right")), most))
+        return found
+
+    def _draw(self, step: int, slot: int, view: int, example: int) -> float:
+        block = step // self.sampling.steps_per_prompt
+        place = {"example": (block, slot), "step": (block, 0), "bound": ("bound", example)}
+        views = (view,) if view else ()
+        return uniform("prompt", self.seed, *place[self.sampling.unit], *views)

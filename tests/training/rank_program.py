@@ -129,6 +129,7 @@ def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
         packing=packing,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
+        choices_of=(lambda example: ANSWERS) if train.objective.type == "expected_reward" else None,
     )
 
 

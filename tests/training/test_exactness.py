@@ -33,7 +33,11 @@ LOSSES = {
     },
     "consistency": {"objective": {"type": "consistency", "weight": 0.5}, "row_tokens": 192},
     # the worst prompts by reward are drawn more often
-    "reward": {"objective": {"type": "expected_reward"}, "sampling": {"temperature": 0.2}},
+    "reward": {
+        "objective": {"type": "expected_reward"},
+        "sampling": {"temperature": 0.2},
+        "row_tokens": 400,
+    },
 }
 ONE_RANK = [
     {"name": "plain", "plain": True},

@@ -28,6 +28,7 @@ from paft_ray.training.identity import (
     training_folder,
 )
 from paft_ray.training.job import Job, TrainingHooks
+from paft_ray.training.reinforcement.rewards import rewards_of
 from paft_ray.training.state.retries import retry_storage
 from paft_ray.training.validation import ValidationPlan, held_out
 
@@ -166,4 +167,5 @@ def _job(
         warm_start=None if warm_start is None else read_adapter(warm_start).weights,
         tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),
         validation=hooks.validation,
+        rewards=rewards_of(config, context.task),
     )

@@ -7,12 +7,13 @@ module.
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.cluster.control import Control, Heartbeat
+from paft_ray.config import GRPO
 from paft_ray.config.errors import PaftError
 from paft_ray.serving.record import Validated
 from paft_ray.storage.artifacts import ArtifactWriter
@@ -24,6 +25,7 @@ from paft_ray.training.state.retries import retry_storage
 if TYPE_CHECKING:
     from paft_ray.models.kept import KeptBase
     from paft_ray.tracking import Tracker
+    from paft_ray.training.batch_plan import Planner, StepPlan
     from paft_ray.training.distributed.reading import Reading
     from paft_ray.training.engine import Engine
     from paft_ray.training.loop import Recipe
@@ -209,7 +211,6 @@ def _fit(
     The end is the last step, or an earlier one where scores end the training; the engine then has
     the weights that are to be saved.
     """
-    from paft_ray.training.batch_plan import plans
     from paft_ray.training.distributed.rank_group import stop_notice
     from paft_ray.training.distributed.scoring import follow_scores, scorer, select, validated
     from paft_ray.training.ledger import Ledger
@@ -236,7 +237,7 @@ def _fit(
     with recording(profiled, job.folder, heartbeat.move) as record:
         progress = fit(
             engine,
-            plans(reading.planner, progress.step, until, engine.plan_ranks(), weights.for_step),
+            _plans(job, engine, planner, (progress.step, until), weights, heartbeat),
             progress,
             _recipe(job),
             LoopHooks(
@@ -256,6 +257,27 @@ def _fit(
         return _Fitted(progress, progress.step == until)
     selection.restore_best(engine, progress.step)
     return _Fitted(progress, True, validated(job, selection))
+
+
+def _plans(
+    job: Job,
+    engine: "Engine",
+    planner: "Planner",
+    steps: tuple[int, int],
+    weights: "PromptWeights",
+    heartbeat: HeartbeatSender,
+) -> "Iterator[StepPlan]":
+    """The plans of the steps from the first on to before the last."""
+    from paft_ray.training.batch_plan import plans
+    from paft_ray.training.reinforcement.steps import Writer, rollout_plans
+
+    objective = job.config.train.objective
+    if not isinstance(objective, GRPO):
+        return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
+    assert job.rewards is not None
+    stop = job.config.task.stop
+    writer = Writer(planner, objective, job.rewards, engine, stop, heartbeat.move)
+    return rollout_plans(writer, *steps, weights.for_step)
 
 
 def _recipe(job: Job) -> "Recipe":

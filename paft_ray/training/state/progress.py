@@ -28,6 +28,8 @@ class Progress:
     """Time spent in the loop, over all attempts."""
     loss: float = float("nan")
     """Mean loss per answer token of the last step."""
+    rollout_tokens: int = 0
+    """Tokens that the model wrote to learn from."""
 
 
 @dataclass(frozen=True, slots=True)

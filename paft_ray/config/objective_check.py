@@ -1,0 +1,98 @@
+"""What an objective asks of the rest of the configuration."""
+
+from paft_ray.config.model import ModelConfig
+from paft_ray.config.objectives import GRPO
+from paft_ray.config.task import TaskConfig
+from paft_ray.config.train import TrainConfig
+
+
+def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) -> None:
+    """Check the combination of `train.objective` with other fields.
+
+    Raises:
+        ValueError: It cannot work.
+    """
+    objective = train.objective
+    if objective.compares:
+        _check_comparison(train, task)
+    if objective.type == "expected_reward":
+        first = next(iter(task.grade), None)
+        if not task.has_choices or (first is not None and first.type != "choice"):
+            graded = f"graded by {first.type}" if first is not None else "free text"
+            raise ValueError(
+                "train.objective: expected_reward is the probability of the right choice among "
+                f"all, and answers of this task are {graded}: choose another objective"
+            )
+    if isinstance(objective, GRPO):
+        _check_rollouts(objective, train, task)
+        _check_policy(objective, train, model)
+
+
+def _check_comparison(train: TrainConfig, task: TaskConfig) -> None:
+    """Check what an objective needs that compares several sequences of an example."""
+    objective = train.objective
+    if not train.packing:
+        raise ValueError(
+            f"train.objective: {objective.type} reads {objective.compares} in one row, which "
+            "train.packing: false forbids: leave that out"
+        )
+    if train.response_prefix_tokens is not None:
+        raise ValueError(
+            f"train.objective: {objective.type} compares whole answers, "
+            "train.response_prefix_tokens trains on their beginnings: choose one"
+        )
+    if objective.type == "consistency" and train.row_tokens < 2 * task.max_length:
+        raise ValueError(
+            f"train.row_tokens ({train.row_tokens}) is less than twice task.max_length "
+            f"({task.max_length}), but consistency reads two renderings in one row, each with "
+            "every choice: raise it"
+        )
+
+
+def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> None:
+    """Check the numbers of a batch, and whether rollouts fit rows."""
+    if train.batch_size % objective.rollouts:
+        raise ValueError(
+            f"train.batch_size ({train.batch_size}) counts rollouts, and is no multiple of "
+            f"train.objective.rollouts ({objective.rollouts}): change one of them"
+        )
+    if train.response_prefix_tokens is not None:
+        raise ValueError(
+            "train.objective: grpo trains on whole texts of the model, "
+            "train.response_prefix_tokens on beginnings of the data's: choose one"
+        )
+    longest = task.max_length + objective.max_new_tokens
+    if train.row_tokens < longest:
+        raise ValueError(
+            f"train.row_tokens ({train.row_tokens}) is less than task.max_length "
+            f"({task.max_length}) and train.objective.max_new_tokens ({objective.max_new_tokens}) "
+            f"together: raise it to {longest}"
+        )
+    validation = train.validation
+    if validation is not None and validation.every_steps % objective.updates:
+        raise ValueError(
+            f"train.validation.every_steps ({validation.every_steps}) is no multiple of "
+            f"train.objective.updates ({objective.updates}), between which nothing is kept: "
+            "change one of them"
+        )
+
+
+def _check_policy(objective: GRPO, train: TrainConfig, model: ModelConfig) -> None:
+    """Check that the model can write what it learns from."""
+    if objective.kl and model.peft is None:
+        raise ValueError(
+            f"train.objective.kl ({objective.kl:g}) measures the way from the model without its "
+            "adapter, and model.peft: null has none: set kl: 0, or name a peft method"
+        )
+    if train.deepspeed.stage == 3:
+        raise ValueError(
+            "train.objective: grpo writes with the model on every rank, and train.deepspeed.stage "
+            "3 divides it among ranks: use stage 2"
+        )
+    dropouts = {k: v for k, v in (model.peft or {}).items() if "dropout" in k and v}
+    if dropouts:
+        name, value = next(iter(dropouts.items()))
+        raise ValueError(
+            f"model.peft.{name} ({value}): grpo learns from what the model wrote without dropout: "
+            "set it to 0"
+        )

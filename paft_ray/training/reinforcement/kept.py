@@ -1,0 +1,63 @@
+"""Rollouts on storage: what the model wrote at each step, token by token, and what it was worth."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from paft_ray.storage.paths import Storage
+from paft_ray.training.draws import Draws
+
+if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.rollouts import Policy
+
+FOLDER = "rollouts"
+"""In a training's folder, a file per checkpoint."""
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("slot", pa.int64()),
+        ("example_id", pa.string()),
+        ("prompt_id", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float64())),
+        ("ended", pa.bool_()),
+        ("text", pa.string()),
+        ("reward", pa.float64()),
+        ("grades", pa.list_(pa.float64())),
+        ("read", pa.bool_()),
+        ("weight", pa.float64()),
+    ]
+)
+"""`step` is the first that learned from it, from 0; `weight` what its tokens count in the loss:
+its advantage, or 0 where it is not learned from. `read`: whether a grader found an answer."""
+
+
+def rollout_table(steps: Sequence[tuple[int, Draws, "Policy"]]) -> pa.Table:
+    """The rollouts of some batches, with `SCHEMA`."""
+    rows = [
+        {
+            "step": step,
+            "slot": rollout.slot,
+            "example_id": draw.example_id,
+            "prompt_id": draw.prompt_id,
+            "token_ids": rollout.sampled.token_ids,
+            "logprobs": rollout.sampled.logprobs,
+            "ended": rollout.sampled.ended,
+            "text": rollout.sampled.text,
+            "reward": rollout.rewarded.value,
+            "grades": rollout.rewarded.parts,
+            "read": rollout.rewarded.read,
+            "weight": float(draws.weight_S[rollout.slot]),
+        }
+        for step, draws, policy in steps
+        for draw, rollout in zip(draws, policy.rollouts, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def read_rollouts(training: Storage) -> Iterator[pa.Table]:
+    """The rollouts of a training from its folder, file by file in the order of steps."""
+    folder = training.child(FOLDER)
+    for name in sorted(folder.names()) if folder.exists() else []:
+        yield folder.read_table(name)

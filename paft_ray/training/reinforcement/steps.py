@@ -1,0 +1,222 @@
+"""Batch plans of steps whose texts the model writes itself, just before it learns from them.
+
+All ranks exchange what they wrote, so that each plan is made from the whole batch, as every other
+batch plan is. Where a batch has several optimizer steps, their plans share its rows.
+
+Shapes: S rollouts of a batch, Q questions, G rollouts of each.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paft_ray.config import GRPO
+from paft_ray.models.generation import Ending
+from paft_ray.models.logprobs import inference
+from paft_ray.models.packing import build_row, deal_batches, deal_rows, inert_row
+from paft_ray.models.sampling import Sampling, sample_texts
+from paft_ray.models.tokenization import Encoded
+from paft_ray.tracking import Metric
+from paft_ray.training.batch_plan import Planner, StepPlan
+from paft_ray.training.draws import Draws
+from paft_ray.training.engine import Engine
+from paft_ray.training.prompt_weights import BlockWeights
+from paft_ray.training.reinforcement.advantages import advantages
+from paft_ray.training.reinforcement.rewards import Rewards
+from paft_ray.training.reinforcement.rollouts import Asked, Policy, Rollout, asked_at
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes and grades the rollouts of one rank."""
+
+    planner: Planner
+    objective: GRPO
+    rewards: Rewards
+    engine: Engine
+    stop: tuple[str, ...] = ()
+    """`task.stop`."""
+    at: Callable[..., None] = lambda phase, step=None, row=0: None
+    """See `loop.LoopHooks`."""
+
+    def write(self, step: int, asked: Sequence[Asked]) -> list[Rollout]:
+        """The rollouts of this rank's part of a batch.
+
+        Raises:
+            DataError: A question does not fit `task.max_length`.
+            GradeError: A reward is none; see `Rewards.of`.
+        """
+        encoder, found = self.planner.encoder, []
+        sampling = Sampling(
+            self.objective.max_new_tokens,
+            self.objective.decoding_temperature,
+            Ending(encoder.end_ids, self.stop),
+        )
+        with self.engine.evaluating() as model, inference(model, self.engine.dtype):
+            for done, one in enumerate(asked):
+                self.at("sampling", step + 1, done)
+                example = one.put.example
+                [encoded] = encoder.encode(
+                    one.put.render, example.fields, [example.answer], one.where
+                )
+                texts = sample_texts(
+                    cast("PreTrainedModel", model),
+                    encoder.tokenizer,
+                    encoded.context_ids,
+                    one.count,
+                    sampling,
+                    one.seed,
+                    self.engine.work,
+                )
+                for number, text in enumerate(texts):
+                    rewarded = self.rewards.of(example, text.text, one.where)
+                    self.engine.work()
+                    context, trimmed = encoded.context_ids, encoded.trimmed
+                    found.append(Rollout(one.first + number, text, rewarded, context, trimmed))
+        return found
+
+
+def rollout_plans(
+    writer: Writer, first: int, last: int, weigh: Callable[[int], BlockWeights]
+) -> Iterator[StepPlan]:
+    """The plans of optimizer steps `first` to `last - 1`; collective.
+
+    Args:
+        writer: Writes this rank's rollouts, with the weights as they are when a plan is asked for.
+        first: First step, with which a batch begins.
+        last: One after the last.
+        weigh: Returns the weights of prompts at a step.
+    """
+    objective, engine = writer.objective, writer.engine
+    for begin in range(first, last, objective.updates):
+        started = time.perf_counter()
+        weights = weigh(begin)
+        asked = asked_at(writer.planner, objective, begin, weights)
+        mine = writer.write(begin, asked[engine.rank :: engine.ranks])
+        writer.at("waiting")
+        wrote = time.perf_counter() - started
+        everyone = engine.exchange((mine, wrote))
+        rollouts = sorted((r for own, _ in everyone for r in own), key=lambda r: r.slot)
+        slowest = max(seconds for _, seconds in everyone)
+        plan = batch_plan(writer, begin, asked, rollouts, weights)
+        assert plan.policy is not None
+        if objective.kl:
+            for row in plan.rows:
+                plan.policy.reference[row.members] = engine.reference_logprobs(row)
+                engine.work()
+        tokens = sum(len(rollout.sampled.token_ids) for rollout in rollouts)
+        speed = {Metric.ROLLOUT_TOKENS_PER_SECOND: tokens / slowest}
+        for step in range(begin, min(begin + objective.updates, last)):
+            ends = step + 1 == begin + objective.updates
+            new = {**plan.policy.metrics, **speed} if step == begin else {}
+            yield replace(
+                plan,
+                step=step,
+                policy=replace(plan.policy, metrics=new, fresh=step == begin, last=ends),
+            )
+
+
+def batch_plan(
+    writer: Writer,
+    step: int,
+    asked: Sequence[Asked],
+    rollouts: Sequence[Rollout],
+    weights: BlockWeights,
+) -> StepPlan:
+    """The plan of this rank for a batch of rollouts, all of which are given by slot."""
+    planner, objective, engine = writer.planner, writer.objective, writer.engine
+    reward_S = np.array([rollout.rewarded.value for rollout in rollouts])
+    advantage_QG, differ_Q = advantages(reward_S.reshape(-1, objective.rollouts), objective.scale)
+    kept_S = np.repeat(differ_Q, objective.rollouts)
+    if objective.truncated == "mask":
+        kept_S &= np.array([rollout.sampled.ended for rollout in rollouts])
+    if not objective.kl:
+        kept_S &= advantage_QG.ravel() != 0
+    sequences = {
+        rollout.slot: Encoded(rollout.context, rollout.sampled.token_ids).sequence()
+        for rollout in rollouts
+        if kept_S[rollout.slot]
+    }
+    slots = list(sequences)
+    lengths = [len(sequence.input_ids) for sequence in sequences.values()]
+    deal = deal_batches if planner.padded else deal_rows
+    packing = {} if planner.padded else {"packing": planner.packing}
+    rows = deal(lengths, planner.row_tokens, engine.ranks, **packing)[engine.rank]
+    tokens_S = np.array([len(rollout.sampled.token_ids) for rollout in rollouts])
+    most = objective.max_new_tokens * len(rollouts)
+    per_token = float(tokens_S.sum() / most) if objective.normalize == "constant" else 1.0
+    token = int(rollouts[0].context[0])
+    metrics = measure(asked, rollouts, reward_S, differ_Q)
+    draws = Draws(
+        _table(asked, rollouts, tokens_S),
+        weights,
+        lambda i: planner.examples[i].id,
+        lambda i: planner.prompts[i][0],
+        weight_S=np.where(kept_S, advantage_QG.ravel() * per_token, 0.0),
+    )
+    return StepPlan(
+        step,
+        tuple(
+            build_row(sequences, [slots[n] for n in row], planner.padded)
+            if row
+            else inert_row(token)
+            for row in rows or [[]]
+        ),
+        draws,
+        np.arange(len(rollouts)),
+        sum(lengths),
+        int(tokens_S.sum()),
+        weights,
+        Policy(
+            tuple(rollouts),
+            reward_S,
+            per_token,
+            int(tokens_S[kept_S].sum()),
+            metrics,
+            fresh=True,
+            last=False,
+        ),
+    )
+
+
+def _table(
+    asked: Sequence[Asked], rollouts: Sequence[Rollout], tokens_S: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """What `Draws` takes."""
+    count_S = [one.count for one in asked]
+    return {
+        "example": np.repeat([one.example for one in asked], count_S),
+        "prompt": np.repeat([one.prompt for one in asked], count_S),
+        "answer_tokens": tokens_S,
+        "trimmed": np.array([int(rollout.trimmed) for rollout in rollouts]),
+        "owner": np.zeros(len(rollouts), np.int64),
+    }
+
+
+def measure(
+    asked: Sequence[Asked],
+    rollouts: Sequence[Rollout],
+    reward_S: NDArray[np.float64],
+    differ_Q: NDArray[np.bool_],
+) -> dict[str, float]:
+    """Metrics of a batch of rollouts."""
+    prompt_S = np.repeat([one.prompt for one in asked], [one.count for one in asked])
+    by_prompt = [float(reward_S[prompt_S == prompt].mean()) for prompt in np.unique(prompt_S)]
+    tokens = sum(len(rollout.sampled.token_ids) for rollout in rollouts)
+    nll = -sum(sum(rollout.sampled.logprobs) for rollout in rollouts)
+    return {
+        Metric.TRAIN_REWARD: float(reward_S.mean()),
+        Metric.TRAIN_REWARD_STD: float(reward_S.std()),
+        Metric.TRAIN_REWARD_WORST_PROMPT: min(by_prompt),
+        Metric.ROLLOUT_TOKENS: tokens / len(rollouts),
+        Metric.ROLLOUT_TRUNCATED: float(np.mean([not r.sampled.ended for r in rollouts])),
+        Metric.ROLLOUT_ENTROPY: nll / tokens,
+        Metric.ROLLOUT_WITHOUT_VARIANCE: float(1 - differ_Q.mean()),
+    }
