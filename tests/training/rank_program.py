@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -44,8 +44,9 @@ from paft_ray.prompts.template import parse
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
+from paft_ray.tasks.grading import Grade, TextGrader
 from paft_ray.tracking import NullTracker
-from paft_ray.training.batch_plan import Planner, plans
+from paft_ray.training.batch_plan import Planner, StepPlan, plans
 from paft_ray.training.deepspeed_engine import prepare_process
 from paft_ray.training.distributed.heartbeat import HangDetector, HeartbeatSender
 from paft_ray.training.engine import Engine
@@ -56,6 +57,8 @@ from paft_ray.training.output.save import first_batch, save_and_verify, trainabl
 from paft_ray.training.output.verify import Base
 from paft_ray.training.profiling import recording
 from paft_ray.training.prompt_weights import PromptWeights
+from paft_ray.training.reinforcement.rewards import Rewards
+from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 from paft_ray.training.sampler import PromptSampler
 from paft_ray.training.schedule import learning_rate
 from paft_ray.training.selection import Selection
@@ -315,6 +318,28 @@ class SlowMachine:
         hook.remove()
 
 
+@dataclass(frozen=True, slots=True)
+class EvenGrader(TextGrader):
+    """1 where a text has an even number of characters."""
+
+    def grade(self, example: Example, text: str, where: str) -> Grade:
+        return Grade(float(len(text) % 2 == 0), text)
+
+
+def plans_of(
+    engine: Engine,
+    planner: Planner,
+    train: TrainConfig,
+    steps: tuple[int, int],
+    weights: PromptWeights,
+) -> Iterator[StepPlan]:
+    if train.objective.type != "grpo":
+        return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
+    rewards = Rewards((EvenGrader("even"),), (1.0,))
+    writer = Writer(planner, train.objective, rewards, engine)
+    return rollout_plans(writer, *steps, weights.for_step)
+
+
 def train_on_engine(
     options: dict,
     model: "PeftModel | PreTrainedModel",
@@ -365,13 +390,7 @@ def train_on_engine(
     record = stack.enter_context(recording(profile, where, lambda *said: None))
     progress = fit(
         engine,
-        plans(
-            planner,
-            progress.step,
-            options.get("until", until),
-            engine.plan_ranks(),
-            weights.for_step,
-        ),
+        plans_of(engine, planner, train, (progress.step, options.get("until", until)), weights),
         progress,
         Recipe(
             steps=steps,
