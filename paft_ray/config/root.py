@@ -235,7 +235,7 @@ class Config(Section, affects="run"):
             sampling = sampling.bound
         elif isinstance(variant, PaftVariant) and variant.sampling is not None:
             sampling = variant.sampling
-        train = self.train.model_copy(update={"sampling": sampling})
+        train = variant.train.over(self.train).model_copy(update={"sampling": sampling})
         return self.model_copy(update={"seed": training.seed, "train": train})
 
     @model_validator(mode="after")
@@ -262,6 +262,11 @@ class Config(Section, affects="run"):
                 f"{first.type} may lie between: leave one of them out"
             )
         check_objective(self.train, self.task, self.model)
+        for index, variant in enumerate(self.variants):
+            try:
+                check_objective(variant.train.over(self.train), self.task, self.model)
+            except ValueError as error:
+                raise ValueError(f"variants.{index}: {error}") from error
         if self.train.validation is not None:
             self.train.validation.check_prompts(self.prompts.split.validation)
         if self.train.row_tokens < self.task.max_length:

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from paft_ray.config.base import Section
-from paft_ray.config.train import SamplingConfig
+from paft_ray.config.base import Section, affects
+from paft_ray.config.objectives import ObjectiveConfig
+from paft_ray.config.train import SamplingConfig, TrainConfig
 
 BASE = "base"
 """Label of the model before any training, which is always compared."""
@@ -33,7 +34,36 @@ class VariantOptions(Section, affects="run"):
         return name
 
 
-class PaftVariant(VariantOptions, affects="run"):
+class OwnTrain(Section, affects="run"):
+    """Fields of `train` that one variant has of its own."""
+
+    objective: ObjectiveConfig | None = None
+    """Replaces `train.objective`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Replaces `train.steps`, or `train.epochs`."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Replaces `train.batch_size`."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Replaces `train.learning_rate`."""
+
+    def over(self, train: TrainConfig) -> TrainConfig:
+        """The section `train` with these fields."""
+        own = {name: getattr(self, name) for name in type(self).model_fields}
+        changed = {name: value for name, value in own.items() if value is not None}
+        if "steps" in changed:
+            changed["epochs"] = None
+        return train.model_copy(update=changed)
+
+
+class TrainedVariant(VariantOptions, affects="run"):
+    """What all ways to train have."""
+
+    train: Annotated[OwnTrain, affects("run", neutral=OwnTrain(), whole=True)] = OwnTrain()
+    """Replaces fields of `train`, so that objectives can be compared. Trainings then differ in
+    more than their prompts; results say in what."""
+
+
+class PaftVariant(TrainedVariant, affects="run"):
     """Every example through a prompt drawn afresh from the pool."""
 
     type: Literal["paft"]
@@ -41,7 +71,7 @@ class PaftVariant(VariantOptions, affects="run"):
     """Replaces `train.sampling`, for example to compare temperatures."""
 
 
-class SinglePromptVariant(VariantOptions, affects="run"):
+class SinglePromptVariant(TrainedVariant, affects="run"):
     """Every example through one prompt, as is usual without PAFT."""
 
     type: Literal["single_prompt"]
@@ -50,7 +80,7 @@ class SinglePromptVariant(VariantOptions, affects="run"):
     validation examples (the paper's TopAccuracy)."""
 
 
-class HumanPromptVariant(VariantOptions, affects="run"):
+class HumanPromptVariant(TrainedVariant, affects="run"):
     """Every example through one prompt written by hand: the first of the task's `instructions`, in
     the first layout of the grammar, that is not like a held-out prompt. For a whole template of
     your own, give a `single_prompt` its `prompt`."""
@@ -58,7 +88,7 @@ class HumanPromptVariant(VariantOptions, affects="run"):
     type: Literal["human_prompt"]
 
 
-class BoundPromptsVariant(VariantOptions, affects="run"):
+class BoundPromptsVariant(TrainedVariant, affects="run"):
     """Every example bound once, for the whole training, to a random prompt of a small pool, as in
     the official implementation."""
 

@@ -243,12 +243,27 @@ TRAINED_ANSWER_TOKENS = Figure(
     scale=1,
     format=",.0f",
 )
+TRAINED_ROLLOUT_TOKENS = Figure(
+    key="trained_rollout_tokens",
+    heading="rollout tokens",
+    meaning="tokens that the model wrote itself to learn from, averaged over seeds",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
+TRAINED_SECONDS = Figure(
+    key="trained_seconds",
+    heading="seconds of training",
+    meaning="of the training loop, with what the model wrote in it, averaged over seeds",
+    most=float("inf"),
+    scale=1,
+    format=",.0f",
+)
 FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
     PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
     GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, OPTIMIZED_PAIRS,
-    REFLECTIONS, TRAINED_TOKENS,
-    TRAINED_ANSWER_TOKENS,
+    REFLECTIONS, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS, TRAINED_ROLLOUT_TOKENS, TRAINED_SECONDS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from paft_ray.config import (
+    GRPO,
     Config,
     Endpoint,
     FakeLLM,
     LLMConfig,
     SinglePromptVariant,
+    TrainConfig,
     TuningConfig,
     total_steps,
 )
@@ -58,7 +60,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     if (book := request_book(context)) is not None:
         plan["generation"] = _plan_generation(context.storage, book)
     if trains:
-        plan |= _plan_training(context, steps)
+        plan |= _plan_training(context)
     plan |= _plan_workers(config)
     plan["evaluation"] = _plan_evaluation(context)
     if served := plan_served(context):
@@ -72,7 +74,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     return plan
 
 
-def _plan_training(context: RunContext, steps: int) -> dict[str, Any]:
+def _plan_training(context: RunContext) -> dict[str, Any]:
     """The choice of a single prompt, the trainings, and their scores on the way."""
     config, task, evaluation = context.config, context.task, context.config.evaluation
     plan: dict[str, Any] = {}
@@ -81,23 +83,40 @@ def _plan_training(context: RunContext, steps: int) -> dict[str, Any]:
             "prompts_at_most": evaluation.selection_prompts or "all",
             "examples": min(evaluation.selection_examples, len(task.validation)),
         }
-    trainings = config.trainings
+    trainings, count = config.trainings, len(task.train)
+    own = {t: config.of_training(t).train for t in trainings}
+    steps = {t: total_steps(train, count) for t, train in own.items()}
     plan["training"] = {
-        config.called(t): "complete" if find_trained(context.run_folder, t) else f"{steps} steps"
+        config.called(t): "complete"
+        if find_trained(context.run_folder, t)
+        else f"{steps[t]} steps{_of_objective(own[t], config.train, steps[t])}"
         for t in trainings
     }
-    plan["sequences_per_training"] = steps * config.train.batch_size
+    sequences = {steps[t] * train.batch_size for t, train in own.items()}
+    plan["sequences_per_training"] = sequences.pop() if len(sequences) == 1 else sorted(sequences)
     if (scored := config.train.validation) is not None:
-        scores = len(scored.steps(steps))
+        scores = [len(scored.steps(each)) for each in steps.values()]
         count = scored.prompts or config.prompts.split.validation
         examples = min(scored.examples, len(task.validation))
         plan["validation"] = {
-            "scores_per_training_at_most": scores,
+            "scores_per_training_at_most": max(scores),
             "prompts": count,
             "examples": examples,
-            "answers_at_most": len(trainings) * scores * count * examples,
+            "answers_at_most": sum(scores) * count * examples,
         }
     return plan
+
+
+def _of_objective(train: TrainConfig, usual: TrainConfig, steps: int) -> str:
+    """How a training learns, where that is its own or it writes texts."""
+    objective = train.objective
+    if isinstance(objective, GRPO):
+        texts = -(-steps // objective.updates) * train.batch_size
+        return (
+            f" on up to {texts:,} texts of at most {objective.max_new_tokens} tokens that the "
+            "model writes itself"
+        )
+    return f" by {objective.type}" if objective != usual.objective else ""
 
 
 def _plan_workers(config: Config) -> dict[str, Any]:

@@ -188,6 +188,8 @@ def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
         kind: statistics.fmean(getattr(t.record, kind) for t in trained)
         for kind in ("tokens", "answer_tokens", "seconds")
     }
+    if wrote := statistics.fmean(t.record.rollout_tokens for t in trained):
+        mean["rollout_tokens"] = wrote
     packing = {} if trained[0].record.packing is None else {"packing": trained[0].record.packing}
     spent = {**mean, **packing}
     return {**_steps(trained), **{f"trained_{k}": v for k, v in spent.items()}}

@@ -11,6 +11,9 @@ from paft_ray.evaluation.figures import (
     PROMPTS_PER_ANSWER,
     STD,
     STD_BY_CHANCE,
+    TRAINED_ROLLOUT_TOKENS,
+    TRAINED_SECONDS,
+    TRAINED_TOKENS,
     WORST,
     Figure,
     figures_of,
@@ -119,6 +122,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _run_apart(summary, names)
     sentences += backends_agree(summary, names)
     sentences += _chosen(summary, names)
+    sentences += _trained_otherwise(summary, names)
     sentences += _served(summary, names)
     sentences += optimized_prompts(summary, names)
     sentences += paraphrases(summary)
@@ -316,6 +320,26 @@ def _chosen(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
             else f"{ended}, all of them after step {min(every)}."
         )
     return sentences
+
+
+def _trained_otherwise(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
+    """A sentence about trainings that do not read as much as each other by their settings."""
+    models = {k: m for k, m in summary["models"].items() if m.get("steps")}
+    wrote = {k for k, m in models.items() if TRAINED_ROLLOUT_TOKENS.read(m) is not None}
+    planned = {m.get("planned_steps", m["steps"]) for m in models.values()}
+    if len(models) < 2 or (len(planned) == 1 and len(wrote) in (0, len(models))):
+        return []
+    spent = []
+    for label, model in models.items():
+        parts = [f"{model['steps']:,.0f} steps", f"{TRAINED_TOKENS.read(model):,.0f} tokens read"]
+        if label in wrote:
+            parts.append(f"{TRAINED_ROLLOUT_TOKENS.read(model):,.0f} tokens written")
+        parts.append(f"{TRAINED_SECONDS.read(model):,.0f} s")
+        spent.append(f"{display_name(label, names)} {', '.join(parts)}")
+    return [
+        f"trainings differ in their steps and in what they read and wrote ({'; '.join(spent)}), so "
+        "that differences between them are partly due to that."
+    ]
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

@@ -94,6 +94,8 @@ class TrainingRecord:
     """Time in the loop, over all attempts."""
     prompts: int
     """Number of prompts to draw from."""
+    rollout_tokens: int = 0
+    """Number of tokens that the model wrote to learn from."""
     prompt: TrainedPrompt | None = None
     """None where the training is older than model cards."""
     workers: int

@@ -58,6 +58,7 @@ class Metric(StrEnum):
     TRAIN_SHARE_OF_MATRIX_RATE = "train/share_of_matrix_rate"
     TRAIN_PEAK_GPU_MEMORY_GB = "train/peak_gpu_memory_gb"
     TRAIN_SECONDS_PLAN = "train/seconds/plan"
+    TRAIN_SECONDS_SAMPLING = "train/seconds/sampling"
     TRAIN_SECONDS_FORWARD_BACKWARD = "train/seconds/forward_backward"
     TRAIN_SECONDS_COMMUNICATION = "train/seconds/communication"
     TRAIN_SECONDS_OPTIMIZER = "train/seconds/optimizer"

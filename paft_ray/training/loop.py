@@ -34,6 +34,7 @@ from paft_ray.training.objective import (
 )
 from paft_ray.training.prompt_weights import PromptWeights
 from paft_ray.training.sampler import uniform
+from paft_ray.training.speed import Part
 from paft_ray.training.state.checkpoint import Checkpoints, Progress
 
 logger = logging.getLogger(__name__)
@@ -240,11 +241,12 @@ def train_step(
             f"step {plan.step + 1}: the gradient norm is {norm}; the last checkpoint is good: "
             "lower train.learning_rate or set train.gradient_clipping"
         )
+    waited: Part = "plan" if plan.policy is None else "sampling"
     seconds = waited_s + time.perf_counter() - started
     metrics: dict[str, float] = {
         Metric.TRAIN_LOSS: sum(nll_S) / plan.answer_tokens,
         Metric.TRAIN_LEARNING_RATE: rate,
-        **engine.meter.step(plan.tokens, flops, seconds, {"plan": waited_s, **clock.take()}),
+        **engine.meter.step(plan.tokens, flops, seconds, {waited: waited_s, **clock.take()}),
     }
     if norm is not None:
         metrics[Metric.TRAIN_GRADIENT_NORM] = norm

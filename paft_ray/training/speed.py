@@ -19,11 +19,13 @@ from paft_ray.models.packing import Row
 from paft_ray.serving.record import Speed
 from paft_ray.tracking import Metric
 
-Part = Literal["plan", "forward_backward", "communication", "optimizer"]
-"""Waiting for the step's plan; forward and backward passes, with what ZeRO 2 and 3 send meanwhile;
-the sum of losses and gradients over ranks, with waiting for the slowest; the optimizer."""
+Part = Literal["plan", "sampling", "forward_backward", "communication", "optimizer"]
+"""Waiting for the step's plan; drawing and grading texts that it learns from; forward and backward
+passes, with what ZeRO 2 and 3 send meanwhile; the sum of losses and gradients over ranks, with
+waiting for the slowest; the optimizer."""
 _SECONDS: Mapping[Part, Metric] = {
     "plan": Metric.TRAIN_SECONDS_PLAN,
+    "sampling": Metric.TRAIN_SECONDS_SAMPLING,
     "forward_backward": Metric.TRAIN_SECONDS_FORWARD_BACKWARD,
     "communication": Metric.TRAIN_SECONDS_COMMUNICATION,
     "optimizer": Metric.TRAIN_SECONDS_OPTIMIZER,
@@ -137,12 +139,13 @@ class Meter:
         Args:
             tokens: That all ranks read.
             flops: That all ranks' rows need.
-            seconds: Of the whole step.
+            seconds: Of the whole step; rates are without those of sampling.
             parts: Seconds by part.
 
         Returns:
             Its metrics.
         """
+        seconds -= parts.get("sampling", 0.0)
         own: dict[str, float] = {_SECONDS[part]: value for part, value in parts.items()}
         measured = {"tokens": tokens, "flops": flops, "seconds": seconds, **own}
         if self._first:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,6 +35,11 @@ CUSTOM = {
 
 
 PAIRS = {"type": "consistency"}
+
+
+def grpo(train: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
+    objective = {"type": "grpo", **settings}
+    return {"train": {"steps": 1, "row_tokens": 2048, "objective": objective, **(train or {})}}
 
 
 def load(**changes) -> Config:
@@ -627,6 +633,67 @@ WRONG = [
         ["train.objective.share: 2"],
     ),
     (
+        "expectedreward",
+        {"train": {"steps": 1, "objective": {"type": "expected_reward"}, "packing": False}},
+        ["expected_reward reads all choices in one row", "train.packing: false"],
+    ),
+    (
+        "expectedreward",
+        {
+            "train": {"steps": 1, "objective": {"type": "expected_reward"}},
+            "task": {"type": "builtin", "name": "sst2", "grade": "exact"},
+        },
+        ["expected_reward", "graded by exact", "another objective"],
+    ),
+    ("grpo", grpo(rollouts=1), ["train.objective.rollouts: 1"]),
+    (
+        "grpo",
+        grpo(rollouts=8, prompts_per_question=3),
+        ["prompts_per_question (3)"],
+    ),
+    ("grpo", grpo({"batch_size": 12}), ["train.batch_size (12)", "rollouts (8)"]),
+    ("grpo", grpo({"row_tokens": 600}), ["train.row_tokens (600)", "raise it to 640"]),
+    ("grpo", grpo({"deepspeed": {"stage": 3}}), ["train.deepspeed.stage 3", "use stage 2"]),
+    ("grpo", grpo({"response_prefix_tokens": 4}), ["response_prefix_tokens", "choose one"]),
+    (
+        "grpo",
+        {**grpo(kl=0.1), "model": {"path": "m", "peft": None}},
+        ["train.objective.kl (0.1)", "model.peft: null", "kl: 0"],
+    ),
+    (
+        "grpo",
+        {**grpo(), "model": {"path": "m", "peft": {"peft_type": "LORA", "lora_dropout": 0.1}}},
+        ["model.peft.lora_dropout (0.1)", "set it to 0"],
+    ),
+    (
+        "grpo",
+        grpo({"validation": {"every_steps": 3}}, updates=2),
+        ["train.validation.every_steps (3)", "train.objective.updates (2)"],
+    ),
+    ("transformersrollouts", grpo(backend={"type": "jax"}), ["backend.type: 'jax'"]),
+    ("reward", grpo(rewards=[{"type": "exact", "weight": "much"}]), ["rewards.0.weight: 'much'"]),
+    ("gradereward", grpo(rewards=[]), ["train.objective.rewards"]),
+    (
+        "exactreward",
+        grpo(rewards=[{"type": "exact", "normalisation": "x"}]),
+        ["normalisation"],
+    ),
+    ("f1reward", grpo(rewards=[{"type": "f1", "tolerance": 1}]), ["rewards.0.tolerance"]),
+    ("containsreward", grpo(rewards=[{"type": "contains", "a": 1}]), ["rewards.0.a"]),
+    ("numberreward", grpo(rewards=[{"type": "number", "tolerance": -1}]), ["tolerance: -1"]),
+    ("patternreward", grpo(rewards=[{"type": "pattern", "pattern": "a"}]), ["parentheses"]),
+    ("pythonreward", grpo(rewards=[{"type": "python", "path": "r"}]), ["grade.py:score"]),
+    (
+        "owntrain",
+        {"variants": [{"type": "paft", "train": {"row_tokens": 5}}]},
+        ["variants.0.train.row_tokens"],
+    ),
+    (
+        "trained",
+        {"variants": [{"type": "paft", "train": {"objective": {"type": "grpo"}, "batch_size": 9}}]},
+        ["variants.0", "train.batch_size (9)"],
+    ),
+    (
         "combination",
         {"train": {"steps": 1, "warm_start": "adapter"}, "model": {"path": "m", "peft": None}},
         ["model.peft: null", "train.warm_start"],
@@ -686,6 +753,7 @@ def test_all_sections_are_in_the_table_of_wrong_values():
         "humanprompt": "human_prompt",
         "variantoptions": "variant options",
         "adaptersubject": "adapter subject",
+        "objective": "crossentropy",
         "modelsubject": "model subject",
         "endpointsubject": "endpoint subject",
         "": "config",
