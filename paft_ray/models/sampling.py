@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paft_ray.models.generation import Ending, end_ids, finish, narrow_cache
+from paft_ray.models.load import reads_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,6 +64,25 @@ class _Recorder:
             self.drawn.append(self._last_BV.gather(1, input_ids[:, -1:])[:, 0])
 
 
+def _read_once(model: Any, ids_BT: torch.Tensor) -> Any:
+    """The cache of all but the last token of equal contexts, read once; None where it cannot be.
+
+    Adapters with virtual tokens bring a cache of their own, and some families keep another state.
+    """
+    from transformers import DynamicCache
+
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    usual = set(kinds) <= {"full_attention", "sliding_attention"}
+    if min(ids_BT.shape) == 1 or not usual or not reads_positions(model):
+        return None
+    if not model._supports_default_dynamic_cache():
+        return None
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    model(input_ids=ids_BT[:1, :-1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(ids_BT))
+    return cache
+
+
 def sample_texts(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
@@ -75,7 +95,7 @@ def sample_texts(
     """Draw `count` continuations of a context; `work` is called at every token."""
     from transformers import LogitsProcessorList
 
-    ids = torch.tensor([list(context_ids)], device=model.device)
+    ids = torch.tensor([list(context_ids)] * count, device=model.device)
     own: Any = model.generation_config.eos_token_id  # pyright: ignore[reportOptionalMemberAccess]
     ends = end_ids(own, tokenizer, sampling.ending)
     recorder = _Recorder(sampling.temperature, work)
@@ -84,7 +104,7 @@ def sample_texts(
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            num_return_sequences=count,
+            past_key_values=_read_once(model, ids),
             max_new_tokens=sampling.max_new_tokens,
             do_sample=True,
             temperature=sampling.temperature,

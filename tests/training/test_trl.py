@@ -48,8 +48,8 @@ def make_trainer(
                 parameter += 0.05 * torch.randn_like(parameter)
     options = trl.GRPOConfig(
         str(tmp_path_factory.mktemp("trl")), report_to=[], use_cpu=True, bf16=False,
-        num_generations=3, per_device_train_batch_size=6, max_completion_length=4, epsilon_high=0.28,
-        temperature=temperature, use_bias_correction_kl=False,
+        num_generations=3, per_device_train_batch_size=6, max_completion_length=4,
+        epsilon_high=0.28, temperature=temperature, use_bias_correction_kl=False,
     )  # fmt: skip
     return trl.GRPOTrainer(
         model, [lambda completions, **_: [0.0] * len(completions)], options,
