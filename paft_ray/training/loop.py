@@ -137,13 +137,15 @@ def fit(
     for plan, waited_s in _timed(plans):
         with hooks.recording(plan.step + 1):
             result = train_step(engine, plan, recipe, hooks, waited_s)
-        hooks.weights.observe(plan.draws.prompt_S, result.badness_S)
+        policy = plan.policy
+        if policy is None or policy.fresh:
+            hooks.weights.observe(plan.draws.prompt_S, result.badness_S)
         progress = replace(
             progress,
             step=plan.step + 1,
             tokens=progress.tokens + plan.tokens,
             answer_tokens=progress.answer_tokens + plan.answer_tokens,
-            rollout_tokens=progress.rollout_tokens + _rollout_tokens(plan),
+            rollout_tokens=progress.rollout_tokens + (policy.new_tokens if policy else 0),
             trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
             seconds=progress.seconds + result.seconds,
             loss=result.metrics[Metric.TRAIN_LOSS],
@@ -154,7 +156,7 @@ def fit(
         stopping = result.stopping or wanted.end or postponed.end
         due = progress.step % recipe.every_steps == 0 or progress.step == recipe.steps
         due = due or stopping or wanted.checkpoint or postponed.checkpoint
-        last = plan.policy is None or plan.policy.last or progress.step == recipe.steps
+        last = policy is None or policy.last or progress.step == recipe.steps
         postponed = Wanted() if last else Wanted(due, stopping)
         stopping = stopping and last
         if due and last:
@@ -170,11 +172,6 @@ def fit(
     hooks.at("checkpoint")
     hooks.checkpoints.wait()
     return progress
-
-
-def _rollout_tokens(plan: StepPlan) -> int:
-    """Tokens that were drawn for a step, the first one on its rollouts."""
-    return plan.policy.tokens if plan.policy is not None and plan.policy.fresh else 0
 
 
 def _timed(plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, float]]:
@@ -205,21 +202,9 @@ def train_step(
     """
     started, must_stop = time.perf_counter(), hooks.must_stop()
     torch.manual_seed(int(uniform("dropout", recipe.seed, plan.step, engine.rank) * 2**53))
-    slots, kinds = len(plan.draws), measures(recipe.objective)
-    flops, clock = 0.0, engine.clock
-    sums_KS = torch.zeros((1 + len(kinds), slots), dtype=torch.float64, device=engine.device)
+    slots, kinds, clock = len(plan.draws), measures(recipe.objective), engine.clock
     clock.enter("forward_backward")
-    for done, row in enumerate(plan.rows):
-        hooks.at("forward", plan.step + 1, done)
-
-        def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
-            found = row_loss(recipe.objective, logprobs_A, row, plan)
-            sums_KS[0] += found.nll_S
-            sums_KS[1:] += found.measured_MS
-            return found.loss
-
-        engine.accumulate(row, loss_of)
-        flops += engine.meter.flops(row)
+    sums_KS, flops = _forward_backward(engine, plan, recipe.objective, hooks)
     others = torch.tensor([float(must_stop), flops], dtype=torch.float64, device=engine.device)
     hooks.at("waiting")
     clock.enter("communication")
@@ -227,11 +212,10 @@ def train_step(
     clock.enter("optimizer")
     losses_S, *of_kinds = np.reshape(values, (1 + len(kinds), slots))
     measured = dict(zip(kinds, of_kinds, strict=True))
+    if not math.isfinite(sum(values)):
+        raise TrainingError(_describe_bad_step(plan, losses_S.tolist()))
     if plan.policy is not None:
         losses_S = plan.policy.losses  # of all texts, whether they are learned from or not
-    nll_S: list[float] = losses_S.tolist()
-    if not math.isfinite(sum(values)):
-        raise TrainingError(_describe_bad_step(plan, nll_S))
     learned = _measured_metrics(plan, measured)
     _refuse_other_model(plan.step, learned)
     rate = recipe.learning_rate(plan.step)
@@ -241,6 +225,7 @@ def train_step(
             f"step {plan.step + 1}: the gradient norm is {norm}; the last checkpoint is good: "
             "lower train.learning_rate or set train.gradient_clipping"
         )
+    nll_S: list[float] = losses_S.tolist()
     waited: Part = "plan" if plan.policy is None else "sampling"
     seconds = waited_s + time.perf_counter() - started
     metrics: dict[str, float] = {
@@ -260,6 +245,27 @@ def train_step(
     return StepResult(nll_S, badness_S, metrics, seconds, stopping > 0)
 
 
+def _forward_backward(
+    engine: Engine, plan: StepPlan, objective: ObjectiveConfig, hooks: LoopHooks
+) -> tuple[torch.Tensor, float]:
+    """Go through this rank's rows; returns losses and measures of its slots, [K, S], and FLOPs."""
+    shape = 1 + len(measures(objective)), len(plan.draws)
+    sums_KS = torch.zeros(shape, dtype=torch.float64, device=engine.device)
+    flops = 0.0
+    for done, row in enumerate(plan.rows):
+        hooks.at("forward", plan.step + 1, done)
+
+        def loss_of(logprobs_A: torch.Tensor, row: Row = row) -> torch.Tensor:
+            found = row_loss(objective, logprobs_A, row, plan)
+            sums_KS[0] += found.nll_S
+            sums_KS[1:] += found.measured_MS
+            return found.loss
+
+        engine.accumulate(row, loss_of)
+        flops += engine.meter.flops(row)
+    return sums_KS, flops
+
+
 def _measured_metrics(plan: StepPlan, measured: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Metrics of what the objective measured of every slot."""
     metrics: dict[str, float] = {}
@@ -270,9 +276,12 @@ def _measured_metrics(plan: StepPlan, measured: Mapping[str, np.ndarray]) -> dic
     if plan.policy is not None:
         tokens = max(1, plan.policy.learned)
         metrics |= plan.policy.metrics
-        metrics[Metric.TRAIN_K3_BACKEND] = measured[K3_BACKEND].sum() / tokens
-        metrics[Metric.TRAIN_K3_REFERENCE] = measured[K3_REFERENCE].sum() / tokens
-        metrics[Metric.TRAIN_CLIPPED] = measured[CLIPPED].sum() / tokens
+        for name, kind in (
+            (Metric.TRAIN_K3_BACKEND, K3_BACKEND),
+            (Metric.TRAIN_K3_REFERENCE, K3_REFERENCE),
+            (Metric.TRAIN_CLIPPED, CLIPPED),
+        ):
+            metrics[name] = float(measured[kind].sum()) / tokens
     return metrics
 
 

@@ -125,6 +125,6 @@ class Policy:
         return np.concatenate([self.rollouts[slot].sampled.logprobs for slot in row.members])
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all rollouts."""
-        return sum(len(rollout.sampled.token_ids) for rollout in self.rollouts)
+    def new_tokens(self) -> int:
+        """Tokens that were drawn for this step."""
+        return sum(len(r.sampled.token_ids) for r in self.rollouts) if self.fresh else 0

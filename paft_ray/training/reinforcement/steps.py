@@ -6,6 +6,7 @@ batch plan is. Where a batch has several optimizer steps, their plans share its 
 Shapes: S rollouts of a batch, Q questions, G rollouts of each.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from paft_ray.training.reinforcement.rollouts import Asked, Policy, Rollout, ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def rollout_plans(
         rollouts = sorted((r for own, _ in everyone for r in own), key=lambda r: r.slot)
         slowest = max(seconds for _, seconds in everyone)
         plan = batch_plan(writer, begin, asked, rollouts, weights)
+        if begin == 0 and engine.rank == 0:
+            _warn(writer, asked, rollouts)
         assert plan.policy is not None
         if objective.kl:
             for row in plan.rows:
@@ -121,6 +126,28 @@ def rollout_plans(
                 step=step,
                 policy=replace(plan.policy, metrics=new, fresh=step == begin, last=ends),
             )
+
+
+def _warn(writer: Writer, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -> None:
+    """Name what will teach the model nothing, from the first batch."""
+    objective = writer.objective
+    if objective.truncated == "mask" and not any(r.sampled.ended for r in rollouts):
+        logger.warning(
+            "all texts of the first step reached train.objective.max_new_tokens (%d) without an "
+            "end, and nothing is learned from such texts: raise it, or set truncated: keep",
+            objective.max_new_tokens,
+        )
+    read: dict[int, bool] = {}
+    for one in asked:
+        own = rollouts[one.first : one.first + one.count]
+        read[one.prompt] = read.get(one.prompt, False) or any(r.rewarded.read for r in own)
+    for prompt in (prompt for prompt, found in read.items() if not found):
+        logger.warning(
+            "prompt %s: the rewards (%s) found an answer in none of the texts that the model wrote "
+            "under it at the first step; it may ask for a form that they do not read",
+            writer.planner.prompts[prompt][0],
+            ", ".join(writer.rewards.names),
+        )
 
 
 def batch_plan(
