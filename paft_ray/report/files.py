@@ -17,6 +17,8 @@ SEARCH_FILE = "search.json"
 """The result of a search, next to the summary of its finalists."""
 REQUIRED = ("config.json", "summary.json", "scores.parquet")
 _OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster")
+ROLLOUTS = ["step", "prompt_id", "example_id", "question", "ended", "text", "reward", "read"]
+"""Columns of `rollouts/` that are shown."""
 _OF_EXAMPLES = ("example_id", "fields", "answer")
 
 
@@ -58,6 +60,8 @@ class Training:
     """Steps at which `shares` were recorded; none under uniform sampling and plain loss."""
     shares: tuple[Shares, ...] = ()
     """The largest at the end first."""
+    rollouts: pa.Table | None = None
+    """What the model wrote to learn from, with `ROLLOUTS`; None where it wrote nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,8 @@ def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
         about = own.read_json(MANIFEST)["about"] if own.exists(MANIFEST) else {}
         losses, drawn = _read_ledger(own.child("ledger"))
         weighed_at, shares = _read_shares(own.child("sampling"))
-        trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares))
+        written = _read_rollouts(own.child("rollouts"))
+        trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares, written))
     return tuple(sorted(trainings, key=lambda t: (labels.index(t.label), len(t.seed), t.seed)))
 
 
@@ -194,3 +199,9 @@ def _read_ledger(folder: Storage) -> tuple[tuple[float, ...], tuple[Drawn, ...]]
 
 def _per_token(row: Mapping[str, Any]) -> float:
     return row["loss_sum"] / max(row["answer_tokens_sum"], 1)
+
+
+def _read_rollouts(folder: Storage) -> pa.Table | None:
+    """What a model wrote to learn from, in the order of steps; None where it wrote nothing."""
+    names = sorted(folder.names()) if folder.exists() else []
+    return pa.concat_tables([folder.read_table(n, ROLLOUTS) for n in names]) if names else None

@@ -23,6 +23,7 @@ from paft_ray.report.pictures import (
     draw_shares,
 )
 from paft_ray.report.rendering import render
+from paft_ray.report.rollouts import rollouts_of
 from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
 from paft_ray.report.tables import (
     axes,
@@ -125,6 +126,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         curves=plots.curves,
         draws=draws_of(run.trainings, run.texts),
         weighings=plots.shares,
+        rollouts=rollouts_of(run.trainings, run.texts),
         coverage=run_coverage(run) if trained else None,
         split_colours=COLOURS,
         seconds={_stage(name): spent for name, spent in summary["seconds"].items()},

@@ -11,15 +11,13 @@ from paft_ray.evaluation.figures import (
     PROMPTS_PER_ANSWER,
     STD,
     STD_BY_CHANCE,
-    TRAINED_ROLLOUT_TOKENS,
-    TRAINED_SECONDS,
-    TRAINED_TOKENS,
     WORST,
     Figure,
     figures_of,
 )
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
+from paft_ray.report.lengths import chosen_steps, trained_otherwise
 from paft_ray.report.tables import (
     AXIS_NAMES,
     Table,
@@ -30,7 +28,6 @@ from paft_ray.report.tables import (
     how_answers_end,
     main_label,
     results,
-    span,
     trained_labels,
 )
 from paft_ray.report.written import optimized_prompts, paraphrases
@@ -121,8 +118,8 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += _what_moves(summary, names) + what_spreads(summary, names)
     sentences += _run_apart(summary, names)
     sentences += backends_agree(summary, names)
-    sentences += _chosen(summary, names)
-    sentences += _trained_otherwise(summary, names)
+    sentences += chosen_steps(summary, names)
+    sentences += trained_otherwise(summary, names)
     sentences += _served(summary, names)
     sentences += optimized_prompts(summary, names)
     sentences += paraphrases(summary)
@@ -296,50 +293,6 @@ def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
         if counted:
             sentences.append(f"{name}, of {about['requests']} answers: {'; '.join(counted)}.")
     return sentences
-
-
-def _chosen(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
-    """Sentences about trainings of which validation chose the weights, or the length."""
-    models = {k: m for k, m in summary["models"].items() if "saved_steps" in m}
-    sentences = []
-    if any(model["saved_steps"] != model["steps_by_seed"] for model in models.values()):
-        way = next(iter(models.values()))["chosen_by"]
-        sentences.append(f"weights are those of each training's best step, by the {way}.")
-    every = {steps for model in models.values() for steps in model["steps_by_seed"]}
-    planned = max((model["planned_steps"] for model in models.values()), default=0)
-    if every and min(every) < planned:
-        ended = f"train.validation.patience ended trainings before step {planned}"
-        lengths = ", ".join(
-            f"{display_name(label, names)} {span(model['steps_by_seed'])}"
-            for label, model in models.items()
-        )
-        sentences.append(
-            f"{ended}: they differ in their steps ({lengths}), and differences between variants "
-            "are partly due to that."
-            if len(every) > 1
-            else f"{ended}, all of them after step {min(every)}."
-        )
-    return sentences
-
-
-def _trained_otherwise(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
-    """A sentence about trainings that do not read as much as each other by their settings."""
-    models = {k: m for k, m in summary["models"].items() if m.get("steps")}
-    wrote = {k for k, m in models.items() if TRAINED_ROLLOUT_TOKENS.read(m) is not None}
-    planned = {m.get("planned_steps", m["steps"]) for m in models.values()}
-    if len(models) < 2 or (len(planned) == 1 and len(wrote) in (0, len(models))):
-        return []
-    spent = []
-    for label, model in models.items():
-        parts = [f"{model['steps']:,.0f} steps", f"{TRAINED_TOKENS.read(model):,.0f} tokens read"]
-        if label in wrote:
-            parts.append(f"{TRAINED_ROLLOUT_TOKENS.read(model):,.0f} tokens written")
-        parts.append(f"{TRAINED_SECONDS.read(model):,.0f} s")
-        spent.append(f"{display_name(label, names)} {', '.join(parts)}")
-    return [
-        f"trainings differ in their steps and in what they read and wrote ({'; '.join(spent)}), so "
-        "that differences between them are partly due to that."
-    ]
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

@@ -79,7 +79,7 @@ def toy_step(objective: GRPO, tokens_QG: np.ndarray, reward_V: np.ndarray) -> St
     count = len(rollouts)
     draws = make_draws([1] * count, weights=advantage_QG.ravel().tolist())
     reward_S = np.array([r.rewarded.value for r in rollouts])
-    policy = Policy(tuple(rollouts), reward_S, 1.0, count, {}, fresh=True, last=True)
+    policy = Policy((), tuple(rollouts), reward_S, 1.0, count, {}, fresh=True, last=True)
     return StepPlan(0, (row,), draws, np.arange(count), count, count, policy=policy)
 
 

@@ -1,11 +1,10 @@
 """Rollouts on storage: what the model wrote at each step, token by token, and what it was worth."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from paft_ray.storage.paths import Storage
 from paft_ray.training.draws import Draws
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ SCHEMA = pa.schema(
         ("slot", pa.int64()),
         ("example_id", pa.string()),
         ("prompt_id", pa.string()),
+        ("question", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("logprobs", pa.list_(pa.float64())),
         ("ended", pa.bool_()),
@@ -41,6 +41,7 @@ def rollout_table(steps: Sequence[tuple[int, Draws, "Policy"]]) -> pa.Table:
             "slot": rollout.slot,
             "example_id": draw.example_id,
             "prompt_id": draw.prompt_id,
+            "question": question,
             "token_ids": rollout.sampled.token_ids,
             "logprobs": rollout.sampled.logprobs,
             "ended": rollout.sampled.ended,
@@ -51,13 +52,11 @@ def rollout_table(steps: Sequence[tuple[int, Draws, "Policy"]]) -> pa.Table:
             "weight": float(draws.weight_S[rollout.slot]),
         }
         for step, draws, policy in steps
-        for draw, rollout in zip(draws, policy.rollouts, strict=True)
+        for draw, rollout, question in zip(draws, policy.rollouts, _questions(policy), strict=True)
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def read_rollouts(training: Storage) -> Iterator[pa.Table]:
-    """The rollouts of a training from its folder, file by file in the order of steps."""
-    folder = training.child(FOLDER)
-    for name in sorted(folder.names()) if folder.exists() else []:
-        yield folder.read_table(name)
+def _questions(policy: "Policy") -> list[str]:
+    """The question of every rollout, rendered."""
+    return [text for one in policy.asked for text in [one.text] * one.count]

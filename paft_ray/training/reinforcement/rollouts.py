@@ -41,6 +41,11 @@ class Asked:
     where: str
     """Its name in messages."""
 
+    @property
+    def text(self) -> str:
+        """The question, rendered."""
+        return self.put.render(self.put.example.fields)
+
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
@@ -96,6 +101,8 @@ class Policy:
     texts before any of them.
     """
 
+    asked: tuple[Asked, ...]
+    """What the model was asked."""
     rollouts: tuple[Rollout, ...]
     """Of the whole batch, by slot."""
     reward_S: NDArray[np.float64]

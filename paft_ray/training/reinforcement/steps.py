@@ -202,6 +202,7 @@ def batch_plan(
         int(tokens_S.sum()),
         weights,
         Policy(
+            tuple(asked),
             tuple(rollouts),
             reward_S,
             per_token,
