@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.evaluation.cost_figures import COSTS
 from paft_ray.evaluation.figure import Figure
 from paft_ray.evaluation.metrics import (
     Floats,
@@ -186,84 +187,10 @@ BEGINS_RIGHT = Figure(
     better="lower",
     of_answers=mean_of("begins_right"),
 )
-SECONDS_PER_EXAMPLE = Figure(
-    key="seconds_per_example",
-    heading="s per example",
-    meaning="seconds of scoring per example",
-    definition="Wall-clock seconds of one actor for an example under a prompt, without loading.",
-    metric="seconds_per_example",
-    better="lower",
-    most=float("inf"),
-    scale=1,
-    format=".3g",
-)
-PROMPTS_PER_ANSWER = Figure(
-    key="prompts_per_answer",
-    heading="passes per answer",
-    meaning="prompts that the model reads for one answer; 1 where it is not said",
-    better="lower",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-OPTIMIZED_PAIRS = Figure(
-    key="optimized_pairs",
-    heading="pairs to find the prompt",
-    meaning="pairs of prompt and validation example that were scored to find an optimised prompt, "
-    "averaged over seeds",
-    metric="optimized_pairs",
-    better="lower",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-REFLECTIONS = Figure(
-    key="reflections",
-    heading="LLM answers to find it",
-    meaning="answers of the LLM that improved the prompt, averaged over seeds",
-    metric="reflections",
-    better="lower",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-TRAINED_TOKENS = Figure(
-    key="trained_tokens",
-    heading="trained tokens",
-    meaning="tokens read in training, averaged over seeds",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-TRAINED_ANSWER_TOKENS = Figure(
-    key="trained_answer_tokens",
-    heading="answer tokens",
-    meaning="of these, tokens of answers, which alone have a loss",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-TRAINED_ROLLOUT_TOKENS = Figure(
-    key="trained_rollout_tokens",
-    heading="rollout tokens",
-    meaning="tokens that the model wrote itself to learn from, averaged over seeds",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
-TRAINED_SECONDS = Figure(
-    key="trained_seconds",
-    heading="seconds of training",
-    meaning="of the training loop, with what the model wrote in it, averaged over seeds",
-    most=float("inf"),
-    scale=1,
-    format=",.0f",
-)
 FIGURES = (
     MEAN, STD, WORST, LOW_QUANTILE, BEST, STD_BY_CHANCE, PROMPTS_NEEDED, CONSISTENCY,
     PROMPT_SENSITIVITY, PAIRWISE_AGREEMENT, FLIP_RATE, CALIBRATION_ERROR, UNENDED, BEGINS_RIGHT,
-    GENERATED_TOKENS, SECONDS_PER_EXAMPLE, PROMPTS_PER_ANSWER, OPTIMIZED_PAIRS,
-    REFLECTIONS, TRAINED_TOKENS, TRAINED_ANSWER_TOKENS, TRAINED_ROLLOUT_TOKENS, TRAINED_SECONDS,
+    GENERATED_TOKENS, *COSTS,
 )  # fmt: skip
 """In the order of files and tables; Top@t, whose thresholds a run chooses, comes last."""
 

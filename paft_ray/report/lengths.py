@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from paft_ray.evaluation.figures import TRAINED_ROLLOUT_TOKENS, TRAINED_SECONDS, TRAINED_TOKENS
+from paft_ray.evaluation.cost_figures import TRAINED_ROLLOUT_TOKENS, TRAINED_SECONDS, TRAINED_TOKENS
 from paft_ray.report.tables import display_name, span
 
 

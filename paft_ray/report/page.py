@@ -12,6 +12,7 @@ from typing import Any
 from paft_ray.config.loading import without_unread
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
+from paft_ray.report.axis_tables import axes, components
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
@@ -26,8 +27,6 @@ from paft_ray.report.rendering import render
 from paft_ray.report.rollouts import rollouts_of
 from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
 from paft_ray.report.tables import (
-    axes,
-    components,
     differences,
     display_name,
     further_figures,

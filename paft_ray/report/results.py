@@ -13,14 +13,14 @@ from paft_ray.config.affects import result_fields
 from paft_ray.config.grade import ChoiceGrade
 from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.components import components_of
-from paft_ray.evaluation.endpoint import Questions
-from paft_ray.evaluation.figures import (
+from paft_ray.evaluation.cost_figures import (
     OPTIMIZED_PAIRS,
     PROMPTS_PER_ANSWER,
     REFLECTIONS,
     SECONDS_PER_EXAMPLE,
-    eval_metrics,
 )
+from paft_ray.evaluation.endpoint import Questions
+from paft_ray.evaluation.figures import eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder

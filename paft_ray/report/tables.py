@@ -6,20 +6,16 @@ from itertools import groupby
 from typing import Any
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
-from paft_ray.evaluation.components import BY_EXAMPLE, EXAMPLE, PROMPT, REST
 from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
-from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER, PARAPHRASES
 from paft_ray.serving.card import Evaluation
 
 _NAMES_OF_LABELS = {BASE: "base model"}
 """Names of labels that are not made of the labels' words."""
 _FINALIST = "finalist_"
 """Beginning of the labels of a search's finalists; the best comes first."""
-_UNKNOWN = "–"
-_SURE = 0.05
-"""Adjusted p value below which a difference is told."""
+UNKNOWN = "–"
+"""Text of a figure that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,88 +222,6 @@ def differences(summary: Mapping[str, Any]) -> Table:
     return Table(columns, tuple(rows))
 
 
-AXIS_NAMES = {
-    INSTRUCTION: "wording of the instruction",
-    LAYOUT: "layout of the prompt",
-    ORDER: "order of the choices",
-    NAMES: "names of the choices",
-    NOISE: "slips in the text",
-    PARAPHRASES: "wording of the example",
-    DEMONSTRATIONS: "choice of the demonstrations",
-}
-"""Axes of variation, for people."""
-
-
-def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
-    """How many of each model's grades each axis moves; without rows where no axis was measured."""
-    measured = summary.get("axes", {})
-    labels = list(summary["models"])
-    rows = [
-        Row("", AXIS_NAMES[axis], tuple(_moved(of_labels.get(label)) for label in labels))
-        for axis, of_labels in measured.items()
-    ]
-    meaning = (
-        "how much of the grade of an answer changes, in percent, when the question is put in "
-        "another way along this axis alone (ProSA's PromptSensiScore, arXiv 2410.12405); below, "
-        "the 95% interval, and where the accuracy of a level surely differs from that of the "
-        "question as it is, by how many points"
-    )
-    columns = tuple(display_name(label, names) for label in labels)
-    return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
-
-
-def components(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
-    """How much of the spread of a model's grades each axis makes; no rows where none is crossed."""
-    found = summary.get("components", {})
-    keys = list(dict.fromkeys(key for entry in found.values() for key in entry["shares"]))
-    rows = [
-        Row("", _component_name(key), tuple(_share(e["shares"].get(key)) for e in found.values()))
-        for key in keys
-    ]
-    meaning = (
-        "percent of the variance of single grades, where levels of all axes are drawn for every "
-        "question (evaluation.variation.design: crossed); below, the 95% interval over prompts "
-        "and examples; not shown where it includes zero"
-    )
-    columns = tuple(display_name(label, names) for label in found)
-    return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
-
-
-_COMPONENT_NAMES = {
-    EXAMPLE: "differences between examples",
-    PROMPT: "prompt, beyond instruction and layout",
-    REST: "everything else, and combinations",
-}
-
-
-def _component_name(key: str) -> str:
-    axis = key.removesuffix(BY_EXAMPLE)
-    name = {**AXIS_NAMES, **_COMPONENT_NAMES}.get(axis, axis)
-    return name if axis == key else f"{name}, other for each example"
-
-
-def _share(entry: Mapping[str, float] | None) -> Cell:
-    if entry is None:
-        return Cell(_UNKNOWN, None)
-    low, high = (100 * max(0.0, entry[key]) for key in ("low", "high"))
-    text = f"{100 * min(1.0, entry['value']):.1f}" if entry["low"] > 0 else "not shown"
-    return Cell(text, entry["value"], f"{low:.1f} – {high:.1f}")
-
-
-def _moved(entry: Mapping[str, Any] | None) -> Cell:
-    if entry is None:
-        return Cell(_UNKNOWN, None)
-    low, high = entry["intervals"]["moved"]
-    differences = entry.get("differences", {}).items()
-    sure = [
-        _minus(f"{level} {100 * found['value']:+.1f}")
-        for level, found in differences
-        if found["p"] < _SURE
-    ]
-    below = "; ".join([f"{100 * low:.1f} – {100 * high:.1f}", *sure])
-    return Cell(f"{100 * entry['moved']:.1f}", entry["moved"], below)
-
-
 def _models(
     summary: Mapping[str, Any], figures: Sequence[Figure], name: Callable[[str], str]
 ) -> Table:
@@ -328,24 +242,24 @@ def _models(
 def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
     value, interval = figure.read(model), figure.read(model.get("intervals", {}))
     if value is None:
-        return Cell(_UNKNOWN, None)
+        return Cell(UNKNOWN, None)
     below = " – ".join(map(figure.show, interval)) if interval else ""
     return Cell(figure.show(value) + figure.unit, value, below)
 
 
 def _difference(figure: Figure, entry: Mapping[str, float] | None) -> Cell:
     if entry is None:
-        return Cell(_UNKNOWN, None)
+        return Cell(UNKNOWN, None)
     value, low, high = (figure.show_change(entry[key]) for key in ("value", "low", "high"))
     weak = entry["low"] <= 0 <= entry["high"]
-    return Cell(_minus(value), entry["value"], _minus(f"{low} to {high}"), weak)
+    return Cell(minus(value), entry["value"], minus(f"{low} to {high}"), weak)
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
 def _chance(p: float | None) -> Cell:
     if p is None:
-        return Cell(_UNKNOWN, None)
+        return Cell(UNKNOWN, None)
     return Cell("< 0.001" if p < 0.001 else f"{p:.3f}", p, weak=p >= 0.05)

@@ -6,24 +6,15 @@ from typing import Any
 from paft_ray.config import BASE
 from paft_ray.evaluation.axes import moving
 from paft_ray.evaluation.components import BY_EXAMPLE
-from paft_ray.evaluation.figures import (
-    MEAN,
-    PROMPTS_PER_ANSWER,
-    STD,
-    STD_BY_CHANCE,
-    WORST,
-    Figure,
-    figures_of,
-)
+from paft_ray.evaluation.cost_figures import PROMPTS_PER_ANSWER
+from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
+from paft_ray.report.axis_tables import AXIS_NAMES, axes, components
 from paft_ray.report.lengths import chosen_steps, trained_otherwise
 from paft_ray.report.tables import (
-    AXIS_NAMES,
     Table,
-    axes,
     backends_agree,
-    components,
     display_name,
     how_answers_end,
     main_label,

@@ -198,24 +198,20 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
 
 
 def _trained(config: Config, task: Task, prompts: Sequence[tuple[str, str]]) -> list[_Texts]:
-    """What trainings read: each seed draws for itself."""
-    train, variation = config.train, config.train.variation
+    """What trainings read: each draws for itself, by its seed and its steps."""
+    variation = config.train.variation
     if variation.is_off or not config.variants:
         return [_Texts(prompts, task.train)]
     shown = variation.demonstrations
     pool = () if shown is None else demonstration_pool(task, shown, task.train)
     known = config.tuning is None  # trials may have other steps
-    steps = total_steps(train, len(task.train)) if known else 0
-    return [
-        _Texts(
-            prompts,
-            task.train,
-            drawn=_Drawn(
-                Varying(task.without_examples(), variation, seed, pool), steps, train.batch_size
-            ),
-        )
-        for seed in config.training_seeds
-    ]
+    found: dict[tuple[int, int, int], _Drawn] = {}
+    for training in config.trainings:
+        train, seed = config.of_training(training).train, training.seed
+        steps = total_steps(train, len(task.train)) if known else 0
+        varying = Varying(task.without_examples(), variation, seed, pool)
+        found[seed, steps, train.batch_size] = _Drawn(varying, steps, train.batch_size)
+    return [_Texts(prompts, task.train, drawn=drawn) for drawn in found.values()]
 
 
 def _check(context: RunContext, checks: ModelCheckProcess, texts: Sequence[_Texts]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from paft_ray.evaluation.axes import Wording
 from paft_ray.evaluation.components import components_of
-from paft_ray.report.tables import components
+from paft_ray.report.axis_tables import components
 from paft_ray.report.text import what_spreads
 
 LEVELS = {"order": 2, "names": 3, "demonstrations": 4}

@@ -324,14 +324,10 @@ class EndpointLLM:
             env = f" ({self._config.api_key_env or 'set api_key_env'})" if status == 401 else ""
             remedy = _FINAL.get(status, "the account has no credit left")
             raise LLMError(f"{where}: {refusal}: {remedy}{env}")
-        return _Outcome(
-            None,
-            f"{refusal}{refusal.remedy(body)}",
-            status,
-            status in _RETRYABLE,
-            retry_after(response.headers) if status in _RETRYABLE else 0.0,
-            refused=refusal.parameter(body),
-        )
+        again = status in _RETRYABLE
+        wait = retry_after(response.headers) if again else 0.0
+        text = f"{refusal}{refusal.remedy(body)}"
+        return _Outcome(None, text, status, again, wait, refused=refusal.parameter(body))
 
     @property
     def _where(self) -> str:
