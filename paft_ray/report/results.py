@@ -188,7 +188,7 @@ def _spent(trained: Sequence[TrainedAdapter]) -> dict[str, Any]:
         kind: statistics.fmean(getattr(t.record, kind) for t in trained)
         for kind in ("tokens", "answer_tokens", "seconds")
     }
-    if wrote := statistics.fmean(t.record.rollout_tokens for t in trained):
+    if wrote := statistics.fmean(t.record.rollout_tokens or 0 for t in trained):
         mean["rollout_tokens"] = wrote
     packing = {} if trained[0].record.packing is None else {"packing": trained[0].record.packing}
     spent = {**mean, **packing}

@@ -94,8 +94,6 @@ class TrainingRecord:
     """Time in the loop, over all attempts."""
     prompts: int
     """Number of prompts to draw from."""
-    rollout_tokens: int = 0
-    """Number of tokens that the model wrote to learn from."""
     prompt: TrainedPrompt | None = None
     """None where the training is older than model cards."""
     workers: int
@@ -113,6 +111,8 @@ class TrainingRecord:
     """None where the last attempt took no step, or the training is older than this."""
     validated: Validated | None = None
     """None where it was not scored on the way."""
+    rollout_tokens: int | None = None
+    """Number of tokens that the model wrote to learn from; None where it wrote nothing."""
 
     @property
     def saved_step(self) -> int:

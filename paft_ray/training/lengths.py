@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from paft_ray.config import Config, SinglePromptVariant, total_steps
-from paft_ray.config.subjects import COMPARATORS
+from paft_ray.config.subjects import OF_CHOICES, OptimizedPromptSubject
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import LONGEST, check_texts, longest, refuse_overlong, token_lengths
@@ -191,9 +191,11 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     evaluation, seed = context.config.evaluation, context.config.seed
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
     found = [_Texts(_named(pool.test[: evaluation.prompts]), examples, ways, seed)]
-    several = [s.prompts for s in evaluation.subjects if isinstance(s, COMPARATORS)]
+    several = [s.prompts for s in evaluation.subjects if isinstance(s, OF_CHOICES)]
     if several:
         found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
+    if any(isinstance(s, OptimizedPromptSubject) for s in evaluation.subjects):
+        found.append(_Texts(_named(pool.train[:1]), context.task.validation, ways[:1], seed))
     return found
 
 

@@ -133,7 +133,7 @@ def training_record(job: Job, progress: Progress, ranks: int, verified: Verified
         steps=progress.step,
         tokens=progress.tokens,
         answer_tokens=progress.answer_tokens,
-        rollout_tokens=progress.rollout_tokens,
+        rollout_tokens=progress.rollout_tokens or None,
         trimmed=progress.trimmed,
         seconds=round(progress.seconds, 3),
         prompts=len(job.prompts),
