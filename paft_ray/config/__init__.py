@@ -3,6 +3,7 @@
 Covered: types, ranges and combinations. Not covered: checks that need files, models or a cluster
 (`pipeline.preflight`). Beside the sections:
 
+objectives.py, rewards.py  what training minimises; objective_check.py what it asks of the rest
 loading.py    YAML and overrides, validated once; yaml_text.py reads YAML of unknown origin
 overrides.py  `section.field=value`, read by the type of its field
 affects.py    what a field affects, from which identities are made

@@ -1,6 +1,7 @@
 """Evaluation: subjects x prompts x examples, scored, and the figures of their answers.
 
 figure.py          what a figure is; pure
+cost_figures.py    those of what answers and trainings cost; pure
 figures.py         the one list of figures: key, heading, meaning, format, name in MLflow; pure
 metrics.py         formulas of figures over a grid of answers; pure
 answers.py         the scores table as dense arrays; pure

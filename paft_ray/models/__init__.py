@@ -20,6 +20,7 @@ head.py          logits in fp32, and long ones in chunks
 said.py          what a model says to a context, without torch
 logprobs.py      log-probabilities of answers
 generation.py    texts that a model writes
+sampling.py      texts drawn from its whole distribution, with their log-probabilities
 row_check.py     whether rows keep sequences apart; row_probes.py what that is tried with
 text_check.py    whether texts are continued alike in batches and alone
 dtype.py         the arithmetic that `auto` means

@@ -2,10 +2,13 @@
 
 files.py      a run's files, read into a few records
 text.py       the results on the screen, and their limits in sentences
+lengths.py    how long trainings were, in sentences
 tables.py     the summary's figures as tables of the page and of model cards
+axis_tables.py  each axis of variation, and its part of the spread, as tables
 accuracy.py   accuracy over prompts, and the prompts ranked
 flips.py      examples that are right under one wording and wrong under another
 training.py   losses over steps, training prompts drawn, and how losses weighed them
+rollouts.py   what models wrote to learn from: rewards, and texts to read
 coverage.py   the prompts on a map, and how new the test wordings are
 search.py     a search's results: trials, finalists, the goal over every dimension
 axes.py       scales and their round numbers

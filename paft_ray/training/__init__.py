@@ -21,6 +21,7 @@ identity.py        fingerprint and folder of a training
 lengths.py         refusal of examples that are too long
 estimates.py       memory and storage that a training needs
 gpu_fit.py         whether it fits a GPU, and with which settings; pure
+reinforcement/     texts that the model writes itself, graded, and what is learned from them
 state/             checkpoints, shards, pruning, retries
 distributed/       Ray Train: trainer, launch, worker, rank group, heartbeat, elastic size
 output/            saving and verifying the result
