@@ -114,9 +114,9 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def curves_of(trainings: Sequence[Training]) -> tuple[Curve, ...]:
-    """One curve per variant that has losses, in the order given."""
+    """One curve per variant that learned from right answers, in the order given."""
     curves = []
-    with_losses = [training for training in trainings if training.losses]
+    with_losses = [each for each in trainings if each.losses and each.rollouts is None]
     for label, group in groupby(with_losses, key=lambda training: training.label):
         of_seeds = [training.losses for training in group]
         longest = max(map(len, of_seeds))

@@ -10,6 +10,7 @@ from synthetic_run import make_run
 from paft_ray.report.files import Training, read_run
 from paft_ray.report.page import write_report
 from paft_ray.report.rollouts import Rollouts, rollouts_of
+from paft_ray.report.training import curves_of
 from paft_ray.storage.paths import Storage, to_parquet
 
 
@@ -70,6 +71,13 @@ def test_texts_to_read_are_the_best_the_worst_and_questions_that_came_again() ->
     [question] = again
     assert question.question == "asked a"
     assert [text.step for text in question.texts] == [1, 37]
+
+
+def test_likelihoods_of_its_own_texts_are_no_learning_curve() -> None:
+    table = pa.Table.from_pylist(batches(3))
+    plain = Training("sft", "0", (2.0, 1.0), (), {})
+    own = Training("paft", "0", (5.0, 5.0), (), {}, rollouts=table)
+    assert [curve.label for curve in curves_of([own, plain])] == ["sft"]
 
 
 def test_page_shows_rollouts_of_a_run_and_nothing_of_them_without(tmp_path: Path) -> None:
