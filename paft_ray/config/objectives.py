@@ -13,6 +13,8 @@ class Objective(Section, affects="weights"):
 
     compares: ClassVar[str] = ""
     """What of an example is compared, all of which has to stand in one row; empty for nothing."""
+    reads_unlabelled: ClassVar[bool] = False
+    """Whether it learns from examples without an answer too; it then reads none of any example."""
     reads_choices: ClassVar[bool] = False
     """Whether the likelihood of every choice is read, where a task has choices."""
 

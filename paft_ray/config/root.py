@@ -18,7 +18,7 @@ from paft_ray.config.subjects import (
     EndpointSubject,
     OptimizedPromptSubject,
 )
-from paft_ray.config.task import TaskConfig
+from paft_ray.config.task import CustomTaskConfig, TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.tuning import TuningConfig
 from paft_ray.config.variants import (
@@ -224,6 +224,12 @@ class Config(Section, affects="run"):
         """The trainings of a run in order: every variant with the first seed, then the next."""
         return tuple(Training(v, seed) for seed in self.training_seeds for v in self.variants)
 
+    @property
+    def reads_unlabelled(self) -> bool:
+        """Whether some training learns from rows without an answer, which are read only then."""
+        own = [self.of_training(training).train.objective for training in self.trainings]
+        return any(objective.reads_unlabelled for objective in own)
+
     def called(self, training: Training) -> str:
         """The name of a training for people, with its seed where there are several."""
         return training.name if len(self.training_seeds) > 1 else training.label
@@ -267,6 +273,7 @@ class Config(Section, affects="run"):
                 check_objective(variant.train.over(self.train), self.task, self.model)
             except ValueError as error:
                 raise ValueError(f"variants.{index}: {error}") from error
+        self._check_unlabelled()
         if self.train.validation is not None:
             self.train.validation.check_prompts(self.prompts.split.validation)
         if self.train.row_tokens < self.task.max_length:
@@ -280,3 +287,16 @@ class Config(Section, affects="run"):
                 f"task.max_length ({self.task.max_length}): raise it"
             )
         return self
+
+    def _check_unlabelled(self) -> None:
+        """Check that rows of which none has an answer can be learned from."""
+        if not isinstance(self.task, CustomTaskConfig) or self.task.answer is not None:
+            return
+        own = [self.of_training(training).train.objective for training in self.trainings]
+        needing = [each.type for each in own if not each.reads_unlabelled]
+        if needing or not own:
+            learns = f"train.objective: {needing[0]} learns" if needing else "variants: [] measures"
+            raise ValueError(
+                f"task.answer: null, so that no row has an answer, which {learns} from: name its "
+                "column, or train by consensus or prefix"
+            )

@@ -191,8 +191,9 @@ class CustomTaskConfig(TaskOptions, affects="run"):
     fields: dict[str, str] = Field(min_length=1)
     """Slot name to column name; each slot may be used in templates as `{slot}`. `a.b[0]` is a value
     inside a column."""
-    answer: str
-    """The column that holds the answer."""
+    answer: str | None
+    """The column that holds the answer. Where objectives learn without answers (`consensus`,
+    `prefix`), cells of training rows may be empty, and null says that there is no such column."""
     choices: Choices | None = None
     """All allowed answers, as the model should write them; without them the answer is free text.
     Where each row has its own, `{column: choices.text}` or `{columns: [a, b, c]}`."""
@@ -278,6 +279,18 @@ class CustomTaskConfig(TaskOptions, affects="run"):
                 )
             seen[text] = choice
         return choices
+
+    @model_validator(mode="after")
+    def _held_out_is_graded(self) -> Self:
+        held_out = {"test_path": self.test_path}
+        held_out |= {f"splits.{name}": found for name, found in (self.splits or {}).items()}
+        named = [place for place, found in held_out.items() if found and place != "splits.train"]
+        if self.answer is None and named:
+            raise ValueError(
+                f"{named[0]} holds rows to grade, and answer: null names no column of answers: "
+                "name one, and leave its cells empty in training rows that have none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _splits_differ(self) -> Self:

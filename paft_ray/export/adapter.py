@@ -306,8 +306,8 @@ def _probe(plan: ExportPlan, base: str) -> "list[TokenSequence]":
     tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     return [
-        encoder.encode(template.render, e.fields, [e.answer])[0].sequence()
-        for e in task.train[:_PROBES]
+        encoder.encode(template.render, e.fields, [e.some_answer])[0].sequence()
+        for e in (*task.train[:_PROBES], *task.unlabelled)[:_PROBES]
     ]
 
 

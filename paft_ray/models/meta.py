@@ -324,7 +324,7 @@ def _uncut(encoder: "TextEncoder", example: "Example") -> str:
     if encoder.overlong == "refuse":
         return " ".join(example.fields.values())
     kept = [text for slot, text in example.fields.items() if slot in encoder.whole]
-    return " ".join([*kept, *(example.options or [example.answer])])
+    return " ".join([*kept, *(example.options or [example.some_answer])])
 
 
 def token_lengths(encoder: "TextEncoder", texts: Sequence[str], every: bool = False) -> list[int]:

@@ -264,6 +264,6 @@ def _known_texts(context: RunContext) -> Iterator[str]:
         if isinstance(variant, SinglePromptVariant) and variant.prompt:
             yield variant.prompt
     yield from (*task.instructions, *(task.choices or ()))
-    for split in (task.train, task.validation, task.test):
+    for split in (task.train, task.unlabelled, task.validation, task.test):
         for example in split:
             yield from (*example.fields.values(), example.answer, *example.options)

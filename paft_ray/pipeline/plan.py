@@ -42,7 +42,7 @@ from paft_ray.tuning.space import count_trials
 def describe_plan(context: RunContext) -> dict[str, Any]:
     """Counts of all the work of a run, stage by stage."""
     config, task, trains = context.config, context.task, bool(context.config.trainings)
-    steps = total_steps(config.train, len(task.train))
+    steps = total_steps(config.train, len(task.learned_by(config.train.objective)))
     arithmetic = {"train": context.training_dtype} if trains else {}
     plan: dict[str, Any] = {
         "run": config.name,
@@ -83,9 +83,11 @@ def _plan_training(context: RunContext) -> dict[str, Any]:
             "prompts_at_most": evaluation.selection_prompts or "all",
             "examples": min(evaluation.selection_examples, len(task.validation)),
         }
-    trainings, count = config.trainings, len(task.train)
+    trainings = config.trainings
     own = {t: config.of_training(t).train for t in trainings}
-    steps = {t: total_steps(train, count) for t, train in own.items()}
+    steps = {
+        t: total_steps(train, len(task.learned_by(train.objective))) for t, train in own.items()
+    }
     plan["training"] = {
         config.called(t): "complete"
         if find_trained(context.run_folder, t)
@@ -143,11 +145,12 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     if (rewritten := evaluation.variation.paraphrases) is not None:
         ways += rewritten.per_example
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
+    most = max(prompts, round(prompts * examples * share))
     return {
         "models": models,
         "prompts": prompts,
         "examples": examples,
-        "answers": ways * models * max(prompts, round(prompts * examples * share)),
+        "answers": ways * models * most if examples else 0,
     }
 
 
@@ -211,7 +214,7 @@ def describe_sizes(
     config, model = context.config, context.config.model
     if not config.has_base:
         return {}
-    steps = total_steps(config.train, len(context.task.train))
+    steps = total_steps(config.train, len(context.task.learned_by(config.train.objective)))
     try:
         trust = model.trust_remote_code
         checks.begin(count_weights, model.path, model.revision, model.peft, config.seed, trust)

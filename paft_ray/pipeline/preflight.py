@@ -90,7 +90,7 @@ def preflight(
         warnings += _check_model(config, model)
     warnings += check_files(config)
     warnings += _check_llms(config, model)
-    task = load_task(config.task, config.seed, test)
+    task = load_task(config.task, config.seed, test, config.reads_unlabelled)
     warnings += task.rows.sentences()
     warnings += check_settings(config, task)
     check_rewards(config, task)

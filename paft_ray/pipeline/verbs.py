@@ -34,6 +34,7 @@ from paft_ray.pipeline.verb_checks import (
     check_run,
     check_search,
     check_train,
+    require_graded,
 )
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.log import LOG, redirected
@@ -142,6 +143,7 @@ def _plan_export(context: RunContext, options: Options) -> Any:
                 "--lm-eval writes prompts and examples, no model: leave out --variant, --seed, "
                 "--merge and --pyfunc, and export the model by another command"
             )
+        require_graded(context, "test", "export the model")
         return plan_lm_eval(context, options.out)
     if options.merge and options.pyfunc:
         raise ConfigError(

@@ -270,7 +270,7 @@ def _probe_scores(
     import ray.data
 
     whole, task = context.config, context.task
-    shown = replace(task, train=task.train[: config.examples], validation=(), test=())
+    shown = replace(task.without_examples(), train=task.train[: config.examples])
     rows = [
         {"ids": [p.id for p in group], "texts": [p.text for p in group]}
         for start in range(0, len(prompts), _PROBED_TOGETHER)

@@ -306,14 +306,14 @@ def _with_choices(
         return replace(example, fields=fields, answer=answer), choices
     if task.choices_as != "letters" or choices is None:
         return example, choices
-    place = choices.index(example.answer)
+    place = choices.index(example.answer) if example.answer else None
     order = list(range(len(choices)))
     if condition.shuffled:
         order = _order(len(choices), condition, position)
     options = tuple(example.options[old] for old in order)
     names = named(len(options), condition.names)
     fields = {**example.fields, CHOICES_SLOT: lettered(options, condition.names)}
-    answer = names[order.index(place)]
+    answer = "" if place is None else names[order.index(place)]
     return replace(example, fields=fields, answer=answer, options=options), names
 
 

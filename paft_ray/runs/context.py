@@ -62,6 +62,7 @@ class Identities:
             limits,
             *([kept] if (kept := {k: v for k, v in later.items() if k != "grade"}) else []),
             *([{"rule": RULES["examples"]}] if RULES["examples"] > 1 else []),
+            *([{"unlabelled": examples_identity(task.unlabelled)}] if task.unlabelled else []),
         )
 
 

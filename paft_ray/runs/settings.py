@@ -49,15 +49,18 @@ def _check_bfloat16(config: Config) -> Iterator[str]:
 
 
 def _check_task(config: Config, task: Task) -> Iterator[str]:
-    if config.variants and config.train.batch_size > len(task.train):
-        raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} is more than the {len(task.train)} "
-            f"training examples of {task.name}; lower it, or add examples"
-        )
-    _check_profile(config, total_steps(config.train, len(task.train)))
+    own = config.train
+    for train in (config.of_training(training).train for training in config.trainings):
+        if train.batch_size > (count := len(task.learned_by(train.objective))):
+            raise ConfigError(
+                f"train.batch_size: {train.batch_size} is more than the {count} training examples "
+                f"of {task.name} that {train.objective.type} learns from; lower it, or add examples"
+            )
+    steps = total_steps(own, len(task.learned_by(own.objective)))
+    _check_profile(config, steps)
     yield from _check_ends(config, task)
     _check_variation(config, task)
-    yield from _check_validation(config, task)
+    yield from _check_validation(config, task, steps)
     wanted = config.evaluation.examples
     if wanted is not None and task.test and wanted > len(task.test):
         yield f"evaluation.examples: {wanted}, of {len(task.test)} test examples; all are used"
@@ -69,6 +72,16 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
             )
     chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
     wanted = config.evaluation.selection_examples
+    if chosen and not task.validation:
+        raise ConfigError(
+            f"variants: single_prompt is chosen on validation examples, and {task.name} has none: "
+            "name its prompt, or add rows with answers"
+        )
+    if config.prompts.probe is not None and not task.train:
+        raise ConfigError(
+            f"prompts.probe tries prompts on training examples with answers, and {task.name} has "
+            "none: leave it out, or add some"
+        )
     is_set = "selection_examples" in config.evaluation.model_fields_set
     if chosen and is_set and wanted > len(task.validation):
         yield (
@@ -118,7 +131,7 @@ def _check_profile(config: Config, steps: int) -> None:
         )
 
 
-def _check_validation(config: Config, task: Task) -> Iterator[str]:
+def _check_validation(config: Config, task: Task, steps: int) -> Iterator[str]:
     """Check that a training can be scored on the way as asked."""
     validation = config.train.validation
     if validation is None:
@@ -134,7 +147,7 @@ def _check_validation(config: Config, task: Task) -> Iterator[str]:
             f"train.validation.examples: {validation.examples}, of {len(task.validation)} "
             "validation examples; all are used"
         )
-    if validation.every_steps >= (steps := total_steps(config.train, len(task.train))):
+    if validation.every_steps >= steps:
         yield (
             f"train.validation.every_steps: {validation.every_steps}, of {steps} steps; only the "
             "last one is scored, so that there is nothing to choose"

@@ -21,8 +21,8 @@ class TaskOutline:
     """What the model has to do, for LLMs that write prompts."""
     columns: Mapping[str, str]
     """Slot name to column, in the order of reading."""
-    answer: str
-    """Column of the answer."""
+    answer: str | None
+    """Column of the answer; None where no row has one."""
     choices: tuple[str, ...] | None = None
     """All allowed answers, or None where the answer is free text."""
     row_choices: RowChoices | None = None

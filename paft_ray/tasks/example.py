@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from paft_ray.config.objectives import Objective
 from paft_ray.config.variation import Names
 from paft_ray.tasks.grading import Grader, RankedGrader, open_graders
 
@@ -22,11 +23,16 @@ class Example:
     fields: Mapping[str, str]
     """Slot name to text."""
     answer: str
-    """The right answer; one of the choices, where there are any."""
+    """The right answer; one of the choices, where there are any. Empty where nobody gave one."""
     where: str = field(default="", compare=False, repr=False)
     """File and line of its first row, for messages."""
     options: tuple[str, ...] = ()
     """The texts of its own choices, in their order, where each row has its own."""
+
+    @property
+    def some_answer(self) -> str:
+        """The right answer, or a stand-in where there is none, to encode its question with."""
+        return self.answer or "?"
 
     @property
     def right(self) -> str:
@@ -78,7 +84,8 @@ class RowCounts:
     """Fields without a value, read as empty."""
     groups: int = 0
     """Groups of `task.group` whose rows stay together."""
-
+    unlabelled: int = 0
+    """Training examples without an answer."""
     unused_splits: str = ""
     """Names of the source's splits that nothing is read from."""
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -96,7 +103,7 @@ class RowCounts:
 
     def shares(self) -> str:
         """The share of all examples that each split reached, in words."""
-        total = sum(self.sizes.values())
+        total = sum(self.sizes.values()) or 1
         return ", ".join(f"{split} {size / total:.1%}" for split, size in self.sizes.items())
 
     def sentences(self) -> list[str]:
@@ -116,6 +123,11 @@ class RowCounts:
             found.append(
                 f"{self.in_held_out} rows were left out of training or validation because held-out "
                 "rows have the same text or group"
+            )
+        if self.unlabelled:
+            found.append(
+                f"{self.unlabelled} examples have no answer: only trainings by consensus or prefix "
+                "learn from them, and nothing grades them"
             )
         if self.unused_splits:
             found.append(
@@ -150,6 +162,8 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    unlabelled: tuple[Example, ...] = ()
+    """Training examples without an answer; see `learned_by`."""
     rows: RowCounts = RowCounts()
     """What became of rows that are no examples of their own."""
     answer_pattern: str | None = None
@@ -199,7 +213,11 @@ class Task:
 
     def without_examples(self) -> "Task":
         """The task for processes that get the examples they need by other means."""
-        return replace(self, train=(), validation=(), test=())
+        return replace(self, train=(), validation=(), test=(), unlabelled=())
+
+    def learned_by(self, objective: Objective) -> tuple[Example, ...]:
+        """The examples that an objective learns from: those without an answer only if it can."""
+        return (*self.train, *self.unlabelled) if objective.reads_unlabelled else self.train
 
     def examples(self, split: SplitName) -> tuple[Example, ...]:
         """The examples of one split, in an order given by seed and id."""

@@ -1,37 +1,41 @@
-"""Turns rows into a `Task`: columns into fields and answers, ids from content, splits.
+"""Turns rows into a `Task`: examples in their splits, and what became of the rows.
 
-An example's id comes from its fields and answer alone, and its place in its split from id and seed
-alone. Which split it is in is the part of `split`.
+An example's place in its split comes from its id and the seed alone. How a row becomes an example
+is the part of `collecting`, which split it is in that of `split`.
 """
 
 import hashlib
-import json
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from paft_ray.config import BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import DataError
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.tasks.builtin import PUBLISHED, TaskOutline
-from paft_ray.tasks.example import SPLITS, Example, RowCounts, SplitName, Task, lettered, letters
+from paft_ray.tasks.collecting import Collected, collect
+from paft_ray.tasks.example import SPLITS, Example, RowCounts, SplitName, Task, letters
 from paft_ray.tasks.gradable import (
     refuse_one_place,
     refuse_unreadable,
     refuse_unreadable_choices,
 )
 from paft_ray.tasks.grading import Grader, open_graders
-from paft_ray.tasks.row_choices import read_choices
 from paft_ray.tasks.sources import Source, open_source
-from paft_ray.tasks.split import Rows, Ties, deal, first_of_each, text_key, tie
-from paft_ray.tasks.tables import Row, shown
-from paft_ray.tasks.values import column_value, composed, spellings, text_of
+from paft_ray.tasks.split import Rows, Ties, deal, first_of_each, tie
+from paft_ray.tasks.tables import Row
 
 logger = logging.getLogger(__name__)
 
+_HELD_OUT: tuple[SplitName, ...] = ("test", "validation")
 
-def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: bool = True) -> Task:
+
+def load_task(
+    config: BuiltinTaskConfig | CustomTaskConfig,
+    seed: int,
+    test: bool = True,
+    unlabelled: bool = False,
+) -> Task:
     """Read a task's rows and split them into train, validation and test.
 
     Where the source has a test split, test examples come from it, and rows of the rest with the
@@ -42,6 +46,8 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         seed: Seed of the split; the same seed splits the same examples alike.
         test: Read test examples. Without, there are none, the source's test split is not read, and
             training examples that it repeats are kept.
+        unlabelled: Keep training rows without an answer, which are refused otherwise; those whose
+            text or group is in a held-out split leave.
 
     Raises:
         DataError: Rows cannot be read or do not fit the task, or a split would be empty.
@@ -50,24 +56,26 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     outline = task_outline(config)
     graders = open_graders(config.grade, config.has_choices, outline.answer_pattern)
     source = open_source(config, outline, test)
-    rest = _collect(source.rows, outline, config.group)
-    own: dict[SplitName, _Collected] = {}
-    if source.test is not None:
-        own["test"] = _collect(source.test, outline, config.group)
-    if source.validation is not None:
-        own["validation"] = _collect(source.validation, outline, config.group)
+    rest = collect(source.rows, outline, config.group, unlabelled or outline.answer is None)
+    own = _held_out(source, outline, config.group)
     splits, ties = _split(config, outline, seed, rest.rows, own)
+    without = _in_order(_unlabelled(rest, own, splits).examples.values(), seed)
     read = [rest, *own.values()]
-    names = _names(outline, [e for each in read for e in each.rows.examples.values()], graders)
+    names = _names(outline, read, graders)
     unused = source.unused if isinstance(config, CustomTaskConfig) else ()
-    counts = _counts(read, ties, splits, unused)
+    if outline.answer is None:
+        unused = (*unused, *(name for name in _HELD_OUT if getattr(source, name) is not None))
+    counts = _counts(read, ties, splits, unused, len(without))
     if not test:
         splits.pop("test")
-    _refuse_empty(splits, source, config, ties, counts)
+    if rest.rows.examples or not without:  # else nothing is dealt; who needs graded rows refuses
+        _refuse_empty(splits, source, config, ties, counts)
     train = splits["train"]
     if config.examples_per_class is not None:
         train = tuple(first_of_each(train, config.examples_per_class, names))
         counts = counts.by_class(train)
+    train = train[: config.max_train_examples]
+    room = None if config.max_train_examples is None else config.max_train_examples - len(train)
     if repeated := counts.duplicates:
         logger.info("%s: %d rows repeat another one and were left out", source.where, repeated)
     return Task(
@@ -77,9 +85,10 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
         option_slots=dict(outline.option_slots),
         choices=names,
         choices_as=None if outline.row_choices is None else outline.choices_as,
-        train=train[: config.max_train_examples],
+        train=train,
         validation=splits["validation"],
         test=splits.get("test", ()),
+        unlabelled=without[:room],
         rows=counts,
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,
@@ -89,29 +98,45 @@ def load_task(config: BuiltinTaskConfig | CustomTaskConfig, seed: int, test: boo
     )
 
 
+def _held_out(
+    source: Source, outline: TaskOutline, group: str | None
+) -> dict[SplitName, Collected]:
+    """The examples of splits of the source's own, of which all have an answer; none without."""
+    if outline.answer is None:
+        return {}
+    parts: dict[SplitName, Iterable[Row] | None] = {
+        "test": source.test, "validation": source.validation,
+    }  # fmt: skip
+    return {
+        split: collect(rows, outline, group) for split, rows in parts.items() if rows is not None
+    }
+
+
 def _counts(
-    read: "Sequence[_Collected]",
+    read: "Sequence[Collected]",
     ties: Ties,
     splits: Mapping[SplitName, Sequence[Example]],
     unused: Iterable[str],
+    unlabelled: int,
 ) -> RowCounts:
     """What became of the rows that were read."""
-    distinct = sum(len(each.rows.examples) for each in read)
+    distinct = sum(len(each.rows.examples) + len(each.unlabelled.examples) for each in read)
     sizes = {split: len(splits[split]) for split in SPLITS}
     return RowCounts(
         duplicates=sum(each.duplicates for each in read),
         tied=ties.same_text,
         contradicting=ties.contradicting,
-        in_held_out=distinct - sum(sizes.values()),
+        in_held_out=distinct - sum(sizes.values()) - unlabelled,
         empty_fields=sum(each.empty_fields for each in read),
         groups=ties.groups,
+        unlabelled=unlabelled,
         unused_splits=", ".join(unused),
         sizes=sizes,
     )
 
 
 def _names(
-    outline: TaskOutline, examples: Sequence[Example], graders: Sequence[Grader]
+    outline: TaskOutline, read: Sequence[Collected], graders: Sequence[Grader]
 ) -> tuple[str, ...] | None:
     """What may be answered, where that is the same for all rows or letters; else None.
 
@@ -119,9 +144,11 @@ def _names(
         DataError: Answers could not be graded as they should.
     """
     names = outline.choices
+    examples = [example for each in read for example in each.rows.examples.values()]
     if outline.shows_choices:
         refuse_one_place(examples)
-        names = letters(max((len(example.options) for example in examples), default=0))
+        every = [*examples, *(e for each in read for e in each.unlabelled.examples.values())]
+        names = letters(max((len(example.options) for example in every), default=0))
     refuse_unreadable(examples, graders)
     refuse_unreadable_choices(names or (), graders)
     return names
@@ -132,7 +159,7 @@ def _split(
     outline: TaskOutline,
     seed: int,
     rest: Rows,
-    own: "Mapping[SplitName, _Collected]",
+    own: "Mapping[SplitName, Collected]",
 ) -> tuple[dict[SplitName, tuple[Example, ...]], Ties]:
     """Deal `rest`, of which rows like those of held-out splits of the source's own have left."""
     held_out: dict[SplitName, Rows] = {}
@@ -156,6 +183,20 @@ def _split(
     return splits, ties
 
 
+def _unlabelled(
+    rest: Collected,
+    own: Mapping[SplitName, Collected],
+    splits: Mapping[SplitName, Sequence[Example]],
+) -> Rows:
+    """The rows without an answer of which neither text nor group is in a held-out split."""
+    found = rest.unlabelled
+    for each in own.values():
+        found = found.without(each.rows)
+    held_out = {example.id for split in _HELD_OUT for example in splits[split]}
+    dealt = {id: example for id, example in rest.rows.examples.items() if id in held_out}
+    return found.without(replace(rest.rows, examples=dealt))
+
+
 def task_outline(config: BuiltinTaskConfig | CustomTaskConfig) -> TaskOutline:
     """The description of a configured task, without its rows."""
     if isinstance(config, BuiltinTaskConfig):
@@ -171,140 +212,6 @@ def task_outline(config: BuiltinTaskConfig | CustomTaskConfig) -> TaskOutline:
         labels=config.labels or {},
         instructions=config.instructions,
     )
-
-
-def example_id(fields: Mapping[str, str], answer: str, options: Sequence[str] = ()) -> str:
-    """Sixteen hex digits that name an example by its content."""
-    content = json.dumps(
-        {"answer": answer, "fields": dict(fields), **({"choices": options} if options else {})},
-        sort_keys=True,
-        ensure_ascii=False,
-        separators=(",", ":"),
-    )
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class _Collected:
-    """The rows of one source as examples."""
-
-    rows: Rows
-    duplicates: int
-    """Rows that repeat another one."""
-    empty_fields: int
-    """Fields without a value, which are read as empty."""
-
-
-def _collect(rows: Iterable[Row], outline: TaskOutline, group: str | None) -> _Collected:
-    """The examples of rows, each once."""
-    examples: dict[str, Example] = {}
-    keys: dict[str, bytes] = {}
-    groups: dict[str, list[str]] = {}
-    count = empty = 0
-    for row in rows:
-        count += 1
-        found = {slot: _field(row, column, outline) for slot, column in outline.columns.items()}
-        fields = {slot: text or "" for slot, text in found.items()}
-        found_fields = dict(fields)
-        if not any(fields.values()):
-            raise DataError(
-                f"{row.where}: column {', '.join(map(repr, outline.columns.values()))} holds no "
-                "value or is empty; an example needs a text: fill it in or remove the row"
-            )
-        empty += sum(text is None for text in found.values())
-        options: tuple[str, ...] = ()
-        if outline.row_choices is not None:
-            once = not outline.shows_choices
-            options, place = read_choices(row, outline.row_choices, outline.answer, once)
-            answer = options[place]
-            if outline.shows_choices:
-                fields[CHOICES_SLOT] = lettered(options)
-                answer = letters(len(options))[place]
-        else:
-            answer = _answer(row, outline)
-        identity = example_id(fields, answer, options)
-        if identity not in examples:
-            examples[identity] = Example(identity, fields, answer, row.where, options)
-            keys[identity] = text_key(found_fields)
-        if group is not None:
-            groups.setdefault(identity, []).append(_group(row, group))
-    return _Collected(Rows(examples, keys, groups), count - len(examples), empty)
-
-
-def _group(row: Row, column: str) -> str:
-    value = column_value(row, column)
-    text = (text_of(value) or "").strip()
-    if not text:
-        raise DataError(
-            f"{row.where}: the group (column {column!r}) is {shown(value)}; task.group needs a "
-            "text or number in every row: mend the row, or name another column"
-        )
-    return text
-
-
-def _field(row: Row, column: str, outline: TaskOutline) -> str | None:
-    value = column_value(row, column)
-    text = None if value is None else text_of(value)
-    if text is None and value is not None:
-        raise DataError(
-            f"{row.where}: column {column!r} is {shown(value)}, which is no single text or number; "
-            f"name one entry of it, as in {column}[0] or {column}.name"
-        )
-    return None if text is None else _rewrite(text, outline.field_rewrites)
-
-
-def _answer(row: Row, outline: TaskOutline) -> str:
-    value = column_value(row, outline.answer)
-    text = None if value is None else text_of(value)
-    if text is None or not text.strip():
-        found = "holds no value" if value is None else f"is {shown(value)}"
-        raise DataError(
-            f"{row.where}: the answer (column {outline.answer!r}) {found}; it must be a text that "
-            "is not empty: fill it in, mend the row or remove it"
-        )
-    text = _choice(value, text.strip(), outline)
-    if outline.choices is not None:
-        if text not in outline.choices:
-            raise DataError(
-                f"{row.where}: the answer (column {outline.answer!r}) is {shown(value)}, which is "
-                f"none of {', '.join(outline.choices)}: mend the row, or map it in task.labels"
-            )
-        return text
-    text = _rewrite(text, outline.answer_rewrites)
-    if outline.answer_pattern is not None and not re.search(outline.answer_pattern, text):
-        raise DataError(
-            f"{row.where}: the answer (column {outline.answer!r}) is {shown(value)}, in which "
-            f"{outline.answer_pattern!r} finds no final answer: mend the row or remove it"
-        )
-    return text
-
-
-def _choice(value: object, text: str, outline: TaskOutline) -> str:
-    """The choice that an answer stands for, or its text where it stands for none.
-
-    Characters that Unicode composes in two ways are the same, as in what two systems wrote.
-    """
-    if outline.choices is None:
-        return outline.labels.get(text, text)
-    if isinstance(value, str) and not outline.labels and text in outline.choices:
-        return text
-    for form in (str, composed):  # to the letter first
-        labels = {form(label): form(choice) for label, choice in outline.labels.items()}
-        choices = {form(choice): choice for choice in outline.choices[::-1]}
-        said = list(spellings(value, frozenset((*labels, *choices)), form))
-        mapped = [labels[each] for each in said if each in labels]
-        if (
-            found := next((each for each in (*mapped, *said) if each in choices), None)
-        ) is not None:
-            return choices[found]
-    return text
-
-
-def _rewrite(text: str, rewrites: Iterable[tuple[str, str]]) -> str:
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate can be stored nowhere
-    for pattern, replacement in rewrites:
-        text = re.sub(pattern, replacement, text)
-    return text.strip()
 
 
 def _uniform(identity: str, seed: int, purpose: str) -> float:

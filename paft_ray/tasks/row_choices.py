@@ -17,14 +17,14 @@ _MOST = len(string.ascii_uppercase)
 
 
 def read_choices(
-    row: Row, config: RowChoices, answer: str, once: bool = False
-) -> tuple[tuple[str, ...], int]:
+    row: Row, config: RowChoices, answer: str | None, once: bool = False
+) -> tuple[tuple[str, ...], int | None]:
     """The texts of a row's choices, and the place of the right one.
 
     Args:
         row: The row.
         config: Where they stand.
-        answer: Column of the answer.
+        answer: Column of the answer; None where the row has none, and no choice is right.
         once: Leave out what is there before, since texts are answered, not letters.
 
     Raises:
@@ -34,8 +34,8 @@ def read_choices(
     if config.column is not None:
         cells = _entries(row, config.column)
     texts = [" ".join((_text(row, cell) or "").split()) for cell in cells]
-    place = _place(row, config, answer, texts)
-    if once:
+    place = None if answer is None else _place(row, config, answer, texts)
+    if once and place is not None:
         place = next(n for n, text in enumerate(texts) if _same(text, texts[place]))
     kept = [
         number
@@ -49,7 +49,8 @@ def read_choices(
         )
     if config.shuffle:
         kept.sort(key=lambda number: _hash(texts, number))
-    return tuple(texts[number] for number in kept), kept.index(place)
+    right = None if place is None else kept.index(place)
+    return tuple(texts[number] for number in kept), right
 
 
 def _place(row: Row, config: RowChoices, answer: str, texts: Sequence[str]) -> int:

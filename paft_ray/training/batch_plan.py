@@ -214,7 +214,7 @@ class Planner:
             Question(
                 one.render,
                 one.example.fields,
-                (self.choices_of and one.choices) or (one.example.answer,),
+                (self.choices_of and one.choices) or (one.example.some_answer,),
                 one.example.under(self.prompts[prompt][0]),
             )
             for one, (_, prompt) in zip(put, indices, strict=True)

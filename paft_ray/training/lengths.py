@@ -203,17 +203,20 @@ def _trained(config: Config, task: Task, prompts: Sequence[tuple[str, str]]) -> 
     """What trainings read: each draws for itself, by its seed and its steps."""
     variation = config.train.variation
     if variation.is_off or not config.variants:
-        return [_Texts(prompts, task.train)]
+        return [_Texts(prompts, (*task.train, *task.unlabelled))]
     shown = variation.demonstrations
     pool = () if shown is None else demonstration_pool(task, shown, task.train)
     known = config.tuning is None  # trials may have other steps
-    found: dict[tuple[int, int, int], _Drawn] = {}
+    found: dict[tuple[int, int, int, int], _Texts] = {}
     for training in config.trainings:
         train, seed = config.of_training(training).train, training.seed
-        steps = total_steps(train, len(task.train)) if known else 0
+        learned = task.learned_by(train.objective)
+        steps = total_steps(train, len(learned)) if known else 0
         varying = Varying(task.without_examples(), variation, seed, pool)
-        found[seed, steps, train.batch_size] = _Drawn(varying, steps, train.batch_size)
-    return [_Texts(prompts, task.train, drawn=drawn) for drawn in found.values()]
+        drawn = _Drawn(varying, steps, train.batch_size)
+        key = (seed, steps, train.batch_size, len(learned))
+        found[key] = _Texts(prompts, learned, drawn=drawn)
+    return list(found.values())
 
 
 def _check(context: RunContext, checks: ModelCheckProcess, texts: Sequence[_Texts]) -> None:
@@ -264,7 +267,7 @@ def _read_condition(encoder: TextEncoder, task: Task, texts: _Texts, condition: 
 def _question(one: Put, example: Example, prompt: str, condition: Condition) -> Question:
     shown = len(condition.demonstrations)
     after = f" after {shown} demonstrations" if shown else ""
-    answers = one.choices or [one.example.answer]
+    answers = one.choices or [one.example.some_answer]
     return Question(one.render, one.example.fields, answers, example.under(prompt) + after)
 
 

@@ -73,7 +73,7 @@ def final_context(context: RunContext, finalists: Sequence[Finalist]) -> RunCont
     config = context.config
     variants = tuple(finalist.variant for finalist in finalists)
     final = config.model_copy(update={"variants": variants, "seeds": finalists[0].seeds})
-    task = load_task(config.task, config.seed)
+    task = load_task(config.task, config.seed, unlabelled=config.reads_unlabelled)
     return context.of_task(task).of_config(final, context.screen)
 
 

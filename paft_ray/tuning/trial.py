@@ -151,9 +151,9 @@ def run_trial(config: Mapping[str, Any], setup: TrialSetup) -> None:
     context = setup.context.of_config(apply(setup.context.config, sample))
     folder = training_folder(context.run_folder, trial_training(number, context.config.seed))
     record = read_record(run, number) or TrialRecord(number, sample)
-    steps = report_steps(
-        total_steps(context.config.train, len(context.task.train)), setup.tuning.reports
-    )
+    train = context.config.train
+    examples = context.task.learned_by(train.objective)
+    steps = report_steps(total_steps(train, len(examples)), setup.tuning.reports)
     reported: set[int] = set()
 
     def report() -> None:

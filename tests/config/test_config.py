@@ -172,6 +172,26 @@ WRONG = [
     ("builtin", {"task": {"type": "builtin", "name": "mnli"}}, ["task.name: 'mnli'", "'sst2'"]),
     ("custom", {"task": {**CUSTOM, "name": "My Task"}}, ["task.name: 'My Task'", "pattern"]),
     ("custom", {"task": {**CUSTOM, "description": "short"}}, ["task.description: 'short'", "10"]),
+    (
+        "custom",
+        {"task": {**CUSTOM, "answer": None, "test_path": "test.jsonl"}},
+        ["test_path holds rows to grade", "answer: null", "leave its cells empty"],
+    ),
+    (
+        "custom",
+        {"task": {**CUSTOM, "answer": None, "splits": {"train": "train", "validation": "dev"}}},
+        ["splits.validation holds rows to grade"],
+    ),
+    (
+        "combination",
+        {"task": {**CUSTOM, "answer": None}},
+        ["task.answer: null", "cross_entropy learns from", "consensus or prefix"],
+    ),
+    (
+        "combination",
+        {"task": {**CUSTOM, "answer": None}, "variants": []},
+        ["task.answer: null", "variants: [] measures"],
+    ),
     ("custom", {"task": {**CUSTOM, "fields": {}}}, ["task.fields", "at least 1"]),
     ("custom", {"task": {**CUSTOM, "fields": {"a b": "c"}}}, ["task.fields", "'a b'", "letters"]),
     (

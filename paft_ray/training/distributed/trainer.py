@@ -78,7 +78,8 @@ def train_until(
             stage.finish(_outcome(adapter))
             return adapter
         _begin(folder, identity)
-        steps = total_steps(config.train, len(context.task.train))
+        examples = context.task.learned_by(config.train.objective)
+        steps = total_steps(config.train, len(examples))
         if config.train.validation is not None:
             plan = ValidationPlan.of(*validation, config.train.validation.steps(steps))
             hooks = replace(hooks, validation=plan)
@@ -149,17 +150,18 @@ def _job(
     name = f"{config.name}/{config.called(training)}"
     assert hooks.workers is not None  # its caller has some
     warm_start = config.train.warm_start
+    examples = context.task.learned_by(config.train.objective)
     return Job(
         config=config,
         task=context.task.without_examples(),
-        examples=store_examples(context.storage, context.task.train),
+        examples=store_examples(context.storage, examples),
         prompts=tuple((prompt.id, prompt.text) for prompt in prompts),
         source=locate_base(config.model.path, config.model.revision, context.storage),
         dtype=context.training_dtype,
         folder=training_folder(context.run_folder, training),
         identity=identity,
         label=training.label,
-        steps=total_steps(config.train, len(context.task.train)),
+        steps=total_steps(config.train, len(examples)),
         cpus=hooks.cpus or fit_workers(config.train.workers, "train.workers"),
         tracking=context.tracking,
         control=hooks.workers.control,
