@@ -28,6 +28,7 @@ from paft_ray.config.llms import (
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.objectives import (
     GRPO,
+    Consensus,
     Consistency,
     CrossEntropy,
     CVaR,
@@ -102,6 +103,7 @@ __all__ = [
     "CVaR",
     "Choice",
     "Config",
+    "Consensus",
     "Consistency",
     "CrossEntropy",
     "CustomTaskConfig",

@@ -1,7 +1,7 @@
 """What an objective asks of the rest of the configuration."""
 
 from paft_ray.config.model import ModelConfig
-from paft_ray.config.objectives import GRPO
+from paft_ray.config.objectives import GRPO, Consensus
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 
@@ -23,6 +23,8 @@ def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) ->
                 "train.objective: expected_reward is the probability of the right choice among "
                 f"all, and answers of this task are {graded}: choose another objective"
             )
+    if objective.reads_unlabelled:
+        _check_own_labels(train, task)
     if isinstance(objective, GRPO):
         _check_rollouts(objective, train, task)
         _check_policy(objective, train, model)
@@ -46,6 +48,26 @@ def _check_comparison(train: TrainConfig, task: TaskConfig) -> None:
             f"train.row_tokens ({train.row_tokens}) is less than twice task.max_length "
             f"({task.max_length}), but consistency reads two renderings in one row, each with "
             "every choice: raise it"
+        )
+
+
+def _check_own_labels(train: TrainConfig, task: TaskConfig) -> None:
+    """Check that the model can say what is learned in the place of answers."""
+    objective = train.objective
+    if isinstance(objective, Consensus) and not task.has_choices:
+        raise ValueError(
+            "train.objective: consensus counts votes for choices, and answers of this task are "
+            "free text: choose another objective, such as prefix"
+        )
+    if train.response_prefix_tokens is not None:
+        raise ValueError(
+            f"train.objective: {objective.type} reads no answers of the data, "
+            "train.response_prefix_tokens trains on their beginnings: choose one"
+        )
+    if train.deepspeed.stage == 3:
+        raise ValueError(
+            f"train.objective: {objective.type} asks the model on every rank, and "
+            "train.deepspeed.stage 3 divides it among ranks: use stage 2"
         )
 
 

@@ -64,6 +64,22 @@ class ExpectedReward(Objective, affects="weights"):
     type: Literal["expected_reward"]
 
 
+class Consensus(Objective, affects="weights"):
+    """The choice that most of several prompts lead the model to, as if it were the right one; the
+    more of them agree, the more it counts. Answers of the data are not read.
+
+    The first half of F2C (arXiv 2510.14242), which learns an example through all of the prompts at
+    once, and only where more than half of them agree; here it is the drawn prompt.
+    """
+
+    reads_unlabelled = True
+    reads_choices = True
+    type: Literal["consensus"]
+    prompts: int = Field(default=5, ge=2)
+    """Different prompts that vote, with the weights as they are at the step, the one that the
+    example is learned through among them; all of a training that has fewer."""
+
+
 class TransformersRollouts(Section, affects="weights"):
     """Rollouts that the model writes in the process that trains it."""
 
@@ -119,6 +135,6 @@ class GRPO(Objective, affects="weights"):
 
 
 ObjectiveConfig = Annotated[
-    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward | GRPO,
+    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward | Consensus | GRPO,
     Field(discriminator="type"),
 ]

@@ -63,6 +63,8 @@ class Metric(StrEnum):
     TRAIN_SECONDS_COMMUNICATION = "train/seconds/communication"
     TRAIN_SECONDS_OPTIMIZER = "train/seconds/optimizer"
     TRAIN_INCONSISTENCY = "train/inconsistency"
+    TRAIN_AGREEMENT = "train/agreement"
+    TRAIN_LABELS_RIGHT = "train/labels_right"
     TRAIN_REWARD = "train/reward"
     TRAIN_REWARD_STD = "train/reward_std"
     TRAIN_REWARD_WORST_PROMPT = "train/reward_worst_prompt"

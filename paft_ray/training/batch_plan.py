@@ -34,6 +34,7 @@ from paft_ray.training.prompt_weights import UNIFORM, BlockWeights
 from paft_ray.training.sampler import PromptSampler, example_index
 
 if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.own_labels import OwnLabels
     from paft_ray.training.reinforcement.rollouts import Policy
 
 
@@ -56,6 +57,8 @@ class StepPlan:
     """Weights of the draws and of their losses."""
     policy: "Policy | None" = None
     """What the model wrote itself; None where it reads what the task says."""
+    own: "OwnLabels | None" = None
+    """Said of labels that the model gave; None where it learns answers of the data, or grades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ class Planner:
         self, at: tuple[int, int], one: Put, encoded: Sequence[Encoded], weight: float
     ) -> tuple[tuple[TokenSequence, ...], Draw]:
         (index, prompt), choices = at, one.choices if self.choices_of else None
-        owner = choices.index(one.example.answer) if choices else 0
+        owner = choices.index(one.example.answer) if choices and one.example.answer else 0
         cut = [replace(e, answer_ids=e.answer_ids[: self.answer_prefix]) for e in encoded]
         draw = Draw(
             example_id=one.example.id,

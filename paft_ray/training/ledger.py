@@ -16,6 +16,7 @@ from paft_ray.training.reinforcement.kept import FOLDER as ROLLOUTS
 from paft_ray.training.reinforcement.kept import rollout_table
 
 if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.own_labels import OwnLabels
     from paft_ray.training.reinforcement.rollouts import Policy
 
 
@@ -24,8 +25,8 @@ class Ledger:
     """Writes `ledger/`: one row per slot, one file per checkpoint.
 
     Where past losses change draws or weights, `sampling/` holds these for every prompt at each
-    checkpoint; where the model writes what it learns from, `rollouts/` holds that. Steps that are
-    trained again after a crash write the same rows again.
+    checkpoint; where the model writes what it learns from, `rollouts/` holds that. Labels that the
+    model gave stand in its rows. Steps that are trained again after a crash write the same again.
     """
 
     home: Storage
@@ -37,6 +38,7 @@ class Ledger:
     """Returns what a slot of a step varied in besides the prompt, see `Planner.describe`."""
     _steps: list[tuple[int, Draws, Sequence[float]]] = field(default_factory=list)
     _written: list[tuple[int, Draws, "Policy"]] = field(default_factory=list)
+    _own: list["OwnLabels"] = field(default_factory=list)
 
     def prune(self) -> None:
         """Remove what an earlier attempt wrote of coming steps, before the first of them.
@@ -57,6 +59,8 @@ class Ledger:
         self._steps.append((plan.step, plan.draws, nll_S))
         if plan.policy is not None and plan.policy.fresh:
             self._written.append((plan.step, plan.draws, plan.policy))
+        if plan.own is not None:
+            self._own.append(plan.own)
 
     def take(self, last_step: int, weights: PromptWeights | None = None) -> Callable[[], None]:
         """Start a new file, and return a function that writes the one before.
@@ -67,6 +71,7 @@ class Ledger:
         """
         steps, self._steps = self._steps, []
         written, self._written = self._written, []
+        own, self._own = self._own, []
         name = f"steps-{self.first_step:09d}-{last_step:09d}.parquet"
         self.first_step = last_step
         names = ("step", "slot", "example_id", "prompt_id", "loss", "answer_tokens")
@@ -87,6 +92,9 @@ class Ledger:
                     for slot, draw in enumerate(draws)
                 ]
                 table = table.append_column("variation", pa.array(varied, pa.string()))
+            for column in own[0].columns if own else ():
+                values = [value for labels in own for value in labels.columns[column]]
+                table = table.append_column(column, pa.array(values))
             self.home.child("ledger").write_bytes(name, to_parquet(table))
             if written:
                 rollouts = to_parquet(rollout_table(written))

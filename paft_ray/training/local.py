@@ -25,6 +25,8 @@ from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import LoopHooks, Recipe, fit
 from paft_ray.training.objective import views
 from paft_ray.training.prompt_weights import PromptWeights
+from paft_ray.training.reinforcement.labellers import open_labeller
+from paft_ray.training.reinforcement.own_labels import labelled_plans
 from paft_ray.training.reinforcement.rewards import Rewards
 from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 from paft_ray.training.schedule import learning_rate
@@ -63,7 +65,10 @@ def train_locally(
     def rate(step: int) -> float:
         return learning_rate(train.learning_rate, train.schedule, step, steps)
 
-    if isinstance(train.objective, GRPO):
+    labeller = open_labeller(train.objective, planner, engine)
+    if labeller is not None:
+        of_steps = labelled_plans(labeller, 0, steps, weights.for_step)
+    elif isinstance(train.objective, GRPO):
         if rewards is None:
             raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
         writer = Writer(planner, train.objective, rewards, engine)

@@ -226,7 +226,7 @@ def train_step(
             "lower train.learning_rate or set train.gradient_clipping"
         )
     nll_S: list[float] = losses_S.tolist()
-    waited: Part = "plan" if plan.policy is None else "sampling"
+    waited: Part = "plan" if plan.policy is None and plan.own is None else "sampling"
     seconds = waited_s + time.perf_counter() - started
     metrics: dict[str, float] = {
         Metric.TRAIN_LOSS: sum(nll_S) / plan.answer_tokens,
@@ -236,6 +236,8 @@ def train_step(
     if norm is not None:
         metrics[Metric.TRAIN_GRADIENT_NORM] = norm
     metrics |= learned
+    if plan.own is not None:
+        metrics |= plan.own.metrics
     if (effective := plan.weights.effective_prompts) is not None:
         metrics[Metric.TRAIN_EFFECTIVE_PROMPTS] = effective
     if plan.weights.weight_N is not None:

@@ -42,6 +42,10 @@ def grpo(train: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]
     return {"train": {"steps": 1, "row_tokens": 2048, "objective": objective, **(train or {})}}
 
 
+def own_labels(train: dict[str, Any] | None = None, **objective: Any) -> dict[str, Any]:
+    return {"train": {"steps": 1, "objective": objective, **(train or {})}}
+
+
 def load(**changes) -> Config:
     return load_config({**BASE, **changes})
 
@@ -664,6 +668,22 @@ WRONG = [
             "task": {"type": "builtin", "name": "sst2", "grade": "exact"},
         },
         ["expected_reward", "graded by exact", "another objective"],
+    ),
+    ("consensus", own_labels(type="consensus", prompts=1), ["train.objective.prompts: 1"]),
+    (
+        "consensus",
+        {**own_labels(type="consensus"), "task": {"type": "builtin", "name": "gsm8k"}},
+        ["consensus counts votes", "free text", "prefix"],
+    ),
+    (
+        "consensus",
+        own_labels({"response_prefix_tokens": 4}, type="consensus"),
+        ["reads no answers", "choose one"],
+    ),
+    (
+        "consensus",
+        own_labels({"deepspeed": {"stage": 3}}, type="consensus"),
+        ["train.deepspeed.stage 3", "use stage 2"],
     ),
     ("grpo", grpo(rollouts=1), ["train.objective.rollouts: 1"]),
     (

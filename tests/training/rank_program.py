@@ -57,6 +57,8 @@ from paft_ray.training.output.save import first_batch, save_and_verify, trainabl
 from paft_ray.training.output.verify import Base
 from paft_ray.training.profiling import recording
 from paft_ray.training.prompt_weights import PromptWeights
+from paft_ray.training.reinforcement.labellers import open_labeller
+from paft_ray.training.reinforcement.own_labels import labelled_plans
 from paft_ray.training.reinforcement.rewards import Rewards
 from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 from paft_ray.training.sampler import PromptSampler
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
 STEPS = 20
 PEFT = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 ASKED = ("{text}\nSo it is:", "Say how it feels: {text} ->", "{text} =")
+CHOOSING = ("expected_reward", "consensus")
 ANSWERS = ["good", "very bad", "the plot was fine and the acting great", "not"]
 
 
@@ -132,7 +135,7 @@ def make_planner(folder: str, train: TrainConfig, packing: bool) -> Planner:
         packing=packing,
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
-        choices_of=(lambda example: ANSWERS) if train.objective.type == "expected_reward" else None,
+        choices_of=(lambda example: ANSWERS) if train.objective.type in CHOOSING else None,
     )
 
 
@@ -333,6 +336,9 @@ def plans_of(
     steps: tuple[int, int],
     weights: PromptWeights,
 ) -> Iterator[StepPlan]:
+    labeller = open_labeller(train.objective, planner, engine)
+    if labeller is not None:
+        return labelled_plans(labeller, *steps, weights.for_step)
     if train.objective.type != "grpo":
         return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
     rewards = Rewards((EvenGrader("even"),), (1.0,))

@@ -38,6 +38,11 @@ LOSSES = {
         "sampling": {"temperature": 0.2},
         "row_tokens": 400,
     },
+    "consensus": {
+        "objective": {"type": "consensus", "prompts": 3},
+        "steps": 8,
+        "row_tokens": 400,
+    },
     "grpo": {
         "objective": {
             "type": "grpo",
@@ -64,6 +69,8 @@ ONE_RANK = [
     *({"name": f"one-{name}", "train": train} for name, train in LOSSES.items()),
     {"name": "cut weighed", "train": LOSSES["weighed"], "until": 11, "every": 3},
     {"name": "resumed weighed", "train": LOSSES["weighed"], "continues": "cut weighed"},
+    {"name": "cut consensus", "train": LOSSES["consensus"], "until": 5, "every": 3},
+    {"name": "resumed consensus", "train": LOSSES["consensus"], "continues": "cut consensus"},
     {"name": "cut grpo", "train": LOSSES["grpo"], "until": 5, "every": 3},
     {"name": "resumed grpo", "train": LOSSES["grpo"], "continues": "cut grpo"},
     {"name": "cut1", "until": 11, "every": 4},
@@ -254,6 +261,7 @@ def test_checkpointing_activations_changes_no_bit(stage: int, trained: dict[str,
         ("one-stage1", "resumed1"),
         ("two-stage2", "resumed2"),
         ("one-weighed", "resumed weighed"),
+        ("one-consensus", "resumed consensus"),
         ("one-grpo", "resumed grpo"),
         ("one-torch", "resumed torch"),
         slow("two-stage3", "resumed3"),

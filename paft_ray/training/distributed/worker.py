@@ -269,9 +269,14 @@ def _plans(
 ) -> "Iterator[StepPlan]":
     """The plans of the steps from the first on to before the last."""
     from paft_ray.training.batch_plan import plans
+    from paft_ray.training.reinforcement.labellers import open_labeller
+    from paft_ray.training.reinforcement.own_labels import labelled_plans
     from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 
     objective = job.config.train.objective
+    labeller = open_labeller(objective, planner, engine, heartbeat.move)
+    if labeller is not None:
+        return labelled_plans(labeller, *steps, weights.for_step)
     if not isinstance(objective, GRPO):
         return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
     assert job.rewards is not None

@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 from paft_ray.config import GRPO
 from paft_ray.models.generation import Ending
 from paft_ray.models.logprobs import inference
-from paft_ray.models.packing import build_row, deal_batches, deal_rows, inert_row
 from paft_ray.models.sampling import Sampling, sample_texts
 from paft_ray.models.tokenization import Encoded
 from paft_ray.tracking import Metric
 from paft_ray.training.batch_plan import Planner, StepPlan
-from paft_ray.training.draws import Draws
 from paft_ray.training.engine import Engine
 from paft_ray.training.prompt_weights import BlockWeights
 from paft_ray.training.reinforcement.advantages import advantages
+from paft_ray.training.reinforcement.dealing import OwnText, deal_texts
 from paft_ray.training.reinforcement.rewards import Rewards
 from paft_ray.training.reinforcement.rollouts import Asked, Policy, Rollout, asked_at
 
@@ -166,66 +165,27 @@ def batch_plan(
         kept_S &= np.array([rollout.sampled.ended for rollout in rollouts])
     if not objective.kl:
         kept_S &= advantage_QG.ravel() != 0
-    sequences = {
-        rollout.slot: Encoded(rollout.context, rollout.sampled.token_ids).sequence()
-        for rollout in rollouts
-        if kept_S[rollout.slot]
-    }
-    slots = list(sequences)
-    lengths = [len(sequence.input_ids) for sequence in sequences.values()]
-    deal = deal_batches if planner.padded else deal_rows
-    packing = {} if planner.padded else {"packing": planner.packing}
-    rows = deal(lengths, planner.row_tokens, engine.ranks, **packing)[engine.rank]
     tokens_S = np.array([len(rollout.sampled.token_ids) for rollout in rollouts])
     most = objective.max_new_tokens * len(rollouts)
     per_token = float(tokens_S.sum() / most) if objective.normalize == "constant" else 1.0
-    token = int(rollouts[0].context[0])
-    metrics = measure(asked, rollouts, reward_S, differ_Q)
-    draws = Draws(
-        _table(asked, rollouts, tokens_S),
-        weights,
-        lambda i: planner.examples[i].id,
-        lambda i: planner.prompts[i][0],
-        weight_S=np.where(kept_S, advantage_QG.ravel() * per_token, 0.0),
+    asked_S = [one for one in asked for _ in range(one.count)]
+    texts = [
+        OwnText(one.example, one.prompt, Encoded(r.context, r.sampled.token_ids, r.trimmed))
+        for one, r in zip(asked_S, rollouts, strict=True)
+    ]
+    weight_S = np.where(kept_S, advantage_QG.ravel() * per_token, 0.0)
+    policy = Policy(
+        tuple(asked),
+        tuple(rollouts),
+        reward_S,
+        per_token,
+        int(tokens_S[kept_S].sum()),
+        measure(asked, rollouts, reward_S, differ_Q),
+        fresh=True,
+        last=False,
     )
-    return StepPlan(
-        step,
-        tuple(
-            build_row(sequences, [slots[n] for n in row], planner.padded)
-            if row
-            else inert_row(token)
-            for row in rows or [[]]
-        ),
-        draws,
-        np.arange(len(rollouts)),
-        sum(lengths),
-        int(tokens_S.sum()),
-        weights,
-        Policy(
-            tuple(asked),
-            tuple(rollouts),
-            reward_S,
-            per_token,
-            int(tokens_S[kept_S].sum()),
-            metrics,
-            fresh=True,
-            last=False,
-        ),
-    )
-
-
-def _table(
-    asked: Sequence[Asked], rollouts: Sequence[Rollout], tokens_S: NDArray[np.int64]
-) -> dict[str, NDArray[np.int64]]:
-    """What `Draws` takes."""
-    count_S = [one.count for one in asked]
-    return {
-        "example": np.repeat([one.example for one in asked], count_S),
-        "prompt": np.repeat([one.prompt for one in asked], count_S),
-        "answer_tokens": tokens_S,
-        "trimmed": np.array([int(rollout.trimmed) for rollout in rollouts]),
-        "owner": np.zeros(len(rollouts), np.int64),
-    }
+    plan = deal_texts(planner, engine, step, texts, weight_S, weights, kept_S)
+    return replace(plan, policy=policy)
 
 
 def measure(
