@@ -35,6 +35,7 @@ from paft_ray.config.objectives import (
     ExpectedReward,
     GroupDRO,
     ObjectiveConfig,
+    Prefix,
 )
 from paft_ray.config.prompts import (
     GenerationConfig,
@@ -135,6 +136,7 @@ __all__ = [
     "OptunaSearch",
     "PaftVariant",
     "PoolSplitConfig",
+    "Prefix",
     "ProbeConfig",
     "ProfileConfig",
     "PromptsConfig",

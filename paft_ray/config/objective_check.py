@@ -1,7 +1,7 @@
 """What an objective asks of the rest of the configuration."""
 
 from paft_ray.config.model import ModelConfig
-from paft_ray.config.objectives import GRPO, Consensus
+from paft_ray.config.objectives import GRPO, Consensus, Prefix
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 
@@ -25,6 +25,8 @@ def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) ->
             )
     if objective.reads_unlabelled:
         _check_own_labels(train, task)
+    if isinstance(objective, Prefix):
+        _check_prefix(objective, train, task, model)
     if isinstance(objective, GRPO):
         _check_rollouts(objective, train, task)
         _check_policy(objective, train, model)
@@ -68,6 +70,24 @@ def _check_own_labels(train: TrainConfig, task: TaskConfig) -> None:
         raise ValueError(
             f"train.objective: {objective.type} asks the model on every rank, and "
             "train.deepspeed.stage 3 divides it among ranks: use stage 2"
+        )
+
+
+def _check_prefix(
+    objective: Prefix, train: TrainConfig, task: TaskConfig, model: ModelConfig
+) -> None:
+    """Check that the model as it was at the start can write, and that its texts fit rows."""
+    if model.peft is None:
+        raise ValueError(
+            "train.objective: prefix learns what the model without its adapter writes, and "
+            "model.peft: null has none: name a peft method"
+        )
+    longest = task.max_length + objective.tokens
+    if train.row_tokens < longest:
+        raise ValueError(
+            f"train.row_tokens ({train.row_tokens}) is less than task.max_length "
+            f"({task.max_length}) and train.objective.tokens ({objective.tokens}) together: raise "
+            f"it to {longest}"
         )
 
 

@@ -80,6 +80,23 @@ class Consensus(Objective, affects="weights"):
     example is learned through among them; all of a training that has fewer."""
 
 
+class Prefix(Objective, affects="weights"):
+    """The first tokens that the model without its adapter writes to a question, as if they were the
+    beginning of the right answer (UPFT, arXiv 2503.02875). Answers of the data are not read.
+
+    An example has one such text under each prompt, the same in every pass. UPFT also trains a tenth
+    of its examples on whole texts, which is not covered.
+    """
+
+    reads_unlabelled = True
+    type: Literal["prefix"]
+    tokens: int = Field(default=8, ge=1)
+    """Most tokens of a text; one that ends before is learned with its end."""
+    decoding_temperature: float = Field(default=0.6, gt=0)
+    """Temperature at which they are drawn, as in UPFT's code; nothing of the distribution is cut
+    off. At 1 there would be nothing to learn on average: the model is its own best fit."""
+
+
 class TransformersRollouts(Section, affects="weights"):
     """Rollouts that the model writes in the process that trains it."""
 
@@ -135,6 +152,6 @@ class GRPO(Objective, affects="weights"):
 
 
 ObjectiveConfig = Annotated[
-    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward | Consensus | GRPO,
+    CrossEntropy | Consistency | GroupDRO | CVaR | ExpectedReward | Consensus | Prefix | GRPO,
     Field(discriminator="type"),
 ]

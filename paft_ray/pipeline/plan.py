@@ -13,6 +13,7 @@ from paft_ray.config import (
     Endpoint,
     FakeLLM,
     LLMConfig,
+    Prefix,
     SinglePromptVariant,
     TrainConfig,
     TuningConfig,
@@ -118,6 +119,9 @@ def _of_objective(train: TrainConfig, usual: TrainConfig, steps: int) -> str:
             f" on up to {texts:,} texts of at most {objective.max_new_tokens} tokens that the "
             "model writes itself"
         )
+    if isinstance(objective, Prefix):
+        texts = steps * train.batch_size
+        return f" on the first {objective.tokens} tokens of {texts:,} texts that the model writes"
     return f" by {objective.type}" if objective != usual.objective else ""
 
 

@@ -37,7 +37,7 @@ class Ledger:
     describe: Callable[[int, int, Draw], str | None] | None = None
     """Returns what a slot of a step varied in besides the prompt, see `Planner.describe`."""
     _steps: list[tuple[int, Draws, Sequence[float]]] = field(default_factory=list)
-    _written: list[tuple[int, Draws, "Policy"]] = field(default_factory=list)
+    _written: list[tuple[int, Draws, "Policy | OwnLabels"]] = field(default_factory=list)
     _own: list["OwnLabels"] = field(default_factory=list)
 
     def prune(self) -> None:
@@ -61,6 +61,8 @@ class Ledger:
             self._written.append((plan.step, plan.draws, plan.policy))
         if plan.own is not None:
             self._own.append(plan.own)
+            if plan.own.rollouts:
+                self._written.append((plan.step, plan.draws, plan.own))
 
     def take(self, last_step: int, weights: PromptWeights | None = None) -> Callable[[], None]:
         """Start a new file, and return a function that writes the one before.

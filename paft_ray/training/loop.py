@@ -137,7 +137,7 @@ def fit(
     for plan, waited_s in _timed(plans):
         with hooks.recording(plan.step + 1):
             result = train_step(engine, plan, recipe, hooks, waited_s)
-        policy = plan.policy
+        policy, wrote = plan.policy, plan.policy or plan.own
         if policy is None or policy.fresh:
             hooks.weights.observe(plan.draws.prompt_S, result.badness_S)
         progress = replace(
@@ -145,7 +145,7 @@ def fit(
             step=plan.step + 1,
             tokens=progress.tokens + plan.tokens,
             answer_tokens=progress.answer_tokens + plan.answer_tokens,
-            rollout_tokens=progress.rollout_tokens + (policy.new_tokens if policy else 0),
+            rollout_tokens=progress.rollout_tokens + (wrote.new_tokens if wrote else 0),
             trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
             seconds=progress.seconds + result.seconds,
             loss=result.metrics[Metric.TRAIN_LOSS],

@@ -685,6 +685,22 @@ WRONG = [
         own_labels({"deepspeed": {"stage": 3}}, type="consensus"),
         ["train.deepspeed.stage 3", "use stage 2"],
     ),
+    ("prefix", own_labels(type="prefix", tokens=0), ["train.objective.tokens: 0"]),
+    (
+        "prefix",
+        {**own_labels(type="prefix"), "model": {"path": "m", "peft": None}},
+        ["without its adapter", "model.peft: null", "name a peft method"],
+    ),
+    (
+        "prefix",
+        own_labels({"row_tokens": 515}, type="prefix"),
+        ["train.row_tokens (515)", "train.objective.tokens (8)", "raise it to 520"],
+    ),
+    (
+        "prefix",
+        own_labels({"response_prefix_tokens": 4}, type="prefix"),
+        ["reads no answers", "choose one"],
+    ),
     ("grpo", grpo(rollouts=1), ["train.objective.rollouts: 1"]),
     (
         "grpo",

@@ -43,6 +43,11 @@ LOSSES = {
         "steps": 8,
         "row_tokens": 400,
     },
+    "own prefix": {
+        "objective": {"type": "prefix", "tokens": 4},
+        "steps": 8,
+        "row_tokens": 120,
+    },
     "grpo": {
         "objective": {
             "type": "grpo",
@@ -71,6 +76,8 @@ ONE_RANK = [
     {"name": "resumed weighed", "train": LOSSES["weighed"], "continues": "cut weighed"},
     {"name": "cut consensus", "train": LOSSES["consensus"], "until": 5, "every": 3},
     {"name": "resumed consensus", "train": LOSSES["consensus"], "continues": "cut consensus"},
+    {"name": "cut own prefix", "train": LOSSES["own prefix"], "until": 5, "every": 3},
+    {"name": "resumed own prefix", "train": LOSSES["own prefix"], "continues": "cut own prefix"},
     {"name": "cut grpo", "train": LOSSES["grpo"], "until": 5, "every": 3},
     {"name": "resumed grpo", "train": LOSSES["grpo"], "continues": "cut grpo"},
     {"name": "cut1", "until": 11, "every": 4},
@@ -262,6 +269,7 @@ def test_checkpointing_activations_changes_no_bit(stage: int, trained: dict[str,
         ("two-stage2", "resumed2"),
         ("one-weighed", "resumed weighed"),
         ("one-consensus", "resumed consensus"),
+        ("one-own prefix", "resumed own prefix"),
         ("one-grpo", "resumed grpo"),
         ("one-torch", "resumed torch"),
         slow("two-stage3", "resumed3"),

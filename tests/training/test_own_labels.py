@@ -13,11 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from peft.tuners.lora import LoraLayer
 from rank_program import PEFT, make_planner, train_config
 
 from paft_ray.config import Consensus
 from paft_ray.config.variation import VariationConfig
 from paft_ray.models.load import load_base, make_trainable
+from paft_ray.models.packing import Row
 from paft_ray.models.tokenization import Encoded
 from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import Varying
@@ -28,10 +30,13 @@ from paft_ray.training.batch_plan import Planner, StepPlan
 from paft_ray.training.engine import Engine
 from paft_ray.training.ledger import Ledger
 from paft_ray.training.local import train_locally
+from paft_ray.training.objective import row_loss
 from paft_ray.training.prompt_weights import UNIFORM
 from paft_ray.training.reinforcement.consensus import Vote, Voter, majority
+from paft_ray.training.reinforcement.kept import SCHEMA, read_rollouts
 from paft_ray.training.reinforcement.labellers import open_labeller
 from paft_ray.training.reinforcement.own_labels import Labeller, OwnLabel, labelled_plans
+from paft_ray.training.reinforcement.prefix import Written
 
 CHOICES = ("b", "c", "d", "e")
 
@@ -146,10 +151,41 @@ def parts_of(labeller: Labeller, ranks: int, step: int) -> list[list[OwnLabel]]:
     return found
 
 
-def test_labels_do_not_depend_on_the_number_of_ranks(voter: Voter) -> None:
-    alone = voter.labels(2, UNIFORM)
-    together = [label for part in parts_of(voter, 4, 2) for label in part]
+KINDS = [{"type": "consensus", "prompts": 3}, {"type": "prefix", "tokens": 4}]
+
+
+@pytest.mark.parametrize("objective", KINDS, ids=lambda each: each["type"])
+def test_labels_do_not_depend_on_the_number_of_ranks(
+    tiny_model: Path, objective: dict[str, Any]
+) -> None:
+    labeller, _ = made(tiny_model, objective)
+    alone = labeller.labels(2, UNIFORM)
+    together = [label for part in parts_of(labeller, 4, 2) for label in part]
     assert sorted(together, key=lambda label: label.slot) == alone
+
+
+@pytest.mark.parametrize("objective", KINDS, ids=lambda each: each["type"])
+def test_loss_is_the_weighted_log_likelihood_of_labels_per_token(
+    tiny_model: Path, objective: dict[str, Any]
+) -> None:
+    labeller, train = made(tiny_model, objective)
+    engine = labeller.engine
+    labels = labeller.labels(1, UNIFORM)
+    plan = first_plans(labeller, 2)[1]
+    losses: list[float] = []
+    for row in plan.rows:
+
+        def loss_of(given: torch.Tensor, row: Row = row) -> torch.Tensor:
+            loss = row_loss(train.objective, given, row, plan).loss
+            losses.append(float(loss.detach()))
+            return loss
+
+        engine.accumulate(row, loss_of)
+    tokens = sum(len(label.text.encoded.answer_ids) for label in labels)
+    assert plan.answer_tokens == tokens
+    with engine.evaluating() as model:
+        expected = [x.weight * log_likelihood(model, x.text.encoded) for x in labels]
+    assert sum(losses) == pytest.approx(-sum(expected) / tokens, rel=1e-4)
 
 
 def test_single_prompt_votes_alone(voter: Voter) -> None:
@@ -226,3 +262,90 @@ def test_choices_that_are_shuffled_and_renamed_are_voted_on_as_they_are_put(
 def test_no_labeller_where_answers_are_read(voter: Voter) -> None:
     assert open_labeller(train_config({}).objective, voter.planner, voter.engine) is None
     assert voter.objective == Consensus(type="consensus", prompts=3)
+
+
+def greedy(model: Any, context_ids: tuple[int, ...], tokens: int, ends: set[int]) -> list[int]:
+    """The likeliest tokens, one by one, from all logits of the text so far."""
+    found: list[int] = []
+    while len(found) < tokens and not ends.intersection(found):
+        with torch.no_grad():
+            logits_TV = model(input_ids=torch.tensor([[*context_ids, *found]])).logits[0]
+        found.append(int(logits_TV[-1].argmax()))
+    return found
+
+
+PROMPT_TUNING = {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}
+
+
+@pytest.mark.parametrize("peft", [PEFT, PROMPT_TUNING], ids=lambda each: each["peft_type"])
+def test_prefix_is_what_the_model_without_its_adapter_writes(tiny_model: Path, peft: dict) -> None:
+    objective = {"type": "prefix", "tokens": 5, "decoding_temperature": 1e-4}
+    labeller, _ = made(tiny_model, objective, peft)
+    engine, planner = labeller.engine, labeller.planner
+    with engine.evaluating() as model:
+        adapted: Any = model
+        plain = copy.deepcopy(adapted.get_base_model())
+    for module in plain.modules():
+        if isinstance(module, LoraLayer):
+            module.scaling = dict.fromkeys(module.scaling, 0.0)
+    ends, moved = set(planner.encoder.end_ids), 0
+    for label in labeller.labels(0, UNIFORM):
+        assert isinstance(label, Written)
+        context = label.text.encoded.context_ids
+        assert list(label.sampled.token_ids) == greedy(plain, context, 5, ends)
+        assert label.text.encoded.answer_ids == label.sampled.token_ids
+        with engine.evaluating() as model:
+            moved += greedy(model, context, 5, ends) != list(label.sampled.token_ids)
+    assert moved
+
+
+def test_example_has_one_prefix_under_each_prompt_in_all_passes(tiny_model: Path) -> None:
+    labeller, _ = made(tiny_model, {"type": "prefix", "tokens": 4, "decoding_temperature": 1.5})
+    planner = replace(labeller.planner, examples=labeller.planner.examples[:6])
+    few = replace(labeller, planner=planner)
+    found: dict[tuple[int, int], set] = {}
+    for step in range(6):
+        for label in few.labels(step, UNIFORM):
+            text = label.text
+            found.setdefault((text.example, text.prompt), set()).add(text.encoded.answer_ids)
+    assert len(found) < 36
+    assert {len(texts) for texts in found.values()} == {1}
+    assert len({text for texts in found.values() for text in texts}) > 6
+
+
+def test_prefixes_are_on_storage_and_nothing_grades_them(tiny_model: Path, tmp_path: Path) -> None:
+    labeller, _ = made(tiny_model, {"type": "prefix", "tokens": 4})
+    home = Storage.open(str(tmp_path))
+    ledger = Ledger(home, 0)
+    plans = first_plans(labeller, 2)
+    for plan in plans:
+        ledger.add(plan, [0.0] * 6)
+    ledger.take(2)()
+    [table] = read_rollouts(home)
+    assert table.schema == SCHEMA
+    labels = [label for step in (0, 1) for label in labeller.labels(step, UNIFORM)]
+    tokens = [list(label.text.encoded.answer_ids) for label in labels]
+    assert table["token_ids"].to_pylist() == tokens
+    assert plans[0].own is not None
+    assert plans[0].own.new_tokens == sum(map(len, tokens[:6]))
+    for column in ("reward", "grades", "read"):
+        assert table[column].null_count == 12
+    assert set(table["weight"].to_pylist()) == {1.0}
+
+
+def test_training_on_prefixes_makes_them_likelier(tiny_model: Path) -> None:
+    labeller, train = made(
+        tiny_model,
+        {"type": "prefix", "tokens": 3},
+        steps=20,
+        schedule={"type": "constant", "warmup_share": 0},
+    )
+    few = replace(labeller.planner, examples=labeller.planner.examples[:6])
+    losses: list[float] = []
+
+    def report(metrics: Any) -> None:
+        losses.append(metrics["train/loss"])
+
+    progress = train_locally(labeller.engine, few, train, report)
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    assert progress.rollout_tokens == progress.answer_tokens

@@ -274,13 +274,13 @@ def _plans(
     from paft_ray.training.reinforcement.steps import Writer, rollout_plans
 
     objective = job.config.train.objective
-    labeller = open_labeller(objective, planner, engine, heartbeat.move)
+    stop = job.config.task.stop
+    labeller = open_labeller(objective, planner, engine, heartbeat.move, stop)
     if labeller is not None:
         return labelled_plans(labeller, *steps, weights.for_step)
     if not isinstance(objective, GRPO):
         return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
     assert job.rewards is not None
-    stop = job.config.task.stop
     writer = Writer(planner, objective, job.rewards, engine, stop, heartbeat.move)
     return rollout_plans(writer, *steps, weights.for_step)
 

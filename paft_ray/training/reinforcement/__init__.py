@@ -9,5 +9,6 @@ dealing.py     the model's own texts in rows
 steps.py       the batch plan of a step, once its rollouts are graded
 own_labels.py  the batch plan of a step on labels of the model's own; labellers.py chooses
 consensus.py   labels by a vote of several prompts
+prefix.py      labels that the model writes: the first tokens of a text
 kept.py        rollouts on storage
 """

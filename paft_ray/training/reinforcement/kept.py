@@ -8,6 +8,7 @@ import pyarrow as pa
 from paft_ray.training.draws import Draws
 
 if TYPE_CHECKING:
+    from paft_ray.training.reinforcement.own_labels import OwnLabels
     from paft_ray.training.reinforcement.rollouts import Policy
 
 FOLDER = "rollouts"
@@ -30,10 +31,11 @@ SCHEMA = pa.schema(
     ]
 )
 """`step` is the first that learned from it, from 0; `weight` what its tokens count in the loss:
-its advantage, or 0 where it is not learned from. `read`: whether a grader found an answer."""
+its advantage, or 0 where it is not learned from. `read`: whether a grader found an answer. Reward,
+grades and `read` are null where nothing grades."""
 
 
-def rollout_table(steps: Sequence[tuple[int, Draws, "Policy"]]) -> pa.Table:
+def rollout_table(steps: Sequence[tuple[int, Draws, "Policy | OwnLabels"]]) -> pa.Table:
     """The rollouts of some batches, with `SCHEMA`."""
     rows = [
         {
@@ -46,9 +48,9 @@ def rollout_table(steps: Sequence[tuple[int, Draws, "Policy"]]) -> pa.Table:
             "logprobs": rollout.sampled.logprobs,
             "ended": rollout.sampled.ended,
             "text": rollout.sampled.text,
-            "reward": rollout.rewarded.value,
-            "grades": rollout.rewarded.parts,
-            "read": rollout.rewarded.read,
+            "reward": None if (worth := rollout.rewarded) is None else worth.value,
+            "grades": None if worth is None else worth.parts,
+            "read": None if worth is None else worth.read,
             "weight": float(draws.weight_S[rollout.slot]),
         }
         for step, draws, policy in steps

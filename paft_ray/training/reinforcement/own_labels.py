@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from paft_ray.training.reinforcement.prefix import Written
+
 
 @dataclass(frozen=True, slots=True)
 class OwnLabel:
@@ -42,6 +44,13 @@ class OwnLabels:
     metrics: Mapping[str, float]
     columns: Mapping[str, Sequence[object]]
     """Columns of the ledger, a value per slot."""
+    rollouts: "tuple[Written, ...]" = ()
+    """Those that are texts of its own, for `rollouts/`."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Tokens that were drawn for this step."""
+        return sum(len(one.sampled.token_ids) for one in self.rollouts)
 
 
 @dataclass(frozen=True)
