@@ -61,7 +61,7 @@ class Training:
     shares: tuple[Shares, ...] = ()
     """The largest at the end first."""
     rollouts: pa.Table | None = None
-    """What the model wrote to learn from, with `ROLLOUTS`; None where it wrote nothing."""
+    """What the model wrote and was rewarded for, with `ROLLOUTS`; None for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +202,9 @@ def _per_token(row: Mapping[str, Any]) -> float:
 
 
 def _read_rollouts(folder: Storage) -> pa.Table | None:
-    """What a model wrote to learn from, in the order of steps; None where it wrote nothing."""
+    """What a model wrote and was rewarded for, in the order of steps; None for nothing."""
     names = sorted(folder.names()) if folder.exists() else []
-    return pa.concat_tables([folder.read_table(n, ROLLOUTS) for n in names]) if names else None
+    if not names:
+        return None
+    table = pa.concat_tables([folder.read_table(name, ROLLOUTS) for name in names])
+    return table if table["reward"].null_count < table.num_rows else None

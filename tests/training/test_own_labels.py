@@ -254,8 +254,8 @@ def test_choices_that_are_shuffled_and_renamed_are_voted_on_as_they_are_put(
         for vote in replace(labeller, planner=planner).labels(step, UNIFORM):
             assert isinstance(vote, Vote)
             assert vote.answer in named
-            text = planner.encoder.tokenizer.decode(vote.text.encoded.answer_ids[:-1])
-            assert text.strip() == vote.answer
+            text = planner.encoder.tokenizer.decode(list(vote.text.encoded.answer_ids[:-1]))
+            assert str(text).strip() == vote.answer
     assert planner.first_sequences()
 
 

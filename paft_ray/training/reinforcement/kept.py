@@ -54,11 +54,6 @@ def rollout_table(steps: Sequence[tuple[int, Draws, "Policy | OwnLabels"]]) -> p
             "weight": float(draws.weight_S[rollout.slot]),
         }
         for step, draws, policy in steps
-        for draw, rollout, question in zip(draws, policy.rollouts, _questions(policy), strict=True)
+        for draw, rollout, question in zip(draws, policy.rollouts, policy.questions, strict=True)
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
-
-
-def _questions(policy: "Policy") -> list[str]:
-    """The question of every rollout, rendered."""
-    return [text for one in policy.asked for text in [one.text] * one.count]

@@ -48,6 +48,11 @@ class OwnLabels:
     """Those that are texts of its own, for `rollouts/`."""
 
     @property
+    def questions(self) -> list[str]:
+        """The question of each text, rendered."""
+        return [one.question for one in self.rollouts]
+
+    @property
     def new_tokens(self) -> int:
         """Tokens that were drawn for this step."""
         return sum(len(one.sampled.token_ids) for one in self.rollouts)

@@ -29,6 +29,8 @@ class Written(OwnLabel):
     """A label that the model wrote, which nothing grades."""
 
     sampled: Sampled
+    question: str
+    """Rendered."""
     rewarded: None = None
 
 
@@ -74,7 +76,8 @@ class PrefixWriter(Labeller):
                 engine.work,
             )
         own = Encoded(encoded.context_ids, sampled.token_ids, encoded.trimmed)
-        return Written(slot, OwnText(example, prompt, own), 1.0, sampled)
+        question = put.render(put.example.fields)
+        return Written(slot, OwnText(example, prompt, own), 1.0, sampled, question)
 
     def describe(self, labels: Sequence[OwnLabel], seconds: float) -> OwnLabels:
         """Describe a step's texts."""

@@ -132,6 +132,11 @@ class Policy:
         return np.concatenate([self.rollouts[slot].sampled.logprobs for slot in row.members])
 
     @property
+    def questions(self) -> list[str]:
+        """The question of every rollout, rendered."""
+        return [text for one in self.asked for text in [one.text] * one.count]
+
+    @property
     def new_tokens(self) -> int:
         """Tokens that were drawn for this step."""
         return sum(len(r.sampled.token_ids) for r in self.rollouts) if self.fresh else 0
