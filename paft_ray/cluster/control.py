@@ -18,7 +18,9 @@ from paft_ray.config.errors import PaftError
 
 T = TypeVar("T")
 
-Phase = Literal["loading", "forward", "waiting", "validation", "checkpoint", "saving", "done"]
+Phase = Literal[
+    "loading", "sampling", "forward", "waiting", "validation", "checkpoint", "saving", "done"
+]
 _PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -64,6 +66,7 @@ class Heartbeat:
         if self.phase == "forward":
             return f"at step {self.step}, row {self.row + 1}"
         doing = {
+            "sampling": f"writing rollouts, {self.row} questions done",
             "waiting": "waiting for the others",
             "validation": "scoring validation prompts",
             "checkpoint": "in its checkpoint",

@@ -44,6 +44,14 @@ def test_rank_that_others_wait_for_is_named_with_node_process_and_place():
     )
 
 
+def test_rank_that_writes_rollouts_for_ever_is_named_with_how_far_it_came():
+    known = seen((heartbeat(0, "waiting"), 100, 30), (heartbeat(1, "sampling", row=3), 100, 29))
+    verdict = judge(known, 100, TIMEOUT_S)
+    assert verdict is not None
+    assert verdict.end == (1,)
+    assert "at step 17, writing rollouts, 3 questions done" in verdict.text
+
+
 def test_stopped_process_is_named_though_it_is_no_further_behind():
     known = seen((heartbeat(0, "waiting"), 100, 30), (heartbeat(1, "waiting"), 32, 30))
     verdict = judge(known, 100, TIMEOUT_S)
