@@ -36,6 +36,7 @@ from paft_ray.config.objectives import (
     GroupDRO,
     ObjectiveConfig,
     Prefix,
+    VLLMRollouts,
 )
 from paft_ray.config.prompts import (
     GenerationConfig,
@@ -156,6 +157,7 @@ __all__ = [
     "TuningConfig",
     "VLLMBackend",
     "VLLMEngine",
+    "VLLMRollouts",
     "ValidationConfig",
     "VariantConfig",
     "WorkersConfig",

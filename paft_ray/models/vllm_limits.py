@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from paft_ray.config import Config, VLLMBackend
+from paft_ray.config import GRPO, Config, VLLMBackend, VLLMRollouts
 from paft_ray.config.errors import ConfigError
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -162,6 +162,42 @@ def refuse_unserved(config: Config) -> None:
     if reason := reason_against(config.model.peft):
         raise ConfigError(
             f"model.peft: evaluation.backend vllm cannot serve what is trained: {reason}; {_REMEDY}"
+        )
+
+
+def writes_by_vllm(config: Config) -> bool:
+    """Whether vLLM writes the rollouts of some training."""
+    objectives = (variant.train.over(config.train).objective for variant in config.variants)
+    return any(isinstance(o, GRPO) and isinstance(o.backend, VLLMRollouts) for o in objectives)
+
+
+def refuse_unwritten(config: Config) -> None:
+    """Refuse settings that `train.objective.backend: {type: vllm}` cannot work with.
+
+    Raises:
+        ConfigError: A training has the backend, and vLLM cannot serve what it trains.
+    """
+    if not writes_by_vllm(config):
+        return
+    backend, remedy = (
+        "train.objective.backend vllm",
+        "set train.objective.backend.type: transformers",
+    )
+    if (method := config.model.quantization) != "none":
+        raise ConfigError(
+            f"model.quantization: {method}, but {backend} reads plain weights; {remedy}"
+        )
+    if config.model.peft is None:
+        raise ConfigError(
+            "model.peft: null trains a whole model, and "
+            f"{backend} takes LoRA adapters of a model that stays; {remedy}"
+        )
+    if reason := reason_against(config.model.peft):
+        raise ConfigError(f"model.peft: {backend} cannot serve what is trained: {reason}; {remedy}")
+    if config.train.deterministic:
+        raise ConfigError(
+            f"train.deterministic: {backend} does not compute the same bits each time on GPUs; "
+            f"leave it out, or {remedy}"
         )
 
 

@@ -6,7 +6,7 @@ from io import BytesIO
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import Config, VLLMBackend, VLLMEngine
 from paft_ray.config.errors import ConfigError
-from paft_ray.models.vllm_limits import reason_against, tensor_names
+from paft_ray.models.vllm_limits import reason_against, tensor_names, writes_by_vllm
 from paft_ray.models.warm_start import StoredAdapter
 
 
@@ -23,6 +23,8 @@ def require_vllm(config: Config, planning: bool) -> list[str]:
     named = [field for field, llm in config.llms.items() if isinstance(llm, VLLMEngine)]
     if isinstance(config.evaluation.backend, VLLMBackend):
         named.append("evaluation.backend")
+    if writes_by_vllm(config):
+        named.append("train.objective.backend")
     if not named or named_cluster() is not None or importlib.util.find_spec("vllm") is not None:
         return []
     text = (

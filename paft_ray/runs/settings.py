@@ -9,7 +9,7 @@ from paft_ray.config.variation import ChoicesVariation
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
 from paft_ray.models.peft_check import check_peft
 from paft_ray.models.switch_check import check_switches
-from paft_ray.models.vllm_limits import refuse_unserved
+from paft_ray.models.vllm_limits import refuse_unserved, refuse_unwritten
 from paft_ray.models.warm_start import check_adapter, read_adapter
 from paft_ray.tasks import Task
 from paft_ray.tasks.demonstrations import demonstration_pool
@@ -26,6 +26,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
     if config.model.peft is not None:
         check_peft(config.model.peft)
     refuse_unserved(config)
+    refuse_unwritten(config)
     warnings += check_switches(config, dtype, cluster=named_cluster() is not None)
     if (adapter := config.train.warm_start) is not None:
         warnings += check_adapter(

@@ -25,6 +25,7 @@ from paft_ray.training.ledger import Ledger
 from paft_ray.training.loop import LoopHooks, Recipe, fit
 from paft_ray.training.objective import views
 from paft_ray.training.prompt_weights import PromptWeights
+from paft_ray.training.reinforcement.backends import Backend
 from paft_ray.training.reinforcement.labellers import open_labeller
 from paft_ray.training.reinforcement.own_labels import labelled_plans
 from paft_ray.training.reinforcement.rewards import Rewards
@@ -39,6 +40,7 @@ def train_locally(
     train: TrainConfig,
     report: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     rewards: Rewards | None = None,
+    backend: Backend | None = None,
 ) -> Progress:
     """Train the model of an engine in place, from its first step to its last.
 
@@ -48,6 +50,7 @@ def train_locally(
         train: The section `train`; where work runs and what is kept is not read.
         report: Called with the metrics of every step.
         rewards: What the model's texts are graded by; for the objective `grpo`.
+        backend: What writes them, which the caller closes; by default the model itself.
 
     Raises:
         ConfigError: The planner makes other batches than `train` says.
@@ -71,7 +74,7 @@ def train_locally(
     elif isinstance(train.objective, GRPO):
         if rewards is None:
             raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
-        writer = Writer(planner, train.objective, rewards, engine)
+        writer = Writer(planner, train.objective, rewards, engine, backend=backend)
         of_steps = rollout_plans(writer, 0, steps, weights.for_step)
     else:
         of_steps = plans(planner, 0, steps, engine.plan_ranks(), weights.for_step)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from paft_ray.config import GRPO, Consistency, ExpectedReward, ObjectiveConfig
+from paft_ray.config import GRPO, Consistency, ExpectedReward, ObjectiveConfig, VLLMRollouts
 from paft_ray.models.packing import Row
 from paft_ray.models.transfer import copy_to
 from paft_ray.training.batch_plan import StepPlan
@@ -109,7 +109,10 @@ def _policy_loss(
     before_A = policy.before.setdefault(row.members, now_A)
     drawn_A: Any = copy_to(logprobs_A.device, policy.drawn(row))
     zero_A = torch.zeros_like(now_A, dtype=torch.float64)
-    measured = [_k3(before_A.double() - drawn_A), zero_A, zero_A]
+    apart_A = before_A.double() - drawn_A
+    measured = [_k3(apart_A), zero_A, zero_A]
+    if isinstance(backend := objective.backend, VLLMRollouts):
+        weight_A = weight_A * apart_A.exp().clamp(max=backend.ratio_cap).to(weight_A.dtype)
     if objective.updates == 1:
         gain_A = logprobs_A * weight_A
     else:
@@ -119,9 +122,9 @@ def _policy_loss(
         measured[2] = (held_A < free_A).double()
     loss = -gain_A.sum() / plan.answer_tokens
     if objective.kl:
-        apart_A = _k3(policy.reference[row.members] - logprobs_A)
-        measured[1] = apart_A.detach().double()
-        loss = loss + objective.kl * policy.per_token * apart_A.sum() / plan.answer_tokens
+        moved_A = _k3(policy.reference[row.members] - logprobs_A)
+        measured[1] = moved_A.detach().double()
+        loss = loss + objective.kl * policy.per_token * moved_A.sum() / plan.answer_tokens
     return loss, torch.stack(measured)
 
 

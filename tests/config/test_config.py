@@ -727,6 +727,12 @@ WRONG = [
         ["train.validation.every_steps (3)", "train.objective.updates (2)"],
     ),
     ("transformersrollouts", grpo(backend={"type": "jax"}), ["backend.type: 'jax'"]),
+    (
+        "vllmrollouts",
+        grpo(backend={"type": "vllm", "memory": 1}),
+        ["train.objective.backend.memory: 1"],
+    ),
+    ("vllmrollouts", grpo(backend={"type": "vllm", "ratio_cap": 0.5}), ["ratio_cap: 0.5"]),
     ("reward", grpo(rewards=[{"type": "exact", "weight": "much"}]), ["rewards.0.weight: 'much'"]),
     ("gradereward", grpo(rewards=[]), ["train.objective.rewards"]),
     (

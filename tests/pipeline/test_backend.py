@@ -21,6 +21,7 @@ TEXTS = [
     "{review} || mood ||",
 ]
 VLLM = {"backend": {"type": "vllm"}}
+TRANSFORMERS = {"backend": {"type": "transformers"}}
 MISSING = importlib.util.find_spec("vllm") is None
 
 
@@ -67,6 +68,46 @@ def test_settings_that_vllm_cannot_work_with_are_refused(
     preflight(load(**plain))
 
 
+def reinforced(backend: str, **train: Any) -> dict[str, Any]:
+    """`train` of a training whose rollouts something writes."""
+    objective = {
+        "type": "grpo", "rollouts": 2, "max_new_tokens": 8, "rewards": [{"type": "exact"}],
+        "backend": {"type": backend},
+    }  # fmt: skip
+    return {"objective": objective, **train}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"quantization": "nf4"}}, ["model.quantization: nf4", "plain weights"]),
+        ({"model": {"peft": None}}, ["model.peft: null", "LoRA adapters"]),
+        ({"model": {"peft": METHODS["IA3"]}}, ["model.peft", "not of IA3"]),
+        ({"model": {"peft": {**LORA, "use_dora": True}}}, ["model.peft", "DoRA"]),
+        ({"train": {"deterministic": True}}, ["train.deterministic", "leave it out"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_training_whose_rollouts_vllm_cannot_write_is_refused(
+    changes: dict[str, Any], said: list[str], load: Callable[..., Config]
+) -> None:
+    more = changes.get("train", {})
+    with pytest.raises(ConfigError) as caught:
+        preflight(load(evaluation=TRANSFORMERS, **{**changes, "train": reinforced("vllm", **more)}))
+    said = [*said, "train.objective.backend", "type: transformers"]
+    assert all(text in str(caught.value) for text in said), caught.value
+    own = reinforced("transformers", **more)
+    preflight(load(evaluation=TRANSFORMERS, **{**changes, "train": own}))
+
+
+def test_variant_whose_own_objective_has_the_backend_is_refused_too(
+    load: Callable[..., Config],
+) -> None:
+    variants = [{"type": "paft"}, {"type": "paft", "name": "r", "train": reinforced("vllm")}]
+    with pytest.raises(ConfigError, match=r"model\.peft.*train\.objective\.backend.*not of IA3"):
+        preflight(load(evaluation=TRANSFORMERS, variants=variants, model={"peft": METHODS["IA3"]}))
+
+
 def test_adapter_under_subjects_that_vllm_cannot_serve_is_refused_by_name(
     load: Callable[..., Config], tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -84,7 +125,9 @@ def test_vllm_that_is_not_installed_is_refused_and_a_plan_only_says_so(
     with pytest.raises(ConfigError, match=r"evaluation\.backend: .*pip install 'paft_ray\[vllm\]'"):
         preflight(load())
     author = {"generation": {"llms": [{"type": "vllm", "path": "owner/model", "gpus": 0}]}}
-    config = load(prompts=author, evaluation={"backend": {"type": "transformers"}})
+    with pytest.raises(ConfigError, match=r"train\.objective\.backend: type vllm"):
+        preflight(load(evaluation=TRANSFORMERS, train=reinforced("vllm")))
+    config = load(prompts=author, evaluation=TRANSFORMERS)
     with pytest.raises(ConfigError, match=r"prompts\.generation\.llms\.0: type vllm"):
         preflight(config)
     [warning] = [text for text in preflight(config, planning=True).warnings if "vllm" in text]

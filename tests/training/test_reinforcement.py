@@ -1,7 +1,9 @@
 """Learning from texts that the model writes: the loss, what is written, and what comes of it."""
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from plans import make_draws
 from rank_program import PEFT, make_planner, train_config
 
 from paft_ray.config import GRPO, ExpectedReward, TrainConfig
+from paft_ray.config.errors import ConfigError, TrainingError
 from paft_ray.models.load import load_base, make_trainable
 from paft_ray.models.packing import TokenSequence, build_row
-from paft_ray.models.sampling import Sampled
+from paft_ray.models.sampling import Sampled, Sampling
 from paft_ray.tasks import Example
 from paft_ray.tasks.grading import Grade, TextGrader
 from paft_ray.training.batch_plan import StepPlan
@@ -23,6 +26,7 @@ from paft_ray.training.local import train_locally
 from paft_ray.training.objective import row_loss
 from paft_ray.training.prompt_weights import UNIFORM
 from paft_ray.training.reinforcement.advantages import advantages
+from paft_ray.training.reinforcement.backends import ByTransformers, Group
 from paft_ray.training.reinforcement.rewards import Rewarded, Rewards
 from paft_ray.training.reinforcement.rollouts import Policy, Rollout, asked_at
 from paft_ray.training.reinforcement.steps import Writer, batch_plan, rollout_plans
@@ -210,6 +214,71 @@ def test_log_probabilities_that_are_kept_are_those_of_the_model(tiny) -> None:
         with torch.no_grad():
             now_A = hot._logprobs(row).numpy()
         assert now_A == pytest.approx(plan.policy.drawn(row), abs=1e-5)
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_token_that_vllm_drew_weighs_as_much_as_it_is_likelier_here_up_to_the_cap(
+    updates: int,
+) -> None:
+    reward_V, cap = np.array([0.0, 1.0, 2.0]), 1.5
+    step = toy_step(grpo(rollouts=3, updates=updates), np.array([[0, 1, 2]]), reward_V)
+    # they were drawn with -1 a token
+    now_A = torch.tensor([-1.5, -0.8, -0.1], dtype=torch.float64, requires_grad=True)
+
+    def slope(backend: dict) -> list[float]:
+        objective = grpo(rollouts=3, updates=updates, backend=backend)
+        [slope_A] = torch.autograd.grad(row_loss(objective, now_A, step.rows[0], step).loss, now_A)
+        return slope_A.tolist()
+
+    plain = slope({"type": "transformers"})
+    assert plain == pytest.approx([1 / 3, 0, -1 / 3])
+    weighed = slope({"type": "vllm", "ratio_cap": cap})
+    assert weighed == pytest.approx([plain[0] * math.exp(-0.5), 0, plain[2] * cap])
+    later = now_A.detach() - 5  # a later update is compared with what was before any
+    now_A = later.requires_grad_()
+    again = slope({"type": "vllm", "ratio_cap": cap})
+    share = 1.0 if updates == 1 else math.exp(-5)
+    assert again[2] == pytest.approx(weighed[2] * share)
+
+
+class Stale(ByTransformers):
+    """Writes with the adapter as it was when it was made, as if no later one had arrived."""
+
+    def __init__(self, engine: Engine, tokenizer: Any) -> None:
+        super().__init__(engine, tokenizer)
+        self._weights = {name: p.detach().clone() for name, p in engine.trainable().items()}
+
+    def sample(self, groups: Sequence[Group], sampling: Sampling) -> Iterator[list[Sampled]]:
+        own = self._engine.trainable()
+        new = {name: parameter.detach().clone() for name, parameter in own.items()}
+        for weights in (self._weights, new):
+            with torch.no_grad():
+                for name, parameter in own.items():
+                    parameter.copy_(weights[name])
+            if weights is self._weights:
+                written = list(super().sample(groups, sampling))
+        yield from written
+
+
+def test_rollouts_by_an_adapter_of_an_earlier_step_end_the_training(tiny_model) -> None:
+    objective = grpo(rollouts=8, max_new_tokens=3, truncated="keep")
+    engine, train = engine_of(
+        tiny_model,
+        objective=objective.model_dump(), batch_size=8, steps=8, learning_rate=0.05,
+        schedule={"type": "constant", "warmup_share": 0},
+    )  # fmt: skip
+    planner, seen = replace(make_planner(str(tiny_model), train, True), batch_size=8), []
+    stale = Stale(engine, planner.encoder.tokenizer)
+    with pytest.raises(TrainingError, match="not the model that learns from them"):
+        train_locally(engine, planner, train, seen.append, EVEN, stale)
+    assert seen[0]["train/k3/backend"] < 1e-6
+
+
+def test_training_that_asks_for_vllm_and_is_given_none_is_refused(tiny) -> None:
+    engine, planner = tiny
+    writer = Writer(planner, grpo(rollouts=3, backend={"type": "vllm"}), EVEN, engine)
+    with pytest.raises(ConfigError, match="pass ByVLLM"):
+        writer.write(0, [])
 
 
 @pytest.mark.parametrize("updates", [1, 2])

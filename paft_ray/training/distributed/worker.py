@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from paft_ray.training.engine import Engine
     from paft_ray.training.loop import Recipe
     from paft_ray.training.prompt_weights import PromptWeights
+    from paft_ray.training.reinforcement.backends import Backend
     from paft_ray.training.state.checkpoint import Progress, Restored
 
 logger = logging.getLogger(__name__)
@@ -269,6 +270,7 @@ def _plans(
 ) -> "Iterator[StepPlan]":
     """The plans of the steps from the first on to before the last."""
     from paft_ray.training.batch_plan import plans
+    from paft_ray.training.reinforcement.backends import open_backend
     from paft_ray.training.reinforcement.labellers import open_labeller
     from paft_ray.training.reinforcement.own_labels import labelled_plans
     from paft_ray.training.reinforcement.steps import Writer, rollout_plans
@@ -281,8 +283,18 @@ def _plans(
     if not isinstance(objective, GRPO):
         return plans(planner, *steps, engine.plan_ranks(), weights.for_step)
     assert job.rewards is not None
-    writer = Writer(planner, objective, job.rewards, engine, stop, heartbeat.move)
-    return rollout_plans(writer, *steps, weights.for_step)
+    tokenizer = planner.encoder.tokenizer
+    backend = open_backend(job.config, engine, tokenizer, job.base, job.threads)
+    writer = Writer(planner, objective, job.rewards, engine, stop, heartbeat.move, backend)
+    return _closing(backend, rollout_plans(writer, *steps, weights.for_step))
+
+
+def _closing(backend: "Backend", plans: "Iterator[StepPlan]") -> "Iterator[StepPlan]":
+    """Yield all plans, then free the memory of what wrote their rollouts."""
+    try:
+        yield from plans
+    finally:
+        backend.close()
 
 
 def _recipe(job: Job) -> "Recipe":

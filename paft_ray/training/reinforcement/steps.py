@@ -10,27 +10,24 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.config import GRPO
 from paft_ray.models.generation import Ending
-from paft_ray.models.logprobs import inference
-from paft_ray.models.sampling import Sampling, sample_texts
+from paft_ray.models.sampling import Sampling
 from paft_ray.models.tokenization import Encoded
 from paft_ray.tracking import Metric
 from paft_ray.training.batch_plan import Planner, StepPlan
 from paft_ray.training.engine import Engine
 from paft_ray.training.prompt_weights import BlockWeights
 from paft_ray.training.reinforcement.advantages import advantages
+from paft_ray.training.reinforcement.backends import Backend, Group, own_backend
 from paft_ray.training.reinforcement.dealing import OwnText, deal_texts
 from paft_ray.training.reinforcement.rewards import Rewards
 from paft_ray.training.reinforcement.rollouts import Asked, Policy, Rollout, asked_at
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +44,14 @@ class Writer:
     """`task.stop`."""
     at: Callable[..., None] = lambda phase, step=None, row=0: None
     """See `loop.LoopHooks`."""
+    backend: Backend | None = None
+    """What writes them; by default the model that is trained."""
+
+    @cached_property
+    def _backend(self) -> Backend:
+        if self.backend is not None:
+            return self.backend
+        return own_backend(self.objective, self.engine, self.planner.encoder.tokenizer)
 
     def write(self, step: int, asked: Sequence[Asked]) -> list[Rollout]:
         """The rollouts of this rank's part of a batch.
@@ -61,28 +66,26 @@ class Writer:
             self.objective.decoding_temperature,
             Ending(encoder.end_ids, self.stop),
         )
-        with self.engine.evaluating() as model, inference(model, self.engine.dtype):
-            for done, one in enumerate(asked):
-                self.at("sampling", step + 1, done)
-                example = one.put.example
-                [encoded] = encoder.encode(
-                    one.put.render, example.fields, [example.answer], one.where
-                )
-                texts = sample_texts(
-                    cast("PreTrainedModel", model),
-                    encoder.tokenizer,
-                    encoded.context_ids,
-                    one.count,
-                    sampling,
-                    one.seed,
-                    self.engine.work,
-                )
-                for number, text in enumerate(texts):
-                    rewarded = self.rewards.of(example, text.text, one.where)
-                    self.engine.work()
-                    context, trimmed = encoded.context_ids, encoded.trimmed
-                    found.append(Rollout(one.first + number, text, rewarded, context, trimmed))
+        self.at("sampling", step + 1)
+        encoded = [self._encode(one) for one in asked]
+        groups = [
+            Group(e.context_ids, one.count, one.seed) for e, one in zip(encoded, asked, strict=True)
+        ]
+        written = self._backend.sample(groups, sampling)
+        for done, (one, read, texts) in enumerate(zip(asked, encoded, written, strict=True), 1):
+            for number, text in enumerate(texts):
+                rewarded = self.rewards.of(one.put.example, text.text, one.where)
+                self.engine.work()
+                slot = one.first + number
+                found.append(Rollout(slot, text, rewarded, read.context_ids, read.trimmed))
+            self.at("sampling", step + 1, done)
         return found
+
+    def _encode(self, one: Asked) -> Encoded:
+        """The context of a question, before its right answer."""
+        example, encode = one.put.example, self.planner.encoder.encode
+        [encoded] = encode(one.put.render, example.fields, [example.answer], one.where)
+        return encoded
 
 
 def rollout_plans(
