@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from rank_program import PEFT, make_planner, train_config
 from test_reinforcement import rewards, rollout
 
-from paft_ray.config import GRPO
+from paft_ray.config import GRPO, VLLMRollouts
 from paft_ray.models.load import load_base, load_tokenizer, make_trainable
 from paft_ray.training.engine import Engine
 from paft_ray.training.objective import row_loss
@@ -24,6 +25,7 @@ from paft_ray.training.reinforcement.steps import Writer, batch_plan
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 CONTEXT = (5, 6)
 TEXTS = [[7, 8, 9], [7], [10, 11], [9, 9, 9, 9], [12, 7], [8]]
+VLLM = {"type": "vllm", "ratio_cap": 1.3}
 REWARDS = [1.0, 0.0, 0.25, 0.75, 1.0, 0.0]
 
 
@@ -91,6 +93,8 @@ def gradient_of(loss: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
         ({"loss_type": "dr_grpo", "beta": 0.3}, {"kl": 0.3, "normalize": "constant"}),
         ({"loss_type": "dapo"}, {"updates": 2}),
         ({"loss_type": "dapo"}, {"decoding_temperature": 0.6}),
+        ({"loss_type": "dapo", "beta": 0.3}, {"kl": 0.3, "backend": VLLM}),
+        ({"loss_type": "dapo"}, {"updates": 2, "backend": VLLM}),
     ],
 )
 def test_loss_and_gradient_are_those_of_trl(
@@ -116,14 +120,25 @@ def test_loss_and_gradient_are_those_of_trl(
     reference = now_A.detach() - apart_A if objective.kl else None
     if reference is not None:
         policy.reference[row.members] = reference
+    other_A = torch.linspace(1, -1, len(now_A))  # what the model thinks likelier than vLLM did
+    drawn = iter(((now_A.detach() if before is None else before) - other_A).tolist())
+    texts = [
+        replace(t, sampled=replace(t.sampled, logprobs=tuple(islice(drawn, len(tokens)))))
+        for t, tokens in zip(texts, TEXTS, strict=True)
+    ]
+    plan = replace(plan, policy=replace(policy, rollouts=tuple(texts)))
     ours = row_loss(objective, now_A, row, plan).loss
     found = gradient_of(ours, trainer.model)
 
     trainer.loss_type, trainer.beta = options["loss_type"], options.get("beta", 0.0)
+    trainer.use_vllm = objective.backend.type == "vllm"
     trainer.model.eval()  # else it divides by a count that its own loop sets
     weight_S = plan.draws.weight_S
     given = as_trl_reads_it(plan, before, reference)
     given["advantages"] = torch.from_numpy(weight_S / policy.per_token).float()
+    if isinstance(objective.backend, VLLMRollouts):
+        mask, ratio_A = given["completion_mask"], other_A.exp().clamp(max=VLLM["ratio_cap"])
+        given["importance_sampling_ratio"] = mask.masked_scatter(mask.bool(), ratio_A)
     theirs = trainer._compute_loss(trainer.model, given)
     if objective.updates > 1:  # on-policy TRL writes 1 for what has the gradient of log pi
         assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-4)
