@@ -7,7 +7,7 @@ settings is fastest; they come in the order of what they usually cost.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from paft_ray.config import Config, TrainConfig
+from paft_ray.config import GRPO, Config, TrainConfig, VLLMRollouts
 
 _USABLE = 0.9
 """Share of a GPU's memory that tensors can have: the rest is CUDA's own, and gaps between them."""
@@ -36,7 +36,7 @@ def advise(config: Config, needs_gb: Needs, gpu_gb: float) -> list[str]:
         gpu_gb: Memory of the smallest GPU, in 1e9 bytes.
     """
     train, quantization = config.train, config.model.quantization
-    room = _USABLE * gpu_gb
+    room = (_USABLE - _vllm_share(train)) * gpu_gb
     if needs_gb(train, quantization) <= room:
         quick = train.model_copy(update={"activation_checkpointing": False})
         if not train.activation_checkpointing or needs_gb(quick, quantization) > room:
@@ -50,6 +50,14 @@ def advise(config: Config, needs_gb: Needs, gpu_gb: float) -> list[str]:
     return [_fits(change, needs_gb) for change in fitting] or [
         _together(config, needs_gb, room) or "no setting makes it fit: take more or larger GPUs"
     ]
+
+
+def _vllm_share(train: TrainConfig) -> float:
+    """Share of the GPU's memory that vLLM takes beside the training; 0 without it."""
+    objective = train.objective
+    if isinstance(objective, GRPO) and isinstance(objective.backend, VLLMRollouts):
+        return objective.backend.memory
+    return 0.0
 
 
 def _fits(change: _Change, needs_gb: Needs) -> str:
@@ -83,7 +91,9 @@ def _together(config: Config, needs_gb: Needs, room: float) -> str | None:
 
 
 def _shorter_rows(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
-    shortest = config.task.max_length * (2 if config.train.objective.type == "consistency" else 1)
+    objective = train.objective
+    shortest = config.task.max_length * (2 if objective.type == "consistency" else 1)
+    shortest += objective.max_new_tokens if isinstance(objective, GRPO) else 0
     tokens = train.row_tokens
     while tokens > shortest:
         tokens = max(shortest, tokens // 2)
@@ -99,7 +109,8 @@ def _checkpointing(config: Config, train: TrainConfig, quantization: str) -> Ite
 
 
 def _higher_stage(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
-    whole = quantization != "none" or train.compile  # neither goes with stage 3
+    # none of these goes with stage 3
+    whole = quantization != "none" or train.compile or isinstance(train.objective, GRPO)
     for stage in range(train.deepspeed.stage + 1, 3 if whole else 4):
         if stage > 1 and train.workers.most > 1:
             deepspeed = train.deepspeed.model_copy(update={"stage": stage})
@@ -108,7 +119,8 @@ def _higher_stage(config: Config, train: TrainConfig, quantization: str) -> Iter
 
 
 def _in_4_bits(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
-    if quantization == "none" and config.model.peft is not None and train.deepspeed.stage < 3:
+    plain = quantization == "none" and not _vllm_share(train)  # which reads no other weights
+    if plain and config.model.peft is not None and train.deepspeed.stage < 3:
         yield _Change("model.quantization: nf4", train, "nf4")
 
 

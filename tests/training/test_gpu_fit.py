@@ -55,3 +55,30 @@ def test_activations_are_kept_where_they_fit(gpu_gb: float, advised: bool) -> No
         if advised
         else []
     )
+
+
+@pytest.mark.parametrize(
+    ("backend", "advice"),
+    [
+        ({"type": "vllm", "memory": 0.5}, []),
+        (
+            {"type": "vllm", "memory": 0.62},
+            [
+                "train.row_tokens: 2048 needs 20.0 GB, which fits",
+                "train.activation_checkpointing: true needs 20.0 GB, which fits",
+            ],
+        ),
+        ({"type": "transformers"}, []),
+    ],
+)
+def test_share_of_vllm_is_no_room_and_nothing_is_advised_that_rollouts_exclude(
+    backend: dict, advice: list[str]
+) -> None:
+    objective = {"type": "grpo", "max_new_tokens": 512, "backend": backend}
+    assert advise(config(objective=objective), needs_gb, gpu_gb=80) == advice
+
+
+def test_rows_are_no_shorter_than_a_question_and_its_longest_text() -> None:
+    objective = {"type": "grpo", "max_new_tokens": 512}
+    [advice] = advise(config(objective=objective), needs_gb, gpu_gb=10)
+    assert advice.startswith("train.row_tokens: 1024, train.activation_checkpointing: true")
