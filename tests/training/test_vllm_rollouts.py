@@ -161,12 +161,19 @@ def test_engine_that_keeps_the_adapter_of_an_earlier_step_is_refused(
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_a_second_training_in_the_same_process_stay_the_models_own(
+def test_twenty_steps_stay_the_models_own_and_a_new_engine_writes_what_the_last_one_did(
     smollm: str,
 ) -> None:
     training = Training(smollm, 20)
-    backend = ByVLLM(training.engine, training.tokenizer, training.options)
-    metrics = training.run(backend)
-    backend.close()
-    assert len(metrics) == 20
-    assert max(step["train/k3/backend"] for step in metrics) < 1e-3
+    asked = asked_at(training.planner, OBJECTIVE, 20, UNIFORM)
+    written = []
+    for steps in (20, 0):  # as after a restart, with an engine that has written nothing yet
+        backend = ByVLLM(training.engine, training.tokenizer, training.options)
+        if steps:
+            metrics = training.run(backend)
+            assert len(metrics) == steps
+            assert max(step["train/k3/backend"] for step in metrics) < 1e-3
+        writer = Writer(training.planner, OBJECTIVE, EVEN, training.engine, backend=backend)
+        written.append(writer.write(20, asked))
+        backend.close()
+    assert written[0] == written[1]
