@@ -79,6 +79,8 @@ class EngineOptions:
             given["gpu_memory_utilization"] = self.memory
         else:
             given |= {"kv_cache_memory_bytes": int(self.cache_gb * 1e9), "enforce_eager": True}
+            # vLLM 0.32 fails where it reads a text in parts that is drawn with a seed
+            given["enable_chunked_prefill"] = False
         if self.max_length is not None:
             given["max_model_len"] = self.max_length
         if self.batch_tokens is not None:

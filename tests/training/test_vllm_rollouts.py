@@ -140,6 +140,19 @@ def test_texts_end_where_those_of_transformers_end(training: Training, backend: 
     assert all(len(t.logprobs) == len(t.token_ids) for group in found for t in group)
 
 
+def test_more_questions_than_are_read_at_once_are_written_as_each_alone(
+    training: Training, backend: ByVLLM
+) -> None:
+    contexts = [tuple(range(100 * number + 10, 100 * number + 90)) for number in range(6)]
+    assert sum(map(len, contexts)) > (training.options.batch_tokens or 0)
+    groups = [Group(context, 2, 9 * number) for number, context in enumerate(contexts)]
+    together = list(backend.sample(groups, Sampling(4)))
+    alone = [texts for group in groups for texts in backend.sample([group], Sampling(4))]
+    assert [[t.token_ids for t in own] for own in together] == [
+        [t.token_ids for t in own] for own in alone
+    ]
+
+
 def test_engine_that_keeps_the_adapter_of_an_earlier_step_is_refused(
     training: Training, backend: ByVLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
