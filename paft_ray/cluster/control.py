@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from paft_ray.cluster.remote import actor_beside
 from paft_ray.config.errors import PaftError
@@ -22,6 +22,12 @@ Phase = Literal[
     "loading", "sampling", "forward", "waiting", "validation", "checkpoint", "saving", "done"
 ]
 _PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+class At(Protocol):
+    """Takes a rank's position where it changes: phase, step from 1, rows or questions done."""
+
+    def __call__(self, phase: Phase, step: int | None = None, row: int = 0) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ def sample_texts(
     seed: int,
     work: Callable[[], None] = lambda: None,
 ) -> list[Sampled]:
-    """Draw `count` continuations of a context; `work` is called at every token."""
+    """Draw `count` continuations of a context; `work` is called after every forward pass."""
     from transformers import LogitsProcessorList
 
     ids = torch.tensor([list(context_ids)] * count, device=model.device)
@@ -101,10 +101,12 @@ def sample_texts(
     recorder = _Recorder(sampling.temperature, work)
     torch.manual_seed(seed)
     with torch.inference_mode(), narrow_cache(model.device.type):
+        cache = _read_once(model, ids)
+        work()
         output: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=_read_once(model, ids),
+            past_key_values=cache,
             max_new_tokens=sampling.max_new_tokens,
             do_sample=True,
             temperature=sampling.temperature,

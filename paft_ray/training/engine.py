@@ -10,13 +10,13 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from paft_ray.config import TrainConfig
-from paft_ray.config.errors import ArtifactError
+from paft_ray.config.errors import ArtifactError, PaftError
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
 from paft_ray.models.narrow import full_shape
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Engine:
@@ -173,6 +175,23 @@ class Engine:
         values: list[Any] = [None] * self.ranks
         dist.all_gather_object(values, mine)
         return values
+
+    def share(self, work: Callable[[], T]) -> list[T]:
+        """Do this rank's own work, and return what every rank's returned, by rank; collective.
+
+        Raises:
+            PaftError: The work of a rank raised it; all ranks raise that of the first such rank, so
+                that none waits for it.
+        """
+        try:
+            mine: T | PaftError = work()
+        except PaftError as error:
+            mine = error
+        found = self.exchange(mine)
+        for each in found:
+            if isinstance(each, PaftError):
+                raise each
+        return found
 
     def plan_ranks(self) -> Ranks:
         """All ranks, for making plans in a thread; collective."""

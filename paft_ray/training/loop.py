@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from paft_ray.cluster.control import At
 from paft_ray.config import ObjectiveConfig
 from paft_ray.config.errors import TrainingError
 from paft_ray.models.packing import Row
@@ -83,7 +84,7 @@ class LoopHooks:
     """Updated with the losses; plans are made with it."""
     report: Callable[[Mapping[str, float]], None]
     """Called on every rank after every step, with metrics."""
-    at: Callable[..., None] = lambda phase, step=None, row=0: None
+    at: At = lambda phase, step=None, row=0: None
     """Called on every rank where its position changes: phase, step from 1, rows done."""
     validate: Callable[[int], Wanted] = lambda step: Wanted()
     """Called on every rank after every step, before it is saved; may score the model. All ranks

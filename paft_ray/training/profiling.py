@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from paft_ray.cluster.control import At
 from paft_ray.config import ProfileConfig
 from paft_ray.storage.paths import Storage
 from paft_ray.training.state.retries import retry_storage
@@ -20,9 +21,7 @@ Recording = Callable[[int], AbstractContextManager[None]]
 
 
 @contextmanager
-def recording(
-    config: ProfileConfig | None, folder: Storage, at: Callable[..., None]
-) -> Iterator[Recording]:
+def recording(config: ProfileConfig | None, folder: Storage, at: At) -> Iterator[Recording]:
     """What records the steps of a training that are done in the block.
 
     Args:
@@ -46,7 +45,7 @@ class _Recorder:
     They are fewer where a training is resumed among them.
     """
 
-    def __init__(self, first: int, last: int, folder: Storage, at: Callable[..., None]) -> None:
+    def __init__(self, first: int, last: int, folder: Storage, at: At) -> None:
         self._first, self._last, self._folder, self._at = first, last, folder, at
         self._began = 0
         self._recorder: profile | None = None

@@ -6,13 +6,14 @@ continues has the results of all its steps.
 Shapes: P prompts, E examples.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.cluster.control import At
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError, PaftError, TrainingError
 from paft_ray.prompts.pool import Prompt, PromptPool
@@ -81,7 +82,7 @@ class Validation:
         engine: "Engine",
         predictor: "Predictor",
         folder: Storage,
-        at: Callable[..., None],
+        at: At,
     ) -> None:
         """Prepare for scoring.
 

@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paft_ray.cluster.control import At
 from paft_ray.config import GRPO
 from paft_ray.models.generation import Ending
 from paft_ray.models.sampling import Sampling
@@ -42,7 +43,7 @@ class Writer:
     engine: Engine
     stop: tuple[str, ...] = ()
     """`task.stop`."""
-    at: Callable[..., None] = lambda phase, step=None, row=0: None
+    at: At = lambda phase, step=None, row=0: None
     """See `loop.LoopHooks`."""
     backend: Backend | None = None
     """What writes them; by default the model that is trained."""
@@ -87,6 +88,15 @@ class Writer:
         [encoded] = encode(one.put.render, example.fields, [example.answer], one.where)
         return encoded
 
+    def timed(self, step: int, asked: Sequence[Asked]) -> tuple[list[Rollout], float]:
+        """Write this rank's share of a batch, and wait for the others; also returns seconds."""
+        started = time.perf_counter()
+        try:
+            own = self.write(step, asked[self.engine.rank :: self.engine.ranks])
+            return own, time.perf_counter() - started
+        finally:
+            self.at("waiting")
+
 
 def rollout_plans(
     writer: Writer, first: int, last: int, weigh: Callable[[int], BlockWeights]
@@ -101,13 +111,10 @@ def rollout_plans(
     """
     objective, engine = writer.objective, writer.engine
     for begin in range(first, last, objective.updates):
-        started = time.perf_counter()
         weights = weigh(begin)
         asked = asked_at(writer.planner, objective, begin, weights)
-        mine = writer.write(begin, asked[engine.rank :: engine.ranks])
-        writer.at("waiting")
-        wrote = time.perf_counter() - started
-        everyone = engine.exchange((mine, wrote))
+        everyone = engine.share(partial(writer.timed, begin, asked))
+        writer.at("forward", begin + 1)
         rollouts = sorted((r for own, _ in everyone for r in own), key=lambda r: r.slot)
         slowest = max(seconds for _, seconds in everyone)
         plan = batch_plan(writer, begin, asked, rollouts, weights)
