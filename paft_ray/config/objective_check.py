@@ -2,8 +2,10 @@
 
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.objectives import GRPO, Consensus, Prefix
+from paft_ray.config.rewards import PythonReward
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
+from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, VariantConfig
 
 
 def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) -> None:
@@ -30,6 +32,32 @@ def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) ->
     if isinstance(objective, GRPO):
         _check_rollouts(objective, train, task)
         _check_policy(objective, train, model)
+
+
+def check_prompts(train: TrainConfig, variant: VariantConfig, pool_size: int | None) -> None:
+    """Check that a variant has as many prompts as its questions are asked under.
+
+    Args:
+        train: Its section `train`.
+        variant: The variant.
+        pool_size: `prompts.pool_size`.
+
+    Raises:
+        ValueError: It has fewer; one with a single prompt asks under that.
+    """
+    if not isinstance(train.objective, GRPO):
+        return
+    wanted, of_pool = train.objective.prompts_per_question, {"prompts.pool_size": pool_size}
+    if isinstance(variant, BoundPromptsVariant):
+        of_pool = {"prompts of bound_prompts": variant.prompts}
+    elif not isinstance(variant, PaftVariant):
+        return
+    for field, there in of_pool.items():
+        if there is not None and 1 < there < wanted:
+            raise ValueError(
+                f"train.objective.prompts_per_question ({wanted}) is more than {field} ({there}): "
+                "raise that, or lower this"
+            )
 
 
 def _check_comparison(train: TrainConfig, task: TaskConfig) -> None:
@@ -110,6 +138,14 @@ def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> No
             f"({task.max_length}) and train.objective.max_new_tokens ({objective.max_new_tokens}) "
             f"together: raise it to {longest}"
         )
+    for number, reward in enumerate(objective.rewards):
+        longest_s = train.workers.heartbeat_timeout_s
+        if isinstance(reward, PythonReward) and reward.timeout_s >= longest_s:
+            raise ValueError(
+                f"train.objective.rewards.{number}.timeout_s ({reward.timeout_s:g}) is not below "
+                f"train.workers.heartbeat_timeout_s ({longest_s:g}), after which a rank is taken "
+                "for one that hangs: lower it, or raise that"
+            )
     validation = train.validation
     if validation is not None and validation.every_steps % objective.updates:
         raise ValueError(

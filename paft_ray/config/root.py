@@ -10,7 +10,7 @@ from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
 from paft_ray.config.grade import BETWEEN
 from paft_ray.config.llms import LLMConfig
 from paft_ray.config.model import NO_MODEL, ModelConfig
-from paft_ray.config.objective_check import check_objective
+from paft_ray.config.objective_check import check_objective, check_prompts
 from paft_ray.config.prompts import PromptsConfig
 from paft_ray.config.subjects import (
     COMPARATORS,
@@ -230,6 +230,11 @@ class Config(Section, affects="run"):
         own = [self.of_training(training).train.objective for training in self.trainings]
         return any(objective.reads_unlabelled for objective in own)
 
+    @property
+    def train_sections(self) -> tuple[TrainConfig, ...]:
+        """The section `train` as each variant has it."""
+        return tuple(variant.train.over(self.train) for variant in self.variants)
+
     def called(self, training: Training) -> str:
         """The name of a training for people, with its seed where there are several."""
         return training.name if len(self.training_seeds) > 1 else training.label
@@ -269,8 +274,10 @@ class Config(Section, affects="run"):
             )
         check_objective(self.train, self.task, self.model)
         for index, variant in enumerate(self.variants):
+            own = variant.train.over(self.train)
             try:
-                check_objective(variant.train.over(self.train), self.task, self.model)
+                check_objective(own, self.task, self.model)
+                check_prompts(own, variant, self.prompts.pool_size)
             except ValueError as error:
                 raise ValueError(f"variants.{index}: {error}") from error
         self._check_unlabelled()

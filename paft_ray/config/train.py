@@ -220,6 +220,12 @@ class TrainConfig(Section, affects="weights"):
     """How often a lost worker is replaced before training gives up."""
 
     @property
+    def batch_examples(self) -> int:
+        """Examples of one batch; where the model writes texts, one for all texts of a question."""
+        together = self.objective.rollouts if isinstance(self.objective, GRPO) else 1
+        return self.batch_size // together
+
+    @property
     def extra_checkpoints(self) -> int:
         """Checkpoints that may stay besides the newest `checkpoint.keep`."""
         return int(self.validation is not None and self.validation.keep_best)
@@ -244,7 +250,5 @@ def total_steps(train: TrainConfig, train_examples: int) -> int:
     if train.steps is not None:
         return train.steps
     assert train.epochs is not None
-    examples, updates = train.batch_size, 1
-    if isinstance(train.objective, GRPO):
-        examples, updates = examples // train.objective.rollouts, train.objective.updates
-    return max(1, math.ceil(train.epochs * train_examples / examples) * updates)
+    updates = train.objective.updates if isinstance(train.objective, GRPO) else 1
+    return max(1, math.ceil(train.epochs * train_examples / train.batch_examples) * updates)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from paft_ray.config import Config
+from paft_ray.config import GRPO, Config
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.gguf_header import read_gguf
@@ -45,6 +45,7 @@ class ModelFiles:
     quantized: str | None = None
     """Method by which its weights are stored in fewer bits; None where they are not."""
     has_weights: bool = True
+    has_tokenizer: bool = True
 
 
 def inspect_model(path: str, field: str = "model.path", weightless: bool = False) -> ModelFiles:
@@ -53,7 +54,7 @@ def inspect_model(path: str, field: str = "model.path", weightless: bool = False
     Args:
         path: Model folder, GGUF file, `pkg:NAME/inner/path`, or hub name.
         field: The configuration's field, with which messages begin.
-        weightless: Accept a folder without any weights.
+        weightless: Accept a folder without any weights, which may lack a tokenizer too.
 
     Raises:
         ConfigError: Folder, configuration, weights or tokenizer are missing or broken.
@@ -134,7 +135,8 @@ def _inspect_folder(folder: Path, weightless: bool) -> ModelFiles:
     has_weights = not weightless or _has_weights(folder)
     if has_weights:
         _check_weights(folder)
-    if not _has_tokenizer(folder):
+    readable = has_tokenizer(folder)
+    if has_weights and not readable:
         raise ConfigError(
             f"{folder} has no tokenizer ({', '.join(_TOKENIZERS)}); save it there with "
             "tokenizer.save_pretrained"
@@ -142,10 +144,11 @@ def _inspect_folder(folder: Path, weightless: bool) -> ModelFiles:
     return ModelFiles(
         location=str(folder),
         kind="local",
-        has_chat_template=_has_chat_template(folder),
+        has_chat_template=_has_chat_template(folder) if readable else None,
         context_length=context_length(config),
         quantized=quantization_of(config),
         has_weights=has_weights,
+        has_tokenizer=readable,
     )
 
 
@@ -241,7 +244,7 @@ def _tensors(path: Path) -> list[str]:
         ) from error
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
     pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     return pair or any((folder / name).is_file() for name in _TOKENIZERS)
 
@@ -282,14 +285,15 @@ def refuse_beyond_context(config: Config, length: int | None) -> None:
         length: See `context_length`.
 
     Raises:
-        ConfigError: `task.max_length` is more.
+        ConfigError: `task.max_length` is more, or it and what a training writes.
     """
     if length is not None and config.task.max_length > length:
         raise ConfigError(
             f"task.max_length: {config.task.max_length} is more than the {length} tokens that "
             f"{config.model.path} was made for; lower it"
         )
-    more = getattr(config.train.objective, "max_new_tokens", 0)
+    objectives = [train.objective for train in config.train_sections]
+    more = max((o.max_new_tokens for o in objectives if isinstance(o, GRPO)), default=0)
     if length is not None and config.task.max_length + more > length:
         raise ConfigError(
             f"train.objective.max_new_tokens: {more} after task.max_length "

@@ -22,6 +22,7 @@ from paft_ray.models.base_check import (
 from paft_ray.models.check_process import limited
 from paft_ray.models.files import (
     context_length,
+    has_tokenizer,
     quantization_of,
     refuse_beyond_context,
     refuse_quantized,
@@ -66,7 +67,7 @@ def check_adapters(
     from paft_ray.models.load import load_tokenizer
 
     local = resolve_path(path)
-    if local is None or local.is_dir():
+    if local is None or has_tokenizer(local):
         try:
             load_tokenizer(str(local or path), revision, trust)
         except ConfigError as error:
@@ -152,12 +153,12 @@ def check_texts(config: Config, unknown: dict[int, str], texts: Sequence[str]) -
 
 
 def _encoder(config: Config) -> "TextEncoder | None":
-    """Return the encoder of a model that is read as it lies; None for a GGUF."""
+    """Return the encoder of a model that is read as it lies; None for a GGUF, or without one."""
     from paft_ray.models.load import load_tokenizer
     from paft_ray.models.tokenization import TextEncoder
 
     local = resolve_path(config.model.path)
-    if local is not None and not local.is_dir():
+    if local is not None and not has_tokenizer(local):
         return None
     location, model = str(local or config.model.path), config.model
     tokenizer = load_tokenizer(location, model.revision, model.trust_remote_code)
@@ -176,12 +177,14 @@ def count_weights(
 
     Returns:
         `parameters`, of these `trainable`; frozen: `linear`, of linear layers but the output head,
-        and `experts`, of mixtures; `layers` and `hidden`; `in_bf16`, whether files hold bf16.
+        and `experts`, of mixtures; `layers`, `hidden`, `kept` and
+        `vocabulary`, see `ModelSizes`; `in_bf16`, whether files hold bf16.
 
     Raises:
         PaftError: Its adapter's size depends on weights.
         ConfigError: The model cannot be built here, or peft refuses the adapter.
     """
+    from paft_ray.models.generation import kept_numbers
     from paft_ray.models.pretrained import files_in_bf16
 
     if peft is not None:
@@ -211,6 +214,8 @@ def count_weights(
         "linear": linear if peft is not None else 0,
         "experts": experts if peft is not None else 0,
         "layers": int(text.num_hidden_layers),
+        "kept": kept_numbers(text),
+        "vocabulary": int(text.vocab_size),
         "hidden": int(text.hidden_size),
         "in_bf16": int(files_in_bf16(str(location or path), revision, trust)),
     }

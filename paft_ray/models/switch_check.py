@@ -75,12 +75,12 @@ def _check_method(config: Config) -> None:
             f"train.activation_checkpointing: true loses the cache that {method} puts its prefix "
             "into; set it to false"
         )
-    objective = config.train.objective
-    if objective.compares and puts_tokens_before(str(method)):
-        raise ConfigError(
-            f"train.objective: {objective.type} compares {objective.compares} in one row, and "
-            f"{method} takes one sequence in a row; use another method, or another objective"
-        )
+    for objective in (train.objective for train in config.train_sections):
+        if objective.compares and puts_tokens_before(str(method)):
+            raise ConfigError(
+                f"train.objective: {objective.type} compares {objective.compares} in one row, and "
+                f"{method} takes one sequence in a row; use another method, or another objective"
+            )
 
 
 def _check_compile(train: TrainConfig, cluster: bool) -> Iterator[str]:

@@ -7,6 +7,7 @@ refuse the same and write the same files.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from paft_ray.cluster.access import check_access
@@ -14,6 +15,7 @@ from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.chat import describe_chat
 from paft_ray.models.check_process import ModelCheckProcess, warm_up
+from paft_ray.models.files import has_tokenizer
 from paft_ray.models.meta import check_adapters, check_base, check_texts
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
@@ -203,6 +205,8 @@ def chat_notes(work: Work) -> tuple[str, ...]:
     """
     model = work.context.config.model
     local = resolve_path(model.path)
+    if _lacks_tokenizer(local):
+        return ()
     work.checks.begin(describe_chat, str(local or model.path), model.revision, model)
     return work.checks.finish()
 
@@ -250,9 +254,16 @@ def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> Non
     if checks.unknown_tokens:
         checks.begin(check_texts, config, checks.unknown_tokens, list(_known_texts(context)))
         checks.finish()
-    if not work.verb.plans or resolve_path(config.model.path) is not None:  # else fetched to train
-        whole = config.tuning is None if work.verb.plans else work.verb.reads_test
-        check_lengths_early(context, checks, whole)
+    local = resolve_path(config.model.path)
+    if work.verb.plans and (local is None or _lacks_tokenizer(local)):  # fetched to train
+        return
+    whole = config.tuning is None if work.verb.plans else work.verb.reads_test
+    check_lengths_early(context, checks, whole)
+
+
+def _lacks_tokenizer(local: Path | None) -> bool:
+    """Whether a model is a folder without a tokenizer, with which nothing but a plan is made."""
+    return local is not None and local.is_dir() and not has_tokenizer(local)
 
 
 def _known_texts(context: RunContext) -> Iterator[str]:

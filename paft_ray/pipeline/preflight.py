@@ -92,7 +92,7 @@ def preflight(
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test, config.reads_unlabelled)
     warnings += task.rows.sentences()
-    warnings += check_settings(config, task)
+    warnings += check_settings(config, task, planning)
     check_rewards(config, task)
     warnings += check_served(config, task)
     check_optimized(config)
@@ -166,9 +166,11 @@ def _check_model(config: Config, model: ModelFiles) -> Iterator[str]:
     refuse_beyond_engine(config, model.context_length)
     refuse_quantized(config.model.path, model.quantized)
     if not model.has_weights:
+        lacks = "no weights" if model.has_tokenizer else "no weights and no tokenizer"
+        unchecked = "" if model.has_tokenizer else "; lengths of texts are not looked at"
         yield (
-            f"model.path: {config.model.path} has no weights: it can be planned with, and nothing "
-            "else"
+            f"model.path: {config.model.path} has {lacks}: it can be planned with, and nothing "
+            f"else{unchecked}"
         )
     if model.kind == "hub":
         require_hub_model("model.path", config.model.path, config.model.revision)

@@ -15,8 +15,13 @@ from paft_ray.tasks import Task
 from paft_ray.tasks.demonstrations import demonstration_pool
 
 
-def check_settings(config: Config, task: Task) -> list[str]:
+def check_settings(config: Config, task: Task, planning: bool = False) -> list[str]:
     """Check the settings that a search may change, also against the task; returns warnings.
+
+    Args:
+        config: The configuration.
+        task: Its task.
+        planning: Nothing will be trained, so that the task's data may be a small sample.
 
     Raises:
         ConfigError: They cannot work together, or not on this machine.
@@ -32,6 +37,7 @@ def check_settings(config: Config, task: Task) -> list[str]:
         warnings += check_adapter(
             read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
         )
+    warnings += _check_batches(config, task, planning)
     warnings += _check_task(config, task)
     return warnings
 
@@ -49,15 +55,25 @@ def _check_bfloat16(config: Config) -> Iterator[str]:
         )
 
 
+def _check_batches(config: Config, task: Task, planning: bool) -> Iterator[str]:
+    """Check that each variant finds as many examples as are in one of its batches."""
+    for train in config.train_sections:
+        if train.batch_examples <= (count := len(task.learned_by(train.objective))):
+            continue
+        several = train.batch_examples < train.batch_size
+        questions = f" ({train.batch_examples} questions)" if several else ""
+        text = (
+            f"train.batch_size: {train.batch_size}{questions} is more than the {count} training "
+            f"examples of {task.name} that {train.objective.type} learns from; lower it, or add "
+            "examples"
+        )
+        if not planning:
+            raise ConfigError(text)
+        yield f"this can be planned and not trained: {text}"
+
+
 def _check_task(config: Config, task: Task) -> Iterator[str]:
-    own = config.train
-    for train in (config.of_training(training).train for training in config.trainings):
-        if train.batch_size > (count := len(task.learned_by(train.objective))):
-            raise ConfigError(
-                f"train.batch_size: {train.batch_size} is more than the {count} training examples "
-                f"of {task.name} that {train.objective.type} learns from; lower it, or add examples"
-            )
-    steps = total_steps(own, len(task.learned_by(own.objective)))
+    steps = total_steps(config.train, len(task.learned_by(config.train.objective)))
     _check_profile(config, steps)
     yield from _check_ends(config, task)
     _check_variation(config, task)

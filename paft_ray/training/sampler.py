@@ -82,6 +82,8 @@ class PromptSampler:
         left_N = np.ones(self.prompts) if probability_N is None else probability_N.copy()
         for view in range(1, count):
             left_N[found[-1]] = 0.0
+            if not left_N.any():  # probabilities of the rest are 0 in float64
+                left_N[[n for n in range(self.prompts) if n not in found]] = 1.0
             cumulative_N = np.cumsum(left_N)
             at = self._draw(step, slot, view, example) * cumulative_N[-1]
             # the last prompt that is left where rounding leads beyond it

@@ -746,6 +746,27 @@ WRONG = [
     ("patternreward", grpo(rewards=[{"type": "pattern", "pattern": "a"}]), ["parentheses"]),
     ("pythonreward", grpo(rewards=[{"type": "python", "path": "r"}]), ["grade.py:score"]),
     (
+        "pythonreward",
+        grpo(rewards=[{"type": "python", "path": "r.py:r", "timeout_s": 60}]),
+        ["rewards.0.timeout_s (60)", "train.workers.heartbeat_timeout_s (60)"],
+    ),
+    (
+        "grpo",
+        {
+            **grpo(rollouts=8, prompts_per_question=8),
+            "prompts": {"generation": {"llms": [{"type": "fake"}]}, "pool_size": 5},
+        },
+        ["variants.0", "prompts_per_question (8)", "prompts.pool_size (5)"],
+    ),
+    (
+        "grpo",
+        {
+            **grpo(rollouts=8, prompts_per_question=8),
+            "variants": [{"type": "bound_prompts", "prompts": 4}],
+        },
+        ["variants.0", "prompts_per_question (8)", "prompts of bound_prompts (4)"],
+    ),
+    (
         "owntrain",
         {"variants": [{"type": "paft", "train": {"row_tokens": 5}}]},
         ["variants.0.train.row_tokens"],

@@ -301,6 +301,23 @@ WRONG = {
         ["train.batch_size=1000"],
         ["train.batch_size: 1000", "training examples", "lower it"],
     ),
+    "more questions of a variant's own than training examples": (
+        nothing,
+        [
+            "task.max_length=64",
+            "variants=[{{type: paft, train: {{batch_size: 800, objective: {{type: grpo}}}}}}]",
+        ],
+        ["train.batch_size: 800 (100 questions)", "training examples", "lower it"],
+    ),
+    "variant that writes more than its model reads": (
+        nothing,
+        [
+            "train.row_tokens=999999",
+            "variants=[{{type: paft, train: {{batch_size: 8, objective: {{type: grpo, "
+            "max_new_tokens: 99999}}}}}}]",
+        ],
+        ["train.objective.max_new_tokens: 99999", "made for", "lower"],
+    ),
     "prompt file is missing": (
         nothing,
         ["prompts.files=[{}/no.txt]"],

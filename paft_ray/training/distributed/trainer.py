@@ -9,8 +9,8 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from paft_ray.cluster.resources import fit_workers
-from paft_ray.config import Training, total_steps
-from paft_ray.config.errors import ArtifactError
+from paft_ray.config import GRPO, TrainConfig, Training, total_steps
+from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.models.base_model import locate_base
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.prompts.pool import Prompt, PromptPool
@@ -77,6 +77,7 @@ def train_until(
             adapter = finished_training(training, manifest, folder, True)
             stage.finish(_outcome(adapter))
             return adapter
+        _refuse_few(config.train, prompts)
         _begin(folder, identity)
         examples = context.task.learned_by(config.train.objective)
         steps = total_steps(config.train, len(examples))
@@ -122,6 +123,17 @@ def _describe(speed: Speed) -> str:
     if speed.peak_gpu_memory_gb is not None:
         texts.append(f"{speed.peak_gpu_memory_gb:.1f} GB")
     return "".join(f", {text}" for text in texts)
+
+
+def _refuse_few(train: TrainConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse a pool with fewer prompts than a question is asked under."""
+    if isinstance(train.objective, GRPO):
+        wanted, there = train.objective.prompts_per_question, len(prompts)
+        if 1 < there < wanted:
+            raise PoolError(
+                f"train.objective.prompts_per_question ({wanted}) is more than the {there} prompts "
+                "of this training: lower it, or raise prompts.generation.per_llm"
+            )
 
 
 def _begin(folder: Storage, identity: str) -> None:
