@@ -202,9 +202,15 @@ def fitting_tokens(config: Any, room: float, dtype: str) -> int:
         room: Bytes for them.
         dtype: Arithmetic, in which they are kept: `float32` or `bfloat16`.
     """
-    size, heads = 2 if dtype == "bfloat16" else 4, config.num_attention_heads
+    size = 2 if dtype == "bfloat16" else 4
+    each = size * kept_numbers(config) + _READING * config.hidden_size * size / 2
+    tokens = int(max(room, 0) / each)
+    return max(1024, 1 << max(0, tokens.bit_length() - 1))
+
+
+def kept_numbers(config: Any) -> int:
+    """Return how many numbers attention keeps of a token: its keys and values in all layers."""
+    heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    kept = 2 * size * config.num_hidden_layers * groups * width
-    tokens = int(max(room, 0) / (kept + _READING * config.hidden_size * size / 2))
-    return max(1024, 1 << max(0, tokens.bit_length() - 1))
+    return 2 * config.num_hidden_layers * groups * width

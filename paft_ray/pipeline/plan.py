@@ -25,6 +25,12 @@ from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
 from paft_ray.pipeline.endpoints import minutes_about, plan_served
 from paft_ray.pipeline.gpus import describe_gpu
+from paft_ray.pipeline.needs import (
+    least_sampling_hours,
+    rollouts_of,
+    storage_needs,
+    worker_needs,
+)
 from paft_ray.pipeline.trust import trusted_models
 from paft_ray.pipeline.written import plan_optimized, plan_paraphrases
 from paft_ray.prompts.build import request_book
@@ -34,7 +40,7 @@ from paft_ray.prompts.generate.units import is_answered, unit_size
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.paths import Storage
-from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
+from paft_ray.training.estimates import ModelSizes
 from paft_ray.training.identity import find_trained
 from paft_ray.tuning.pools import generation_samples
 from paft_ray.tuning.space import count_trials
@@ -95,6 +101,11 @@ def _plan_training(context: RunContext) -> dict[str, Any]:
         else f"{steps[t]} steps{_of_objective(own[t], config.train, steps[t])}"
         for t in trainings
     }
+    if written := {t.label: w for t in trainings if (w := rollouts_of(context, t))}:
+        plan["sampling"] = {
+            name: {"tokens_at_most": w.tokens, "passes_of_a_worker_at_most": w.passes}
+            for name, w in written.items()
+        }
     sequences = {steps[t] * train.batch_size for t, train in own.items()}
     plan["sequences_per_training"] = sequences.pop() if len(sequences) == 1 else sorted(sequences)
     if (scored := config.train.validation) is not None:
@@ -201,7 +212,10 @@ def _in_words(value: Any) -> str:
 
 
 def describe_sizes(
-    context: RunContext, checks: ModelCheckProcess, gpu_gb: float | None = None
+    context: RunContext,
+    checks: ModelCheckProcess,
+    gpu_gb: float | None = None,
+    gpu: str | None = None,
 ) -> dict[str, Any]:
     """Estimates of a worker's memory and of all trainings' storage, in 1e9 bytes.
 
@@ -214,11 +228,11 @@ def describe_sizes(
         checks: Builds the model.
         gpu_gb: Memory of the smallest GPU that a worker may get, if known; the configuration's
             comes first.
+        gpu: Name of the GPUs, if known and all the same.
     """
     config, model = context.config, context.config.model
     if not config.has_base:
         return {}
-    steps = total_steps(config.train, len(context.task.learned_by(config.train.objective)))
     try:
         trust = model.trust_remote_code
         checks.begin(count_weights, model.path, model.revision, model.peft, config.seed, trust)
@@ -229,18 +243,18 @@ def describe_sizes(
         return {"unknown": str(error)}
     if not config.trainings:
         return {"parameters": sizes.parameters}
-    dtype, workers = context.training_dtype, config.train.workers.most
-    memory = worker_memory(sizes, config.train, model.quantization, dtype, workers)
-    one = training_storage(sizes, config.train, steps)
+    memory = worker_needs(context, sizes, config.train, model.quantization)
+    hours = least_sampling_hours(context, sizes, memory["weights"], gpu)
     return {
         "parameters": sizes.parameters,
         "trainable": sizes.trainable,
         "worker_memory_gb": {
             **{name: round(value / 1e9, 3) for name, value in memory.items()},
-            "all": round(sum(memory.values()) / 1e9, 2),
+            "all": round(memory["all"] / 1e9, 2),
         },
-        "storage_gb": round(one * len(config.trainings) / 1e9, 3),
+        "storage_gb": round(storage_needs(context, sizes) / 1e9, 3),
         **describe_gpu(context, sizes, config.train.workers.gpu_memory_gb or gpu_gb),
+        **({"sampling_hours_of_longest_texts_at_least": hours} if hours else {}),
     }
 
 

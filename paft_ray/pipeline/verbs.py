@@ -193,7 +193,7 @@ def _near(path: str) -> str:
 
 def _plan(work: Work) -> Result:
     from paft_ray.cluster.session import prepare_environment
-    from paft_ray.pipeline.gpus import gpu_memory_gb
+    from paft_ray.pipeline.gpus import gpu_memory_gb, gpu_name
     from paft_ray.pipeline.plan import describe_plan, describe_sizes, plan_lines
 
     context, options = work.context, work.options
@@ -208,8 +208,9 @@ def _plan(work: Work) -> Result:
         check_model(work)
         check_subjects(context, work.checks)
         if named_cluster() is None:
-            gpu_gb = gpu_memory_gb() if context.config.train.workers.gpus else None
-            plan["sizes"] = describe_sizes(context, work.checks, gpu_gb)
+            on_gpus = context.config.train.workers.gpus > 0
+            gpu_gb, gpu = (gpu_memory_gb(), gpu_name()) if on_gpus else (None, None)
+            plan["sizes"] = describe_sizes(context, work.checks, gpu_gb, gpu)
         else:
             plan |= _plan_cluster(work)
         if context.config.model.chat_template == "auto" and (notes := chat_notes(work)):

@@ -33,6 +33,9 @@ class ModelSizes:
     hidden: int
     experts: int = 0
     """Frozen weights of a mixture's experts, which are stored as the arithmetic is."""
+    kept: int = 0
+    """Numbers that attention keeps of a token, over all layers: its keys and values."""
+    vocabulary: int = 0
     in_bf16: int = 0
     """1 where its files are in bf16: trained as a whole in bf16 its weights are too."""
 

@@ -6,8 +6,9 @@ settings is fastest; they come in the order of what they usually cost.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
-from paft_ray.config import GRPO, Config, TrainConfig, VLLMRollouts
+from paft_ray.config import GRPO, Config, Prefix, TrainConfig, VLLMRollouts
 
 _USABLE = 0.9
 """Share of a GPU's memory that tensors can have: the rest is CUDA's own, and gaps between them."""
@@ -90,10 +91,18 @@ def _together(config: Config, needs_gb: Needs, room: float) -> str | None:
     return None
 
 
-def _shorter_rows(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
+def _shortest_row(max_length: int, train: TrainConfig) -> int:
+    """The fewest tokens of a row that an objective allows."""
     objective = train.objective
-    shortest = config.task.max_length * (2 if objective.type == "consistency" else 1)
-    shortest += objective.max_new_tokens if isinstance(objective, GRPO) else 0
+    if isinstance(objective, GRPO):
+        return max_length + objective.max_new_tokens
+    if isinstance(objective, Prefix):
+        return max_length + objective.tokens
+    return max_length * (2 if objective.type == "consistency" else 1)
+
+
+def _shorter_rows(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
+    shortest = max(map(partial(_shortest_row, config.task.max_length), config.train_sections))
     tokens = train.row_tokens
     while tokens > shortest:
         tokens = max(shortest, tokens // 2)
@@ -109,8 +118,8 @@ def _checkpointing(config: Config, train: TrainConfig, quantization: str) -> Ite
 
 
 def _higher_stage(config: Config, train: TrainConfig, quantization: str) -> Iterator[_Change]:
-    # none of these goes with stage 3
-    whole = quantization != "none" or train.compile or isinstance(train.objective, GRPO)
+    writes = any(isinstance(own.objective, GRPO) for own in config.train_sections)
+    whole = quantization != "none" or train.compile or writes  # none of them goes with stage 3
     for stage in range(train.deepspeed.stage + 1, 3 if whole else 4):
         if stage > 1 and train.workers.most > 1:
             deepspeed = train.deepspeed.model_copy(update={"stage": stage})

@@ -3,7 +3,7 @@
 import pytest
 
 from paft_ray.config import Config, TrainConfig
-from paft_ray.config.loading import load_config
+from paft_ray.config.loading import dump_config, load_config
 from paft_ray.training.gpu_fit import advise
 
 
@@ -82,3 +82,13 @@ def test_rows_are_no_shorter_than_a_question_and_its_longest_text() -> None:
     objective = {"type": "grpo", "max_new_tokens": 512}
     [advice] = advise(config(objective=objective), needs_gb, gpu_gb=10)
     assert advice.startswith("train.row_tokens: 1024, train.activation_checkpointing: true")
+
+
+def test_advice_for_a_training_that_writes_keeps_its_texts_in_rows_and_its_weights_whole() -> None:
+    objective = {"type": "grpo", "rollouts": 8, "max_new_tokens": 300}
+    own = {"type": "paft", "train": {"objective": objective}}
+    tree = dump_config(config(batch_size=8)) | {"variants": [{"type": "paft", "name": "sft"}, own]}
+    advice = advise(load_config(tree), needs_gb, gpu_gb=10)
+    assert advice[0].startswith("train.row_tokens: 812, train.activation_checkpointing: true, ")
+    assert "train.deepspeed.stage: 2" in advice[0]
+    assert "stage: 3" not in advice[0]
