@@ -1,8 +1,9 @@
 """What an objective asks of the rest of the configuration."""
 
+from paft_ray.config.grade import PythonGrade
 from paft_ray.config.model import ModelConfig
 from paft_ray.config.objectives import GRPO, Consensus, Prefix
-from paft_ray.config.rewards import PythonReward
+from paft_ray.config.rewards import GradeReward
 from paft_ray.config.task import TaskConfig
 from paft_ray.config.train import TrainConfig
 from paft_ray.config.variants import BoundPromptsVariant, PaftVariant, VariantConfig
@@ -138,11 +139,14 @@ def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> No
             f"({task.max_length}) and train.objective.max_new_tokens ({objective.max_new_tokens}) "
             f"together: raise it to {longest}"
         )
+    longest_s = train.workers.heartbeat_timeout_s
     for number, reward in enumerate(objective.rewards):
-        longest_s = train.workers.heartbeat_timeout_s
-        if isinstance(reward, PythonReward) and reward.timeout_s >= longest_s:
+        where, grade = f"train.objective.rewards.{number}", reward
+        if isinstance(reward, GradeReward):
+            where, grade = "task.grade", next(iter(task.grade), None)
+        if isinstance(grade, PythonGrade) and grade.timeout_s >= longest_s:
             raise ValueError(
-                f"train.objective.rewards.{number}.timeout_s ({reward.timeout_s:g}) is not below "
+                f"{where}: timeout_s ({grade.timeout_s:g}) is not below "
                 f"train.workers.heartbeat_timeout_s ({longest_s:g}), after which a rank is taken "
                 "for one that hangs: lower it, or raise that"
             )

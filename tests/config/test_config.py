@@ -748,7 +748,19 @@ WRONG = [
     (
         "pythonreward",
         grpo(rewards=[{"type": "python", "path": "r.py:r", "timeout_s": 60}]),
-        ["rewards.0.timeout_s (60)", "train.workers.heartbeat_timeout_s (60)"],
+        ["rewards.0: timeout_s (60)", "train.workers.heartbeat_timeout_s (60)"],
+    ),
+    (
+        "gradereward",
+        {
+            **grpo(),
+            "task": {
+                "type": "builtin",
+                "name": "gsm8k",
+                "grade": {"type": "python", "path": "g.py:g", "timeout_s": 90},
+            },
+        },
+        ["task.grade: timeout_s (90)", "train.workers.heartbeat_timeout_s (60)"],
     ),
     (
         "grpo",
