@@ -10,6 +10,7 @@ from paft_ray.config import (
     TrainConfig,
     Training,
     VariantConfig,
+    VLLMRollouts,
     total_steps,
 )
 from paft_ray.runs.context import RunContext
@@ -50,7 +51,11 @@ def _variant_needs(
     dtype, objective = context.training_dtype, train.objective
     memory = worker_memory(sizes, train, quantization, dtype, train.workers.most)
     unused = 0.0
-    if isinstance(objective, GRPO):
+    if isinstance(objective, GRPO) and isinstance(objective.backend, VLLMRollouts):
+        if not train.workers.gpus:  # on GPUs it has a share of its own
+            size = 2 if dtype == "bfloat16" else 4
+            memory["vllm"] = size * sizes.parameters + 1e9 * objective.backend.cache_gb
+    elif isinstance(objective, GRPO):
         texts = together(objective, _prompts(variant))
         narrow = dtype == "bfloat16" and train.workers.gpus > 0  # see `generation.narrow_cache`
         longest = context.config.task.max_length, objective.max_new_tokens
@@ -69,7 +74,7 @@ def storage_needs(context: RunContext, sizes: ModelSizes) -> float:
     found = 0.0
     for training in context.config.trainings:
         train = context.config.of_training(training).train
-        steps = total_steps(train, len(context.task.train))
+        steps = total_steps(train, len(context.task.learned_by(train.objective)))
         written = rollouts_of(context, training)
         found += training_storage(sizes, train, steps) + (written.storage if written else 0.0)
     return found
@@ -78,7 +83,7 @@ def storage_needs(context: RunContext, sizes: ModelSizes) -> float:
 def rollouts_of(context: RunContext, training: Training, fewest: bool = True) -> Writing | None:
     """What a training writes at most, on the fewest or the most workers that it may have."""
     train = context.config.of_training(training).train
-    steps = total_steps(train, len(context.task.train))
+    steps = total_steps(train, len(context.task.learned_by(train.objective)))
     workers = train.workers.fewest if fewest else train.workers.most
     return writing(train, steps, _prompts(training.variant), workers)
 

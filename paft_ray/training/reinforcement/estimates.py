@@ -1,6 +1,7 @@
 """Memory and time of writing rollouts, before any is written; pure.
 
-Covered: rollouts that the trained model writes itself. Bounds on time say what cannot be undercut,
+Covered: rollouts that the trained model writes itself; of those by vLLM the fewest passes, which
+read all questions together. Bounds on time say what cannot be undercut,
 not what is likely: the time of a forward pass is known only once it is measured.
 """
 
@@ -8,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from paft_ray.config import GRPO, TrainConfig
+from paft_ray.config import GRPO, TrainConfig, VLLMRollouts
 from paft_ray.training.estimates import ModelSizes
 
 _FP32, _BF16 = 4, 2
@@ -66,9 +67,8 @@ def writing(train: TrainConfig, steps: int, prompts: int | None, ranks: int) -> 
     batches = -(-steps // objective.updates)
     groups = train.batch_size // together(objective, prompts)
     texts = batches * train.batch_size
-    passes = (
-        batches * -(-groups // ranks) * (objective.max_new_tokens + 1)
-    )  # one reads the question
+    apart = 1 if isinstance(objective.backend, VLLMRollouts) else -(-groups // ranks)
+    passes = batches * apart * (objective.max_new_tokens + 1)  # one reads the question
     return Writing(texts, texts * objective.max_new_tokens, passes)
 
 

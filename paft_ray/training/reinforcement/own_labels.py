@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,6 +99,14 @@ class Labeller(ABC):
                 engine.work()
         return found
 
+    def timed(self, step: int, weights: BlockWeights) -> tuple[list[OwnLabel], float]:
+        """Make this rank's labels, and wait for the others; also returns seconds."""
+        started = time.perf_counter()
+        try:
+            return self.labels(step, weights), time.perf_counter() - started
+        finally:
+            self.at("waiting")
+
 
 def labelled_plans(
     labeller: Labeller, first: int, last: int, weigh: Callable[[int], BlockWeights]
@@ -112,11 +121,9 @@ def labelled_plans(
     """
     engine = labeller.engine
     for step in range(first, last):
-        started = time.perf_counter()
         weights = weigh(step)
-        mine = labeller.labels(step, weights)
-        labeller.at("waiting")
-        everyone = engine.exchange((mine, time.perf_counter() - started))
+        everyone = engine.share(partial(labeller.timed, step, weights))
+        labeller.at("forward", step + 1)
         labels = sorted((label for own, _ in everyone for label in own), key=lambda x: x.slot)
         texts = [label.text for label in labels]
         prompt_S = np.array([text.prompt for text in texts])
