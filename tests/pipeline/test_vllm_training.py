@@ -9,7 +9,7 @@ import pytest
 from factories import run_config, write_prompts
 from paft_ray.cli import call
 from paft_ray.storage.paths import Storage
-from paft_ray.training.reinforcement.kept import read_rollouts
+from paft_ray.training.reinforcement.kept import FOLDER
 
 pytestmark = [
     pytest.mark.vllm, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster", "warm_checks"),
@@ -52,7 +52,9 @@ def test_two_trainings_on_two_workers_learn_from_what_vllm_writes_in_them(
     folders = sorted((tmp_path / "storage/runs/small/training").iterdir())
     assert len(folders) == 2
     for folder in folders:
-        rows = pa.concat_tables(read_rollouts(Storage.open(str(folder)))).to_pylist()
+        written = Storage.open(str(folder)).child(FOLDER)
+        tables = [written.read_table(name) for name in sorted(written.names())]
+        rows = pa.concat_tables(tables).to_pylist()
         assert [(row["step"], row["slot"]) for row in rows] == [
             (step, slot) for step in range(3) for slot in range(8)
         ]

@@ -33,7 +33,7 @@ from paft_ray.training.local import train_locally
 from paft_ray.training.objective import row_loss
 from paft_ray.training.prompt_weights import UNIFORM
 from paft_ray.training.reinforcement.consensus import Vote, Voter, majority
-from paft_ray.training.reinforcement.kept import SCHEMA, read_rollouts
+from paft_ray.training.reinforcement.kept import FOLDER, SCHEMA
 from paft_ray.training.reinforcement.labellers import open_labeller
 from paft_ray.training.reinforcement.own_labels import Labeller, OwnLabel, labelled_plans
 from paft_ray.training.reinforcement.prefix import Written
@@ -321,7 +321,8 @@ def test_prefixes_are_on_storage_and_nothing_grades_them(tiny_model: Path, tmp_p
     for plan in plans:
         ledger.add(plan, [0.0] * 6)
     ledger.take(2)()
-    [table] = read_rollouts(home)
+    [name] = home.child(FOLDER).names()
+    table = home.child(FOLDER).read_table(name)
     assert table.schema == SCHEMA
     labels = [label for step in (0, 1) for label in labeller.labels(step, UNIFORM)]
     tokens = [list(label.text.encoded.answer_ids) for label in labels]
