@@ -1,8 +1,9 @@
 """Other wordings of an example's own text by an LLM: requests, what is usable of the answers; pure.
 
 Every field is rewritten by a request of its own: not those that hold choices, nor texts without a
-letter. A rewritten text keeps all numbers, and names a choice, or the answer, exactly if the text
-itself does: else it could tell the answer, or make the question another one.
+letter. A rewritten text has exactly the numbers of the text itself, and names a choice, or the
+answer, exactly if the text does: else it could tell the answer, or make the question another one.
+What the LLM says around it is no part of it.
 """
 
 import re
@@ -12,15 +13,25 @@ from dataclasses import dataclass, field
 
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.prompts.generate.asking import Writer
-from paft_ray.prompts.generate.completions import Completion, candidate_in
+from paft_ray.prompts.generate.completions import Completion, candidate_in, holds_talk
 from paft_ray.prompts.generate.requests import Request
 from paft_ray.tasks.example import Example, Task
+from paft_ray.tasks.grading import normalise
 
 PARAPHRASE = "paraphrase"
 """Kind of these requests."""
 ATTEMPTS = 3
 """How often a text is asked for at most."""
-_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_RAISED = "²³¹⁰-⁹₀-₉¼-¾⅐-⅞"
+"""Digits that stand above or below a line, and fractions in one character."""
+_NUMBER = re.compile(
+    r"(?:(?<![\w)\]])(?P<sign>[-±])(?:[$€£] ?)?|(?P<raised>\^-?))?"
+    rf"(?P<digits>\d+(?:[.,:/]\d+)*(?:[eE][-+]?\d+)?[{_RAISED}]*|\.\d+|[{_RAISED}]+)"
+    r"(?:\s?(?P<percent>%|‰|per ?cent\b))?",
+    re.IGNORECASE,
+)
+_PERCENT = {None: "", "‰": "‰"}
+_ARTICLES = frozenset({"a", "an", "the"})
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -64,10 +75,10 @@ class Paraphrases:
         """Use an answer, or count why it cannot be used."""
         text, reason = candidate_in(answer, "text", max_tokens)
         if text is not None:
-            text = text if "\n" in one.text else " ".join(text.split())
             numbers = range(self.per_example)
             known = [self.texts.get((one.example.id, one.slot, n)) for n in numbers]
             reason = _unusable(self.task, one, text, [t for t in known if t is not None])
+            text = text if "\n" in one.text else " ".join(text.split())
         if text is None or reason:
             self.refused[reason] += 1
         else:
@@ -115,34 +126,56 @@ def _unusable(task: Task, one: Wanted, text: str, known: Sequence[str]) -> str:
         return "unchanged"
     if any(_bare(text) == _bare(other) for other in known):
         return "repeated"
+    if holds_talk(text, one.text):
+        return "chatter"
     if _numbers(one.text) - _numbers(text):
         return "lost_number"
+    if _numbers(text) - _numbers(one.text):
+        return "added_number"
     for name in _names(task, one.example):
-        before, after = _names_it(one.text, name), _names_it(text, name)
-        if before and not after:
+        if _names_it(one.text, name) and not _names_it(text, name):
             return "lost_choice"
-        if after and not before:
+        if any(said(text, name) and not said(one.text, name) for said in (_names_it, _tells)):
             return "tells_choice"
     return ""
 
 
 def _names(task: Task, example: Example) -> Iterator[str]:
-    """The texts of the choices, and the answer."""
+    """The texts of the choices, and the answer, without the marks that end a sentence."""
     if task.option_slots:
         texts = [example.fields[slot] for slot in task.option_slots]
     else:
         texts = [*(example.options or task.choices or ()), example.right]
-    yield from dict.fromkeys(text.strip() for text in texts if re.search(r"\w", text))
+    yield from dict.fromkeys(text.strip(" \t\n.,;:!?") for text in texts if re.search(r"\w", text))
 
 
 def _names_it(text: str, name: str) -> bool:
-    """Whether a text holds a name, as whole words."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+    """Whether a text holds a name to the letter, as whole words."""
+    return _holds(text.casefold(), name.casefold())
 
 
-def _numbers(text: str) -> Counter[str]:
-    return Counter(number.replace(",", "") for number in _NUMBER.findall(text))
+def _tells(text: str, name: str) -> bool:
+    """Whether a text holds a name as graders compare it, or its words one after another."""
+    squad = normalise(name, "squad")
+    words = [each for each in _bare(name) if each not in _ARTICLES]
+    said = [each for each in _bare(text) if each not in _ARTICLES]
+    return bool(squad and _holds(normalise(text, "squad"), squad)) or bool(
+        words and _holds(" ".join(said), " ".join(words))
+    )
+
+
+def _holds(text: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+
+
+def _numbers(text: str) -> Counter[tuple[str, ...]]:
+    """The numbers of a text as they stand: `1,000` is not `1000`, as some would read it as 1."""
+    found = _NUMBER.finditer(text.replace("\N{MINUS SIGN}", "-"))
+    return Counter(
+        (each["sign"] or each["raised"] or "", each["digits"], _PERCENT.get(each["percent"], "%"))
+        for each in found
+    )
 
 
 def _bare(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"\w+", normalise(text, "case"))

@@ -49,6 +49,91 @@ def test_answer_that_changes_the_question_is_refused_and_counted(text: str, reas
     assert found.wanted() and found.complete() == [{}]
 
 
+FREE = Task("t", "Answer.", ("context",), {}, None, (), (), ())
+
+
+def free(text: str, said: str, right: str = "none") -> dict[str, int]:
+    return dict(use(said, Example("e1", {"context": text}, right), FREE).refused)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "reason"),
+    [
+        ("It is 1,5 km away.", "The distance is 15 km.", "lost_number"),
+        ("Add 1,23 to it.", "Put 123 on top.", "lost_number"),
+        ("The price was 1.000,50 then.", "Then it cost 1.00050.", "lost_number"),
+        ("What is -5 plus this?", "What do you get for 5 plus this?", "lost_number"),
+        ("It rose by −5 then.", "Then it went up by 5.", "lost_number"),
+        ("What is 5 plus this?", "What do you get for -5 plus this?", "lost_number"),
+        ("It was 5% more.", "It rose by 5 more.", "lost_number"),
+        ("It was 5 more.", "It rose by 5 percent.", "lost_number"),
+        ("Here x² is small.", "The value x is small here.", "lost_number"),
+        ("Here x^2 is small.", "The value x2 is small here.", "lost_number"),
+        ("Take ½ of it.", "Take some of it, a part.", "lost_number"),
+        ("Take 3/4 of it.", "Of it take 4/3.", "lost_number"),
+        ("It costs 3 euros.", "The price is 3 or 4 or 5 euros.", "added_number"),
+        ("It costs 3 euros.", "The price is 3 euros, 3 in all.", "added_number"),
+        ("It is small.", "The value x² is small.", "added_number"),
+    ],
+)
+def test_text_with_other_numbers_is_refused(text: str, said: str, reason: str):
+    assert free(text, said) == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("It was 5% more.", "It rose by 5 percent."),
+        ("What is -5 plus $3.50?", "Add $3.50 to −5; what is it?"),
+        ("In 1990-1995 he left at 10:30.", "He left at 10:30, in 1990-1995."),
+        ("Add 1,000 to 2.5e3, x².", "To 2.5e3 and x² add 1,000."),
+    ],
+)
+def test_text_with_the_same_numbers_is_used(text: str, said: str):
+    assert free(text, said) == {}
+
+
+@pytest.mark.parametrize(
+    ("right", "said", "reason"),
+    [
+        ("1000", "How many are there, 1,000 of them?", "added_number"),
+        ("18", "How many are there, for $18.00?", "added_number"),
+        ("Paris.", "How many are there, in Paris of all?", "tells_choice"),
+        ("The Paris", "How many are there, in paris of all?", "tells_choice"),
+        ("U.S.", "How many are there in the US?", "tells_choice"),
+        ("New York", "How many are there in New-York?", "tells_choice"),
+        ("C++", "How many are there, in C++ of all?", "tells_choice"),
+    ],
+)
+def test_text_that_tells_the_answer_in_another_notation_is_refused(
+    right: str, said: str, reason: str
+):
+    assert free("How many do you see?", said, right) == {reason: 1}
+
+
+TALK = [
+    'Here is the new text:\n\n"{}"\n\nI hope this helps!',
+    "Here is the new text: {} I hope this helps!",
+    "Here is the new text\n{}",
+    "Certainly - {}",
+    "{}\n\nThis keeps the meaning.",
+    "{}\nAnother way of saying so.",
+    '"{} "So," he said."',
+    "{} Let me know if it will do.",
+]
+
+
+@pytest.mark.parametrize("said", TALK)
+def test_text_with_talk_around_it_is_refused(said: str):
+    assert free("The seven dwarfs left.", said.format("All dwarfs went away.")) == {"chatter": 1}
+
+
+@pytest.mark.parametrize("said", TALK[3:])
+def test_what_looks_like_talk_may_stay_where_the_text_has_it(said: str):
+    text, other = said.format("The seven dwarfs left."), said.format("All dwarfs went away.")
+    assert free(text, other) == {}
+
+
 def test_answer_that_was_cut_off_or_filtered_is_refused():
     text = "Of these 2, which one lets current through, dry wood?"
     assert use(text, finish_reason="length").refused == {"cut_off": 1}
@@ -67,12 +152,11 @@ def test_usable_answer_is_used_without_the_talk_around_it(said: str):
 
 
 def test_answer_may_stay_and_must_not_come_in_free_text():
-    free = Task("t", "Answer.", ("context",), {}, None, (), (), ())
     example = Example("e1", {"context": "Paris lies on the Seine."}, "Paris")
-    assert use("The Seine flows through it.", example, free).refused == {"lost_choice": 1}
-    assert not use("Through Paris flows the Seine.", example, free).refused
+    assert use("The Seine flows through it.", example, FREE).refused == {"lost_choice": 1}
+    assert not use("Through Paris flows the Seine.", example, FREE).refused
     other = Example("e1", {"context": "It lies on the Seine."}, "Paris")
-    assert use("Through Paris flows the Seine.", other, free).refused == {"tells_choice": 1}
+    assert use("Through Paris flows the Seine.", other, FREE).refused == {"tells_choice": 1}
 
 
 def test_fields_with_choices_and_without_letters_are_not_rewritten():

@@ -6,6 +6,7 @@ Every pattern takes a time that grows with the answer's length, however hostile 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from paft_ray.prompts.generate.meta_prompt import Form
@@ -72,6 +73,32 @@ def candidate_in(
     return found, "" if found is not None else "no_prompt_found"
 
 
+def holds_talk(text: str, original: str) -> bool:
+    """Whether a text found by `candidate_in`, which stands for another, still has talk around it.
+
+    Talk are more paragraphs than the other text has, more lines where that has one, quotes around
+    the whole, and sentences that speak to a reader, unless the other text has them too.
+    """
+    line_breaks = "\n" in text and "\n" not in original.strip()
+    if line_breaks or _paragraphs(text) > _paragraphs(original):
+        return True
+    signs = (_quoted, _TALK_BEGINS.match, _speaks_to_reader)
+    return any(sign(text) and not sign(original.strip()) for sign in signs)
+
+
+def _paragraphs(text: str) -> int:
+    return sum(filled for filled, _ in groupby(bool(line.strip()) for line in text.split("\n")))
+
+
+def _quoted(text: str) -> bool:
+    return len(text) > 1 and text[-1] == _QUOTES.get(text[0])
+
+
+def _speaks_to_reader(text: str) -> bool:
+    sentences = re.split(r"(?<=[.!?:\"”»)])\s+", text)
+    return any(_TALK.match(sentence) for sentence in sentences)
+
+
 def _prompt_in(text: str, form: Form | Literal["text"]) -> str | None:
     """The candidate in what an LLM said, without the talk around it; None where there is none.
 
@@ -126,6 +153,14 @@ _NAMED_TEXT = re.compile(
 _AFTERWORD = re.compile(
     r"(?:\*\*)?(?:(?:this|the above|that) (?:prompt|template)|note\b|explanation\b|i hope"
     r"|let me know|in this template|feel free)",
+    re.IGNORECASE,
+)
+_TALK = re.compile(
+    r"\W*(?:i hope (?:this|that|it)\b|let me know\b|feel free\b|(?:please )?note(?: that\b|:))",
+    re.IGNORECASE,
+)
+_TALK_BEGINS = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|absolutely|okay|ok)\b|here(?:'s|’s| is| are)\b)",
     re.IGNORECASE,
 )
 _BLANKS = re.compile(r"\s*+")
