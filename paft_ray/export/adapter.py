@@ -168,6 +168,11 @@ def export(plan: ExportPlan) -> Exported:
 
 def _find(context: RunContext, variant: str | None, seed: int | None) -> TrainedAdapter:
     config = context.config
+    if not config.variants:
+        raise ConfigError(
+            "variants: [] trains nothing, so that there is nothing to export: name a variant, or "
+            "export the tasks for lm-evaluation-harness by --lm-eval"
+        )
     labels = [v.label for v in config.variants]
     label = variant or ("paft" if "paft" in labels else labels[0])
     if label not in labels:

@@ -245,6 +245,20 @@ def test_export_of_what_is_not_there_exits_2_and_writes_nothing(
     assert files_of(run.parent) == before
 
 
+@pytest.mark.parametrize("kind", [[], ["--merge"], ["--pyfunc"], ["--variant", "paft"]])
+@pytest.mark.parametrize("model", ["base", "endpoint"])
+def test_export_without_a_variant_exits_2_as_a_training_does(
+    model: str, kind: list[str], run: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(run.read_text(encoding="utf-8")) | {"variants": []}
+    if model == "endpoint":
+        served = {"type": "endpoint", "base_url": "http://127.0.0.1:9/v1", "model": "m"}
+        config["evaluation"] = {"subjects": [served | {"api": "completions"}]}
+        del config["model"], config["train"]
+    run.write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert "variants: [] trains nothing" in refused(capfd, str(run), *kind)
+
+
 def test_merge_of_prompt_learning_exits_2_and_writes_nothing(
     make_run: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
