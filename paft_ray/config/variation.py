@@ -104,7 +104,21 @@ class VariationConfig(Section, affects="run"):
                 "design: crossed combines the levels of axes, and none is varied: give choices, "
                 "noise or demonstrations, or leave it out"
             )
+        if self.design == "crossed" and not self._has_levels:
+            raise ValueError(
+                "design: crossed draws from the levels of axes, and no axis has two: give choices "
+                "another order or other names, more draws of demonstrations, or noise, or leave "
+                "it out"
+            )
         return self
+
+    @property
+    def _has_levels(self) -> bool:
+        """Whether an axis that can be crossed has two levels in evaluation."""
+        choices, shown = self.choices, self.demonstrations
+        named = choices is not None and any(name != "letters" for name in choices.names)
+        shuffled = choices is not None and choices.order == "shuffled"
+        return bool(named or shuffled or self.noise or (shown is not None and shown.draws > 1))
 
     @property
     def is_off(self) -> bool:

@@ -203,6 +203,18 @@ WRONG = [
         {"evaluation": {"variation": {"design": "crossed"}}},
         ["evaluation.variation", "design: crossed", "none is varied"],
     ),
+    *(
+        (
+            "variation",
+            {"evaluation": {"variation": {**axis, "design": "crossed"}}},
+            ["evaluation.variation", "design: crossed", "no axis has two"],
+        )
+        for axis in (
+            {"demonstrations": {"shots": 2, "draws": 1}},
+            {"choices": {"names": ["letters"]}},
+            {"choices": {}, "demonstrations": {"shots": 2, "draws": 1}},
+        )
+    ),
     (
         "train",
         {"train": {"steps": 1, "variation": {"design": "crossed", "noise": {"rate": 0.1}}}},
