@@ -30,6 +30,7 @@ PROMPT_RULES: Mapping[str, int] = {
     "parse": 3,
     "escapes": 2,
     "demonstrations": 2,
+    "demonstrations_apart": 2,
 }
 """Rules of the pool that move only some pools, to the rule's version; `prompts.build` knows which.
 
@@ -37,6 +38,7 @@ lint 2: braces that are no slots are text, and brackets too in what a user wrote
 of LLMs without reasoning, and none that was cut off, filtered or refused. parse 3: none that begins
 with thoughts about the request. escapes 2: a backslash in a table of prompts is a backslash,
 unless its text was put on one line. demonstrations 2: a user's template may have that slot.
+demonstrations_apart 2: a blank line sets them apart from what stands right beside the slot.
 """
 OF_A_RUN: tuple[Target, ...] = ("pool", "answers", "examples", "weights", "scores", "run")
 

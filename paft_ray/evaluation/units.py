@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paft_ray.config import EndpointSubject, VLLMBackend
-from paft_ray.config.affects import affecting, take
+from paft_ray.config.affects import PROMPT_RULES, affecting, take
 from paft_ray.prompts.pool import Prompt
+from paft_ray.prompts.template import touches_demonstrations
 from paft_ray.prompts.variation import PLAIN, Condition
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.fingerprint import fingerprint
@@ -101,6 +102,7 @@ def cut(
             "key": fingerprint(
                 *(kind, fixed[subject.base], subject.identity, prompt.text, chunk, *drawn),
                 *grid.conditions[number].rewritten(chunk),
+                *_set_apart(grid.conditions[number], prompt.text),
             ),
             "subject": index,
             "condition": number,
@@ -133,6 +135,14 @@ def _scored_by(context: RunContext, grid: Grid) -> list[list[Any]]:
 def _drawn(condition: Condition, seed: int) -> list[Any]:
     """Return what a condition adds to the key of a unit: nothing where it is plain."""
     return [*condition.identity, seed] if condition.identity else []
+
+
+def _set_apart(condition: Condition, text: str) -> list[Any]:
+    """Return the rule by which demonstrations are set apart, where a prompt's scores need it."""
+    first = condition.crossed[0][0] if condition.crossed else condition
+    rule = PROMPT_RULES["demonstrations_apart"]
+    moved = rule > 1 and first.demonstrations and touches_demonstrations(text)
+    return ["demonstrations_apart", rule] if moved else []
 
 
 def _score_identity(context: RunContext) -> list[Any]:

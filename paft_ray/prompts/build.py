@@ -41,7 +41,7 @@ from paft_ray.prompts.pool import (
 )
 from paft_ray.prompts.probe import ACCURACY, MASS, probe_prompts
 from paft_ray.prompts.stock import STOCK
-from paft_ray.prompts.template import clean, parse
+from paft_ray.prompts.template import clean, parse, touches_demonstrations
 from paft_ray.runs.context import Identities, RunContext
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
@@ -107,11 +107,14 @@ def _newer_rules(
     exact = any(
         not escapes and clean(text) != clean(text, escapes=True) for text, escapes in written
     )
-    shows = any(
-        parse(clean(text, escapes=escapes), task.slots).halves is not None
-        for text, escapes in written
-    )
-    moving = {"lint": linted, "parse": answered, "escapes": exact, "demonstrations": shows}
+    cleaned = [clean(text, escapes=escapes) for text, escapes in written]
+    moving = {
+        "lint": linted,
+        "parse": answered,
+        "escapes": exact,
+        "demonstrations": any(parse(text, task.slots).halves is not None for text in cleaned),
+        "demonstrations_apart": any(touches_demonstrations(text) for text in cleaned),
+    }
     return {rule: PROMPT_RULES[rule] for rule in moving if moving[rule] and PROMPT_RULES[rule] > 1}
 
 

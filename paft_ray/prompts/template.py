@@ -6,7 +6,8 @@ plain text, braces included. Only a name in two braces, `{{name}}`, stands for a
 is `{name}`. What is wrong with a template is found by `lint`.
 
 `{demonstrations}` is no slot of a task: where it stands, solved examples are shown; where none are,
-it leaves nothing behind, no blank line either.
+it leaves nothing behind, no blank line either. A blank line sets demonstrations apart from what stands
+right beside the slot.
 """
 
 import re
@@ -69,14 +70,34 @@ class Template:
 
 def parse(text: str, slots: Sequence[str]) -> Template:
     """Take a text apart at its known slots; every text is a template, if maybe a useless one."""
+    around = _around_demonstrations(text)
+    if around is None:
+        return _parsed(text, slots)
+    before, behind = around
+    blank = not before or before[-1].isspace()
+    bare = before + (behind.lstrip() if blank else behind)
+    first, second = (_parsed(half, slots) for half in _set_apart(before, behind))
+    return replace(_parsed(bare, slots), text=text, halves=(first, second))
+
+
+def touches_demonstrations(text: str) -> bool:
+    """Return whether something stands right beside `{demonstrations}` and is set apart."""
+    around = _around_demonstrations(text)
+    return around is not None and _set_apart(*around) != around
+
+
+def _around_demonstrations(text: str) -> tuple[str, str] | None:
     for found in _NAME_IN_BRACES.finditer(text):
         if found[2] == DEMONSTRATIONS_SLOT:
-            before, behind = text[: found.start()], text[found.end() :]
-            blank = not before or before[-1].isspace()
-            bare = before + (behind.lstrip() if blank else behind)
-            halves = (_parsed(before, slots), _parsed(behind, slots))
-            return replace(_parsed(bare, slots), text=text, halves=halves)
-    return _parsed(text, slots)
+            return text[: found.start()], text[found.end() :]
+    return None
+
+
+def _set_apart(before: str, behind: str) -> tuple[str, str]:
+    return (
+        f"{before}\n\n" if before and not before[-1].isspace() else before,
+        f"\n\n{behind}" if behind and not behind[0].isspace() else behind,
+    )
 
 
 def _parsed(text: str, slots: Sequence[str]) -> Template:

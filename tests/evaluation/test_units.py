@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import make_prompt, run_config
+from paft_ray.config.affects import PROMPT_RULES
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.units import MOST_UNITS, Grid, Subject, Unit, cut, shares
+from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import load_task
@@ -24,7 +26,9 @@ SUBJECTS = [Subject("base", 0, ""), Subject("paft", 0, "trained")]
 def units_of(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..., list[Unit]]:
     """The units of a grid of 40 prompts on some 100 reviews."""
 
-    def make(choices: list[str] | None, gpus: int, **evaluation: Any) -> list[Unit]:
+    def make(
+        choices: list[str] | None, gpus: int, text: str = "{review} ->", **evaluation: Any
+    ) -> list[Unit]:
         config = run_config(
             tiny_model,
             review_file,
@@ -37,8 +41,9 @@ def units_of(tmp_path: Path, tiny_model: Path, review_file: Path) -> Callable[..
         loaded = load_config(config)
         task = load_task(loaded.task, loaded.seed)
         context = RunContext.create(loaded, task, Storage.open(loaded.storage))
-        prompts = [make_prompt(f"{number}: {{review}} ->", "test") for number in range(40)]
-        grid = Grid(SUBJECTS, prompts, context.task.train)
+        prompts = [make_prompt(f"{number}: {text}", "test") for number in range(40)]
+        ways = conditions(task, loaded.evaluation.variation, 0, task.train)
+        grid = Grid(SUBJECTS, prompts, context.task.train, conditions=ways[-1:])
         return cut(context, grid, [np.ones(grid.shape, bool)] * 2)
 
     return make
@@ -90,3 +95,20 @@ def test_shares_hold_each_unit_once_in_whole_groups_of_one_subject(sizes, actors
     assert all(len(share) <= MOST_UNITS for share in found)
     for one, other in pairwise(found):
         assert (one[-1]["subject"], one[-1]["group"]) != (other[0]["subject"], other[0]["group"])
+
+
+@pytest.mark.parametrize("more", [{}, {"design": "crossed"}])
+@pytest.mark.parametrize(
+    ("text", "moves"),
+    [("{demonstrations}{review} ->", True), ("{demonstrations}\n{review} ->", False)],
+)
+def test_scores_of_demonstrations_that_were_not_set_apart_are_made_anew(
+    text: str, moves: bool, more: dict[str, Any], units_of: Callable[..., list[Unit]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    variation = {"demonstrations": {"shots": 1, "draws": 2}, **more}
+    now, plain = units_of(None, 0, text, variation=variation), units_of(None, 0, text)
+    monkeypatch.setitem(PROMPT_RULES, "demonstrations_apart", 1)
+    before = units_of(None, 0, text, variation=variation)
+    assert ({u["key"] for u in now} != {u["key"] for u in before}) is moves
+    assert plain == units_of(None, 0, text)

@@ -117,12 +117,18 @@ def test_pool_fingerprint_changes_with_what_moves_the_pool_only(
         prompt_file.write_text(before, encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("rule", "shown"),
+    [
+        ("demonstrations", "These were solved. {demonstrations} Now this one: {review} ="),
+        ("demonstrations_apart", "These were solved.\n{demonstrations}Now this one: {review} ="),
+    ],
+)
 def test_template_that_shows_demonstrations_is_in_the_pool_and_names_another_one(
-    open_at, tmp_path, monkeypatch
+    rule, shown, open_at, tmp_path, monkeypatch
 ):
     texts = ["How does this feel? {review} ->", "{review} || mood ||", "Classify: {review} ="]
     texts += ["<film> {review} </film>", "Was somebody pleased with {review}? Verdict:"]
-    shown = "These were solved. {demonstrations} Now this one: {review} ="
 
     def pool_of(more: list[str]) -> tuple[set[str], bool]:
         path = tmp_path / f"{len(more)}.jsonl"
@@ -130,7 +136,7 @@ def test_template_that_shows_demonstrations_is_in_the_pool_and_names_another_one
         small = {"split": {"test": 1, "validation": 1}}
         context = open_at(tmp_path / "one", prompts={"files": [str(path)], **small})
         with monkeypatch.context() as patch:
-            patch.setitem(PROMPT_RULES, "demonstrations", 1)
+            patch.setitem(PROMPT_RULES, rule, 1)
             before = pool_fingerprint(context)
         pool = pool_without_work(context)
         assert pool is not None

@@ -163,6 +163,27 @@ def test_demonstrations_stand_in_their_slot_and_the_instruction_is_said_once():
     assert solved[0].endswith("Answer: A") and own.endswith("Answer:")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Say it.\n{demonstrations}{question} =", "Say it.\nquestion 2 = C\n\nquestion 1 ="),
+        ("Say it:{demonstrations}\n{question} =", "Say it:\n\nquestion 2 = C\nquestion 1 ="),
+        ("{demonstrations}<q>{question} =", "<q>question 2 = C\n\n<q>question 1 ="),
+        ("{question} = {demonstrations}", "question 1 = question 2 = C"),
+        ("{demonstrations} {question} =", "question 2 = C question 1 ="),
+    ],
+)
+def test_demonstrations_are_set_apart_from_what_stands_right_beside_their_slot(
+    text: str, said: str
+):
+    task = replace(ROWS, slots=("question",))
+    shown = Condition(demonstrations=(example(2, 2),))
+    one = put(task, parse(text, task.slots), example(1), shown, 0)
+    assert one.render(one.example.fields) == said
+    plain = put(task, parse(text, task.slots), example(1), PLAIN, 0)
+    assert "\n\n" not in plain.render(plain.example.fields)
+
+
 def test_demonstrations_behind_a_field_are_put_through_the_whole_prompt():
     text = "{question}\n{demonstrations}\n{choices}\nAnswer:"
     one = put(ROWS, parse(text, ROWS.slots), example(1), Condition(demonstrations=(example(2),)), 0)
