@@ -8,6 +8,7 @@
       PoolError          the pool has too few prompts, or others than variants need
       GradeError         a grader of the user's own failed
       LLMError           an LLM or its endpoint failed
+        UnsupportedError   an endpoint does not have what it was asked for
       TrainingError      training stopped before bad weights (a loss that is not finite, ...)
         WorkersLostError workers were lost too often
       DiskFullError      no space or quota is left where something is written
@@ -65,6 +66,10 @@ class GradeError(PaftError, RuntimeError):
 
 class LLMError(PaftError, RuntimeError):
     """An LLM endpoint failed in a way that retrying does not fix."""
+
+
+class UnsupportedError(LLMError):
+    """An LLM endpoint does not have what it was asked for: a path, a parameter, or a figure."""
 
 
 class TrainingError(PaftError, RuntimeError):

@@ -1,6 +1,8 @@
 """The model behind a URL, as a subject: its name, and how it can be asked.
 
-The server is asked for its models and for a few tokens, before anything is written.
+The server is asked for its models and for a few tokens, before anything is written. Only where it
+clearly does not take one way to ask is another one tried: what is measured must not depend on how
+busy the server is.
 """
 
 import json
@@ -11,18 +13,25 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from paft_ray.config import OpenAILLM
-from paft_ray.config.errors import ConfigError, LLMError
+from paft_ray.config.errors import ConfigError, LLMError, UnsupportedError
 from paft_ray.config.uris import has_password
 from paft_ray.pipeline.endpoints import check_endpoint
 from paft_ray.prompts.generate.chat_protocol import CHAT, MODELS, Api
-from paft_ray.prompts.generate.completions import Completion
+from paft_ray.prompts.generate.completions import FILTERED, REFUSED, Completion
 from paft_ray.prompts.generate.endpoint import EndpointLLM
 from paft_ray.prompts.generate.requests import Request
 from paft_ray.prompts.generate.text_protocol import ANSWER, LOGPROBS, continuing
 
 _SHOWN_MODELS = 20
 _REMEDY = "see to the URL, which mostly ends in /v1, or give --api-key-env or --endpoint-model"
+_NOT_READY = (
+    "how it is measured depends on this answer: repeat the same command when the server is ready"
+)
+_REFUSALS = frozenset({400, 404, 405, 422, 501})
+"""Statuses of a server that does not take a request, now or later."""
+_BUSY = frozenset({408, 409, 425, 429, *range(500, 600)}) - _REFUSALS
 _TIMEOUT_S = 60.0
+_TRIAL = "One and one is"
 _TOKENS = 16
 """Of a trial; some servers refuse fewer for a chat."""
 
@@ -83,7 +92,7 @@ def _only_model(url: str, said: BehindUrl) -> str:
     answer = _try(url, "the list of models", said, MODELS)
     if isinstance(answer, str):
         raise ConfigError(f"{answer}; {_REMEDY}")
-    names: list[str] = json.loads(answer.text or "[]")
+    names: list[str] = list(dict.fromkeys(json.loads(answer.text or "[]")))
     if len(names) != 1:
         more = f" and {len(names) - _SHOWN_MODELS} more" if len(names) > _SHOWN_MODELS else ""
         listed = f"has {', '.join(names[:_SHOWN_MODELS])}{more}" if names else "lists no model"
@@ -109,7 +118,11 @@ def _way_to_ask(url: str, model: str, said: BehindUrl) -> tuple[str, str]:
 
 
 def _try(url: str, model: str, said: BehindUrl, api: Api) -> Completion | str:
-    """Send one request; why it was not answered, where it was not."""
+    """Send one request; why the server does not take it, where it clearly does not.
+
+    Raises:
+        ConfigError: Whether it does is not known.
+    """
     settings = {"type": "openai", "base_url": url, "model": model, "api_key_env": said.api_key_env}
     try:
         client = OpenAILLM.model_validate({**settings, "timeout_s": _TIMEOUT_S, "max_attempts": 2})
@@ -120,10 +133,20 @@ def _try(url: str, model: str, said: BehindUrl, api: Api) -> Completion | str:
         ) from None
     list(check_endpoint("evaluation.subjects.0", client, driver=True))
     answer = [(ANSWER, " two")] if api is LOGPROBS else []
-    messages, most = (("user", "One and one is"), *answer), 1 if api is LOGPROBS else _TOKENS
+    messages, most = (("user", _TRIAL), *answer), 1 if api is LOGPROBS else _TOKENS
     request = Request("trial", 0, "trial", messages, 0.0, 1.0, 0, most)
     try:
         [[found]] = EndpointLLM(client, api_of=lambda _: api).complete([request])
-    except LLMError as error:
+    except UnsupportedError as error:
         return str(error)
-    return f"{client.label} at {url}: {found.error}" if found.text is None else found
+    except LLMError as error:
+        raise ConfigError(f"{error}; {_REMEDY}") from error
+    where = f"{client.label} at {url}"
+    if found.text is None and found.status in _REFUSALS:
+        return f"{where}: {found.error}"
+    if found.text is None:
+        busy = found.status in _BUSY or (found.error or "").startswith("no answer within")
+        raise ConfigError(f"{where}: {found.error}; {_NOT_READY if busy else _REMEDY}")
+    if api is LOGPROBS and found.finish_reason in (FILTERED, REFUSED):
+        raise ConfigError(f"{where}: a filter refused {_TRIAL!r}; {_REMEDY}")
+    return found

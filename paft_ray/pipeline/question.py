@@ -174,8 +174,9 @@ def _model(
     location: str, behind: BehindUrl
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """The section `model`, empty for a URL; the subject where it is one; and what was found out."""
-    if re.match(r"https?://", location):
-        subject, notes = subject_behind(location, behind)
+    if scheme := re.match(r"https?://", location, re.IGNORECASE):
+        url = scheme[0].lower() + location[scheme.end() :]
+        subject, notes = subject_behind(url, behind)
         return {}, [subject], notes
     if given := next(behind.options, None):
         raise ConfigError(f"{given}: {location} is no URL of a server; leave it out")

@@ -6,8 +6,8 @@ plain text, braces included. Only a name in two braces, `{{name}}`, stands for a
 is `{name}`. What is wrong with a template is found by `lint`.
 
 `{demonstrations}` is no slot of a task: where it stands, solved examples are shown; where none are,
-it leaves nothing behind, no blank line either. A blank line sets demonstrations apart from what stands
-right beside the slot.
+it leaves nothing behind, no blank line either. A blank line sets demonstrations apart from what
+stands right beside the slot.
 """
 
 import re

@@ -1,6 +1,7 @@
 """`paft robustness MODEL DATA`: a first look without a configuration."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ ONE = listing("m")
         (refused, refused("", {}, 0), {}, r"HTTP 401: no key.*--api-key-env"),
         (refused, ONE, {}, r"m at http.* HTTP 401: no key.*--api-key-env"),
         (refused, listing("a", "b"), {}, r"has a, b: name one by --endpoint-model"),
+        (refused, listing("a", "b", "a"), {}, r"has a, b: name one by --endpoint-model"),
         (refused, listing(), {}, r"lists no model: name one by --endpoint-model"),
         (refused, reply(404, b""), {}, r"HTTP 404.*--endpoint-model"),
         (refused, reply(200, b"<html>"), {}, r"not JSON; see to the URL"),
@@ -238,6 +240,74 @@ def test_server_that_cannot_be_used_is_refused_with_the_remedy(
     ):
         ask(Question(server.url, asked.data, behind=BehindUrl(**behind)))
     assert "\n" not in str(error.value)
+
+
+def once_busy(status: int, at: str) -> Callable[[str, Body, int], Reply]:
+    """A server that takes chats and texts without log-probabilities, but is busy at one path."""
+    takes = only(CHAT, COMPLETIONS)
+
+    def answer(path: str, body: Body, attempt: int) -> Reply:
+        busy = reply(status, {"error": {"message": "not now"}})
+        return busy if path == at else takes(path, body, attempt)
+
+    return answer
+
+
+@pytest.mark.parametrize("at", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (500, "HTTP 500: not now; .*when the server is ready"),
+        (503, "HTTP 503: not now; .*when the server is ready"),
+        (429, "HTTP 429: not now; .*when the server is ready"),
+        (401, "HTTP 401: not now: check the key"),
+        (403, "HTTP 403: not now: check what the key may do"),
+    ],
+)
+def test_server_that_is_not_ready_does_not_decide_what_is_measured(
+    status: int, said: str, at: str, asked: Question
+) -> None:
+    with (
+        Server(once_busy(status, at), ONE).running() as server,
+        pytest.raises(ConfigError, match=said) as error,
+    ):
+        ask(Question(server.url, asked.data))
+    assert "\n" not in str(error.value)
+
+
+def test_server_that_does_not_answer_in_time_does_not_decide_what_is_measured(
+    asked: Question, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paft_ray.pipeline.behind_url._TIMEOUT_S", 0.2)
+    release = threading.Event()
+
+    def answer(path: str, body: Body, attempt: int) -> Reply:
+        if path == COMPLETIONS:
+            release.wait(30)
+        return only(CHAT)(path, body, attempt)
+
+    with Server(answer, ONE).running() as server:
+        try:
+            with pytest.raises(ConfigError, match=r"no answer within .* when the server is ready"):
+                ask(Question(server.url, asked.data))
+        finally:
+            release.set()
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
+def test_way_that_a_server_clearly_does_not_take_is_followed_by_the_next_one(
+    status: int, asked: Question
+) -> None:
+    with Server(once_busy(status, COMPLETIONS), ONE).running() as server:
+        answer = ask(Question(server.url, asked.data))
+    assert answer.tree["evaluation"]["subjects"][0]["api"] == "chat"
+
+
+def test_model_that_a_server_lists_twice_behind_a_url_in_capitals_is_one(asked: Question) -> None:
+    with Server(only(CHAT), listing("m", "m")).running() as server:
+        answer = ask(Question(server.url.replace("http", "HTTP", 1), asked.data))
+    [subject] = answer.tree["evaluation"]["subjects"]
+    assert (subject["model"], subject["base_url"]) == ("m", server.url)
 
 
 @pytest.mark.ray

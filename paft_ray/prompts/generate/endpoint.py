@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config import OpenAILLM
-from paft_ray.config.errors import LLMError, package_missing
+from paft_ray.config.errors import LLMError, UnsupportedError, package_missing
 from paft_ray.prompts.generate.background import background_loop
 from paft_ray.prompts.generate.chat_protocol import CHAT, Api, Refusal, read_refusal, shown
 from paft_ray.prompts.generate.completions import FILTERED, Completion
@@ -43,6 +43,7 @@ _FINAL = {
     410: "name another model",
 }
 """Statuses that every other request would get too."""
+_NOT_THERE = frozenset({404, 405})
 _MOST_REFUSED = 6
 """Attempts of one request that leave out one parameter more."""
 _CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -275,7 +276,7 @@ class EndpointLLM:
             answer = json.loads(response.content)
             reading = api.read(answer, request)
         except LLMError as error:
-            raise LLMError(f"{self._where}: {error}") from error
+            raise type(error)(f"{self._where}: {error}") from error
         except (ValueError, RecursionError):  # a body that is no JSON, or a bomb of brackets
             kind = self._shown(response.headers.get("content-type", "").partition(";")[0])
             other = f"{kind}, not JSON" if kind and not kind.endswith("json") else "not JSON"
@@ -313,7 +314,7 @@ class EndpointLLM:
             return _Outcome("", status=status, finish_reason=FILTERED)
         where = self._where
         if refusal.needed(api.needs):
-            raise LLMError(f"{where}: {refusal}: {api.remedy}")
+            raise UnsupportedError(f"{where}: {refusal}: {api.remedy}")
         if 300 <= status < 400:
             target = self._shown(response.headers.get("location", "nowhere"))
             raise LLMError(
@@ -323,7 +324,8 @@ class EndpointLLM:
         if status in _FINAL or refusal.no_credit:
             env = f" ({self._config.api_key_env or 'set api_key_env'})" if status == 401 else ""
             remedy = _FINAL.get(status, "the account has no credit left")
-            raise LLMError(f"{where}: {refusal}: {remedy}{env}")
+            kind = UnsupportedError if status in _NOT_THERE else LLMError
+            raise kind(f"{where}: {refusal}: {remedy}{env}")
         again = status in _RETRYABLE
         wait = retry_after(response.headers) if again else 0.0
         text = f"{refusal}{refusal.remedy(body)}"

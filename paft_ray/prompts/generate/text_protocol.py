@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from paft_ray.config import Endpoint
-from paft_ray.config.errors import LLMError
+from paft_ray.config.errors import LLMError, UnsupportedError
 from paft_ray.prompts.generate.chat_protocol import (
     Api,
     Reading,
@@ -118,7 +118,7 @@ def _read_logprobs(answer: Any, request: Request) -> Reading:
     """Read the log-probabilities of a prompt; the token that is written after it is left out.
 
     Raises:
-        LLMError: There are none, or their tokens do not spell the answer.
+        UnsupportedError: There are none, or their tokens do not spell the answer.
     """
     reading = _read_text(answer, request)
     if reading.text is None or reading.finish_reason in (FILTERED, REFUSED):
@@ -129,10 +129,10 @@ def _read_logprobs(answer: Any, request: Request) -> Reading:
         for name in ("tokens", "token_logprobs")
     )
     if not isinstance(tokens, list) or not isinstance(logprobs, list):
-        raise LLMError(_NO_LOGPROBS)
+        raise UnsupportedError(_NO_LOGPROBS)
     read = reading.prompt_tokens if reading.reported else len(tokens) - 1
     if not 0 < read <= len(tokens) == len(logprobs) or None in logprobs[1:read]:
-        raise LLMError(_NO_LOGPROBS)
+        raise UnsupportedError(_NO_LOGPROBS)
     within = _tokens_before(tokens[:read], request.messages[-1][1])
     skipped = max(0, within - _KEPT)
     kept = PromptLogprobs(
@@ -147,7 +147,7 @@ def _tokens_before(tokens: Sequence[str], answer: str) -> int:
     """The number of tokens before the first one that holds a character of the answer behind them.
 
     Raises:
-        LLMError: The tokens do not spell the answer.
+        UnsupportedError: The tokens do not spell the answer.
     """
     place, spelled = _spelling(tokens, answer)
     if spelled.endswith(answer):
@@ -156,7 +156,7 @@ def _tokens_before(tokens: Sequence[str], answer: str) -> int:
     wanted = _BLANKS.sub("", answer)
     place, spelled = _spelling(bare, wanted)
     if not spelled.endswith(wanted):
-        raise LLMError(
+        raise UnsupportedError(
             f"the tokens that it names end with {''.join(tokens)[-40:]!r}, which does not spell "
             f"the answer {answer[-40:]!r}, so that its log-likelihood is unknown: "
             "set choices_by: text for this subject"
