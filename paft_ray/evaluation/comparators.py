@@ -47,6 +47,7 @@ def add_comparators(
         with context.screen.stage(f"evaluate {comparator.label}") as stage:
             found = score_grid(context, asked, stage)
             stage.finish(f"{comparator.of} under {len(prompts)} training prompts")
+        counts = found.endpoints.get(comparator.of)
         seconds = found.seconds_per_example.get(comparator.of)
         if seconds is not None:
             seconds *= len(prompts)
@@ -61,6 +62,10 @@ def add_comparators(
                 **({} if seconds is None else {comparator.label: seconds}),
             },
             packing={**scores.packing, comparator.label: found.packing.get(comparator.of, "")},
+            endpoints={
+                **scores.endpoints,
+                **({} if counts is None else {comparator.label: counts}),
+            },
             prompts_per_answer={**scores.prompts_per_answer, comparator.label: len(prompts)},
         )
     return scores

@@ -8,7 +8,7 @@ finds them. A unit whose answers are all there is scored and becomes a part of t
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -95,6 +95,14 @@ def kept_requests(questions: Questions, grid: Grid, storage: Storage) -> Iterato
                 for request in questions.requests(each, example)
             }
             yield from (answers[id] for id in ids & answers.keys())
+
+
+def answer_counts(parts: Iterable[pa.Table]) -> Counter[str]:
+    """The counts of the answers of which parts were made; empty where no endpoint was asked."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(json.loads((part.schema.metadata or {}).get(ANSWERED, b"{}")))
+    return counts
 
 
 @dataclass(frozen=True)

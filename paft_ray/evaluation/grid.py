@@ -8,7 +8,6 @@ before, which hold the model already. Models behind endpoints come last, asked b
 (`endpoint_runner`).
 """
 
-import json
 import logging
 import math
 from collections import Counter
@@ -26,7 +25,7 @@ from paft_ray.config.backend import TRANSFORMERS
 from paft_ray.evaluation.actor_pool import LOGPROBS, ScoringActors
 from paft_ray.evaluation.actors import PACKING, SECONDS
 from paft_ray.evaluation.endpoint import Questions
-from paft_ray.evaluation.endpoint_runner import ANSWERED, score_by_endpoint
+from paft_ray.evaluation.endpoint_runner import answer_counts, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.parity import compare, spread_pairs
 from paft_ray.evaluation.units import SERVED, Grid, Subject, cut
@@ -52,7 +51,8 @@ class GridScores:
     packing: Mapping[str, str] = field(default_factory=dict)
     """Label to whether its rows were packed, and why not; without labels of earlier versions."""
     endpoints: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Label of a model behind an endpoint to the counts of its answers."""
+    """Label of a model behind an endpoint, and of what is made of one, to the counts of the answers
+    that it was asked for."""
     prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
     """Label of a comparator to the prompts that it reads for an answer."""
     optimized: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -216,8 +216,8 @@ def _to_scores(subjects: Sequence[Subject], scored: _Scored) -> GridScores:
         own = float(_from_metadata(part, SECONDS, "nan"))
         if how := _from_metadata(part, PACKING, ""):
             packing[subject.label] = max(how, packing.get(subject.label, ""))
-        if counts := _from_metadata(part, ANSWERED, ""):
-            endpoints.setdefault(subject.label, Counter()).update(json.loads(counts))
+        if counts := answer_counts([part]):
+            endpoints.setdefault(subject.label, Counter()).update(counts)
         spent[subject.label] = (seconds + own, examples + rows)
         table = part.append_column("variant", pa.array([subject.label] * rows, pa.string()))
         table = table.append_column("seed", pa.array([subject.seed] * rows, pa.int64()))

@@ -5,6 +5,7 @@ when it is over. LLM answers are kept like those of candidates. Searched again, 
 beginning with the same seed, it asks for the same pairs and answers, so that none is made twice.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from paft_ray.config import OptimizedPromptSubject
+from paft_ray.evaluation.endpoint_runner import answer_counts
 from paft_ray.evaluation.grid import GridScores, score_grid
 from paft_ray.evaluation.optimize import Answered, Found, Start, divide, find_prompt
 from paft_ray.evaluation.pairs import PairScorer
@@ -27,10 +29,10 @@ from paft_ray.runs.context import RunContext, examples_identity
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.parts import Parts
-from paft_ray.storage.paths import to_json
+from paft_ray.storage.paths import Storage, to_json
 from paft_ray.tasks import Example
 
-FOLDER, _RECORD = "optimized", "found.json"
+FOLDER, RECORD, _SCORES = "optimized", "found.json", "scores"
 _RULE = 1
 """Number of the rule by which a search is made."""
 
@@ -65,9 +67,10 @@ def _add(
     label, of = optimized.label, optimized.of
     tables, records = [scores.table], []
     about: dict[str, dict[str, Any]] = {"seconds_per_example": {}, "packing": {}}
+    asked_for: Counter[str] = Counter()
     for model in [subject for subject in grid.subjects if subject.label == of]:
         record = optimize(context, pool, grid, model, optimized)
-        prompt = _as_prompt(record["prompt"], context.task.slots)
+        prompt = as_prompt(record["prompt"], context.task.slots)
         records.append(record | _like_held_out(context, pool, prompt))
         one = grid.conditions[:1]
         asked = replace(grid, subjects=[model], prompts=[prompt], conditions=one)
@@ -75,6 +78,10 @@ def _add(
             found = score_grid(context, asked, stage)
             stage.finish(f"{of} under one prompt x {len(grid.examples)} examples")
         tables += _under_each(found.table, label, grid)
+        if model.endpoint is not None:
+            parts = Parts(search_folder(context, pool, grid, model, optimized).child(_SCORES))
+            asked_for.update(answer_counts(parts.read(parts.finished())))
+            asked_for.update(found.endpoints[of])
         for name, values in about.items():
             for value in getattr(found, name).values():
                 values[label] = value
@@ -83,9 +90,33 @@ def _add(
         table=pa.concat_tables(tables, promote_options="default"),
         seconds_per_example={**scores.seconds_per_example, **about["seconds_per_example"]},
         packing={**scores.packing, **about["packing"]},
+        endpoints={**scores.endpoints, **({label: asked_for} if asked_for else {})},
         prompts_per_answer={**scores.prompts_per_answer, label: 1},
         optimized={**scores.optimized, label: records},
     )
+
+
+def search_folder(
+    context: RunContext,
+    pool: PromptPool,
+    grid: Grid,
+    model: Subject,
+    optimized: OptimizedPromptSubject,
+) -> Storage:
+    """Where the search of a prompt for a model is kept."""
+    config = context.config
+    writer = Writer.of(config.author("", optimized.llm), config.prompts.generation)
+    identity = fingerprint(
+        "optimized prompt",
+        _RULE,
+        scored_as(context, grid, model),
+        pool.train[0].text,
+        *map(examples_identity, divide(context.task.validation, optimized.budget)),
+        [optimized.budget, optimized.budget_tokens, config.seed],
+        [writer.identity, config.prompts.lint.model_dump(mode="json")],
+        *grid.conditions[0].identity,
+    )
+    return context.run_folder.child(FOLDER, identity)
 
 
 def optimize(
@@ -102,26 +133,16 @@ def optimize(
     config, first = context.config, pool.train[0].text
     writer = Writer.of(config.author("", optimized.llm), config.prompts.generation)
     examples = context.task.validation
-    identity = fingerprint(
-        "optimized prompt",
-        _RULE,
-        scored_as(context, grid, model),
-        first,
-        *map(examples_identity, divide(examples, optimized.budget)),
-        [optimized.budget, optimized.budget_tokens, config.seed],
-        [writer.identity, config.prompts.lint.model_dump(mode="json")],
-        *grid.conditions[0].identity,
-    )
-    folder = context.run_folder.child(FOLDER, identity)
+    folder = search_folder(context, pool, grid, model, optimized)
     with context.screen.stage(f"optimise {optimized.label}") as stage:
-        if folder.exists(_RECORD):
-            record = folder.read_json(_RECORD)
+        if folder.exists(RECORD):
+            record = folder.read_json(RECORD)
         else:
             field = f"{optimized.label}.budget_tokens"
             one = replace(grid, subjects=[model], examples=examples, conditions=grid.conditions[:1])
             with (
                 closing(Asked(writer, context.storage, field, optimized.budget_tokens)) as asked,
-                closing(PairScorer(context, one, Parts(folder.child("scores")))) as scorer,
+                closing(PairScorer(context, one, Parts(folder.child(_SCORES)))) as scorer,
             ):
                 start = Start(first, examples, optimized.budget, config.seed)
                 found = _search(context, start, scorer, asked, stage)
@@ -134,7 +155,7 @@ def optimize(
                 **{k: v for k, v in asdict(found).items() if k != "text"},
                 "asked": asked.spent(),
             }
-            folder.write_bytes(_RECORD, to_json(record))
+            folder.write_bytes(RECORD, to_json(record))
         stage.finish(
             f"{record['pairs']} pairs, {record['reflections']} reflections: "
             f"{record['first_accuracy']:.0%} -> {record['accuracy']:.0%} of {record['tracked']} "
@@ -150,7 +171,7 @@ def _search(
     stage.expect(start.budget)
 
     def score(text: str, examples: Sequence[Example]) -> list[Answered]:
-        table = scorer.score(_as_prompt(text, task.slots), examples)
+        table = scorer.score(as_prompt(text, task.slots), examples)
         stage.advance(len(examples))
         said = _said(table)
         grades = grades_of(table).tolist()
@@ -198,7 +219,8 @@ def _like_held_out(context: RunContext, pool: PromptPool, prompt: Prompt) -> dic
     return {} if like is None else {"like_held_out": like.id}
 
 
-def _as_prompt(text: str, slots: Sequence[str]) -> Prompt:
+def as_prompt(text: str, slots: Sequence[str]) -> Prompt:
+    """A text that a search found, as a prompt."""
     return Prompt(
         id=fingerprint(text),
         text=text,

@@ -3,21 +3,29 @@
 import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, Endpoint
+from paft_ray.config import (
+    Config,
+    Endpoint,
+    EnsembleSubject,
+    InferencePromptSubject,
+    OptimizedPromptSubject,
+)
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.subjects import OF_CHOICES
+from paft_ray.config.subjects import COMPARATORS, OF_CHOICES
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import kept_requests
-from paft_ray.evaluation.units import Grid
+from paft_ray.evaluation.optimized import RECORD, as_prompt, search_folder
+from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.generate.results import cost
-from paft_ray.prompts.variation import conditions
+from paft_ray.prompts.variation import Condition, conditions
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.subjects import endpoints_of
+from paft_ray.runs.subjects import endpoint_identity, endpoints_of
 from paft_ray.tasks import Task
 
 _CHARACTERS_PER_TOKEN = 4
@@ -92,61 +100,138 @@ def check_served(config: Config, task: Task) -> Iterator[str]:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Amount:
+    """What is asked of an endpoint, kept answers among it."""
+
+    requests: int = 0
+    kept: int = 0
+    """Requests with a kept answer."""
+    characters: float = 0.0
+    """Of the messages."""
+    tokens: float = 0.0
+    """Most that can be written."""
+
+    def __add__(self, other: "_Amount") -> "_Amount":
+        """Both together."""
+        return _Amount(
+            self.requests + other.requests,
+            self.kept + other.kept,
+            self.characters + other.characters,
+            self.tokens + other.tokens,
+        )
+
+
 def plan_served(context: RunContext) -> list[dict[str, Any]]:
-    """Requests, tokens, cost and time of the endpoints to be measured, but for kept answers."""
-    config, task = context.config, context.task
-    served = endpoints_of(config)
-    if not served:
-        return []
-    evaluation = config.evaluation
+    """Requests, tokens, cost and time of the endpoints to be measured, and of what is made of them.
+
+    Kept answers are not sent again. Of a search that is not over none is taken to be kept.
+    """
+    rows = []
+    for subject in endpoints_of(context.config).values():
+        questions = Questions.of(context, subject)
+        rows.append(_row(questions, subject.label, _held_out(context, questions)))
+        for made in context.config.evaluation.subjects:
+            if not isinstance(made, COMPARATORS) or made.of != subject.label:
+                continue
+            if isinstance(made, OptimizedPromptSubject):
+                amount = _of_one_prompt(context, questions, made)
+            else:
+                amount = _of_several(context, questions, made)
+            rows.append(_row(questions, made.label, amount))
+    return rows
+
+
+def _held_out(context: RunContext, questions: Questions) -> _Amount:
+    """What is asked under the held-out prompts."""
+    evaluation, split = context.config.evaluation, context.config.prompts.split
+    examples, ways = context.task.test[: evaluation.examples], _ways(context)
     pool = pool_without_work(context)
-    examples = task.test[: evaluation.examples]
-    ways = conditions(task, evaluation.variation, config.seed, task.train)
-    if pool is None:
-        unknown = "\n".join((_INSTRUCTION, *(f"{{{slot}}}" for slot in task.slots)))
-        count = min(config.prompts.split.test, evaluation.prompts or config.prompts.split.test)
-        known, texts = [], [unknown]
-    else:
-        known = pool.test[: evaluation.prompts]
-        count, texts = len(known), [prompt.text for prompt in known]
+    prompts = [] if pool is None else pool.test[: evaluation.prompts]
+    count = min(split.test, evaluation.prompts or split.test) if pool is None else len(prompts)
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
     times = len(ways) + (0 if rewritten is None else rewritten.per_example)
     pairs = max(count, round(count * len(examples) * share)) * times
-    grid = Grid((), known, examples, conditions=ways)
-    rows = []
-    for subject in served.values():
-        questions = Questions.of(context, subject)
-        sample = [
-            questions.requests(
-                questions.asked(("", texts[place % len(texts)]), (), ways[place % len(ways)]),
-                example,
-            )
-            for place, example in enumerate(islice(examples, _SAMPLE))
-        ]
-        flat = [request for requests in sample for request in requests]
-        each = pairs / max(1, len(sample))
-        requests = round(each * len(flat))
-        kept = sum(1 for _ in kept_requests(questions, grid, context.storage))
-        left = max(0, requests - kept) / max(1, requests)
-        characters = each * sum(len(text) for request in flat for _, text in request.messages)
-        prompt = left * characters / _CHARACTERS_PER_TOKEN
-        at_most = round(left * each * sum(request.max_tokens for request in flat))
-        completion = min(at_most, subject.budget_tokens or at_most)
-        rows.append(
-            {
-                "subject": subject.label,
-                "requests": requests,
-                "to_send": max(0, requests - kept),
-                "prompt_tokens_about": round(prompt),
-                "completion_tokens_at_most": completion,
-                "cost_at_most": subject.price and round(cost(subject.price, prompt, completion), 4),
-                "minutes_about": round(
-                    minutes_about(questions.client, left * requests, prompt + completion), 1
-                ),
-            }
+    return _amount(context, questions, Grid((), prompts, examples, conditions=ways), pairs)
+
+
+def _of_several(
+    context: RunContext, questions: Questions, made: EnsembleSubject | InferencePromptSubject
+) -> _Amount:
+    """What is asked for answers that are made of those under several training prompts."""
+    examples = context.task.test[: context.config.evaluation.examples]
+    pool = pool_without_work(context)
+    prompts = [] if pool is None else pool.train[: made.prompts]
+    count = made.prompts if pool is None else len(prompts)
+    grid = Grid((), prompts, examples, conditions=_ways(context)[:1])
+    return _amount(context, questions, grid, count * len(examples))
+
+
+def _of_one_prompt(
+    context: RunContext, questions: Questions, made: OptimizedPromptSubject
+) -> _Amount:
+    """What is asked to find a prompt, and under it."""
+    examples = context.task.test[: context.config.evaluation.examples]
+    subject, pool, ways = questions.subject, pool_without_work(context), _ways(context)[:1]
+    searched = Grid((), [], context.task.validation, conditions=ways)
+    asked = Grid((), [], examples, conditions=ways)
+    record: dict[str, Any] | None = None
+    if pool is not None and pool.train:
+        one = Subject(subject.label, context.config.seed, endpoint_identity(subject), base=SERVED)
+        folder = search_folder(context, pool, searched, one, made)
+        record = folder.read_json(RECORD) if folder.exists(RECORD) else None
+    if record is None:
+        search = _amount(context, questions, searched, made.budget)
+    else:
+        search = _amount(context, questions, searched, record["pairs"])
+        search = replace(search, kept=search.requests)
+        asked = replace(asked, prompts=[as_prompt(record["prompt"], context.task.slots)])
+    return search + _amount(context, questions, asked, len(examples))
+
+
+def _ways(context: RunContext) -> list[Condition]:
+    task, config = context.task, context.config
+    return conditions(task, config.evaluation.variation, config.seed, task.train)
+
+
+def _amount(context: RunContext, questions: Questions, grid: Grid, pairs: int) -> _Amount:
+    """What is asked for so many pairs of a grid, by a sample; its prompts may be unknown yet."""
+    unknown = "\n".join((_INSTRUCTION, *(f"{{{slot}}}" for slot in context.task.slots)))
+    texts, ways = [prompt.text for prompt in grid.prompts] or [unknown], grid.conditions
+    sample = [
+        questions.requests(
+            questions.asked(("", texts[place % len(texts)]), (), ways[place % len(ways)]), example
         )
-    return rows
+        for place, example in enumerate(islice(grid.examples, _SAMPLE))
+    ]
+    flat = [request for requests in sample for request in requests]
+    each = pairs / max(1, len(sample))
+    return _Amount(
+        round(each * len(flat)),
+        sum(1 for _ in kept_requests(questions, grid, context.storage)),
+        each * sum(len(text) for request in flat for _, text in request.messages),
+        each * sum(request.max_tokens for request in flat),
+    )
+
+
+def _row(questions: Questions, label: str, amount: _Amount) -> dict[str, Any]:
+    subject = questions.subject
+    to_send = max(0, amount.requests - amount.kept)
+    left = to_send / max(1, amount.requests)
+    prompt = left * amount.characters / _CHARACTERS_PER_TOKEN
+    at_most = round(left * amount.tokens)
+    completion = min(at_most, subject.budget_tokens or at_most)
+    minutes = minutes_about(questions.client, left * amount.requests, prompt + completion)
+    return {
+        "subject": label,
+        "requests": amount.requests,
+        "to_send": to_send,
+        "prompt_tokens_about": round(prompt),
+        "completion_tokens_at_most": completion,
+        "cost_at_most": subject.price and round(cost(subject.price, prompt, completion), 4),
+        "minutes_about": round(minutes, 1),
+    }
 
 
 def minutes_about(endpoint: Endpoint, requests: float, tokens: float) -> float:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from paft_ray.config import BASE, Config, EndpointSubject
 from paft_ray.config.affects import result_fields
 from paft_ray.config.grade import ChoiceGrade
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.axes import Wording, axes_of
 from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.cost_figures import (
@@ -139,15 +140,20 @@ def _add_to_models(context: RunContext, results: Results, models: dict[str, Any]
         models[label]["optimized_prompts"] = list(searches)
         models[label][OPTIMIZED_PAIRS.key] = statistics.fmean(s["pairs"] for s in searches)
         models[label][REFLECTIONS.key] = statistics.fmean(s["asked"]["requests"] for s in searches)
-    for subject in endpoints_of(context.config).values():
-        models[subject.label]["endpoint"] = _served(context, subject, scores)
+    served = {subject.label: subject for subject in endpoints_of(context.config).values()}
+    for subject in context.config.evaluation.subjects:
+        of = subject.of if isinstance(subject, COMPARATORS) else subject.label
+        if of in served:
+            counts = scores.endpoints[subject.label]
+            models[subject.label]["endpoint"] = _served(context, served[of], counts)
     for label in dict.fromkeys(t.training.label for t in trained):
         models[label] |= _spent([t for t in trained if t.training.label == label])
 
 
-def _served(context: RunContext, subject: EndpointSubject, scores: GridScores) -> dict[str, Any]:
+def _served(
+    context: RunContext, subject: EndpointSubject, counts: Mapping[str, int]
+) -> dict[str, Any]:
     """How a model behind an endpoint was asked, counts of its answers, and what they cost."""
-    counts = scores.endpoints[subject.label]
     tokens = counts["prompt_tokens"], counts["completion_tokens"]
     asked = Questions.of(context, subject).describe()
     return {**asked, **counts, "cost": subject.price and cost(subject.price, *tokens)}

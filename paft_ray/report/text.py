@@ -272,6 +272,7 @@ def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
             said.append(f"it refuses {', '.join(sorted(refused))}, which it is asked without")
         if "temperature" in refused:
             said.append("its answers are sampled, so that others would come another time")
+        said.append(_paid(about))
         sentences.append(f"{name}: {'; '.join(said)}.")
         nothing = [f"{about[kind]} {what}" for kind, what in _KINDS.items() if about.get(kind)]
         counted = [f"{', '.join(nothing)}: these are graded 0"] if nothing else []
@@ -284,6 +285,13 @@ def _served(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list
         if counted:
             sentences.append(f"{name}, of {about['requests']} answers: {'; '.join(counted)}.")
     return sentences
+
+
+def _paid(about: Mapping[str, Any]) -> str:
+    """What was read and written for the answers of an endpoint, and what that costs."""
+    tokens = f"{about['prompt_tokens']:,} tokens read and {about['completion_tokens']:,} written"
+    cost = "" if about.get("cost") is None else f", cost {about['cost']:.4g}"
+    return f"{about['requests']:,} answers, {tokens}{cost}"
 
 
 def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:

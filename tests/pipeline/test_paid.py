@@ -1,0 +1,122 @@
+"""All that an endpoint is asked for: planned beforehand, and counted with whatever asked for it."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import Body, Reply, Server, open_context, reply, said
+
+from factories import run_config
+from paft_ray.config.loading import load_config
+from paft_ray.evaluation.comparators import add_comparators
+from paft_ray.evaluation.grid import GridScores, score_grid
+from paft_ray.evaluation.optimized import add_optimized
+from paft_ray.evaluation.subjects import subjects_of
+from paft_ray.evaluation.units import Grid
+from paft_ray.pipeline import verbs
+from paft_ray.pipeline.endpoints import plan_served
+from paft_ray.prompts.build import pool_without_work
+from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import SilentScreen
+
+WRITER = "writer"
+
+
+class Paid(Server):
+    """A model that gives log-probabilities of characters, and an LLM that writes prompts."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        """Requests by model."""
+        super().__init__(self.answer)
+
+    def answer(self, path: str, body: Body, attempt: int) -> Reply:
+        model = body["model"]
+        self.asked[model] += 1
+        if model == WRITER:
+            number = self.asked[WRITER]
+            return said(f"Tell in way {number} whether it is good or bad.\n{{review}}\nMood:")
+        prompt = body["prompt"]
+        values = [None, *(-1.0 - (sum(map(ord, prompt)) + n) % 7 for n in range(len(prompt)))]
+        found = {"tokens": [*prompt, "x"], "token_logprobs": values}
+        choice = {"text": f"{prompt}x", "finish_reason": "length", "logprobs": found}
+        usage = {"prompt_tokens": len(prompt), "completion_tokens": 1}
+        return reply(200, {"choices": [choice], "usage": usage})
+
+
+@pytest.fixture
+def server() -> Iterator[Paid]:
+    with (paid := Paid()).running():
+        yield paid
+
+
+@pytest.fixture
+def tree_of(tiny_model: Path, review_file: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def make(url: str) -> dict[str, Any]:
+        writer = {"type": "openai", "base_url": url, "model": WRITER}
+        tree = run_config(
+            tiny_model, review_file, tmp_path / "storage",
+            task={"validation_share": 0.3, "test_share": 0.3},
+            prompts={"generation": None, "files": ["stock:choices"], "split": {"test": 4}},
+            evaluation={"examples": 6, "subjects": [
+                {"type": "endpoint", "name": "served", "base_url": url, "model": "m",
+                 "api": "completions", "price": {"prompt": 1e6, "completion": 1e6}},
+                {"type": "ensemble", "of": "served", "prompts": 6},
+                {"type": "inference_prompt", "of": "served", "prompts": 3},
+                {"type": "optimized_prompt", "of": "served", "budget": 40, "llm": writer},
+            ]},
+            variants=[],
+            tracking={"type": "none"},
+        )  # fmt: skip
+        return {key: part for key, part in tree.items() if key not in ("model", "train")}
+
+    return make
+
+
+def evaluated(context: RunContext) -> GridScores:
+    pool = pool_without_work(context)
+    assert pool is not None
+    subjects, others = subjects_of(context)
+    grid = Grid(subjects, pool.test, context.task.test[:6], others)
+    with SilentScreen().stage("evaluate") as stage:
+        scores = add_comparators(context, pool, grid, score_grid(context, grid, stage))
+    return add_optimized(context, pool, grid, scores)
+
+
+def test_plan_and_counts_hold_all_that_an_endpoint_is_asked_for(server: Paid, tree_of) -> None:
+    context = open_context(tree_of(server.url))
+    planned = plan_served(context)
+    labels = ["served", "ensemble", "inference_prompt", "optimized_prompt"]
+    assert [row["subject"] for row in planned] == labels
+    assert [row["requests"] for row in planned] == [48, 72, 36, 2 * (40 + 6)]
+    assert [row["to_send"] for row in planned] == [row["requests"] for row in planned]
+    assert all(row["cost_at_most"] > row["requests"] for row in planned)
+
+    counts = evaluated(context).endpoints
+    requests = [counts[label]["requests"] for label in labels]
+    assert requests[:3] == [48, 72, 36] and 12 < requests[3] <= 92
+    # the three prompts of the inference prompt are among the six of the ensemble, and kept
+    assert sum(requests) - 36 == server.asked["m"]
+    assert evaluated(context).endpoints == counts  # what is found finished is counted as before
+
+    later = plan_served(context)
+    assert [row["to_send"] for row in later] == [0, 0, 0, 0]
+    assert [row["requests"] for row in later] == requests
+    assert sum(server.asked.values()) == server.asked[WRITER] + sum(requests) - 36
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_summary_and_report_say_what_each_comparator_of_an_endpoint_costs(
+    server: Paid, tree_of
+) -> None:
+    result = verbs.evaluate(load_config(tree_of(server.url)))
+    models = result.data["models"]
+    for label in ("served", "ensemble", "inference_prompt", "optimized_prompt"):
+        about = models[label]["endpoint"]
+        assert about["cost"] == about["prompt_tokens"] + about["completion_tokens"] > 0
+        assert f"{about['requests']:,} answers, {about['prompt_tokens']:,} tokens" in result.text
+    paid = sum(model["endpoint"]["requests"] for model in models.values())
+    assert paid - 36 == server.asked["m"]
