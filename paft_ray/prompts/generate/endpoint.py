@@ -43,7 +43,6 @@ _FINAL = {
     410: "name another model",
 }
 """Statuses that every other request would get too."""
-_NOT_THERE = frozenset({404, 405})
 _MOST_REFUSED = 6
 """Attempts of one request that leave out one parameter more."""
 _CLIENT_LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -324,7 +323,7 @@ class EndpointLLM:
         if status in _FINAL or refusal.no_credit:
             env = f" ({self._config.api_key_env or 'set api_key_env'})" if status == 401 else ""
             remedy = _FINAL.get(status, "the account has no credit left")
-            kind = UnsupportedError if status in _NOT_THERE else LLMError
+            kind = UnsupportedError if status in (404, 405) else LLMError
             raise kind(f"{where}: {refusal}: {remedy}{env}")
         again = status in _RETRYABLE
         wait = retry_after(response.headers) if again else 0.0
