@@ -159,6 +159,27 @@ def _add_robustness(verbs: Any) -> None:
     )
     _add_common(parser)
     _add_insist(parser)
+    _add_columns(parser)
+    _add_server(parser)
+    parser.add_argument(
+        "--llm", metavar="FILE", help="YAML with an LLM, or prompts.generation: more wordings"
+    )
+    parser.add_argument(
+        "--config",
+        dest="file",
+        metavar="FILE",
+        default=CONFIG_FILE,
+        help=f"where the configuration is written (default: {CONFIG_FILE})",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace another configuration in that file, and what is there under the run's name",
+    )
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    """Options that say what the columns of data are."""
     parser.add_argument(
         "--field",
         action="append",
@@ -185,6 +206,10 @@ def _add_robustness(verbs: Any) -> None:
         help="columns with one choice of each row",
     )
     parser.add_argument("--description", metavar="TEXT", help="what the model has to do")
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    """Options of a model behind a URL."""
     parser.add_argument(
         "--endpoint-model",
         metavar="NAME",
@@ -198,21 +223,6 @@ def _add_robustness(verbs: Any) -> None:
     )
     parser.add_argument(
         "--api-key-env", metavar="NAME", help="environment variable with the key for a URL"
-    )
-    parser.add_argument(
-        "--llm", metavar="FILE", help="YAML with an LLM, or prompts.generation: more wordings"
-    )
-    parser.add_argument(
-        "--config",
-        dest="file",
-        metavar="FILE",
-        default=CONFIG_FILE,
-        help=f"where the configuration is written (default: {CONFIG_FILE})",
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="replace another configuration in that file, and what is there under the run's name",
     )
 
 

@@ -70,11 +70,7 @@ def load_task(
         splits.pop("test")
     if rest.rows.examples or not without:  # else nothing is dealt; who needs graded rows refuses
         _refuse_empty(splits, source, config, ties, counts)
-    train = splits["train"]
-    if config.examples_per_class is not None:
-        train = tuple(first_of_each(train, config.examples_per_class, names))
-        counts = counts.by_class(train)
-    train = train[: config.max_train_examples]
+    train, counts = _limited(splits["train"], config, names, counts)
     room = None if config.max_train_examples is None else config.max_train_examples - len(train)
     if repeated := counts.duplicates:
         logger.info("%s: %d rows repeat another one and were left out", source.where, repeated)
@@ -96,6 +92,19 @@ def load_task(
         graders=graders,
         instructions=outline.instructions,
     )
+
+
+def _limited(
+    train: tuple[Example, ...],
+    config: BuiltinTaskConfig | CustomTaskConfig,
+    names: tuple[str, ...] | None,
+    counts: RowCounts,
+) -> tuple[tuple[Example, ...], RowCounts]:
+    """The training examples that the task's limits leave, and the counts with these."""
+    if config.examples_per_class is not None:
+        train = tuple(first_of_each(train, config.examples_per_class, names))
+        counts = counts.by_class(train)
+    return train[: config.max_train_examples], counts
 
 
 def _held_out(

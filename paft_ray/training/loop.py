@@ -138,19 +138,10 @@ def fit(
     for plan, waited_s in _timed(plans):
         with hooks.recording(plan.step + 1):
             result = train_step(engine, plan, recipe, hooks, waited_s)
-        policy, wrote = plan.policy, plan.policy or plan.own
+        policy = plan.policy
         if policy is None or policy.fresh:
             hooks.weights.observe(plan.draws.prompt_S, result.badness_S)
-        progress = replace(
-            progress,
-            step=plan.step + 1,
-            tokens=progress.tokens + plan.tokens,
-            answer_tokens=progress.answer_tokens + plan.answer_tokens,
-            rollout_tokens=progress.rollout_tokens + (wrote.new_tokens if wrote else 0),
-            trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
-            seconds=progress.seconds + result.seconds,
-            loss=result.metrics[Metric.TRAIN_LOSS],
-        )
+        progress = _after(progress, plan, result)
         hooks.tracker.log_metrics(result.metrics, progress.step)
         hooks.ledger.add(plan, result.nll_S)
         wanted = hooks.validate(progress.step)
@@ -173,6 +164,21 @@ def fit(
     hooks.at("checkpoint")
     hooks.checkpoints.wait()
     return progress
+
+
+def _after(progress: Progress, plan: StepPlan, result: StepResult) -> Progress:
+    """The progress after a step."""
+    wrote = plan.policy or plan.own
+    return replace(
+        progress,
+        step=plan.step + 1,
+        tokens=progress.tokens + plan.tokens,
+        answer_tokens=progress.answer_tokens + plan.answer_tokens,
+        rollout_tokens=progress.rollout_tokens + (wrote.new_tokens if wrote else 0),
+        trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
+        seconds=progress.seconds + result.seconds,
+        loss=result.metrics[Metric.TRAIN_LOSS],
+    )
 
 
 def _timed(plans: Iterable[StepPlan]) -> Iterator[tuple[StepPlan, float]]:
