@@ -239,10 +239,18 @@ def _write_cards(
         tracker.log_artifact(f"adapters/{context.config.called(model.training)}/{CARD}", text)
 
 
+def _paid_metrics(summary: Mapping[str, Any], label: str) -> dict[str, float]:
+    """What an endpoint was asked for by a model, by its names in MLflow."""
+    about = summary["models"][label].get("endpoint", {})
+    names = ("requests", "prompt_tokens", "completion_tokens", "cost")
+    known = {f"{label}/eval/endpoint/{name}": about.get(name) for name in names}
+    return {name: float(value) for name, value in known.items() if value is not None}
+
+
 def _track(folder: Storage, summary: Mapping[str, Any], tracker: Tracker) -> None:
     for label in summary["models"]:
         known = {f"{label}/{name}": v for name, v in eval_metrics(summary, label).items()}
-        tracker.log_metrics(known, 0)
+        tracker.log_metrics(known | _paid_metrics(summary, label), 0)
         for search in summary["models"][label].get("optimized_prompts", ()):
             name = f"optimized/{label}-s{search['seed']}.txt"
             tracker.log_artifact(name, search["prompt"].encode())
