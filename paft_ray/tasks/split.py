@@ -139,8 +139,8 @@ def deal(
     """Deal units into the splits that have shares, and the rest into `train`.
 
     Every answer gets the shares to one example, and so do all together, where units hold one
-    example each; larger ones come as near as whole units allow. What one answer is short of or over
-    goes to the next.
+    example each, and to one and a half after an answer that had too few; larger units come as near
+    as whole ones allow. What one answer is short of or over goes to the next.
     """
     by_answer: dict[str, list[Tied]] = {}
     for unit in units:
