@@ -162,8 +162,6 @@ class Task:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
-    unlabelled: tuple[Example, ...] = ()
-    """Training examples without an answer; see `learned_by`."""
     rows: RowCounts = RowCounts()
     """What became of rows that are no examples of their own."""
     answer_pattern: str | None = None
@@ -178,6 +176,8 @@ class Task:
     """How choices of its own are given to each row; None where all rows have the same."""
     graders: tuple[Grader, ...] = ()
     """What a prediction is worth, by the one that decides first; never empty."""
+    unlabelled: tuple[Example, ...] = ()
+    """Training examples without an answer; see `learned_by`."""
 
     def __post_init__(self) -> None:
         """Fill in the task's own grader."""
