@@ -92,7 +92,7 @@ def preflight(
     warnings += _check_llms(config, model)
     task = load_task(config.task, config.seed, test, config.reads_unlabelled)
     warnings += task.rows.sentences()
-    warnings += check_settings(config, task, planning)
+    warnings += check_settings(config, task, model.has_weights)
     check_rewards(config, task)
     warnings += check_served(config, task)
     check_optimized(config)

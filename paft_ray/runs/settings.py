@@ -15,13 +15,14 @@ from paft_ray.tasks import Task
 from paft_ray.tasks.demonstrations import demonstration_pool
 
 
-def check_settings(config: Config, task: Task, planning: bool = False) -> list[str]:
+def check_settings(config: Config, task: Task, trainable: bool = True) -> list[str]:
     """Check the settings that a search may change, also against the task; returns warnings.
 
     Args:
         config: The configuration.
         task: Its task.
-        planning: Nothing will be trained, so that the task's data may be a small sample.
+        trainable: The model has weights. Without, it can only be planned with, for which the task's
+            data may be a small sample.
 
     Raises:
         ConfigError: They cannot work together, or not on this machine.
@@ -37,7 +38,7 @@ def check_settings(config: Config, task: Task, planning: bool = False) -> list[s
         warnings += check_adapter(
             read_adapter(adapter), config.model.peft or {}, config.model.path, config.model.revision
         )
-    warnings += _check_batches(config, task, planning)
+    warnings += _check_batches(config, task, trainable)
     warnings += _check_task(config, task)
     return warnings
 
@@ -55,7 +56,7 @@ def _check_bfloat16(config: Config) -> Iterator[str]:
         )
 
 
-def _check_batches(config: Config, task: Task, planning: bool) -> Iterator[str]:
+def _check_batches(config: Config, task: Task, trainable: bool) -> Iterator[str]:
     """Check that each variant finds as many examples as are in one of its batches."""
     for train in config.train_sections:
         if train.batch_examples <= (count := len(task.learned_by(train.objective))):
@@ -67,7 +68,7 @@ def _check_batches(config: Config, task: Task, planning: bool) -> Iterator[str]:
             f"examples of {task.name} that {train.objective.type} learns from; lower it, or add "
             "examples"
         )
-        if not planning:
+        if trainable:
             raise ConfigError(text)
         yield f"this can be planned and not trained: {text}"
 

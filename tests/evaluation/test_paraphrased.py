@@ -112,7 +112,9 @@ def test_model_that_breaks_on_other_words_is_told_by_that_axis(server: Two, tree
 
 
 def test_writing_that_was_stopped_goes_on_and_pays_for_nothing_twice(server: Two, tree_of):
-    context = open_context(tree_of(server.url, per_example=1))
+    tree = tree_of(server.url, per_example=1)
+    tree["evaluation"]["variation"]["paraphrases"]["llm"]["concurrency"] = 1  # none on its way
+    context = open_context(tree)
     examples = ten_examples(context)[1:]
     server.fail_after = 4
     with pytest.raises(LLMError, match="no more"):

@@ -790,17 +790,25 @@ class FakeEngine:
     def __init__(self, **options: Any) -> None:
         self.options = options
         config = types.SimpleNamespace(max_model_len=30)
-        self.llm_engine = types.SimpleNamespace(model_config=config)
+        self.llm_engine = types.SimpleNamespace(
+            model_config=config,
+            step=self.step,
+            has_unfinished_requests=lambda: bool(self.waiting),
+        )
+        self.waiting: list[Any] = []
         self.calls: list[tuple[list[dict[str, list[int]]], list[FakeSampling]]] = []
         self.made.append(self)
 
-    def generate(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> list[Any]:
+    def enqueue(self, prompts: Any, sampling_params: Any, use_tqdm: bool) -> None:
         self.calls.append((prompts, sampling_params))
-        answers = [
-            types.SimpleNamespace(text=f" text {sampling.seed}", token_ids=(1, 2, 3))
-            for _, sampling in zip(prompts, sampling_params, strict=True)
-        ]
-        return [types.SimpleNamespace(outputs=[answer]) for answer in answers]
+        for number, sampling in enumerate(sampling_params):
+            answer = types.SimpleNamespace(text=f" text {sampling.seed}", token_ids=(1, 2, 3))
+            output = types.SimpleNamespace(request_id=str(number), finished=True, outputs=[answer])
+            self.waiting.append(output)
+
+    def step(self) -> list[Any]:
+        """Finish one request, the last one first."""
+        return [self.waiting.pop()]
 
 
 class _Unfinished(Author, affects="pool"):
