@@ -102,6 +102,16 @@ def _check_own_labels(train: TrainConfig, task: TaskConfig) -> None:
         )
 
 
+def _check_rows(train: TrainConfig, task: TaskConfig, field: str, written: int) -> None:
+    """Check that a question and the longest text that the model may write fit a row."""
+    if train.row_tokens < (longest := task.max_length + written):
+        raise ValueError(
+            f"train.row_tokens ({train.row_tokens}) is less than task.max_length "
+            f"({task.max_length}) and train.objective.{field} ({written}) together: raise it to "
+            f"{longest}"
+        )
+
+
 def _check_prefix(
     objective: Prefix, train: TrainConfig, task: TaskConfig, model: ModelConfig
 ) -> None:
@@ -111,13 +121,7 @@ def _check_prefix(
             "train.objective: prefix learns what the model without its adapter writes, and "
             "model.peft: null has none: name a peft method"
         )
-    longest = task.max_length + objective.tokens
-    if train.row_tokens < longest:
-        raise ValueError(
-            f"train.row_tokens ({train.row_tokens}) is less than task.max_length "
-            f"({task.max_length}) and train.objective.tokens ({objective.tokens}) together: raise "
-            f"it to {longest}"
-        )
+    _check_rows(train, task, "tokens", objective.tokens)
 
 
 def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> None:
@@ -132,13 +136,7 @@ def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> No
             "train.objective: grpo trains on whole texts of the model, "
             "train.response_prefix_tokens on beginnings of the data's: choose one"
         )
-    longest = task.max_length + objective.max_new_tokens
-    if train.row_tokens < longest:
-        raise ValueError(
-            f"train.row_tokens ({train.row_tokens}) is less than task.max_length "
-            f"({task.max_length}) and train.objective.max_new_tokens ({objective.max_new_tokens}) "
-            f"together: raise it to {longest}"
-        )
+    _check_rows(train, task, "max_new_tokens", objective.max_new_tokens)
     longest_s = train.workers.heartbeat_timeout_s
     for number, reward in enumerate(objective.rewards):
         where, grade = f"train.objective.rewards.{number}", reward

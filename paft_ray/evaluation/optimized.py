@@ -22,9 +22,8 @@ from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject, scored_as
 from paft_ray.prompts.generate.asking import Asked, Writer
 from paft_ray.prompts.generate.reflection import REFLECTION, better_prompt, reflection_message
-from paft_ray.prompts.layouts import instruction_of, layout_of
 from paft_ray.prompts.leakage import first_like
-from paft_ray.prompts.pool import Origin, Prompt, PromptPool, Rejected
+from paft_ray.prompts.pool import Origin, Prompt, PromptPool, Rejected, training_prompt
 from paft_ray.runs.context import RunContext, examples_identity
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.fingerprint import fingerprint
@@ -33,6 +32,8 @@ from paft_ray.storage.paths import Storage, to_json
 from paft_ray.tasks import Example
 
 FOLDER, RECORD, _SCORES = "optimized", "found.json", "scores"
+FOUND = Origin(strategy=REFLECTION)
+"""Where prompts come from that a search found."""
 _RULE = 1
 """Number of the rule by which a search is made."""
 
@@ -70,7 +71,7 @@ def _add(
     asked_for: Counter[str] = Counter()
     for model in [subject for subject in grid.subjects if subject.label == of]:
         record = optimize(context, pool, grid, model, optimized)
-        prompt = as_prompt(record["prompt"], context.task.slots)
+        prompt = training_prompt(record["prompt"], context.task.slots, FOUND)
         records.append(record | _like_held_out(context, pool, prompt))
         one = grid.conditions[:1]
         asked = replace(grid, subjects=[model], prompts=[prompt], conditions=one)
@@ -171,7 +172,7 @@ def _search(
     stage.expect(start.budget)
 
     def score(text: str, examples: Sequence[Example]) -> list[Answered]:
-        table = scorer.score(as_prompt(text, task.slots), examples)
+        table = scorer.score(training_prompt(text, task.slots, FOUND), examples)
         stage.advance(len(examples))
         said = _said(table)
         grades = grades_of(table).tolist()
@@ -217,16 +218,3 @@ def _like_held_out(context: RunContext, pool: PromptPool, prompt: Prompt) -> dic
     """The held-out prompt that a found one is like, by chance: the search knew none of them."""
     like = first_like(prompt, pool.test, context.config.prompts.split.similarity)
     return {} if like is None else {"like_held_out": like.id}
-
-
-def as_prompt(text: str, slots: Sequence[str]) -> Prompt:
-    """A text that a search found, as a prompt."""
-    return Prompt(
-        id=fingerprint(text),
-        text=text,
-        instruction=instruction_of(text, slots),
-        layout=layout_of(text, slots),
-        split="train",
-        cluster="",
-        origin=Origin(strategy=REFLECTION),
-    )

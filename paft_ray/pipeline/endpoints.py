@@ -19,10 +19,11 @@ from paft_ray.config.errors import ConfigError
 from paft_ray.config.subjects import COMPARATORS, OF_CHOICES
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.endpoint_runner import kept_requests
-from paft_ray.evaluation.optimized import RECORD, as_prompt, search_folder
+from paft_ray.evaluation.optimized import FOUND, RECORD, search_folder
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.generate.results import cost
+from paft_ray.prompts.pool import training_prompt
 from paft_ray.prompts.variation import Condition, conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import endpoint_identity, endpoints_of
@@ -186,7 +187,9 @@ def _of_one_prompt(
     else:
         search = _amount(context, questions, searched, record["pairs"])
         search = replace(search, kept=search.requests)
-        asked = replace(asked, prompts=[as_prompt(record["prompt"], context.task.slots)])
+        asked = replace(
+            asked, prompts=[training_prompt(record["prompt"], context.task.slots, FOUND)]
+        )
     return search + _amount(context, questions, asked, len(examples))
 
 

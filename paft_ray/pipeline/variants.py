@@ -5,17 +5,15 @@ the task's own, named by the user, or the best one for the base model.
 """
 
 import itertools
-from collections.abc import Sequence
 
 from paft_ray.config import BoundPromptsVariant, HumanPromptVariant, PaftVariant, VariantConfig
 from paft_ray.config.errors import PoolError
 from paft_ray.evaluation.selection import choose_single_prompt
-from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
+from paft_ray.prompts.layouts import compose, enumerate_layouts
 from paft_ray.prompts.leakage import first_like
-from paft_ray.prompts.pool import Origin, Prompt, PromptPool
+from paft_ray.prompts.pool import Origin, Prompt, PromptPool, training_prompt
 from paft_ray.prompts.template import clean
 from paft_ray.runs.context import RunContext
-from paft_ray.storage.fingerprint import fingerprint
 
 
 def prompts_by_variant(context: RunContext, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
@@ -53,7 +51,9 @@ def human_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     """
     task = context.task
     for instruction, layout in itertools.product(task.instructions, enumerate_layouts(task)):
-        prompt = _as_prompt(compose(instruction, layout), "instructions of the task", task.slots)
+        prompt = training_prompt(
+            compose(instruction, layout), task.slots, Origin(file="instructions of the task")
+        )
         if _held_out_like(prompt, context, pool) is None:
             return prompt
     raise PoolError(
@@ -68,25 +68,15 @@ def user_prompt(text: str, context: RunContext, pool: PromptPool) -> Prompt:
     Raises:
         PoolError: It is too similar to a held-out prompt, which would then not be held out.
     """
-    prompt = _as_prompt(clean(text, escapes=True), "configuration", context.task.slots)
+    prompt = training_prompt(
+        clean(text, escapes=True), context.task.slots, Origin(file="configuration")
+    )
     if (held_out := _held_out_like(prompt, context, pool)) is not None:
         raise PoolError(
             f"variants: prompt {prompt.text!r} has the layout or the wording of held-out prompt "
             f"{held_out.id}: choose another one, or change seed"
         )
     return prompt
-
-
-def _as_prompt(template: str, source: str, slots: Sequence[str]) -> Prompt:
-    return Prompt(
-        id=fingerprint(template),
-        text=template,
-        instruction=instruction_of(template, slots),
-        layout=layout_of(template, slots),
-        split="train",
-        cluster="",
-        origin=Origin(file=source),
-    )
 
 
 def _held_out_like(prompt: Prompt, context: RunContext, pool: PromptPool) -> Prompt | None:

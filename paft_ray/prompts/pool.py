@@ -81,6 +81,19 @@ class Prompt:
     scores: Mapping[str, float] = field(default_factory=dict)
 
 
+def training_prompt(text: str, slots: Sequence[str], origin: Origin) -> Prompt:
+    """A template of a task's slots that no pool holds, as a prompt to train or to ask with."""
+    return Prompt(
+        id=fingerprint(text),
+        text=text,
+        instruction=instruction_of(text, slots),
+        layout=layout_of(text, slots),
+        split="train",
+        cluster="",
+        origin=origin,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class PromptPool:
     """The prompts of every split: training prompts in an order of which every beginning covers the

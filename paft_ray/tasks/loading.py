@@ -60,8 +60,7 @@ def load_task(
     own = _held_out(source, outline, config.group)
     splits, ties = _split(config, outline, seed, rest.rows, own)
     without = _in_order(_unlabelled(rest, own, splits).examples.values(), seed)
-    read = [rest, *own.values()]
-    names = _names(outline, read, graders)
+    names = _names(outline, read := [rest, *own.values()], graders)
     unused = source.unused if isinstance(config, CustomTaskConfig) else ()
     if outline.answer is None:
         unused = (*unused, *(name for name in _HELD_OUT if getattr(source, name) is not None))
@@ -70,10 +69,9 @@ def load_task(
         splits.pop("test")
     if rest.rows.examples or not without:  # else nothing is dealt; who needs graded rows refuses
         _refuse_empty(splits, source, config, ties, counts)
-    train, counts = _limited(splits["train"], config, names, counts)
-    room = None if config.max_train_examples is None else config.max_train_examples - len(train)
-    if repeated := counts.duplicates:
-        logger.info("%s: %d rows repeat another one and were left out", source.where, repeated)
+    train, room, counts = _limited(splits["train"], config, names, counts)
+    if more := counts.duplicates:
+        logger.info("%s: %d rows repeat another one and were left out", source.where, more)
     return Task(
         name=outline.name,
         description=outline.description,
@@ -99,12 +97,13 @@ def _limited(
     config: BuiltinTaskConfig | CustomTaskConfig,
     names: tuple[str, ...] | None,
     counts: RowCounts,
-) -> tuple[tuple[Example, ...], RowCounts]:
-    """The training examples that the task's limits leave, and the counts with these."""
+) -> tuple[tuple[Example, ...], int | None, RowCounts]:
+    """The training examples that the task's limits leave, room for more, the counts with these."""
     if config.examples_per_class is not None:
         train = tuple(first_of_each(train, config.examples_per_class, names))
         counts = counts.by_class(train)
-    return train[: config.max_train_examples], counts
+    train, most = train[: config.max_train_examples], config.max_train_examples
+    return train, None if most is None else most - len(train), counts
 
 
 def _held_out(
