@@ -22,9 +22,11 @@ from gpu_models import (
     logprobs_of,
     mean_loss,
     plain_base,
+    rival,
     widen,
 )
 
+from paft_ray.models.gpu import compute_deterministically
 from paft_ray.models.load import prepare_loaded
 from paft_ray.models.narrow import WIDE
 from paft_ray.models.packing import Row, build_row
@@ -37,7 +39,11 @@ _MOST_RESERVED = 1.15
 
 
 def attention(bench: Bench, kind: str) -> Figures:
-    """Gradients of a packed row against fp32, a sequence at a time; and whether anything leaks."""
+    """Gradients of a packed row against fp32, a sequence at a time; and whether anything leaks.
+
+    What bf16 costs depends on the model: where that is more than 2%, an error is right that is no
+    larger than that of transformers and peft, which read each sequence alone.
+    """
     subject = bench.small
     sequences = subject.sequences(bench.tokens(2048), 0.2)
     packed = build_row(sequences, range(len(sequences)))
@@ -46,7 +52,9 @@ def attention(bench: Bench, kind: str) -> Figures:
         found = gradients(engine, [packed])
         leak = _leak(subject, packed)
     error = float((found - reference).norm() / reference.norm())
-    return {"gradient_error": error, "leak": leak, "holds": error <= _MOST_ERROR and leak == 0.0}
+    theirs = float((_theirs(bench) - reference).norm() / reference.norm())
+    holds = error <= max(_MOST_ERROR, 1.05 * theirs) and leak == 0.0
+    return {"gradient_error": error, "error_of_theirs": theirs, "leak": leak, "holds": holds}
 
 
 def _reference(bench: Bench) -> torch.Tensor:
@@ -64,6 +72,32 @@ def _reference(bench: Bench) -> torch.Tensor:
 
 
 _REFERENCES: dict[Bench, torch.Tensor] = {}
+_THEIRS: dict[Bench, torch.Tensor] = {}
+
+
+def _theirs(bench: Bench) -> torch.Tensor:
+    """The gradient by transformers and peft in bf16, each sequence alone."""
+    if (found := _THEIRS.get(bench)) is None:
+        found = _THEIRS[bench] = _plain_gradients(bench)
+        bench.free()
+    return found
+
+
+def _plain_gradients(bench: Bench) -> torch.Tensor:
+    subject = bench.small
+    with subject.engine():  # the adapter as it begins
+        model = rival(bench, subject)
+    sequences = subject.sequences(bench.tokens(2048), 0.2)
+    answers = sum(len(each.targets) for each in sequences)
+    for each in sequences:
+        ids = torch.tensor([each.input_ids], device=bench.device)
+        targets = torch.tensor(each.targets, device=bench.device)
+        with torch.autocast(bench.device.type, torch.bfloat16):
+            logits = model(input_ids=ids, use_cache=False).logits[0, list(each.positions)]
+        loss = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        (loss / answers).backward()
+    trained = [p.grad for p in model.parameters() if p.requires_grad]
+    return torch.cat([gradient.flatten().float() for gradient in trained if gradient is not None])
 
 
 def _leak(subject: Subject, row: Row) -> float:
@@ -84,11 +118,11 @@ def _leak(subject: Subject, row: Row) -> float:
 
 
 def checkpointing(bench: Bench) -> Figures:
-    """Gradients with dropout, with activations kept and computed again."""
+    """Gradients with dropout, activations kept and computed again, by deterministic kernels."""
     subject = Subject(bench, bench.shape(ONE_B), "bfloat16", dropout=0.1)
     row, found = subject.row(bench.tokens(2048), 0.2), []
     for again in (False, True):
-        with subject.engine(activation_checkpointing=again) as engine:
+        with subject.engine(activation_checkpointing=again) as engine, deterministic():
             torch.manual_seed(3)
             found.append(gradients(engine, [row]))
     error = float((found[1] - found[0]).norm() / found[0].norm())
@@ -96,22 +130,34 @@ def checkpointing(bench: Bench) -> Figures:
 
 
 def same_step_twice(bench: Bench) -> Figures:
-    """How far two passes over the same row differ, which atomic additions make on GPUs."""
-    subject, found = bench.small, []
-    row = subject.row(bench.tokens(2048), 0.2)
+    """How far two passes over the same row differ: atomic additions make that, unless forbidden."""
+    figures = {f"{name}_by_default": value for name, value in _twice(bench.small).items()}
+    with deterministic():
+        figures |= (same := _twice(bench.small))
+    holds = figures["logprobs_moved_by_default"] == 0.0 and not any(same.values())
+    return {**figures, "holds": holds}
+
+
+def _twice(subject: Subject) -> dict[str, float]:
+    row, found = subject.row(subject.bench.tokens(2048), 0.2), []
     for _ in range(2):
         with subject.engine() as engine:
             found.append(
                 (logprobs_of(subject.model, subject.arithmetic, row), gradients(engine, [row]))
             )
     (loss, gradient), (other_loss, other_gradient) = found
-    moved = float((loss - other_loss).abs().max())
     error = float((gradient - other_gradient).norm() / gradient.norm())
-    return {
-        "logprobs_moved": moved,
-        "gradient_error": error,
-        "holds": moved == 0.0 and error <= 1e-3,
-    }
+    return {"logprobs_moved": float((loss - other_loss).abs().max()), "gradient_error": error}
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """As `train.deterministic: true` does."""
+    compute_deterministically()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def rows_of_varying_length(bench: Bench) -> Figures:
@@ -170,16 +216,18 @@ def _group_of_one(bench: Bench) -> Iterator[None]:
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= place
+    linear = torch.nn.functional.linear
     try:
         prepare_process(bench.device.type)
         yield
     finally:
+        torch.nn.functional.linear = linear  # stage 3 leaves its own, which keeps and costs more
         for name in place:  # others' trainers would look for a launcher
             del os.environ[name]
 
 
 def checkpoint_and_restore(bench: Bench) -> Figures:
-    """Steps after a restored checkpoint against those that were not interrupted."""
+    """Steps after a restored checkpoint against those that were not interrupted, deterministic."""
     subject = bench.small
     row = subject.row(bench.tokens(1024), 0.2)
 
@@ -189,16 +237,16 @@ def checkpoint_and_restore(bench: Bench) -> Figures:
         engine.step(1e-3)
         return found[0]
 
-    with subject.engine(steps=4) as engine:
+    with subject.engine(steps=4) as engine, deterministic():
         for _ in range(2):
             step(engine)
         state = dict(engine.gather())
         wanted = [step(engine) for _ in range(2)]
-    with subject.engine(steps=4) as engine:
+    with subject.engine(steps=4) as engine, deterministic():
         engine.restore(state.items(), 2)
         found = [step(engine) for _ in range(2)]
     moved = max(abs(a - b) for a, b in zip(found, wanted, strict=True))
-    return {"losses": found, "moved": moved, "holds": moved <= 1e-4 * abs(wanted[-1])}
+    return {"losses": found, "moved": moved, "holds": moved == 0.0}
 
 
 def save_and_load(bench: Bench) -> Figures:

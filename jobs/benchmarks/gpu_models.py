@@ -203,6 +203,19 @@ def plain_base(bench: Bench, shape: Shape) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def rival(bench: Bench, subject: Subject) -> Any:
+    """The weights and adapter of a subject in a model of transformers and peft alone."""
+    from peft import get_peft_config, get_peft_model
+
+    base = plain_base(bench, subject.shape)
+    model: Any = get_peft_model(base, get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
+    own = dict(subject.model.named_parameters())
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = own[name].detach().to(bench.device).clone()
+    return model.train()
+
+
 def widen(model: Any, arithmetic: str) -> Any:
     """Give a model in bf16 those weights in fp32 that `load_base` reads as that."""
     narrow = {id(p) for p in matrices(model)} if arithmetic == "bfloat16" else set()

@@ -6,13 +6,15 @@ of its first step; it counts only where they agree with the other rows on the sa
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from gpu_models import EIGHT_B, LORA, Bench, NotHereError, mean_loss, plain_base
+from gpu_models import EIGHT_B, Bench, NotHereError, mean_loss, rival
 
+from paft_ray.models.cuda import kernels
 from paft_ray.models.flops import model_flops
 from paft_ray.models.generation import continue_texts
 from paft_ray.models.logprobs import ForwardPass, inference, score_sequences
@@ -38,19 +40,27 @@ def steps(bench: Bench, step: Callable[[], None]) -> float:
     return statistics.median(found)
 
 
-def training(
-    bench: Bench, kind: str, tokens: int, share: float, compile_layers: bool = False
-) -> Figures:
-    """Steps of one packed row: tokens a second, MFU, memory beyond the weights."""
-    subject, first = bench.large, []
+def training(bench: Bench, kind: str, tokens: int, share: float, how: str = "") -> Figures:
+    """Steps of one packed row: tokens a second, MFU, memory beyond the weights.
+
+    Args:
+        bench: See `Bench`.
+        kind: Of attention.
+        tokens: Of the row.
+        share: Of them that are answers.
+        how: `compiled`; `unfused`, as layers of transformers and peft are; empty for the default.
+    """
+    subject, first, compiled = bench.large, [], []
     row = subject.row(bench.tokens(tokens), share)
-    with subject.engine(kind, compile=compile_layers) as engine:
-        flops, compiled = engine.meter.flops(row), _recompilations()
+    fused = _unfused() if how == "unfused" else nullcontext()
+    with fused, subject.engine(kind, compile=how == "compiled") as engine:
+        flops = engine.meter.flops(row)
         before = torch.cuda.memory_allocated() if bench.on_gpu else 0
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
 
         def step() -> None:
+            compiled.append(_graphs())
             engine.accumulate(row, lambda logprobs_A: _first(mean_loss(logprobs_A), first))
             norm = engine.step(0.0 if len(first) < 2 else 1e-6)
             if len(first) == 1:
@@ -62,7 +72,7 @@ def training(
         "gradient_norm": first[1],
         **_rates(bench, row.tokens, flops, seconds),
         **_memory(bench, before),
-        **({"recompilations": _recompilations() - compiled} if compile_layers else {}),
+        **({"recompilations": _graphs() - compiled[1]} if how == "compiled" else {}),
     }
 
 
@@ -89,24 +99,20 @@ def _memory(bench: Bench, before: int) -> Figures:
     return {"gb_beyond_weights": (torch.cuda.max_memory_allocated() - before) / 1e9}
 
 
-def _recompilations() -> int:
+@contextmanager
+def _unfused() -> Iterator[None]:
+    fuses = kernels._fuses
+    kernels._fuses = lambda x: False
+    try:
+        yield
+    finally:
+        kernels._fuses = fuses
+
+
+def _graphs() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-def _rival(bench: Bench) -> Any:
-    """The same weights and adapter in a model of transformers and peft alone."""
-    from peft import get_peft_config, get_peft_model
-
-    subject = bench.large
-    base = plain_base(bench, bench.shape(EIGHT_B))
-    model: Any = get_peft_model(base, get_peft_config({"task_type": "CAUSAL_LM", **LORA}))
-    own = dict(subject.model.named_parameters())
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = own[name].detach().to(bench.device).clone()
-    return model.train()
 
 
 def _padded(bench: Bench, sequences: Sequence[TokenSequence]) -> dict[str, torch.Tensor]:
@@ -126,7 +132,7 @@ def _padded(bench: Bench, sequences: Sequence[TokenSequence]) -> dict[str, torch
 def padded_loop(bench: Bench, tokens: int, share: float) -> Figures:
     """The same sequences, padded, with full logits, in a plain loop around a peft model."""
     with bench.large.engine():  # the adapter as it begins
-        model = _rival(bench)
+        model = rival(bench, bench.large)
     sequences = bench.large.sequences(bench.tokens(tokens), share)
     batch, first = _padded(bench, sequences), []
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -168,7 +174,7 @@ def hf_trainer(bench: Bench, tokens: int, share: float, by_length: bool) -> Figu
     import tempfile
 
     with bench.large.engine():
-        model = _rival(bench)
+        model = rival(bench, bench.large)
     one = bench.large.sequences(bench.tokens(tokens), share)
     count, rounds = len(one), 10
     many = [

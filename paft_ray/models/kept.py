@@ -7,6 +7,7 @@ Weights that a training changed all the same are noticed before the next one, an
 
 import copy
 import ctypes
+import gc
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,15 @@ class KeptBase:
         if question not in self._found:
             self._found[question] = find()
         return self._found[question]
+
+
+def drop_unused_models() -> None:
+    """Free models that nothing holds but themselves: layers whose `forward` is bound to them."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    return_freed_memory()
 
 
 def return_freed_memory() -> None:

@@ -126,6 +126,7 @@ def prepare_loaded(
     from transformers import GenerationConfig
 
     from paft_ray.models.cpu.kernels import use_quick_products
+    from paft_ray.models.cuda.kernels import use_fused_norms
     from paft_ray.models.head import FullPrecisionLinear
     from paft_ray.models.quantized import prepare_quantized
 
@@ -142,6 +143,8 @@ def prepare_loaded(
     use_quick_products(model)
     if stored.narrow:
         store_frozen_in_bf16(model, stored.kept, stored.whole)
+    if stored.whole:
+        use_fused_norms(model)
     return model.eval()
 
 
@@ -191,6 +194,8 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
     import torch
     from peft import get_peft_config, get_peft_model
 
+    from paft_ray.models.cuda.kernels import use_fused_lora
+
     refused = (ValueError, TypeError, KeyError, AttributeError, AssertionError, re.error)
     try:
         torch.manual_seed(seed)
@@ -202,6 +207,7 @@ def add_adapter(model: "PreTrainedModel", peft: dict[str, Any], seed: int) -> "P
         ) from error
     if not any(p.requires_grad for p in adapted.parameters()):
         raise ConfigError(f"model.peft: {peft['peft_type']} leaves nothing trainable")
+    use_fused_lora(adapted)
     return adapted
 
 
@@ -273,14 +279,18 @@ def load_adapter(
     """Load a stored adapter into a base model, or into a model that has other adapters."""
     from peft import PeftModel
 
+    from paft_ray.models.cuda.kernels import use_fused_lora
+
     with adapting_in_fp32():
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
-            return model
-        adapted = PeftModel.from_pretrained(
-            model, folder, adapter_name=name, is_trainable=trainable
-        )
-    return adapted.eval()
+            adapted = model
+        else:
+            adapted = PeftModel.from_pretrained(
+                model, folder, adapter_name=name, is_trainable=trainable
+            ).eval()
+    use_fused_lora(adapted)
+    return adapted
 
 
 def plain_settings(value: Any) -> Any:

@@ -1,5 +1,7 @@
 """A base model that is kept for the next training, whatever the last one did to its modules."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -7,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from paft_ray.models.kept import KeptBase
+from paft_ray.models.cpu.kernels import use_quick_products
+from paft_ray.models.kept import KeptBase, drop_unused_models
 from paft_ray.models.load import load_base, make_trainable, store_frozen_in_bf16
 from paft_ray.models.narrow import Stored
 from paft_ray.models.switches import checkpoint_activations
@@ -106,3 +109,17 @@ def test_nothing_is_kept_for_a_training_that_is_the_last(tiny_model: Path) -> No
     for _ in range(2):
         kept.take("key", read, False)
     assert read.count == 2
+
+
+def test_a_model_that_holds_only_itself_is_freed() -> None:
+    layer = torch.nn.Linear(4, 4)
+    use_quick_products(layer)  # its forward is bound to it
+    weight = weakref.ref(layer.weight)
+    gc.disable()
+    try:
+        del layer
+        assert weight() is not None
+        drop_unused_models()
+        assert weight() is None
+    finally:
+        gc.enable()

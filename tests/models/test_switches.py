@@ -204,6 +204,9 @@ def test_model_without_layers_is_refused_rather_than_left_as_it_is():
         compile_layers(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:_compile flag on create_block_mask"
+)  # transformers', in torch 2.11
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention", "varlen"])
 def test_kernel_for_gpus_trains_as_blocks_do(attention, base):

@@ -37,6 +37,9 @@ def test_activations_go_by_tokens_layers_and_arithmetic() -> None:
     assert in_bf16 == 34 * 100 * 64 * (4 + 1)
     in_fp32 = worker_memory(SIZES, train(), "none", "float32", ranks=1)["activations"]
     assert in_fp32 == 2 * in_bf16
+    known = replace(SIZES, saved=4 * 1000)
+    there = worker_memory(known, train(), "none", "bfloat16", ranks=1)["activations"]
+    assert there == 2 * 100 * 1000 * (4 + 1)
     again = train().model_copy(update={"activation_checkpointing": True})
     kept = worker_memory(SIZES, again, "none", "bfloat16", ranks=1)["activations"]
     assert kept == 4 * (4 * 100 * 64) + 34 * 100 * 64

@@ -4,7 +4,7 @@ Wheels of the versions in constraints.txt, for another Python and Linux on x86_6
 what comes with it; from Ray, MLflow and others goes what one node never reads. The parts are of at
 most 60 MiB; `unpack.sh` among them checks them and puts them together.
 
-    python jobs/benchmarks/gpu_kit/pack.py FOLDER [--python 3.12] [--part-mib 60]
+    python jobs/benchmarks/gpu_kit/pack.py FOLDER [--python 3.12] [--part-mib 60] [--there NAME ...]
     bash FOLDER/unpack.sh SITE && export PYTHONPATH=SITE
 """
 
@@ -43,8 +43,8 @@ echo "export PYTHONPATH=$site"
 """
 
 
-def resolve(python: str) -> list[str]:
-    """`name==version` of all that the project's dependencies need, but for `THERE`."""
+def resolve(python: str, there: Sequence[str]) -> list[str]:
+    """`name==version` of all that the project's dependencies need, but for what is there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
@@ -61,7 +61,7 @@ def resolve(python: str) -> list[str]:
     return [
         f"{name}=={version}"
         for name, version in sorted(names)
-        if not any(fnmatch.fnmatch(name, there) for there in THERE)
+        if not any(fnmatch.fnmatch(name, each) for each in there)
     ]
 
 
@@ -119,11 +119,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12")
     parser.add_argument("--part-mib", type=int, default=60)
+    parser.add_argument(
+        "--there", nargs="+", default=[], metavar="NAME", help="packages that machine has already"
+    )
     options = parser.parse_args()
     if options.folder.exists():
         parser.error(f"{options.folder} is there already: name another folder")
     print("resolving", flush=True)
-    wanted = resolve(options.python)
+    wanted = resolve(options.python, [*THERE, *options.there])
     with tempfile.TemporaryDirectory() as folder:
         print(f"fetching {len(wanted) + 1} packages", flush=True)
         fetch(wanted, options.python, Path(folder))

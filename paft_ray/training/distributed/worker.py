@@ -45,7 +45,7 @@ def run_ranks(payload: dict[str, Any]) -> Done | None:
     """
     import ray
 
-    from paft_ray.models.kept import KeptBase, return_freed_memory
+    from paft_ray.models.kept import KeptBase, drop_unused_models
 
     control: Control = payload["control"]
     kept, done = KeptBase(), None
@@ -55,7 +55,7 @@ def run_ranks(payload: dict[str, Any]) -> Done | None:
         done = _run_rank(job, heartbeat, kept)
         if done is None or not done.complete or not job.shares_workers:
             break
-        return_freed_memory()
+        drop_unused_models()  # the one that verified, on a GPU beside the next one
         rank = heartbeat.heartbeat
         control.report_finished(rank.attempt, rank.rank, rank.ranks)
     return done
