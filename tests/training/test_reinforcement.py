@@ -299,3 +299,14 @@ def test_probability_of_what_is_rewarded_rises(tiny_model, updates: int) -> None
     train_locally(engine, planner, train, report, rewards("abcdefgh"))
     assert np.mean(found[:3]) < 0.3
     assert np.mean(found[-3:]) > 0.9
+
+
+@pytest.mark.parametrize(("graded", "warned"), [(rewards(""), True), (EVEN, False)])
+def test_first_step_whose_rewards_are_all_alike_is_named(
+    tiny_model, caplog: pytest.LogCaptureFixture, graded: Rewards, warned: bool
+) -> None:
+    objective = grpo(rollouts=16, max_new_tokens=1, truncated="keep")
+    engine, train = engine_of(tiny_model, objective=objective.model_dump(), batch_size=16, steps=1)
+    planner = replace(make_planner(str(tiny_model), train, True), batch_size=16)
+    next(rollout_plans(Writer(planner, objective, graded, engine), 0, 1, lambda _: UNIFORM))
+    assert ("no two texts of a question got different rewards" in caplog.text) == warned

@@ -119,7 +119,8 @@ def relative_change(before: Mapping[str, torch.Tensor], after: Mapping[str, torc
     if change <= SMALLEST_CHANGE:
         raise TrainingError(
             f"training moved the weights by {change:.0e} of their norm, no more than fp32's own "
-            "rounding: raise train.learning_rate or the number of steps"
+            "rounding: raise train.learning_rate or the number of steps; with objective grpo look "
+            "into rollouts/: texts of a question that all got the same reward teach nothing"
         )
     return change
 

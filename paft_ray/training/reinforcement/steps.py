@@ -146,6 +146,15 @@ def _warn(writer: Writer, asked: Sequence[Asked], rollouts: Sequence[Rollout]) -
             "end, and nothing is learned from such texts: raise it, or set truncated: keep",
             objective.max_new_tokens,
         )
+    reward_S = np.array([rollout.rewarded.value for rollout in rollouts])
+    if not advantages(reward_S.reshape(-1, objective.rollouts))[1].any():
+        logger.warning(
+            "no two texts of a question got different rewards at the first step (%d texts, mean "
+            "reward %.3g), and nothing is learned from such texts; rewards: %s",
+            len(rollouts),
+            reward_S.mean(),
+            ", ".join(writer.rewards.names),
+        )
     read: dict[int, bool] = {}
     for one in asked:
         own = rollouts[one.first : one.first + one.count]
