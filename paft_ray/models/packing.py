@@ -152,7 +152,7 @@ def deal_rows(
         raise DataError(
             f"a sequence of {max(lengths)} tokens fits no row: raise row_tokens ({row_tokens})"
         )
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # stable
+    order = _longest_first(lengths)
     fewest = -(-sum(lengths) // row_tokens) if packing else len(lengths)
     per_rank = max(1, -(-fewest // ranks))
     while (rows := _fill(order, lengths, row_tokens, per_rank * ranks, packing)) is None:
@@ -168,7 +168,7 @@ def deal_batches(lengths: Sequence[int], row_tokens: int, ranks: int) -> list[li
     Those of like length go together: as few batches as possible, a multiple of the ranks, and then
     of the least size. See `deal_rows`.
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # stable
+    order = _longest_first(lengths)
     if lengths and lengths[order[0]] > row_tokens:
         return deal_rows(lengths, row_tokens, ranks)  # raises
 
@@ -214,16 +214,24 @@ def _fill(
     order: Sequence[int], lengths: Sequence[int], row_tokens: int, count: int, packing: bool
 ) -> list[tuple[int, int, list[int]]] | None:
     """Fill `count` rows; for each its tokens, negated, its first member and its members."""
+    if not packing and len(order) > count:
+        return None
     rows: list[list[int]] = [[] for _ in range(count)]
     emptiest = list(range(count))  # a heap of tokens * count + row
-    for index in order:
-        entry = emptiest[0] + lengths[index] * count
-        row = rows[entry % count]
-        if entry >= (row_tokens + 1) * count or (row and not packing):
+    full = (row_tokens + 1) * count
+    scaled, replace = (np.array(lengths, np.int64) * count).tolist(), heapq.heapreplace
+    for index in order:  # some thousands at every step
+        entry = emptiest[0] + scaled[index]
+        if entry >= full:
             return None
-        row.append(index)
-        heapq.heapreplace(emptiest, entry)
+        rows[entry % count].append(index)
+        replace(emptiest, entry)
     used = {entry % count: entry // count for entry in emptiest}
     for row in rows:
         row.sort()
     return [(-used[n], row[0] if row else -1, row) for n, row in enumerate(rows)]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    """Indices by falling length, of equal ones the first first."""
+    return np.argsort(-np.array(lengths, np.int64), kind="stable").tolist()
