@@ -151,13 +151,18 @@ def _refuse_rays_modules(folder: Path) -> None:
     Raises:
         ConfigError: A file or package there has the name of a module that Ray imports.
     """
-    found = {path.stem: path for path in folder.glob("*.py")}
-    found |= {path.parent.name: path.parent for path in folder.glob("*/__init__.py")}
+    from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
+
+    modules = {path.stem: path for path in folder.glob("*.py")}
+    modules |= {path.parent.name: path for path in folder.glob("*/__init__.py")}
+    stays = get_excludes_from_ignore_files(folder, True, logger)
+    found = {name: path for name, path in modules.items() if not any(out(path) for out in stays)}
     names = sys.modules.keys() & (sys.stdlib_module_names | _OF_RAY)
     for name in sorted(names & found.keys()):
+        file = found[name].relative_to(folder)
         raise ConfigError(
-            f"--working-dir: Ray's processes would import {found[name]} in place of their own "
-            f"module {name}, and end: rename it, or submit a folder without it"
+            f"--working-dir: Ray's processes would import {file} in place of their own module "
+            f"{name}, and end: rename it, or name it in .rayignore"
         )
 
 
