@@ -16,8 +16,8 @@ _NF4 = 0.57
 _RUNTIME = 0.9e9
 """Bytes of a Ray Train worker with torch, transformers and DeepSpeed but no model, measured."""
 _SAVED_PER_LAYER = 17
-"""Numbers per token and hidden unit that a layer keeps for the backward pass where the model's
-structure does not say, attention without a score matrix: half of the bytes in Korthikanti et al.,
+"""Numbers per token and hidden unit that a layer keeps for the backward pass, in general, attention
+without a score matrix: half of the bytes in Korthikanti et al.,
 arXiv 2205.05198, equation 2 less its last term."""
 _LEDGER = 30
 """Bytes per slot of a step."""
@@ -68,7 +68,8 @@ def worker_memory(
     )
     masters = _FP32 * sizes.trainable if stage > 0 else 0
     optimizer = (_MOMENTS * sizes.trainable + masters) / (ranks if stage >= 1 else 1)
-    saved = sizes.saved / sizes.layers if sizes.saved else _SAVED_PER_LAYER * sizes.hidden
+    measured = sizes.saved and train.workers.gpus and dtype == "bfloat16"
+    saved = sizes.saved / sizes.layers if measured else _SAVED_PER_LAYER * sizes.hidden
     per_layer = saved * (_BF16 if dtype == "bfloat16" else _FP32) * train.row_tokens
     kept = _FP32 * train.row_tokens * sizes.hidden if train.activation_checkpointing else per_layer
     return {

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from paft_ray.config import TrainConfig
+from paft_ray.config import TrainConfig, TrainWorkersConfig
 from paft_ray.training.estimates import ModelSizes, training_storage, worker_memory
 
 SIZES = ModelSizes(parameters=1_000_000, trainable=10_000, linear=800_000, layers=4, hidden=64)
@@ -38,8 +38,10 @@ def test_activations_go_by_tokens_layers_and_arithmetic() -> None:
     in_fp32 = worker_memory(SIZES, train(), "none", "float32", ranks=1)["activations"]
     assert in_fp32 == 2 * in_bf16
     known = replace(SIZES, saved=4 * 1000)
-    there = worker_memory(known, train(), "none", "bfloat16", ranks=1)["activations"]
+    on_gpu = train().model_copy(update={"workers": TrainWorkersConfig(num=1, gpus=1)})
+    there = worker_memory(known, on_gpu, "none", "bfloat16", ranks=1)["activations"]
     assert there == 2 * 100 * 1000 * (4 + 1)
+    assert worker_memory(known, train(), "none", "bfloat16", 1)["activations"] == in_bf16
     again = train().model_copy(update={"activation_checkpointing": True})
     kept = worker_memory(SIZES, again, "none", "bfloat16", ranks=1)["activations"]
     assert kept == 4 * (4 * 100 * 64) + 34 * 100 * 64
