@@ -109,6 +109,10 @@ class Planner:
     """Read the likelihood of each of these, not of the right answer alone."""
     varying: Varying | None = None
     """Further ways in which an example is put at each step."""
+    rollouts: int = 1
+    """Slots of one question, which the model answers itself; they share what is varied."""
+    updates: int = 1
+    """Steps on one batch of such texts; they share what is varied at the first."""
 
     def plan(self, step: int, weights: BlockWeights = UNIFORM, ranks: Ranks = ALONE) -> StepPlan:
         """The plan of one step.
@@ -240,8 +244,8 @@ class Planner:
         if self.varying is None:
             return None
         template = self.prompts[draw.prompt][1]
-        place = slot % self.batch_size
-        return self.varying.describe(template, self.examples[draw.example], step, place)
+        first, place = step - step % self.updates, slot % self.batch_size // self.rollouts
+        return self.varying.describe(template, self.examples[draw.example], first, place)
 
     def first_sequences(self) -> tuple[TokenSequence, ...]:
         """Sequences of the first slots of a training, four at most, to check a model with."""

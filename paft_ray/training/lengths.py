@@ -6,7 +6,7 @@ draws at each step follows from the step, so that the longest of it is known bef
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from paft_ray.config import Config, SinglePromptVariant, total_steps
 from paft_ray.config.subjects import OF_CHOICES, OptimizedPromptSubject
@@ -23,7 +23,7 @@ from paft_ray.runs.subjects import models_of
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.demonstrations import demonstration_pool
-from paft_ray.training.sampler import example_index
+from paft_ray.training.sampler import Places, example_index
 from paft_ray.training.validation import held_out
 
 _LONGEST_NOISY = 64
@@ -58,18 +58,17 @@ class _Texts:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """The positions of a training."""
+    """What a training draws, and where."""
 
     varying: Varying
-    steps: int
-    """0 where they are not known yet."""
-    batch_size: int
+    places: Places
+    """Of no steps where these are not known yet."""
 
     @property
     def identity(self) -> list[object]:
         """All that decides what is drawn of known examples."""
         varying = self.varying
-        return [varying.variation.model_dump(), varying.seed, self.steps, self.batch_size]
+        return [varying.variation.model_dump(), varying.seed, astuple(self.places)]
 
 
 def check_lengths(
@@ -207,15 +206,13 @@ def _trained(config: Config, task: Task, prompts: Sequence[tuple[str, str]]) -> 
     shown = variation.demonstrations
     pool = () if shown is None else demonstration_pool(task, shown, task.train)
     known = config.tuning is None  # trials may have other steps
-    found: dict[tuple[int, int, int, int], _Texts] = {}
+    found: dict[tuple[int, Places, int], _Texts] = {}
     for training in config.trainings:
         train, seed = config.of_training(training).train, training.seed
         learned = task.learned_by(train.objective)
-        steps = total_steps(train, len(learned)) if known else 0
-        varying = Varying(task.without_examples(), variation, seed, pool)
-        drawn = _Drawn(varying, steps, train.batch_size)
-        key = (seed, steps, train.batch_size, len(learned))
-        found[key] = _Texts(prompts, learned, drawn=drawn)
+        places = Places.of(train, total_steps(train, len(learned)) if known else 0)
+        drawn = _Drawn(Varying(task.without_examples(), variation, seed, pool), places)
+        found[seed, places, len(learned)] = _Texts(prompts, learned, drawn=drawn)
     return list(found.values())
 
 
@@ -289,7 +286,7 @@ def _longest_draws(
     encoder: TextEncoder, examples: Sequence[Example], drawn: _Drawn
 ) -> Iterator[tuple[Example, Condition, tuple[int, ...]]]:
     """The longest examples with demonstrations, and their positions (step, slot)."""
-    varying, count = drawn.varying, drawn.steps * drawn.batch_size
+    varying, count = drawn.varying, drawn.places.count
     texts = [" ".join([*each.fields.values(), each.answer]) for each in examples]
     length = dict(
         zip([e.id for e in examples], token_lengths(encoder, texts, every=True), strict=True)
@@ -297,7 +294,7 @@ def _longest_draws(
 
     def at(position: int) -> tuple[Example, Condition, tuple[int, ...]]:
         example = examples[example_index(varying.seed, position, len(examples))]
-        place = divmod(position, drawn.batch_size)
+        place = drawn.places.at(position)
         return example, varying.condition(example, *place), place
 
     def tokens(found: tuple[Example, Condition, tuple[int, ...]]) -> int:

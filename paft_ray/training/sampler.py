@@ -8,10 +8,11 @@ prompts, kept for K steps; `prompt_weights` makes other probabilities from past 
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 
-from paft_ray.config import SamplingConfig
+from paft_ray.config import GRPO, SamplingConfig, TrainConfig
 
 
 def uniform(*position: int | str) -> float:
@@ -30,6 +31,37 @@ def example_index(seed: int, position: int, examples: int) -> int:
     """The example at a position of the endless shuffled stream; every pass sees each once."""
     epoch, offset = divmod(position, examples)
     return int(epoch_order(seed, epoch, examples)[offset])
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where in a training each example of the stream stands: at (step, place).
+
+    Texts that the model writes to a question share its place, and the optimizer steps on a batch of
+    them its first step.
+    """
+
+    steps: int
+    batch: int
+    """Examples of a batch."""
+    updates: int = 1
+    """Optimizer steps on a batch."""
+
+    @classmethod
+    def of(cls, train: TrainConfig, steps: int) -> Self:
+        """Those of a training of so many steps."""
+        updates = train.objective.updates if isinstance(train.objective, GRPO) else 1
+        return cls(steps, train.batch_examples, updates)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return -(-self.steps // self.updates) * self.batch
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Step and place of a position of the stream."""
+        batch, place = divmod(position, self.batch)
+        return batch * self.updates, place
 
 
 @dataclass(frozen=True, slots=True)

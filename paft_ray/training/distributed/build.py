@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from paft_ray.config import Config
+from paft_ray.config import GRPO, Config
 from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import (
     adapter_files,
@@ -75,6 +75,7 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
     """Return what makes the batches of the training."""
     config, task = job.config, job.task
     train, examples = config.train, job.examples.open()
+    written = train.objective if isinstance(train.objective, GRPO) else None
     tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
     return Planner(
         examples=examples,
@@ -89,6 +90,8 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
         views=views(train.objective),
         choices_of=task.choices_of if train.objective.reads_choices else None,
         varying=None if train.variation.is_off else _varying(config, task, examples),
+        rollouts=written.rollouts if written else 1,
+        updates=written.updates if written else 1,
     )
 
 
