@@ -21,7 +21,7 @@ endpoint.py        what a model behind an endpoint is asked, and the scores of i
 endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts
 optimize.py        the search for one good prompt; optimized.py keeps and evaluates it
-paraphrased.py     the examples in other words, written once
+paraphrased.py     the examples in other words, as conditions
 comparators.py     several prompts for one answer, chosen at test time
 selection.py       the single prompt that a careful user would have picked
 """

@@ -72,7 +72,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     plan["evaluation"] = _plan_evaluation(context)
     if served := plan_served(context):
         plan["endpoints"] = served
-    if rewritten := plan_paraphrases(context):
+    tested = task.test[: config.evaluation.examples]
+    if rewritten := plan_paraphrases(context, "evaluation", tested):
         plan["paraphrases"] = rewritten
     if optimized := plan_optimized(context):
         plan["optimized_prompts"] = optimized

@@ -1,7 +1,7 @@
-"""What LLMs write for an evaluation: checks before anything begins, and what `paft plan` says."""
+"""What LLMs write besides candidates: checks before anything begins, and what `paft plan` says."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.config import Config, OptimizedPromptSubject
@@ -12,7 +12,9 @@ from paft_ray.prompts.generate.reflection import reflection_message
 from paft_ray.prompts.generate.requests import longest_answer
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.paraphrases import ATTEMPTS, Paraphrases, request
+from paft_ray.prompts.rewrite import Part, asked_for, writer_of
 from paft_ray.runs.context import RunContext
+from paft_ray.tasks import Example
 
 _CHARACTERS_PER_TOKEN = 4
 _TEMPLATE = "x" * 300
@@ -68,26 +70,27 @@ def plan_optimized(context: RunContext) -> list[dict[str, Any]]:
     return rows
 
 
-def plan_paraphrases(context: RunContext) -> dict[str, Any]:
+def plan_paraphrases(
+    context: RunContext, part: Part, examples: Sequence[Example]
+) -> dict[str, Any]:
     """Requests, tokens and cost of paraphrases, kept answers among them; empty without any.
 
     A text that cannot be used is asked for again, up to `ATTEMPTS` times in all.
     """
-    config, task = context.config, context.task
-    asked_for = config.evaluation.variation.paraphrases
-    if asked_for is None:
+    wanted_of = asked_for(context, part)
+    if wanted_of is None or not examples:
         return {}
-    writer = Writer.of(config.author("", asked_for.llm), config.prompts.generation)
-    examples = task.test[: config.evaluation.examples]
-    wanted = Paraphrases(task, examples, asked_for.per_example).wanted()
+    writer, task = writer_of(context, part), context.task
+    wanted = Paraphrases(task, examples, wanted_of.per_example).wanted()
     messages = [text for one in wanted for _, text in request(task, one, writer, 0, 0).messages]
     read = round(sum(map(len, messages)) / _CHARACTERS_PER_TOKEN)
     written = ATTEMPTS * len(wanted) * longest_answer(writer.llm)
-    if asked_for.budget_tokens is not None:
-        written = min(written, asked_for.budget_tokens)
+    if wanted_of.budget_tokens is not None:
+        written = min(written, wanted_of.budget_tokens)
     price = writer.llm.price
     return {
         "llm": writer.llm.label,
+        "examples": len(examples),
         "requests": len(wanted),
         "requests_at_most": ATTEMPTS * len(wanted),
         "prompt_tokens_about": read,

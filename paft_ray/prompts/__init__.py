@@ -3,6 +3,7 @@
 template.py    cleaning, parsing and rendering templates; pure
 lint.py        what is wrong with a template or an instruction; pure
 paraphrases.py requests for the examples in other words, and what is usable; pure
+rewrite.py     asks for these, and keeps the answers; no Ray
 slips.py       typing errors and the like, as an axis
 variation.py   further ways to put a question: choices, demonstrations, slips; pure
 layouts.py     the grammar of layouts, and the layout of any template; pure

@@ -84,18 +84,21 @@ class Paraphrases:
         else:
             self.texts[one.example.id, one.slot, one.number] = text
 
+    def kept(self) -> dict[str, dict[int, Mapping[str, str]]]:
+        """Example id to its rewritten fields by number, from 1; of wordings that are whole."""
+        found: dict[str, dict[int, Mapping[str, str]]] = {}
+        for example in self.examples:
+            slots = rewritable(self.task, example)
+            for n in range(self.per_example) if slots else ():
+                if all((example.id, slot, n) in self.texts for slot in slots):
+                    own = {slot: self.texts[example.id, slot, n] for slot in slots}
+                    found.setdefault(example.id, {})[n + 1] = own
+        return found
+
     def complete(self) -> list[Mapping[str, Mapping[str, str]]]:
         """For each number, example id to its rewritten fields, of the examples that have all."""
-        lacking = {one.example.id for one in self.wanted()}
-        slots = {
-            example.id: own
-            for example in self.examples
-            if example.id not in lacking and (own := rewritable(self.task, example))
-        }
-        return [
-            {id: {slot: self.texts[id, slot, n] for slot in own} for id, own in slots.items()}
-            for n in range(self.per_example)
-        ]
+        whole = {id: own for id, own in self.kept().items() if len(own) == self.per_example}
+        return [{id: own[n + 1] for id, own in whole.items()} for n in range(self.per_example)]
 
 
 def rewritable(task: Task, example: Example) -> list[str]:

@@ -144,7 +144,10 @@ def test_texts_that_cannot_be_written_at_all_end_the_evaluation(server: Two, tre
 
 def test_plan_says_requests_tokens_and_cost(tree_of):
     context = open_context(tree_of("http://127.0.0.1:1/v1"))
-    plan, wanted = plan_paraphrases(context), 2 * len(context.task.test)
+    plan, wanted = (
+        plan_paraphrases(context, "evaluation", context.task.test),
+        2 * len(context.task.test),
+    )
     assert (plan["requests"], plan["requests_at_most"]) == (wanted, 3 * wanted)
     assert plan["completion_tokens_at_most"] == 3 * wanted * 256
     assert plan["cost_at_most"] == pytest.approx(3 * wanted * 256 / 1e6, abs=1e-4)

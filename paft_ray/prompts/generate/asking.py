@@ -83,12 +83,18 @@ class Asked:
         self._known: dict[str, dict[str, Completion]] = {}
         """Kept answers by file and request id."""
 
-    def ask(self, name: str, requests: Sequence[Request]) -> dict[str, Completion]:
+    def ask(
+        self,
+        name: str,
+        requests: Sequence[Request],
+        arrived: Callable[[int], None] = lambda count: None,
+    ) -> dict[str, Completion]:
         """The answers by request id; each is kept as it arrives, and none is sent twice.
 
         Args:
             name: File of the answers.
             requests: Where a model generates in batches, these are one.
+            arrived: Called with the number of answers that are there, as they come.
 
         Raises:
             BudgetSpentError: The next request could exceed the budget.
@@ -100,6 +106,7 @@ class Asked:
             known = self._known[name] = store.read()
         found = {request.id: known[request.id] for request in requests if request.id in known}
         self._count(found.values())
+        arrived(len(found))
         missing = [request for request in requests if request.id not in found]
         if missing and isinstance(self.writer.llm, TransformersLLM):
             missing = list(requests)  # in another batch the answers would be others
@@ -109,7 +116,9 @@ class Asked:
                 store.add(group)
                 new = {c.request_id: c for c in group if c.text is not None}
                 self._known[name] = known = new | known
-                self._count(c for id, c in new.items() if id not in found)
+                more = {id: c for id, c in new.items() if id not in found}
+                self._count(more.values())
+                arrived(len(more))
                 found = new | found
                 failed.update(str(c.error) for c in group if c.text is None)
             left = [request for request in missing if request.id not in found]
