@@ -28,6 +28,7 @@ from paft_ray.config.variants import (
     Training,
     VariantConfig,
 )
+from paft_ray.config.variation import OFF, ParaphrasesVariation
 
 
 def _at(tree: Any, *keys: str) -> Any:
@@ -120,13 +121,8 @@ class Config(Section, affects="run"):
                 "its own"
             )
         self._comparators_fit()
-        if (rewritten := self.evaluation.variation.paraphrases) is not None:
-            self.author("evaluation.variation.paraphrases.llm", rewritten.llm)
-        if self.train.variation.paraphrases is not None:
-            raise ValueError(
-                "train.variation.paraphrases: examples are put in other words in evaluation only; "
-                "leave it out"
-            )
+        for field, rewritten in self._rewritten.items():
+            self.author(f"{field}.llm", rewritten.llm)
         if self.tuning is not None and not self.variants:
             raise ValueError("tuning: a search trains, and variants is []: name one")
         return self
@@ -188,6 +184,14 @@ class Config(Section, affects="run"):
                 self.author(f"{field}.llm", subject.llm)
 
     @property
+    def _rewritten(self) -> Mapping[str, ParaphrasesVariation]:
+        """What examples are put in other words for, by its field."""
+        trained = self.train.variation if self.variants else OFF
+        parts = {"evaluation": self.evaluation.variation, "train": trained}
+        asked = {f"{part}.variation.paraphrases": v.paraphrases for part, v in parts.items()}
+        return {field: each for field, each in asked.items() if each is not None}
+
+    @property
     def llms(self) -> Mapping[str, LLMConfig]:
         """Every LLM that may write something, by its field."""
         generation = self.prompts.generation
@@ -197,9 +201,9 @@ class Config(Section, affects="run"):
         for index, subject in enumerate(self.evaluation.subjects):
             if isinstance(subject, OptimizedPromptSubject) and subject.llm is not None:
                 found[f"evaluation.subjects.{index}.llm"] = subject.llm
-        rewritten = self.evaluation.variation.paraphrases
-        if rewritten is not None and rewritten.llm is not None:
-            found["evaluation.variation.paraphrases.llm"] = rewritten.llm
+        for field, rewritten in self._rewritten.items():
+            if rewritten.llm is not None:
+                found[f"{field}.llm"] = rewritten.llm
         return found
 
     def author(self, field: str, own: LLMConfig | None) -> LLMConfig:

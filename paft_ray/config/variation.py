@@ -64,17 +64,23 @@ class DemonstrationsVariation(Section, affects="run"):
 
 class ParaphrasesVariation(Section, affects="run"):
     """The fields of each example in other words, which an LLM writes once; choices, answers and
-    numbers stay. In evaluation only."""
+    numbers stay. Demonstrations keep their own text, and so do the examples that models are scored
+    on while they are trained and that prompts are chosen by.
+
+    In training the examples that some training of the run reads are rewritten, once for all
+    variants, seeds and trials.
+    """
 
     per_example: int = Field(default=2, ge=1)
-    """How many."""
+    """How many. In evaluation each is asked, for the examples that have all; in training each draw
+    is the example's own text or one of those that could be used, with equal chances."""
     llm: Annotated[LLMConfig | None, affects("run", whole=True)] = None
     """The LLM that writes them; by default the first of `prompts.generation.llms`."""
     budget_tokens: Annotated[int | None, affects("nothing", neutral=None)] = Field(
         default=None, ge=1
     )
     """Most completion tokens of the LLM, reasoning included. Where they could be exceeded the
-    evaluation stops, and goes on with a larger budget."""
+    command stops, and goes on with a larger budget."""
 
 
 class VariationConfig(Section, affects="run"):

@@ -3,7 +3,7 @@
 Nothing is sent or written. Not covered: the nodes of a cluster (`plan_cluster`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,9 +40,12 @@ from paft_ray.prompts.generate.units import is_answered, unit_size
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.paths import Storage
+from paft_ray.tasks import Example
 from paft_ray.training.estimates import ModelSizes
 from paft_ray.training.identity import find_trained
+from paft_ray.training.paraphrased import read_by_any
 from paft_ray.tuning.pools import generation_samples
+from paft_ray.tuning.settings import read_by_trials
 from paft_ray.tuning.space import count_trials
 
 
@@ -72,6 +75,8 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     plan["evaluation"] = _plan_evaluation(context)
     if served := plan_served(context):
         plan["endpoints"] = served
+    if rewritten := plan_paraphrases(context, "train", _read(context)):
+        plan["training_paraphrases"] = rewritten
     tested = task.test[: config.evaluation.examples]
     if rewritten := plan_paraphrases(context, "evaluation", tested):
         plan["paraphrases"] = rewritten
@@ -80,6 +85,16 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     if config.tuning is not None:
         plan["search"] = _plan_search(config.tuning, config, steps, len(task.validation))
     return plan
+
+
+def _read(context: RunContext) -> Sequence[Example]:
+    """The training examples that would be put in other words."""
+    config, task = context.config, context.task
+    if config.train.variation.paraphrases is None:
+        return ()
+    if config.tuning is not None:
+        return read_by_trials(config, config.tuning, task)
+    return read_by_any(config, task)
 
 
 def _plan_training(context: RunContext) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
+from paft_ray.prompts.rewrite import asked_for
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results
 from paft_ray.runs.context import RunContext
@@ -23,6 +24,7 @@ from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import find_trained, provenance, subjects
 from paft_ray.training.lengths import check_evaluated_lengths, check_lengths
+from paft_ray.training.paraphrased import with_paraphrases
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
             pool = build_published_pool(context)
             check_lengths(context, pool, checks)
             check_evaluated_lengths(context, pool, checks)
+        if asked_for(context, "train") is not None:
+            with clock.stage("paraphrase_examples"):
+                context = with_paraphrases(context, pool, checks)
         with clock.stage("choose_prompts"):
             prompts = prompts_by_variant(context, pool)
         trained = []
@@ -66,6 +71,7 @@ def train_all(
     with open_run(context, overwrite) as (context, _):
         pool = build_published_pool(context)
         check_lengths(context, pool, checks)
+        context = with_paraphrases(context, pool, checks)
         prompts = prompts_by_variant(context, pool)
         with Workers(shared=True) as workers:
             return [

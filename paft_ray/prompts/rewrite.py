@@ -23,6 +23,8 @@ from paft_ray.tasks import Example
 
 Part = Literal["evaluation", "train"]
 """The section whose `variation.paraphrases` is meant."""
+TRAINING_RECORD = "training_paraphrases.json"
+"""What became of requests and examples of a run's trainings, in its folder."""
 
 
 def asked_for(context: RunContext, part: Part) -> ParaphrasesVariation | None:

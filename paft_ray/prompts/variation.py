@@ -247,6 +247,10 @@ class Varying:
     seed: int
     pool: Sequence[Example] = field(default=(), repr=False)
     """Examples that demonstrations are drawn from."""
+    paraphrases: Mapping[str, Mapping[int, Mapping[str, str]]] | None = field(
+        default=None, repr=False
+    )
+    """Example id to its fields in other words, by number from 1; others keep their own text."""
 
     def put(self, template: Template, example: Example, *position: int | str) -> Put:
         """Put an example through a prompt at a position."""
@@ -255,7 +259,7 @@ class Varying:
 
     def describe(self, template: Template, example: Example, *position: int | str) -> str:
         """What is drawn at a position, for the ledger, as JSON."""
-        condition = self.condition(example, *position)
+        condition, wording = self.condition(example, *position), self.wording(example, *position)
         found = self.put(template, example, *position).example
         return json.dumps(
             {
@@ -268,12 +272,23 @@ class Varying:
                     if condition.demonstrations
                     else {}
                 ),
+                **({"paraphrase": wording} if wording else {}),
             },
             ensure_ascii=False,
         )
 
+    def wording(self, example: Example, *position: int | str) -> int:
+        """The number of the wording that an example has at a position; 0 is its own text."""
+        known = self.paraphrases.get(example.id) if self.paraphrases is not None else None
+        if not known:
+            return 0
+        place = int(generator("paraphrase", self.seed, *position).integers(len(known) + 1))
+        return (0, *sorted(known))[place]
+
     def condition(self, example: Example, *position: int | str) -> Condition:
         """The condition of an example at a position."""
+        wording = self.wording(example, *position)
+        other = self.paraphrases[example.id][wording] if self.paraphrases and wording else None
         choices, noise = self.variation.choices, self.variation.noise
         shown, names = self.variation.demonstrations, ("letters",)
         if choices is not None:
@@ -287,6 +302,7 @@ class Varying:
             demonstrations=()
             if shown is None
             else draw_demonstrations(self.pool, shown, example, self.seed, *position),
+            paraphrases=None if other is None else {example.id: other},
         )
 
 

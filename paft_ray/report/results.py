@@ -29,6 +29,7 @@ from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.pool import PromptPool
+from paft_ray.prompts.rewrite import TRAINING_RECORD, asked_for
 from paft_ray.report import card_figures, write_report
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import content_of, endpoints_of
@@ -62,7 +63,7 @@ def run_identity(context: RunContext) -> str:
     content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
     content += [*content_of(context).values(), *filter(None, [context.grading_code])]
     asked = context.config.llms.items()
-    content += [llm_key(llm) for field, llm in asked if field.startswith("evaluation.")]
+    content += [llm_key(llm) for field, llm in asked if not field.startswith("prompts.")]
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -104,6 +105,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     _add_to_models(context, results, summary["models"])
     if scores.paraphrases is not None:
         summary["paraphrases"] = dict(scores.paraphrases)
+    if asked_for(context, "train") is not None and context.run_folder.exists(TRAINING_RECORD):
+        summary["training_paraphrases"] = context.run_folder.read_json(TRAINING_RECORD)
     if scores.parity is not None:
         summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
     if context.notes:

@@ -1,6 +1,6 @@
-"""Sentences about what LLMs wrote for an evaluation: optimised prompts, and paraphrases."""
+"""Sentences about what LLMs wrote besides candidates: optimised prompts, and paraphrases."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.evaluation.figures import MEAN
@@ -30,21 +30,39 @@ def optimized_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | Non
 
 def paraphrases(summary: Mapping[str, Any]) -> list[str]:
     """What became of the paraphrases of examples."""
-    if (about := summary.get("paraphrases")) is None:
-        return []
+    sentences = []
+    if (about := summary.get("paraphrases")) is not None:
+        sentences.append(
+            f"The wording of the example: {about['examples']} of {summary['examples']} examples in "
+            f"{about['per_example']} other wordings each, {_written(about)}."
+        )
+        if without := about["without"]:
+            sentences.append(
+                f"{len(without)} examples without all of their paraphrases are left out of this "
+                f"axis ({_named(without)})."
+            )
+    if (about := summary.get("training_paraphrases")) is not None:
+        sentences.append(
+            f"Models were trained on {about['rewritten']} of {about['examples']} training examples "
+            f"in other words too, {about['wordings']} wordings in all, {_written(about)}."
+        )
+        if without := about["without"]:
+            sentences.append(
+                f"{len(without)} training examples of which no paraphrase could be used were "
+                f"trained with their own text alone ({_named(without)})."
+            )
+    return sentences
+
+
+def _written(about: Mapping[str, Any]) -> str:
+    """What was asked for paraphrases, and what could not be used."""
     refused = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in about["refused"].items())
     unusable = f"; answers that could not be used: {refused}" if refused else ""
-    sentences = [
-        f"The wording of the example: {about['examples']} of {summary['examples']} examples in "
-        f"{about['per_example']} other wordings each, {_asked(about['asked'])}{unusable}."
-    ]
-    if without := about["without"]:
-        named = ", ".join(without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
-        sentences.append(
-            f"{len(without)} examples without all of their paraphrases are left out of this axis "
-            f"({named})."
-        )
-    return sentences
+    return f"{_asked(about['asked'])}{unusable}"
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:_NAMED]) + (", ..." if len(ids) > _NAMED else "")
 
 
 def _asked(asked: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from paft_ray.models.chat import CHAT_RULE
 from paft_ray.models.chat_files import chat_moved
 from paft_ray.models.dtype import resolve_dtype
 from paft_ray.models.files import is_mixture, model_identity
+from paft_ray.runs.paraphrases import StoredParaphrases
 from paft_ray.runs.progress import Screen, SilentScreen
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
@@ -80,6 +81,9 @@ class RunContext:
     """Where to record; set by `tracked`."""
     notes: tuple[str, ...] = ()
     """What a reader of results must know about the model's chat template; set by `perform`."""
+    paraphrases: StoredParaphrases | None = None
+    """The training examples in other words; set by `training.paraphrased`, where trainings draw
+    from them."""
 
     @classmethod
     def create(

@@ -15,6 +15,7 @@ from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example
 from paft_ray.tasks.example_table import ExampleTable, write_examples
 
+_KIND = "examples"
 _FILE = "examples.arrow"
 
 
@@ -32,21 +33,34 @@ class StoredExamples:
         Raises:
             ArtifactError: This node's copy is not what was written.
         """
-        path = Path(local_copy(self.folder, self.identity, "examples")) / _FILE
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found[: len(self.identity)] != self.identity:
-            raise ArtifactError(
-                f"{path} is not what was written: delete its folder, and run the command again"
-            )
-        return ExampleTable(path)
+        return ExampleTable(checked_copy(self.folder, self.identity, _KIND, _FILE))
 
 
 def store_examples(storage: Storage, examples: Sequence[Example]) -> StoredExamples:
     """Write examples under `examples/`, where they are not there already."""
-    data = write_examples(examples)
+    return StoredExamples(*store_once(storage, write_examples(examples), _KIND, _FILE))
+
+
+def store_once(storage: Storage, data: bytes, kind: str, file: str) -> tuple[Storage, str]:
+    """Write a file under the fingerprint of its content, which is returned with its folder."""
     identity = hashlib.sha256(data).hexdigest()[:16]
-    folder = storage.child("examples", identity)
-    if not folder.exists(_FILE):
-        folder.write_bytes(_FILE, data)
-    return StoredExamples(folder, identity)
+    folder = storage.child(kind, identity)
+    if not folder.exists(file):
+        folder.write_bytes(file, data)
+    return folder, identity
+
+
+def checked_copy(folder: Storage, identity: str, kind: str, file: str) -> Path:
+    """This node's copy of a file that `store_once` wrote.
+
+    Raises:
+        ArtifactError: It is not what was written.
+    """
+    path = Path(local_copy(folder, identity, kind)) / file
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found[: len(identity)] != identity:
+        raise ArtifactError(
+            f"{path} is not what was written: delete its folder, and run the command again"
+        )
+    return path

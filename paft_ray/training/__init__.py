@@ -19,6 +19,7 @@ ledger.py          draws and their losses, on storage
 job.py             the data that a rank receives; no Ray
 identity.py        fingerprint and folder of a training
 lengths.py         refusal of examples that are too long
+paraphrased.py     training examples in other words, written once for all trainings
 estimates.py       memory and storage that a training needs
 gpu_fit.py         whether it fits a GPU, and with which settings; pure
 reinforcement/     texts that the model writes itself, graded, and what is learned from them

@@ -14,6 +14,7 @@ from paft_ray.serving.record import MadeFrom, TrainedAdapter, TrainingRecord
 from paft_ray.storage.artifacts import Manifest, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
+from paft_ray.training.paraphrased import texts_of
 from paft_ray.training.reinforcement.rewards import rewards_of
 
 
@@ -51,6 +52,7 @@ def training_fingerprint(
         *([stored] if stored else []),
         *_chosen_by(config, validation, context.grading_code),
         *_rewarded_by(context, config),
+        *(["paraphrases", texts] if (texts := texts_of(context, config)) else []),
     )
 
 

@@ -14,6 +14,7 @@ from paft_ray.training.validation import ValidationPlan
 if TYPE_CHECKING:
     from paft_ray.models.base_model import BaseSource
     from paft_ray.runs.examples import StoredExamples
+    from paft_ray.runs.paraphrases import StoredParaphrases
     from paft_ray.tasks import Task
     from paft_ray.training.distributed.launch import Workers
     from paft_ray.training.reinforcement.rewards import Rewards
@@ -83,6 +84,8 @@ class Job:
     validation: ValidationPlan | None = None
     rewards: "Rewards | None" = None
     """What texts that the model writes are graded by; None where it writes none."""
+    paraphrases: "StoredParaphrases | None" = None
+    """Its training examples in other words, where it draws from them."""
     shares_workers: bool = False
     """Whether its workers may do another training after it."""
 

@@ -63,12 +63,14 @@ class _Drawn:
     varying: Varying
     places: Places
     """Of no steps where these are not known yet."""
+    texts: str = ""
+    """Fingerprint of the paraphrases that are drawn from."""
 
     @property
     def identity(self) -> list[object]:
         """All that decides what is drawn of known examples."""
         varying = self.varying
-        return [varying.variation.model_dump(), varying.seed, astuple(self.places)]
+        return [varying.variation.model_dump(), varying.seed, astuple(self.places), self.texts]
 
 
 def check_lengths(
@@ -102,7 +104,7 @@ def check_lengths(
     singles = [v for v in config.variants if isinstance(v, SinglePromptVariant)]
     given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
     texts = [
-        *_trained(config, task, [*_named(pool.train), *given]),
+        *_trained(context, [*_named(pool.train), *given]),
         *_evaluated(context, pool),
         _Texts(_named(validation[0]), validation[1]),
     ]
@@ -162,7 +164,7 @@ def check_lengths_early(
             check_evaluated_lengths(context, pool, checks, prepared_only=True)
         return
     shortest = [("that is as short as can be", " ".join(f"{{{slot}}}" for slot in task.slots))]
-    trained = _trained(config, task, shortest) if trains else []
+    trained = _trained(context, shortest) if trains else []
     test = task.test[: config.evaluation.examples]
     _check(context, checks, [*trained, _Texts(shortest, test, _ways(context), config.seed)])
 
@@ -198,20 +200,26 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     return found
 
 
-def _trained(config: Config, task: Task, prompts: Sequence[tuple[str, str]]) -> list[_Texts]:
-    """What trainings read: each draws for itself, by its seed and its steps."""
+def _trained(context: RunContext, prompts: Sequence[tuple[str, str]]) -> list[_Texts]:
+    """What trainings read: each draws for itself, by its seed and its steps.
+
+    Paraphrases are looked at once they are written.
+    """
+    config, task, stored = context.config, context.task, context.paraphrases
     variation = config.train.variation
     if variation.is_off or not config.variants:
         return [_Texts(prompts, (*task.train, *task.unlabelled))]
     shown = variation.demonstrations
     pool = () if shown is None else demonstration_pool(task, shown, task.train)
+    other, texts = (None, "") if stored is None else (stored.open(), stored.identity)
     known = config.tuning is None  # trials may have other steps
     found: dict[tuple[int, Places, int], _Texts] = {}
     for training in config.trainings:
         train, seed = config.of_training(training).train, training.seed
         learned = task.learned_by(train.objective)
         places = Places.of(train, total_steps(train, len(learned)) if known else 0)
-        drawn = _Drawn(Varying(task.without_examples(), variation, seed, pool), places)
+        varying = Varying(task.without_examples(), variation, seed, pool, other)
+        drawn = _Drawn(varying, places, texts)
         found[seed, places, len(learned)] = _Texts(prompts, learned, drawn=drawn)
     return list(found.values())
 
@@ -264,6 +272,7 @@ def _read_condition(encoder: TextEncoder, task: Task, texts: _Texts, condition: 
 def _question(one: Put, example: Example, prompt: str, condition: Condition) -> Question:
     shown = len(condition.demonstrations)
     after = f" after {shown} demonstrations" if shown else ""
+    after += " in other words (a paraphrase)" if condition.paraphrases else ""
     answers = one.choices or [one.example.some_answer]
     return Question(one.render, one.example.fields, answers, example.under(prompt) + after)
 
@@ -287,10 +296,8 @@ def _longest_draws(
 ) -> Iterator[tuple[Example, Condition, tuple[int, ...]]]:
     """The longest examples with demonstrations, and their positions (step, slot)."""
     varying, count = drawn.varying, drawn.places.count
-    texts = [" ".join([*each.fields.values(), each.answer]) for each in examples]
-    length = dict(
-        zip([e.id for e in examples], token_lengths(encoder, texts, every=True), strict=True)
-    )
+    length = _lengths(encoder, examples, varying)
+    kept = varying.paraphrases or {}
 
     def at(position: int) -> tuple[Example, Condition, tuple[int, ...]]:
         example = examples[example_index(varying.seed, position, len(examples))]
@@ -298,16 +305,35 @@ def _longest_draws(
         return example, varying.condition(example, *place), place
 
     def tokens(found: tuple[Example, Condition, tuple[int, ...]]) -> int:
-        return sum(length[each.id] for each in (found[0], *found[1].demonstrations))
+        example, condition, place = found
+        own = length[example.id, varying.wording(example, *place)]
+        return own + sum(length[each.id, 0] for each in condition.demonstrations)
 
     yield from heapq.nlargest(_LONGEST_NOISY, map(at, range(min(count, _MOST_DRAWS))), key=tokens)
     shown = varying.variation.demonstrations
     if count and count <= _MOST_DRAWS:
         return
-    by_length = sorted(examples, key=lambda example: -length[example.id])
-    example, condition, place = by_length[0], varying.condition(by_length[0], 0, 0), (0, 0)
+    id, wording = max(length, key=length.__getitem__)
+    [example] = [each for each in examples if each.id == id]
+    condition, place = varying.condition(example, 0, 0), (0, 0)
+    other = {id: kept[id][wording]} if wording else None
+    condition = replace(condition, paraphrases=other)
     if shown is not None:
-        pool = sorted(varying.pool, key=lambda each: -length[each.id])
+        pool = sorted(varying.pool, key=lambda each: -length[each.id, 0])
         others = [each for each in pool if each.id != example.id]
         condition = replace(condition, demonstrations=tuple(others[: shown.shots]))
     yield example, condition, place
+
+
+def _lengths(
+    encoder: TextEncoder, examples: Sequence[Example], varying: Varying
+) -> dict[tuple[str, int], int]:
+    """Tokens of each example by its id, in each of its wordings by number; 0 is its own text."""
+    texts: dict[tuple[str, int], str] = {}
+    for each in examples:
+        wordings = {0: {}, **((varying.paraphrases or {}).get(each.id) or {})}
+        for number, other in wordings.items():
+            fields = {**each.fields, **other}
+            texts[each.id, number] = " ".join([*fields.values(), each.answer])
+    counts = token_lengths(encoder, list(texts.values()), every=True)
+    return dict(zip(texts, counts, strict=True))

@@ -17,6 +17,7 @@ from paft_ray.config.loading import from_anywhere
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.check_process import ModelCheckProcess
+from paft_ray.prompts.rewrite import asked_for
 from paft_ray.report import SEARCH_FILE
 from paft_ray.report.results import Results, write_results
 from paft_ray.runs.context import RunContext
@@ -30,6 +31,7 @@ from paft_ray.training.distributed.trainer import train_until
 from paft_ray.training.identity import subjects
 from paft_ray.training.job import TrainingHooks
 from paft_ray.training.lengths import check_lengths
+from paft_ray.training.paraphrased import with_paraphrases
 from paft_ray.tuning.finalists import (
     Finalist,
     FinalistResult,
@@ -39,7 +41,7 @@ from paft_ray.tuning.finalists import (
 )
 from paft_ray.tuning.monitor import TrialMonitor, closing
 from paft_ray.tuning.pools import SearchPools, build_pools, generation_key, pools_fingerprint
-from paft_ray.tuning.settings import fit_trials, tuning_of
+from paft_ray.tuning.settings import fit_trials, read_by_trials, tuning_of
 from paft_ray.tuning.space import apply, trial_configs
 from paft_ray.tuning.suggest import Suggester
 from paft_ray.tuning.trial import (
@@ -82,12 +84,17 @@ def search(
         clock = StageClock(context.run_folder)
         with clock.stage("prompt_pools"):
             pools = build_pools(context, tuning)
+            every = replace(pools.any, train=pools.trained)
             check_lengths(
                 context,
-                replace(pools.any, train=pools.trained),
+                every,
                 checks,
                 (pools.any.validation[: tuning.prompts], validation_examples(context.task, tuning)),
             )
+        if asked_for(context, "train") is not None:
+            with clock.stage("paraphrase_examples"):
+                examples = read_by_trials(config, tuning, context.task)
+                context = with_paraphrases(context, every, checks, examples)
         with clock.stage("trials"):
             _run_trials(context, tuning, pools.without_test(), cpus, concurrency)
         finalists = choose_finalists(context, tuning)

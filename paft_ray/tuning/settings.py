@@ -10,12 +10,13 @@ from paft_ray.cluster.resources import (
     node_resources,
     places,
 )
-from paft_ray.config import Config, ModelConfig, OptunaSearch, TrainWorkersConfig, TuningConfig
+from paft_ray.config import Config, OptunaSearch, TrainWorkersConfig, TuningConfig, total_steps
 from paft_ray.config.errors import ConfigError, PaftError
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.settings import check_settings, refuse_spread_generation
-from paft_ray.tasks import Task
-from paft_ray.tuning.space import apply, describe, edge_configs, samples
+from paft_ray.tasks import Example, Task
+from paft_ray.training.paraphrased import drawn
+from paft_ray.tuning.space import apply, describe, edge_configs, samples, trial_configs
 
 _CHECKED = 64
 """Random samples that are checked for Optuna, whose own samples are not known yet."""
@@ -67,7 +68,7 @@ def check_search(context: RunContext) -> list[Config]:
     for what, trial in found:
         try:
             check_settings(trial, context.task)
-            _check_trial(trial, config.model, context.task)
+            _check_trial(trial, config, context.task)
         except PaftError as error:
             raise ConfigError(f"tuning.space ({what}): {error}") from error
     if not any(trial.prompts.split.validation for _, trial in found):
@@ -77,12 +78,30 @@ def check_search(context: RunContext) -> list[Config]:
     return [trial for _, trial in found]
 
 
-def _check_trial(trial: Config, model: ModelConfig, task: Task) -> None:
-    if (trial.model.peft is None) != (model.peft is None):
+def _check_trial(trial: Config, config: Config, task: Task) -> None:
+    if (trial.model.peft is None) != (config.model.peft is None):
         raise ConfigError(
             "model.peft: training all weights and training an adapter cannot be searched together"
         )
+    asked = trial.train.variation.paraphrases
+    if asked not in (None, config.train.variation.paraphrases):
+        raise ConfigError(
+            "train.variation.paraphrases: all trials draw from the same ones, which are written "
+            "before: search with them or without (null), and set how outside of tuning.space"
+        )
     refuse_spread_generation(trial, task)
+
+
+def read_by_trials(config: Config, tuning: TuningConfig, task: Task) -> list[Example]:
+    """Examples of which no trial and no finalist reads others, whatever is drawn of the space."""
+    configs = [config, *trial_configs(config, tuning)]
+    objectives = {trial.train.objective.reads_unlabelled: trial.train for trial in configs}
+    learned = [task.learned_by(train.objective) for train in objectives.values()]
+    steps = max(total_steps(c.train, len(own)) for c in configs for own in learned)
+    most = (steps + 1) * max(trial.train.batch_size for trial in configs)  # edges are met together
+    seeds = (config.seed, *tuning.final_seeds(config.seed))
+    ids = {each.id for own in learned for seed in seeds for each in drawn(own, seed, most)}
+    return [example for example in (*task.train, *task.unlabelled) if example.id in ids]
 
 
 def fit_trials(

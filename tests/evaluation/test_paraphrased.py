@@ -154,14 +154,12 @@ def test_plan_says_requests_tokens_and_cost(tree_of):
     assert plan["prompt_tokens_about"] > 30 * wanted
 
 
-def test_paraphrases_need_an_llm_and_are_for_evaluation(tree_of):
+def test_paraphrases_need_an_llm_and_whole_grids(tree_of):
     tree = tree_of("http://127.0.0.1:1/v1")
     varied = {"paraphrases": {"per_example": 1}}
     with pytest.raises(ConfigError, match="no LLM is named"):
         load_config(
             {**tree, "prompts": {"files": ["stock:choices"]}, "evaluation": {"variation": varied}}
         )
-    with pytest.raises(ConfigError, match="in evaluation only"):
-        load_config({**tree, "train": {**tree["train"], "variation": varied}})
     with pytest.raises(ConfigError, match="estimate"):
         load_config({**tree, "evaluation": {**tree["evaluation"], "estimate": {"share": 0.5}}})

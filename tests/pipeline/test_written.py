@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from factories import run_config, write_prompts
@@ -62,6 +63,42 @@ def test_evaluation_with_written_prompt_and_paraphrases_ends_with_table_and_repo
     for words in ("no spread over prompts", "wording of the example", f"{search['pairs']} pairs"):
         assert words in told
     assert "no spread over prompts" in (run / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster", "warm_checks")
+def test_run_trains_on_examples_in_other_words_that_are_written_once(
+    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    written = {"variation": {"paraphrases": {"llm": {"type": "fake"}}}}
+    changed = {
+        "train": {**tree["train"], **written, "steps": 6, "row_tokens": 400},
+        "variants": [{"type": "paft"}, {"type": "bound_prompts", "prompts": 2}],
+        "seeds": [0, 1],
+        "evaluation": {"examples": 6, "workers": {"num": 1}},
+    }
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(tree | changed))
+    assert call(["run", str(path)]) == 0
+    assert capfd.readouterr().out.count("paraphrase for training") == 1
+    run = tmp_path / "storage" / "runs" / "small"
+    about = json.loads((run / "summary.json").read_text())["training_paraphrases"]
+    assert about["rewritten"] > 0 and about["examples"] <= 2 * 6 * 4
+    assert "training examples in other words too" in (run / "report.html").read_text()
+    kept = pq.read_table(run / "training_paraphrases.parquet").to_pylist()
+    known = {(row["example_id"], row["paraphrase"]) for row in kept}
+    for training in ("paft-s0", "paft-s1", "bound_prompts-s1"):
+        drawn = [
+            (row["example_id"], json.loads(row["variation"]).get("paraphrase"))
+            for file in (run / "training" / training / "ledger").iterdir()
+            for row in pq.read_table(file).to_pylist()
+        ]
+        reworded = [each for each in drawn if each[1] is not None]
+        assert reworded and set(reworded) <= known and len(reworded) < len(drawn)
+    (run / "manifest.json").unlink()  # as if it had been killed at the end
+    assert call(["run", str(path)]) == 0
+    assert capfd.readouterr().out.count("found complete") == 1 + 4  # the pool, trainings
 
 
 @pytest.mark.usefixtures("warm_checks")

@@ -97,6 +97,37 @@ def test_orders_of_a_training_are_all_equally_likely():
     assert len(seen) == 6 and min(seen.values()) > 60
 
 
+@given(st.integers(0, 10**6), st.integers(0, 7), st.integers(0, 99))
+def test_wording_of_a_training_is_a_function_of_position_and_the_ledger_names_it(
+    step: int, place: int, seed: int
+):
+    one, other = example(1), example(2)
+    kept = {one.id: {1: {"question": "Other words 1?"}, 3: {"question": "Still others 1?"}}}
+    choices = ChoicesVariation(order="shuffled")
+    varying = Varying(ROWS, VariationConfig(choices=choices), seed, (), kept)
+    found = varying.put(TEMPLATE, one, step, place)
+    again = Varying(ROWS, VariationConfig(choices=choices), seed, (), kept)
+    assert again.put(TEMPLATE, one, step, place).example == found.example
+    wording = json.loads(varying.describe(TEMPLATE, one, step, place)).get("paraphrase", 0)
+    own = {0: one.fields, **kept[one.id]}
+    assert found.example.fields["question"] == own[wording]["question"]
+    plain = replace(varying, paraphrases=None)
+    drawn = plain.put(TEMPLATE, one, step, place).example
+    assert (found.example.options, found.example.answer) == (drawn.options, drawn.answer)
+    assert (
+        varying.put(TEMPLATE, other, step, place).example.fields["question"]
+        == (other.fields["question"])
+    )
+
+
+def test_wordings_of_a_training_are_all_equally_likely():
+    one = example(1)
+    kept = {one.id: {1: {"question": "Other words 1?"}, 3: {"question": "Still others 1?"}}}
+    varying = Varying(ROWS, VariationConfig(), 0, (), kept)
+    seen = Counter(varying.wording(one, step, place) for step in range(300) for place in range(2))
+    assert seen.keys() == {0, 1, 3} and min(seen.values()) > 150
+
+
 @pytest.mark.parametrize(
     ("names", "shown", "answer"),
     [("digits", "1. red\n2. green\n3. blue", "2"), ("lowercase", "a) red\nb) green\nc) blue", "b")],

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from paft_ray.config import GRPO, Config
+from paft_ray.config import GRPO
 from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import (
     adapter_files,
@@ -25,7 +25,7 @@ from paft_ray.models.tokenization import TextEncoder
 from paft_ray.models.warm_start import begin_with
 from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import Varying, demonstration_pool
-from paft_ray.tasks import Example, Task
+from paft_ray.tasks import Example
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.deepspeed_engine import deepspeed_config
 from paft_ray.training.job import Job
@@ -89,19 +89,21 @@ def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
         choices_of=task.choices_of if train.objective.reads_choices else None,
-        varying=None if train.variation.is_off else _varying(config, task, examples),
+        varying=None if train.variation.is_off else _varying(job, examples),
         rollouts=written.rollouts if written else 1,
         updates=written.updates if written else 1,
     )
 
 
-def _varying(config: Config, task: Task, examples: Sequence[Example]) -> Varying:
+def _varying(job: Job, examples: Sequence[Example]) -> Varying:
+    config, task = job.config, job.task
     shown = config.train.variation.demonstrations
     solved = examples
     if config.train.objective.reads_unlabelled:
         solved = [example for example in examples if example.answer]
     pool = demonstration_pool(task, shown, solved) if shown is not None else ()
-    return Varying(task, config.train.variation, config.seed, pool)
+    other = None if job.paraphrases is None else job.paraphrases.open()
+    return Varying(task, config.train.variation, config.seed, pool, other)
 
 
 def require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:

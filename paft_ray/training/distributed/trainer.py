@@ -182,4 +182,5 @@ def _job(
         tracked=hooks.tracked or TrackedRun(f"training/{training.name}", name, RUN_KEY),
         validation=hooks.validation,
         rewards=rewards_of(config, context.task),
+        paraphrases=context.paraphrases if config.train.variation.paraphrases else None,
     )
