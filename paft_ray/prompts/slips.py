@@ -1,13 +1,15 @@
 """Slips in what people write: typing errors, capitals, spaces, punctuation; pure."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paft_ray.config.variation import NoiseKind
+from paft_ray.prompts.layouts import wording_spans
+from paft_ray.prompts.template import Template, parse
 
 if TYPE_CHECKING:
     from paft_ray.prompts.variation import Condition
@@ -21,6 +23,22 @@ _BESIDE = {a: b for row in _ROWS for a, b in pairwise(row + row[-2])}
 def words(text: str) -> list[str]:
     """The words of a text, without capitals."""
     return [word.casefold() for word in _WORD.findall(text)]
+
+
+def noisy_template(
+    slots: Sequence[str],
+    template: Template,
+    condition: "Condition",
+    rng: np.random.Generator,
+    kept: frozenset[str],
+) -> Template:
+    """A template with slips in its instruction; see `noisy`."""
+    text, end = "", 0
+    for start, stop in wording_spans(template.text, slots):
+        text += template.text[end:start]
+        text += noisy(template.text[start:stop], condition, rng, kept)
+        end = stop
+    return parse(text + template.text[end:], slots)
 
 
 def noisy(

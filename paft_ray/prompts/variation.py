@@ -10,16 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import numpy as np
-
 from paft_ray.config.task import CHOICES_SLOT
 from paft_ray.config.variation import (
     Names,
     NoiseKind,
     VariationConfig,
 )
-from paft_ray.prompts.layouts import wording_spans
-from paft_ray.prompts.slips import noisy, words
+from paft_ray.prompts.slips import noisy, noisy_template, words
 from paft_ray.prompts.template import Template, parse
 from paft_ray.tasks.demonstrations import demonstration_pool, draw_demonstrations, generator
 from paft_ray.tasks.example import Example, Task, lettered, named
@@ -129,7 +126,7 @@ def put(
                 for slot, text in varied.fields.items()
             },
         )
-        template = _noisy_template(task, template, condition, rng, kept)
+        template = noisy_template(task.slots, template, condition, rng, kept)
     if not condition.demonstrations:
         return Put(template.render, varied, choices, condition)
     calm = replace(condition, noise_rate=0.0, demonstrations=())
@@ -349,18 +346,3 @@ def _answered(shown: Put) -> str:
 
 def _holds_choices(task: Task, slot: str) -> bool:
     return slot in task.option_slots or (task.choices_as == "letters" and slot == CHOICES_SLOT)
-
-
-def _noisy_template(
-    task: Task,
-    template: Template,
-    condition: Condition,
-    rng: np.random.Generator,
-    kept: frozenset[str],
-) -> Template:
-    text, end = "", 0
-    for start, stop in wording_spans(template.text, task.slots):
-        text += template.text[end:start]
-        text += noisy(template.text[start:stop], condition, rng, kept)
-        end = stop
-    return parse(text + template.text[end:], task.slots)
