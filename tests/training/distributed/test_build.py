@@ -70,6 +70,7 @@ def test_ledger_says_of_every_rollout_what_its_question_was_put_with(
     task = load_task(config.task, 0)
     model = AutoModelForCausalLM.from_pretrained(str(tiny_model))
     job: Any = SimpleNamespace(
+        paraphrases=None,
         config=config,
         task=task.without_examples(),
         examples=store_examples(Storage.open(str(tmp_path)), task.train),
