@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from warm_checks import KeptProcess
 
 # how long an example takes says how busy the machine is, not whether anything is wrong
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+PATIENT: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=50, **PATIENT)
+settings.register_profile("thorough", max_examples=200, **PATIENT)
+settings.load_profile(os.environ.get("PAFT_TEST_EXAMPLES", "quick"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # where transformers copies the Python files of models to, for all processes of a session

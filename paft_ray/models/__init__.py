@@ -34,4 +34,5 @@ peft_check.py    checks of `model.peft`
 meta.py          checks with a model without weights
 check_process.py the process in which they run, beside the driver
 cpu/             kernels for CPUs
+cuda/            norms and LoRA in fewer passes, for GPUs
 """
