@@ -31,6 +31,7 @@ def check_objective(train: TrainConfig, task: TaskConfig, model: ModelConfig) ->
     if isinstance(objective, Prefix):
         _check_prefix(objective, train, task, model)
     if isinstance(objective, GRPO):
+        check_sampling(objective, train.batch_size, adapted=model.peft is not None)
         _check_rollouts(objective, train, task)
         _check_policy(objective, train, model)
 
@@ -124,13 +125,26 @@ def _check_prefix(
     _check_rows(train, task, "tokens", objective.tokens)
 
 
-def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> None:
-    """Check the numbers of a batch, and whether rollouts fit rows."""
-    if train.batch_size % objective.rollouts:
+def check_sampling(objective: GRPO, batch_size: int, adapted: bool) -> None:
+    """Check the numbers of a batch, and whether there is a model to measure the way from.
+
+    Raises:
+        ValueError: It cannot work.
+    """
+    if batch_size % objective.rollouts:
         raise ValueError(
-            f"train.batch_size ({train.batch_size}) counts rollouts, and is no multiple of "
+            f"train.batch_size ({batch_size}) counts rollouts, and is no multiple of "
             f"train.objective.rollouts ({objective.rollouts}): change one of them"
         )
+    if objective.kl and not adapted:
+        raise ValueError(
+            f"train.objective.kl ({objective.kl:g}) measures the way from the model without its "
+            "adapter, and model.peft: null has none: set kl: 0, or name a peft method"
+        )
+
+
+def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> None:
+    """Check whether rollouts fit rows, and what goes with them."""
     if train.response_prefix_tokens is not None:
         raise ValueError(
             "train.objective: grpo trains on whole texts of the model, "
@@ -159,11 +173,6 @@ def _check_rollouts(objective: GRPO, train: TrainConfig, task: TaskConfig) -> No
 
 def _check_policy(objective: GRPO, train: TrainConfig, model: ModelConfig) -> None:
     """Check that the model can write what it learns from."""
-    if objective.kl and model.peft is None:
-        raise ValueError(
-            f"train.objective.kl ({objective.kl:g}) measures the way from the model without its "
-            "adapter, and model.peft: null has none: set kl: 0, or name a peft method"
-        )
     if train.deepspeed.stage == 3:
         raise ValueError(
             "train.objective: grpo writes with the model on every rank, and train.deepspeed.stage "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.errors import ArtifactError
@@ -156,9 +157,9 @@ def _trainings(folder: Storage, labels: Sequence[str]) -> tuple[Training, ...]:
             continue
         own = folder.child(name)
         about = own.read_json(MANIFEST)["about"] if own.exists(MANIFEST) else {}
-        losses, drawn = _read_ledger(own.child("ledger"))
-        weighed_at, shares = _read_shares(own.child("sampling"))
         written = _read_rollouts(own.child("rollouts"))
+        losses, drawn = _read_ledger(own.child("ledger"), written)
+        weighed_at, shares = _read_shares(own.child("sampling"))
         trainings.append(Training(label, seed, losses, drawn, about, weighed_at, shares, written))
     return tuple(sorted(trainings, key=lambda t: (labels.index(t.label), len(t.seed), t.seed)))
 
@@ -175,8 +176,13 @@ def _read_shares(folder: Storage) -> tuple[tuple[int, ...], tuple[Shares, ...]]:
     return steps, tuple(sorted(shares, key=lambda s: (-s.shares[-1], s.prompt_id)))
 
 
-def _read_ledger(folder: Storage) -> tuple[tuple[float, ...], tuple[Drawn, ...]]:
-    """Losses by step and draws by prompt; a slot that was trained twice counts once."""
+def _read_ledger(
+    folder: Storage, written: pa.Table | None
+) -> tuple[tuple[float, ...], tuple[Drawn, ...]]:
+    """Losses by step and draws by prompt; a slot that was trained twice counts once.
+
+    Where the model wrote its texts, those of further steps on the same ones are no further draws.
+    """
     parts = [folder.read_table(name) for name in folder.names() if name.endswith(".parquet")]
     if not parts:
         return (), ()
@@ -186,7 +192,8 @@ def _read_ledger(folder: Storage) -> tuple[tuple[float, ...], tuple[Drawn, ...]]
     rows = rows.rename_columns(["step", "slot", *columns])
     sums = [("loss", "sum"), ("answer_tokens", "sum"), ("loss", "count")]
     steps = rows.group_by("step").aggregate(sums).sort_by("step").to_pylist()
-    prompts = rows.group_by("prompt_id").aggregate(sums).to_pylist()
+    drawn_at = rows if written is None else rows.filter(pc.is_in(rows["step"], written["step"]))
+    prompts = drawn_at.group_by("prompt_id").aggregate(sums).to_pylist()
     drawn = [
         Drawn(row["prompt_id"], row["loss_count"], _per_token(row), row["answer_tokens_sum"])
         for row in prompts

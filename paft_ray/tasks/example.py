@@ -86,6 +86,8 @@ class RowCounts:
     """Groups of `task.group` whose rows stay together."""
     unlabelled: int = 0
     """Training examples without an answer."""
+    beyond_unlabelled: int = 0
+    """Further ones, which `task.max_train_examples` leaves no room for."""
     unused_splits: str = ""
     """Names of the source's splits that nothing is read from."""
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -128,6 +130,11 @@ class RowCounts:
             found.append(
                 f"{self.unlabelled} examples have no answer: only trainings by consensus or prefix "
                 "learn from them, and nothing grades them"
+            )
+        if self.beyond_unlabelled:
+            found.append(
+                f"{self.beyond_unlabelled} {'further ' if self.unlabelled else ''}examples without "
+                "an answer are left out: task.max_train_examples leaves them no room"
             )
         if self.unused_splits:
             found.append(

@@ -70,6 +70,8 @@ def load_task(
     if rest.rows.examples or not without:  # else nothing is dealt; who needs graded rows refuses
         _refuse_empty(splits, source, config, ties, counts)
     train, room, counts = _limited(splits["train"], config, names, counts)
+    kept = without[:room]
+    counts = replace(counts, unlabelled=len(kept), beyond_unlabelled=len(without) - len(kept))
     if more := counts.duplicates:
         logger.info("%s: %d rows repeat another one and were left out", source.where, more)
     return Task(
@@ -82,7 +84,7 @@ def load_task(
         train=train,
         validation=splits["validation"],
         test=splits.get("test", ()),
-        unlabelled=without[:room],
+        unlabelled=kept,
         rows=counts,
         answer_pattern=outline.answer_pattern,
         relevance_words=outline.relevance_words,

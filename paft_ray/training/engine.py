@@ -133,15 +133,16 @@ class Engine:
 
     def _logprobs(self, row: Row) -> torch.Tensor:
         """Log-probabilities of the row's answer tokens, [A], at the decoding temperature."""
-        return answer_logprobs(
-            self._engine, row, self.device, self.virtual_tokens, self._temperature
-        )
+        return self._logprobs_after(row, self.virtual_tokens)
+
+    def _logprobs_after(self, row: Row, virtual_tokens: int) -> torch.Tensor:
+        return answer_logprobs(self._engine, row, self.device, virtual_tokens, self._temperature)
 
     def reference_logprobs(self, row: Row) -> torch.Tensor:
         """What the model without its adapter makes of the row's answer tokens: shape [A]."""
         model: Any = self.model
         with torch.no_grad(), model.disable_adapter():
-            return self._logprobs(row)
+            return self._logprobs_after(row, virtual_tokens=0)  # they go with the adapter
 
     def all_reduce(self, values: torch.Tensor) -> list[float]:
         """Sum a vector over ranks and read it; the host reads nothing else in a step."""

@@ -13,10 +13,13 @@ The ranks of a process group train together where each of them calls this.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from peft import PeftModel
 
 from paft_ray.config import GRPO, TrainConfig, total_steps
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.objective_check import check_sampling
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import NullTracker
 from paft_ray.training.batch_plan import Planner, plans
@@ -41,6 +44,7 @@ def train_locally(
     report: Callable[[Mapping[str, float]], None] = lambda metrics: None,
     rewards: Rewards | None = None,
     backend: Backend | None = None,
+    stop: Sequence[str] = (),
 ) -> Progress:
     """Train the model of an engine in place, from its first step to its last.
 
@@ -51,9 +55,11 @@ def train_locally(
         report: Called with the metrics of every step.
         rewards: What the model's texts are graded by; for the objective `grpo`.
         backend: What writes them, which the caller closes; by default the model itself.
+        stop: Texts that end what the model writes, as `task.stop`.
 
     Raises:
-        ConfigError: The planner makes other batches than `train` says.
+        ConfigError: The planner makes other batches than `train` says, or the objective needs what
+            is not there.
         TrainingError: The loss or the gradient of a step is not finite.
     """
     made, wanted = (planner.batch_size, planner.views), (train.batch_size, views(train.objective))
@@ -68,13 +74,19 @@ def train_locally(
     def rate(step: int) -> float:
         return learning_rate(train.learning_rate, train.schedule, step, steps)
 
-    labeller = open_labeller(train.objective, planner, engine)
+    labeller = open_labeller(train.objective, planner, engine, stop=tuple(stop))
     if labeller is not None:
         of_steps = labelled_plans(labeller, 0, steps, weights.for_step)
     elif isinstance(train.objective, GRPO):
         if rewards is None:
             raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
-        writer = Writer(planner, train.objective, rewards, engine, backend=backend)
+        try:
+            check_sampling(train.objective, train.batch_size, isinstance(engine.model, PeftModel))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        writer = Writer(
+            planner, train.objective, rewards, engine, stop=tuple(stop), backend=backend
+        )
         of_steps = rollout_plans(writer, 0, steps, weights.for_step)
     else:
         of_steps = plans(planner, 0, steps, engine.plan_ranks(), weights.for_step)

@@ -168,14 +168,15 @@ def fit(
 
 def _after(progress: Progress, plan: StepPlan, result: StepResult) -> Progress:
     """The progress after a step."""
-    wrote = plan.policy or plan.own
+    wrote, trimmed = plan.policy or plan.own, int(plan.draws.trimmed_S.sum())
+    again = plan.policy is not None and not plan.policy.fresh  # the same texts
     return replace(
         progress,
         step=plan.step + 1,
         tokens=progress.tokens + plan.tokens,
         answer_tokens=progress.answer_tokens + plan.answer_tokens,
         rollout_tokens=progress.rollout_tokens + (wrote.new_tokens if wrote else 0),
-        trimmed=progress.trimmed + int(plan.draws.trimmed_S.sum()),
+        trimmed=progress.trimmed + (0 if again else trimmed),
         seconds=progress.seconds + result.seconds,
         loss=result.metrics[Metric.TRAIN_LOSS],
     )

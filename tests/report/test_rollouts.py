@@ -93,3 +93,31 @@ def test_page_shows_rollouts_of_a_run_and_nothing_of_them_without(tmp_path: Path
     page = Path(write_report(storage)).read_text()
     assert "What models wrote" in page
     assert "&lt;b&gt;x&lt;/b&gt;" in page
+
+
+def test_further_updates_on_the_same_texts_are_no_further_draws(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    make_run(storage)
+    training = next(n for n in storage.child("training").names() if n.startswith("paft-s"))
+    folder = storage.child("training", training)
+    ledger = [
+        {
+            "step": step, "slot": slot, "example_id": f"e{slot}", "prompt_id": "pq"[slot % 2],
+            "loss": 1.0, "answer_tokens": 2,
+        }
+        for step in range(6) for slot in range(4)
+    ]  # fmt: skip
+    for name in folder.child("ledger").names():
+        folder.child("ledger").delete(name)
+    folder.child("ledger").write_bytes("steps-0.parquet", to_parquet(pa.Table.from_pylist(ledger)))
+
+    def drawn() -> list[int]:
+        found = {f"{t.label}-s{t.seed}": t for t in read_run(storage).trainings}[training]
+        assert len(found.losses) == 6
+        return [prompt.examples for prompt in found.drawn]
+
+    assert drawn() == [12, 12]
+    batches = pa.Table.from_pylist([row(step, "p", "a", 1.0) for step in (0, 3)])
+    rollouts = folder.child("rollouts")
+    rollouts.write_bytes("steps-000000000-000000006.parquet", to_parquet(batches))
+    assert drawn() == [4, 4]

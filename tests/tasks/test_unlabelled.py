@@ -109,6 +109,18 @@ def test_file_without_any_answer_is_learned_from_and_a_test_file_is_graded(tmp_p
         custom(path, test_path=str(test), max_train_examples=3), seed=0, unlabelled=True
     )
     assert limited.unlabelled == task.unlabelled[:3]
+    assert (limited.rows.unlabelled, limited.rows.beyond_unlabelled) == (3, 5)
+    assert any(said.startswith("5 further examples") for said in limited.rows.sentences())
+
+
+def test_rows_without_an_answer_that_find_no_room_are_said(tmp_path):
+    rows = [*labelled(40), *({"thing": f"c {n}", "colour": ""} for n in range(9))]
+    path = write(tmp_path / "rows.jsonl", rows)
+    task = load_task(custom(path, max_train_examples=20), seed=0, unlabelled=True)
+    assert (len(task.train), task.unlabelled) == (20, ())
+    assert (task.rows.unlabelled, task.rows.beyond_unlabelled) == (0, 9)
+    [said] = [said for said in task.rows.sentences() if "without an answer" in said]
+    assert said.startswith("9 examples")
 
 
 def test_test_row_without_an_answer_is_refused_as_ever(tmp_path):

@@ -14,7 +14,7 @@ from plans import make_draws
 from rank_program import PEFT, make_planner, train_config
 
 from paft_ray.config import GRPO, ExpectedReward, TrainConfig
-from paft_ray.config.errors import ConfigError, TrainingError
+from paft_ray.config.errors import ConfigError, GradeError, TrainingError
 from paft_ray.models.load import load_base, make_trainable
 from paft_ray.models.packing import TokenSequence, build_row
 from paft_ray.models.sampling import Sampled, Sampling
@@ -310,3 +310,50 @@ def test_first_step_whose_rewards_are_all_alike_is_named(
     planner = replace(make_planner(str(tiny_model), train, True), batch_size=16)
     next(rollout_plans(Writer(planner, objective, graded, engine), 0, 1, lambda _: UNIFORM))
     assert ("no two texts of a question got different rewards" in caplog.text) == warned
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"])
+def test_reference_reads_a_row_without_the_adapter_s_own_tokens(tiny_model, method: str) -> None:
+    peft = {"peft_type": method, "num_virtual_tokens": 5, "encoder_hidden_size": 8}
+    if method == "PROMPT_TUNING":
+        del peft["encoder_hidden_size"]
+    engine, _ = engine_of(tiny_model, peft=peft, objective=grpo(kl=0.1).model_dump(), batch_size=6)
+    plain, _ = engine_of(tiny_model, peft=None, batch_size=6)
+    row = build_row([TokenSequence((5, 6, 7, 8), (1, 2, 3), (7, 8, 9), (0, 0, 0))], [0])
+    wanted = plain._logprobs(row).detach()
+    torch.testing.assert_close(engine.reference_logprobs(row), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_texts_of_a_notebook_end_where_they_are_told_to(tiny_model) -> None:
+    objective = grpo(max_new_tokens=6, truncated="keep")
+    engine, train = engine_of(tiny_model, objective=objective.model_dump(), batch_size=6, steps=1)
+    planner = replace(make_planner(str(tiny_model), train, True), batch_size=6)
+    lengths = []
+    for stop in ((), tuple("abcdefghijklmnopqrstuvwxyz ")):
+        seen: list[float] = []
+        train_locally(
+            engine, planner, train, rewards=EVEN, stop=stop,
+            report=lambda m, seen=seen: seen.append(m["rollouts/tokens"]),
+        )  # fmt: skip
+        lengths.append(seen[0])
+    assert lengths[1] < lengths[0]
+
+
+@pytest.mark.parametrize(
+    ("peft", "changes", "said"),
+    [(PEFT, {"rollouts": 5}, "no multiple of"), (None, {"kl": 0.1}, "model.peft: null has none")],
+)
+def test_notebook_s_training_is_refused_for_what_the_command_refuses(
+    tiny_model, peft, changes, said: str
+) -> None:
+    objective = grpo(**changes).model_dump()
+    engine, train = engine_of(tiny_model, peft=peft, objective=objective, batch_size=6)
+    planner = replace(make_planner(str(tiny_model), train, True), batch_size=6)
+    with pytest.raises(ConfigError, match=said):
+        train_locally(engine, planner, train, rewards=EVEN)
+
+
+def test_reward_beyond_all_numbers_is_named() -> None:
+    huge = Rewards((Even("a"), Even("b")), (1.7e308, 1.7e308))
+    with pytest.raises(GradeError, match="is inf"):
+        huge.of(Example("e", {}, "x"), "ab", "here")

@@ -38,7 +38,10 @@ class Rewards:
             GradeError: A function of the user's failed, or the sum is not finite.
         """
         grades = [grader.grade(example, text, where) for grader in self.graders]
-        value = math.fsum(w * g.value for w, g in zip(self.weights, grades, strict=True))
+        try:
+            value = math.fsum(w * g.value for w, g in zip(self.weights, grades, strict=True))
+        except OverflowError:
+            value = math.inf
         if not math.isfinite(value):
             raise GradeError(f"{where}: the reward of the text {text[:80]!r} is {value}")
         parts = tuple(grade.value for grade in grades)
