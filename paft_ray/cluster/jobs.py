@@ -159,10 +159,9 @@ def _refuse_rays_modules(folder: Path) -> None:
     found = {name: path for name, path in modules.items() if not any(out(path) for out in stays)}
     names = sys.modules.keys() & (sys.stdlib_module_names | _OF_RAY)
     for name in sorted(names & found.keys()):
-        file = found[name].relative_to(folder)
         raise ConfigError(
-            f"--working-dir: Ray's processes would import {file} in place of their own module "
-            f"{name}, and end: rename it, or name it in .rayignore"
+            f"--working-dir: Ray's processes would import {found[name]} in place of their own "
+            f"module {name}, and end: rename it, or name it in .rayignore"
         )
 
 

@@ -119,6 +119,7 @@ def logprobs_alone(model: Any, folder: Path, context: str) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "warm_checks")
 def test_adapters_from_outside_and_another_model_are_measured_as_plain_transformers_does(
@@ -188,6 +189,7 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
         verbs.run(load_config(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_adapter_behind_an_endpoint_has_the_figures_of_the_adapter_in_process(

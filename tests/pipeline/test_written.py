@@ -42,6 +42,7 @@ def tree(tiny_model: Path, review_file: Path, tmp_path: Path) -> dict[str, Any]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster", "warm_checks")
 def test_evaluation_with_written_prompt_and_paraphrases_ends_with_table_and_report(
