@@ -1,8 +1,9 @@
 """Reads the header of a GGUF file, in time that its size bounds; without torch.
 
 The package gguf believes the counts that a file states: 100 bytes could state an array of 2^62
-entries, or layers for hours of work. It also makes objects of every token and merge, which takes 5
-s for 49,000 tokens: they are passed over here, and made once where a model is read.
+entries, or layers for hours of work. It also makes several objects of every token and merge, by way
+of numpy's memory maps, which takes 5 s for 49,000 tokens and 16 s for 262,000: they are passed over
+here, and where transformers reads a file, made in a tenth of the time.
 """
 
 import functools
@@ -78,20 +79,70 @@ def read_gguf(path: Path) -> GgufHeader:
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Let the block parse a GGUF file once: transformers does it for configuration, weights and
-    tokenizer anew, and looks up the names of tensors anew for every module.
+    """Let the block parse a GGUF file once, and quickly: transformers does it for configuration,
+    weights and tokenizer anew, and looks up the names of tensors anew for every module.
     """
     import gguf
 
+    if hasattr(gguf.GGUFReader, "cache_info"):  # a block around this one
+        yield
+        return
     names = ("GGUFReader", "get_tensor_name_map")
     before = {name: getattr(gguf, name) for name in names}
-    for name, function in before.items():
+    once = {"GGUFReader": _quick_reader(), "get_tensor_name_map": gguf.get_tensor_name_map}
+    for name, function in once.items():
         setattr(gguf, name, functools.cache(function))
     try:
         yield
     finally:
         for name, function in before.items():
             setattr(gguf, name, function)
+
+
+@functools.cache
+def _quick_reader() -> type[Any]:
+    """The package's reader, with the entries of arrays cut from the file as they lie there."""
+    import gguf
+    import numpy as np
+
+    class Reader(gguf.GGUFReader):
+        @property
+        def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._plain = mapped.view(np.ndarray)  # slices of it are made ten times as fast
+
+        def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+            if raw_type != gguf.GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type)
+            offset = int(orig_offs) + 12
+            head = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
+            kind, entries = gguf.GGUFValueType(int(head[0][0])), int(head[1][0])
+            if kind == gguf.GGUFValueType.STRING:
+                end, own = self._strings(offset, entries)
+                places = list(range(len(head) + 1, len(head) + 2 * entries, 2))
+            elif kind in self.gguf_scalar_to_np:
+                values = self._get(offset, self.gguf_scalar_to_np[kind], entries)
+                own = [values[n : n + 1] for n in range(entries)]
+                end, places = offset + values.nbytes, list(range(2, 2 + entries))
+            else:
+                return super()._get_field_parts(orig_offs, raw_type)
+            types = [gguf.GGUFValueType.ARRAY, *([kind] if entries else [])]
+            return end - int(orig_offs), [*head, *own], places, types
+
+        def _strings(self, offset: int, entries: int) -> tuple[int, list[Any]]:
+            """The place behind some strings, and for each its length and its bytes."""
+            found: list[Any] = []
+            for _ in range(entries):
+                length = self._get(offset, np.uint64)
+                end = offset + 8 + int(length[0])
+                found += (length, self._plain[offset + 8 : end])
+                offset = end
+            return offset, found
+
+    return Reader
 
 
 @functools.cache

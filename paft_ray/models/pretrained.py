@@ -8,11 +8,12 @@ model's own folder or pinned commit. Pickled weights, which hub models may have,
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError
+from paft_ray.models.gguf_header import parsed_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -92,7 +93,8 @@ def _read(
         _refuse_code_elsewhere(location, revision)
         # code of the same commit as the weights
         arguments = {**arguments, "code_revision": revision}
-    with _named_refusal(location, trust):
+    quick = parsed_once() if arguments.get("gguf_file") else nullcontext()
+    with _named_refusal(location, trust), quick:
         return auto.from_pretrained(
             location, revision=revision, trust_remote_code=trust, **arguments
         )

@@ -314,8 +314,42 @@ def test_gguf_is_parsed_once_where_it_is_converted(tmp_path):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes([ARCHITECTURE, TOKENS]))
     path, reader = str(tmp_path / "m.gguf"), gguf.GGUFReader
     with parsed_once():
-        assert gguf.GGUFReader(path) is gguf.GGUFReader(path)
+        read = gguf.GGUFReader(path)
+        with parsed_once():
+            assert gguf.GGUFReader(path) is read
+        assert gguf.GGUFReader(path) is read
     assert gguf.GGUFReader is reader
+
+
+@pytest.mark.skipif(find_spec("gguf") is None, reason="gguf is not installed")
+def test_quick_reader_of_gguf_finds_what_the_package_s_own_does(tmp_path):
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_token_list(["<s>", "", "ä", "two words"])
+    writer.add_token_scores([0.5, -1.0, 2.0, 0.0])
+    writer.add_array("llama.some", [True, False])
+    writer.add_array("llama.none", [])
+    writer.add_uint32("llama.block_count", 2)
+    writer.add_tensor("w", np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path, plain = str(tmp_path / "m.gguf"), gguf.GGUFReader
+    own = plain(path)
+    with parsed_once():
+        quick = gguf.GGUFReader(path)
+    assert type(quick) is not plain
+    assert quick.fields.keys() == own.fields.keys()
+    for name, field in own.fields.items():
+        found = quick.fields[name]
+        assert (found.offset, found.data, found.types) == (field.offset, field.data, field.types)
+        assert [(p.dtype, p.tobytes()) for p in found.parts] == [
+            (p.dtype, p.tobytes()) for p in field.parts
+        ]
+    [tensor], [wanted] = quick.tensors, own.tensors
+    assert np.array_equal(tensor.data, wanted.data)
 
 
 def test_missing_gguf_is_refused(tmp_path):
