@@ -29,7 +29,10 @@ from tiny import training_settings, write_model
 PARTS = ("undisturbed", "killed", "grpo")
 STEPS, EVERY_STEPS = 40, 5
 _PATIENCE_S = 240.0
-_GRPO = {"type": "grpo", "rollouts": 8, "max_new_tokens": 16, "rewards": [{"type": "exact"}]}
+_REWARD = """
+def score(fields, answer, text):
+    return sum(character in "aeiou" for character in text) / max(1, len(text))
+"""
 
 
 def write_base(folder: Path, rehearsal: bool) -> Path:
@@ -165,6 +168,8 @@ def undisturbed(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def killed(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """Run it with kills: the worker in the first training, everything in the second."""
+    if not (folder / "undisturbed").exists():
+        sys.exit("killed: compared with an undisturbed run: name that part too")
     command = Command(folder / "killed", config)
     command.start()
     command.wait(lambda: command.newest("paft-s0") >= 2 * EVERY_STEPS, "steps of the first")
@@ -181,8 +186,17 @@ def killed(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def grpo(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Train by reinforcement on the same model and prompts."""
-    train = {**config["train"], "steps": 8, "objective": _GRPO}
+    """Train by reinforcement on the same model and prompts, for the share of vowels."""
+    file = folder / "inputs/rewards.py"
+    file.write_text(_REWARD, encoding="utf-8")
+    objective = {
+        "type": "grpo",
+        "rollouts": 8,
+        "max_new_tokens": 16,
+        "truncated": "keep",
+        "rewards": [{"type": "python", "path": f"{file}:score", "timeout_s": 5}],
+    }
+    train = {**config["train"], "steps": 8, "objective": objective}
     changed = {**config, "train": train, "variants": [{"type": "paft"}]}
     return undisturbed(folder / "by-reinforcement", changed)
 

@@ -58,3 +58,26 @@ def test_rows_without_time_are_named_and_measured_by_a_second_call(tmp_path: Pat
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
     rehearse(tmp_path, *only, "--continue")
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "rows").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_run_that_is_killed_on_one_machine_ends_as_the_undisturbed_one(tmp_path: Path) -> None:
+    path = os.pathsep.join((str(ROOT / "jobs/benchmarks"), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs/benchmarks/gpu_run.py"), "--rehearse", "--out", tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found.keys() == {"undisturbed", "killed", "grpo"}
+    assert found["killed"]["means"] == found["undisturbed"]["means"]
+    for label in ("paft-s0", "single_prompt-s0"):
+        compared = found["killed"][label]
+        assert compared["rows"] == 40 * 8
+        assert compared["other_losses"] == compared["other_tensors"] == 0
+    assert "all" in found["undisturbed"]["planned"]["worker_memory_gb"]
