@@ -33,6 +33,7 @@ switch_check.py  whether these work together, and here
 peft_check.py    checks of `model.peft`
 meta.py          checks with a model without weights
 check_process.py the process in which they run, beside the driver
+activations.py   what a token leaves for the backward pass
 cpu/             kernels for CPUs
 cuda/            norms and LoRA in fewer passes, for GPUs
 """

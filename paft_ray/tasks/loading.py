@@ -69,9 +69,7 @@ def load_task(
         splits.pop("test")
     if rest.rows.examples or not without:  # else nothing is dealt; who needs graded rows refuses
         _refuse_empty(splits, source, config, ties, counts)
-    train, room, counts = _limited(splits["train"], config, names, counts)
-    kept = without[:room]
-    counts = replace(counts, unlabelled=len(kept), beyond_unlabelled=len(without) - len(kept))
+    train, kept, counts = _limited(splits["train"], without, config, names, counts)
     if more := counts.duplicates:
         logger.info("%s: %d rows repeat another one and were left out", source.where, more)
     return Task(
@@ -96,16 +94,19 @@ def load_task(
 
 def _limited(
     train: tuple[Example, ...],
+    without: tuple[Example, ...],
     config: BuiltinTaskConfig | CustomTaskConfig,
     names: tuple[str, ...] | None,
     counts: RowCounts,
-) -> tuple[tuple[Example, ...], int | None, RowCounts]:
-    """The training examples that the task's limits leave, room for more, the counts with these."""
+) -> tuple[tuple[Example, ...], tuple[Example, ...], RowCounts]:
+    """The training examples that the task's limits leave, those without an answer, the counts."""
     if config.examples_per_class is not None:
         train = tuple(first_of_each(train, config.examples_per_class, names))
         counts = counts.by_class(train)
     train, most = train[: config.max_train_examples], config.max_train_examples
-    return train, None if most is None else most - len(train), counts
+    kept = without if most is None else without[: most - len(train)]
+    left_out = len(without) - len(kept)
+    return train, kept, replace(counts, unlabelled=len(kept), beyond_unlabelled=left_out)
 
 
 def _held_out(

@@ -78,30 +78,29 @@ def train_locally(
     if labeller is not None:
         of_steps = labelled_plans(labeller, 0, steps, weights.for_step)
     elif isinstance(train.objective, GRPO):
-        if rewards is None:
-            raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
-        try:
-            check_sampling(train.objective, train.batch_size, isinstance(engine.model, PeftModel))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        writer = Writer(
-            planner, train.objective, rewards, engine, stop=tuple(stop), backend=backend
-        )
+        given = _checked(train.objective, train.batch_size, rewards, engine)
+        writer = Writer(planner, train.objective, given, engine, stop=tuple(stop), backend=backend)
         of_steps = rollout_plans(writer, 0, steps, weights.for_step)
     else:
         of_steps = plans(planner, 0, steps, engine.plan_ranks(), weights.for_step)
     with tempfile.TemporaryDirectory() as nowhere:  # nothing is written, as no step is the last
         storage = Storage.open(nowhere)
+        checkpoints = Checkpoints(storage, "none", keep=1)
         return fit(
             engine,
             of_steps,
             Progress(),
             Recipe(never, rate, never, planner.seed, train.objective),
-            LoopHooks(
-                NullTracker(),
-                Checkpoints(storage, "none", keep=1),
-                Ledger(storage, 0),
-                weights,
-                report,
-            ),
+            LoopHooks(NullTracker(), checkpoints, Ledger(storage, 0), weights, report),
         )
+
+
+def _checked(objective: GRPO, batch_size: int, rewards: Rewards | None, engine: Engine) -> Rewards:
+    """The rewards, where the model can learn from them."""
+    if rewards is None:
+        raise ConfigError("train.objective: grpo needs rewards: pass open_rewards(...)")
+    try:
+        check_sampling(objective, batch_size, isinstance(engine.model, PeftModel))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return rewards
