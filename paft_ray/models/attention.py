@@ -177,7 +177,7 @@ def _attend_parts(
     plain: bool,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """Compute attention of a row of shared parts, without gradients: [1, T, heads, D]."""
+    """Compute attention of a row of shared parts: [1, T, heads, D]."""
     window, outputs = kwargs.get("sliding_window"), []
     scaling = _scaling(query, kwargs.get("scaling"))
     q_THD, k_THD, v_THD = (s[0].transpose(0, 1) for s in _as_autocast(query, key, value))
@@ -287,7 +287,7 @@ def block_arguments(
 ) -> Mapping[str, Any]:
     """Return the arguments of a model's forward for a packed row, besides ids and positions.
 
-    Rows with shared parts have no backward pass, and are cut into blocks by either attention. The
+    Rows with shared parts are cut into blocks by either attention. The
     mask of one element keeps transformers from building one that is not used.
 
     Args:

@@ -173,8 +173,11 @@ def score_sequences(
     """
     device = next(model.parameters()).device
     sharing = reading.packing and attends_in_blocks(model)
-    rows = share_rows(sequences, reading.row_tokens) if sharing else None
-    if rows is None:
+    numbered = dict(enumerate(sequences))
+    shared = share_rows(numbered, reading.row_tokens) if sharing else None
+    if shared is not None:
+        rows = [row.build(numbered) for row in shared[0] if row.contexts]
+    else:
         lengths = [len(s.input_ids) for s in sequences]
         if reading.padded:
             [dealt] = deal_batches(lengths, reading.row_tokens, ranks=1)

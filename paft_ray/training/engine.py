@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from paft_ray.config import TrainConfig
 from paft_ray.config.errors import ArtifactError, PaftError
+from paft_ray.models.attention import BLOCK_ATTENTION, inner_attention
 from paft_ray.models.load import virtual_tokens
 from paft_ray.models.logprobs import answer_logprobs
 from paft_ray.models.narrow import full_shape
@@ -78,6 +79,7 @@ class Engine:
         )
         if train.activation_checkpointing:
             checkpoint_activations(model)
+        self._compiled = train.compile
         if train.compile:
             compile_layers(model)
         self._engine: Any
@@ -113,6 +115,11 @@ class Engine:
     def model(self) -> "PeftModel | PreTrainedModel":
         """The model inside."""
         return self._engine.module  # pyright: ignore[reportReturnType]
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether sequences of a row may share tokens: with blocks, which have a backward pass."""
+        return not self._compiled and inner_attention(self._engine) == BLOCK_ATTENTION
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
         """Trainable parameters by name, in the model's order."""

@@ -2,19 +2,20 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from paft_ray.models import attention
 from paft_ray.models.attention import BLOCK_ATTENTION
-from paft_ray.models.logprobs import ForwardPass, score_sequences
-from paft_ray.models.packing import Row, TokenSequence
+from paft_ray.models.logprobs import ForwardPass, answer_logprobs, score_sequences
+from paft_ray.models.packing import Row, TokenSequence, build_row
 from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded, choice_sequences
 
@@ -32,6 +33,12 @@ def make_sequences(common: int, answers: int, count: int = 9) -> list[TokenSeque
         choices = {draw(1 + n % answers): None for n in range(3)}
         sequences += choice_sequences([Encoded(context, choice) for choice in choices])
     return sequences
+
+
+def built(sequences: Sequence[TokenSequence], row_tokens: int) -> list[Row] | None:
+    numbered = dict(enumerate(sequences))
+    dealt = share_rows(numbered, row_tokens)
+    return None if dealt is None else [row.build(numbered) for row in dealt[0]]
 
 
 def paths(row: Row) -> list[list[int]]:
@@ -52,7 +59,7 @@ def test_shared_rows_read_and_predict_what_each_sequence_does(
     common: int, answers: int, row_tokens: int
 ) -> None:
     sequences = make_sequences(common, answers)
-    rows = share_rows(sequences, row_tokens)
+    rows = built(sequences, row_tokens)
     if rows is None:
         return
     assert sorted(i for row in rows for i in row.members) == list(range(len(sequences)))
@@ -86,10 +93,26 @@ def test_shared_rows_read_a_common_beginning_once_a_row_and_a_context_once() -> 
         [Encoded((*start, n), (1, 2, n)), Encoded((*start, n), (3,))] for n in range(20, 30)
     ]
     sequences = [s for encoded in examples for s in choice_sequences(encoded)]
-    [row] = share_rows(sequences, 100) or []
+    [row] = built(sequences, 100) or []
     assert row.tokens == 5 + 10 * (1 + 2)  # the last token of an answer is only predicted
-    rows = share_rows(sequences, 20) or []
+    rows = built(sequences, 20) or []
     assert [row.tokens for row in rows] == [5 + 5 * 3, 5 + 5 * 3]
+
+
+def test_answers_of_a_context_stand_in_as_many_rows_as_they_need() -> None:
+    sequences = [Encoded((1, 2, 3, 4, 5), (n, n, n)).sequence() for n in range(10, 15)]
+    assert [row.tokens for row in built(sequences, 9) or []] == [5 + 2 * 2, 5 + 2 * 2, 5 + 2]
+
+
+def test_ranks_read_as_many_rows_and_together_every_sequence() -> None:
+    sequences = dict(enumerate(make_sequences(11, 4)))
+    dealt = share_rows(sequences, 60, ranks=4) or []
+    assert len({len(rows) for rows in dealt}) == 1
+    read = [i for rows in dealt for row in rows for _, own in row.contexts for i in own]
+    assert sorted(read) == sorted(sequences)
+    assert [row.tokens for rows in dealt for row in rows if row.contexts] == [
+        row.build(sequences).tokens for rows in dealt for row in rows if row.contexts
+    ]
 
 
 @pytest.mark.parametrize(
@@ -103,14 +126,14 @@ def test_shared_rows_read_a_common_beginning_once_a_row_and_a_context_once() -> 
 )
 def test_rows_are_not_shared_where(contexts: list[tuple[int, ...]], row_tokens: int) -> None:
     sequences = [Encoded(c, (7, n)).sequence() for n, c in enumerate(contexts)]
-    assert share_rows(sequences, row_tokens) is None
+    assert built(sequences, row_tokens) is None
 
 
 def test_ends_of_single_token_choices_share_their_context() -> None:
     encoded = [Encoded((*range(1, 9), n), (n + 50, 0), ended=True) for n in (20, 21) for _ in "ab"]
     encoded = [replace(e, answer_ids=(60 + n, 0)) for n, e in enumerate(encoded)]
     sequences = [s for two in (encoded[:2], encoded[2:]) for s in choice_sequences(two, True)]
-    [row] = share_rows(sequences, 100) or []
+    [row] = built(sequences, 100) or []
     assert row.tokens == 8 + 2 * (1 + 2)
     assert row.owners_A.tolist() == [0, 2, 1, 3] * 2
 
@@ -130,9 +153,32 @@ def test_scores_with_shared_parts_are_those_of_sequences_alone(
     sequences = make_sequences(common, answers)
     alone = score_sequences(model, sequences, ForwardPass("float32", 200, packing=False))
     model.set_attn_implementation(BLOCK_ATTENTION)
-    assert share_rows(sequences, 200) is not None
+    assert built(sequences, 200) is not None
     shared = score_sequences(model, sequences, ForwardPass("float32", 200))
     assert [own.keys() for own in shared] == [own.keys() for own in alone]
     expected, found = ([v for own in scores for v in own.values()] for scores in (alone, shared))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert np.std(expected) > 0.1  # scores that are all alike would prove nothing
+
+
+@pytest.mark.parametrize("longest_plain", [512, 0])
+def test_gradients_through_shared_parts_are_those_of_sequences_alone(
+    make_model: Callable[..., PreTrainedModel], longest_plain: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_PLAIN_LENGTH", longest_plain)
+    model = make_model(initializer_range=0.2).requires_grad_(True)
+    model.set_attn_implementation(BLOCK_ATTENTION)
+    sequences = make_sequences(11, 4)
+    apart = [build_row(sequences, [index]) for index in range(len(sequences))]
+    found, expected = (gradients(model, rows) for rows in (built(sequences, 200) or [], apart))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-4, msg=name)
+    assert any(float(gradient.abs().max()) > 1 for gradient in expected.values())
+
+
+def gradients(model: PreTrainedModel, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    """Of the log-probabilities of all answer tokens."""
+    model.zero_grad()
+    for row in rows:
+        answer_logprobs(model, row, torch.device("cpu")).sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}

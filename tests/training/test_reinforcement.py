@@ -164,6 +164,21 @@ def test_question_whose_rewards_are_the_same_changes_no_bit_but_counts(tiny) -> 
     assert not any(t.any() for t in gradient(engine, objective, nothing).values())
 
 
+def test_gradient_of_texts_that_share_their_question_is_that_of_each_alone(tiny) -> None:
+    engine, planner = tiny
+    objective = grpo(rollouts=3)
+    texts = [rollout(n, [7, 8 + n, 9], float(n % 3 == 1)) for n in range(6)]
+    together = planned(engine, planner, objective, texts)
+    apart = planned(engine, replace(planner, packing=False), objective, texts)
+    assert together.tokens == 2 + 6 * 2  # of rollouts without their last token, one context
+    assert (len(apart.rows), apart.tokens) == (6, 6 * 4)
+    shared, alone = (gradient(engine, objective, plan) for plan in (together, apart))
+    for name, tensor in alone.items():
+        largest = float(tensor.abs().max())
+        assert float((shared[name] - tensor).abs().max()) <= 1e-4 * largest, name
+    assert max(float(tensor.abs().max()) for tensor in alone.values()) > 0
+
+
 def test_text_that_was_cut_is_compared_with_and_not_learned_from(tiny) -> None:
     engine, planner = tiny
     cut = [rollout(0, [7, 8], 1.0, ended=False), rollout(1, [7], 0.0), rollout(2, [9], 0.0)]

@@ -149,7 +149,7 @@ def attend_to_paths(
     hidden_NLK: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Compute attention of parts of a row to the paths that they end, without a backward pass.
+    """Compute attention of parts of a row to the paths that they end, as autograd can follow.
 
     Args:
         query: [T, G * R, D].

@@ -3,13 +3,21 @@
 Shapes: S slots of the global batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paft_ray.models.packing import build_row, deal_batches, deal_rows, inert_row
+from paft_ray.models.packing import (
+    Row,
+    TokenSequence,
+    build_row,
+    deal_batches,
+    deal_rows,
+    inert_row,
+)
+from paft_ray.models.sharing import share_rows
 from paft_ray.models.tokenization import Encoded
 from paft_ray.training.batch_plan import Planner, StepPlan
 from paft_ray.training.draws import Draws
@@ -52,10 +60,7 @@ def deal_texts(
     kept_S = np.ones(len(texts), bool) if kept_S is None else kept_S
     slots = np.flatnonzero(kept_S).tolist()
     sequences = {slot: texts[slot].encoded.sequence() for slot in slots}
-    lengths = [len(sequence.input_ids) for sequence in sequences.values()]
-    deal = deal_batches if planner.padded else deal_rows
-    packing = {} if planner.padded else {"packing": planner.packing}
-    rows = deal(lengths, planner.row_tokens, engine.ranks, **packing)[engine.rank]
+    rows, tokens = _deal(planner, engine, sequences)
     token = int(texts[0].encoded.context_ids[0])
     table = {
         "example": np.array([text.example for text in texts]),
@@ -66,12 +71,7 @@ def deal_texts(
     }
     return StepPlan(
         step,
-        tuple(
-            build_row(sequences, [slots[n] for n in row], planner.padded)
-            if row
-            else inert_row(token)
-            for row in rows or [[]]
-        ),
+        tuple(inert_row(token) if row is None else row for row in rows or [None]),
         Draws(
             table,
             weights,
@@ -80,7 +80,28 @@ def deal_texts(
             weight_S=weight_S,
         ),
         np.arange(len(texts)),
-        sum(lengths),
+        tokens,
         int(table["answer_tokens"].sum()),
         weights,
     )
+
+
+def _deal(
+    planner: Planner, engine: Engine, sequences: Mapping[int, TokenSequence]
+) -> tuple[list[Row | None], int]:
+    """This rank's rows, None for one without sequences, and the tokens that all ranks read."""
+    if planner.packing and not planner.padded and engine.shares_beginnings:
+        shared = share_rows(sequences, planner.row_tokens, engine.ranks)
+        if shared is not None:
+            own = [row.build(sequences) if row.contexts else None for row in shared[engine.rank]]
+            return own, sum(row.tokens for rows in shared for row in rows)
+    lengths = [len(sequence.input_ids) for sequence in sequences.values()]
+    deal = deal_batches if planner.padded else deal_rows
+    packing = {} if planner.padded else {"packing": planner.packing}
+    rows = deal(lengths, planner.row_tokens, engine.ranks, **packing)[engine.rank]
+    slots = list(sequences)
+    built = [
+        build_row(sequences, [slots[n] for n in row], planner.padded) if row else None
+        for row in rows
+    ]
+    return built, sum(lengths)
