@@ -1,4 +1,4 @@
-"""Rollouts per second of one batch: those of transformers as we call it, and vLLM's or TRL's.
+"""Rollouts per second of one batch: written by transformers as we call it, and by vLLM or TRL.
 
 SmolLM2-135M with a LoRA adapter writes to a few questions, several texts each, at temperature 1,
 with log-probabilities. Both take turns, each first in every other round, so that a busy minute hits
@@ -7,6 +7,7 @@ to one batch, and without log-probabilities.
 
 python jobs/benchmarks/rollouts.py vllm [--questions 4] [--rollouts 8] [--tokens 32] [--json]
 python jobs/benchmarks/rollouts.py trl
+python jobs/benchmarks/rollouts.py learning   # its gradients: questions shared in rows, and not
 """
 
 import argparse
@@ -29,7 +30,10 @@ from paft_ray.models.base_model import prepare_base
 from paft_ray.models.chat import open_chat
 from paft_ray.models.generation import Ending
 from paft_ray.models.load import load_base, load_tokenizer, make_trainable
+from paft_ray.models.packing import build_row, deal_rows
 from paft_ray.models.sampling import Sampling
+from paft_ray.models.sharing import share_rows
+from paft_ray.models.tokenization import Encoded
 from paft_ray.models.vllm import EngineOptions
 from paft_ray.storage.paths import Storage
 from paft_ray.training.engine import Engine
@@ -51,8 +55,9 @@ QUESTIONS = (
     "There are 8 rows of 13 chairs, and 17 chairs are taken away. How many people can sit?",
 )
 
+ROW_TOKENS = 1024
 Turn = Callable[[int], int]
-"""Writes the batch once; takes the number of the round, and returns the tokens written."""
+"""Writes the batch, or learns from it, once; takes the number of the round, and returns the batch's tokens."""
 
 
 def write_by(backend: Backend, groups: list[Group], sampling: Sampling) -> Turn:
@@ -89,6 +94,32 @@ def write_by_trl(location: str, texts: list[str], options: argparse.Namespace) -
     return turn
 
 
+def learn(engine: Engine, groups: list[Group], tokens: int, shared: bool) -> Turn:
+    """Turns that compute the gradient of texts of `tokens` random tokens."""
+    drawn = torch.Generator().manual_seed(0)
+    contexts = [group.context_ids for group in groups for _ in range(group.count)]
+    answers = torch.randint(100, 40_000, (len(contexts), tokens), generator=drawn).tolist()
+    sequences = {
+        n: Encoded(context, tuple(answer)).sequence()
+        for n, (context, answer) in enumerate(zip(contexts, answers, strict=True))
+    }
+    dealt = share_rows(sequences, ROW_TOKENS) if shared else None
+    if dealt is None:
+        [packed] = deal_rows([len(s.input_ids) for s in sequences.values()], ROW_TOKENS, ranks=1)
+        rows = [build_row(sequences, members) for members in packed if members]
+    else:
+        rows = [row.build(sequences) for row in dealt[0] if row.contexts]
+
+    def turn(number: int) -> int:
+        for row in rows:
+            engine.accumulate(row, lambda logprobs_A: -logprobs_A.sum())
+        for parameter in engine.trainable().values():
+            parameter.grad = None
+        return len(contexts) * tokens
+
+    return turn
+
+
 def measure(turns: dict[str, Turn], rounds: int) -> dict[str, list[tuple[float, float, int]]]:
     """Seconds, CPU-seconds and tokens of every turn, after one that does not count."""
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in turns}
@@ -105,7 +136,7 @@ def measure(turns: dict[str, Turn], rounds: int) -> dict[str, list[tuple[float, 
 def main() -> None:
     """Measure, and print a table or a record."""
     parser = argparse.ArgumentParser(description="Rollouts per second.")
-    parser.add_argument("against", choices=["vllm", "trl"])
+    parser.add_argument("against", choices=["vllm", "trl", "learning"])
     parser.add_argument("--questions", type=int, default=4)
     parser.add_argument("--rollouts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32)
@@ -128,6 +159,11 @@ def main() -> None:
     engine = Engine(model, train, "float32", deepspeed=False)
     ending = Ending((tokenizer.eos_token_id,))
     sampling = Sampling(options.tokens, 1.0, ending)
+    if options.against == "learning":
+        kinds = {"packed": False, "shared": True}
+        turns = {k: learn(engine, groups, options.tokens, v) for k, v in kinds.items()}
+        report(measure(turns, options.rounds), options)
+        return
     turns = {"transformers": write_by(ByTransformers(engine, tokenizer), groups, sampling)}
     if options.against == "vllm":
         longest = max(map(len, contexts)) + options.tokens
@@ -157,9 +193,9 @@ def report(found: dict[str, list[tuple[float, float, int]]], options: argparse.N
                 "tokens_per_rollout": round(sum(t for *_, t in taken) / batch / len(taken), 1),
             }
         )
-    ours, other = found["transformers"], found[options.against]
+    (first, ours), (second, other) = found.items()
     ratios = {
-        f"{options.against} / transformers, {unit}": round(
+        f"{second} / {first}, {unit}": round(
             statistics.median(rate(b) / rate(a) for a, b in zip(ours, other, strict=True)), 3
         )
         for unit, rate in {
