@@ -57,7 +57,7 @@ QUESTIONS = (
 
 ROW_TOKENS = 1024
 Turn = Callable[[int], int]
-"""Writes the batch, or learns from it, once; takes the number of the round, and returns its tokens."""
+"""Writes the batch, or learns from it, once; takes the round's number, and returns its tokens."""
 
 
 def write_by(backend: Backend, groups: list[Group], sampling: Sampling) -> Turn:
