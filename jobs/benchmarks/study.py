@@ -1,6 +1,7 @@
 """Keep what a study found as a committed record, and print it as the README's table.
 
 python jobs/benchmarks/study.py keep storage/runs/study          # to results/study_sst2.json
+python jobs/benchmarks/study.py keep storage/runs/grpo           # to results/study_grpo.json
 python jobs/benchmarks/study.py show jobs/benchmarks/results/study*.json
 """
 
@@ -10,11 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from records import commit, named
 
 from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, STD_BY_CHANCE, WORST
-from paft_ray.evaluation.summary import summarise
+from paft_ray.evaluation.scores import further_grades
+from paft_ray.evaluation.summary import PAFT, summarise
 from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
@@ -25,6 +30,10 @@ NAMES = {
     "bound_prompts": "a dozen, each example bound to one (the official code)",
     "paft_t1": "PAFT, drawn by losses (T = 1)",
     "paft": "**PAFT, drawn uniformly (the paper)**",
+    "sft_one_prompt": "right answers, one prompt",
+    "sft_pool": "right answers, the pool",
+    "grpo_one_prompt": "GRPO, one prompt",
+    "grpo_pool": "**GRPO, the pool**",
 }
 
 
@@ -37,16 +46,11 @@ def keep(run: Path) -> Path:
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("config", "summary", "manifest")
     )
-    models = summary["models"]
-    figures = summarise(
-        pq.read_table(run / "scores.parquet"),
-        list(models),
-        [float(t) for t in next(iter(models.values()))["top"]],
-        summary["seeds"],
-        summary["seconds"],
-    )
+    scores = pq.read_table(run / "scores.parquet")
+    grades = [grade["label"] for grade in summary.get("grades", [])]
+    figures = _figures(scores, summary)
     for label, model in figures["models"].items():
-        model |= {k: v for k, v in models[label].items() if k not in model}
+        model |= {k: v for k, v in summary["models"][label].items() if k not in model}
     record = {
         "benchmark": "study",
         "task": config["config"]["task"]["name"],
@@ -59,10 +63,38 @@ def keep(run: Path) -> Path:
         "sources": _sources(config["config"]),
         "config": config["results_from"],
         "summary": figures,
+        "further": {
+            label: _figures(_graded_by(scores, grade_N), summary)
+            for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)
+        },
     }
-    path = RESULTS / f"study_{record['task']}.json"
+    name = config["config"]["name"]
+    path = RESULTS / f"study_{record['task'] if name == 'study' else name}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _figures(scores: pa.Table, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of scores, by today's code."""
+    models = summary["models"]
+    return summarise(
+        scores,
+        list(models),
+        [float(t) for t in next(iter(models.values()))["top"]],
+        summary["seeds"],
+        summary["seconds"],
+    )
+
+
+def _graded_by(scores: pa.Table, grade_N: NDArray[np.float64]) -> pa.Table:
+    """Scores as they are where another grade decides, without what belongs to the first one."""
+    rest = ("choice_logprobs", "normalised_correct", "begins_right", "further_grades")
+    scores = scores.drop(
+        [name for name in (*rest, "correct", "grade") if name in scores.column_names]
+    )
+    return scores.append_column("correct", pa.array(grade_N == 1)).append_column(
+        "grade", pa.array(grade_N)
+    )
 
 
 def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,15 +109,25 @@ def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
-    """One study as lines of Markdown."""
+    """One study as lines of Markdown, a table for each grade."""
     summary = record["summary"]
     yield (
         f"{record['task']}: {summary['prompts']} held-out prompts x {summary['examples']} "
         f"examples, {len(summary['seeds'])} seeds, {sum(summary['seconds'].values()) / 3600:.1f} h"
     )
     yield ""
+    yield from _rows(record, summary, "trained with")
+    for label, graded in record.get("further", {}).items():
+        yield ""
+        yield from _rows(record, graded, f"trained with (graded by {label})")
+
+
+def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> Iterator[str]:
+    """A line for each model, with what the last one leads by."""
     figures = (MEAN, STD, STD_BY_CHANCE, WORST, LOW_QUANTILE)
-    yield f"| trained with | {' | '.join(f.heading for f in figures)} | PAFT - this, mean |"
+    lead = PAFT if PAFT in summary["models"] else list(summary["models"])[-1]
+    leads = "PAFT" if lead == PAFT else NAMES[lead].strip("*")
+    yield f"| {first} | {' | '.join(f.heading for f in figures)} | {leads} - this, mean |"
     yield "|---|---|---|---|---|---|---|"
     for label, model in summary["models"].items():
         cells = []
@@ -93,7 +135,7 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
             interval = figure.read(model["intervals"])
             bounds = f" ({_span(interval)})" if interval else ""
             cells.append(f"{figure.show(figure.read(model))}{bounds}")
-        difference = summary["differences"].get(f"paft - {label}")
+        difference = summary["differences"].get(f"{lead} - {label}")
         last = (
             f"{100 * difference['value']:+.1f} ({_span((difference['low'], difference['high']))})"
             if difference

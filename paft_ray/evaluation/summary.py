@@ -112,6 +112,9 @@ def summarise(
 def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str, str]]:
     """The models to compare: PAFT with all others, variants with the baselines, subjects with all.
 
+    Where all variants have names of their own, so that none is known as PAFT or as the baseline,
+    each is compared with those before it.
+
     Args:
         labels: All models.
         subjects: Those of them that no variant trained.
@@ -121,6 +124,8 @@ def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str
     for label in trained:
         wanted += [(label, SINGLE_PROMPT), (label, BASE)]
     wanted.append((SINGLE_PROMPT, BASE))
+    if not {PAFT, SINGLE_PROMPT} & set(labels):
+        wanted += [(b, a) for place, b in enumerate(trained) for a in trained[:place]]
     for place, label in enumerate(subjects):
         wanted += [(other, label) for other in trained]
         wanted += [(label, other) for other in (SINGLE_PROMPT, BASE, *subjects[:place])]

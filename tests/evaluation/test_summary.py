@@ -162,3 +162,11 @@ def test_summary_of_a_grid_with_holes_is_refused_unless_it_is_to_be_estimated():
         summarise(table, ("paft",), (), (0,), {})
     answers = Unscored({f"e{e:02d}": "yes" for e in range(40)}, choices=True)
     assert summarise(table, ("paft",), (), (0,), {}, estimate=answers)["scored_share"] < 1
+
+
+def test_variants_with_names_of_their_own_are_compared_with_those_before_them() -> None:
+    assert pairs(["base", "sft", "grpo", "grpo_pool"]) == [
+        ("sft", "base"), ("grpo", "base"), ("grpo_pool", "base"),
+        ("grpo", "sft"), ("grpo_pool", "sft"), ("grpo_pool", "grpo"),
+    ]  # fmt: skip
+    assert ("b", "a") not in pairs(["base", "single_prompt", "a", "b"])
