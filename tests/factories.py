@@ -74,6 +74,50 @@ ROW_CHOICES: dict[str, tuple[dict[str, Any], int]] = {
 """Published tasks whose rows have choices of their own, from the demo's data, and their rows."""
 
 
+PUBLISHED_ROWS: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "piqa": (
+        {"goal": " open a jar ", "sol1": "twist", "sol2": "sing", "label": 0},
+        {"goal": "open a jar", "sol1": "twist", "sol2": "sing"},
+        "A",
+    ),
+    "hellaswag": (
+        {
+            "ctx": "[header] How to sit [title] Find a chair",
+            "endings": "['sit', 'fly', 'it\\'s done', 'sing']",
+            "label": "2",
+        },
+        {"ctx": "How to sit. Find a chair", "A": "sit", "B": "fly", "C": "it's done", "D": "sing"},
+        "C",
+    ),
+    "winogrande": (
+        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea", "answer": "1"},
+        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea"},
+        "A",
+    ),
+    "race": (
+        {"article": "Text.", "question": "Why?", "options": ["a", "b", "c", "d"], "answer": "D"},
+        {"article": "Text.", "question": "Why?", "A": "a", "B": "b", "C": "c", "D": "d"},
+        "D",
+    ),
+    "boolq": (
+        {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
+        {"passage": "Ice is cold.", "question": "is ice cold"},
+        "yes",
+    ),
+    "sst2": (
+        {"sentence": "a joy to watch \n", "label": 1},
+        {"sentence": "a joy to watch"},
+        "positive",
+    ),
+    "gsm8k": (
+        {"question": "How much?", "answer": "It is 500+500=<<500+500=1000>>1,000.\n#### 1,000"},
+        {"question": "How much?"},
+        "It is 500+500=1000.\n#### 1000",
+    ),
+}
+"""A row of each built-in task, its fields and its answer."""
+
+
 def write_reviews(path: Path, count: int = 120) -> Path:
     """Write short reviews with their sentiment as JSONL, half of them positive."""
     rng = random.Random(0)

@@ -99,6 +99,20 @@ class PoolSplitConfig(Section, affects="pool"):
     held_out_llm: str | None = None
     """Name of an LLM (its `model`, or the last part of its `path`) that writes all test prompts
     and no other: figures then hold for an author whose prompts were never trained on."""
+    held_out_file: Annotated[str | None, affects("pool", neutral=None)] = None
+    """An entry of `prompts.files` that holds all test prompts, none of which is trained on: what
+    people wrote, for example, beside training prompts that an LLM wrote."""
+
+    @property
+    def held_out_author(self) -> str | None:
+        """The LLM or the file that all test prompts come from; None for any."""
+        return self.held_out_llm or self.held_out_file
+
+    @model_validator(mode="after")
+    def _one_author(self) -> Self:
+        if self.held_out_llm and self.held_out_file:
+            raise ValueError("test prompts come from held_out_llm or held_out_file: remove one")
+        return self
 
 
 class CoverageConfig(Section, affects="pool"):
@@ -150,7 +164,8 @@ class PromptsConfig(Section, affects="pool"):
     `.parquet` with a column `text`, `.txt` with a template a line, where alone `\\n` stands for a
     line end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`,
     all other braces and brackets are text. `stock:KIND` are wordings that come with the package,
-    each in a layout of its own; KIND is choices, letters, yesno, text, cloze or task."""
+    each in a layout of its own; KIND is choices, letters, yesno, text, cloze, task, or a built-in
+    task."""
     generation: GenerationConfig | None = None
     """Write candidates with LLMs; without it the pool consists of `files` alone."""
     layouts_per_instruction: int = Field(default=3, ge=1)
@@ -170,4 +185,15 @@ class PromptsConfig(Section, affects="pool"):
     def _some_source(self) -> Self:
         if not self.files and self.generation is None:
             raise ValueError("no source of prompts: set prompts.files or prompts.generation")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_file_is_one_of_several_sources(self) -> Self:
+        file = self.split.held_out_file
+        alone = self.generation is None and set(self.files) <= {file}
+        if file is not None and (file not in self.files or alone):
+            raise ValueError(
+                f"split.held_out_file {file!r} is no entry of files, or all there is: name one of "
+                "them, and give other files or generation to train on"
+            )
         return self

@@ -38,8 +38,6 @@ _EXAMPLES, _EXAMPLES_WRITTEN = 80, 24
 _SHARE = 0.4
 _LONGEST = 1024
 """Tokens of a question of which more is cut; less where the model was made for less."""
-_STOCK_OF_TASKS = {"boolq": "yesno", "gsm8k": "task", "sst2": "choices"}
-"""Built-in tasks whose options have no letters."""
 _ASKED = re.compile(r"question|query|problem|goal|claim|statement", re.IGNORECASE)
 """A field that says itself what is wanted."""
 _YES_NO = ({"no", "yes"}, {"false", "true"})
@@ -216,7 +214,7 @@ def _stock_kind(task: BuiltinTaskConfig | CustomTaskConfig, said: Said) -> str:
         ConfigError: Nothing says what the model has to do.
     """
     if isinstance(task, BuiltinTaskConfig):
-        return _STOCK_OF_TASKS.get(task.name, "letters")
+        return task.name
     if said.description is not None:
         return "task"
     asked = any(_ASKED.search(name) for pair in task.fields.items() for name in pair)

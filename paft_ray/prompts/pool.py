@@ -257,7 +257,7 @@ def assemble_pool(found: Survivors, task: Task, config: PromptsConfig, seed: int
 
 def piece_of(candidate: Candidate, task: Task) -> Piece:
     """A candidate as it is compared and split: the wording, and the layout of a template."""
-    text, author = candidate.text, candidate.origin.llm
+    text, author = candidate.text, candidate.origin.llm or candidate.origin.file
     if candidate.kind == "instruction":
         return Piece(text, None, author)
     wording = instruction_of(text, task.slots)

@@ -24,7 +24,7 @@ BESIDE_HELD_OUT = "beside_held_out"
 NEAR_HELD_OUT = "near_held_out"
 """Too similar to a held-out instruction, by the exact check at the end."""
 HELD_OUT_AUTHOR = "held_out_author"
-"""By the LLM that writes the test prompts, and no test prompt."""
+"""From the LLM or the file that all test prompts come from, and no test prompt."""
 NO_LAYOUT = "no_layout"
 """The instruction makes every layout of its split look like one of another split."""
 
@@ -41,7 +41,7 @@ class Piece:
     layout: str | None
     """Key of the layout; None where the grammar is to give it one."""
     author: str | None = None
-    """The LLM that wrote it."""
+    """The LLM that wrote it, or the file that it stands in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ def _assign(
     for index, cluster in enumerate(clusters):
         if index in held_out:
             assignments.append(Assignment(held_out[index], cluster))
-        elif config.held_out_llm and pieces[index].author == config.held_out_llm:
-            detail = f"{config.held_out_llm} writes test prompts only"
+        elif config.held_out_author and pieces[index].author == config.held_out_author:
+            detail = f"{config.held_out_author} is for test prompts only"
             assignments.append(Assignment(None, cluster, HELD_OUT_AUTHOR, detail))
         elif near := _nearest(index, held_out, sets, config.similarity):
             other, similar = near
@@ -310,7 +310,7 @@ def _deal(
 def _allowed(
     members: Iterable[int], pieces: Sequence[Piece], split: SplitName, config: PoolSplitConfig
 ) -> tuple[int, ...]:
-    author = config.held_out_llm
+    author = config.held_out_author
     if author is None:
         return tuple(members)
     return tuple(i for i in members if (pieces[i].author == author) == (split == "test"))

@@ -2,9 +2,10 @@
 
 A location `stock:KIND` stands for one of the files in `tasks/wordings/`, which hold a wording a
 line: `choices` (one of a few labels), `letters` (lettered options), `yesno`, `text` (a question
-with a free answer), `cloze` (a text to be continued) and `task` (around the task's description).
-Each wording gets a layout of its own from the grammar. In wordings `$choices` stands for the
-allowed answers, `$fields` for the names of the fields, `$task` for the description.
+with a free answer), `cloze` (a text to be continued), `task` (around the task's description), and
+one for each built-in task, by its name. Each wording gets a layout of its own from the grammar. In
+wordings `$choices` stands for the allowed answers, `$fields` for the names of the fields, `$task`
+for the description.
 """
 
 import re
@@ -93,7 +94,10 @@ def _names_choices(layout: Layout, task: Task) -> bool:
 
 
 def _layout_for(text: str, wording: str, layouts: Sequence[Layout], task: Task) -> Layout | None:
-    """The first of the layouts, in an order given by the wording, that the text leaves as it is."""
+    """The first of the layouts, in an order given by the wording, that the text leaves as it is.
+
+    A text with marks of its own, such as ####, changes every layout alike: then simply the first.
+    """
     order = sorted(layouts, key=lambda layout: fingerprint("stock", wording, layout.id))
     fitting = (x for x in order if layout_of(compose(text, x), task.slots) == x.key)
-    return next(fitting, None)
+    return next(fitting, order[0] if order else None)

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
-from paft_ray.tasks import Example
+from paft_ray.tasks import Example, Task
 from paft_ray.tracking import Tracker
 
 
@@ -95,6 +96,8 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     )
     summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
+    if (majority := _majority(context.task, examples)) is not None:
+        summary["majority"] = majority
     if evaluation.estimate is None:
         wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
@@ -178,6 +181,14 @@ def _grading(context: RunContext) -> dict[str, Any]:
         **({"grading_code": code} if code else {}),
         **({} if shown is None else {"demonstrations": shown.model_dump(mode="json")}),
     }
+
+
+def _majority(task: Task, examples: Sequence[Example]) -> dict[str, Any] | None:
+    """The most frequent answer of the scored examples and its share; None without choices."""
+    if not examples or not (task.choices or task.choices_as == "letters"):
+        return None
+    [(answer, count)] = Counter(example.answer for example in examples).most_common(1)
+    return {"answer": answer, "share": count / len(examples)}
 
 
 def _examples_table(examples: Sequence[Example]) -> pa.Table:

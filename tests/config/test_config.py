@@ -474,6 +474,21 @@ WRONG = [
         {"prompts": {"files": ["a"], "split": {"test": 0}}},
         ["prompts.split.test: 0", "greater than or equal to 1"],
     ),
+    (
+        "split",
+        {"prompts": {"files": ["a", "b"], "split": {"held_out_file": "c"}}},
+        ["prompts", "held_out_file 'c' is no entry of files"],
+    ),
+    (
+        "split",
+        {"prompts": {"files": ["a"], "split": {"held_out_file": "a"}}},
+        ["prompts", "or all there is"],
+    ),
+    (
+        "split",
+        {"prompts": {"files": ["a", "b"], "split": {"held_out_file": "a", "held_out_llm": "m"}}},
+        ["prompts.split", "remove one"],
+    ),
     ("model", {"model": {"path": "m", "dtype": "float16"}}, ["model.dtype: 'float16'"]),
     ("model", {"model": {"path": "m", "peft": {"r": 8}}}, ["model.peft", "peft_type", "LORA"]),
     ("train", {"train": {}}, ["train", "neither is given", "one of steps and epochs"]),

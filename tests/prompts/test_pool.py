@@ -31,6 +31,7 @@ from paft_ray.prompts.pool import (
     PoolBuild,
     PromptPool,
     Rejected,
+    Survivors,
     assemble_pool,
     load_pool,
     rejects_to_table,
@@ -295,6 +296,26 @@ def test_split_with_a_held_out_author_tests_that_author_and_trains_nobody_else_b
     assert by_author["llm-0", "train"] + by_author["llm-2", "train"] == 75
     reasons = {a.reason for p, a in zip(pieces, splits, strict=True) if a.split is None}
     assert reasons == {sp.HELD_OUT_AUTHOR}
+
+
+def test_pool_with_a_held_out_file_tests_its_prompts_and_trains_on_none_of_them():
+    written = [Candidate(text, "instruction", BY_LLM) for text in sentences(60, seed=3)]
+    by_hand = [
+        Candidate(compose(text, layout), "template", Origin(file="stock:mine"))
+        for text, layout in zip(sentences(12, seed=4), LAYOUTS, strict=False)
+    ]
+    split = PoolSplitConfig(test=6, validation=3, held_out_file="stock:mine")
+    config = PromptsConfig(
+        files=("stock:mine", "other.txt"), split=split, layouts_per_instruction=2
+    )
+    found = Survivors((*written, *by_hand), {"candidates": 72, "linted": 72, "unique": 72}, {})
+    built = assemble_pool(found, MATHS, config, 0)
+    assert {prompt.origin.file for prompt in built.pool.test} == {"stock:mine"}
+    others = (*built.pool.train, *built.pool.validation)
+    assert {prompt.origin for prompt in others} == {BY_LLM}
+    assert {reject.reason for reject in built.rejected} == {sp.HELD_OUT_AUTHOR}
+    layouts = {prompt.layout for prompt in built.pool.test}
+    assert layouts.isdisjoint(prompt.layout for prompt in others)
 
 
 def test_split_with_a_held_out_author_who_wrote_too_little_is_refused():

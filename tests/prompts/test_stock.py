@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 
+from factories import PUBLISHED_ROWS
+
+from paft_ray.config import PUBLISHED_TASKS
 from paft_ray.config.errors import DataError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import pool_fingerprint, pool_without_work
+from paft_ray.prompts.layouts import instruction_of
 from paft_ray.prompts.lint import lint
 from paft_ray.prompts.stock import stock_kinds, stock_templates
+from paft_ray.prompts.dedup.similarity import shingles
+from paft_ray.prompts.leakage import nearest
 from paft_ray.runs.context import RunContext
+from paft_ray.tasks.builtin import PUBLISHED
 
 LABELS = {"choices": ["spam", "not spam"]}
 ROWS = {"choices": {"columns": ["a", "b", "c"]}}
@@ -32,7 +39,15 @@ TASKS: dict[str, list[dict[str, Any]]] = {
         LABELS, ROWS, {},
         {"description": "Read the whole of what the customer wrote to us and say what it is. " * 5},
     ],
+    **{name: [{}] for name in PUBLISHED_TASKS},
 }  # fmt: skip
+
+
+def published_rows(name: str) -> list[dict[str, Any]]:
+    """Rows of a built-in task, which differ in their first field."""
+    row, *_ = PUBLISHED_ROWS[name]
+    column = next(iter(PUBLISHED[name].columns.values()))
+    return [{**row, column: f"{row[column]} {number}"} for number in range(60)]
 
 
 @pytest.fixture
@@ -55,6 +70,9 @@ def context_of(tiny_model: Path, tmp_path: Path) -> Callable[..., RunContext]:
         if isinstance(named, dict) and task.get("choices_as") != "texts":
             whole["choices"] = {**named, "shuffle": True}
         prompts = {"files": [f"stock:{kind}"], "split": {"validation": 0, "test": test}}
+        if kind in PUBLISHED_TASKS:
+            path.write_text("".join(json.dumps(row) + "\n" for row in published_rows(kind)))
+            whole = {"type": "builtin", "name": kind, "path": str(path)}
         tree = {
             "name": "stock", "storage": str(tmp_path / "storage"), "task": whole,
             "prompts": prompts, "model": {"path": str(tiny_model)}, "variants": [],
@@ -89,6 +107,21 @@ def test_all_wordings_pass_the_pool_and_have_layouts_of_their_own(
     assert len({prompt.layout for prompt in prompts}) == len(prompts)
 
 
+@pytest.mark.parametrize("name", PUBLISHED_TASKS)
+def test_wordings_of_a_built_in_task_are_unlike_the_instructions_that_llms_see(
+    name: str, context_of
+) -> None:
+    task = context_of(name).task
+    shown = [shingles(instruction) for instruction in task.instructions]
+    for text in stock_templates(f"stock:{name}", task):
+        assert nearest(shingles(instruction_of(text, task.slots)), shown)[1] < 0.5, text
+
+
+def test_every_wording_of_a_task_with_steps_says_how_its_answer_is_marked(context_of) -> None:
+    templates = stock_templates("stock:gsm8k", context_of("gsm8k").task)
+    assert all("####" in text for text in templates)
+
+
 @pytest.mark.parametrize("task", TASKS["choices"])
 def test_every_prompt_shows_what_may_be_answered(task: dict[str, Any], context_of) -> None:
     context = context_of("choices", **task)
@@ -112,7 +145,10 @@ def test_pool_is_known_by_the_content_of_the_stock(
 
 @pytest.mark.parametrize(
     ("location", "message"),
-    [("stock:chioces", "the stock has choices, cloze"), ("stock:yesno", "task.choices has none")],
+    [
+        ("stock:chioces", "the stock has boolq, choices, cloze"),
+        ("stock:yesno", "task.choices has none"),
+    ],
 )
 def test_part_of_the_stock_that_does_not_suit_is_refused(
     location: str, message: str, context_of

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from factories import PUBLISHED_ROWS
 from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -85,52 +86,9 @@ def test_published_task_description_is_consistent(name):
     assert outline.relevance_words
 
 
-ROWS = {
-    "piqa": (
-        {"goal": " open a jar ", "sol1": "twist", "sol2": "sing", "label": 0},
-        {"goal": "open a jar", "sol1": "twist", "sol2": "sing"},
-        "A",
-    ),
-    "hellaswag": (
-        {
-            "ctx": "[header] How to sit [title] Find a chair",
-            "endings": "['sit', 'fly', 'it\\'s done', 'sing']",
-            "label": "2",
-        },
-        {"ctx": "How to sit. Find a chair", "A": "sit", "B": "fly", "C": "it's done", "D": "sing"},
-        "C",
-    ),
-    "winogrande": (
-        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea", "answer": "1"},
-        {"sentence": "Ann beat Bea, so _ won.", "option1": "Ann", "option2": "Bea"},
-        "A",
-    ),
-    "race": (
-        {"article": "Text.", "question": "Why?", "options": ["a", "b", "c", "d"], "answer": "D"},
-        {"article": "Text.", "question": "Why?", "A": "a", "B": "b", "C": "c", "D": "d"},
-        "D",
-    ),
-    "boolq": (
-        {"passage": "Ice is cold.", "question": "is ice cold", "answer": True},
-        {"passage": "Ice is cold.", "question": "is ice cold"},
-        "yes",
-    ),
-    "sst2": (
-        {"sentence": "a joy to watch \n", "label": 1},
-        {"sentence": "a joy to watch"},
-        "positive",
-    ),
-    "gsm8k": (
-        {"question": "How much?", "answer": "It is 500+500=<<500+500=1000>>1,000.\n#### 1,000"},
-        {"question": "How much?"},
-        "It is 500+500=1000.\n#### 1000",
-    ),
-}
-
-
 @pytest.mark.parametrize("name", PUBLISHED_TASKS)
 def test_published_task_row_becomes_fields_and_answer(tmp_path, name):
-    row, fields, answer = ROWS[name]
+    row, fields, answer = PUBLISHED_ROWS[name]
     first = next(iter(fields))
     column = PUBLISHED[name].columns[first]
     others = [{**row, column: f"{row[column]} {n}"} for n in range(60)]
