@@ -68,6 +68,11 @@ def wording_of(text: str, task: Task) -> str:
     return text
 
 
+def all_wordings() -> tuple[str, ...]:
+    """Every wording of every kind, with its marks for what is said of a task."""
+    return tuple(wording for kind in stock_kinds() for wording in _wordings(kind))
+
+
 def _wordings(kind: str) -> tuple[str, ...]:
     return tuple((_FOLDER / f"{kind}.txt").read_text(encoding="utf-8").splitlines())
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from paft_ray.evaluation.figures import MEAN, STD, figures_of
 from paft_ray.report.axes import Axis, accuracy_axis
 from paft_ray.report.files import RunFiles
+from paft_ray.report.oddness import odd_prompts
 from paft_ray.report.tables import display_name, main_label
 
 
@@ -57,6 +58,8 @@ class AccuracyPlot:
     """Thresholds of Top@t."""
     prompts: int
     several_seeds: bool
+    majority: tuple[str, float] | None = None
+    """The most frequent answer, and how often always giving it is right, in percent."""
 
     def levels(self, strip: Strip, width: float, most: int) -> list[int]:
         """See `levels_without_overlap`, for dots of a width in percent of the plot's."""
@@ -71,6 +74,8 @@ class PromptLine:
     id: str
     rank: int
     text: str
+    odd: tuple[str, ...]
+    """Unusual words, where so many of its words are unusual that it may be nonsense."""
     accuracies: tuple[float | None, ...]
     """In percent, in the order of the models."""
 
@@ -93,6 +98,8 @@ def accuracy_plot(run: RunFiles) -> AccuracyPlot:
     grids = {label: run.accuracy(label) for label in models}
     values = np.concatenate([over_seeds(grid_SP) for grid_SP in grids.values()])
     values = values[~np.isnan(values)]
+    if (known := run.summary.get("majority")) is not None:
+        values = np.append(values, known["share"])
     strips = []
     for label, model in models.items():
         accuracy_SP = grids[label]
@@ -113,6 +120,7 @@ def accuracy_plot(run: RunFiles) -> AccuracyPlot:
         tuple(100 * float(f.threshold) for f in figures_of(run.summary) if f.threshold),
         len(run.answers.prompt_ids),
         any(len(grid_SP) > 1 for grid_SP in grids.values()),
+        None if known is None else (known["answer"], 100 * known["share"]),
     )
 
 
@@ -136,13 +144,14 @@ def levels_without_overlap(places: Sequence[float], width: float, most: int) -> 
 
 def prompt_lines(run: RunFiles) -> tuple[PromptLine, ...]:
     """Held-out prompts, worst first by the model that the run is about."""
-    answers, texts = run.answers, run.texts
+    answers, texts, odd = run.answers, run.texts, odd_prompts(run)
     means = [over_seeds(run.accuracy(label)) for label in run.summary["models"]]
     return tuple(
         PromptLine(
             answers.prompt_ids[p],
             rank,
             texts.get(answers.prompt_ids[p], answers.prompt_ids[p]),
+            odd.get(answers.prompt_ids[p], ()),
             tuple(None if np.isnan(mean_P[p]) else 100 * float(mean_P[p]) for mean_P in means),
         )
         for rank, p in enumerate(ranked_prompts(run, main_label(run.summary)), start=1)

@@ -25,6 +25,14 @@ def accuracy_axis(low: float, high: float) -> Axis:
     return Axis(first, last, tuple(range(first, last + 1, 10)))
 
 
+def step_ticks(first: int, last: int) -> tuple[tuple[float, int], ...]:
+    """Round steps between the first and the last one, with their places in percent of the width."""
+    span = max(last - first, 1)
+    rounds = (round(tick) for tick in axis_from_zero(last).ticks)
+    inner = [t for t in rounds if first + 0.07 * span < t < last - 0.07 * span]
+    return tuple((round(100 * (t - first) / span, 2), t) for t in (first, *inner, last))
+
+
 def axis_from_zero(top: float) -> Axis:
     """A scale from 0 to just above `top`, with three to six round numbers, 0 left out."""
     high = 1.05 * top or 1.0

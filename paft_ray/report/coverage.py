@@ -1,11 +1,12 @@
 """The prompts of a run on a map of wordings, and the training prompts nearest to test prompts."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paft_ray.prompts.coverage import flat_map
+from paft_ray.prompts.coverage import discrepancy, flat_map
 from paft_ray.prompts.dedup.similarity import shingles
 from paft_ray.prompts.leakage import nearest
 from paft_ray.report.files import RunFiles
@@ -50,6 +51,14 @@ class Nearest:
 
 
 @dataclass(frozen=True, slots=True)
+class Distance:
+    """How far held-out prompts are from training prompts, in words."""
+
+    verdict: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Coverage:
     """The content of the page's section on coverage."""
 
@@ -65,6 +74,26 @@ class Coverage:
     median: float
     new_layouts: int | None
     """Test prompts in a layout that no training prompt has."""
+    distance: Distance
+
+
+def distance(test: Sequence[str], train: Sequence[str]) -> Distance:
+    """Whether held-out prompts are of another kind than training prompts, from their texts."""
+    found, chance = discrepancy(test, train)
+    if math.isnan(found):
+        return Distance("Too few prompts to compare held-out with training prompts.", "")
+    verdict = (
+        "Held-out prompts are of another kind than training prompts: figures say how models cope "
+        "with wordings unlike those of training."
+        if found > chance
+        else "Held-out prompts are not shown to be of another kind than training prompts: figures "
+        "hold for wordings like those of training."
+    )
+    return Distance(
+        verdict,
+        f"Their squared maximum mean discrepancy is {found:.4f}; regrouping them by chance gives "
+        f"up to {chance:.4f} (95%).",
+    )
 
 
 def map_points(prompts: Sequence[tuple[str, str]]) -> tuple[Point, ...]:
@@ -99,6 +128,10 @@ def run_coverage(run: RunFiles) -> Coverage | None:
         similarities[-1],
         statistics.median(similarities),
         sum(known) if known else None,
+        distance(
+            [row["text"] for row in by_split["test"]],
+            [row["text"] for row in by_split["train"][:_DRAWN]],
+        ),
     )
 
 

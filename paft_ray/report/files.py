@@ -16,8 +16,10 @@ from paft_ray.storage.paths import Storage
 
 SEARCH_FILE = "search.json"
 """The result of a search, next to the summary of its finalists."""
+MLFLOW_FILE = "mlflow.json"
+"""Where MLflow has the run, next to its summary."""
 REQUIRED = ("config.json", "summary.json", "scores.parquet")
-_OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster")
+_OF_PROMPTS = ("prompt_id", "text", "instruction", "layout", "split", "cluster", "origin")
 ROLLOUTS = ["step", "prompt_id", "example_id", "question", "ended", "text", "reward", "read"]
 """Columns of `rollouts/` that are shown."""
 _OF_EXAMPLES = ("example_id", "fields", "answer")
@@ -82,6 +84,8 @@ class RunFiles:
     """Rows of `prompts.parquet`; none where the run has no such file."""
     search: Mapping[str, Any] | None
     """`search.json` where the models are a search's finalists."""
+    mlflow: Mapping[str, Any] | None
+    """Where MLflow has the run, see `tracking.shown`; None where it is not known."""
     examples: Mapping[str, Mapping[str, str]]
     """Example id to `fields`, a JSON object as text, and `answer`; empty in runs of old."""
 
@@ -134,6 +138,7 @@ def read_run(folder: Storage) -> RunFiles:
         trainings=_trainings(folder.child("training"), list(summary["models"])),
         prompts=tuple(_rows(folder, "prompts.parquet", _OF_PROMPTS)),
         search=folder.read_json(SEARCH_FILE) if folder.exists(SEARCH_FILE) else None,
+        mlflow=folder.read_json(MLFLOW_FILE) if folder.exists(MLFLOW_FILE) else None,
         examples={
             row["example_id"]: row for row in _rows(folder, "examples.parquet", _OF_EXAMPLES)
         },

@@ -12,6 +12,7 @@ from typing import Any
 from paft_ray.config.loading import without_unread
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
+from paft_ray.report.asked import prompts_asked
 from paft_ray.report.axis_tables import axes, components
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.files import RunFiles, read_run
@@ -25,8 +26,15 @@ from paft_ray.report.pictures import (
 )
 from paft_ray.report.rendering import render
 from paft_ray.report.rollouts import rollouts_of
-from paft_ray.report.search import DimensionPlot, dimension_plots, search_axis, trial_rows
+from paft_ray.report.search import (
+    DimensionPlot,
+    dimension_plots,
+    next_steps,
+    search_axis,
+    trial_rows,
+)
 from paft_ray.report.tables import (
+    by_certainty,
     differences,
     display_name,
     further_figures,
@@ -34,8 +42,9 @@ from paft_ray.report.tables import (
     results,
     trained_labels,
 )
-from paft_ray.report.text import cautions, headline
+from paft_ray.report.text import cautions
 from paft_ray.report.training import CurvePlot, SharesPlot, curve_plot, draws_of, shares_plot
+from paft_ray.report.verdict import verdict
 from paft_ray.storage.paths import Storage
 
 
@@ -96,14 +105,18 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
     labels, trained = list(summary["models"]), trained_labels(summary)
     config = without_unread(run.about.get("config", {}))
     main = main_label(summary)
+    main_table, folded = by_certainty(results(summary))
+    further, further_folded = by_certainty(further_figures(summary))
     return render(
         "page.html.j2",
         title=title,
         subtitle=_subtitle(config),
-        headline=headline(summary),
+        verdict=verdict(summary),
         cautions=[text.replace("`", "") for text in cautions(summary)],
-        results=results(summary),
-        further=further_figures(summary),
+        results=main_table,
+        folded=folded,
+        further=further,
+        further_folded=further_folded,
         differences=differences(summary),
         axes=axes(summary),
         components=components(summary),
@@ -116,9 +129,12 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         main_name=display_name(main),
         colours=plots.colours,
         search=run.search,
+        search_next=next_steps(run.search, title) if run.search else [],
         search_rows=trial_rows(run.search) if run.search else [],
         search_plots=plots.search,
         search_axis=search_axis(run.search) if run.search else None,
+        asked=prompts_asked(run),
+        mlflow=run.mlflow,
         plot=plots.accuracy,
         lines=prompt_lines(run),
         flips=None if run.partly_scored else flipping_examples(run),

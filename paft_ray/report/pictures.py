@@ -39,6 +39,8 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
         levels = levels_without_overlap(points, 1.0, _DOT_LEVELS)
         heights = [row - 0.11 * level for level in levels]
         axes.scatter(points, heights, s=26, color=shade, alpha=0.75, linewidths=0, zorder=2)
+        if plot.majority:
+            axes.plot([plot.majority[1]] * 2, [row - 0.5, row + 0.5], "--", color="#7d8590")
         axes.plot([strip.mean] * 2, [row - 0.4, row + 0.4], color=shade, linewidth=2.2, zorder=3)
         if strip.seeds:
             heights = [row + 0.4] * len(strip.seeds)
@@ -48,8 +50,9 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
     axes.set_yticks(range(len(plot.strips)), [_text(strip.name) for strip in plot.strips])
     axes.set_ylim(len(plot.strips) - 0.42, -0.58)
     seeds = "; triangles: the mean of each seed" if plot.several_seeds else ""
+    always = f"; dashed: always {_text(plot.majority[0])}" if plot.majority else ""
     axes.set_xlabel(
-        f"accuracy under each of {plot.prompts} prompts, in percent\nbar: the mean{seeds}"
+        f"accuracy under each of {plot.prompts} prompts, in percent\nbar: the mean{seeds}{always}"
     )
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(left=False)

@@ -1,6 +1,5 @@
 """The page of a prompt pool: funnel, authors, coverage, groups, examples of every reject."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from paft_ray.config.errors import ArtifactError
-from paft_ray.prompts.coverage import discrepancy
 from paft_ray.prompts.generate.results import refused_line
 from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
-from paft_ray.report.coverage import COLOURS, map_points
+from paft_ray.report.coverage import COLOURS, distance, map_points
 from paft_ray.report.rendering import render
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
@@ -40,20 +38,28 @@ def write_pool_page(folder: Storage) -> str:
     return folder.path(POOL_PAGE)
 
 
-def funnel(about: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Stages and the number that is left after each, from a pool's record."""
+def funnel(about: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+    """Stages, the number that is left after each, and a note, from a pool's record."""
     sources = about["requests"] + about["from_files"]
     stages = [("asked for, or in files", sources), ("parsed", about["candidates"])]
     stages += [("linted", about["linted"]), ("unique", about["unique"])]
+    later = ("split: ", "dedup: beyond_max_unique")
+    dropped = sum(count for name, count in about["rejected"].items() if name.startswith(later))
+    prompts, placed = sum(about[split] for split in SPLITS), about["unique"] - dropped
+    stages.append(("kept for a split", placed))
     if about.get("probed"):
         stages.append(("placed and probed", about["probed"]))
-    stages.append(("prompts in a split", sum(about[split] for split in SPLITS)))
-    return stages
+    noted = [(stage, count, "") for stage, count in stages]
+    grown = "a training instruction stands in several layouts" if prompts > placed else ""
+    return [*noted, ("prompts in a split", prompts, grown)]
 
 
 def funnel_lines(about: Mapping[str, Any]) -> list[str]:
     """The funnel, the authors and the rejects for a terminal."""
-    lines = [f"{stage:<24} {count:>9,}" for stage, count in funnel(about)]
+    lines = [
+        f"{stage:<24} {count:>9,}{f'  ({note})' * bool(note)}"
+        for stage, count, note in funnel(about)
+    ]
     lines += [f"  {split:<22} {about[split]:>9,}" for split in SPLITS]
     for row in about["llms"]:
         cost = "" if row["cost"] is None else f", cost {row['cost']:.4g}"
@@ -83,27 +89,16 @@ def render_pool_page(
         name=name,
         sizes={split: len(pool.prompts(split)) for split in SPLITS},
         funnel=stages,
-        widest=max(1, *(count for _, count in stages)),
+        widest=max(1, *(count for _, count, _ in stages)),
         stopped=about["stopped"],
         llms=[{**row, "prompts": by_author[row["llm"]]} for row in about["llms"]],
         split_colours=COLOURS,
         points=map_points([(prompt.split, prompt.text) for prompt in shown]),
-        distance=_distance(pool),
+        distance=distance(
+            [prompt.text for prompt in pool.test], [prompt.text for prompt in pool.train[:_DRAWN]]
+        ),
         clusters=_clusters(pool),
         rejects=_rejects(rejected),
-    )
-
-
-def _distance(pool: PromptPool) -> str:
-    found, chance = discrepancy(
-        [prompt.text for prompt in pool.test], [prompt.text for prompt in pool.train[:_DRAWN]]
-    )
-    if math.isnan(found):
-        return "Too few prompts for a distance between test and training prompts."
-    verdict = "more" if found > chance else "no more"
-    return (
-        f"The squared maximum mean discrepancy of test from training prompts is {found:.4f}, "
-        f"{verdict} than regrouping them by chance gives (95%: {chance:.4f})."
     )
 
 

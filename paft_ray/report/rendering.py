@@ -10,6 +10,8 @@ import importlib.resources
 import re
 from typing import Any
 
+from paft_ray.report.axes import step_ticks
+
 _SCRIPT = "script.js.j2"
 
 
@@ -31,6 +33,7 @@ def render(name: str, /, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals |= {"step_ticks": step_ticks}
     environment.filters |= {"duration": _duration, "count": _count, "pieces": _pieces}
     script = files.joinpath(_SCRIPT).read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -4,6 +4,7 @@ Covered: trials and finalists, the goal over every dimension, the importance of 
 cost of trials, the selection gap.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from paft_ray.config.visible import shell_words
 from paft_ray.report.axes import Axis, accuracy_axis
 
 _SHOWN = 10
@@ -115,6 +117,65 @@ def search_table(search: Mapping[str, Any]) -> str:
             f"a selection gap of {100 * finalist['gap']:+.1f} points"
         )
     return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """Something to do after a search."""
+
+    text: str
+    command: str = ""
+    """A command to copy, in which CONFIG stands for the configuration's file; empty for none."""
+
+
+def next_steps(search: Mapping[str, Any], name: str) -> list[NextStep]:
+    """What the results of a search suggest to do.
+
+    Args:
+        search: Content of `search.json`.
+        name: The search's name.
+    """
+    if not search["finalists"]:
+        return []
+    best, *others = search["finalists"]
+    settings = [f"{path}={_as_override(value)}" for path, value in best["sample"].items()]
+    steps = [
+        NextStep("Use the best finalist: write its adapter to a folder.", "paft export CONFIG"),
+        NextStep(
+            "Compare its settings with other variants on the test prompts, under another name.",
+            f"paft run CONFIG {shell_words([f'name={name}-best', *settings])}",
+        ),
+    ]
+    low, _ = best["test_interval"]
+    if others and any(other["test_interval"][1] >= low for other in others):
+        steps.append(
+            NextStep(
+                "The finalists' intervals overlap, so which of them is best is not shown: take the "
+                "cheaper one, or give more tuning.seeds and evaluation.examples."
+            )
+        )
+    steps += [
+        NextStep(
+            f"The best value of {path} ({_short(best['sample'][path])}) is the {side} one tried: "
+            f"widen tuning.space.{path} and search again."
+        )
+        for path in search["space"]
+        if (side := _edge(path, best["sample"], search["trials"]))
+    ]
+    return steps
+
+
+def _edge(path: str, sample: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> str:
+    """Whether a number is the least or the greatest of at least three that were tried."""
+    tried = {_number(trial["sample"].get(path)) for trial in trials}
+    known = sorted(number for number in tried if number is not None and math.isfinite(number))
+    if len(known) < 3 or (value := _number(sample.get(path))) not in (known[0], known[-1]):
+        return ""
+    return "least" if value == known[0] else "greatest"
+
+
+def _as_override(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def dimension_plots(search: Mapping[str, Any]) -> list[DimensionPlot]:

@@ -1,7 +1,7 @@
 """The summary's figures as tables, for the page, the model card and the screen (`text`)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -29,6 +29,8 @@ class Cell:
     """95% interval."""
     weak: bool = False
     """Whether it is a difference that may be chance."""
+    unsure: bool = False
+    """Whether its interval is wider than half of its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,28 @@ def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
     if value is None:
         return Cell(UNKNOWN, None)
     below = " – ".join(map(figure.show, interval)) if interval else ""
-    return Cell(figure.show(value) + figure.unit, value, below)
+    unsure = bool(interval) and interval[1] - interval[0] > figure.most / 2
+    return Cell(figure.show(value) + figure.unit, value, below, unsure=unsure)
+
+
+def by_certainty(table: Table) -> tuple[Table, Table]:
+    """The columns that say something, and those with an interval wider than half of their scale.
+
+    The first column always stays.
+    """
+    unsure = {
+        place
+        for row in table.rows
+        for place, cell in enumerate(row.cells)
+        if cell.unsure and place > 0
+    }
+    sure = [place for place in range(len(table.columns)) if place not in unsure]
+    return _with_columns(table, sure), _with_columns(table, sorted(unsure))
+
+
+def _with_columns(table: Table, places: Sequence[int]) -> Table:
+    rows = tuple(replace(row, cells=tuple(row.cells[p] for p in places)) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[p] for p in places), rows=rows)
 
 
 def _difference(figure: Figure, entry: Mapping[str, float] | None) -> Cell:

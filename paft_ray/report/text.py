@@ -7,7 +7,7 @@ from paft_ray.config import BASE
 from paft_ray.evaluation.axes import moving
 from paft_ray.evaluation.components import BY_EXAMPLE
 from paft_ray.evaluation.cost_figures import PROMPTS_PER_ANSWER
-from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, WORST, Figure, figures_of
+from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
 from paft_ray.report.axis_tables import AXIS_NAMES, axes, components
@@ -17,10 +17,10 @@ from paft_ray.report.tables import (
     backends_agree,
     display_name,
     how_answers_end,
-    main_label,
     results,
     trained_labels,
 )
+from paft_ray.report.verdict import verdict_lines
 from paft_ray.report.written import optimized_prompts, paraphrases
 from paft_ray.tasks.example import RowCounts
 
@@ -40,7 +40,7 @@ _UNDECIDED = {
 
 
 def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
-    """The results as aligned plain text, then differences and cautions.
+    """The verdict, the results as aligned plain text, then differences and cautions.
 
     Of the figures that make it wide, the first ones are shown that still fit.
 
@@ -60,7 +60,8 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
     parts = _aligned(components(summary, names), "percent of the variance of grades from the")
     blocks = [line for block in (moved, parts) if block for line in ("", *block)]
-    return "\n".join([*table, *blocks, "", *differences, *cautions(summary, names)])
+    first = [*verdict_lines(summary, names), "", *table]
+    return "\n".join([*first, *blocks, "", *differences, *cautions(summary, names)])
 
 
 def _lines(
@@ -105,6 +106,11 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     ]
     sentences += _not_better(summary, names)
     sentences += _spread_by_chance(summary, names)
+    if (majority := summary.get("majority")) is not None:
+        sentences.append(
+            f"always answering {majority['answer']!r}, the most frequent answer, is right for "
+            f"{100 * majority['share']:.1f}%."
+        )
     sentences += [f"{text}." for text in RowCounts(**summary.get("task_rows", {})).sentences()]
     sentences += _what_moves(summary, names) + what_spreads(summary, names)
     sentences += _run_apart(summary, names)
@@ -292,29 +298,6 @@ def _paid(about: Mapping[str, Any]) -> str:
     tokens = f"{about['prompt_tokens']:,} tokens read and {about['completion_tokens']:,} written"
     cost = "" if about.get("cost") is None else f", cost {about['cost']:.4g}"
     return f"{about['requests']:,} answers, {tokens}{cost}"
-
-
-def headline(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
-    """The results in one sentence."""
-    best = main_label(summary)
-    other = next((label for label in (SINGLE_PROMPT, BASE) if label in summary["models"]), best)
-    model, against = summary["models"][best], summary["models"][other]
-    unseen = " that no training saw" if trained_labels(summary) else ""
-    text = (
-        f"Asked in {summary['prompts']} ways{unseen}, {display_name(best, names)} "
-        f"answers {_percent(MEAN, model)} of {summary['examples']} examples right on average"
-    )
-    worst = f"{_percent(WORST, model)} under the worst prompt"
-    if best == other:
-        return f"{text} and {worst}."
-    return (
-        f"{text} and {worst}; {display_name(other, names)}: {_percent(MEAN, against)} "
-        f"and {_percent(WORST, against)}."
-    )
-
-
-def _percent(figure: Figure, model: Mapping[str, Any]) -> str:
-    return f"{figure.show(figure.read(model))}%"
 
 
 def _points(figure: Figure, entry: Mapping[str, Any]) -> str:

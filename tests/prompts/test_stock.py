@@ -9,17 +9,16 @@ from typing import Any
 import pytest
 
 from factories import PUBLISHED_ROWS
-
 from paft_ray.config import PUBLISHED_TASKS
 from paft_ray.config.errors import DataError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
 from paft_ray.prompts.build import pool_fingerprint, pool_without_work
+from paft_ray.prompts.dedup.similarity import shingles
 from paft_ray.prompts.layouts import instruction_of
+from paft_ray.prompts.leakage import nearest
 from paft_ray.prompts.lint import lint
 from paft_ray.prompts.stock import stock_kinds, stock_templates
-from paft_ray.prompts.dedup.similarity import shingles
-from paft_ray.prompts.leakage import nearest
 from paft_ray.runs.context import RunContext
 from paft_ray.tasks.builtin import PUBLISHED
 

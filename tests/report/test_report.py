@@ -14,7 +14,8 @@ from paft_ray.evaluation import figures
 from paft_ray.evaluation.figures import Figure
 from paft_ray.report import card_figures, results_table, write_report
 from paft_ray.report.tables import display_name, main_label
-from paft_ray.report.text import cautions, headline
+from paft_ray.report.text import cautions
+from paft_ray.report.verdict import verdict
 from paft_ray.storage.paths import Storage
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
-from factories import PUBLISHED_ROWS
 from hypothesis import example as with_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from factories import PUBLISHED_ROWS
 from paft_ray.config import PUBLISHED_TASKS, BuiltinTaskConfig, CustomTaskConfig
 from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.config.variation import DemonstrationsVariation
