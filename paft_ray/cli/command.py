@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 import yaml
 
 from paft_ray.cli.grammar import COMPARE, ROBUSTNESS, RUNS, SUBMIT, options_of, parse, question_of
+from paft_ray.cli.next_commands import next_commands
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
@@ -126,9 +127,23 @@ def _execute(
         result = robustness.with_file(result, work.context, options.file)
     for line in result.missing:
         screen.problem(f"missing: {line}")
-    text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
-    write(streams.stdout, text + "\n")
+    _show(verb, result, config, options, streams)
     return 2 if result.missing else 0
+
+
+def _show(
+    verb: Verb, result: Result, config: Config, options: argparse.Namespace, streams: Streams
+) -> None:
+    """Write the result; for programs one object, after what people read in the log of a job."""
+    after = verb is VERBS["run"]
+    more = next_commands(config, options.config, options.overrides) if after else []
+    text = "\n".join([result.text, *more]) + "\n"
+    if not options.json:
+        write(streams.stdout, text)
+        return
+    if verb.logged:
+        write(streams.stderr, f"\n{text}\n")
+    write(streams.stdout, json.dumps(result.data, ensure_ascii=False) + "\n")
 
 
 def _perform(work: Work, streams: Streams) -> Result | int:

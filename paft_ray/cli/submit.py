@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
     text, code = f"follow it: ray job logs --follow {by_hand}", 0
     if not options.no_wait:
         try:
-            ended = follow(client, job, lambda piece: write(progress, _plain(piece)))
+            log = WithoutResult(lambda text: write(progress, _plain(text)))
+            ended = follow(client, job, log)
+            log.close(ended.result is not None)
         except PaftError as error:
             return write_error(streams.stderr, error, 1)
         except KeyboardInterrupt:
@@ -56,6 +59,28 @@ def submit(config: Config, options: argparse.Namespace, streams: Streams) -> int
             )
     write(streams.stdout, (json.dumps(data, ensure_ascii=False) if options.json else text) + "\n")
     return code
+
+
+class WithoutResult:
+    """Shows a log in pieces, but for a last line with an object for programs."""
+
+    def __init__(self, show: Callable[[str], object]) -> None:
+        """`show` receives what is shown."""
+        self._show, self._held = show, ""
+
+    def __call__(self, piece: str) -> None:
+        """Show a piece; what may be the last line waits for what follows it."""
+        text = self._held + piece
+        start = text.rstrip().rfind("\n") + 1
+        cut = start if text[start:].startswith("{") else len(text)
+        self._held = text[cut:]
+        if cut:
+            self._show(text[:cut])
+
+    def close(self, is_result: bool) -> None:
+        """Show the last line too, unless it is the result."""
+        if self._held and not is_result:
+            self._show(self._held)
 
 
 def _plain(piece: str) -> str:

@@ -14,6 +14,7 @@ from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import tell
 
 
 def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
@@ -34,6 +35,10 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
         stage.finish(
             f"best of {len(prompts)} prompts on {len(examples)} validation examples: {accuracy:.0%}"
         )
+    worst = min(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
+    for name, prompt in (("worst", worst), ("best", best)):
+        found = f"the base model does {name} ({quality[prompt.id][0]:.0%}) with"
+        tell(context.screen, found, [prompt.text])
     return best
 
 

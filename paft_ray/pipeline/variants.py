@@ -14,11 +14,17 @@ from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import Origin, Prompt, PromptPool, training_prompt
 from paft_ray.prompts.template import clean
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress import tell
 
 
 def prompts_by_variant(context: RunContext, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
     """The prompts of every variant, the same for all seeds."""
-    return {v.label: variant_prompts(context, pool, v) for v in context.config.variants}
+    prompts = {v.label: variant_prompts(context, pool, v) for v in context.config.variants}
+    for variant in context.config.variants:
+        if isinstance(variant, HumanPromptVariant):
+            told = (prompt.text for prompt in prompts[variant.label])
+            tell(context.screen, f"{variant.label}, written by a person", told)
+    return prompts
 
 
 def variant_prompts(

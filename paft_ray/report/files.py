@@ -85,7 +85,7 @@ class RunFiles:
     search: Mapping[str, Any] | None
     """`search.json` where the models are a search's finalists."""
     mlflow: Mapping[str, Any] | None
-    """Where MLflow has the run, see `tracking.shown`; None where it is not known."""
+    """Where MLflow has the run, see `tracking.RunPage`; None where it is not known."""
     examples: Mapping[str, Mapping[str, str]]
     """Example id to `fields`, a JSON object as text, and `answer`; empty in runs of old."""
 

@@ -21,6 +21,7 @@ from paft_ray.prompts.leakage import nearest
 from paft_ray.report.accuracy import ranked_prompts
 from paft_ray.report.files import RunFiles
 from paft_ray.report.tables import display_name, main_label
+from paft_ray.runs.progress import in_a_line
 
 _SHOWN = 12
 _MOST_BARS = 120
@@ -90,10 +91,27 @@ class Flips:
     examples: tuple[Flip, ...]
 
 
-def flipping_examples(run: RunFiles) -> Flips:
-    """The examples that flip most under the model that the run is about."""
+def flip_lines(run: RunFiles) -> list[str]:
+    """One example that flips, in lines for the screen, under the model that flips most."""
+    shares = {label: share for label, _, share in flipping_examples(run).shares}
+    label = max(shares, key=lambda label: shares[label])
+    found = flipping_examples(run, label)
+    if not found.examples:
+        return []
+    flip = found.examples[0]
+    fields = "; ".join(in_a_line(text) for _, text in flip.fields) or flip.example_id
+    answer = "" if flip.answer is None else f", right: {flip.answer}"
+    lines = [f"    {found.about} flips on {shares[label]:.0f}% of the examples: {fields}{answer}"]
+    for wording in flip.wordings:
+        said = in_a_line(wording.predictions[0].text)
+        lines.append(f"        {said} under {in_a_line(wording.text)}")
+    return lines
+
+
+def flipping_examples(run: RunFiles, about: str | None = None) -> Flips:
+    """The examples that flip most under a model, by default the one that the run is about."""
     answers, labels = run.answers, list(run.summary["models"])
-    about = main_label(run.summary)
+    about = about or main_label(run.summary)
     flipping = {label: _flipping(answers.grades(label)) for label in labels}
     flips_E = flipping[about].mean(axis=0)
     order = np.lexsort((np.arange(len(flips_E)), -flips_E))[:_SHOWN]

@@ -73,6 +73,12 @@ def write_report(folder: Storage) -> str:
     Raises:
         ArtifactError: One of the three files is missing.
     """
+    write_pages(folder)
+    return folder.path("report.html")
+
+
+def write_pages(folder: Storage) -> RunFiles:
+    """Do what `write_report` does, and return what was read."""
     run = read_run(folder)
     plots = plots_of(run)
     folder.write_bytes("accuracy.png", draw_accuracy(plots.accuracy, plots.colours))
@@ -85,7 +91,7 @@ def write_report(folder: Storage) -> str:
         folder.write_bytes("search.png", draw_search(plots.search, run.search["goal"]))
     page = render_page(run, folder.path().rpartition("/")[2], plots)
     folder.write_bytes("report.html", page.encode("utf-8", "replace"))
-    return folder.path("report.html")
+    return run
 
 
 def plots_of(run: RunFiles) -> Plots:

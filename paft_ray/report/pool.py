@@ -1,14 +1,19 @@
 """Builds a prompt pool with its page and tracks both, for every command that needs a pool."""
 
 import json
+from itertools import islice
 
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.pool import POOL_FILE, PromptPool
 from paft_ray.report.pool_page import POOL_PAGE, write_pool_page
 from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.runs.progress import tell
 from paft_ray.storage.paths import to_json
 from paft_ray.tasks.example import SPLITS
 from paft_ray.tracking import TrackedRun, open_tracker, pool_version
+
+_TOLD = 3
+"""Prompts of each kind that are shown on the screen."""
 
 
 def build_published_pool(context: RunContext) -> PromptPool:
@@ -18,6 +23,7 @@ def build_published_pool(context: RunContext) -> PromptPool:
     refer to.
     """
     pool = build_prompt_pool(context)
+    _tell_prompts(context, pool)
     folder = context.storage.child("pools", pool_fingerprint(context))
     if not folder.exists(POOL_PAGE):
         write_pool_page(folder)
@@ -39,3 +45,13 @@ def build_published_pool(context: RunContext) -> PromptPool:
     tracker.register(name, alias, "pool")
     tracker.finish("FINISHED")
     return pool
+
+
+def _tell_prompts(context: RunContext, pool: PromptPool) -> None:
+    """Show three prompts as LLMs wrote them, and three that are held out."""
+    generation = context.config.prompts.generation
+    whole = generation is None or generation.form == "template"
+    by_llms = (prompt for prompt in pool.train if prompt.origin.llm is not None)
+    written = dict.fromkeys(prompt.text if whole else prompt.instruction for prompt in by_llms)
+    tell(context.screen, "an LLM wrote", islice(written, _TOLD))
+    tell(context.screen, "held out", (prompt.text for prompt in pool.test[:_TOLD]))

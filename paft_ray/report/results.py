@@ -31,7 +31,10 @@ from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.prompts.rewrite import TRAINING_RECORD, asked_for
-from paft_ray.report import card_figures, write_report
+from paft_ray.report import card_figures
+from paft_ray.report.files import MLFLOW_FILE
+from paft_ray.report.flips import flip_lines
+from paft_ray.report.page import write_pages
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import content_of, endpoints_of
 from paft_ray.serving.card import CARD, Form, render_card
@@ -40,7 +43,7 @@ from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
 from paft_ray.tasks import Example, Task
-from paft_ray.tracking import Tracker
+from paft_ray.tracking import Tracker, page_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,13 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
     folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
     folder.write_bytes("summary.json", to_json(summary))
+    if (page := page_of(context.tracking, context.tracked_run.key)) is not None:
+        folder.write_json(MLFLOW_FILE, asdict(page))
     with context.screen.stage("report") as stage:
-        path = write_report(folder)
-        stage.finish(path)
+        run = write_pages(folder)
+        stage.finish(folder.path("report.html"))
+    for line in [] if run.partly_scored else flip_lines(run):
+        context.screen.line(line)
     if evaluation.name is None:
         _write_cards(context, results, summary, tracker)
     _track(folder, summary, tracker)

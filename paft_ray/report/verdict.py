@@ -12,7 +12,6 @@ from paft_ray.evaluation.figures import BEST, MEAN, STD, WORST, Figure
 from paft_ray.evaluation.summary import differences_of, of_figure
 from paft_ray.report.tables import display_name, main_label, minus, trained_labels
 
-
 _WITH_ARTICLE = (BASE, "single_prompt", "human_prompt")
 
 
@@ -54,8 +53,9 @@ def verdict(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) 
     more = [*_spread(name, rival_name, entry, model, against)]
     if BASE in summary["models"] and rival != BASE:
         base = summary["models"][BASE]
+        before = ", before any training" if trained_labels(summary) else ""
         more.append(
-            f"The base model, before any training: {_percent(MEAN, base)} on average, "
+            f"The base model{before}: {_percent(MEAN, base)} on average, "
             f"{_percent(WORST, base)} under its worst prompt."
         )
     return Verdict(sentence, tuple(more))
@@ -106,9 +106,7 @@ def _spread(
     ]
 
 
-def _alone(
-    summary: Mapping[str, Any], label: str, names: Mapping[str, str] | None
-) -> Verdict:
+def _alone(summary: Mapping[str, Any], label: str, names: Mapping[str, str] | None) -> Verdict:
     """What is known of one model."""
     model = summary["models"][label]
     interval = MEAN.read(model.get("intervals", {}))

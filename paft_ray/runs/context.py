@@ -16,7 +16,7 @@ from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 from paft_ray.tasks import Example, Task
 from paft_ray.tasks.grading import PythonGrader
-from paft_ray.tracking import TrackingTarget, prepare_tracking
+from paft_ray.tracking import TrackedRun, TrackingTarget, prepare_tracking
 
 WEIGHTS_RULE = 2
 """Number of the rule by which bf16 weights that are all trained lie in memory and in files: in the
@@ -116,6 +116,14 @@ class RunContext:
         """The run's name, with that of its evaluation where it has one."""
         evaluation = self.config.evaluation.name
         return self.config.name if evaluation is None else f"{self.config.name}/{evaluation}"
+
+    @property
+    def tracked_run(self) -> TrackedRun:
+        """The run in MLflow, or that of an evaluation with a name, nested under it."""
+        evaluation = self.config.evaluation.name
+        if evaluation is None:
+            return TrackedRun(RUN_KEY, self.called)
+        return TrackedRun(f"evaluation/{evaluation}", self.called, RUN_KEY)
 
     def tracked(self) -> Self:
         """This context with tracking prepared, which may create a sqlite database."""

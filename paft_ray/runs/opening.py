@@ -10,12 +10,11 @@ from paft_ray.config.base import Target
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, without_unread
 from paft_ray.config.uris import without_password
-from paft_ray.runs.context import RUN_KEY, RunContext
+from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import content_of
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import (
-    TrackedRun,
     Tracker,
     end_open_runs,
     open_tracker,
@@ -73,7 +72,7 @@ def open_run(
         ConfigError: Another live process holds the lock, or the folder's content was made from
             other data or weights.
     """
-    folder, evaluation = context.results_folder, context.config.evaluation.name
+    folder = context.results_folder
     content = {"work": "run", **_content(context), **(made_from or {})}
     if not overwrite:
         _refuse_other_content(folder, content)
@@ -93,10 +92,7 @@ def open_run(
         results_from = result_fields(context.config)
         record = {"config": tree, "results_from": results_from, "content": content}
         folder.write_json("config.json", record)
-        run = TrackedRun(RUN_KEY, context.called)
-        if evaluation is not None:
-            run = TrackedRun(f"evaluation/{evaluation}", context.called, RUN_KEY)
-        tracker = open_tracker(context.tracking, run)
+        tracker = open_tracker(context.tracking, context.tracked_run)
         tracker.log_params(without_unread(tree))
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"

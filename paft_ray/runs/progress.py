@@ -3,8 +3,9 @@
 Library functions report to a `Screen`; the default is silent, the CLI passes a `RichScreen`.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,6 +17,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from paft_ray.config.visible import visible
+
+_MOST = 120
+"""Most characters of a text in a line."""
 
 
 @dataclass
@@ -68,6 +72,17 @@ class Screen(Protocol):
     def live(self, draw: Callable[[], RenderableType]) -> AbstractContextManager[object]:
         """A context manager in which something is shown and redrawn every second."""
         ...
+
+
+def tell(screen: Screen, what: str, texts: Iterable[str]) -> None:
+    """Show texts that a stage found, such as prompts, a line each, below the stage's own."""
+    for text in texts:
+        screen.line(f"    {what}: {in_a_line(text)}")
+
+
+def in_a_line(text: str) -> str:
+    """A text in quotes in one line, cut where it is long."""
+    return json.dumps(text if len(text) <= _MOST else f"{text[:_MOST]} ...", ensure_ascii=False)
 
 
 class SilentScreen:

@@ -3,7 +3,8 @@
 tracker.py      the `Tracker` that callers record with; names of metrics
 event_log.py    a process's unsent events, append-only on storage
 sender.py       sends logs from the offset of the events that MLflow has
-mlflow_runs.py  events into MLflow, safe to repeat; the only module that uses its client
+mlflow_runs.py  events into MLflow, safe to repeat
+shown.py        the page of a run, for links
 place.py        the configuration's store, MLflow's own variables, URIs of sqlite files
 earlier.py      files that versions before the event log left on storage
 
@@ -20,6 +21,7 @@ from paft_ray.tracking.place import (
     tracking_server,
 )
 from paft_ray.tracking.sender import Waiting, end_open_runs, send_waiting
+from paft_ray.tracking.shown import RunPage, page_of
 from paft_ray.tracking.tracker import (
     FinalStatus,
     Metric,
@@ -36,6 +38,7 @@ __all__ = [
     "FinalStatus",
     "Metric",
     "NullTracker",
+    "RunPage",
     "TrackedRun",
     "Tracker",
     "TrackingTarget",
@@ -45,6 +48,7 @@ __all__ = [
     "import_early",
     "named_uri",
     "open_tracker",
+    "page_of",
     "pool_version",
     "prepare_tracking",
     "reach_server",

@@ -58,7 +58,7 @@ def test_added_figure_appears_in_summary_screen_page_card_and_mlflow(
         assert tracked["eval/majority"] == model["majority"]
     assert {"median", "majority"} <= set(summary["differences"]["paft - base"])
     shown = MEDIAN.show(summary["models"]["paft"]["median"])
-    screen = results_table(summary).splitlines()
+    screen = results_table(summary).split("\n\n")[1].splitlines()
     assert "middle one" in screen[0]
     assert shown in screen[3]
     card = card_figures(summary)

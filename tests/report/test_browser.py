@@ -1,6 +1,9 @@
 """The pages as people see them: in a real browser, wide and narrow, light and dark."""
 
+import csv
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,6 +153,56 @@ def test_every_heading_sorts_its_table_both_ways(browser: Browser, pages: dict[s
         assert tab.run("document.querySelectorAll('table.sortable').length") > 1
         assert tab.run(SORT_ALL) == []
         assert tab.complaints() == []
+
+
+DOWNLOAD = """(async () => {
+  const made = [], before = URL.createObjectURL;
+  URL.createObjectURL = blob => { made.push(blob); return "data:,"; };
+  HTMLAnchorElement.prototype.click = function () { made.push(this.download); };
+  document.querySelector('#results').closest('section').querySelector('.tools button').click();
+  URL.createObjectURL = before;
+  return [await made[0].text(), made[1]];
+})()"""
+
+
+def test_table_is_downloaded_as_csv_with_intervals_in_columns_of_their_own(
+    browser: Browser, pages: dict[str, Path]
+):
+    tab = open_tab(browser, pages["report"], WIDE)
+    text, name = tab.run(DOWNLOAD)
+    assert name == "six-table-1.csv"
+    heads, *rows = csv.reader(text.removeprefix("\ufeff").splitlines())
+    assert heads[:3] == ["model", "mean", "mean, 95% interval or note"]
+    assert rows[0][0] == "base model"
+    assert len(rows) == 6
+    assert all(re.fullmatch(r"[\d.]+ – [\d.]+", row[2]) for row in rows)
+    assert all(len(row) == len(heads) for row in rows)
+    assert tab.run("document.querySelectorAll('table').length") == tab.run(
+        "document.querySelectorAll('.tools button').length"
+    )
+
+
+def test_every_section_can_be_linked_to(browser: Browser, pages: dict[str, Path]):
+    for page in pages.values():
+        tab = open_tab(browser, page, WIDE)
+        links = "[...document.querySelectorAll('a[href^=\"#\"]')].map(a => a.getAttribute('href'))"
+        targets = tab.run(links)
+        ids = tab.run("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(ids) == len(set(ids))
+        assert {target[1:] for target in targets} <= set(ids)
+        without = "[...document.querySelectorAll('h2, h3')].filter(h => !h.id).length"
+        assert tab.run(without) == 0
+
+
+def test_glossary_is_open_on_the_first_visit_alone(browser: Browser, pages: dict[str, Path]):
+    tab = open_tab(browser, pages["report"], WIDE)
+    shown = "document.getElementById('glossary')?.open ?? null"
+    assert tab.run(shown) is True
+    browser.call("Page.reload", tab.session)
+    deadline = time.monotonic() + 30
+    while tab.run(shown) is not False and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert tab.run(shown) is False
 
 
 def test_heading_is_reached_and_pressed_by_keyboard(browser: Browser, pages: dict[str, Path]):

@@ -8,6 +8,7 @@ from synthetic_pool import ABOUT, make_pool
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.report import funnel_lines, write_pool_page
+from paft_ray.report.pool_page import funnel
 from paft_ray.storage.paths import Storage
 
 
@@ -34,13 +35,23 @@ def test_page_is_safe_and_fetches_nothing(folder):
     page = folder.read_bytes("pool.html").decode()
     assert page.count("<script") == 1
     assert "<b>small" not in page
-    assert not re.search(r"(?:src|href)=[\"'](?!data:)", page)
+    assert not re.search(r"(?:src|href)=[\"'](?!data:|#)", page)
     assert "//" not in page.replace("</", "")
 
 
 def test_page_of_an_incomplete_pool_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no complete pool"):
         write_pool_page(Storage.open(str(tmp_path)))
+
+
+def test_funnel_says_why_there_are_more_prompts_than_were_asked_for():
+    rejected = {**ABOUT["rejected"], "split: near_held_out": 3}
+    about = {**ABOUT, "rejected": rejected, "train": 61}
+    *_, kept, (stage, count, note) = funnel(about)
+    assert kept == ("kept for a split", 22, "")
+    assert (stage, count) == ("prompts in a split", 66)
+    assert note == "a training instruction stands in several layouts"
+    assert funnel_lines(about)[5].endswith(f" 66  ({note})")
 
 
 def test_funnel_in_a_terminal_counts_every_stage_and_reject():

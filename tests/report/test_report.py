@@ -83,8 +83,66 @@ def known_summary(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_results_table_of_known_figures_is_aligned_to_the_letter():
+def table_of(summary: dict[str, Any]) -> list[str]:
+    """The lines on the screen from the table on."""
+    _, table = results_table(summary).split("\n\n", 1)
+    return table.splitlines()
+
+
+def test_results_on_the_screen_begin_with_what_is_shown_and_how_sure_it_is():
     lines = results_table(known_summary()).splitlines()
+    assert lines[:5] == [
+        "PAFT is better than the single prompt: +5.9 points (95% interval +1.2 to +10.4), 80.9% "
+        "right on average over 12 prompts that no training saw, against 75.0%.",
+        "Its accuracy is not shown to depend less on the wording: the standard deviation over "
+        "prompts is 7.2 points, against 11.8: +0.0 points (95% interval -1.0 to +1.0).",
+        "Under its worst prompt PAFT is right for 66.7%, the single prompt for 48.3%.",
+        "The base model, before any training: 65.8% on average, 51.7% under its worst prompt.",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.01, 0.1, "PAFT is better than the single prompt: "),
+        (-0.01, 0.1, "PAFT is not shown to be better than the single prompt: "),
+        (-0.2, -0.01, "PAFT is worse than the single prompt: "),
+    ],
+)
+def test_verdict_claims_what_the_interval_shows(low: float, high: float, said: str):
+    spread = {"value": 0.0, "low": -0.02, "high": -0.01}
+    entry = {"value": (low + high) / 2, "low": low, "high": high, "std": spread}
+    found = verdict(known_summary(differences={"paft - single_prompt": entry}))
+    assert found.sentence.startswith(said)
+    assert found.more[0].startswith("Its accuracy depends less on the wording")
+
+
+def test_verdict_compares_with_the_best_of_the_others():
+    summary = known_summary()
+    models = {**summary["models"], "human_prompt": {**summary["models"]["paft"], "mean": 0.79}}
+    entry = {"value": 0.02, "low": -0.01, "high": 0.05, "std": {"value": 0, "low": 0, "high": 0}}
+    differences = {**summary["differences"], "paft - human_prompt": entry}
+    found = verdict(known_summary(models=models, differences=differences))
+    assert found.sentence.startswith(
+        "PAFT is not shown to be better than the human prompt, the best of the others: +2.0"
+    )
+
+
+def test_majority_stands_on_screen_and_page(tmp_path: Path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder)
+    assert "always answering" not in results_table(summary)
+    summary["majority"] = {"answer": "negative", "share": 0.55}
+    folder.write_json("summary.json", summary)
+    said = "always answering 'negative', the most frequent answer, is right for 55.0%."
+    assert said in table_of(summary)
+    page = Path(write_report(folder)).read_text("utf-8")
+    assert page.count('class="majority"') == 3, "a line in each model's strip"
+
+
+def test_results_table_of_known_figures_is_aligned_to_the_letter():
+    lines = table_of(known_summary())
     assert lines[:4] == [
         "held-out prompts (12 x 60 examples)    mean    std over prompts    worst    Top>=75%",
         "base model                             65.8                11.3     51.7         25%",
@@ -142,7 +200,7 @@ def test_answers_that_did_not_end_or_only_begin_right_stand_beside_the_mean():
         label: {**model, "generated_tokens": 4.0, "no_end": 0.1 * n, "only_begins_right": 0.25 * n}
         for n, (label, model) in enumerate(known_summary()["models"].items())
     }
-    head, *rows = results_table(known_summary(models=models, stop=[])).splitlines()[:4]
+    head, *rows = table_of(known_summary(models=models, stop=[]))[:4]
     assert re.split(r" {3,}", head)[-3:-1] == ["no end", "only begin right"]
     shown = [re.split(r" {3,}", row)[-3:-1] for row in rows]
     assert shown == [["0.0", "0.0"], ["10.0", "25.0"], ["20.0", "50.0"]]
@@ -151,14 +209,14 @@ def test_answers_that_did_not_end_or_only_begin_right_stand_beside_the_mean():
 def test_results_table_has_the_5_percent_quantile_where_it_fits():
     models = known_summary()["models"]
     known = {label: {**model, "p05": 0.512} for label, model in models.items()}
-    head, base, *_ = results_table(known_summary(models=known)).splitlines()
+    head, base, *_ = table_of(known_summary(models=known))
     assert re.split(r" {3,}", head)[1:] == ["mean", "std over prompts", "worst", "p05", "Top>=75%"]
     assert re.split(r" {3,}", base)[1:] == ["65.8", "11.3", "51.7", "51.2", "25%"]
     tops = {label: {**model, "top": dict.fromkeys(("0.6", "0.7", "0.75"), 0.5)}
             for label, model in known.items()}  # fmt: skip
     assert "p05" not in results_table(known_summary(models=tops))
     known["base"].pop("p05")  # from a summary without that figure
-    head, base, *_ = results_table(known_summary(models=known)).splitlines()
+    head, base, *_ = table_of(known_summary(models=known))
     assert "p05" in head and "–" in base
 
 
@@ -223,10 +281,10 @@ def test_report_of_models_that_no_run_trained_speaks_of_no_training(
 ):
     folder = Storage.open(str(tmp_path / "run"))
     summary = make_run(folder, {label: SUBJECTS[label] for label in models}, trained=[])
-    said = headline(summary)
-    assert said.startswith(f"Asked in 12 ways, {main} answers ")
+    said = verdict(summary).sentence
+    assert said.startswith(f"{main} is ")
     table = results_table(summary)
-    assert table.startswith("prompts (12 x 60 examples)")
+    assert table_of(summary)[0].startswith("prompts (12 x 60 examples)")
     write_report(folder)
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     for text in (table, page):
@@ -241,7 +299,9 @@ def test_trained_model_comes_before_subjects_that_are_listed_behind_it(tmp_path:
     folder = Storage.open(str(tmp_path / "run"))
     summary = make_run(folder, SUBJECTS, trained=["mine"])
     assert main_label(summary) == "mine"
-    assert " that no training saw, mine answers" in headline(summary)
+    found = verdict(summary).sentence
+    assert found.startswith("mine is ")
+    assert " that no training saw" in found
 
 
 def test_seeds_of_each_model_are_named_where_they_differ(tmp_path: Path):
@@ -284,12 +344,12 @@ def test_page_shows_the_figures_of_summary_and_screen(folder: Storage, source: s
             low, high = model["intervals"][key]
             shown = f"{100 * model[key]:.1f}{100 * low:.1f} – {100 * high:.1f}"
             assert shown in cells, key
-    for line in results_table(summary).splitlines()[1:4]:
+    for line in table_of(summary)[1:4]:
         name, *figures = re.split(r" {3,}", line)
         assert name in cells
         assert all(any(cell.startswith(figure) for cell in cells) for figure in figures)
     text = html.unescape(source)
-    differences, *sentences = results_table(summary).split("\n\n")[1].splitlines()
+    differences, *sentences = results_table(summary).split("\n\n")[2].splitlines()
     for value, interval in re.findall(r"([+-][\d.]+) \((.*?)\)", differences):
         assert f"{value}{interval}".replace("-", "−") in cells
     assert all(sentence.replace("`", "") in text for sentence in sentences)

@@ -7,7 +7,13 @@ import pytest
 from synthetic_run import make_run, make_search
 
 from paft_ray.report import SEARCH_FILE, search_table, write_report
-from paft_ray.report.search import dimension_plots, importances, search_axis, trial_rows
+from paft_ray.report.search import (
+    dimension_plots,
+    importances,
+    next_steps,
+    search_axis,
+    trial_rows,
+)
 from paft_ray.storage.paths import Storage
 
 
@@ -71,6 +77,22 @@ def test_scale_holds_every_interval() -> None:
     assert axis.low <= 37 and axis.high >= 76
     axis = search_axis(search_of([{"a": 1}, {"a": 2}], [-0.42, 0.31]))  # mean - 3 x std, say
     assert axis.low <= -47 and axis.high >= 36
+
+
+def test_next_steps_name_commands_overlapping_finalists_and_a_best_value_at_the_edge() -> None:
+    samples = [{"prompts.pool_size": size, "train.schedule.type": "cosine"} for size in (1, 8, 64)]
+    search = search_of(samples, [0.5, 0.6, 0.7])
+    first, second, edge = next_steps(search, "mine")
+    assert first.command == "paft export CONFIG"
+    assert second.command == (
+        "paft run CONFIG name=mine-best prompts.pool_size=64 train.schedule.type=cosine"
+    )
+    assert "(64) is the greatest one tried: widen tuning.space.prompts.pool_size" in edge.text
+    other = {**search["finalists"][0], "label": "finalist_2"}
+    search["finalists"].append(other)
+    assert "which of them is best is not shown" in next_steps(search, "mine")[2].text
+    search["finalists"] = [{**other, "sample": samples[1]}]
+    assert len(next_steps(search, "mine")) == 2
 
 
 def test_page_of_finalists_has_the_search_and_no_trial_among_its_curves(tmp_path: Path) -> None:

@@ -11,11 +11,12 @@ from synthetic_run import ACCURACY, SIX, make_run, scores
 from paft_ray.evaluation.summary import summarise
 from paft_ray.prompts.dedup.similarity import similarity
 from paft_ray.report.accuracy import accuracy_plot, levels_without_overlap, prompt_lines
+from paft_ray.report.axes import step_ticks
 from paft_ray.report.coverage import run_coverage
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
 from paft_ray.report.flips import flipping_examples
 from paft_ray.report.page import write_report
-from paft_ray.report.tables import differences, further_figures, results
+from paft_ray.report.tables import by_certainty, differences, further_figures, results
 from paft_ray.report.text import results_table
 from paft_ray.report.training import curve_plot, curves_of, draws_of
 from paft_ray.storage.paths import Storage, to_parquet
@@ -141,6 +142,21 @@ def test_page_and_screen_say_how_much_of_the_spread_each_axis_makes(tmp_path: Pa
     [order] = [line for line in lines if line.startswith("order of the choices, other")]
     assert order.endswith("31.0 (20.0 – 42.0)")
     assert any(line.startswith("names of the choices") and "not shown" in line for line in lines)
+
+
+def test_figures_with_an_interval_over_half_of_the_scale_are_folded_away_but_the_mean():
+    intervals = {"mean": [0.1, 0.9], "std": [0.1, 0.2], "min": [0.2, 0.75], "top": {"0.75": [0, 1]}}
+    model = {"mean": 0.5, "std": 0.15, "min": 0.4, "top": {"0.75": 0.5}, "intervals": intervals}
+    sure, folded = by_certainty(results({"models": {"base": model, "mine": model}}))
+    assert sure.columns == ("mean", "std over prompts")
+    assert folded.columns == ("worst", "Top>=75%")
+    assert [len(row.cells) for row in (*sure.rows, *folded.rows)] == [2, 2, 2, 2]
+
+
+def test_steps_on_an_axis_are_round_and_do_not_overlap():
+    assert step_ticks(1, 150) == ((0.0, 1), (32.89, 50), (66.44, 100), (100.0, 150))
+    assert step_ticks(50, 150) == ((0.0, 50), (50.0, 100), (100.0, 150))
+    assert step_ticks(1, 1) == ((0.0, 1), (0.0, 1))
 
 
 def test_strips_of_several_seeds_have_their_means_and_ranges(six: RunFiles):
