@@ -141,7 +141,7 @@ def _show(
     if not options.json:
         write(streams.stdout, text)
         return
-    if verb.logged:
+    if not verb.plans:  # of a plan `paft submit` shows a person what it says
         write(streams.stderr, f"\n{text}\n")
     write(streams.stdout, json.dumps(result.data, ensure_ascii=False) + "\n")
 

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from paft_ray.config.visible import visible
 
-_MOST = 120
+_MOST = 200
 """Most characters of a text in a line."""
 
 

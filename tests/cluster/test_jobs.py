@@ -15,6 +15,7 @@ from heads import BIN, ROOT, Head, clean_environment, write_config
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 
+from paft_ray.cli.submit import WithoutResult
 from paft_ray.cluster.jobs import JOBS, Job, follow
 
 pytestmark = pytest.mark.ray
@@ -153,6 +154,22 @@ def test_log_is_shown_once_over_connections_that_break(monkeypatch, tmp_path: Pa
     ended = follow(Broken(pieces), Job("python x", tmp_path, "paft-x", {}), shown.append)
     assert "".join(shown) == "".join(pieces)
     assert (ended.code, ended.message, ended.result) == (2, "why", {"ended": True})
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_person_sees_a_job_s_log_without_its_last_line_for_programs(size: int) -> None:
+    text = 'one\n{"in": "the middle"}\ntable\n'
+    for last, is_result, seen in (
+        ('{"ended": true}\n\n', True, text),
+        ('{"ended": tr', False, text + '{"ended": tr'),
+        ("error: why\n", False, text + "error: why\n"),
+    ):
+        shown: list[str] = []
+        log, whole = WithoutResult(shown.append), text + last
+        for start in range(0, len(whole), size):
+            log(whole[start : start + size])
+        log.close(is_result)
+        assert "".join(shown) == seen
 
 
 def _shown(head: Head) -> dict[str, str]:

@@ -7,6 +7,7 @@ complete. Nothing here starts Ray: whatever were not found would have to.
 """
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 import paft_ray
 from paft_ray.cli import call
+from paft_ray.cli.grammar import parse
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
@@ -25,6 +27,7 @@ from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.report.pool import build_published_pool
+from paft_ray.runs.progress import SilentScreen
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
 from paft_ray.training.distributed.trainer import train
@@ -54,6 +57,16 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+class Told(SilentScreen):
+    """Keeps the lines that it is to show."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a cluster fails at once."""
@@ -81,6 +94,33 @@ def test_stored_run_or_search_is_complete(
     assert "is complete, nothing to do" in err
     after = files(stored_2 / "storage")
     assert {name: after[name] for name in before} == before
+
+
+def test_log_of_a_job_holds_the_table_and_next_commands_before_the_line_for_programs(
+    stored_2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["run", "from-files.yaml", "--json"]) == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 1
+    head, _, after = err.partition("\nheld-out prompts (")
+    assert "PAFT is " in head, "the table begins with what is shown"
+    assert "report:  " in after
+    commands = [line.split("#")[0] for line in after.split("\nnext:\n")[1].splitlines() if line]
+    assert len(commands) == 3
+    for command in commands[:2]:
+        _, *words = shlex.split(command)
+        options = parse(words)
+        load_config(options.config, options.overrides)
+
+
+def test_stages_tell_what_llms_wrote_and_what_is_held_out(stored_2: Path) -> None:
+    screen = Told()
+    pool = build_published_pool(open_context(config_of("generated"), screen=screen))
+    written = [line for line in screen.lines if line.startswith("    an LLM wrote: ")]
+    held_out = [line for line in screen.lines if line.startswith("    held out: ")]
+    assert len(written) == min(3, len(pool.train))
+    for line, prompt in zip(held_out, pool.test[:3], strict=True):
+        assert line.startswith(f"    held out: {json.dumps(prompt.text[:40])[:-1]}")
 
 
 def test_name_of_a_stored_search_is_refused_to_a_run_as_that(

@@ -14,7 +14,7 @@ from paft_ray.report.accuracy import accuracy_plot, levels_without_overlap, prom
 from paft_ray.report.axes import step_ticks
 from paft_ray.report.coverage import run_coverage
 from paft_ray.report.files import Drawn, RunFiles, Training, read_run
-from paft_ray.report.flips import flipping_examples
+from paft_ray.report.flips import flip_lines, flipping_examples
 from paft_ray.report.page import write_report
 from paft_ray.report.tables import by_certainty, differences, further_figures, results
 from paft_ray.report.text import results_table
@@ -93,6 +93,15 @@ def test_two_wordings_of_a_flip_are_alike_and_differ_in_outcome(known: RunFiles)
         ("PAFT", "no", False),
     ]
     assert [shown.right for shown in single] == [True, False]
+
+
+def test_one_flip_on_the_screen_is_of_the_model_that_flips_most(known: RunFiles):
+    first, *wordings = flip_lines(known)
+    assert first == "    single prompt flips on 38% of the examples: e0"
+    assert wordings == [
+        '        "yes" under "Tell how it was: {x}"',
+        '        "no" under "Tell how it is: {x}"',
+    ]
 
 
 def test_bars_of_a_flip_follow_the_ranking_of_prompts(known: RunFiles):
