@@ -16,19 +16,23 @@ def next_commands(config: Config, path: str, overrides: Sequence[str]) -> list[s
         config: The configuration of the run.
         path: Its file.
         overrides: What was given behind it, which every command about the run needs again.
+
+    Returns:
+        Nothing where the run trains nothing.
     """
+    if not config.variants:
+        return []
     own = [override for override in overrides if not override.startswith("name=")]
-    name = f"name={config.name}"
-    named = [*own, name] if name in overrides else own
-    measured = ["seeds=[0, 1, 2]", f"name={config.name}-seeds"]
     commands = [
-        ("write the adapter to a folder of its own", ["export", path, *named]),
-        ("train with three seeds, for a measurement", ["run", path, *own, *measured]),
+        ("write the adapter to a folder of its own", ["export", path, *overrides]),
+        (
+            "train with three seeds, for a measurement",
+            ["run", path, *own, "seeds=[0, 1, 2]", f"name={config.name}-seeds"],
+        ),
         ("how brittle is a model of yours?", ["robustness", "MODEL", "DATA"]),
     ]
     if len(config.trainings) > len(config.variants):  # several seeds already
-        more = ["evaluation.name=more", f"evaluation.examples={4 * config.evaluation.examples}"]
-        commands[1] = ("measure on four times the examples", ["evaluate", path, *named, *more])
+        commands[1] = ("what else is on this storage", ["runs", f"storage={config.storage}"])
     program = _program()
     lines = [(f"{program} {shell_words(words)}", what) for what, words in commands]
     width = max(len(command) for command, _ in lines)
@@ -37,11 +41,8 @@ def next_commands(config: Config, path: str, overrides: Sequence[str]) -> list[s
 
 def _program() -> str:
     """What calls this program from the working directory."""
-    started = Path(sys.argv[0])
-    if started.name != "paft" or not started.is_absolute():
-        return "paft" if started.name != "paft" else str(started)
-    found = shutil.which("paft")
-    if found is not None and Path(found) == started:
+    started, found = Path(sys.argv[0]).absolute(), shutil.which("paft")
+    if started.name != "paft" or (found is not None and Path(found).absolute() == started):
         return "paft"
     inside = started.is_relative_to(Path.cwd())
     return str(started.relative_to(Path.cwd())) if inside else str(started)

@@ -1,11 +1,14 @@
 """The results of a run for people: tables on the screen, pictures and self-contained pages.
 
 files.py      a run's files, read into a few records
+verdict.py    whether the main model is better, by how much, and how sure that is
 text.py       the results on the screen, and their limits in sentences
 lengths.py    how long trainings were, in sentences
 tables.py     the summary's figures as tables of the page and of model cards
 axis_tables.py  each axis of variation, and its part of the spread, as tables
 accuracy.py   accuracy over prompts, and the prompts ranked
+asked.py      the prompts of each model
+oddness.py    prompts that may be nonsense
 flips.py      examples that are right under one wording and wrong under another
 training.py   losses over steps, training prompts drawn, and how losses weighed them
 rollouts.py   what models wrote to learn from: rewards, and texts to read

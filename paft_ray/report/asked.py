@@ -12,9 +12,9 @@ _SHOWN = 3
 _WAYS = {
     "paft": "drawn afresh for every example from {count} prompts of the pool",
     "bound_prompts": "every example bound to one of {count} prompts of the pool",
-    "human_prompt": "one prompt, an instruction of the task that a person wrote",
-    "single_prompt": "one prompt, of the pool's the one that the base model does best with",
-    "given": "one prompt, which the configuration names",
+    "human_prompt": "one prompt: an instruction of the task that a person wrote",
+    "single_prompt": "one prompt: the one of the pool that the base model does best with",
+    "given": "one prompt: the one that the configuration names",
 }
 """Kind of a variant to how its examples were rendered."""
 

@@ -32,6 +32,8 @@ ILLUSTRATION = (
 _WIDTH = 100
 """Width in characters above which the table leaves out columns."""
 _FEW_SEEDS = 10
+_ONE_PROMPT = (SINGLE_PROMPT, "human_prompt")
+"""Labels of variants that are trained with one prompt."""
 _UNDECIDED = {
     (MEAN, STD): "both intervals include zero, so neither difference is shown",
     (MEAN,): "the interval of the mean includes zero, so a difference in mean is not shown",
@@ -166,11 +168,11 @@ def _what_intervals_hold(summary: Mapping[str, Any], seeds: int) -> str:
 def _main_differences(
     summary: Mapping[str, Any], names: Mapping[str, str] | None
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Names and entries of the differences from the single prompt, or of all if there are none."""
+    """Names and entries of the differences from a single prompt, or of all if there are none."""
     every = differences_of(summary)
     return [
         (f"{display_name(a, names)} - {display_name(b, names)}", entry)
-        for a, b, entry in [each for each in every if each[1] == SINGLE_PROMPT] or every
+        for a, b, entry in [each for each in every if each[1] in _ONE_PROMPT] or every
     ]
 
 
