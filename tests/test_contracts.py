@@ -38,11 +38,16 @@ def test_commands_at_the_head_of_a_configuration_find_their_data(path: Path) -> 
             assert load_task(config.task, config.seed).train
 
 
-def test_the_demo_is_a_real_run_of_both_variants() -> None:
+def test_the_demo_is_a_real_run_on_prompts_that_people_wrote() -> None:
     config = load_config(ROOT / "jobs/configs/demo.yaml")
-    assert [variant.label for variant in config.variants] == ["single_prompt", "paft"]
+    assert [variant.label for variant in config.variants] == [
+        "human_prompt",
+        "single_prompt",
+        "paft",
+    ]
     assert config.prompts.generation is not None
     assert {llm.type for llm in config.prompts.generation.llms} == {"transformers"}
+    assert config.prompts.files == (config.prompts.split.held_out_file,) == ("stock:sst2",)
 
 
 @pytest.mark.parametrize(
