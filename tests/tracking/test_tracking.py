@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import shlex
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from paft_ray.tracking import (
     TrackingTarget,
     end_open_runs,
     open_tracker,
+    page_of,
     prepare_tracking,
     send_waiting,
 )
@@ -260,6 +262,22 @@ def record_while_away(away: TrackingTarget, tmp_path: Path) -> None:
     tracker.log_artifact("report.html", away.storage.path("runs/x/report.html"))
     tracker.finish("FAILED")
     kept.unlink()
+
+
+def test_page_of_a_run_is_that_of_its_record_and_none_where_there_is_no_record(
+    target: TrackingTarget, away: TrackingTarget
+):
+    assert page_of(None, "run") is None
+    assert page_of(target, "run") is None, "nothing is recorded yet"
+    tracker = open_tracker(target, TrackedRun("run", "mine"))
+    tracker.finish("FINISHED")
+    info = runs(target)["run"].info
+    found = page_of(target, "run")
+    assert found is not None
+    assert found.page.endswith(f"/#/experiments/{info.experiment_id}/runs/{info.run_id}")
+    assert shlex.split(found.command)[:2] == ["mlflow", "ui"]
+    assert shlex.split(found.command)[-1] == target.uri
+    assert page_of(away, "run") is None
 
 
 def test_absent_server_delays_no_call_and_leaves_all_in_the_log(
