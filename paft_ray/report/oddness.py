@@ -10,7 +10,7 @@ is silent.
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from paft_ray.prompts.stock import all_wordings
@@ -29,9 +29,22 @@ _SLOT = re.compile(r"\{\w+\}")
 def odd_prompts(run: RunFiles) -> dict[str, tuple[str, ...]]:
     """The prompts of a run that may be nonsense: id to their unknown words, in order."""
     instructions = {row["prompt_id"]: _instruction(row) for row in run.prompts}
+    return odd_among(
+        instructions, (value for row in run.examples.values() for value in _fields(row))
+    )
+
+
+def odd_among(
+    instructions: Mapping[str, str], shown: Iterable[str] = ()
+) -> dict[str, tuple[str, ...]]:
+    """The instructions that may be nonsense: id to their unknown words, in order.
+
+    Args:
+        instructions: Prompt id to its wording.
+        shown: Texts of examples.
+    """
     distinct = {text: frozenset(_words(text)) for text in instructions.values()}
     counts = Counter(word for words in distinct.values() for word in words)
-    shown = (value for row in run.examples.values() for value in _fields(row))
     known = {word for text in (*all_wordings(), *shown) for word in _words(text)}
     known |= {word for word, count in counts.items() if count > 1}
     odd = {text: found for text in distinct if (found := _unknown(text, known))}

@@ -17,6 +17,7 @@ from paft_ray.report.axis_tables import axes, components
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
+from paft_ray.report.oddness import odd_prompts
 from paft_ray.report.pictures import (
     colours,
     draw_accuracy,
@@ -110,7 +111,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
     summary = run.summary
     labels, trained = list(summary["models"]), trained_labels(summary)
     config = without_unread(run.about.get("config", {}))
-    main = main_label(summary)
+    main, odd = main_label(summary), odd_prompts(run)
     main_table, folded = by_certainty(results(summary))
     further, further_folded = by_certainty(further_figures(summary))
     return render(
@@ -145,7 +146,8 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         lines=prompt_lines(run),
         flips=None if run.partly_scored else flipping_examples(run),
         curves=plots.curves,
-        draws=draws_of(run.trainings, run.texts),
+        draws=draws_of(run.trainings, run.texts, odd),
+        odd=[(run.texts[id], words) for id, words in odd.items()],
         weighings=plots.shares,
         rollouts=rollouts_of(run.trainings, run.texts),
         coverage=run_coverage(run) if trained else None,

@@ -10,6 +10,7 @@ from paft_ray.config.errors import ArtifactError
 from paft_ray.prompts.generate.results import refused_line
 from paft_ray.prompts.pool import Prompt, PromptPool, load_pool
 from paft_ray.report.coverage import COLOURS, distance, map_points
+from paft_ray.report.oddness import odd_among
 from paft_ray.report.rendering import render
 from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.paths import Storage
@@ -83,6 +84,9 @@ def render_pool_page(
     """The page as HTML; it fetches nothing."""
     shown = [*pool.test, *pool.validation, *pool.train[:_DRAWN]]
     stages = funnel(about)
+    every = [prompt for split in SPLITS for prompt in pool.prompts(split)[:_DRAWN]]
+    texts = {prompt.id: prompt.text for prompt in every}
+    wordings = {prompt.id: prompt.instruction for prompt in every}
     by_author = Counter(prompt.origin.llm for split in SPLITS for prompt in pool.prompts(split))
     return render(
         "pool.html.j2",
@@ -97,6 +101,7 @@ def render_pool_page(
         distance=distance(
             [prompt.text for prompt in pool.test], [prompt.text for prompt in pool.train[:_DRAWN]]
         ),
+        odd=[(texts[id], words) for id, words in odd_among(wordings).items()],
         clusters=_clusters(pool),
         rejects=_rejects(rejected),
     )

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 
 from paft_ray.report.axes import Axis, axis_from_zero
@@ -79,6 +79,8 @@ class DrawnPrompt:
     """One training prompt over the seeds of a variant."""
 
     text: str
+    odd: tuple[str, ...]
+    """Unusual words, where it may be nonsense."""
     total: int
     by_seed: tuple[int, ...]
     """Examples rendered through it in each training; empty where only the sum is shown."""
@@ -155,14 +157,29 @@ def shares_plot(training: Training, texts: Mapping[str, str]) -> SharesPlot:
     )
 
 
-def draws_of(trainings: Sequence[Training], texts: Mapping[str, str]) -> tuple[Draws, ...]:
-    """One entry per variant whose ledgers are there, in the order given."""
+def draws_of(
+    trainings: Sequence[Training],
+    texts: Mapping[str, str],
+    odd: Mapping[str, tuple[str, ...]] | None = None,
+) -> tuple[Draws, ...]:
+    """One entry per variant whose ledgers are there, in the order given.
+
+    Args:
+        trainings: The trainings of all variants.
+        texts: Prompt id to template.
+        odd: Prompt id to unusual words, for prompts that may be nonsense.
+    """
     known = [training for training in trainings if training.drawn]
     groups = groupby(known, key=lambda training: training.label)
-    return tuple(_draws(label, list(group), texts) for label, group in groups)
+    return tuple(_draws(label, list(group), texts, odd or {}) for label, group in groups)
 
 
-def _draws(label: str, trainings: Sequence[Training], texts: Mapping[str, str]) -> Draws:
+def _draws(
+    label: str,
+    trainings: Sequence[Training],
+    texts: Mapping[str, str],
+    odd: Mapping[str, tuple[str, ...]],
+) -> Draws:
     by_prompt: dict[str, dict[str, Drawn]] = {}
     for training in trainings:
         for drawn in training.drawn:
@@ -184,7 +201,10 @@ def _draws(label: str, trainings: Sequence[Training], texts: Mapping[str, str]) 
         max(counts),
         tuple(round(100 * count / max(counts), 2) for count in counts[:_LISTED_PROMPTS]),
         tuple(
-            _drawn_prompt(texts.get(prompt_id, prompt_id), by_prompt[prompt_id], shown)
+            replace(
+                _drawn_prompt(texts.get(prompt_id, prompt_id), by_prompt[prompt_id], shown),
+                odd=odd.get(prompt_id, ()),
+            )
             for prompt_id in order[:_LISTED_PROMPTS]
         ),
         max(0, len(order) - _LISTED_PROMPTS),
@@ -196,6 +216,7 @@ def _drawn_prompt(text: str, by_seed: Mapping[str, Drawn], shown: Sequence[str])
     loss = sum(drawn.loss * drawn.tokens for drawn in every)
     return DrawnPrompt(
         text,
+        (),
         sum(drawn.examples for drawn in every),
         tuple(by_seed[seed].examples if seed in by_seed else 0 for seed in shown),
         loss / max(sum(drawn.tokens for drawn in every), 1),

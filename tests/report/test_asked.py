@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from synthetic_run import make_run
 
@@ -11,7 +12,7 @@ from paft_ray.report import write_report
 from paft_ray.report.asked import prompts_asked
 from paft_ray.report.files import MLFLOW_FILE, RunFiles, read_run
 from paft_ray.report.oddness import odd_prompts
-from paft_ray.storage.paths import Storage
+from paft_ray.storage.paths import Storage, to_parquet
 
 GOOD = (
     "Tell whether the review is kind.",
@@ -48,6 +49,16 @@ def folder(tmp_path: Path) -> Storage:
 def test_prompt_of_words_that_stand_nowhere_else_is_doubted(folder: Storage):
     odd = odd_prompts(run_with(folder, (*GOOD, NONSENSE)))
     assert odd == {"p7": ("ogvak", "lejman", "qadar", "de", "kalimna", "limpal")}
+
+
+def test_pages_list_the_prompts_that_they_doubt(folder: Storage):
+    make_run(folder)
+    table = folder.read_table("prompts.parquet").to_pylist()
+    table[-1] |= {"instruction": NONSENSE, "text": f"{NONSENSE} {{sentence}}"}
+    folder.write_bytes("prompts.parquet", to_parquet(pa.Table.from_pylist(table)))
+    page = Path(write_report(folder)).read_text("utf-8")
+    assert "May be nonsense: 2 of the prompts" in page, "this one and the hostile one"
+    assert "ogvak, lejman, qadar, de, kalimna, limpal" in page
 
 
 def test_words_of_examples_and_of_other_prompts_are_known(folder: Storage):
