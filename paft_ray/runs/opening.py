@@ -11,6 +11,7 @@ from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, without_unread
 from paft_ray.config.uris import without_password
 from paft_ray.runs.context import RunContext
+from paft_ray.runs.progress_record import RecordingScreen
 from paft_ray.runs.subjects import content_of
 from paft_ray.storage.lock import LOCK_FILE, lock
 from paft_ray.storage.paths import Storage
@@ -60,7 +61,8 @@ def open_run(
 ) -> Iterator[tuple[RunContext, Tracker]]:
     """Lock the run's name, record its configuration, and track it until the block ends.
 
-    The block gets the context with its tracking prepared, and the run's tracker.
+    The block gets the context with its tracking prepared and a screen that keeps how far the run
+    is, and the run's tracker.
 
     Args:
         context: The run.
@@ -87,6 +89,7 @@ def open_run(
             context = replace(context, tracking=None)  # it is another run in MLflow
         if context.tracking is None:
             context = context.tracked()
+        context = replace(context, screen=RecordingScreen(context.screen, folder))
         _show_place(context)
         tree = dump_config(context.config)
         results_from = result_fields(context.config)

@@ -93,12 +93,19 @@ def lock(
             folder.delete(LOCK_FILE)
 
 
-def is_held(folder: Storage) -> bool:
-    """Return whether a live process holds the lock of a folder."""
+def live_holder(folder: Storage) -> str | None:
+    """The live process that holds the lock of a folder, for messages; None where there is none."""
     held = _read(folder)
     if held is None or held.renewed > time.time() + _SECONDS:  # a clock that says nothing
-        return False
-    return _is_live(held, _Holder(socket.gethostname(), os.getpid(), ""))
+        return None
+    if not _is_live(held, _Holder(socket.gethostname(), os.getpid(), "")):
+        return None
+    return _described(held)
+
+
+def _described(held: _Holder) -> str:
+    age = max(time.time() - held.renewed, 0.0)
+    return f"process {held.pid} on {held.host} (seen {age:.0f} s ago)"
 
 
 @contextmanager
@@ -149,8 +156,7 @@ def _acquire(
     while (held := _try(folder, mine, last, since_s)) is not None:
         if held != last:
             last, since_s = held, time.monotonic()
-        age = max(time.time() - held.renewed, 0.0)
-        holder = f"process {held.pid} on {held.host} (seen {age:.0f} s ago)"
+        holder = _described(held)
         doubtful = held.host != mine.host or held.renewed > time.time()
         if not wait and not (doubtful and first in (None, held)):
             raise ConfigError(

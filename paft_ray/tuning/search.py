@@ -205,8 +205,8 @@ def _run_trials(
     concurrency = min(concurrency, suggester.total)
     absolute = context.of_config(_absolute(config))
     setup = TrialSetup(absolute, tuning, pools, Control(), cpus, TRIAL_CPUS)
-    view = TrialView(context.screen, tuning, suggester.total, concurrency)
     with context.screen.stage("search") as stage:
+        view = TrialView(context.screen, stage, tuning, suggester.total, concurrency)
         context.screen.line(
             f"search: {suggester.total} trials, {concurrency} at a time, {cpus:g} CPUs per worker"
         )

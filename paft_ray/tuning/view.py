@@ -8,7 +8,7 @@ from rich.table import Table
 
 from paft_ray.config import TuningConfig
 from paft_ray.evaluation.goal import goal_name
-from paft_ray.runs.progress import Screen
+from paft_ray.runs.progress import Screen, Stage
 from paft_ray.tuning.space import Sample, describe
 from paft_ray.tuning.trial import State
 
@@ -28,9 +28,13 @@ class _Line:
 class TrialView:
     """Keeps the state of every trial; may be drawn from another thread."""
 
-    def __init__(self, screen: Screen, tuning: TuningConfig, total: int, concurrency: int) -> None:
+    def __init__(
+        self, screen: Screen, stage: Stage, tuning: TuningConfig, total: int, concurrency: int
+    ) -> None:
         """Start without trials; `total` in all are to come, `concurrency` at a time."""
         self._screen, self._total, self._concurrency = screen, total, concurrency
+        self._stage = stage
+        stage.expect(total)
         self._reports, self._goal = tuning.reports, goal_name(tuning.goal)
         self._lines: dict[int, _Line] = {}
         self._lock = threading.Lock()
@@ -59,6 +63,7 @@ class TrialView:
                 f"{': ' + reason if reason else ''}; {over} of {self._total} trials"
                 f"{self._left()}{self._best()}"
             )
+        self._stage.reach(over)
         self._screen.line(text)
 
     def draw(self) -> Table:

@@ -237,7 +237,7 @@ def test_garbage_in_a_lock_holds_nobody_up(storage, content):
 def test_folder_in_the_place_of_a_lock_is_named(tmp_path):
     (tmp_path / "run" / "lease.json").mkdir(parents=True)
     folder = Storage.open(str(tmp_path / "run"))
-    assert not module.is_held(folder)
+    assert module.live_holder(folder) is None
     with (
         pytest.raises(ConfigError, match=r"run/lease.json is a folder.*remove it"),
         lock(folder, "x"),
