@@ -120,7 +120,7 @@ def ask(question: Question) -> Robustness:
         ConfigError: Model, data or columns are not clear, or cannot be used.
         DataError: The rows cannot be read.
     """
-    task = _task(question.data, question.said)
+    task = builtin_task(question.data, question.said) or guess_task(question.data, question.said)
     model, subjects, notes = _model(question.model, question.behind)
     called = question.model if model else f"{subjects[0]['model']} at {question.model}"
     generation = None if question.llm is None else _generation(question.llm)
@@ -188,10 +188,15 @@ def _model(
     return model, [{"type": "adapter", "path": location}], []
 
 
-def _task(data: str, said: Said) -> Guess:
+def builtin_task(data: str, said: Said) -> Guess | None:
+    """The section of a built-in task, named as `sst2` or `sst2=PATH`; None for other data.
+
+    Raises:
+        ConfigError: Its columns are named, which are known.
+    """
     name, equals, path = data.partition("=")
     if name not in PUBLISHED_TASKS or (Path(data).exists() and not equals):
-        return guess_task(data, said)
+        return None
     if said.options:
         raise ConfigError(
             f"{name} is a built-in task, whose columns are known: leave out {said.options[0]}, or "
@@ -213,28 +218,38 @@ def _stock_kind(task: BuiltinTaskConfig | CustomTaskConfig, said: Said) -> str:
     Raises:
         ConfigError: Nothing says what the model has to do.
     """
-    if isinstance(task, BuiltinTaskConfig):
-        return task.name
-    if said.description is not None:
+    if said.description is not None and isinstance(task, CustomTaskConfig):
         return "task"
-    asked = any(_ASKED.search(name) for pair in task.fields.items() for name in pair)
-    if task.row_choices is not None:
-        return "letters" if task.choices_as == "letters" else "text" if asked else "cloze"
-    if not isinstance(task.choices, tuple):
-        kind = "text"
-    elif {choice.lower() for choice in task.choices} in _YES_NO:
-        kind = "yesno"
-    elif any(re.search(r"[^\W\d_]", choice) for choice in task.choices):
-        return "choices"
-    else:
-        asked, kind = False, "choices"
-    if not asked:
+    if (kind := suitable_wordings(task)) is None:
+        assert isinstance(task, CustomTaskConfig)
         answers = f" {' or '.join(task.choices)}" if isinstance(task.choices, tuple) else ""
         raise ConfigError(
             f"{task.path}: nothing in its columns says what is to be answered{answers}: give "
             '--description "..." with what the model has to do'
         )
     return kind
+
+
+def suitable_wordings(task: BuiltinTaskConfig | CustomTaskConfig) -> str | None:
+    """The kind of wordings of the stock that suits a task without its description.
+
+    None where nothing else says what the model has to do.
+    """
+    if isinstance(task, BuiltinTaskConfig):
+        return task.name
+    asked = any(_ASKED.search(name) for pair in task.fields.items() for name in pair)
+    if task.row_choices is not None:
+        return "letters" if task.choices_as == "letters" else "text" if asked else "cloze"
+    if isinstance(task.choices, tuple):
+        if {choice.lower() for choice in task.choices} not in _YES_NO:
+            return "choices" if any(map(has_letters, task.choices)) else None
+        return "yesno" if asked else None
+    return "text" if asked else None
+
+
+def has_letters(choice: str) -> bool:
+    """Return whether a choice can be a word, and is no bare number."""
+    return re.search(r"[^\W\d_]", choice) is not None
 
 
 def _run_name(model: str, task: str) -> str:

@@ -7,15 +7,15 @@ line. Not covered: whether all rows fit, which loading the task shows.
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from paft_ray.config import CustomTaskConfig
 from paft_ray.config.errors import ConfigError, DataError
 from paft_ray.tasks.loading import task_outline
 from paft_ray.tasks.sources import open_source
-from paft_ray.tasks.tables import Row
+from paft_ray.tasks.tables import Row, shown
 from paft_ray.tasks.values import NamedLabel, column_value, text_of
 
 _ANSWERS = (
@@ -33,7 +33,7 @@ _TOGETHER = (
     {"sentence1", "sentence2"}, {"text1", "text2"},
 )  # fmt: skip
 """Columns that are shown together."""
-_READ = 20_000
+READ = 20_000
 """Rows that are looked at."""
 _FEW, _MOST = 2, 12
 """How many different values of an answer column are choices."""
@@ -89,21 +89,22 @@ def guess_task(path: str, said: Said) -> Guess:
         DataError: The rows cannot be read.
         ConfigError: A column cannot be guessed, or does not exist.
     """
-    rows = _rows(path)
-    columns = list(dict.fromkeys(name for row in rows[:100] for name in row.values))
-    look = _Look(path, rows, columns)
+    return guess(Look.read(path), said)
+
+
+def guess(look: "Look", said: Said) -> Guess:
+    """As `guess_task`, for rows that were read."""
     notes: list[str] = []
-    listed = said.choices_column
-    if listed is None and not (said.choices or said.choices_columns):
-        listed = look.only([name for name in columns if name.lower() in _CHOICES], said.answer)
-        if listed is not None:
-            notes.append(f"choices of each row: column {listed} (--choices-column)")
+    listed = look.listed(said)
+    if listed != said.choices_column:
+        notes.append(f"choices of each row: column {listed} (--choices-column)")
     answer = said.answer
     if answer is None:
         answer = look.answer(listed)
         notes.append(f"answer: column {answer} (--answer)")
     named = [field.rpartition("=")[2] for field in said.fields]
     look.require([answer, *named, *said.choices_columns, *([listed] if listed else [])])
+    look.refuse_single_answer(answer, listed, said)
     taken = {answer, listed, *said.choices_columns}
     fields = dict(_slot_and_column(field) for field in said.fields)
     if not fields:
@@ -115,9 +116,9 @@ def guess_task(path: str, said: Said) -> Guess:
     what = " and ".join(slot.replace("_", " ") for slot in fields)
     section = {
         "type": "custom",
-        "name": _task_name(path),
+        "name": _task_name(look.path),
         "description": said.description or _description(what, choices, answer),
-        "path": path,
+        "path": look.path,
         "fields": fields,
         "answer": answer,
         **choices,
@@ -137,24 +138,36 @@ def _rows(path: str) -> list[Row]:
         answer="x",
     )  # fmt: skip
     source = open_source(config, task_outline(config), with_test=False)
-    rows = list(itertools.islice(source.rows, _READ))
+    rows = list(itertools.islice(source.rows, READ))
     if not rows:
         raise DataError(f"{path}: there are no rows; name a source that has some")
     return rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """Rows with their columns."""
+class Look:
+    """The first rows of some data, with their columns."""
 
     path: str
     rows: Sequence[Row]
     columns: Sequence[str]
 
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Read the first rows of what `task.path` names.
+
+        Raises:
+            DataError: They cannot be read, or there are none.
+        """
+        rows = _rows(path)
+        return cls(
+            path, rows, list(dict.fromkeys(name for row in rows[:100] for name in row.values))
+        )
+
     def refuse(self, what: str, option: str) -> ConfigError:
         """An error that names the columns and the option that helps."""
-        shown = ", ".join(self.columns[:20]) + (", ..." if len(self.columns) > 20 else "")
-        return ConfigError(f"{self.path}: {what}; its columns are {shown}: give {option}")
+        named = ", ".join(self.columns[:20]) + (", ..." if len(self.columns) > 20 else "")
+        return ConfigError(f"{self.path}: {what}; its columns are {named}: give {option}")
 
     def require(self, columns: Sequence[str]) -> None:
         """Refuse columns that the first row does not have."""
@@ -164,33 +177,57 @@ class _Look:
             except DataError as error:
                 raise self.refuse(f"there is no column {column!r}", "one of them") from error
 
-    def only(self, names: Sequence[str], other_than: str | None = None) -> str | None:
-        """The only one of some columns that holds lists; None where there is none or several."""
-        lists = [n for n in names if n != other_than and _entries(self.rows[0], n) is not None]
+    def listed(self, said: Said) -> str | None:
+        """The column with a list of each row's choices: the one that is said, or the only one that
+        has such a name; None where there is none or several.
+        """
+        if said.choices_column or said.choices or said.choices_columns:
+            return said.choices_column
+        names = [name for name in self.columns if name.lower() in _CHOICES and name != said.answer]
+        lists = [name for name in names if _entries(self.rows[0], name) is not None]
         return lists[0] if len(lists) == 1 else None
+
+    def refuse_single_answer(self, answer: str, listed: str | None, said: Said) -> None:
+        """Refuse an answer column with one value, of which nothing can be learned or measured."""
+        chosen_of_each_row = listed is not None or said.choices_columns
+        values = self.values(answer)
+        if len(values) < 2 and not (said.choices or chosen_of_each_row):
+            found = f"only the value {shown(next(iter(values)))}" if values else "no value"
+            raise self.refuse(f"the answer column {answer} holds {found}", "another --answer")
 
     def values(self, column: str) -> Counter[str]:
         """The texts of a column, and how often each stands there."""
-        texts = (text_of(column_value(row, column) or "") for row in self.rows)
+        values = (column_value(row, column) for row in self.rows)
+        texts = (text_of(value) for value in values if value is not None)
         return Counter(text.strip() for text in texts if text and text.strip())
+
+    def answers(self, listed: str | None) -> list[str]:
+        """The columns that may be the answer's: by name, else by their few values."""
+        names = [name for name in self.columns if name != listed]
+        found = [name for name in names if name.lower() in _ANSWERS]
+        return found or [n for n in self.useful(names) if self.is_chosen(n)]
+
+    def useful(self, names: Iterable[str]) -> list[str]:
+        """Those of some columns that say something of a question."""
+        return [name for name in names if name.lower() not in _BESIDE]
 
     def answer(self, listed: str | None) -> str:
         """The answer's column."""
-        names = [name for name in self.columns if name != listed]
-        found = [name for name in names if name.lower() in _ANSWERS]
-        if not found:
-            found = [n for n in names if n.lower() not in _BESIDE and self._is_chosen(n)]
+        found = self.answers(listed)
         if len(found) != 1:
             what = f"several columns may be the answer ({', '.join(found)})"
             raise self.refuse(what if found else "no column looks like the answer", "--answer")
         return found[0]
 
-    def texts(self, taken: set[str | None]) -> list[str]:
+    def all_texts(self, taken: Container[str | None]) -> tuple[list[str], bool]:
+        """The columns with texts, and whether it is clear that these are shown to the model."""
+        found = [n for n in self.useful(self.columns) if n not in taken and self.is_text(n)]
+        return found, len(found) == 1 or {name.lower() for name in found} in _TOGETHER
+
+    def texts(self, taken: Container[str | None]) -> list[str]:
         """The columns that are shown to the model."""
-        names = [n for n in self.columns if n not in taken and n.lower() not in _BESIDE]
-        found = [name for name in names if self._is_text(name)]
-        together = {name.lower() for name in found}
-        if len(found) == 1 or together in _TOGETHER:
+        found, clear = self.all_texts(taken)
+        if clear:
             return found
         several = f"several columns hold texts ({', '.join(found)})"
         what = several if found else "no column holds texts"
@@ -207,7 +244,7 @@ class _Look:
             labels = {value: choice for value, equals, choice in pairs if equals}
             named = [choice if equals else value for value, equals, choice in pairs]
             return {"choices": named, **({"labels": labels} if labels else {})}, []
-        if not self._is_chosen(answer):
+        if not self.is_chosen(answer):
             return {}, []
         first = column_value(self.rows[0], answer)
         values = self.values(answer)
@@ -239,7 +276,7 @@ class _Look:
             return {**section, "first": 1}
         return section  # loading says what has to be told
 
-    def _is_chosen(self, column: str) -> bool:
+    def is_chosen(self, column: str) -> bool:
         """Return whether a column has a few short values, each of them often enough."""
         try:
             values = self.values(column)
@@ -251,7 +288,7 @@ class _Look:
             and values.total() >= _ROWS_PER_CHOICE * len(values)
         )
 
-    def _is_text(self, column: str) -> bool:
+    def is_text(self, column: str) -> bool:
         """Return whether a column mostly holds several words."""
         values = [row.values.get(column) for row in self.rows[:200]]
         texts = [value for value in values if isinstance(value, str)]
