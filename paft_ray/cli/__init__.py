@@ -1,7 +1,10 @@
 """`paft VERB CONFIG [section.field=value ...]`: parse, load, call one verb.
 
 command.py   one command, from its arguments to its exit code
-grammar.py   arguments and options
+grammar.py   the commands; arguments.py: groups of options; help.py: examples
+start.py     `paft init`, which may ask
+on_storage.py  commands about what is on a storage
+completion.py  a script by which a shell completes commands
 submit.py    a verb as a job of a cluster
 streams.py   streams and the log file of a command
 

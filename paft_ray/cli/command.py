@@ -12,8 +12,21 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import yaml
 
-from paft_ray.cli.grammar import COMPARE, ROBUSTNESS, RUNS, SUBMIT, options_of, parse, question_of
+from paft_ray.cli.completion import completion_script
+from paft_ray.cli.grammar import (
+    COMPLETION,
+    INIT,
+    ON_STORAGE,
+    ROBUSTNESS,
+    SUBMIT,
+    build_parser,
+    options_of,
+    parse,
+    question_of,
+)
 from paft_ray.cli.next_commands import next_commands
+from paft_ray.cli.on_storage import look
+from paft_ray.cli.start import start
 from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
@@ -32,7 +45,6 @@ from paft_ray.pipeline.question import Robustness, ask
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.progress import RichScreen
 from paft_ray.storage.full_disk import disk_full
-from paft_ray.storage.paths import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +62,13 @@ def call(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger().addHandler(logging.NullHandler())  # without one, errors are printed
     try:
-        if options.verb in (RUNS, COMPARE):
-            return _look(options)
+        if options.verb in ON_STORAGE:
+            return look(options)
+        if options.verb == INIT:
+            return start(options)
+        if options.verb == COMPLETION:
+            write(sys.stdout, completion_script(build_parser(), options.shell) + "\n")
+            return 0
         asked = ask(question_of(options)) if options.verb == ROBUSTNESS else None
         config = asked.config if asked else load_config(options.config, options.overrides)
         if options.print_config:
@@ -75,23 +92,6 @@ def call(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:  # before or after the work, or a second one during it
         return 130
-
-
-def _look(options: argparse.Namespace) -> int:
-    """Do a command about what is on a storage."""
-    from paft_ray.pipeline.comparing import compare_runs
-    from paft_ray.pipeline.listing import list_runs
-
-    with open_streams(options.json) as streams:
-        try:
-            storage = Storage.open(options.storage)
-            looks = options.verb == RUNS
-            result = list_runs(storage) if looks else compare_runs(storage, options.names)
-        except PaftError as error:
-            return write_error(streams.stderr, error, 2)
-        text = json.dumps(result.data, ensure_ascii=False) if options.json else result.text
-        write(streams.stdout, text + "\n")
-    return 0
 
 
 def _ask(asked: Robustness, options: argparse.Namespace, streams: Streams) -> int:

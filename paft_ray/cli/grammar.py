@@ -1,27 +1,41 @@
-"""Arguments and options of the command line."""
+"""The commands: their arguments and options, and what a parsed command asks for."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib import metadata
 from typing import Any, NoReturn
 
-from paft_ray.cli.streams import write_error
-from paft_ray.cluster.access import INSIST
-from paft_ray.cluster.jobs import DASHBOARD, JOBS
+from paft_ray.cli.arguments import (
+    add_columns,
+    add_export_options,
+    add_insist,
+    add_server,
+    add_submit_options,
+    said_in,
+    server_in,
+)
+from paft_ray.cli.help import FORMATTER, epilog_of, main_epilog
+from paft_ray.cli.streams import write, write_error
 from paft_ray.pipeline import robustness
-from paft_ray.pipeline.behind_url import BehindUrl
+from paft_ray.pipeline.first_config import Start
 from paft_ray.pipeline.perform import Options
 from paft_ray.pipeline.question import CONFIG_FILE, Question
 from paft_ray.pipeline.verbs import VERBS
-from paft_ray.tasks.guessing import Said
 
 SUBMIT = "submit"
-RUNS, COMPARE = "runs", "compare"
+RUNS, STATUS, COMPARE, DELETE = "runs", "status", "compare", "delete"
+ON_STORAGE = {
+    RUNS: "list the runs and searches on a storage",
+    STATUS: "show the results of a run, or how far it is; also from another machine",
+    COMPARE: "compare the models of several runs that share prompts and examples",
+    DELETE: "remove runs from a storage, after a look at what goes",
+}
 """Commands about what is on a storage, which take no configuration."""
-ROBUSTNESS = "robustness"
-"""The command that makes its configuration."""
+ROBUSTNESS, INIT = "robustness", "init"
+"""Commands that make a configuration."""
+COMPLETION, SHELLS = "completion", ("bash", "zsh", "fish", "tcsh")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,6 +45,18 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(write_error(sys.stderr, f"{message}; see {self.prog} --help", 2))
 
 
+class _Version(argparse.Action):
+    """Shows the version, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        try:
+            version = metadata.version("paft_ray")
+        except metadata.PackageNotFoundError:  # a folder that a job brought along
+            version = "(not installed)"
+        write(sys.stdout, f"paft {version}\n")
+        parser.exit()
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse one command; overrides may be anywhere among the arguments.
 
@@ -38,9 +64,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if options.verb in (RUNS, COMPARE):
+    if options.verb in ON_STORAGE:
         _take_storage(parser, options, rest)
         return options
+    if options.verb == COMPLETION:
+        return parser.parse_args(arguments)
     options.for_job = []
     if options.verb == SUBMIT:
         options.for_job = [word for word in rest if word.startswith("-")]
@@ -63,6 +91,8 @@ def _take_storage(
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if options.verb == RUNS and options.names:
         parser.error(f"unrecognized arguments: {' '.join(options.names)}")
+    if options.verb == STATUS and len(options.names) != 1:
+        parser.error(f"status takes the name of one run, not {len(options.names)}")
     options.storage = given[-1].removeprefix("storage=") if given else "storage"
 
 
@@ -74,30 +104,34 @@ def options_of(parsed: argparse.Namespace) -> Options:
 
 def question_of(parsed: argparse.Namespace) -> Question:
     """What `paft robustness` asks, from its parsed command."""
-    said = Said(
-        tuple(parsed.field),
-        parsed.answer,
-        tuple(parsed.choices),
-        parsed.choices_column,
-        tuple(parsed.choices_columns),
-        parsed.description,
-    )
-    behind = BehindUrl(parsed.endpoint_model, parsed.api, parsed.api_key_env)
-    return Question(parsed.model, parsed.data, said, parsed.llm, tuple(parsed.overrides), behind)
+    overrides = tuple(parsed.overrides)
+    said, behind = said_in(parsed), server_in(parsed)
+    return Question(parsed.model, parsed.data, said, parsed.llm, overrides, behind)
+
+
+def start_of(parsed: argparse.Namespace) -> Start:
+    """The arguments of `paft init`, from its parsed command."""
+    overrides = tuple(parsed.overrides)
+    return Start(parsed.data, said_in(parsed), parsed.model, overrides, parsed.file)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = _Parser(
-        prog="paft", description="Prompt-agnostic fine-tuning on Ray (arXiv 2502.12859)."
+        prog="paft",
+        description="Prompt-agnostic fine-tuning on Ray (arXiv 2502.12859).",
+        epilog=main_epilog(),
+        formatter_class=FORMATTER,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_init(verbs)
     for name, verb in VERBS.items():
         sub = _add_verb(verbs, name, verb.help)
         if verb.joins:
-            _add_insist(sub)
+            add_insist(sub)
         if name == "export":
-            _add_export_options(sub)
+            add_export_options(sub)
         if name == "plan":
             sub.add_argument(
                 "--cluster",
@@ -111,56 +145,103 @@ def build_parser() -> argparse.ArgumentParser:
                 help="discard what another configuration left under this run's name",
             )
     _add_robustness(verbs)
-    about_storage = {
-        RUNS: "list the runs and searches on a storage",
-        COMPARE: "compare the models of several runs that share prompts and examples",
-    }
-    for name, help in about_storage.items():
-        sub = verbs.add_parser(name, help=help, description=help)
-        sub.add_argument(
-            "names", nargs="*", metavar="storage=PLACE" if name == RUNS else "RUN",
-            help="folder or URI (default: storage)" if name == RUNS
-            else "names of runs, and storage=PLACE (default: storage)",
-        )  # fmt: skip
-        sub.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
-    _add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
+    for name, help in ON_STORAGE.items():
+        _add_on_storage(verbs, name, help)
+    add_submit_options(_add_verb(verbs, SUBMIT, "do any of these as a job of a cluster"))
+    help = "print a script by which the shell completes commands"
+    _new(verbs, COMPLETION, help).add_argument("shell", choices=SHELLS, help="the shell")
     return parser
 
 
+def _new(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
+    sentence = f"{help[0].upper()}{help[1:]}."
+    return verbs.add_parser(
+        name, help=help, description=sentence, epilog=epilog_of(name), formatter_class=FORMATTER
+    )
+
+
 def _add_verb(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=help, description=help)
+    parser = _new(verbs, name, help)
     parser.add_argument("config", metavar="CONFIG", help="YAML file")
     _add_common(parser)
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.field=value", help="change one value"
-    )
-    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+    _add_overrides(parser)
     parser.add_argument("--print-config", action="store_true", help="show what was understood")
     parser.set_defaults(overwrite=False, insist=False)
 
 
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="change one value"
+    )
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
+
+
+def _add_on_storage(verbs: Any, name: str, help: str) -> None:
+    parser = _new(verbs, name, help)
+    place = "storage=PLACE (default: storage)"
+    about = {
+        RUNS: ("storage=PLACE", "folder or URI (default: storage)"),
+        STATUS: ("RUN", f"name of a run, or RUN/EVALUATION; and {place}"),
+        COMPARE: ("RUN", f"names of runs, and {place}"),
+        DELETE: ("RUN", f"names of runs, or RUN/EVALUATION; and {place}"),
+    }
+    metavar, words = about[name]
+    parser.add_argument("names", nargs="*", metavar=metavar, help=words)
+    _add_json(parser)
+    if name == DELETE:
+        parser.add_argument("--yes", action="store_true", help="remove without asking")
+
+
+def _add_init(verbs: Any) -> None:
+    help = "write a first configuration for your own data, and wordings to edit"
+    parser = _new(verbs, INIT, help)
+    _add_data(parser)
+    _add_overrides(parser)
+    add_columns(parser)
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="model folder, GGUF file or hub name (default: the demo's model, where it is "
+        "installed; else it is left for you to write)",
+    )
+    parser.add_argument(
+        "--config",
+        dest="file",
+        metavar="FILE",
+        help="where the configuration is written (default: NAME.yaml, after the data); the "
+        "wordings go beside it",
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="file or saved data set, or a built-in task: sst2, or sst2=PATH",
+    )
+
+
 def _add_robustness(verbs: Any) -> None:
-    help = robustness.ROBUSTNESS.help
-    parser = verbs.add_parser(ROBUSTNESS, help=help, description=help)
+    parser = _new(verbs, ROBUSTNESS, robustness.ROBUSTNESS.help)
     parser.add_argument(
         "model",
         metavar="MODEL",
         help="model folder, GGUF file, hub name, pkg:NAME/file.gguf, an adapter's folder, or the "
         "URL of an OpenAI-compatible server",
     )
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help="file or saved data set, or a built-in task: sst2, or sst2=PATH",
-    )
+    _add_data(parser)
     _add_common(parser)
-    _add_insist(parser)
-    _add_columns(parser)
-    _add_server(parser)
+    add_insist(parser)
+    add_columns(parser)
+    add_server(parser)
     parser.add_argument(
         "--llm", metavar="FILE", help="YAML with an LLM, or prompts.generation: more wordings"
     )
@@ -175,107 +256,4 @@ def _add_robustness(verbs: Any) -> None:
         "--overwrite",
         action="store_true",
         help="replace another configuration in that file, and what is there under the run's name",
-    )
-
-
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    """Options that say what the columns of data are."""
-    parser.add_argument(
-        "--field",
-        action="append",
-        default=[],
-        metavar="COLUMN",
-        help="a column that the model sees, also as slot=COLUMN; several times for several",
-    )
-    parser.add_argument("--answer", metavar="COLUMN", help="the column with the right answer")
-    parser.add_argument(
-        "--choices",
-        type=_words,
-        default=[],
-        metavar="A,B",
-        help="all allowed answers, also as VALUE=A,VALUE=B; by default few values of --answer",
-    )
-    parser.add_argument(
-        "--choices-column", metavar="COLUMN", help="a column with a list of each row's choices"
-    )
-    parser.add_argument(
-        "--choices-columns",
-        type=_words,
-        default=[],
-        metavar="COLUMN,COLUMN",
-        help="columns with one choice of each row",
-    )
-    parser.add_argument("--description", metavar="TEXT", help="what the model has to do")
-
-
-def _add_server(parser: argparse.ArgumentParser) -> None:
-    """Options of a model behind a URL."""
-    parser.add_argument(
-        "--endpoint-model",
-        metavar="NAME",
-        help="the model behind a URL (default: the only one that the server lists)",
-    )
-    parser.add_argument(
-        "--api",
-        choices=("completions", "chat"),
-        help="how a model behind a URL is asked (default: completions where these give "
-        "log-probabilities of prompts, else chat)",
-    )
-    parser.add_argument(
-        "--api-key-env", metavar="NAME", help="environment variable with the key for a URL"
-    )
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _add_insist(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        INSIST,
-        dest="insist",
-        action="store_true",
-        help="work on a cluster that runs the code of whoever reaches it",
-    )
-
-
-def _add_submit_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--job",
-        metavar="VERB",
-        default="run",
-        choices=list(JOBS),
-        help=f"one of {', '.join(JOBS)} (default: run); its options go on to it as --option=value",
-    )
-    parser.add_argument(
-        "--address",
-        metavar="URL",
-        default=os.environ.get("RAY_API_SERVER_ADDRESS", DASHBOARD),
-        help=f"of the cluster's dashboard (default: RAY_API_SERVER_ADDRESS, or {DASHBOARD})",
-    )
-    parser.add_argument(
-        "--working-dir", metavar="DIR", help="what travels (default: the current folder)"
-    )
-    parser.add_argument("--no-wait", action="store_true", help="return when the job is accepted")
-    _add_insist(parser)
-
-
-def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--variant", metavar="NAME", help="which variant (default: paft)")
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="which training of it (default: the first of seeds)"
-    )
-    parser.add_argument("--merge", action="store_true", help="the whole model, adapter merged in")
-    parser.add_argument(
-        "--pyfunc", action="store_true", help="an MLflow pyfunc: text in, answer out"
-    )
-    parser.add_argument(
-        "--lm-eval",
-        action="store_true",
-        help="no model: held-out prompts and test examples as tasks of lm-evaluation-harness",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder or URI (default: runs/NAME/export/VARIANT/KIND, or runs/NAME/lm_eval)",
     )

@@ -16,5 +16,8 @@ run.py        pool, trainings, evaluation, report
 variants.py   the prompts that each variant trains on
 listing.py    `paft runs`: what is on a storage
 comparing.py  `paft compare`: models of several runs in one paired table
+status.py     `paft status`: results of a run, or how far it is; deleting.py: `paft delete`
+first_config.py `paft init`: a configuration from a look at data (first_look.py), written with
+              comments and wordings (first_text.py)
 robustness.py `paft robustness`: how brittle a model is; question.py makes its configuration
 """

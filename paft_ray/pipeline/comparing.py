@@ -13,15 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paft_ray.config import BASE
-from paft_ray.config.base import NAME_PATTERN
 from paft_ray.config.errors import ConfigError
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.summary import summarise
+from paft_ray.pipeline.listing import run_folder
 from paft_ray.pipeline.perform import Result
 from paft_ray.report import results_table, write_report
 from paft_ray.report.tables import trained_labels
-from paft_ray.runs.context import EVALUATIONS
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_json, to_parquet
 
@@ -42,7 +41,7 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     """
     if len(set(names)) < 2:
         raise ConfigError(f"{' '.join(names)}: name two different runs or more to compare")
-    runs = {name: _folder(storage, name) for name in names}
+    runs = {name: run_folder(storage, name) for name in names}
     for name, folder in runs.items():
         if missing := [file for file in _FILES if not folder.exists(file)]:
             raise ConfigError(
@@ -77,15 +76,6 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     once = [f"{label}: the same answers as {known}, shown once" for label, known in found.again]
     text = "\n".join([results_table(summary), *once, "", f"report:  {report}"])
     return Result(summary, text)
-
-
-def _folder(storage: Storage, name: str) -> Storage:
-    run, _, evaluation = name.partition("/")
-    parts = (run, EVALUATIONS, evaluation) if evaluation else (run,)
-    for part in parts:
-        if not NAME_PATTERN.fullmatch(part):
-            raise ConfigError(f"{name}: is no name of a run; `paft runs` lists them")
-    return storage.child("runs", *parts)
 
 
 def _require_alike(

@@ -1,19 +1,22 @@
 """`paft runs`: the runs and searches on a storage, and what came out of them; no Ray, no torch."""
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyarrow.fs import FileType
 
+from paft_ray.config.base import NAME_PATTERN
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.model import NO_MODEL
 from paft_ray.evaluation.figures import MEAN, STD, WORST
 from paft_ray.pipeline.perform import Result
+from paft_ray.pipeline.recorded import RUN_RECORD
 from paft_ray.report.tables import display_name, main_label
 from paft_ray.runs.context import EVALUATIONS
 from paft_ray.storage.artifacts import MANIFEST
-from paft_ray.storage.lock import is_held
+from paft_ray.storage.lock import live_holder
 from paft_ray.storage.paths import Storage
 
 _HEADINGS = ("run", "state", "changed", "task", "model", "figures of", MEAN.heading, STD.heading)
@@ -48,6 +51,31 @@ def list_runs(storage: Storage) -> Result:
     Raises:
         ConfigError: The storage is not there, or is a file.
     """
+    found = sorted(stored_runs(storage), key=lambda run: run.changed, reverse=True)
+    data = {"storage": storage.path(), "runs": [asdict(run) for run in found]}
+    if not found:
+        return Result(data, f"no runs in {storage.path()}")
+    lines = [*_lines([_HEADINGS, *map(_row, found)])]
+    lines += [f"damaged: {file} cannot be read" for run in found for file in run.damaged]
+    return Result(data, "\n".join(lines))
+
+
+def stored_runs(storage: Storage) -> Iterator[StoredRun]:
+    """The runs on a storage, by name, each followed by its further evaluations.
+
+    Raises:
+        ConfigError: The storage is not there, or is a file.
+    """
+    for name, folder in run_folders(storage):
+        yield read_run(name, folder)
+
+
+def run_folders(storage: Storage) -> Iterator[tuple[str, Storage]]:
+    """Names and folders of the runs on a storage, each followed by its further evaluations.
+
+    Raises:
+        ConfigError: The storage is not there, or is a file.
+    """
     for folder in (storage, runs := storage.child("runs")):
         kind = folder.filesystem.get_file_info(folder.path()).type
         if kind == FileType.File:
@@ -57,29 +85,59 @@ def list_runs(storage: Storage) -> Result:
                 f"storage: {folder.path()} is not there: name the place that runs are kept in, as "
                 "in `paft runs storage=/data/paft`"
             )
-    found = sorted(_stored(runs), key=lambda run: run.changed, reverse=True)
-    data = {"storage": storage.path(), "runs": [asdict(run) for run in found]}
-    if not found:
-        return Result(data, f"no runs in {storage.path()}")
-    lines = [*_lines([_HEADINGS, *map(_row, found)])]
-    lines += [f"damaged: {file} cannot be read" for run in found for file in run.damaged]
-    return Result(data, "\n".join(lines))
-
-
-def _stored(runs: Storage) -> Iterator[StoredRun]:
     for name in runs.names():
         folder = runs.child(name)
-        if not folder.exists("config.json"):
+        if not folder.exists(RUN_RECORD):
             continue
-        yield _read(name, folder)
-        further = folder.child(EVALUATIONS)
-        for each in further.names():
-            if further.exists(f"{each}/config.json"):
-                yield _read(f"{name}/{each}", further.child(each))
+        yield name, folder
+        for each, inner in further_folders(folder):
+            yield f"{name}/{each}", inner
 
 
-def _read(name: str, folder: Storage) -> StoredRun:
-    trees = {file: _tree(folder, file) for file in ("config.json", "summary.json")}
+def further_folders(folder: Storage) -> Iterator[tuple[str, Storage]]:
+    """Names and folders of the further evaluations in a run's folder."""
+    further = folder.child(EVALUATIONS)
+    for each in further.names():
+        if further.exists(f"{each}/{RUN_RECORD}"):
+            yield each, further.child(each)
+
+
+def run_folder(storage: Storage, name: str) -> Storage:
+    """The folder of a run, or of `RUN/EVALUATION`; it may not be there.
+
+    Raises:
+        ConfigError: No run can have this name.
+    """
+    run, _, evaluation = name.partition("/")
+    parts = (run, EVALUATIONS, evaluation) if evaluation else (run,)
+    for part in parts:
+        if not NAME_PATTERN.fullmatch(part):
+            raise ConfigError(f"{name}: is no name of a run; `paft runs` lists them")
+    return storage.child("runs", *parts)
+
+
+def find_run(storage: Storage, name: str) -> Storage:
+    """The folder of a run that is there.
+
+    Raises:
+        ConfigError: It is not there.
+    """
+    folder = run_folder(storage, name)
+    if folder.exists(RUN_RECORD):
+        return folder
+    near = difflib.get_close_matches(name, [known for known, _ in run_folders(storage)], n=1)
+    remedy = f"did you mean {near[0]}?" if near else "`paft runs` lists what is there"
+    raise ConfigError(f"{name}: there is no run of this name in {storage.path()}; {remedy}")
+
+
+def read_run(name: str, folder: Storage) -> StoredRun:
+    """What the records in a run's folder say.
+
+    Args:
+        name: `RUN` or `RUN/EVALUATION`.
+        folder: Its folder.
+    """
+    trees = {file: _tree(folder, file) for file in (RUN_RECORD, "summary.json")}
     damaged = tuple(folder.path(file) for file, tree in trees.items() if tree is None)
     record, summary = (tree or {} for tree in trees.values())
     config, models = _part(record, "config"), _part(summary, "models")
@@ -94,8 +152,8 @@ def _read(name: str, folder: Storage) -> StoredRun:
     return StoredRun(
         name,
         kind,
-        "damaged" if damaged else "running" if is_held(folder) else state,
-        folder.changed(("config.json", "summary.json", MANIFEST, "search.json")),
+        "damaged" if damaged else "running" if live_holder(folder) else state,
+        folder.changed((RUN_RECORD, "summary.json", MANIFEST, "search.json")),
         str(task.get("name") or ""),
         _model_of(config),
         figures,

@@ -245,7 +245,7 @@ VERBS: Mapping[str, Verb] = {
         measures=True,
     ),
     "run": Verb(
-        "pool, variants, evaluation, report",
+        "build the pool, train the variants, evaluate them, write the report",
         _run_all,
         trains=True,
         measures=True,
