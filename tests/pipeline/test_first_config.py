@@ -113,6 +113,10 @@ def test_plan_takes_the_file_and_a_second_init_overwrites_nothing(
     now = {path.name: path.read_bytes() for path in in_folder.iterdir()}
     assert now.keys() == before.keys() - {"mine.yaml"} | {"other.yaml", "other-wordings.txt"}
     assert now["mine-wordings.txt"] == before["mine-wordings.txt"]
+    assert (load_config("other.yaml").name, load_config("other.yaml").task.name) == (
+        "other",
+        "mine",
+    )
 
 
 def test_without_a_model_the_last_line_says_what_is_left_and_the_rest_is_complete(
