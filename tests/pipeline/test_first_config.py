@@ -251,6 +251,9 @@ def test_built_in_task_needs_no_look(tiny_model: Path) -> None:
         ("text,label\na b,x\nc d,y\n", "", "2 examples leave the test split empty"),
         ("text,label\na b,x\nc d,y\n", "seed=many", "seed: 'many'"),
         (MANY, "--model /nowhere", "model.path: /nowhere"),
+        (MANY, "model.path=/nowhere", "model.path: /nowhere"),
+        (MANY, "train=null", "train: None is no section"),
+        (MANY, "prompts.files=[mine.txt]", "prompts.files: paft init writes the wordings itself"),
         (MANY, "--description {x}_is_it_true?", "--description: of the"),
     ],
 )
