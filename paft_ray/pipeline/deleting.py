@@ -36,7 +36,7 @@ _STAYS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
+class RunToRemove:
     """A run that is to be removed."""
 
     name: str
@@ -52,7 +52,7 @@ class Deletion:
     """Runs that may be removed, as a look at the storage found."""
 
     storage: Storage
-    runs: tuple[Doomed, ...]
+    runs: tuple[RunToRemove, ...]
 
     @property
     def text(self) -> str:
@@ -95,6 +95,8 @@ def plan_deletion(storage: Storage, names: Sequence[str]) -> Deletion:
     if not names:
         raise ConfigError("RUN: name one run or more; `paft runs` lists them")
     folders = {name: find_run(storage, name) for name in dict.fromkeys(names)}
+    of_others = [name for name in folders if name.partition("/")[0] in folders and "/" in name]
+    folders = {name: folder for name, folder in folders.items() if name not in of_others}
     for name, folder in folders.items():
         _refuse_at_work(folder, name)
     for other, inner in run_folders(storage):
@@ -105,7 +107,7 @@ def plan_deletion(storage: Storage, names: Sequence[str]) -> Deletion:
                 raise ConfigError(
                     f"{name}: run {other} uses {path}: delete that one too, or keep this one"
                 )
-    return Deletion(storage, tuple(_doomed(name, folder) for name, folder in folders.items()))
+    return Deletion(storage, tuple(_content_of(name, folder) for name, folder in folders.items()))
 
 
 def _refuse_at_work(folder: Storage, name: str) -> None:
@@ -141,7 +143,7 @@ def _texts(node: Any) -> Iterator[str]:
         yield node
 
 
-def _doomed(name: str, folder: Storage) -> Doomed:
+def _content_of(name: str, folder: Storage) -> RunToRemove:
     selector = pafs.FileSelector(folder.root, recursive=True)
     sizes = [
         info.size or 0
@@ -150,7 +152,7 @@ def _doomed(name: str, folder: Storage) -> Doomed:
     ]
     inside = folder.names()
     holds = tuple(words for part, words in _CONTENT.items() if part in inside)
-    return Doomed(name, folder.path(), len(sizes), sum(sizes), holds)
+    return RunToRemove(name, folder.path(), len(sizes), sum(sizes), holds)
 
 
 def _remove(folder: Storage, name: str) -> None:

@@ -43,7 +43,8 @@ def test_run_goes_with_its_evaluations_and_what_runs_share_stays(
     before = files(storage)
     of_run = {name for name in before if name.startswith("runs/from-files/")}
     size = sum((storage / name).stat().st_size for name in of_run)
-    assert call(["delete", "from-files", f"storage={storage}", "--yes", "--json"]) == 0
+    names = ["from-files", "from-files/more"]  # which is in it
+    assert call(["delete", *names, f"storage={storage}", "--yes", "--json"]) == 0
     out, err = capfd.readouterr()
     [run] = json.loads(out)["runs"]
     assert (run["files"], run["bytes"]) == (len(of_run), size)
