@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from factories import run_config
 from paft_ray.cli import call
+from paft_ray.config.loading import load_config
+from paft_ray.pipeline.perform import open_context
 from paft_ray.report import results_table
+from paft_ray.runs.opening import open_run
 from paft_ray.runs.progress import SilentScreen
 from paft_ray.runs.progress_record import RecordingScreen
 from paft_ray.storage.lock import lock
@@ -95,3 +99,18 @@ def test_run_that_is_not_there_exits_2(
     for wrong in ([], ["a", "b"]):
         with pytest.raises(SystemExit, match="2"):
             call(["status", *wrong])
+
+
+def test_open_run_keeps_its_stages_where_status_reads_them(
+    tiny_model: Path, review_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = run_config(
+        tiny_model, review_file, tmp_path / "kept", tracking={"type": "none"}, name="opened"
+    )
+    with open_run(open_context(load_config(config))) as (context, _):
+        with context.screen.stage("prompt pool") as stage:
+            stage.finish("40 candidates")
+        assert call(["status", "opened", f"storage={tmp_path / 'kept'}"]) == 0
+    shown = capfd.readouterr().out
+    assert shown.startswith("run opened: running: process ")
+    assert "prompt pool  done: 40 candidates" in shown
