@@ -1,35 +1,92 @@
 """Prompt-agnostic fine-tuning (PAFT, arXiv 2502.12859) on Ray.
 
-    from paft_ray import load_config, run
-    summary = run(load_config("jobs/configs/demo.yaml", ["seed=1", "name=demo-1"])).data
+    import paft_ray
 
-The functions are the verbs of the command line (`pipeline.verbs` has all of them). Importing the
-package imports neither Ray nor torch; the functions do when they are used.
+    result = paft_ray.run("jobs/configs/demo.yaml", overrides=["seed=1", "name=demo-1"])
+    result.table       # a DataFrame; result.scores has every answer, result.plot() draws them
+
+The functions are the verbs of the command line. They take the path of a YAML file, a dict or a
+loaded `Config`, and start or join Ray by themselves; the same call again continues what was
+interrupted. `prompt_dataset` gives Hugging Face's Trainer and TRL's SFTTrainer examples under
+prompts drawn afresh at every step. Importing the package imports neither Ray nor torch; the
+functions do when they are used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paft_ray.config import Config
+    from paft_ray.config.errors import ConfigError, PaftError
     from paft_ray.config.loading import load_config
-    from paft_ray.pipeline.perform import Options
-    from paft_ray.pipeline.verbs import build_prompt_pool, evaluate, plan, run, train, tune
+    from paft_ray.pipeline.api import (
+        build_prompt_pool,
+        compare,
+        evaluate,
+        export,
+        plan,
+        report,
+        run,
+        runs,
+        train,
+        tune,
+    )
+    from paft_ray.pipeline.perform import Options, Result
+    from paft_ray.pipeline.prompt_data import prompt_dataset
+    from paft_ray.pipeline.results import PoolResult, RunResult
+    from paft_ray.prompts.pool import PromptPool
+    from paft_ray.training.prompt_dataset import PromptDataset
+
+    __version__: str
 
 __all__ = [
+    "Config",
+    "ConfigError",
     "Options",
+    "PaftError",
+    "PoolResult",
+    "PromptDataset",
+    "PromptPool",
+    "Result",
+    "RunResult",
+    "__version__",
     "build_prompt_pool",
+    "compare",
     "evaluate",
+    "export",
     "load_config",
     "plan",
+    "prompt_dataset",
+    "report",
     "run",
+    "runs",
     "train",
     "tune",
 ]
 
-_ELSEWHERE = {"load_config": "paft_ray.config.loading", "Options": "paft_ray.pipeline.perform"}
+_ELSEWHERE = {
+    "Config": "config",
+    "ConfigError": "config.errors",
+    "Options": "pipeline.perform",
+    "PaftError": "config.errors",
+    "PoolResult": "pipeline.results",
+    "PromptDataset": "training.prompt_dataset",
+    "PromptPool": "prompts.pool",
+    "Result": "pipeline.perform",
+    "RunResult": "pipeline.results",
+    "load_config": "config.loading",
+    "prompt_dataset": "pipeline.prompt_data",
+}
+"""Where names are that are not in `pipeline.api`."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version(__name__)
     if name not in __all__:
-        raise AttributeError(f"module 'paft_ray' has no attribute {name!r}")
-    return getattr(import_module(_ELSEWHERE.get(name, "paft_ray.pipeline.verbs")), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'pipeline.api')}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]

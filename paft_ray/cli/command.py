@@ -27,7 +27,7 @@ from paft_ray.cli.grammar import (
 from paft_ray.cli.next_commands import next_commands
 from paft_ray.cli.on_storage import look
 from paft_ray.cli.start import start
-from paft_ray.cli.streams import Streams, log_file, open_streams, write, write_error
+from paft_ray.cli.streams import Streams, open_streams, write, write_error
 from paft_ray.cli.submit import submit
 from paft_ray.config import Config
 from paft_ray.config.errors import (
@@ -43,6 +43,7 @@ from paft_ray.pipeline import robustness
 from paft_ray.pipeline.perform import Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.question import Robustness, ask
 from paft_ray.pipeline.verbs import VERBS
+from paft_ray.runs.log import log_file
 from paft_ray.runs.progress import RichScreen
 from paft_ray.storage.full_disk import disk_full
 

@@ -1,22 +1,16 @@
-"""Streams for people and programs, and the log file of a command."""
+"""Streams for people and programs."""
 
-import logging
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 
 from paft_ray.config.errors import OutputError, PaftError
 from paft_ray.config.visible import visible
-from paft_ray.runs.log import LOG, redirected
-from paft_ray.storage.full_disk import naming_full_disk
-from paft_ray.storage.paths import Storage
 
 
 @dataclass(frozen=True)
@@ -45,51 +39,6 @@ def open_streams(as_json: bool) -> Iterator[Streams]:
         for stream in (stdout, stderr):
             with suppress(OSError):  # of what could not be written before either
                 stream.close()
-
-
-@dataclass
-class Log:
-    """The log file of a command."""
-
-    place: str
-    """Path or URI on storage."""
-    kept: bool = True
-    """Set to false, it and the folders made for it are removed, where nothing else was written."""
-
-
-@contextmanager
-def log_file(folder: Storage) -> Iterator[Log]:
-    """Send everything that is printed or logged, by us and by libraries, to a run's log file."""
-    log = Log(folder.path(LOG))
-    local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
-    made = [parent for parent in local.parents if not parent.exists()]
-    with naming_full_disk(local.parent):
-        local.parent.mkdir(parents=True, exist_ok=True)
-        local.touch()
-    with redirected(local):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_VisibleFormatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-        try:
-            yield log
-        finally:
-            logging.getLogger().removeHandler(handler)
-            logging.getLogger().addHandler(logging.NullHandler())
-    if folder.is_local:
-        if not log.kept and folder.names() == [LOG]:
-            local.unlink()
-            with suppress(OSError):  # a folder that is not empty stays
-                for parent in made:
-                    parent.rmdir()
-    elif log.kept or folder.names():
-        folder.write_bytes(LOG, local.read_bytes())
-
-
-class _VisibleFormatter(logging.Formatter):
-    """Formats records without control characters, since people read logs on terminals."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
 
 
 def write(stream: TextIO, text: str) -> None:

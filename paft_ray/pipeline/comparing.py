@@ -18,7 +18,7 @@ from paft_ray.evaluation.figures import figures_of
 from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.summary import summarise
 from paft_ray.pipeline.listing import run_folder
-from paft_ray.pipeline.perform import Result
+from paft_ray.pipeline.results import RunResult
 from paft_ray.report import results_table, write_report
 from paft_ray.report.tables import trained_labels
 from paft_ray.storage.fingerprint import fingerprint
@@ -29,7 +29,7 @@ _SAME = ("answer_end", "stop", "grades", "grading_code", "demonstrations")
 """What must be graded alike."""
 
 
-def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
+def compare_runs(storage: Storage, names: Sequence[str]) -> RunResult:
     """Compare the models of some runs; writes a report under `comparisons/`.
 
     Args:
@@ -75,7 +75,7 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> Result:
     report = write_report(folder)
     once = [f"{label}: the same answers as {known}, shown once" for label, known in found.again]
     text = "\n".join([results_table(summary), *once, "", f"report:  {report}"])
-    return Result(summary, text)
+    return RunResult(summary, text, folder=folder)
 
 
 def _require_alike(

@@ -7,12 +7,14 @@ refuse the same and write the same files.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from paft_ray.cluster.access import check_access
 from paft_ray.config import Config, SinglePromptVariant
 from paft_ray.config.loading import resolve_path
+from paft_ray.config.visible import visible
 from paft_ray.models.chat import describe_chat
 from paft_ray.models.check_process import ModelCheckProcess, warm_up
 from paft_ray.models.files import has_tokenizer
@@ -54,9 +56,9 @@ class Options:
     """`export`: folder or URI."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """The result of a verb."""
+    """The result of a verb; printed, it is `text`."""
 
     data: Mapping[str, Any]
     """The JSON object of `--json`."""
@@ -64,6 +66,14 @@ class Result:
     """The same for a person."""
     missing: tuple[str, ...] = ()
     """Reasons why the work could not be done, shown first; with any, the exit code is 2."""
+
+    def __repr__(self) -> str:
+        """Return what a person reads."""
+        return visible("\n".join([*(f"missing: {line}" for line in self.missing), self.text]))
+
+    def _repr_html_(self) -> str:
+        """Return the same for a notebook."""
+        return f"<pre>{escape(repr(self))}</pre>"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`paft robustness MODEL DATA`: how brittle a model is, without a configuration or a training."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
 from paft_ray.pipeline.question import CONFIG_FILE, Question, ask
@@ -43,7 +44,7 @@ def with_file(result: Result, context: RunContext, file: str) -> Result:
     """A result that names the worst and the best prompt, and the file that repeats it."""
     again = f"{file} holds the configuration; `paft evaluate {file}` repeats this to the digit"
     text = "\n".join([result.text, "", *_ends(context), again])
-    return Result({**result.data, "config": file}, text)
+    return replace(result, data={**result.data, "config": file}, text=text)
 
 
 def _ends(context: RunContext) -> Iterator[str]:

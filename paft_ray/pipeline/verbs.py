@@ -1,14 +1,13 @@
-"""The verbs and the Python API: one function per verb.
+"""The verbs: what each does with a configuration, and what it needs for that.
 
-Every public function takes a configuration and options, checks them, does one thing and returns a
-`Result`; the command line and `jobs/*.py` call the same verbs by name. They run on the Ray that
+The command line, `jobs/*.py` and the Python API (`api`) call them by name. They run on the Ray that
 this process has joined, or start their own.
 """
 
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from paft_ray.pipeline.perform import (
     perform,
     prepare,
 )
+from paft_ray.pipeline.results import PoolResult, RunResult
 from paft_ray.pipeline.subjects import check_subjects
 from paft_ray.pipeline.verb_checks import (
     check_evaluate,
@@ -55,7 +55,7 @@ def _prompts(work: Work) -> Result:
     page = write_pool_page(folder)
     text = [*funnel_lines(about), "", f"pool: {_near(folder.path())}", f"page: {_near(page)}"]
     data = {"pool": folder.path(), "page": page, "fingerprint": pool.fingerprint, **about}
-    return Result(data, "\n".join(text))
+    return PoolResult(data, "\n".join(text), pool=pool)
 
 
 def _train(work: Work) -> Result:
@@ -88,7 +88,7 @@ def _run_all(work: Work) -> Result:
     return results_of(work.context, run(work.context, work.checks, work.options.overwrite))
 
 
-def finished_run(context: RunContext) -> Result | None:
+def finished_run(context: RunContext) -> RunResult | None:
     """The result of a run that is complete."""
     from paft_ray.pipeline.run import finished_summary
 
@@ -110,11 +110,12 @@ def _finished_search(context: RunContext) -> Result | None:
     return None if found is None else _searchresults_of(context, found)
 
 
-def _searchresults_of(context: RunContext, found: Mapping[str, Any]) -> Result:
+def _searchresults_of(context: RunContext, found: Mapping[str, Any]) -> RunResult:
     from paft_ray.report import search_table
 
     results = results_of(context, found["summary"])
-    return Result(found, "\n".join([search_table(found), "", results.text]))
+    text = "\n".join([search_table(found), "", results.text])
+    return replace(results, data=found, text=text)
 
 
 def _report(work: Work) -> Result:
@@ -170,7 +171,7 @@ def _export(work: Work) -> Result:
     return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
 
 
-def results_of(context: RunContext, summary: Mapping[str, Any]) -> Result:
+def results_of(context: RunContext, summary: Mapping[str, Any]) -> RunResult:
     """The result of a verb that measured: the summary, and its table with what to look at."""
     from paft_ray.report import results_table
 
@@ -182,7 +183,7 @@ def results_of(context: RunContext, summary: Mapping[str, Any]) -> Result:
         local = uri.startswith("sqlite:")
         show = shell_words([mlflow, "ui", "--backend-store-uri", uri]) if local else uri
         lines.append(f"MLflow:  {without_password(show)}")
-    return Result(summary, "\n".join(lines))
+    return RunResult(summary, "\n".join(lines), folder=context.results_folder)
 
 
 def _near(path: str) -> str:
@@ -295,43 +296,3 @@ def call(
     """
     with prepare(VERBS[name], config, options or Options(), screen) as work:
         return perform(work)
-
-
-def build_prompt_pool(config: Config, options: Options | None = None) -> Result:
-    """Build the prompt pool and its page, or find them built."""
-    return call("prompts", config, options)
-
-
-def train(config: Config, options: Options | None = None) -> Result:
-    """Train all variants with all seeds, or find them trained."""
-    return call("train", config, options)
-
-
-def evaluate(config: Config, options: Options | None = None) -> Result:
-    """Evaluate the base model and all trained variants; `data` is the content of `summary.json`."""
-    return call("evaluate", config, options)
-
-
-def run(config: Config, options: Options | None = None) -> Result:
-    """Pool, variants, evaluation, report; `data` is the content of `summary.json`."""
-    return call("run", config, options)
-
-
-def tune(config: Config, options: Options | None = None) -> Result:
-    """Search the space of `tuning`; `data` is the content of `search.json`, with `summary`."""
-    return call("tune", config, options)
-
-
-def report(config: Config, options: Options | None = None) -> Result:
-    """Write the report of a run again."""
-    return call("report", config, options)
-
-
-def export(config: Config, options: Options | None = None) -> Result:
-    """Write an adapter, a merged model, a pyfunc or lm-eval tasks to a folder."""
-    return call("export", config, options)
-
-
-def plan(config: Config, options: Options | None = None) -> Result:
-    """Check everything and describe the work of a run."""
-    return call("plan", config, options)

@@ -17,12 +17,13 @@ from paft_ray.config import PromptsConfig
 from paft_ray.config.errors import ArtifactError, PoolError
 from paft_ray.prompts.coverage import covering_order
 from paft_ray.prompts.layouts import compose, enumerate_layouts, instruction_of, layout_of
+from paft_ray.prompts.shown import rendered, sampled
 from paft_ray.prompts.split import NO_LAYOUT, Piece, TooFewError, place_instructions, split_pieces
 from paft_ray.prompts.stock import STOCK, wording_of
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage, to_parquet
-from paft_ray.tasks.example import SPLITS, SplitName, Task
+from paft_ray.tasks.example import SPLITS, Example, SplitName, Task
 
 POOL_FILE = "pool.parquet"
 
@@ -127,6 +128,32 @@ class PromptPool:
                 "this pool: lower it, or raise prompts.generation.per_llm"
             )
         return replace(self, train=self.train[:n])
+
+    def sample(
+        self, count: int = 3, split: SplitName = "train", seed: int = 0
+    ) -> tuple[Prompt, ...]:
+        """Some prompts of a split to look at, none twice, the same ones for the same seed.
+
+        Raises:
+            PoolError: The split has fewer, or `count` is not positive.
+        """
+        return sampled(self.prompts(split), count, seed)
+
+    def render(
+        self,
+        example: Example | Mapping[str, str],
+        count: int = 1,
+        split: SplitName = "train",
+        seed: int = 0,
+    ) -> tuple[str, ...]:
+        """An example, or its fields by slot, under each prompt of `sample(count, split, seed)`.
+
+        Raises:
+            PoolError: See `sample`.
+            TemplateError: The fields are not the slots of a prompt.
+        """
+        fields = example.fields if isinstance(example, Example) else example
+        return tuple(rendered(self.sample(count, split, seed), fields))
 
     def to_table(self) -> pa.Table:
         """A table with a row per prompt, by split."""

@@ -33,6 +33,11 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 
 def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
     """Accuracy under every prompt, a line of dots per model, as PNG."""
+    return _png(accuracy_picture(plot, colour))
+
+
+def accuracy_picture(plot: AccuracyPlot, colour: Mapping[str, str]) -> "Figure":
+    """The same as a figure, which notebooks show."""
     figure, axes = _figure(8, 1.1 + 0.72 * len(plot.strips))
     for row, strip in enumerate(plot.strips):
         points, shade = [dot.accuracy for dot in strip.dots], colour[strip.label]
@@ -56,7 +61,7 @@ def draw_accuracy(plot: AccuracyPlot, colour: Mapping[str, str]) -> bytes:
     )
     axes.grid(axis="x", alpha=0.3)
     axes.tick_params(left=False)
-    return _png(figure)
+    return figure
 
 
 def draw_learning_curve(plot: CurvePlot, colour: Mapping[str, str]) -> bytes:
@@ -127,7 +132,13 @@ def _figures(width: float, height: float, rows: int) -> "tuple[Figure, list[Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    class Shown(Figure):
+        """A figure that a notebook shows without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            return _png(self)
+
+    figure = Shown(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
     for axes in panels:

@@ -1,6 +1,5 @@
 """What a rank builds before its first step: the model, what makes its batches."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,7 +8,6 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 
-from paft_ray.config import GRPO
 from paft_ray.models.kept import KeptBase
 from paft_ray.models.load import (
     adapter_files,
@@ -21,16 +19,11 @@ from paft_ray.models.load import (
 )
 from paft_ray.models.narrow import Stored
 from paft_ray.models.pretrained import files_in_bf16
-from paft_ray.models.tokenization import TextEncoder
 from paft_ray.models.warm_start import begin_with
-from paft_ray.prompts.template import parse
-from paft_ray.prompts.variation import Varying, demonstration_pool
-from paft_ray.tasks import Example
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.deepspeed_engine import deepspeed_config
 from paft_ray.training.job import Job
-from paft_ray.training.objective import views
-from paft_ray.training.sampler import PromptSampler
+from paft_ray.training.planning import planner_of, varying_of
 from paft_ray.training.zero import divide
 
 if TYPE_CHECKING:
@@ -73,37 +66,15 @@ def _stored(job: Job, device: str) -> Stored:
 
 def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
     """Return what makes the batches of the training."""
-    config, task = job.config, job.task
-    train, examples = config.train, job.examples.open()
-    written = train.objective if isinstance(train.objective, GRPO) else None
-    tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
-    return Planner(
-        examples=examples,
-        prompts=[(id, parse(text, task.slots)) for id, text in job.prompts],
-        encoder=TextEncoder.from_config(tokenizer, config),
-        sampler=PromptSampler(config.seed, len(job.prompts), train.sampling),
-        seed=config.seed,
-        batch_size=train.batch_size,
-        row_tokens=train.row_tokens,
-        packing=train.packing and reads_positions(model),
-        answer_prefix=train.response_prefix_tokens,
-        views=views(train.objective),
-        choices_of=task.choices_of if train.objective.reads_choices else None,
-        varying=None if train.variation.is_off else _varying(job, examples),
-        rollouts=written.rollouts if written else 1,
-        updates=written.updates if written else 1,
-    )
-
-
-def _varying(job: Job, examples: Sequence[Example]) -> Varying:
-    config, task = job.config, job.task
-    shown = config.train.variation.demonstrations
-    solved = examples
-    if config.train.objective.reads_unlabelled:
-        solved = [example for example in examples if example.answer]
-    pool = demonstration_pool(task, shown, solved) if shown is not None else ()
+    config, task, examples = job.config, job.task, job.examples.open()
     other = None if job.paraphrases is None else job.paraphrases.open()
-    return Varying(task, config.train.variation, config.seed, pool, other)
+    tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
+    planner = planner_of(config, task, examples, job.prompts, tokenizer)
+    return replace(
+        planner,
+        packing=planner.packing and reads_positions(model),
+        varying=varying_of(config, task, examples, other),
+    )
 
 
 def require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:
