@@ -21,20 +21,22 @@ if TYPE_CHECKING:
     from paft_ray.config.loading import load_config
     from paft_ray.pipeline.api import (
         build_prompt_pool,
-        compare,
+        compare_runs,
         evaluate,
-        export,
+        export_model,
+        list_runs,
         plan,
-        report,
+        robustness,
         run,
-        runs,
         train,
         tune,
+        write_report,
     )
     from paft_ray.pipeline.perform import Options, Result
     from paft_ray.pipeline.prompt_data import prompt_dataset
     from paft_ray.pipeline.results import PoolResult, RunResult
     from paft_ray.prompts.pool import PromptPool
+    from paft_ray.tasks.guessing import Said
     from paft_ray.training.prompt_dataset import PromptDataset
 
     __version__: str
@@ -49,19 +51,21 @@ __all__ = [
     "PromptPool",
     "Result",
     "RunResult",
+    "Said",
     "__version__",
     "build_prompt_pool",
-    "compare",
+    "compare_runs",
     "evaluate",
-    "export",
+    "export_model",
+    "list_runs",
     "load_config",
     "plan",
     "prompt_dataset",
-    "report",
+    "robustness",
     "run",
-    "runs",
     "train",
     "tune",
+    "write_report",
 ]
 
 _ELSEWHERE = {
@@ -74,18 +78,21 @@ _ELSEWHERE = {
     "PromptPool": "prompts.pool",
     "Result": "pipeline.perform",
     "RunResult": "pipeline.results",
+    "Said": "tasks.guessing",
     "load_config": "config.loading",
     "prompt_dataset": "pipeline.prompt_data",
 }
 """Where names are that are not in `pipeline.api`."""
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return import_module("importlib.metadata").version(__name__)
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'pipeline.api')}"), name)
+if not TYPE_CHECKING:  # else a type checker takes every name for a known one
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return import_module("importlib.metadata").version(__name__)
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'pipeline.api')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -4,7 +4,8 @@ Each takes a configuration as the path of a YAML file, as a dict, or loaded; che
 thing on the Ray that this process has joined, on the cluster that `RAY_ADDRESS` names, or on one of
 its own that it starts and stops; and returns a `Result`. Progress is shown in notebooks and on
 terminals, while what libraries print goes to the run's log. The same call again continues what was
-interrupted, and finds what is complete.
+interrupted, and finds what is complete. Three are not called as their commands are (`report`,
+`export`, `runs`), since folders of the package are.
 
 All of them raise `ConfigError` where configuration or options cannot be used, before anything is
 written, and another `PaftError` where the work failed; what is done is kept.
@@ -18,15 +19,17 @@ from typing import Any, TypeVar
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, load_config
-from paft_ray.pipeline.comparing import compare_runs
-from paft_ray.pipeline.listing import list_runs
-from paft_ray.pipeline.perform import Options, Result, perform, prepare
+from paft_ray.pipeline import comparing, listing
+from paft_ray.pipeline.perform import Options, Result, Work, perform, prepare
+from paft_ray.pipeline.question import CONFIG_FILE, Question, ask
 from paft_ray.pipeline.results import PoolResult, RunResult
+from paft_ray.pipeline.robustness import ROBUSTNESS, with_file
 from paft_ray.pipeline.verbs import VERBS
 from paft_ray.runs.log import log_of_call
 from paft_ray.runs.notebook import screen_here
 from paft_ray.runs.progress import SilentScreen
 from paft_ray.storage.paths import Storage
+from paft_ray.tasks.guessing import Said
 
 R = TypeVar("R", bound=Result)
 ConfigSource = Config | str | Path | Mapping[str, Any]
@@ -90,14 +93,14 @@ def tune(
     return _expect(RunResult, _call("tune", config, options, overrides))
 
 
-def report(
+def write_report(
     config: ConfigSource, options: Options | None = None, *, overrides: Sequence[str] = ()
 ) -> Result:
     """Write the report of a run again; the arguments are those of `build_prompt_pool`."""
     return _call("report", config, options, overrides)
 
 
-def export(
+def export_model(
     config: ConfigSource, options: Options | None = None, *, overrides: Sequence[str] = ()
 ) -> Result:
     """Write an adapter, a merged model, a pyfunc or lm-eval tasks to a folder.
@@ -117,14 +120,46 @@ def plan(
     return _call("plan", config, options, overrides)
 
 
-def runs(storage: str = "storage") -> Result:
+def robustness(
+    model: str,
+    data: str,
+    options: Options | None = None,
+    *,
+    columns: Said | None = None,
+    overrides: Sequence[str] = (),
+) -> RunResult:
+    """Measure how much a model's answers depend on the wording, without a configuration.
+
+    The configuration that is measured is written to `robustness.yaml`, as by `paft robustness`.
+
+    Args:
+        model: Folder, GGUF file, hub name, an adapter's folder, or the URL of an
+            OpenAI-compatible server.
+        data: A file of rows, or the name of a built-in task.
+        options: See `Options`.
+        columns: What the columns of the data are; by default it is guessed, and said.
+        overrides: Changes as on the command line.
+    """
+    question = Question(model, data, columns or Said(), overrides=_list(overrides))
+    asked, options = ask(question), options or Options()
+    with screen_here() as screen:
+        for note in asked.notes:
+            screen.line(note)
+        if not options.overwrite:
+            asked.refuse_other(CONFIG_FILE)
+        with prepare(ROBUSTNESS, asked.config, options, screen) as work:
+            asked.write(CONFIG_FILE)
+            return _expect(RunResult, with_file(_perform(work), work.context, CONFIG_FILE))
+
+
+def list_runs(storage: str = "storage") -> Result:
     """List the runs and searches on a storage, a folder or a URI."""
-    return list_runs(Storage.open(storage))
+    return listing.list_runs(Storage.open(storage))
 
 
-def compare(*names: str, storage: str = "storage") -> RunResult:
+def compare_runs(*names: str, storage: str = "storage") -> RunResult:
     """Compare the models of several runs that share prompts and examples, in one paired table."""
-    return compare_runs(Storage.open(storage), names)
+    return comparing.compare_runs(Storage.open(storage), names)
 
 
 def configuration(source: ConfigSource, overrides: Sequence[str] = ()) -> Config:
@@ -133,11 +168,16 @@ def configuration(source: ConfigSource, overrides: Sequence[str] = ()) -> Config
     Raises:
         ConfigError: It cannot be read, or `overrides` are one text.
     """
+    changes = _list(overrides)
+    if isinstance(source, Config):
+        return load_config(dump_config(source), changes) if changes else source
+    return load_config(source, changes)
+
+
+def _list(overrides: Sequence[str]) -> tuple[str, ...]:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: {overrides!r} is one text: give a list, [{overrides!r}]")
-    if isinstance(source, Config):
-        return load_config(dump_config(source), overrides) if overrides else source
-    return load_config(source, overrides)
+    return tuple(overrides)
 
 
 def _call(
@@ -145,11 +185,17 @@ def _call(
 ) -> Result:
     config, verb = configuration(source, overrides), VERBS[name]
     with screen_here() as screen, prepare(verb, config, options or Options(), screen) as work:
-        for warning in work.context.warnings:
-            screen.line(f"note: {warning}")
-        quiet = verb.logged and not isinstance(screen, SilentScreen)
-        with log_of_call(work.context.results_folder) if quiet else nullcontext():
-            return perform(work)
+        return _perform(work)
+
+
+def _perform(work: Work) -> Result:
+    """Do prepared work; where a screen shows it, what libraries print goes to the run's log."""
+    context = work.context
+    for warning in context.warnings:
+        context.screen.line(f"note: {warning}")
+    quiet = work.verb.logged and not isinstance(context.screen, SilentScreen)
+    with log_of_call(context.results_folder) if quiet else nullcontext():
+        return perform(work)
 
 
 def _expect(kind: type[R], result: Result) -> R:

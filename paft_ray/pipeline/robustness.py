@@ -3,41 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from paft_ray.pipeline.perform import Options, Result, Verb, Work, perform, prepare
-from paft_ray.pipeline.question import CONFIG_FILE, Question, ask
+from paft_ray.pipeline.perform import Options, Result, Verb, Work
 from paft_ray.pipeline.verbs import finished_run, results_of
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.opening import refuse_other_content
-from paft_ray.runs.progress import Screen
 
 _SHOWN = 160
 """Characters of a prompt on the screen."""
-
-
-def robustness(
-    question: Question,
-    options: Options | None = None,
-    file: str = CONFIG_FILE,
-    screen: Screen | None = None,
-) -> Result:
-    """Measure how a model's answers depend on the way a question is put.
-
-    Args:
-        question: Model, data, and what is known of the data's columns.
-        options: See `Options`.
-        file: Where the configuration is written.
-        screen: Shows progress to a person; silent by default.
-
-    Raises:
-        ConfigError: Something cannot be used; nothing was written.
-        PaftError: The work failed; what is done is kept, and the same call continues.
-    """
-    asked, options = ask(question), options or Options()
-    if not options.overwrite:
-        asked.refuse_other(file)
-    with prepare(ROBUSTNESS, asked.config, options, screen) as work:
-        asked.write(file)
-        return with_file(perform(work), work.context, file)
 
 
 def with_file(result: Result, context: RunContext, file: str) -> Result:

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import paft_ray
 from factories import make_prompt, run_config, write_prompts
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.grid import by_transformers, check_parity, score_grid
 from paft_ray.evaluation.units import Grid, Subject
-from paft_ray.pipeline import verbs
 from paft_ray.pipeline.perform import open_context
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen
@@ -81,7 +81,7 @@ def test_base_and_adapters_have_the_table_of_transformers_and_it_says_how_near(
             {"type": "adapter", "name": name, "path": path} for name, path in loras.items()
         ],
     }
-    served = verbs.evaluate(load_config(tree))
+    served = paft_ray.evaluate(load_config(tree))
     parity = served.data["parity"]
     assert (parity["backend"], parity["beyond"], parity["pairs"]) == ("vllm", [], 66)
     assert parity["models"].keys() == {"base", "plain", "wide"}
@@ -91,7 +91,7 @@ def test_base_and_adapters_have_the_table_of_transformers_and_it_says_how_near(
     assert "Scored by vllm: on 66 pairs" in (run / "report.html").read_text(encoding="utf-8")
 
     tree["evaluation"] |= {"name": "plain", "backend": {"type": "transformers"}}
-    plain = verbs.evaluate(load_config(tree))
+    plain = paft_ray.evaluate(load_config(tree))
     assert "parity" not in plain.data
     tables = [
         pq.read_table(folder / "scores.parquet") for folder in (run, run / "evaluations/plain")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from openai_server import Body, Reply, Server, open_context, reply, said
 
+import paft_ray
 from factories import run_config
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.comparators import add_comparators
@@ -15,7 +16,6 @@ from paft_ray.evaluation.grid import GridScores, score_grid
 from paft_ray.evaluation.optimized import add_optimized
 from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
-from paft_ray.pipeline import verbs
 from paft_ray.pipeline.endpoints import plan_served
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.report.results import _track
@@ -126,7 +126,7 @@ def test_summary_and_report_say_what_each_comparator_of_an_endpoint_costs(
     server: Paid, tree_of
 ) -> None:
     tree = tree_of(server.url)
-    result = verbs.evaluate(load_config(tree))
+    result = paft_ray.evaluate(load_config(tree))
     models = result.data["models"]
     for label in ("served", "ensemble", "inference_prompt", "optimized_prompt"):
         about = models[label]["endpoint"]

@@ -13,12 +13,12 @@ from peft import PeftModel, get_peft_config, get_peft_model
 from tiny import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import paft_ray
 from factories import LORA, METHODS, run_config, write_prompts
 from paft_ray.cli import call
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import dump_config, load_config, without_unread
-from paft_ray.pipeline import verbs
 from paft_ray.pipeline.listing import list_runs
 from paft_ray.storage.paths import Storage
 
@@ -132,7 +132,7 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
         {"type": "model", "name": "gpt", "path": str(other_model), "dtype": "float32"},
         {"type": "adapter", "name": "tokens", "path": str(tokens)},
     )
-    summary = verbs.evaluate(load_config(tree)).data
+    summary = paft_ray.evaluate(load_config(tree)).data
     labels = ["base", "outside", "soft_prompt", "gpt", "tokens"]
     assert list(summary["models"]) == labels
     pairs = {f"{b} - {a}" for n, a in enumerate(labels) for b in labels[n + 1 :]}
@@ -167,7 +167,7 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
     assert (run / "report.html").is_file()
     one_subject = {"subjects": tree["evaluation"]["subjects"][:1], "name": "fewer", "examples": 4}
     fewer = {**tree, "evaluation": {**tree["evaluation"], **one_subject}}
-    further = verbs.evaluate(load_config(fewer)).data
+    further = paft_ray.evaluate(load_config(fewer)).data
     assert (further["examples"], summary["examples"]) == (4, 6)
     assert json.loads((run / "summary.json").read_text()) == summary
     assert json.loads((run / "evaluations/fewer/summary.json").read_text()) == further
@@ -180,13 +180,13 @@ def test_adapters_from_outside_and_another_model_are_measured_as_plain_transform
         {**fewer, "evaluation": {**fewer["evaluation"], "prompts": 2}},
     ):
         with pytest.raises(ConfigError, match=r"further evaluation|another evaluation\.name"):
-            verbs.evaluate(load_config(changed))
+            paft_ray.evaluate(load_config(changed))
     # a finished evaluation is found, and one whose adapter has changed is not
-    assert verbs.run(load_config(tree)).data == summary
+    assert paft_ray.run(load_config(tree)).data == summary
     weights = virtual / "adapter_model.safetensors"
     weights.write_bytes(lora.joinpath("adapter_model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match="another subject soft_prompt"):
-        verbs.run(load_config(tree))
+        paft_ray.run(load_config(tree))
 
 
 @pytest.mark.slow
@@ -213,9 +213,9 @@ def test_adapter_behind_an_endpoint_has_the_figures_of_the_adapter_in_process(
                 "choices_by": "text",
             },
         )  # fmt: skip
-        result = verbs.evaluate(load_config(tree))
-        planned = verbs.plan(load_config(tree)).data["endpoints"]
-        assert verbs.run(load_config(tree)).data == result.data  # finished: nothing is sent
+        result = paft_ray.evaluate(load_config(tree))
+        planned = paft_ray.plan(load_config(tree)).data["endpoints"]
+        assert paft_ray.run(load_config(tree)).data == result.data  # finished: nothing is sent
     models = result.data["models"]
     assert list(models) == ["base", "ours", "served", "chatty"]
     figures = ("accuracy", "std", "worst_prompt", "calibration_error", "consistency")
