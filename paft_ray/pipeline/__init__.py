@@ -1,6 +1,8 @@
 """Whole commands: variants, checks, plan, run, and one function per verb.
 
-verbs.py      the Python API: one function per verb
+api.py        the Python API: one function per verb; results.py: what they return
+prompt_data.py  data for other trainers from a configuration
+verbs.py      the verbs: what each does, and what it needs
 verb_checks.py  what each verb refuses before anything is written
 perform.py    a verb prepared, which only checks, and then performed
 preflight.py  checks of a configuration before the first write, without Ray and torch

@@ -44,11 +44,22 @@ from paft_ray.tracking import tracking_place
 
 
 def _prompts(work: Work) -> Result:
+    return _pool_of(work.context)
+
+
+def _finished_pool(context: RunContext) -> Result | None:
+    from paft_ray.prompts.build import pool_fingerprint, pool_record
+
+    record = pool_record(context.storage.child("pools", pool_fingerprint(context)))
+    return None if record is None else _pool_of(context)
+
+
+def _pool_of(context: RunContext) -> PoolResult:
     from paft_ray.prompts.build import pool_fingerprint, pool_record
     from paft_ray.report import funnel_lines, write_pool_page
     from paft_ray.report.pool import build_published_pool
 
-    context = work.context.tracked()
+    context = context.tracked()
     pool = build_published_pool(context)
     folder = context.storage.child("pools", pool_fingerprint(context))
     about = pool_record(folder) or {}
@@ -235,7 +246,7 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
 
 
 VERBS: Mapping[str, Verb] = {
-    "prompts": Verb("build the prompt pool", _prompts),
+    "prompts": Verb("build the prompt pool", _prompts, finished=_finished_pool),
     "train": Verb(
         "train the variants of the configuration", _train, trains=True, check=check_train
     ),

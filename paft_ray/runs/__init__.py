@@ -6,6 +6,6 @@ subjects.py  the models under `evaluation.subjects`, and the identity of their f
 examples.py  examples of a stage, for the processes of all nodes
 paraphrases.py  these in other words, likewise
 settings.py  checks of settings that a search may change too
-progress.py  the protocol of progress, and its screens
+progress.py  the protocol of progress, and its screens; notebook.py: that of a notebook
 log.py       the run's log file
 """

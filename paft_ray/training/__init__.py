@@ -3,6 +3,8 @@
 sampler.py         example and prompt of (step, slot); pure
 prompt_weights.py  draw probabilities and loss weights from past losses; pure
 batch_plan.py      the global batch of a step, dealt into rows for every rank; pure
+planning.py        the planner that a configuration describes
+prompt_dataset.py  draws by position for Hugging Face's Trainer, TRL and loops of your own
 objective.py       the loss that a step minimises
 schedule.py        learning rate of a step; pure
 engine.py          configuration to engine: DeepSpeed's, or a plain one
