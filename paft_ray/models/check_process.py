@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from paft_ray.config.errors import ConfigError, PaftError
@@ -45,7 +47,7 @@ class ModelCheckProcess:
             context = multiprocessing.get_context("spawn")
             connection, other = context.Pipe()
             process = context.Process(target=_serve, args=(other,), name="model check", daemon=True)
-            with without_launchers(), _safe_path():
+            with without_launchers(), _safe_path(), _without_main():
                 process.start()
             other.close()  # so that each side sees the end of the other
             self._running = connection, process
@@ -141,6 +143,21 @@ def _safe_path() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a process that is spawned from running the user's script once more.
+
+    It would, to find there what it is called with; all that this one is called with is ours. A
+    script that trains needs no `if __name__ == "__main__"` then.
+    """
+    name = "__main__"
+    main, sys.modules[name] = sys.modules[name], ModuleType(name)
+    try:
+        yield
+    finally:
+        sys.modules[name] = main
 
 
 def _serve(connection: Connection) -> None:

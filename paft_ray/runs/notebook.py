@@ -46,8 +46,13 @@ class NotebookScreen:
 
         stage.changed = redraw
         redraw()
-        yield stage
-        stage.changed = lambda: None
+        try:
+            yield stage
+        except BaseException:
+            self._show()  # no bar stays where nothing runs
+            raise
+        finally:
+            stage.changed = lambda: None
         self._lines.append(f"<b>{_text(name)}</b> {_text(stage.outcome)} ({stage.seconds:.0f} s)")
         self._show()
 

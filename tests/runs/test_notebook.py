@@ -45,6 +45,14 @@ def test_stages_stand_in_one_block_with_a_bar_for_the_one_that_runs() -> None:
     assert "note: &lt;script&gt;" in block
 
 
+def test_stage_that_fails_leaves_no_bar() -> None:
+    page = Page()
+    with pytest.raises(KeyboardInterrupt), NotebookScreen(page.display).stage("train"):
+        assert "<progress" in page.blocks[0]
+        raise KeyboardInterrupt
+    assert "<progress" not in page.blocks[0]
+
+
 def test_something_live_is_gone_when_it_is_over() -> None:
     page = Page()
     screen = NotebookScreen(page.display)
