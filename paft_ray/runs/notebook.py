@@ -4,6 +4,7 @@ It needs what every notebook has, `IPython.display`, and no widgets. `screen_her
 screens by what runs this process.
 """
 
+import io
 import os
 import sys
 import threading
@@ -125,10 +126,12 @@ def _bar(stage: Stage) -> str:
 
 
 def _drawn(shown: RenderableType) -> str:
-    console = Console(width=100, markup=False, emoji=False, highlight=False)
-    with console.capture() as captured:
-        console.print(shown)
-    return f"<div>{_text(captured.get())}</div>"
+    sink = io.StringIO()  # rich would show it below the cell itself
+    console = Console(
+        file=sink, width=100, force_jupyter=False, markup=False, emoji=False, highlight=False
+    )
+    console.print(shown)
+    return f"<div>{_text(sink.getvalue())}</div>"
 
 
 def _text(text: str) -> str:

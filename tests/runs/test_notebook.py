@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,12 +54,23 @@ def test_stage_that_fails_leaves_no_bar() -> None:
     assert "<progress" not in page.blocks[0]
 
 
-def test_something_live_is_gone_when_it_is_over() -> None:
-    page = Page()
-    screen = NotebookScreen(page.display)
+def test_something_live_is_shown_and_gone_when_it_is_over() -> None:
+    page, shown = Page(), threading.Event()
+
+    def display(html: str) -> Callable[[str], None]:
+        update = page.display(html)
+
+        def watched(html: str) -> None:
+            update(html)
+            if "[b]&lt;table&gt;" in html:
+                shown.set()
+
+        return watched
+
+    screen = NotebookScreen(display)
     screen.line("before")
-    with screen.live(lambda: "[b]table"):
-        pass
+    with screen.live(lambda: "[b]<table>"):
+        assert shown.wait(60)
     assert len(page.blocks) == 1
     assert "before" in page.blocks[0] and "table" not in page.blocks[0]
 
