@@ -28,7 +28,7 @@ def build_published_pool(context: RunContext) -> PromptPool:
     if not folder.exists(POOL_PAGE):
         write_pool_page(folder)
     name, alias = pool_version(context.task.name, pool.fingerprint)
-    tags = {"paft.pool": f"models:/{name}@{alias}"}
+    tags = {"paft.kind": "pool", **context.tags, "paft.pool": f"models:/{name}@{alias}"}
     run = TrackedRun(f"pool/{pool.fingerprint}", f"{context.config.name}/pool", RUN_KEY)
     tracker = open_tracker(context.tracking, run, tags)
     rows = [

@@ -22,7 +22,6 @@ from paft_ray.evaluation.cost_figures import (
     SECONDS_PER_EXAMPLE,
 )
 from paft_ray.evaluation.endpoint import Questions
-from paft_ray.evaluation.figures import eval_metrics
 from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.summary import Unscored, summarise
 from paft_ray.models.load import result_folder
@@ -35,13 +34,14 @@ from paft_ray.report import card_figures
 from paft_ray.report.files import MLFLOW_FILE
 from paft_ray.report.flips import flip_lines
 from paft_ray.report.page import write_pages
+from paft_ray.report.recorded import track_results
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import content_of, endpoints_of
 from paft_ray.serving.card import CARD, Form, render_card
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import MANIFEST, ArtifactWriter
 from paft_ray.storage.fingerprint import fingerprint
-from paft_ray.storage.paths import Storage, to_json, to_parquet
+from paft_ray.storage.paths import to_json, to_parquet
 from paft_ray.tasks import Example, Task
 from paft_ray.tracking import Tracker, page_of
 
@@ -130,7 +130,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         context.screen.line(line)
     if evaluation.name is None:
         _write_cards(context, results, summary, tracker)
-    _track(folder, summary, tracker)
+    track_results(context, summary, tracker)
     if len(trained) == len(context.config.trainings):
         writer = ArtifactWriter(folder)
         for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
@@ -258,23 +258,3 @@ def _write_cards(
         ).encode()
         model.folder.write_bytes(f"{folder}/{CARD}", text)
         tracker.log_artifact(f"adapters/{context.config.called(model.training)}/{CARD}", text)
-
-
-def _paid_metrics(summary: Mapping[str, Any], label: str) -> dict[str, float]:
-    """What an endpoint was asked for by a model, by its names in MLflow."""
-    about = summary["models"][label].get("endpoint", {})
-    names = ("requests", "prompt_tokens", "completion_tokens", "cost")
-    known = {f"{label}/eval/endpoint/{name}": about.get(name) for name in names}
-    return {name: float(value) for name, value in known.items() if value is not None}
-
-
-def _track(folder: Storage, summary: Mapping[str, Any], tracker: Tracker) -> None:
-    for label in summary["models"]:
-        known = {f"{label}/{name}": v for name, v in eval_metrics(summary, label).items()}
-        tracker.log_metrics(known | _paid_metrics(summary, label), 0)
-        for search in summary["models"][label].get("optimized_prompts", ()):
-            name = f"optimized/{label}-s{search['seed']}.txt"
-            tracker.log_artifact(name, search["prompt"].encode())
-    for name in folder.names():
-        if name.endswith((".parquet", ".html", ".png")) or name == "summary.json":
-            tracker.log_artifact(name, folder.path(name))

@@ -53,17 +53,21 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     wide = [figure for figure in figures_of(summary) if figure.table == "wide"]
     while len((table := _lines(summary, names, wide))[0]) > _WIDTH and wide:
         wide.pop()
+    moved = _aligned(axes(summary, names), "percent of the grades that change with the")
+    parts = _aligned(components(summary, names), "percent of the variance of grades from the")
+    blocks = [line for block in (moved, parts) if block for line in ("", *block)]
+    said = [*differences(summary, names), *cautions(summary, names)]
+    return "\n".join([*verdict_lines(summary, names), "", *table, *blocks, "", *said])
+
+
+def differences(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """The main differences between models, a sentence each."""
     paired = "" if "scored_share" in summary else "paired "
-    differences = [
+    return [
         f"{name}: {MEAN.heading} {_points(MEAN, entry)}, {STD.heading} {_points(STD, entry)}; "
         f"points, {paired}95% intervals."
         for name, entry in _main_differences(summary, names)
     ]
-    moved = _aligned(axes(summary, names), "percent of the grades that change with the")
-    parts = _aligned(components(summary, names), "percent of the variance of grades from the")
-    blocks = [line for block in (moved, parts) if block for line in ("", *block)]
-    first = [*verdict_lines(summary, names), "", *table]
-    return "\n".join([*first, *blocks, "", *differences, *cautions(summary, names)])
 
 
 def _lines(

@@ -119,11 +119,16 @@ class RunContext:
 
     @property
     def tracked_run(self) -> TrackedRun:
-        """The run in MLflow, or that of an evaluation with a name, nested under it."""
-        evaluation = self.config.evaluation.name
-        if evaluation is None:
+        """The record of this command in tracking; that of a named evaluation lies below its run."""
+        if (evaluation := self.config.evaluation.name) is None:
             return TrackedRun(RUN_KEY, self.called)
         return TrackedRun(f"evaluation/{evaluation}", self.called, RUN_KEY)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What the records in tracking are found by, of this run and of those below it."""
+        base = {"paft.base_model": self.config.model.path} if self.config.has_base else {}
+        return {"paft.run": self.config.name, "paft.task": self.task.name, **base}
 
     def tracked(self) -> Self:
         """This context with tracking prepared, which may create a sqlite database."""

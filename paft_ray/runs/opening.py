@@ -95,7 +95,8 @@ def open_run(
         results_from = result_fields(context.config)
         record = {"config": tree, "results_from": results_from, "content": content}
         folder.write_json("config.json", record)
-        tracker = open_tracker(context.tracking, context.tracked_run)
+        tags = {"paft.kind": content["work"], **context.tags}
+        tracker = open_tracker(context.tracking, context.tracked_run, tags, measured=True)
         tracker.log_params(without_unread(tree))
         tracker.log_artifact("config.json", folder.path("config.json"))
         status = "FAILED"

@@ -3,6 +3,7 @@
 tracker.py      the `Tracker` that callers record with; names of metrics
 event_log.py    a process's unsent events, append-only on storage
 sender.py       sends logs from the offset of the events that MLflow has
+machine.py      what the machine does meanwhile
 mlflow_runs.py  events into MLflow, safe to repeat
 shown.py        the page of a run, for links
 place.py        the configuration's store, MLflow's own variables, URIs of sqlite files
@@ -32,6 +33,7 @@ from paft_ray.tracking.tracker import (
     open_tracker,
     pool_version,
     prepare_tracking,
+    record_figures,
 )
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "pool_version",
     "prepare_tracking",
     "reach_server",
+    "record_figures",
     "send_waiting",
     "tracking_place",
     "tracking_server",

@@ -81,9 +81,10 @@ class Event:
 
     kind: str
     payload: Mapping[str, Any]
-    """By kind: `params` and `tags`: name to text; `metrics`: `step`, `values`; `artifact`: `name`,
-    and `path` or, until it is written, `content`; `version`: `name`, `alias`, `artifact`; `status`:
-    `status`; `run`, which begins a file: a `RunRef`; `end`: nothing."""
+    """By kind: `params` and `tags`: name to text; `metrics`: `step`, `values`; `figures`: name to
+    value, which replaces an earlier one; `artifact`: `name`, and `path` or, until it is written,
+    `content`; `version`: `name`, `alias`, `artifact`; `status`: `status`; `run`, which begins a
+    file: a `RunRef`; `end`: nothing."""
     time_ms: int
 
 

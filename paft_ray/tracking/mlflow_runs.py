@@ -90,6 +90,7 @@ class MlflowRuns:
             by_kind[event.kind].append(event)
         self._record_texts(run, by_kind["params"], by_kind["tags"])
         self._record_metrics(run, by_kind["metrics"])
+        self._record_figures(run, by_kind["figures"])
         for event in by_kind["artifact"]:
             self._record_artifact(run, **event.payload)
         for event in by_kind["version"]:
@@ -183,6 +184,13 @@ class MlflowRuns:
                     run.steps[name].add(step)
                     new.append(Metric(name, value, event.time_ms, step))
         self._log(run, "metrics", new)
+
+    def _record_figures(self, run: _OpenRun, events: Sequence[Event]) -> None:
+        """Of values of one step MLflow shows the last."""
+        from mlflow.entities import Metric
+
+        given = {n: (v, event.time_ms) for event in events for n, v in event.payload.items()}
+        self._log(run, "metrics", [Metric(name, *found, 0) for name, found in given.items()])
 
     def _log(self, run: _OpenRun, kind: str, records: Sequence[Any]) -> None:
         for start in range(0, len(records), _PER_CALL[kind]):

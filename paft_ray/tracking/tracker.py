@@ -1,9 +1,10 @@
 """`Tracker`, and one that records in MLflow in the background.
 
 One thread writes an event log on storage; another imports mlflow (1.2 s), opens the run and sends
-the log.
+the log; a third one measures the machine, where it is asked to.
 """
 
+import getpass
 import json
 import logging
 import re
@@ -27,6 +28,7 @@ from paft_ray.tracking.event_log import (
     TrackingTarget,
     now_ms,
 )
+from paft_ray.tracking.machine import is_measured, measure
 from paft_ray.tracking.mlflow_runs import (
     MlflowRuns,
     import_client,
@@ -45,6 +47,7 @@ _FLUSH_SECONDS = 2.0
 _RETRY_SECONDS = 10.0
 _FINISH_SECONDS = 20.0
 _TEXT_CHARACTERS = 5000
+_DESCRIPTION = "mlflow.note.content"
 
 
 class Metric(StrEnum):
@@ -127,6 +130,10 @@ class Tracker:
         """Set tags, replacing old values."""
         self._record("tags", _texts(tags))
 
+    def describe(self, text: str) -> None:
+        """Set the description that MLflow shows above the run, in Markdown."""
+        self.set_tags({_DESCRIPTION: text})
+
     def register(self, name: str, alias: str, artifact: str) -> None:
         """Register an artifact of the run as `models:/<name>@<alias>`, unless that exists."""
         self._record("version", {"name": name, "alias": alias, "artifact": artifact})
@@ -194,34 +201,77 @@ def open_tracker(
     run: TrackedRun,
     tags: Mapping[str, str] | None = None,
     rank: int = 0,
+    measured: bool = False,
 ) -> Tracker:
     """A tracker for a run in MLflow, which is created where there is none with this key.
 
     `target` comes from `prepare_tracking`. Of several workers only the one with rank 0 records.
+    Where it is `measured`, it also records what this machine does meanwhile.
     """
     if target is None or rank != 0:
         return NullTracker()
+    return _MlflowTracker(target, _run_ref(target, run, tags or {}), measured and is_measured())
+
+
+def record_figures(
+    target: TrackingTarget | None,
+    run: TrackedRun,
+    tags: Mapping[str, Any],
+    figures: Mapping[str, float],
+    description: str,
+) -> None:
+    """Record a run that consists of figures, and is over at once; repeating it replaces them.
+
+    It is written to storage only: `send_waiting` sends it.
+    """
+    if target is None:
+        return
+    log, _ = _new_logs(target, _run_ref(target, run, tags))
+    log.add("tags", _texts({**tags, _DESCRIPTION: description}))
+    log.add("figures", dict(figures))
+    log.add("status", {"status": "FINISHED"})
+    log.close()
+    try:
+        log.flush()
+    except OSError as error:
+        logger.warning("tracking: the figures of %s are lost: %s", run.name, error)
+
+
+def _run_ref(target: TrackingTarget, run: TrackedRun, tags: Mapping[str, Any]) -> RunRef:
     parent = None if run.parent_key is None else f"{target.identity}/{run.parent_key}"
-    key = f"{target.identity}/{run.key}"
-    return _MlflowTracker(target, RunRef(key, run.name, parent, _texts(tags or {}), now_ms()))
+    try:
+        known = {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user may have no name
+        known = {}
+    about = {"mlflow.source.name": "paft", **known, **tags}
+    return RunRef(f"{target.identity}/{run.key}", run.name, parent, _texts(about), now_ms())
+
+
+def _new_logs(target: TrackingTarget, run: RunRef) -> tuple[EventLog, EventLog]:
+    """The logs of this process for a run: of records, and of artifacts."""
+    name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorts by start
+    folder = target.run_logs(run.key)
+    records, artifacts = (
+        EventLog(target.storage, folder.child(name + kind), run) for kind in ("", ARTIFACTS)
+    )
+    return records, artifacts
 
 
 class _MlflowTracker(Tracker):
     """Records one run in MLflow through event logs on storage."""
 
-    def __init__(self, target: TrackingTarget, run: RunRef) -> None:
+    def __init__(self, target: TrackingTarget, run: RunRef, measured: bool) -> None:
         self._target, self._run_logs = target, target.run_logs(run.key)
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorts by start
-        self._records, self._artifacts = (
-            EventLog(target.storage, self._run_logs.child(name + kind), run)
-            for kind in ("", ARTIFACTS)
-        )
+        self._records, self._artifacts = _new_logs(target, run)
         self._closing, self._written = threading.Event(), threading.Event()
         self._unsent = threading.Event()
         self._record("status", {"status": "RUNNING"})
         self._threads = [threading.Thread(target=t, daemon=True) for t in (self._write, self._send)]
         for thread in self._threads:
             thread.start()
+        if measured:
+            work = (self._record, self._closing)
+            threading.Thread(target=measure, args=work, name="measure", daemon=True).start()
 
     def flush(self) -> None:
         if self._records.flush() | self._artifacts.flush():

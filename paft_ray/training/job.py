@@ -100,6 +100,22 @@ class Job:
         return max(1, int(self.cpus))
 
     @property
+    def tags(self) -> dict[str, str]:
+        """What its record in tracking is found by."""
+        only = {"paft.prompt": self.prompts[0][1]} if len(self.prompts) == 1 else {}
+        return {
+            "paft.kind": "training",
+            "paft.run": self.config.name,
+            "paft.task": self.task.name,
+            "paft.base_model": self.config.model.path,
+            "paft.variant": self.label,
+            "paft.seed": str(self.config.seed),
+            "paft.fingerprint": self.identity,
+            "paft.pool": self.pool,
+            **only,
+        }
+
+    @property
     def pool(self) -> str:
         """URI of the pool's version in MLflow's registry."""
         name, alias = pool_version(self.task.name, self.made_from.pool)

@@ -104,7 +104,8 @@ class TrialMonitor:
     def _tracker(self, number: int) -> Tracker:
         name = f"{self._context.config.name}/{trial_label(number)}"
         run = TrackedRun(trial_key(number), name, RUN_KEY)
-        return open_tracker(self._context.tracking, run, {"paft.trial": str(number)})
+        tags = {"paft.kind": "trial", **self._context.tags, "paft.trial": str(number)}
+        return open_tracker(self._context.tracking, run, tags)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """All that an endpoint is asked for: planned beforehand, and counted with whatever asked for it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,9 @@ from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
 from paft_ray.pipeline.endpoints import plan_served
 from paft_ray.prompts.build import pool_without_work
-from paft_ray.report.results import _track
+from paft_ray.report.recorded import tracked_figures
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen
-from paft_ray.storage.paths import Storage
-from paft_ray.tracking import NullTracker
 
 WRITER = "writer"
 
@@ -110,16 +108,6 @@ def test_plan_and_counts_hold_all_that_an_endpoint_is_asked_for(server: Paid, tr
     assert sum(server.asked.values()) == server.asked[WRITER] + sum(requests) - 36
 
 
-class Kept(NullTracker):
-    """Keeps the metrics that it gets."""
-
-    def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        self.metrics |= metrics
-
-
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_summary_and_report_say_what_each_comparator_of_an_endpoint_costs(
@@ -132,10 +120,9 @@ def test_summary_and_report_say_what_each_comparator_of_an_endpoint_costs(
         about = models[label]["endpoint"]
         assert about["cost"] == about["prompt_tokens"] + about["completion_tokens"] > 0
         assert f"{about['requests']:,} answers, {about['prompt_tokens']:,} tokens" in result.text
-    tracker = Kept()
-    _track(Storage.open(tree["storage"]).child("runs", "small"), result.data, tracker)
     for label, model in models.items():
+        tracked = tracked_figures(result.data, label)
         for name in ("requests", "prompt_tokens", "completion_tokens", "cost"):
-            assert tracker.metrics[f"{label}/eval/endpoint/{name}"] == model["endpoint"][name]
+            assert tracked[f"eval/endpoint/{name}"] == model["endpoint"][name]
     paid = sum(model["endpoint"]["requests"] for model in models.values())
     assert paid - 36 == server.asked["m"]

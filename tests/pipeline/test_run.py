@@ -255,17 +255,31 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert set(runs) == {"small", "small/pool", "small/single_prompt", "small/paft"}
+    labels = ("base", "single_prompt", "paft")
+    evaluated = {label: runs[f"small/evaluation/{label}"] for label in labels}
+    trained = {f"small/training/{label}" for label in labels[1:]}
+    assert set(runs) == {
+        "small",
+        "small/pool",
+        *trained,
+        *(f"small/evaluation/{m}" for m in labels),
+    }
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs["small"].info.run_id
-    assert runs["small/paft"].data.tags["mlflow.parentRunId"] == parent
-    history = client.get_metric_history(runs["small/paft"].info.run_id, "train/loss")
+    training = runs["small/training/paft"]
+    below = [run.data.tags.get("mlflow.parentRunId") for run in runs.values()]
+    assert below.count(parent) == len(runs) - 1
+    history = client.get_metric_history(training.info.run_id, "train/loss")
     assert [metric.step for metric in history] == list(range(1, 13))
-    mean = summary["models"]["paft"]["mean"]
-    assert runs["small"].data.metrics["paft/eval/accuracy/mean"] == pytest.approx(mean)
-    signature = Model.load(f"{runs['small/paft'].info.artifact_uri}/model").signature
+    for label, run in evaluated.items():
+        mean = summary["models"][label]["mean"]
+        assert run.data.metrics["eval/accuracy/mean"] == pytest.approx(mean)
+        assert run.data.tags["paft.kind"] == "evaluation"
+    assert not [name for name in runs["small"].data.metrics if "eval/" in name]
+    assert f"{summary['prompts']} prompts" in runs["small"].data.tags["mlflow.note.content"]
+    signature = Model.load(f"{training.info.artifact_uri}/model").signature
     assert [column.name for column in signature.inputs] == ["review", "text", "prompt"]
-    pool = runs["small/paft"].data.tags["paft.pool"]
+    pool = training.data.tags["paft.pool"]
     name, _, alias = pool.removeprefix("models:/").partition("@")
     version = client.get_model_version_by_alias(name, alias)
     assert version.run_id == runs["small/pool"].info.run_id

@@ -31,6 +31,7 @@ from paft_ray.tracking import (
     open_tracker,
     page_of,
     prepare_tracking,
+    record_figures,
     send_waiting,
 )
 
@@ -141,6 +142,47 @@ def test_tracking_none_gives_null_trackers_and_writes_nothing(tmp_path: Path):
     assert isinstance(tracker, NullTracker)
     assert send_waiting(target) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_recorded_again_replace_the_earlier_ones(target: TrackingTarget):
+    open_tracker(target, TrackedRun("run", "name")).finish("FINISHED")
+    evaluated = TrackedRun("evaluated/paft", "name/evaluation/paft", "run")
+    for mean in (0.5, 0.75):
+        record_figures(target, evaluated, {"paft.seeds": [1]}, {"eval/mean": mean}, f"mean {mean}")
+        assert send_waiting(target) is None
+    found = runs(target)
+    run = found["evaluated/paft"]
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"eval/mean": 0.75}
+    assert run.data.tags["mlflow.note.content"] == "mean 0.75"
+    assert run.data.tags["mlflow.parentRunId"] == found["run"].info.run_id
+    assert waiting(target) == []
+
+
+def test_figures_wait_on_storage_while_the_server_is_away(target, away: TrackingTarget):
+    record_figures(away, TrackedRun("evaluated/paft", "name"), {}, {"eval/mean": 0.5}, "")
+    left = send_waiting(away)
+    assert left is not None and left.logs == 1
+    assert send_waiting(target) is None
+    assert runs(target)["evaluated/paft"].data.metrics == {"eval/mean": 0.5}
+
+
+def test_machine_is_measured_where_it_is_asked_for(
+    target: TrackingTarget, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
+    measured = open_tracker(target, TrackedRun("run", "measured"), measured=True)
+    time.sleep(3)
+    measured.finish("FINISHED")
+    open_tracker(target, TrackedRun("other", "not measured")).finish("FINISHED")
+    found = {key: run.data.metrics for key, run in runs(target).items()}
+    assert found["run"]["system/system_memory_usage_megabytes"] > 0
+    assert found["other"] == {}
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    off = open_tracker(target, TrackedRun("off", "switched off"), measured=True)
+    time.sleep(2)
+    off.finish("FINISHED")
+    assert runs(target)["off"].data.metrics == {}
 
 
 def test_tracker_of_another_rank_records_nothing(target: TrackingTarget):

@@ -146,7 +146,7 @@ def test_killed_search_goes_on_and_leaves_nothing_open(make_config, mark, tmp_pa
         assert trial.data.tags["mlflow.parentRunId"] == search.info.run_id
         steps = client.get_metric_history(trial.info.run_id, "validation/accuracy/p05")
         assert sorted(entry.step for entry in steps) == [10, 20, 30, 40]
-    seed = runs[f"searched/{finalist['label']}-s1"]
+    seed = runs[f"searched/training/{finalist['label']}-s1"]
     parent = runs[f"searched/trial_{finalist['trial']:03d}"]
     assert seed.data.tags["mlflow.parentRunId"] == parent.info.run_id
 

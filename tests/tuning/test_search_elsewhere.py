@@ -143,7 +143,7 @@ def test_no_metric_is_missing_after_a_minute_without_the_server(
         }
     [finalist] = result["finalists"]
     losses = client.get_metric_history(
-        runs[f"searched/{finalist['label']}-s1"].info.run_id, "train/loss"
+        runs[f"searched/training/{finalist['label']}-s1"].info.run_id, "train/loss"
     )
     assert sorted(entry.step for entry in losses) == steps
 

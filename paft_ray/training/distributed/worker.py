@@ -110,12 +110,9 @@ def _train_tracked(job: Job, heartbeat: HeartbeatSender, kept: "KeptBase") -> Do
     tracker = open_tracker(
         job.tracking,
         job.tracked,
-        tags={
-            "paft.variant": job.label,
-            "paft.fingerprint": job.identity,
-            "paft.pool": job.pool,
-        },
+        tags=job.tags,
         rank=ray.train.get_context().get_world_rank(),
+        measured=True,
     )
     status = "FAILED"
     try:
