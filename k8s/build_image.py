@@ -2,7 +2,7 @@
 
 That is as uid 1000, on a read-only root, with folders of its own where a pod has volumes.
 
-    python k8s/build_image.py --tag registry.example.com/paft:0.1.0
+    python k8s/build_image.py --tag registry.example.com/paft:0.2.0
     python k8s/build_image.py --local-base --host-pip    # where no image registry is reached
 
 Needs root, buildah, and for --local-base debootstrap. It builds without user namespaces and leaves

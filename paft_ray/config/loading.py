@@ -37,7 +37,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """Read a configuration, apply overrides, validate once.
 
     Args:
-        source: Path of a YAML file, or the tree itself.
+        source: Path of a YAML file, `pkg:NAME/inner/path` inside an installed package, or the tree
+            itself.
         overrides: `section.field=value`; the value is YAML without comments, and for a field that
             is text all that follows, without outer quotes. A number selects a list's entry.
 
@@ -45,7 +46,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         ConfigError: Unreadable file, malformed override, unknown key, wrong type, impossible
             combination, or a value that looks like a secret.
     """
-    tree = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    if isinstance(source, str):
+        source = resolve_path(source) or Path(source)
+    tree = dict(source) if isinstance(source, Mapping) else read_yaml(source)
     for override in overrides:
         tree = with_override(tree, override)
     _refuse_secrets(tree)
