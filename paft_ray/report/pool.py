@@ -29,7 +29,7 @@ def build_published_pool(context: RunContext) -> PromptPool:
         write_pool_page(folder)
     name, alias = pool_version(context.task.name, pool.fingerprint)
     tags = {"paft.kind": "pool", **context.tags, "paft.pool": f"models:/{name}@{alias}"}
-    run = TrackedRun(f"pool/{pool.fingerprint}", f"{context.config.name}/pool", RUN_KEY)
+    run = TrackedRun(f"pool/{pool.fingerprint}", f"pool of {context.config.name}", RUN_KEY)
     tracker = open_tracker(context.tracking, run, tags)
     rows = [
         [prompt.id, prompt.split, prompt.text, prompt.cluster, prompt.origin.llm or ""]

@@ -11,7 +11,7 @@ from paft_ray.evaluation.figures import eval_metrics
 from paft_ray.report.tables import Table, display_name, results, trained_labels
 from paft_ray.report.text import differences
 from paft_ray.runs.context import RunContext
-from paft_ray.tracking import TrackedRun, Tracker, record_figures
+from paft_ray.tracking import DESCRIPTION, TrackedRun, Tracker, record_figures
 
 _FILES = (".parquet", ".html", ".png")
 _PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
@@ -31,13 +31,19 @@ def track_results(context: RunContext, summary: Mapping[str, Any], tracker: Trac
     for row in table.rows:
         run = TrackedRun(
             f"{parent.key}/evaluated/{row.label}",
-            f"{context.called}/evaluation/{row.label}",
+            f"{row.label} evaluated in {context.called}",
             parent.key,
         )
-        figures = tracked_figures(summary, row.label)
         about = f"{row.name}, evaluated under {asked} of {context.task.name}\n\n"
         text = about + _markdown(Table(table.columns, (row,)))
-        record_figures(context.tracking, run, _tags(context, summary, row.label), figures, text)
+        tags = {**_tags(context, summary, row.label), DESCRIPTION: text}
+        params = {"model": row.label, **context.about}
+        record_figures(
+            context.tracking,
+            run,
+            {"params": params, "tags": tags},
+            tracked_figures(summary, row.label),
+        )
     heading = f"{len(table.rows)} models under {asked} of {context.task.name}, 95% intervals in "
     lines = [heading + "brackets\n", _markdown(table)]
     lines += [f"\n{difference}" for difference in differences(summary)]

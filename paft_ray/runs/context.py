@@ -125,10 +125,15 @@ class RunContext:
         return TrackedRun(f"evaluation/{evaluation}", self.called, RUN_KEY)
 
     @property
+    def about(self) -> dict[str, str]:
+        """What this run and those below it in tracking have in common."""
+        base = {"base_model": self.config.model.path} if self.config.has_base else {}
+        return {"run": self.config.name, "task": self.task.name, **base}
+
+    @property
     def tags(self) -> dict[str, str]:
-        """What the records in tracking are found by, of this run and of those below it."""
-        base = {"paft.base_model": self.config.model.path} if self.config.has_base else {}
-        return {"paft.run": self.config.name, "paft.task": self.task.name, **base}
+        """The same as tags, by which people find the records."""
+        return {f"paft.{name}": value for name, value in self.about.items()}
 
     def tracked(self) -> Self:
         """This context with tracking prepared, which may create a sqlite database."""

@@ -3,6 +3,7 @@
 tracker.py      the `Tracker` that callers record with; names of metrics
 event_log.py    a process's unsent events, append-only on storage
 sender.py       sends logs from the offset of the events that MLflow has
+records.py      a run's name, and figures that come at once
 machine.py      what the machine does meanwhile
 mlflow_runs.py  events into MLflow, safe to repeat
 shown.py        the page of a run, for links
@@ -21,22 +22,22 @@ from paft_ray.tracking.place import (
     tracking_place,
     tracking_server,
 )
+from paft_ray.tracking.records import DESCRIPTION, TrackedRun, record_figures
 from paft_ray.tracking.sender import Waiting, end_open_runs, send_waiting
 from paft_ray.tracking.shown import RunPage, page_of
 from paft_ray.tracking.tracker import (
     FinalStatus,
     Metric,
     NullTracker,
-    TrackedRun,
     Tracker,
     import_early,
     open_tracker,
     pool_version,
     prepare_tracking,
-    record_figures,
 )
 
 __all__ = [
+    "DESCRIPTION",
     "FinalStatus",
     "Metric",
     "NullTracker",

@@ -4,29 +4,21 @@ One thread writes an event log on storage; another imports mlflow (1.2 s), opens
 the log; a third one measures the machine, where it is asked to.
 """
 
-import getpass
-import json
 import logging
-import re
 import threading
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from paft_ray.config import Config, TrackingConfig
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.uris import without_password
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking.event_log import (
-    ARTIFACTS,
-    EventLog,
     RunRef,
     TrackingTarget,
-    now_ms,
 )
 from paft_ray.tracking.machine import is_measured, measure
 from paft_ray.tracking.mlflow_runs import (
@@ -36,6 +28,7 @@ from paft_ray.tracking.mlflow_runs import (
     remote_errors,
 )
 from paft_ray.tracking.place import tracking_place
+from paft_ray.tracking.records import DESCRIPTION, TrackedRun, new_logs, run_ref, texts
 from paft_ray.tracking.sender import Sender
 
 logger = logging.getLogger(__name__)
@@ -46,8 +39,6 @@ _IDENTITY = "identity.json"
 _FLUSH_SECONDS = 2.0
 _RETRY_SECONDS = 10.0
 _FINISH_SECONDS = 20.0
-_TEXT_CHARACTERS = 5000
-_DESCRIPTION = "mlflow.note.content"
 
 
 class Metric(StrEnum):
@@ -85,18 +76,6 @@ class Metric(StrEnum):
     VALIDATION_BEST_STEP = "validation/best_step"
 
 
-@dataclass(frozen=True, slots=True)
-class TrackedRun:
-    """A run in MLflow."""
-
-    key: str
-    """Its key in a target ("run", "training/paft-s0"): letters, digits, /._-"""
-    name: str
-    """The name that MLflow shows."""
-    parent_key: str | None = None
-    """Key of the run that this one is nested under."""
-
-
 def pool_version(task: str, fingerprint: str) -> tuple[str, str]:
     """Name and alias of a prompt pool in MLflow's registry: `models:/<name>@<alias>`."""
     return f"prompt-pool-{task}", f"pool-{fingerprint}"
@@ -111,7 +90,7 @@ class Tracker:
         MLflow keeps a parameter's first value; another value of a resumed run, such as more
         workers, becomes the tag `resumed.<name>`.
         """
-        self._record("params", _texts(params))
+        self._record("params", texts(params))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of one step; a step that the run already has is dropped."""
@@ -128,11 +107,11 @@ class Tracker:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing old values."""
-        self._record("tags", _texts(tags))
+        self._record("tags", texts(tags))
 
     def describe(self, text: str) -> None:
-        """Set the description that MLflow shows above the run, in Markdown."""
-        self.set_tags({_DESCRIPTION: text})
+        """Set the description of the run, in Markdown."""
+        self.set_tags({DESCRIPTION: text})
 
     def register(self, name: str, alias: str, artifact: str) -> None:
         """Register an artifact of the run as `models:/<name>@<alias>`, unless that exists."""
@@ -210,51 +189,7 @@ def open_tracker(
     """
     if target is None or rank != 0:
         return NullTracker()
-    return _MlflowTracker(target, _run_ref(target, run, tags or {}), measured and is_measured())
-
-
-def record_figures(
-    target: TrackingTarget | None,
-    run: TrackedRun,
-    tags: Mapping[str, Any],
-    figures: Mapping[str, float],
-    description: str,
-) -> None:
-    """Record a run that consists of figures, and is over at once; repeating it replaces them.
-
-    It is written to storage only: `send_waiting` sends it.
-    """
-    if target is None:
-        return
-    log, _ = _new_logs(target, _run_ref(target, run, tags))
-    log.add("tags", _texts({**tags, _DESCRIPTION: description}))
-    log.add("figures", dict(figures))
-    log.add("status", {"status": "FINISHED"})
-    log.close()
-    try:
-        log.flush()
-    except OSError as error:
-        logger.warning("tracking: the figures of %s are lost: %s", run.name, error)
-
-
-def _run_ref(target: TrackingTarget, run: TrackedRun, tags: Mapping[str, Any]) -> RunRef:
-    parent = None if run.parent_key is None else f"{target.identity}/{run.parent_key}"
-    try:
-        known = {"mlflow.user": getpass.getuser()}
-    except (KeyError, OSError):  # a container's user may have no name
-        known = {}
-    about = {"mlflow.source.name": "paft", **known, **tags}
-    return RunRef(f"{target.identity}/{run.key}", run.name, parent, _texts(about), now_ms())
-
-
-def _new_logs(target: TrackingTarget, run: RunRef) -> tuple[EventLog, EventLog]:
-    """The logs of this process for a run: of records, and of artifacts."""
-    name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"  # sorts by start
-    folder = target.run_logs(run.key)
-    records, artifacts = (
-        EventLog(target.storage, folder.child(name + kind), run) for kind in ("", ARTIFACTS)
-    )
-    return records, artifacts
+    return _MlflowTracker(target, run_ref(target, run, tags or {}), measured and is_measured())
 
 
 class _MlflowTracker(Tracker):
@@ -262,7 +197,7 @@ class _MlflowTracker(Tracker):
 
     def __init__(self, target: TrackingTarget, run: RunRef, measured: bool) -> None:
         self._target, self._run_logs = target, target.run_logs(run.key)
-        self._records, self._artifacts = _new_logs(target, run)
+        self._records, self._artifacts = new_logs(target, run)
         self._closing, self._written = threading.Event(), threading.Event()
         self._unsent = threading.Event()
         self._record("status", {"status": "RUNNING"})
@@ -320,19 +255,6 @@ class _MlflowTracker(Tracker):
                 sender.send(self._run_logs)
         if not sender.away:
             sender.send(self._run_logs)
-
-
-def _texts(tree: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Dotted names to texts, with characters and lengths that MLflow accepts, without passwords."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        name = re.sub(r"[^\w\-./ :]", "_", f"{path}{key}")
-        if isinstance(value, Mapping):
-            flat |= _texts(value, f"{path}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[name] = without_password(text)[:_TEXT_CHARACTERS]
-    return flat
 
 
 def _identity(folder: Storage) -> str:

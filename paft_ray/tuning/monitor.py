@@ -102,7 +102,7 @@ class TrialMonitor:
         write_record(run, replace(record, tracked=True))
 
     def _tracker(self, number: int) -> Tracker:
-        name = f"{self._context.config.name}/{trial_label(number)}"
+        name = f"{trial_label(number)} of {self._context.config.name}"
         run = TrackedRun(trial_key(number), name, RUN_KEY)
         tags = {"paft.kind": "trial", **self._context.tags, "paft.trial": str(number)}
         return open_tracker(self._context.tracking, run, tags)

@@ -247,7 +247,7 @@ def _train_finalist(
         training = Training(finalist.variant, seed)
         tracked = TrackedRun(
             f"training/{training.name}",
-            f"{settings.name}/training/{training.name}",
+            f"{training.name} trained in {settings.name}",
             trial_key(finalist.trial.number),
         )
         pooled = pools.registered[generation_key(sample)]

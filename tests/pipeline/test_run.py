@@ -256,17 +256,14 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     labels = ("base", "single_prompt", "paft")
-    evaluated = {label: runs[f"small/evaluation/{label}"] for label in labels}
-    trained = {f"small/training/{label}" for label in labels[1:]}
+    evaluated = {label: runs[f"{label} evaluated in small"] for label in labels}
+    trained = {f"{label} trained in small" for label in labels[1:]}
     assert set(runs) == {
-        "small",
-        "small/pool",
-        *trained,
-        *(f"small/evaluation/{m}" for m in labels),
-    }
+        "small", "pool of small", *trained, *(f"{label} evaluated in small" for label in labels),
+    }  # fmt: skip
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     parent = runs["small"].info.run_id
-    training = runs["small/training/paft"]
+    training = runs["paft trained in small"]
     below = [run.data.tags.get("mlflow.parentRunId") for run in runs.values()]
     assert below.count(parent) == len(runs) - 1
     history = client.get_metric_history(training.info.run_id, "train/loss")
@@ -282,7 +279,7 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     pool = training.data.tags["paft.pool"]
     name, _, alias = pool.removeprefix("models:/").partition("@")
     version = client.get_model_version_by_alias(name, alias)
-    assert version.run_id == runs["small/pool"].info.run_id
+    assert version.run_id == runs["pool of small"].info.run_id
     table = json.loads(Path(str(version.source), "pool.json").read_text())
     assert len(table["data"]) == len(pq.read_table(storage / "runs/small/prompts.parquet"))
     names = {file.path for file in client.list_artifacts(parent)}

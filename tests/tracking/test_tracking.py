@@ -23,6 +23,7 @@ from pyarrow.fs import FileSelector, FSSpecHandler, PyFileSystem
 from paft_ray.config import Config
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import (
+    DESCRIPTION,
     Metric,
     NullTracker,
     TrackedRun,
@@ -148,19 +149,22 @@ def test_figures_recorded_again_replace_the_earlier_ones(target: TrackingTarget)
     open_tracker(target, TrackedRun("run", "name")).finish("FINISHED")
     evaluated = TrackedRun("evaluated/paft", "name/evaluation/paft", "run")
     for mean in (0.5, 0.75):
-        record_figures(target, evaluated, {"paft.seeds": [1]}, {"eval/mean": mean}, f"mean {mean}")
+        about = {"params": {"model": "paft"}, "tags": {DESCRIPTION: f"mean {mean}"}}
+        record_figures(target, evaluated, about, {"eval/mean": mean})
         assert send_waiting(target) is None
     found = runs(target)
     run = found["evaluated/paft"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"eval/mean": 0.75}
+    assert run.data.params == {"model": "paft"}
     assert run.data.tags["mlflow.note.content"] == "mean 0.75"
     assert run.data.tags["mlflow.parentRunId"] == found["run"].info.run_id
     assert waiting(target) == []
 
 
 def test_figures_wait_on_storage_while_the_server_is_away(target, away: TrackingTarget):
-    record_figures(away, TrackedRun("evaluated/paft", "name"), {}, {"eval/mean": 0.5}, "")
+    about = {"params": {}, "tags": {}}
+    record_figures(away, TrackedRun("evaluated/paft", "name"), about, {"eval/mean": 0.5})
     left = send_waiting(away)
     assert left is not None and left.logs == 1
     assert send_waiting(target) is None

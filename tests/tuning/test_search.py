@@ -142,12 +142,12 @@ def test_killed_search_goes_on_and_leaves_nothing_open(make_config, mark, tmp_pa
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     search = runs["searched"]
     for number in range(3):
-        trial = runs[f"searched/trial_{number:03d}"]
+        trial = runs[f"trial_{number:03d} of searched"]
         assert trial.data.tags["mlflow.parentRunId"] == search.info.run_id
         steps = client.get_metric_history(trial.info.run_id, "validation/accuracy/p05")
         assert sorted(entry.step for entry in steps) == [10, 20, 30, 40]
-    seed = runs[f"searched/training/{finalist['label']}-s1"]
-    parent = runs[f"searched/trial_{finalist['trial']:03d}"]
+    seed = runs[f"{finalist['label']}-s1 trained in searched"]
+    parent = runs[f"trial_{finalist['trial']:03d} of searched"]
     assert seed.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
     process = paft(mark, tmp_path, "tune", str(path), "--json")

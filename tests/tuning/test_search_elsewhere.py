@@ -134,7 +134,7 @@ def test_no_metric_is_missing_after_a_minute_without_the_server(
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     steps = list(range(1, 41))
     for trial in result["trials"]:
-        run_id = runs[f"searched/trial_{trial['number']:03d}"].info.run_id
+        run_id = runs[f"trial_{trial['number']:03d} of searched"].info.run_id
         losses = client.get_metric_history(run_id, "train/loss")
         assert sorted(entry.step for entry in losses) == steps
         figures = client.get_metric_history(run_id, "validation/accuracy/p05")
@@ -143,7 +143,7 @@ def test_no_metric_is_missing_after_a_minute_without_the_server(
         }
     [finalist] = result["finalists"]
     losses = client.get_metric_history(
-        runs[f"searched/training/{finalist['label']}-s1"].info.run_id, "train/loss"
+        runs[f"{finalist['label']}-s1 trained in searched"].info.run_id, "train/loss"
     )
     assert sorted(entry.step for entry in losses) == steps
 

@@ -159,7 +159,7 @@ def _job(
     """The data for every rank."""
     config = context.config.of_training(training)
     made_from = provenance(context.identities, pool)
-    name = f"{config.name}/training/{config.called(training)}"
+    name = f"{config.called(training)} trained in {config.name}"
     assert hooks.workers is not None  # its caller has some
     warm_start = config.train.warm_start
     examples = context.task.learned_by(config.train.objective)
