@@ -45,9 +45,8 @@ def track_results(context: RunContext, summary: Mapping[str, Any], tracker: Trac
             tracked_figures(summary, row.label),
         )
     heading = f"{len(table.rows)} models under {asked} of {context.task.name}, 95% intervals in "
-    lines = [heading + "brackets\n", _markdown(table)]
-    lines += [f"\n{difference}" for difference in differences(summary)]
-    tracker.describe("\n".join([*lines, "\nThe whole report is the artifact `report.html`."]))
+    said = [*differences(summary), f"{heading}brackets.", _markdown(table)]
+    tracker.describe("\n\n".join([*said, "The whole report is the artifact `report.html`."]))
     for label, model in summary["models"].items():
         for search in model.get("optimized_prompts", ()):
             name = f"optimized/{label}-s{search['seed']}.txt"
