@@ -426,3 +426,11 @@ def test_looking_for_passwords_takes_time_in_proportion_to_the_text(text):
     began = time.process_time()
     without_password(text)
     assert time.process_time() - began < 10
+
+
+def test_configuration_inside_a_package_is_read_and_a_missing_package_is_named() -> None:
+    assert load_config("pkg:paft_ray/configs/demo.yaml", ["seed=3"]).seed == 3
+    with pytest.raises(ConfigError, match="package 'no_such' is not installed; install it"):
+        load_config("pkg:no_such/demo.yaml")
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load_config("pkg:paft_ray/configs/none.yaml")
