@@ -17,8 +17,8 @@ The others start none.
 
 **`storage=PLACE`** says where everything is kept: a folder, or a URI (`s3://`, `gs://`). By
 default it is the folder `storage` of the working directory. It is a value of the configuration,
-so it goes behind any command, also behind those that take no configuration: `paft runs
-storage=/data/paft`.
+so it goes behind any command, also behind those that take no configuration:
+`paft runs storage=/data/paft`.
 
 **Values are not remembered.** What is given behind a command as `section.field=value` holds for
 this command alone. A run that was made with such values is only found again with the same values:

@@ -39,7 +39,6 @@ _BOUNDS = {
     "exclusiveMinimum": "more than {}",
     "maximum": "at most {}",
     "exclusiveMaximum": "less than {}",
-    "minItems": "{} or more entries",
 }
 
 
@@ -156,7 +155,9 @@ def _kind(node: Mapping[str, Any]) -> str:
         return f"`{node['const']}`"
     if node.get("type") == "array":
         items = node.get("items") or {}
-        return f"list of {_kind(items)}{_bounds(node)}" if items else "list"
+        few = node.get("minItems", 0)
+        entries = f" ({few} or more entries)" if few else ""
+        return f"list of {_kind(items)}{entries}" if items else "list"
     return _WORDS.get(node.get("type", ""), "any value") + _bounds(node)
 
 

@@ -9,16 +9,16 @@ from typing import Any
 ROWS = (
     ("base", "base model, not trained", "#8a8f98"),
     ("single_prompt", "trained with one prompt, the best of 32", "#c2703d"),
-    ("bound_prompts", "trained with a dozen prompts, one for each example", "#5b7fa6"),
-    ("paft", "trained with PAFT: a prompt from the pool at each step", "#2f8f6b"),
+    ("bound_prompts", "trained with a dozen prompts, one per example", "#5b7fa6"),
+    ("paft", "trained with PAFT, a drawn prompt at each step", "#2f8f6b"),
 )
 """Label of a model in the record, its name, its colour."""
-WIDTH, LEFT, RIGHT, TOP, STEP = 760, 24, 24, 84, 58
+WIDTH, LEFT, RIGHT, TOP, STEP = 640, 24, 24, 96, 74
 LOW, HIGH = 40, 90
 STYLE = """\
-text { font: 14px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #24292f }
-.small { font-size: 12px; fill: #57606a }
-.title { font-size: 16px; font-weight: 600 }
+text { font: 16px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; fill: #24292f }
+.small { font-size: 14px; fill: #57606a }
+.title { font-size: 19px; font-weight: 600 }
 .grid { stroke: #d0d7de; stroke-width: 1 }
 .back { fill: #ffffff }
 @media (prefers-color-scheme: dark) {
@@ -29,7 +29,7 @@ text { font: 14px system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; f
 def drawn(record: Path) -> str:
     """The picture as SVG."""
     study = json.loads(record.read_text(encoding="utf-8"))
-    height = TOP + STEP * len(ROWS) + 54
+    height = TOP + STEP * len(ROWS) + 50
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
         f"<title>{escape(_said(study))}</title>",
@@ -54,44 +54,46 @@ def _said(study: Mapping[str, Any]) -> str:
 
 def _head(summary: Mapping[str, Any]) -> Iterator[str]:
     sizes = (
-        f"SST-2, SmolLM2-135M, {summary['models']['paft']['steps']} steps, mean of "
-        f"{len(summary['seeds'])} seeds, {summary['examples']} examples under each prompt"
+        f"SST-2, SmolLM2-135M, {summary['models']['paft']['steps']} steps, "
+        f"{len(summary['seeds'])} seeds, {summary['examples']} examples under each wording"
     )
     yield (
-        f'<text class="title" x="{LEFT}" y="28">Accuracy under {summary["prompts"]} wordings that '
-        "were never trained on</text>"
+        f'<text class="title" x="{LEFT}" y="32">Accuracy under {summary["prompts"]} wordings kept out '
+        "of training</text>"
     )
-    yield f'<text class="small" x="{LEFT}" y="48">{sizes}</text>'
+    yield f'<text class="small" x="{LEFT}" y="56">{sizes}</text>'
 
 
 def _scale(height: int) -> Iterator[str]:
     for percent in range(LOW, HIGH + 1, 10):
         x = _x(percent / 100)
-        yield f'<line class="grid" x1="{x:.1f}" y1="{TOP - 18}" x2="{x:.1f}" y2="{height - 46}"/>'
-        place = f'text-anchor="middle" x="{x:.1f}" y="{height - 30}"'
+        yield f'<line class="grid" x1="{x:.1f}" y1="{TOP - 18}" x2="{x:.1f}" y2="{height - 54}"/>'
+        place = f'text-anchor="middle" x="{x:.1f}" y="{height - 36}"'
         yield f'<text class="small" {place}>{percent}%</text>'
     yield (
-        f'<text class="small" x="{LEFT}" y="{height - 10}">line: worst to best wording; '
-        "bar: mean ± standard deviation over wordings; dot: mean</text>"
+        f'<text class="small" x="{LEFT}" y="{height - 12}">line: worst to best wording; '
+        "bar: one standard deviation around the mean</text>"
     )
 
 
 def _row(model: Mapping[str, Any], y: int, name: str, colour: str) -> Iterator[str]:
     mean, std, worst, best = (model[key] for key in ("mean", "std", "min", "max"))
-    place = y + 24
-    figures = f"{100 * mean:.1f}%, worst {100 * worst:.1f}%"
-    yield f'<text x="{LEFT}" y="{y + 6}">{escape(name)}</text>'
-    yield f'<text class="small" text-anchor="end" x="{WIDTH - RIGHT}" y="{y + 6}">{figures}</text>'
+    place = y + 28
+    yield f'<text x="{LEFT}" y="{y + 12}">{escape(name)}</text>'
+    yield (
+        f'<text class="small" text-anchor="end" x="{WIDTH - RIGHT}" y="{y + 12}">mean '
+        f"{100 * mean:.1f}%, worst {100 * worst:.1f}%</text>"
+    )
     yield (
         f'<line x1="{_x(worst):.1f}" y1="{place}" x2="{_x(best):.1f}" y2="{place}" '
         f'stroke="{colour}" stroke-width="2"/>'
     )
     left, right = _x(mean - std), _x(mean + std)
     yield (
-        f'<rect x="{left:.1f}" y="{place - 6}" width="{right - left:.1f}" '
-        f'height="12" rx="3" fill="{colour}" opacity="0.35"/>'
+        f'<rect x="{left:.1f}" y="{place - 7}" width="{right - left:.1f}" '
+        f'height="14" rx="3" fill="{colour}" opacity="0.35"/>'
     )
-    yield f'<circle cx="{_x(mean):.1f}" cy="{place}" r="6" fill="{colour}"/>'
+    yield f'<circle cx="{_x(mean):.1f}" cy="{place}" r="7" fill="{colour}"/>'
 
 
 def _x(share: float) -> float:
