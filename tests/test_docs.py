@@ -86,10 +86,11 @@ def test_configurations_are_accepted(document: Path) -> None:
 def test_commands_in_blocks_are_accepted(document: Path) -> None:
     files = {block.title: configuration(block) for block in blocks(document)
              if block.language == "yaml" and block.title and block.title != "llm.yaml"}  # fmt: skip
-    for block in blocks(document):
-        if block.language == "sh":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                check_command(shlex.split(line, comments=True), files)
+    texts = [block.text for block in blocks(document) if block.language == "sh"]
+    texts += re.findall(r"^ {4}((?:make|paft|python|ray) .+)$", prose(document), re.MULTILINE)
+    for text in texts:
+        for line in text.replace("\\\n", " ").splitlines():
+            check_command(shlex.split(line, comments=True), files)
 
 
 def check_command(words: list[str], files: Mapping[str | None, Mapping[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The reference of the configuration, from its schema: every section, every field, every rule."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,11 +21,13 @@ A configuration is one YAML file. Any value can also be given on the command lin
 in.
 
 Where a field may be one of several sections, its `type` says which. A field in **bold** has no
-default and has to be given, if its section is. *Affects* says what is made again, or refused
-under the same `name`, when a value changes: the `pool` of prompts, the `answers` of LLMs, the
-`examples` of the task and their splits, the `weights` of trainings, the `scores` of models, what
-a `run` compares and reports, or what a `search` tries. A field without that word changes no
-result.
+default and has to be given, if its section is. *Affects* says what is made again, or refused under
+the same `name`, when a value changes: the `pool` of prompts, the `answers` of LLMs, the `examples`
+of the task and their splits, the `weights` of trainings, the `scores` of models, what a `run`
+compares and reports, or what a `search` tries. Where a section may be at several places, this is
+said for the first one. A field without that word changes no result, or names a place whose content
+counts, whatever its path.
+
 """
 _WORDS = {
     "integer": "whole number",
@@ -58,7 +61,8 @@ def page(note: str) -> str:
         if len(paths) > 1:
             lines += [f"Also at {', '.join(f'`{path}`' for path in paths[1:])}.", ""]
         parts = definition.get("description", "").split("\n\n")
-        lines += ["\n\n".join(" ".join(part.split()) for part in parts)]
+        text = "\n\n".join(" ".join(part.split()) for part in parts)
+        lines += [re.sub(r"^See `(\w+)`\.$", lambda found: f"As {_link(found[1])}.", text)]
         lines += _fields(definition, name)
     return "\n".join(lines) + "\n"
 
@@ -135,15 +139,14 @@ def _default(node: Mapping[str, Any]) -> str:
     value = node.get("default", ...)
     if value is ... or isinstance(value, dict | list):
         return ""
-    return f"; default `{json.dumps(value, ensure_ascii=False)}`"
+    shown = ".inf" if value == math.inf else json.dumps(value, ensure_ascii=False)
+    return f"; default `{shown}`"
 
 
 def _kind(node: Mapping[str, Any]) -> str:
     """What a field may hold, in words."""
     if "$ref" in node:
-        name = _name(node)
-        said = f"`{_type(name)}`" if _type(name) else "a section"
-        return "any value" if name == "JsonValue" else f"[{said}](#{name.lower()})"
+        return "any value" if _name(node) == "JsonValue" else _link(_name(node))
     for key in ("anyOf", "oneOf"):
         if key in node:
             unset = {"type": "null"} if node.get("default", ...) is None else None
@@ -158,7 +161,14 @@ def _kind(node: Mapping[str, Any]) -> str:
         few = node.get("minItems", 0)
         entries = f" ({few} or more entries)" if few else ""
         return f"list of {_kind(items)}{entries}" if items else "list"
+    if isinstance(values := node.get("additionalProperties"), dict):
+        return f"mapping to {_kind(values)}"
     return _WORDS.get(node.get("type", ""), "any value") + _bounds(node)
+
+
+def _link(name: str) -> str:
+    said = f"`{_type(name)}`" if _type(name) else "a section"
+    return f"[{said}](#{name.lower()})"
 
 
 def _bounds(node: Mapping[str, Any]) -> str:

@@ -57,10 +57,8 @@ def _head(summary: Mapping[str, Any]) -> Iterator[str]:
         f"SST-2, SmolLM2-135M, {summary['models']['paft']['steps']} steps, "
         f"{len(summary['seeds'])} seeds, {summary['examples']} examples under each wording"
     )
-    yield (
-        f'<text class="title" x="{LEFT}" y="32">Accuracy under {summary["prompts"]} wordings kept out '
-        "of training</text>"
-    )
+    title = f"Accuracy under {summary['prompts']} wordings kept out of training"
+    yield f'<text class="title" x="{LEFT}" y="32">{title}</text>'
     yield f'<text class="small" x="{LEFT}" y="56">{sizes}</text>'
 
 
