@@ -11,7 +11,7 @@ _HEAD = """\
 
 {note}
 
-These figures are computed of every model that is evaluated. They stand in `summary.json`, in
+These figures are computed of every model that is evaluated. They are in `summary.json`, in
 `report.html`, in the model card of an adapter and in MLflow. Shares lie between 0 and 1 in files
 and are shown in percent. *Accuracy under a prompt* is the mean grade of the test examples when
 they are asked through that prompt; *over prompts* means over the held-out test prompts.
@@ -37,14 +37,14 @@ def _of_answers() -> tuple[Figure, ...]:
 
 
 def _table(figures: tuple[Figure, ...]) -> Iterator[str]:
-    yield "| figure | meaning | better | in `summary.json` | in MLflow |"
+    yield "| figure | meaning | better | in `summary.json` | MLflow: `eval/` + |"
     yield "|---|---|---|---|---|"
     for figure in figures:
         meaning = _sentence(figure.meaning)
         if figure.definition:
             meaning += f" {figure.definition}"
         key = f"top.{figure.threshold}" if figure.threshold else figure.key
-        metric = f"`eval/{figure.metric}`" if figure.metric else ""
+        metric = f"`{figure.metric}`" if figure.metric else ""
         yield f"| {figure.heading} | {meaning} | {figure.better or ''} | `{key}` | {metric} |"
 
 
