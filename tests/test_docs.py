@@ -208,3 +208,17 @@ def test_pages_that_are_made_from_code_and_records_are_up_to_date() -> None:
 
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_errors_that_troubleshooting_explains_are_raised() -> None:
+    texts = [
+        node.value
+        for path in (ROOT / "paft_ray").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    pieces = [piece.strip() for said in re.findall(r'^## "(.+)"$', page, re.MULTILINE)
+              for piece in said.split("...") if piece.strip()]  # fmt: skip
+    assert len(pieces) > 10
+    assert [piece for piece in pieces if not any(piece in text for text in texts)] == []
