@@ -1,6 +1,7 @@
 """The reference of the command line, from its grammar."""
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 
 from paft_ray.cli.grammar import ROBUSTNESS, build_parser
@@ -52,7 +53,7 @@ def _verbs() -> Iterator[str]:
     for name, sub in _choices(parser).items():
         verb = {**VERBS, ROBUSTNESS: robustness.ROBUSTNESS}.get(name)
         ray = "**Ray.** " if verb is not None and verb.needs_ray else ""
-        said = sub.description or ""
+        said = (sub.description or "").rstrip(".")
         yield f"\n## paft {name}\n\n{ray}{said[:1].upper()}{said[1:]}.\n\n"
         positional = [a for a in sub._actions if not a.option_strings]
         options = [a for a in sub._actions if a.option_strings and a.dest != "help"]
@@ -61,6 +62,8 @@ def _verbs() -> Iterator[str]:
         yield "| argument or option | meaning |\n|---|---|\n"
         for action in (*positional, *options):
             yield f"| `{_said(action)}` | {_meaning(action)} |\n"
+        if examples := (sub.epilog or "").partition("examples:\n")[2]:
+            yield f"\n```sh\n{textwrap.dedent(examples).strip()}\n```\n"
 
 
 def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
