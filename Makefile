@@ -55,7 +55,7 @@ check: $(VENV)/.dev $(VENV)/.docs
 
 docs: $(VENV)/.docs reference
 	$(BIN)/zensical build --clean --strict
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html, or see it with its search by $(BIN)/zensical serve"
 
 # What of docs/ is written from the schema, the grammar, the registry and the recorded studies.
 reference: $(VENV)/.installed
