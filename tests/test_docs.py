@@ -104,6 +104,8 @@ def check_command(words: list[str], files: Mapping[str | None, Mapping[str, Any]
     match words:
         case ["paft", *arguments]:
             check_paft(arguments, files)
+        case ["eval", inner]:
+            check_command(shlex.split(inner.removeprefix("$(").removesuffix(")")), files)
         case ["make", target]:
             assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), target
         case ["python", "-m", *_]:
