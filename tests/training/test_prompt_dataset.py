@@ -211,6 +211,7 @@ def test_what_depends_on_more_than_a_position_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_ranks_read_the_draws_of_every_step_between_them(
     tiny_model: Path, tmp_path: Path, data: PromptDataset, drawn: list[Rows]
 ) -> None:
@@ -233,7 +234,11 @@ def test_two_ranks_read_the_draws_of_every_step_between_them(
         )
         for n in range(2)
     ]  # fmt: skip
-    said = [process.communicate()[0] for process in ranks]
+    try:
+        said = [process.communicate()[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
     assert not any(process.returncode for process in ranks), "\n".join(said)
     for kind in KINDS:
         both = [json.loads((tmp_path / f"{kind}-{n}.json").read_text()) for n in range(2)]
