@@ -10,7 +10,7 @@ from paft_ray.report.files import read_run
 from paft_ray.report.page import plots_of
 from paft_ray.report.pictures import accuracy_picture
 from paft_ray.report.tables import results
-from paft_ray.report.text import headline
+from paft_ray.report.verdict import verdict
 from paft_ray.storage.paths import Storage
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def figures_html(summary: Mapping[str, Any]) -> str:
         "95% intervals below"
     )
     return (
-        f"<p>{_text(headline(summary))}</p><table><thead><tr><th>{_text(note)}</th>{head}</tr>"
+        f"<p>{_text(verdict(summary).sentence)}</p><table><thead><tr><th>{_text(note)}</th>{head}</tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table>"
     )
 
