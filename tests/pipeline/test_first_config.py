@@ -92,7 +92,7 @@ def test_plan_takes_the_file_and_a_second_init_overwrites_nothing(
     shown = capfd.readouterr().out
     for said in (
         "mine.jsonl: 60 rows, 4 columns",
-        "team   labels  billing 30 (50%), technical problem 30 (50%)",
+        "team  labels  billing 30 (50%), technical problem 30 (50%)",
         "billing is the answer of 50% of the rows",
         "42 to train on, 6 to choose by, 12 to test with: few",
         "Say which team the text has: billing or technical problem. (--description)",
