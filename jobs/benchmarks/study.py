@@ -51,9 +51,11 @@ def keep(run: Path) -> Path:
     figures = _figures(scores, summary)
     for label, model in figures["models"].items():
         model |= {k: v for k, v in summary["models"][label].items() if k not in model}
+    name, task = config["config"]["name"], config["config"]["task"]["name"]
     record = {
         "benchmark": "study",
-        "task": config["config"]["task"]["name"],
+        "name": task if name == "study" else name,
+        "task": task,
         "kept_at_commit": commit(),
         "fingerprints": {
             "config": fingerprint(config["results_from"]),
@@ -68,8 +70,7 @@ def keep(run: Path) -> Path:
             for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)
         },
     }
-    name = config["config"]["name"]
-    path = RESULTS / f"study_{record['task'] if name == 'study' else name}.json"
+    path = RESULTS / f"study_{record['name']}.json"
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -110,9 +111,9 @@ def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(record: Mapping[str, Any]) -> Iterator[str]:
     """One study as lines of Markdown, a table for each grade."""
-    summary = record["summary"]
+    summary, name = record["summary"], record.get("name", record["task"])
     yield (
-        f"{record['task']}: {summary['prompts']} held-out prompts x {summary['examples']} "
+        f"{name}: {summary['prompts']} held-out prompts x {summary['examples']} "
         f"examples, {len(summary['seeds'])} seeds, {sum(summary['seconds'].values()) / 3600:.1f} h"
     )
     yield ""
