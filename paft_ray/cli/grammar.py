@@ -16,7 +16,16 @@ from paft_ray.cli.arguments import (
     said_in,
     server_in,
 )
-from paft_ray.cli.help import FORMATTER, epilog_of, main_epilog
+from paft_ray.cli.help import (
+    COMPARE,
+    DELETE,
+    FORMATTER,
+    ON_STORAGE,
+    RUNS,
+    STATUS,
+    epilog_of,
+    main_epilog,
+)
 from paft_ray.cli.streams import write, write_error
 from paft_ray.pipeline import robustness
 from paft_ray.pipeline.first_config import Start
@@ -25,14 +34,6 @@ from paft_ray.pipeline.question import CONFIG_FILE, Question
 from paft_ray.pipeline.verbs import VERBS
 
 SUBMIT = "submit"
-RUNS, STATUS, COMPARE, DELETE = "runs", "status", "compare", "delete"
-ON_STORAGE = {
-    RUNS: "list the runs and searches on a storage",
-    STATUS: "show the results of a run, or how far it is; also from another machine",
-    COMPARE: "compare the models of several runs that share prompts and examples",
-    DELETE: "remove runs from a storage, after a look at what goes",
-}
-"""Commands about what is on a storage, which take no configuration."""
 ROBUSTNESS, INIT = "robustness", "init"
 """Commands that make a configuration."""
 COMPLETION, SHELLS = "completion", ("bash", "zsh", "fish", "tcsh")

@@ -5,6 +5,14 @@ from collections.abc import Mapping
 
 from paft_ray.pipeline.verbs import VERBS
 
+RUNS, STATUS, COMPARE, DELETE = "runs", "status", "compare", "delete"
+ON_STORAGE = {
+    RUNS: "list the runs and searches on a storage",
+    STATUS: "show the results of a run, or how far it is; also from another machine",
+    COMPARE: "compare the models of several runs that share prompts and examples",
+    DELETE: "remove runs from a storage, after a look at what goes",
+}
+"""Commands about what is on a storage, which take no configuration."""
 EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "init": (
         "paft init reviews.csv",
@@ -43,7 +51,6 @@ _AGAIN = """\
 Giving the same command again continues what was interrupted, at any instant, and finds what is
 done. What was changed by section.field=value has to be given again, too."""
 _CHANGE = "Any value of the configuration can be changed on the way by section.field=value."
-_ON_STORAGE = ("runs", "status", "compare", "delete")
 _START = """\
 to begin with data of your own:
   paft init reviews.csv        writes a configuration and wordings to edit
@@ -63,7 +70,7 @@ def epilog_of(verb: str) -> str:
         parts.append("\n".join([_CHANGE, _STORAGE]))
         if verb not in ("plan", "report"):
             parts.append(_AGAIN)
-    elif verb in _ON_STORAGE:
+    elif verb in ON_STORAGE:
         parts.append(_STORAGE)
     examples = "\n".join(f"  {example}" for example in EXAMPLES[verb])
     return "\n\n".join([*parts, f"examples:\n{examples}"])

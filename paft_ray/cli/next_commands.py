@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paft_ray.config import Config
-from paft_ray.config.visible import shell_words
+from paft_ray.config.visible import near, shell_words
 
 
 def next_commands(config: Config, path: str, overrides: Sequence[str]) -> list[str]:
@@ -44,5 +44,4 @@ def _program() -> str:
     started, found = Path(sys.argv[0]).absolute(), shutil.which("paft")
     if started.name != "paft" or (found is not None and Path(found).absolute() == started):
         return "paft"
-    inside = started.is_relative_to(Path.cwd())
-    return str(started.relative_to(Path.cwd())) if inside else str(started)
+    return near(str(started))

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from paft_ray.cli.grammar import COMPARE, DELETE, RUNS, STATUS
+from paft_ray.cli.help import COMPARE, DELETE, RUNS, STATUS
 from paft_ray.cli.streams import Streams, open_streams, write, write_error
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.uris import without_password

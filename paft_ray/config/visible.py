@@ -7,6 +7,7 @@ its title or reverse the order of what is read, and Markdown that loads pictures
 import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
@@ -30,6 +31,12 @@ def _escape(character: str) -> str:
 def shell_words(words: Sequence[str]) -> str:
     """A command for a shell, in which every word is what it is here."""
     return shlex.join(words)
+
+
+def near(path: str) -> str:
+    """A path as it is called from the working directory, where it lies below that."""
+    inside = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if inside else path
 
 
 def markdown(text: str) -> str:

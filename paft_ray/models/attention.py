@@ -287,8 +287,8 @@ def block_arguments(
 ) -> Mapping[str, Any]:
     """Return the arguments of a model's forward for a packed row, besides ids and positions.
 
-    Rows with shared parts are cut into blocks by either attention. The
-    mask of one element keeps transformers from building one that is not used.
+    Rows with shared parts are cut into blocks by either attention. The mask of one element keeps
+    transformers from building one that is not used.
 
     Args:
         position_ids_T: Positions of the row's tokens.

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paft_ray.config.visible import visible
+from paft_ray.config.visible import near, visible
 from paft_ray.pipeline.perform import Result
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.storage.paths import Storage
@@ -91,8 +91,6 @@ class PoolResult(Result):
 
 def _link(place: str) -> str:
     """A link to a file, which a notebook's server can open where it is below its folder."""
-    inside = Path(place).is_absolute() and Path(place).is_relative_to(Path.cwd())
-    near = Path(place).relative_to(Path.cwd()).as_posix() if inside else place
-    return (
-        f'<a href="{escape(near)}" target="_blank">{escape(near)}</a>' if inside else escape(near)
-    )
+    shown = escape(near(place))
+    below = Path(place).is_absolute() and not Path(near(place)).is_absolute()
+    return f'<a href="{shown}" target="_blank">{shown}</a>' if below else shown

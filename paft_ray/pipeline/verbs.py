@@ -15,7 +15,7 @@ from paft_ray.cluster.access import check_access, named_cluster
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.uris import without_password
-from paft_ray.config.visible import shell_words
+from paft_ray.config.visible import near, shell_words
 from paft_ray.pipeline.perform import (
     Options,
     Result,
@@ -64,7 +64,7 @@ def _pool_of(context: RunContext) -> PoolResult:
     folder = context.storage.child("pools", pool_fingerprint(context))
     about = pool_record(folder) or {}
     page = write_pool_page(folder)
-    text = [*funnel_lines(about), "", f"pool: {_near(folder.path())}", f"page: {_near(page)}"]
+    text = [*funnel_lines(about), "", f"pool: {near(folder.path())}", f"page: {near(page)}"]
     data = {"pool": folder.path(), "page": page, "fingerprint": pool.fingerprint, **about}
     return PoolResult(data, "\n".join(text), pool=pool)
 
@@ -176,31 +176,25 @@ def _export(work: Work) -> Result:
         base, *others = tasks.commands.items()
         lines = [f"{model}: {command}" for model, command in others]
         wrote = f"lm_eval: {tasks.tasks} tasks of {tasks.examples} examples"
-        last = f"{wrote}: {_near(tasks.folder)}; run: {base[1]}"
+        last = f"{wrote}: {near(tasks.folder)}; run: {base[1]}"
         return Result(asdict(tasks), "\n".join([*lines, last]))
     exported = export(work.checked)
-    return Result(asdict(exported), f"{exported.kind}: {_near(exported.folder)}")
+    return Result(asdict(exported), f"{exported.kind}: {near(exported.folder)}")
 
 
 def results_of(context: RunContext, summary: Mapping[str, Any]) -> RunResult:
     """The result of a verb that measured: the summary, and its table with what to look at."""
     from paft_ray.report import results_table
 
-    report_file = _near(context.results_folder.path("report.html"))
+    report_file = near(context.results_folder.path("report.html"))
     lines = [results_table(summary), "", f"report:  {report_file}"]
     if (place := tracking_place(context.config.tracking, context.storage)) is not None:
         uri = place.uri
-        mlflow = _near(str(Path(sys.executable).with_name("mlflow")))
+        mlflow = near(str(Path(sys.executable).with_name("mlflow")))
         local = uri.startswith("sqlite:")
         show = shell_words([mlflow, "ui", "--backend-store-uri", uri]) if local else uri
         lines.append(f"MLflow:  {without_password(show)}")
     return RunResult(summary, "\n".join(lines), folder=context.results_folder)
-
-
-def _near(path: str) -> str:
-    """A path relative to the working directory, where it is inside."""
-    inside = Path(path).is_absolute() and Path(path).is_relative_to(Path.cwd())
-    return str(Path(path).relative_to(Path.cwd())) if inside else path
 
 
 def _plan(work: Work) -> Result:

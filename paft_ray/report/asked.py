@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.report.files import RunFiles, Training
-from paft_ray.report.oddness import odd_prompts
 from paft_ray.report.tables import display_name, trained_labels
 
 _SHOWN = 3
@@ -43,9 +42,13 @@ class Asked:
     """How many there are."""
 
 
-def prompts_asked(run: RunFiles) -> tuple[Asked, ...]:
-    """The prompts of every model that has its own, then those that all are asked with."""
-    odd = odd_prompts(run)
+def prompts_asked(run: RunFiles, odd: Mapping[str, Sequence[str]]) -> tuple[Asked, ...]:
+    """The prompts of every model that has its own, then those that all are asked with.
+
+    Args:
+        run: The run.
+        odd: See `odd_prompts`.
+    """
     found = [*_trained(run, odd), *_optimized(run)]
     tests = [row for row in run.prompts if row.get("split") == "test"]
     if tests:

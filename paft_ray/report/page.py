@@ -140,7 +140,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         search_rows=trial_rows(run.search) if run.search else [],
         search_plots=plots.search,
         search_axis=search_axis(run.search) if run.search else None,
-        asked=prompts_asked(run),
+        asked=prompts_asked(run, odd),
         mlflow=run.mlflow,
         plot=plots.accuracy,
         lines=prompt_lines(run),

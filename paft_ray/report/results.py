@@ -109,14 +109,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if components := components_of(table, asked, wordings):
             summary["components"] = components
     _add_to_models(context, results, summary["models"])
-    if scores.paraphrases is not None:
-        summary["paraphrases"] = dict(scores.paraphrases)
-    if asked_for(context, "train") is not None and context.run_folder.exists(TRAINING_RECORD):
-        summary["training_paraphrases"] = context.run_folder.read_json(TRAINING_RECORD)
-    if scores.parity is not None:
-        summary["parity"] = {"backend": evaluation.backend.type, **scores.parity}
-    if context.notes:
-        summary["chat_template"] = list(context.notes)
+    summary |= _circumstances(context, results)
     folder.write_bytes("scores.parquet", to_parquet(table))
     folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
     folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
@@ -188,6 +181,20 @@ def _grading(context: RunContext) -> dict[str, Any]:
         **({"grading_code": code} if code else {}),
         **({} if shown is None else {"demonstrations": shown.model_dump(mode="json")}),
     }
+
+
+def _circumstances(context: RunContext, results: Results) -> dict[str, Any]:
+    """How questions were put to the models, where that is not as usual."""
+    scores, found = results.scores, dict[str, Any]()
+    if scores.paraphrases is not None:
+        found["paraphrases"] = dict(scores.paraphrases)
+    if asked_for(context, "train") is not None and context.run_folder.exists(TRAINING_RECORD):
+        found["training_paraphrases"] = context.run_folder.read_json(TRAINING_RECORD)
+    if scores.parity is not None:
+        found["parity"] = {"backend": context.config.evaluation.backend.type, **scores.parity}
+    if context.notes:
+        found["chat_template"] = list(context.notes)
+    return found
 
 
 def _majority(task: Task, examples: Sequence[Example]) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """The context of one command: configuration, task, storage, identities, tracking."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
@@ -127,13 +128,12 @@ class RunContext:
     @property
     def about(self) -> dict[str, str]:
         """What this run and those below it in tracking have in common."""
-        base = {"base_model": self.config.model.path} if self.config.has_base else {}
-        return {"run": self.config.name, "task": self.task.name, **base}
+        return about_run(self.config, self.task)
 
     @property
     def tags(self) -> dict[str, str]:
         """The same as tags, by which people find the records."""
-        return {f"paft.{name}": value for name, value in self.about.items()}
+        return as_tags(self.about)
 
     def tracked(self) -> Self:
         """This context with tracking prepared, which may create a sqlite database."""
@@ -203,3 +203,14 @@ class RunContext:
 def examples_identity(examples: tuple[Example, ...]) -> str:
     """Fingerprint of examples in their order; their ids come from content."""
     return fingerprint([example.id for example in examples])
+
+
+def about_run(config: Config, task: Task) -> dict[str, str]:
+    """What a run and those below it in tracking have in common."""
+    base = {"base_model": config.model.path} if config.has_base else {}
+    return {"run": config.name, "task": task.name, **base}
+
+
+def as_tags(about: Mapping[str, str]) -> dict[str, str]:
+    """The tags in tracking that say this of a run."""
+    return {f"paft.{name}": value for name, value in about.items()}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from paft_ray.cluster.control import Control
 from paft_ray.config import Config
+from paft_ray.runs.context import about_run, as_tags
 from paft_ray.serving.record import MadeFrom
 from paft_ray.storage.paths import Storage
 from paft_ray.tracking import TrackedRun, TrackingTarget, pool_version
@@ -105,9 +106,7 @@ class Job:
         only = {"paft.prompt": self.prompts[0][1]} if len(self.prompts) == 1 else {}
         return {
             "paft.kind": "training",
-            "paft.run": self.config.name,
-            "paft.task": self.task.name,
-            "paft.base_model": self.config.model.path,
+            **as_tags(about_run(self.config, self.task)),
             "paft.variant": self.label,
             "paft.seed": str(self.config.seed),
             "paft.fingerprint": self.identity,

@@ -85,7 +85,7 @@ def test_each_model_shows_its_own_prompts_and_all_show_the_held_out_ones(folder:
         first = {"id": "train07", "text": "Judge it. {sentence}"}
         manifest["about"] |= {"prompts": count, "prompt": first}
         own.write_json("manifest.json", manifest)
-    single, paft, held_out = prompts_asked(read_run(folder))
+    single, paft, held_out = prompts_asked(run := read_run(folder), odd_prompts(run))
     assert [shown.text for shown in single.prompts] == ["Judge it. {sentence}"]
     assert "does best with" in single.way
     assert paft.way == "drawn afresh for every example from 84 prompts of the pool"
