@@ -1,7 +1,6 @@
 """Data for other trainers from a configuration: its task, its pool, its draws."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from paft_ray.config import SinglePromptVariant, Training, total_steps
@@ -49,15 +48,14 @@ def prompt_dataset(
     base = prepare_base(config.model.path, config.model.revision, context.storage)
 
     from paft_ray.models.load import load_tokenizer
-    from paft_ray.training.planning import planner_of, varying_of
+    from paft_ray.training.planning import TrainingData, planner_of
     from paft_ray.training.prompt_dataset import PromptDataset, refuse_undrawable
 
     refuse_undrawable(own.train)
     tokenizer = load_tokenizer(base, config.model.revision, config.model.trust_remote_code)
     examples = context.task.train
     texts = [(prompt.id, prompt.text) for prompt in prompts]
-    planner = planner_of(own, context.task, examples, texts, tokenizer)
-    planner = replace(planner, varying=varying_of(own, context.task, examples))
+    planner = planner_of(own, TrainingData(context.task, examples, texts), tokenizer)
     return PromptDataset(planner, own.train, total_steps(own.train, len(examples)), base)
 
 

@@ -1,6 +1,7 @@
 """The planner that a configuration describes: examples, prompts and draws of one training."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paft_ray.config import GRPO, Config
@@ -18,26 +19,32 @@ if TYPE_CHECKING:
     from paft_ray.runs.paraphrases import ParaphraseTable
 
 
-def planner_of(
-    config: Config,
-    task: Task,
-    examples: Sequence[Example],
-    prompts: Sequence[tuple[str, str]],
-    tokenizer: "PreTrainedTokenizerBase",
-) -> Planner:
-    """Return what makes the batches of a training; examples are not varied, see `varying_of`.
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a training is made from."""
+
+    task: Task
+    """Its own examples are not read."""
+    examples: Sequence[Example]
+    """The training examples."""
+    prompts: Sequence[tuple[str, str]]
+    """Ids and texts, in the pool's order."""
+    paraphrases: "ParaphraseTable | None" = None
+    """The examples in other words, if they are put so."""
+
+
+def planner_of(config: Config, data: TrainingData, tokenizer: "PreTrainedTokenizerBase") -> Planner:
+    """Return what makes the batches of a training.
 
     Args:
         config: From `Config.of_training`.
-        task: Its own examples are not read.
-        examples: The training examples.
-        prompts: Ids and texts, in the pool's order.
+        data: Of the training.
         tokenizer: Of the base model.
     """
-    train = config.train
+    train, task, prompts = config.train, data.task, data.prompts
     written = train.objective if isinstance(train.objective, GRPO) else None
     return Planner(
-        examples=examples,
+        examples=data.examples,
         prompts=[(id, parse(text, task.slots)) for id, text in prompts],
         encoder=TextEncoder.from_config(tokenizer, config),
         sampler=PromptSampler(config.seed, len(prompts), train.sampling),
@@ -48,23 +55,19 @@ def planner_of(
         answer_prefix=train.response_prefix_tokens,
         views=views(train.objective),
         choices_of=task.choices_of if train.objective.reads_choices else None,
+        varying=_varying(config, data),
         rollouts=written.rollouts if written else 1,
         updates=written.updates if written else 1,
     )
 
 
-def varying_of(
-    config: Config,
-    task: Task,
-    examples: Sequence[Example],
-    paraphrases: "ParaphraseTable | None" = None,
-) -> Varying | None:
+def _varying(config: Config, data: TrainingData) -> Varying | None:
     """Return the further ways in which each example is put; None where nothing varies."""
     variation = config.train.variation
     if variation.is_off:
         return None
-    shown, solved = variation.demonstrations, examples
+    shown, solved = variation.demonstrations, data.examples
     if config.train.objective.reads_unlabelled:
-        solved = [example for example in examples if example.answer]
-    pool = demonstration_pool(task, shown, solved) if shown is not None else ()
-    return Varying(task, variation, config.seed, pool, paraphrases)
+        solved = [example for example in data.examples if example.answer]
+    pool = demonstration_pool(data.task, shown, solved) if shown is not None else ()
+    return Varying(data.task, variation, config.seed, pool, data.paraphrases)

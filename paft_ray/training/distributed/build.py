@@ -23,7 +23,7 @@ from paft_ray.models.warm_start import begin_with
 from paft_ray.training.batch_plan import Planner
 from paft_ray.training.deepspeed_engine import deepspeed_config
 from paft_ray.training.job import Job
-from paft_ray.training.planning import planner_of, varying_of
+from paft_ray.training.planning import TrainingData, planner_of
 from paft_ray.training.zero import divide
 
 if TYPE_CHECKING:
@@ -66,15 +66,12 @@ def _stored(job: Job, device: str) -> Stored:
 
 def build_planner(job: Job, model: "PeftModel | PreTrainedModel") -> Planner:
     """Return what makes the batches of the training."""
-    config, task, examples = job.config, job.task, job.examples.open()
+    config = job.config
     other = None if job.paraphrases is None else job.paraphrases.open()
+    data = TrainingData(job.task, job.examples.open(), job.prompts, other)
     tokenizer = load_tokenizer(job.base, config.model.revision, config.model.trust_remote_code)
-    planner = planner_of(config, task, examples, job.prompts, tokenizer)
-    return replace(
-        planner,
-        packing=planner.packing and reads_positions(model),
-        varying=varying_of(config, task, examples, other),
-    )
+    planner = planner_of(config, data, tokenizer)
+    return replace(planner, packing=planner.packing and reads_positions(model))
 
 
 def require_files(job: Job, model: "PeftModel | PreTrainedModel") -> None:
