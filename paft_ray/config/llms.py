@@ -96,7 +96,7 @@ class TransformersLLM(Author, affects="pool"):
     """Run Python files that lie beside this model's weights; a hub model then needs a commit as its
     `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], _ANSWERS] = "auto"
-    """Precision of the weights while generating; auto is bf16 where the processor has it."""
+    """Precision of the weights while generating; auto is bf16 where the device is faster so."""
     batch_size: Annotated[int, _ANSWERS] = Field(default=32, ge=1)
     """Requests generated together; part of what determines the answers."""
     max_tokens: Annotated[int, _ANSWERS] = Field(default=96, ge=1)

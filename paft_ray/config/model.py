@@ -22,8 +22,8 @@ class ModelConfig(Section, affects="weights"):
     """Run Python files that lie beside the model's weights, on the driver and all nodes: read them
     first. A hub model then needs a commit as its `revision`."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], affects("weights", "scores")] = "auto"
-    """Arithmetic in training and scoring; auto is bf16 where the device has it: autocast over
-    frozen matrices in bf16 and fp32 weights."""
+    """Arithmetic in training and scoring; auto is bf16 where the device is faster with it:
+    autocast over frozen matrices in bf16 and fp32 weights."""
     chat_template: Annotated[Literal["none", "auto"], affects("pool", "weights", "scores")] = "none"
     """Whether a rendered prompt is wrapped in the model's chat template. With `auto` thinking is
     switched off where the template can, and a date that it prints is pinned; the report says so."""

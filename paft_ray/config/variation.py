@@ -56,7 +56,7 @@ class DemonstrationsVariation(Section, affects="run"):
     """How many."""
     draws: int = Field(default=3, ge=1)
     """In evaluation, how often other ones are drawn: figures are means over draws, and intervals
-    include the luck of the draw. In training every example gets its own at each step."""
+    tell how much draws differ. In training every example gets its own at each step."""
     examples_per_class: int | None = Field(default=None, ge=1)
     """Draw from the first so many training examples of each answer only; by default from all that
     are trained on (`task.examples_per_class`)."""

@@ -31,7 +31,7 @@ class Answers:
 
     models: tuple[tuple[str, int], ...]
     """Label and seed of each model, sorted; once for each draw of demonstrations, where there are
-    any, so that figures are means over draws and their intervals include the luck of the draw."""
+    any, so that figures are means over draws and their intervals tell how much draws differ."""
     draws: tuple[int, ...]
     """Number of the draw of demonstrations of each model."""
     prompt_ids: tuple[str, ...]

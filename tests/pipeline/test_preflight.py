@@ -563,13 +563,15 @@ def test_templates_of_a_file_that_are_left_out_are_named(world):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("flags\t\t: fpu avx512_bf16 sse", True),
+        ("vendor_id : AuthenticAMD\nflags\t\t: fpu avx512_bf16 sse", True),
+        ("vendor_id : GenuineIntel\nflags\t\t: fpu avx512_bf16 sse", False),
+        ("flags\t\t: fpu avx512_bf16 sse", False),
         ("processor: 0\nflags: fpu amx_bf16\n", True),
         ("flags: fpu avx512f\nbugs: amx_bf16\n", False),
         ("", False),
     ],
 )
-def test_processor_with_bfloat16_is_told_by_its_flags(tmp_path, text, expected):
+def test_processor_that_is_faster_in_bfloat16_is_told_by_vendor_and_flags(tmp_path, text, expected):
     (tmp_path / "cpuinfo").write_text(text)
     assert cpu_has_bfloat16(tmp_path / "cpuinfo") is expected
     assert cpu_has_bfloat16(tmp_path / "missing") is False
