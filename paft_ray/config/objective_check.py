@@ -54,6 +54,8 @@ def check_prompts(train: TrainConfig, variant: VariantConfig, pool_size: int | N
         of_pool = {"prompts of bound_prompts": variant.prompts}
     elif not isinstance(variant, PaftVariant):
         return
+    elif variant.pool_size is not None:
+        of_pool = {"pool_size of paft": variant.pool_size}
     for field, there in of_pool.items():
         if there is not None and 1 < there < wanted:
             raise ValueError(

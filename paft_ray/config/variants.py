@@ -69,6 +69,8 @@ class PaftVariant(TrainedVariant, affects="run"):
     type: Literal["paft"]
     sampling: SamplingConfig | None = None
     """Replaces `train.sampling`, for example to compare temperatures."""
+    pool_size: Annotated[int | None, affects("run", neutral=None)] = Field(default=None, ge=1)
+    """Replaces `prompts.pool_size`, for example to compare sizes."""
 
 
 class SinglePromptVariant(TrainedVariant, affects="run"):

@@ -17,6 +17,7 @@ from paft_ray.config import (
     Config,
     Endpoint,
     LLMConfig,
+    PaftVariant,
     PromptsConfig,
     SinglePromptVariant,
     TransformersLLM,
@@ -229,7 +230,9 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
             )
         yield from _unusable(path, texts, results)
     split = config.prompts.split
-    wanted = (config.prompts.pool_size or 1) + split.validation + split.test
+    own = (v.pool_size for v in config.variants if isinstance(v, PaftVariant))
+    sizes = (config.prompts.pool_size, *own)
+    wanted = max(size or 1 for size in sizes) + split.validation + split.test
     if config.prompts.generation is None and len(usable) < wanted:
         raise ConfigError(
             f"prompts.files: {len(usable)} usable templates are fewer than the {wanted} that "

@@ -33,15 +33,17 @@ def variant_prompts(
     """The prompts that a variant's sampler draws from.
 
     Raises:
-        PoolError: `prompts.pool_size` is more than the pool's training prompts, or the variant's
-            prompt is like a held-out one.
+        PoolError: `prompts.pool_size`, or the variant's own size, is more than the pool's training
+            prompts, or the variant's prompt is like a held-out one.
     """
+    if isinstance(variant, PaftVariant) and variant.pool_size is not None:
+        return pool.take(variant.pool_size, f"pool_size of {variant.label}").train
     size = context.config.prompts.pool_size
     pool = pool if size is None else pool.take(size)
     if isinstance(variant, PaftVariant):
         return pool.train
     if isinstance(variant, BoundPromptsVariant):
-        return pool.take(variant.prompts).train
+        return pool.take(variant.prompts, f"prompts of {variant.label}").train
     if isinstance(variant, HumanPromptVariant):
         return (human_prompt(context, pool),)
     if variant.prompt is not None:

@@ -114,17 +114,21 @@ class PromptPool:
         """The prompts of one split."""
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
-    def take(self, n: int) -> "PromptPool":
+    def take(self, n: int, field: str = "prompts.pool_size") -> "PromptPool":
         """The pool with only its first `n` training prompts; held-out prompts stay the same.
+
+        Args:
+            n: How many.
+            field: Where that was asked for, for the error.
 
         Raises:
             PoolError: There are fewer, or `n` is not positive.
         """
         if n < 1:
-            raise PoolError(f"prompts.pool_size ({n}) is less than 1: raise it, or leave it out")
+            raise PoolError(f"{field} ({n}) is less than 1: raise it, or leave it out")
         if n > len(self.train):
             raise PoolError(
-                f"prompts.pool_size ({n}) is more than the {len(self.train)} training prompts of "
+                f"{field} ({n}) is more than the {len(self.train)} training prompts of "
                 "this pool: lower it, or raise prompts.generation.per_llm"
             )
         return replace(self, train=self.train[:n])

@@ -541,6 +541,15 @@ WRONG = [
         {"variants": [{"type": "paft", "prompt": "x"}]},
         ["variants.0.prompt: unknown key"],
     ),
+    ("paft", {"variants": [{"type": "paft", "pool_size": 0}]}, ["variants.0.pool_size: 0"]),
+    (
+        "grpo",
+        {
+            **grpo(rollouts=8, prompts_per_question=8),
+            "variants": [{"type": "paft", "pool_size": 4}],
+        },
+        ["variants.0", "prompts_per_question (8)", "pool_size of paft (4)"],
+    ),
     (
         "single_prompt",
         {"variants": [{"type": "single_prompt", "prompt": 3}]},

@@ -48,6 +48,7 @@ def make_pool(*held_out: str) -> PromptPool:
 def test_each_variant_gets_the_prompts_that_its_name_promises(make_session):
     context = make_session(
         {"type": "paft"},
+        {"type": "paft", "name": "paft_of_3", "pool_size": 3},
         {"type": "bound_prompts", "prompts": 5},
         {"type": "human_prompt"},
         {"type": "single_prompt", "prompt": "My own wording of the matter: {review} =>"},
@@ -55,11 +56,25 @@ def test_each_variant_gets_the_prompts_that_its_name_promises(make_session):
     pool = make_pool("Entirely other words, please: <r>{review}</r> Verdict:")
     prompts = prompts_by_variant(context, pool)
     assert prompts["paft"] == pool.train
+    assert prompts["paft_of_3"] == pool.take(3).train
     assert prompts["bound_prompts"] == pool.take(5).train
     [own] = prompts["single_prompt"]
     assert own.text == "My own wording of the matter: {review} =>"
     [human] = prompts["human_prompt"]
     assert human.instruction == INSTRUCTIONS[0]
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        ({"type": "paft", "pool_size": 21}, r"pool_size of paft \(21\) is more than the 20"),
+        ({"type": "bound_prompts", "prompts": 30}, r"prompts of bound_prompts \(30\) is more"),
+    ],
+)
+def test_more_prompts_than_the_pool_has_are_refused_by_their_field(make_session, variant, said):
+    pool = make_pool("Entirely other words, please: <r>{review}</r> Verdict:")
+    with pytest.raises(PoolError, match=said):
+        prompts_by_variant(make_session(variant), pool)
 
 
 def test_human_prompt_passes_over_what_is_held_out(make_session):
