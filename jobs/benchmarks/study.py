@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from records import commit, named
+from scipy.special import ndtri
 
 from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, STD_BY_CHANCE, WORST
 from paft_ray.evaluation.scores import further_grades
-from paft_ray.evaluation.summary import PAFT, summarise
+from paft_ray.evaluation.summary import PAFT, scores_by_author, summarise
+from paft_ray.prompts.pool import PromptPool
 from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
@@ -47,6 +49,7 @@ def keep(run: Path) -> Path:
         for name in ("config", "summary", "manifest")
     )
     scores = pq.read_table(run / "scores.parquet")
+    pool = PromptPool.from_table(pq.read_table(run / "prompts.parquet"))
     grades = [grade["label"] for grade in summary.get("grades", [])]
     figures = _figures(scores, summary)
     for label, model in figures["models"].items():
@@ -65,6 +68,12 @@ def keep(run: Path) -> Path:
         "sources": _sources(config["config"]),
         "config": config["results_from"],
         "summary": figures,
+        "by_author": {
+            author: _figures(part, summary)
+            for author, part in scores_by_author(
+                scores, pool.test, list(summary.get("by_author", {}))
+            ).items()
+        },
         "further": {
             label: _figures(_graded_by(scores, grade_N), summary)
             for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)
@@ -118,6 +127,9 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     )
     yield ""
     yield from _rows(record, summary, "trained with")
+    for author, part in record.get("by_author", {}).items():
+        yield ""
+        yield from _rows(record, part, f"trained with ({part['prompts']} prompts by {author})")
     for label, graded in record.get("further", {}).items():
         yield ""
         yield from _rows(record, graded, f"trained with (graded by {label})")
@@ -128,22 +140,42 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
     figures = (MEAN, STD, STD_BY_CHANCE, WORST, LOW_QUANTILE)
     lead = PAFT if PAFT in summary["models"] else list(summary["models"])[-1]
     leads = "PAFT" if lead == PAFT else NAMES[lead].strip("*")
-    yield f"| {first} | {' | '.join(f.heading for f in figures)} | {leads} - this, mean |"
-    yield "|---|---|---|---|---|---|---|"
+    heads = *(f.heading for f in figures), f"{leads} - this, mean", "p (Holm)", "would show"
+    yield f"| {first} | {' | '.join(heads)} |"
+    yield f"|{'---|' * (len(heads) + 1)}"
+    against = {
+        label: summary["differences"].get(f"{lead} - {label}") for label in summary["models"]
+    }
+    adjusted = holm({label: d["p"] for label, d in against.items() if d})
     for label, model in summary["models"].items():
         cells = []
         for figure in figures:
             interval = figure.read(model["intervals"])
             bounds = f" ({_span(interval)})" if interval else ""
             cells.append(f"{figure.show(figure.read(model))}{bounds}")
-        difference = summary["differences"].get(f"{lead} - {label}")
-        last = (
-            f"{100 * difference['value']:+.1f} ({_span((difference['low'], difference['high']))})"
-            if difference
-            else ""
-        )
+        if (found := against[label]) is None:
+            cells += [""] * 3
+        else:
+            bounds = found["low"], found["high"]
+            cells.append(f"{100 * found['value']:+.1f} ({_span(bounds)})")
+            cells += [f"{adjusted[label]:.3f}", f"{100 * smallest_shown(*bounds):.1f}"]
         name = NAMES.get(label, str(label)).format(**record["config"]["evaluation"])
-        yield f"| {name} | {' | '.join(cells)} | {last} |"
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values by comparison, adjusted for their number (Holm 1979)."""
+    adjusted, highest = {}, 0.0
+    for rank, label in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[label]))
+        adjusted[label] = highest
+    return adjusted
+
+
+def smallest_shown(low: float, high: float) -> float:
+    """The difference that a design with this 95% interval shows in 80 of 100 cases."""
+    standard_error = (high - low) / (2 * ndtri(0.975))
+    return float(standard_error * (ndtri(0.975) + ndtri(0.8)))
 
 
 def _span(bounds: Sequence[float]) -> str:

@@ -101,17 +101,21 @@ class PoolSplitConfig(Section, affects="pool"):
     and no other: figures then hold for an author whose prompts were never trained on."""
     held_out_file: Annotated[str | None, affects("pool", neutral=None)] = None
     """An entry of `prompts.files` that holds all test prompts, none of which is trained on: what
-    people wrote, for example, beside training prompts that an LLM wrote."""
+    people wrote, for example, beside training prompts that an LLM wrote. With `held_out_llm` too,
+    each gives half of them, and results show both apart."""
 
     @property
-    def held_out_author(self) -> str | None:
-        """The LLM or the file that all test prompts come from; None for any."""
-        return self.held_out_llm or self.held_out_file
+    def held_out_authors(self) -> tuple[str, ...]:
+        """The file and the LLM that all test prompts come from; empty for any."""
+        return tuple(name for name in (self.held_out_file, self.held_out_llm) if name)
 
     @model_validator(mode="after")
-    def _one_author(self) -> Self:
-        if self.held_out_llm and self.held_out_file:
-            raise ValueError("test prompts come from held_out_llm or held_out_file: remove one")
+    def _a_test_prompt_of_each_author(self) -> Self:
+        if self.test < len(self.held_out_authors):
+            raise ValueError(
+                f"split.test ({self.test}) is less than one prompt of held_out_file and one of "
+                "held_out_llm: raise it, or remove one of them"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from paft_ray.config import BASE
 from paft_ray.evaluation.answers import Answers, read_answers, require_paired
@@ -26,6 +27,7 @@ from paft_ray.evaluation.figures import (
     as_tree,
 )
 from paft_ray.evaluation.metrics import calibration_error
+from paft_ray.prompts.pool import Prompt
 
 SINGLE_PROMPT = "single_prompt"
 """Label of the variant that every other variant is compared with."""
@@ -107,6 +109,17 @@ def summarise(
         "seconds": dict(seconds),
         **({} if estimate is None else {"scored_share": share}),
     }
+
+
+def scores_by_author(
+    scores: pa.Table, prompts: Sequence[Prompt], authors: Sequence[str]
+) -> dict[str, pa.Table]:
+    """The scores under the prompts of each author, an LLM or a file."""
+    ids = {
+        author: [p.id for p in prompts if author in (p.origin.llm, p.origin.file)]
+        for author in authors
+    }
+    return {author: scores.filter(pc.field("prompt_id").isin(ids[author])) for author in authors}
 
 
 def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str, str]]:

@@ -152,8 +152,8 @@ def _assign(
     for index, cluster in enumerate(clusters):
         if index in held_out:
             assignments.append(Assignment(held_out[index], cluster))
-        elif config.held_out_author and pieces[index].author == config.held_out_author:
-            detail = f"{config.held_out_author} is for test prompts only"
+        elif (author := pieces[index].author) and author in config.held_out_authors:
+            detail = f"{author} is for test prompts only"
             assignments.append(Assignment(None, cluster, HELD_OUT_AUTHOR, detail))
         elif near := _nearest(index, held_out, sets, config.similarity):
             other, similar = near
@@ -264,7 +264,7 @@ def _choose(
     config: PoolSplitConfig,
 ) -> dict[int, SplitName]:
     """The held-out pieces: one of each small group, or several where that spares training."""
-    wanted = config.test + config.validation
+    wanted, shares = config.test + config.validation, _shares(config)
     available = groups[:-1]  # the largest trains
     budget = max(wanted, _HELD_OUT_SHARE * len(sets))
     count = spent = 0
@@ -273,7 +273,7 @@ def _choose(
         count += 1
     for enough in range(count, len(available) + 1):
         for order in (available[:enough], available[:enough][::-1]):
-            chosen = _pick(_deal(order, pieces, config), sets, config)
+            chosen = _pick(_deal(order, pieces, shares), sets, config)
             if len(chosen) == wanted:
                 return chosen
     sizes = [len(group.members) for group in groups]
@@ -284,52 +284,59 @@ def _choose(
     )
 
 
-def _deal(
-    groups: Sequence[_Group], pieces: Sequence[Piece], config: PoolSplitConfig
-) -> Mapping[SplitName, list[tuple[int, ...]]]:
-    """Groups to the held-out splits, in proportion to what each needs; none is shared.
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Held-out prompts of one split, by one author or by any but some others."""
 
-    Of a group only the members count that may be in the split: where one author writes the test
-    prompts, theirs in test and the others' in validation.
-    """
-    needs: dict[SplitName, int] = {"test": config.test, "validation": config.validation}
-    dealt: dict[SplitName, list[tuple[int, ...]]] = {split: [] for split in needs}
+    split: SplitName
+    count: int
+    author: str | None
+    others: tuple[str, ...] = ()
+
+    def takes(self, piece: Piece) -> bool:
+        """Return whether a piece may be in it."""
+        return piece.author not in self.others and self.author in (None, piece.author)
+
+
+def _shares(config: PoolSplitConfig) -> tuple[_Share, ...]:
+    """What is held out: as many test prompts by each of the authors who write them."""
+    authors = config.held_out_authors or (None,)
+    more = [config.test + place for place in reversed(range(len(authors)))]
+    test = (_Share("test", n // len(more), who) for n, who in zip(more, authors, strict=True))
+    return *test, _Share("validation", config.validation, None, config.held_out_authors)
+
+
+def _deal(
+    groups: Sequence[_Group], pieces: Sequence[Piece], shares: Sequence[_Share]
+) -> Mapping[_Share, list[tuple[int, ...]]]:
+    """Groups to shares, in proportion to what each needs, with the members that may be in it."""
+    dealt: dict[_Share, list[tuple[int, ...]]] = {share: [] for share in shares}
     for place, group in enumerate(groups):
-        fitting: dict[SplitName, tuple[int, ...]] = {
-            split: _allowed(group.members, pieces, split, config) for split in needs
+        fitting = {
+            share: tuple(i for i in group.members if share.takes(pieces[i])) for share in shares
         }
-        able: list[SplitName] = [split for split in needs if fitting[split]]
-        without: list[SplitName] = [s for s in able if needs[s] and not dealt[s]]
+        able = [share for share in shares if fitting[share]]
+        without = [share for share in able if share.count and not dealt[share]]
         open_to = without if without and len(groups) - place <= len(without) else able
         if open_to:
-            split = max(open_to, key=lambda s: needs[s] / (len(dealt[s]) + 1))
-            dealt[split].append(fitting[split])
+            share = max(open_to, key=lambda share: share.count / (len(dealt[share]) + 1))
+            dealt[share].append(fitting[share])
     return dealt
 
 
-def _allowed(
-    members: Iterable[int], pieces: Sequence[Piece], split: SplitName, config: PoolSplitConfig
-) -> tuple[int, ...]:
-    author = config.held_out_author
-    if author is None:
-        return tuple(members)
-    return tuple(i for i in members if (pieces[i].author == author) == (split == "test"))
-
-
 def _pick(
-    dealt: Mapping[SplitName, list[tuple[int, ...]]],
+    dealt: Mapping[_Share, list[tuple[int, ...]]],
     sets: Sequence[frozenset[str]],
     config: PoolSplitConfig,
 ) -> dict[int, SplitName]:
-    """One piece of every group in turn, until each split has what it needs."""
-    needs: dict[SplitName, int] = {"test": config.test, "validation": config.validation}
+    """One piece of every group in turn, until all that is held out has what it needs."""
     chosen: dict[int, SplitName] = {}
-    for split, groups in dealt.items():
-        others = list(chosen)
+    for share, groups in dealt.items():
+        others = [index for index, split in chosen.items() if split != share.split]
         turns = (index for turn in zip_longest(*groups) for index in turn if index is not None)
         fitting = (i for i in turns if not _nearest(i, others, sets, config.similarity))
-        for index in islice(fitting, needs[split]):
-            chosen[index] = split
+        for index in islice(fitting, share.count):
+            chosen[index] = share.split
     return chosen
 
 

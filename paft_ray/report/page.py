@@ -35,6 +35,7 @@ from paft_ray.report.search import (
     trial_rows,
 )
 from paft_ray.report.tables import (
+    by_author,
     by_certainty,
     differences,
     display_name,
@@ -125,6 +126,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         further=further,
         further_folded=further_folded,
         differences=differences(summary),
+        by_author=by_author(summary),
         axes=axes(summary),
         components=components(summary),
         summary=summary,

@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from paft_ray.evaluation.cost_figures import (
 )
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.grid import GridScores
-from paft_ray.evaluation.summary import Unscored, summarise
+from paft_ray.evaluation.summary import Unscored, scores_by_author, summarise
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
@@ -85,23 +86,27 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
     table = scores.on_test_prompts
-    summary = summarise(
-        table,
-        labels,
-        evaluation.top_thresholds or (context.task.top_threshold,),
-        seeds,
-        results.seconds,
+    summarised = partial(
+        summarise,
+        variants=labels,
+        thresholds=evaluation.top_thresholds or (context.task.top_threshold,),
+        seeds=seeds,
+        seconds=results.seconds,
         estimate=None
         if evaluation.estimate is None
         else Unscored({e.id: e.answer for e in examples}, context.task.choices is not None),
         subjects=more,
         grades=[grader.label for grader in context.task.graders[1:]],
     )
+    summary = summarised(table)
     summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
     if (majority := _majority(context.task, examples)) is not None:
         summary["majority"] = majority
     if evaluation.estimate is None:
+        if len(authors := context.config.prompts.split.held_out_authors) > 1:
+            parts = scores_by_author(table, pool.test, authors)
+            summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
         wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
         if axes := axes_of(table, asked, wordings):

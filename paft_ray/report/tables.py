@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, Figure, figures_of
+from paft_ray.evaluation.figures import GENERATED_TOKENS, MEAN, STD, WORST, Figure, figures_of
 from paft_ray.evaluation.summary import PAFT, differences_of, of_figure
 from paft_ray.serving.card import Evaluation
 
@@ -248,6 +248,22 @@ def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
     below = " – ".join(map(figure.show, interval)) if interval else ""
     unsure = bool(interval) and interval[1] - interval[0] > figure.most / 2
     return Cell(figure.show(value) + figure.unit, value, below, unsure=unsure)
+
+
+def by_author(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """Figures under the prompts of each held-out author; no rows where there are not two."""
+    found = summary.get("by_author", {})
+    rows = [
+        Row(
+            "",
+            f"{figure.heading}, {part['prompts']} by {author}",
+            tuple(_cell(figure, model) for model in part["models"].values()),
+        )
+        for figure in (MEAN, STD, WORST)
+        for author, part in found.items()
+    ]
+    columns = tuple(display_name(label, names) for label in summary["models"])
+    return Table(columns, tuple(rows))
 
 
 def by_certainty(table: Table) -> tuple[Table, Table]:

@@ -15,6 +15,7 @@ from paft_ray.report.lengths import chosen_steps, trained_otherwise
 from paft_ray.report.tables import (
     Table,
     backends_agree,
+    by_author,
     display_name,
     how_answers_end,
     results,
@@ -53,9 +54,10 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     wide = [figure for figure in figures_of(summary) if figure.table == "wide"]
     while len((table := _lines(summary, names, wide))[0]) > _WIDTH and wide:
         wide.pop()
+    authors = _aligned(by_author(summary, names), "held-out prompts of each author")
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
     parts = _aligned(components(summary, names), "percent of the variance of grades from the")
-    blocks = [line for block in (moved, parts) if block for line in ("", *block)]
+    blocks = [line for block in (authors, moved, parts) if block for line in ("", *block)]
     said = [*differences(summary, names), *cautions(summary, names)]
     return "\n".join([*verdict_lines(summary, names), "", *table, *blocks, "", *said])
 

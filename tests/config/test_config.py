@@ -486,8 +486,13 @@ WRONG = [
     ),
     (
         "split",
-        {"prompts": {"files": ["a", "b"], "split": {"held_out_file": "a", "held_out_llm": "m"}}},
-        ["prompts.split", "remove one"],
+        {
+            "prompts": {
+                "files": ["a", "b"],
+                "split": {"held_out_file": "a", "held_out_llm": "m", "test": 1},
+            }
+        },
+        ["prompts.split", "split.test (1) is less than one prompt of held_out_file and one"],
     ),
     ("model", {"model": {"path": "m", "dtype": "float16"}}, ["model.dtype: 'float16'"]),
     ("model", {"model": {"path": "m", "peft": {"r": 8}}}, ["model.peft", "peft_type", "LORA"]),

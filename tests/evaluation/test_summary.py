@@ -1,6 +1,7 @@
 """The scores table, made into a summary."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,8 @@ from synthetic_scores import random_grid, scores
 from paft_ray.config.errors import DataError
 from paft_ray.evaluation.estimate_cells import balanced_cells
 from paft_ray.evaluation.figures import FIGURES
-from paft_ray.evaluation.summary import Unscored, pairs, summarise
+from paft_ray.evaluation.summary import Unscored, pairs, scores_by_author, summarise
+from paft_ray.prompts.pool import Origin, training_prompt
 
 
 def test_summary_has_the_documented_shape_and_survives_json():
@@ -170,3 +172,18 @@ def test_variants_with_names_of_their_own_are_compared_with_those_before_them() 
         ("grpo", "sft"), ("grpo_pool", "sft"), ("grpo_pool", "grpo"),
     ]  # fmt: skip
     assert ("b", "a") not in pairs(["base", "single_prompt", "a", "b"])
+
+
+def test_scores_by_author_hold_the_prompts_of_that_author_alone():
+    table = scores({("base", 0): random_grid(1, 0.5)})
+    ids = table.column("prompt_id").unique().to_pylist()
+    origins = [Origin(llm="m"), Origin(file="stock:sst2"), Origin(llm="other")]
+    prompts = [
+        replace(training_prompt("Say it. {x}", ["x"], origins[place % 3]), id=id)
+        for place, id in enumerate(ids)
+    ]
+    parts = scores_by_author(table, prompts, ["stock:sst2", "m"])
+    assert list(parts) == ["stock:sst2", "m"]
+    assert parts["m"].column("prompt_id").unique().to_pylist() == ids[::3]
+    assert parts["stock:sst2"].column("prompt_id").unique().to_pylist() == ids[1::3]
+    assert parts["m"].num_rows == table.num_rows * len(ids[::3]) // len(ids)

@@ -298,6 +298,20 @@ def test_split_with_a_held_out_author_tests_that_author_and_trains_nobody_else_b
     assert reasons == {sp.HELD_OUT_AUTHOR}
 
 
+def test_split_with_two_held_out_authors_tests_half_of_each():
+    pieces = [
+        sp.Piece(text, None, ("file", "llm-0", "llm-1")[index % 3])
+        for index, text in enumerate(sentences(150, seed=3, words=10))
+    ]
+    config = PoolSplitConfig(test=9, validation=5, held_out_llm="llm-1", held_out_file="file")
+    splits = sp.split_pieces(pieces, config, 0)
+    by_author = Counter((piece.author, a.split) for piece, a in zip(pieces, splits, strict=True))
+    assert by_author == {
+        ("file", "test"): 5, ("file", None): 45, ("llm-1", "test"): 4, ("llm-1", None): 46,
+        ("llm-0", "validation"): 5, ("llm-0", "train"): 45,
+    }  # fmt: skip
+
+
 def test_pool_with_a_held_out_file_tests_its_prompts_and_trains_on_none_of_them():
     written = [Candidate(text, "instruction", BY_LLM) for text in sentences(60, seed=3)]
     by_hand = [

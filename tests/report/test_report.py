@@ -6,12 +6,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from synthetic_run import add_shares, make_run
 
 from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation import figures
 from paft_ray.evaluation.figures import Figure
+from paft_ray.evaluation.summary import summarise
 from paft_ray.report import card_figures, results_table, write_report
 from paft_ray.report.tables import display_name, main_label
 from paft_ray.report.text import cautions
@@ -139,6 +142,29 @@ def test_majority_stands_on_screen_and_page(tmp_path: Path):
     assert said in table_of(summary)
     page = Path(write_report(folder)).read_text("utf-8")
     assert page.count('class="majority"') == 3, "a line in each model's strip"
+
+
+def test_figures_by_author_stand_on_screen_and_page(tmp_path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder)
+    assert "prompts of each author" not in results_table(summary)
+    table, labels = pq.read_table(tmp_path / "run" / "scores.parquet"), list(summary["models"])
+    ids = {"stock:sst2": [f"test{p:02d}" for p in range(5)]}
+    ids["gemma"] = [f"test{p:02d}" for p in range(5, 12)]
+    parts = {who: table.filter(pc.field("prompt_id").isin(ids[who])) for who in ids}
+    summary["by_author"] = {
+        who: summarise(part, labels, (0.75,), (0,), {}) for who, part in parts.items()
+    }
+    lines = results_table(summary).splitlines()
+    [head] = [n for n, line in enumerate(lines) if line.startswith("held-out prompts of each")]
+    assert lines[head + 1].startswith("mean, 5 by stock:sst2 ")
+    assert lines[head + 2].startswith("mean, 7 by gemma ")
+    paft = parts["stock:sst2"].filter(pc.field("variant") == "paft").column("correct")
+    assert f" {100 * paft.to_pandas().mean():.1f} (" in lines[head + 1]
+    folder.write_json("summary.json", summary)
+    page = Path(write_report(folder)).read_text("utf-8")
+    assert "By the author of the prompts" in page
+    assert "mean, 7 by gemma" in page
 
 
 def test_results_table_of_known_figures_is_aligned_to_the_letter():
