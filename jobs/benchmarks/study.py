@@ -121,9 +121,10 @@ def _sources(config: Mapping[str, Any]) -> dict[str, Any]:
 def table(record: Mapping[str, Any]) -> Iterator[str]:
     """One study as lines of Markdown, a table for each grade."""
     summary, name = record["summary"], record.get("name", record["task"])
+    seeds = "1 seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} seeds"
     yield (
         f"{name}: {summary['prompts']} held-out prompts x {summary['examples']} "
-        f"examples, {len(summary['seeds'])} seeds, {sum(summary['seconds'].values()) / 3600:.1f} h"
+        f"examples, {seeds}, {sum(summary['seconds'].values()) / 3600:.1f} h"
     )
     yield ""
     yield from _rows(record, summary, "trained with")
