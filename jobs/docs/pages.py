@@ -21,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 STUDY = ROOT / "jobs" / "benchmarks" / "study.py"
 NOTE = "*Written by `make reference` from the code; changes to this file are lost.*"
+RESULTS = STUDY.parent / "results"
+_DRAWN = re.compile(r"\]\((\w+)\.svg\)")
 _BLOCK = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -32,8 +34,9 @@ def pages() -> Iterator[tuple[Path, str]]:
     studies = DOCS / "results" / "studies.md"
     text = studies.read_text(encoding="utf-8")
     yield studies, _BLOCK.sub(lambda found: found[1] + _study(found[2]) + found[3], text)
-    record = STUDY.parent / "results" / "study_sst2.json"
-    yield DOCS / "accuracy.svg", picture.drawn(record)
+    yield DOCS / "accuracy.svg", picture.drawn(RESULTS / "study_sst2.json", picture.FEW)
+    for name in _DRAWN.findall(text):
+        yield studies.parent / f"{name}.svg", picture.drawn(RESULTS / f"study_{name}.json")
 
 
 def _study(task: str) -> str:
@@ -48,7 +51,7 @@ def _study(task: str) -> str:
 
 @cache
 def _studies() -> str:
-    records = sorted((STUDY.parent / "results").glob("study_*.json"))
+    records = sorted(RESULTS.glob("study_*.json"))
     command = [sys.executable, str(STUDY), "show", *map(str, records)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
