@@ -39,6 +39,10 @@ NAMES = {
 }
 
 
+_SIZED = {"bound": "each example bound to one", "drawn": "one drawn at each step"}
+"""Labels of trainings with so many prompts, such as `bound_3`."""
+
+
 def keep(run: Path) -> Path:
     """Summarise a run's scores, and write that with what made it to the results; returns where.
 
@@ -140,7 +144,7 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
     """A line for each model, with what the last one leads by."""
     figures = (MEAN, STD, STD_BY_CHANCE, WORST, LOW_QUANTILE)
     lead = PAFT if PAFT in summary["models"] else list(summary["models"])[-1]
-    leads = "PAFT" if lead == PAFT else NAMES[lead].strip("*")
+    leads = "PAFT" if lead == PAFT else _name(lead).strip("*")
     heads = *(f.heading for f in figures), f"{leads} - this, mean", "p (Holm)", "would show"
     yield f"| {first} | {' | '.join(heads)} |"
     yield f"|{'---|' * (len(heads) + 1)}"
@@ -160,8 +164,16 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
             bounds = found["low"], found["high"]
             cells.append(f"{100 * found['value']:+.1f} ({_span(bounds)})")
             cells += [f"{adjusted[label]:.3f}", f"{100 * smallest_shown(*bounds):.1f}"]
-        name = NAMES.get(label, str(label)).format(**record["config"]["evaluation"])
+        name = _name(label).format(**record["config"]["evaluation"])
         yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _name(label: str) -> str:
+    """A model's name for a table."""
+    how, _, number = label.partition("_")
+    if how in _SIZED and number.isdigit():
+        return f"{number} {'prompt' if number == '1' else 'prompts'}, {_SIZED[how]}"
+    return NAMES.get(label, label.replace("_", " "))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

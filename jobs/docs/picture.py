@@ -60,10 +60,11 @@ class Scale:
         return LEFT + part * (WIDTH - LEFT - RIGHT)
 
 
-def drawn(record: Path, labels: Sequence[str] = tuple(ROWS)) -> str:
-    """A picture of those of the labels that a record has, as SVG."""
+def drawn(record: Path, labels: Sequence[str] = ()) -> str:
+    """A picture of the models of a record, all or some, as SVG."""
     study = json.loads(record.read_text(encoding="utf-8"))
-    models = {k: study["summary"]["models"][k] for k in labels if k in study["summary"]["models"]}
+    every = study["summary"]["models"]
+    models = {label: every[label] for label in labels or every}
     height, scale = TOP + STEP * len(models) + 50, Scale.of(list(models.values()))
     others = cycle(OTHERS)
     lines = [
@@ -76,15 +77,19 @@ def drawn(record: Path, labels: Sequence[str] = tuple(ROWS)) -> str:
     ]
     for number, (label, model) in enumerate(models.items()):
         colour = COLOURS.get(label) or next(others)
-        lines += _row(model, scale, TOP + STEP * number, ROWS[label], colour)
+        lines += _row(model, scale, TOP + STEP * number, _name(label), colour)
     return "\n".join([*lines, "</svg>", ""])
+
+
+def _name(label: str) -> str:
+    return ROWS.get(label, label.replace("_", " "))
 
 
 def _said(models: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for label, model in models.items():
         worst, mean, best = (100 * model[key] for key in ("min", "mean", "max"))
-        parts.append(f"{ROWS[label]}: mean {mean:.1f}%, from {worst:.1f}% to {best:.1f}%")
+        parts.append(f"{_name(label)}: mean {mean:.1f}%, from {worst:.1f}% to {best:.1f}%")
     return "; ".join(parts)
 
 
