@@ -111,7 +111,9 @@ def _alone(summary: Mapping[str, Any], label: str, names: Mapping[str, str] | No
     model = summary["models"][label]
     interval = MEAN.read(model.get("intervals", {}))
     sure = "" if interval is None else f" (95% interval {' to '.join(map(MEAN.show, interval))})"
-    best = "" if BEST.read(model) is None else f" and {_percent(BEST, model)} under the best one"
+    # an estimate says little about the one best prompt (`evaluation.estimate`)
+    known = BEST.read(model) is not None and "scored_share" not in summary
+    best = f" and {_percent(BEST, model)} under the best one" if known else ""
     return Verdict(
         f"{display_name(label, names)} is right for {_percent(MEAN, model)} of "
         f"{summary['examples']} examples{sure}, on average over {_prompts(summary)}: "

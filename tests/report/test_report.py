@@ -132,6 +132,14 @@ def test_verdict_compares_with_the_best_of_the_others():
     )
 
 
+def test_verdict_on_one_model_names_its_best_prompt_where_all_was_scored():
+    base = {**known_summary()["models"]["base"], "max": 0.7}
+    alone = known_summary(models={"base": base}, differences={}, trained=[])
+    whole, part = verdict(alone).sentence, verdict({**alone, "scored_share": 0.1}).sentence
+    assert whole.endswith("51.7% under the worst one and 70.0% under the best one.")
+    assert part.endswith("51.7% under the worst one.")
+
+
 def test_majority_stands_on_screen_and_page(tmp_path: Path):
     folder = Storage.open(str(tmp_path / "run"))
     summary = make_run(folder)
