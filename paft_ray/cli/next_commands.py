@@ -8,6 +8,9 @@ from pathlib import Path
 from paft_ray.config import Config
 from paft_ray.config.visible import near, shell_words
 
+_WIDE = 80
+"""Characters of a command above which it does not push the comments of all to the right."""
+
 
 def next_commands(config: Config, path: str, overrides: Sequence[str]) -> list[str]:
     """Lines with the next three commands after `paft run`.
@@ -35,7 +38,7 @@ def next_commands(config: Config, path: str, overrides: Sequence[str]) -> list[s
         commands[1] = ("what else is on this storage", ["runs", f"storage={config.storage}"])
     program = _program()
     lines = [(f"{program} {shell_words(words)}", what) for what, words in commands]
-    width = max(len(command) for command, _ in lines)
+    width = max((len(c) for c, _ in lines if len(c) <= _WIDE), default=0)
     return ["", "next:", *(f"    {command.ljust(width)}    # {what}" for command, what in lines)]
 
 

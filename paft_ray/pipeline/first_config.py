@@ -228,7 +228,8 @@ def _with_sizes(tree: Mapping[str, Any], task: Task) -> dict[str, Any]:
     train, most = tree["train"], _EXAMPLES_WRITTEN if task.generates else _EXAMPLES
     if not {"steps", "epochs"} & train.keys():
         steps = math.ceil(_EPOCHS * len(task.train) / _BATCH)
-        train = {"steps": min(_STEPS, steps), **train}
+        steps = min(_STEPS, steps)
+        train = {"steps": steps, "checkpoint": {"every_steps": max(1, steps // 5)}, **train}
     evaluation = {
         "examples": min(most, len(task.test)),
         "selection_examples": min(most // 2, len(task.validation)),

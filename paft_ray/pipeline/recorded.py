@@ -67,7 +67,11 @@ def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[T
             before, after = record["results_from"], result_fields(config)
     changes = changed_fields(before, after)
     if changes:
-        what, remedy = f"run {config.name!r}", "choose another name, or pass --overwrite"
+        what = f"run {config.name!r}"
+        remedy = (
+            "give the values again that it was made with, or choose another name; `paft run` "
+            "replaces it with --overwrite"
+        )
         if targets == _OF_TRAINING:
             remedy = "give a further evaluation what the run was trained with"
         elif config.evaluation.name is not None:

@@ -77,4 +77,6 @@ def _described(stage: StageRecord) -> str:
         counted += f" ({stage.done / stage.total:.0%})"
     if stage.state == "done":
         return f"done: {stage.outcome or counted}".removesuffix(": ")
+    if stage.state == "stopped" and stage.name.startswith("train "):
+        counted += "; it goes on from its last checkpoint"
     return f"{stage.state} at {counted}" if counted else stage.state

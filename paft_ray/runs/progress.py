@@ -22,6 +22,10 @@ _MOST = 200
 """Most characters of a text in a line."""
 
 
+_QUIET_S = 60.0
+"""Seconds that a file, which shows no bar, goes without a line about a stage."""
+
+
 @dataclass
 class Stage:
     """A running stage, with its progress and outcome."""
@@ -137,11 +141,26 @@ class RichScreen:
         )
         bar = progress.add_task(visible(name), total=None)
         stage.changed = lambda: progress.update(bar, completed=stage.done, total=stage.total)
+        if not self._console.is_terminal:
+            stage.changed = self._each_minute(stage)
         with progress if self._console.is_terminal else nullcontext():
             yield stage
         text = visible(f"{name:<24} {stage.outcome}")
         line = Text.assemble(text, "  ", (f"{stage.seconds:.0f} s", "dim"))
         self._console.print(line, soft_wrap=True)
+
+    def _each_minute(self, stage: Stage) -> Callable[[], object]:
+        """What shows a line about a long stage, but not more often than once a minute."""
+        shown = time.perf_counter()
+
+        def show() -> None:
+            nonlocal shown
+            if stage.total and time.perf_counter() - shown >= _QUIET_S:
+                shown = time.perf_counter()
+                counted = f"{stage.done:,} of {stage.total:,} ({stage.done / stage.total:.0%})"
+                self.line(f"    {stage.name}: {counted}, {stage.seconds:.0f} s so far")
+
+        return show
 
     def line(self, text: str) -> None:
         """Show one line as it is."""

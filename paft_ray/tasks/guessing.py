@@ -214,6 +214,11 @@ class Look:
     def answer(self, listed: str | None) -> str:
         """The answer's column."""
         found = self.answers(listed)
+        if len(self.columns) == 1:
+            raise ConfigError(
+                f"{self.path}: its only column is {self.columns[0]}, and a row holds a question "
+                "and its answer: add a column"
+            )
         if len(found) != 1:
             what = f"several columns may be the answer ({', '.join(found)})"
             raise self.refuse(what if found else "no column looks like the answer", "--answer")

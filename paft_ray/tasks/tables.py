@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -225,10 +226,16 @@ def _object_row(values: Any, where: str) -> Row:
     return Row(values, where)
 
 
-def _read_csv(table: Table, delimiter: str = ",") -> Iterator[Row]:
-    """The rows of a file with a header; cells are texts."""
+def _read_csv(table: Table, delimiter: str = "") -> Iterator[Row]:
+    """The rows of a file with a header; cells are texts.
+
+    Without a `delimiter` it is the comma; a semicolon, tab or bar where the header has no comma.
+    """
     csv.field_size_limit(sys.maxsize)  # by default 131,072 characters
-    reader = csv.reader(_csv_lines(table), strict=True, delimiter=delimiter)
+    lines = _csv_lines(table)
+    first = next(lines, "")
+    delimiter = delimiter or next((each for each in ",;\t|" if each in first), ",")
+    reader = csv.reader(chain([first] if first else [], lines), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 0
     try:
@@ -242,8 +249,8 @@ def _read_csv(table: Table, delimiter: str = ",") -> Iterator[Row]:
                 if len(cells) != len(header):
                     raise DataError(
                         f"{where}: the row has another number of cells ({len(cells)}) than the "
-                        f"header ({len(header)}): quote cells that hold commas or newlines, as in "
-                        '"a, b"'
+                        f"header ({len(header)}): quote cells that hold {delimiter!r} or newlines, "
+                        f'as in "a{delimiter} b"'
                     )
                 yield Row(dict(zip(header, cells, strict=True)), where)
     except csv.Error as error:

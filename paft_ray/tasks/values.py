@@ -115,7 +115,7 @@ def _inside(row: Row, value: Any, path: str, column: str) -> Any:
             raise DataError(
                 f"{row.where}: there is no column {column!r} among {_names(value)}; every row "
                 f"needs it: mend the data, or name another column in task.fields, task.answer or "
-                f"task.group{_separated(value)}"
+                "task.group"
             )
     index = _INDEX.match(path)
     if isinstance(value, list | tuple) and index and int(index[1]) < len(value):
@@ -140,12 +140,3 @@ def _parsed(row: Row, text: str, column: str) -> Any:
 
 def _names(values: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, values)) if len(values) <= 12 else f"{len(values)} columns"
-
-
-def _separated(values: Mapping[str, Any]) -> str:
-    """A hint where all columns were read as one."""
-    [only, *others] = values or [""]
-    mark = next((mark for mark in (";", "\t", "|") if mark in only), None)
-    if others or mark is None:
-        return ""
-    return f" (this one holds {mark!r}: separate cells by commas, or by tabs in a .tsv file)"

@@ -32,6 +32,24 @@ def test_stage_and_lines_show_texts_from_outside_as_they_are():
     assert sink.getvalue() == f"{SHOWN} {SHOWN}  0 s\n{SHOWN}\n{SHOWN}\n"
 
 
+def test_file_gets_a_line_a_minute_about_a_long_stage(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("paft_ray.runs.progress.time.perf_counter", lambda: now[0])
+    shown, sink = screen(terminal=False)
+    with shown.stage("train paft") as stage:
+        stage.started = 0.0
+        stage.expect(150)
+        for step in range(150):
+            now[0] += 1.0
+            stage.reach(step + 1)
+        stage.finish("150 steps")
+    assert sink.getvalue().splitlines() == [
+        "    train paft: 60 of 150 (40%), 60 s so far",
+        "    train paft: 120 of 150 (80%), 120 s so far",
+        "train paft               150 steps  150 s",
+    ]
+
+
 def test_terminal_gets_no_sequence_of_a_text_from_outside():
     shown, sink = screen(terminal=True)
 
