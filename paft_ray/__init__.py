@@ -5,11 +5,23 @@
     result = paft_ray.run("jobs/configs/demo.yaml", overrides=["seed=1", "name=demo-1"])
     result.table       # a DataFrame; result.scores has every answer, result.plot() draws them
 
-The functions are the verbs of the command line. They take the path of a YAML file, a dict or a
-loaded `Config`, and start or join Ray by themselves; the same call again continues what was
-interrupted. `prompt_dataset` gives Hugging Face's Trainer and TRL's SFTTrainer examples under
-prompts drawn afresh at every step. Importing the package imports neither Ray nor torch; the
-functions do when they are used.
+    run                the pool, all trainings, their evaluation and the report
+    plan               what a run would take; starts nothing
+    robustness         how much a model's answers depend on the wording, without a configuration
+    build_prompt_pool  the pool alone
+    train              the trainings
+    evaluate           the base model, what was trained, and other models, in one table
+    tune               a search for the settings of the most robust model
+    export_model       an adapter or a merged model in a folder of its own
+    write_report       the report of a run again
+    list_runs          what is on a storage
+    compare_runs       models of several runs in one table
+    prompt_dataset     examples under drawn prompts, for Trainer and SFTTrainer
+
+Ask for one at a time: `help(paft_ray.run)`. The functions are the verbs of the command line. They
+take the path of a YAML file, a dict or a loaded `Config`, and start or join Ray by themselves; the
+same call again continues what was interrupted. Importing the package imports neither Ray nor torch;
+the functions do when they are used.
 """
 
 from importlib import import_module

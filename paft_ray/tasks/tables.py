@@ -15,7 +15,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -226,16 +225,10 @@ def _object_row(values: Any, where: str) -> Row:
     return Row(values, where)
 
 
-def _read_csv(table: Table, delimiter: str = "") -> Iterator[Row]:
-    """The rows of a file with a header; cells are texts.
-
-    Without a `delimiter` it is the comma; a semicolon, tab or bar where the header has no comma.
-    """
+def _read_csv(table: Table, delimiter: str = ",") -> Iterator[Row]:
+    """The rows of a file with a header; cells are texts."""
     csv.field_size_limit(sys.maxsize)  # by default 131,072 characters
-    lines = _csv_lines(table)
-    first = next(lines, "")
-    delimiter = delimiter or next((each for each in ",;\t|" if each in first), ",")
-    reader = csv.reader(chain([first] if first else [], lines), strict=True, delimiter=delimiter)
+    reader = csv.reader(_csv_lines(table), strict=True, delimiter=delimiter)
     header: list[str] | None = None
     number = 0
     try:
@@ -249,8 +242,8 @@ def _read_csv(table: Table, delimiter: str = "") -> Iterator[Row]:
                 if len(cells) != len(header):
                     raise DataError(
                         f"{where}: the row has another number of cells ({len(cells)}) than the "
-                        f"header ({len(header)}): quote cells that hold {delimiter!r} or newlines, "
-                        f'as in "a{delimiter} b"'
+                        f"header ({len(header)}){other_separator(header)}: quote cells that hold "
+                        'commas or newlines, as in "a, b"'
                     )
                 yield Row(dict(zip(header, cells, strict=True)), where)
     except csv.Error as error:
@@ -260,6 +253,15 @@ def _read_csv(table: Table, delimiter: str = "") -> Iterator[Row]:
         ) from error
     if header is None:
         table.check_columns([])
+
+
+def other_separator(columns: Iterable[str]) -> str:
+    """A hint where all columns were read as one; else empty."""
+    [only, *others] = columns or [""]
+    mark = next((mark for mark in (";", "\t", "|") if mark in only), None)
+    if others or mark is None:
+        return ""
+    return f" (this one holds {mark!r}: separate cells by commas, or by tabs in a .tsv file)"
 
 
 def _csv_lines(table: Table) -> Iterator[str]:

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any
 
 from paft_ray.config.errors import DataError
-from paft_ray.tasks.tables import Row, shown
+from paft_ray.tasks.tables import Row, other_separator, shown
 
 _INDEX = re.compile(r"\[(\d+)\]")
 _WHOLE = re.compile(r"([+-]?\d+)\.0*")
@@ -115,7 +115,7 @@ def _inside(row: Row, value: Any, path: str, column: str) -> Any:
             raise DataError(
                 f"{row.where}: there is no column {column!r} among {_names(value)}; every row "
                 f"needs it: mend the data, or name another column in task.fields, task.answer or "
-                "task.group"
+                f"task.group{other_separator(value)}"
             )
     index = _INDEX.match(path)
     if isinstance(value, list | tuple) and index and int(index[1]) < len(value):

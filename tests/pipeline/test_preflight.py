@@ -427,7 +427,10 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     assert set(everything["task"]) - set(fields["task"]) == gone
     gone = {"path", "attention", "trust_remote_code", "chat_template_kwargs", "system"}
     assert set(everything["model"]) - set(fields["model"]) == gone
-    variants = [{k: v for k, v in each.items() if k != "train"} for each in everything["variants"]]
+    variants = [
+        {k: v for k, v in each.items() if k not in ("train", "pool_size")}
+        for each in everything["variants"]
+    ]
     assert (fields["seed"], fields["variants"]) == (everything["seed"], variants)
 
 

@@ -116,26 +116,7 @@ def test_folder_around_one_saved_dataset_yields_it_under_its_name(tmp_path):
     assert [r.values for r in splits["validation"].rows] == VALUES
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (
-            "text;label\nA film, and a long one;bad\n",
-            {"text": "A film, and a long one", "label": "bad"},
-        ),
-        ('text;label\n"good; really";good\n', {"text": "good; really", "label": "good"}),
-        ("text\tlabel\nA film, at last\tgood\n", {"text": "A film, at last", "label": "good"}),
-        ("text,label;kind\nA film,good\n", {"text": "A film", "label;kind": "good"}),
-    ],
-)
-def test_csv_without_commas_in_its_header_is_split_by_semicolons_or_tabs(
-    tmp_path, content, expected
-):
-    assert [row.values for row in rows_of(write(tmp_path / "a.csv", content))] == [expected]
-
-
 BROKEN = [
-    ("a.csv", "a;b\n1;2;3\n", ["line 2", "another number of cells (3)", "quote", "';'"]),
     ("a.jsonl", '{"a": 1}\n{"a": \n', ["line 2", "not valid JSON", "one object per line"]),
     ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ["line 2", "not UTF-8", "save"]),
     ("a.jsonl", '{"a": 1}\n[1, 2]\n', ["line 2", "[1, 2]", "no JSON object"]),

@@ -161,6 +161,8 @@ def test_list_and_pattern_of_files_are_read_together(tmp_path):
         ("r.csv", "text,label\nx,a\n".encode("utf-16"), "UTF-16: save it as UTF-8"),
         ("r.csv", "text,label\nx,a\n".encode("utf-16-le"), "line 1: holds NUL bytes"),
         ("r.csv", b"text,label,label\nx,a,b\n", "'label' stands 2 times in the header"),
+        ("r.csv", b"text;label\nx;a\n", r"line 2: .*'text;label'.*holds ';'"),
+        ("r.csv", b"text;label\nx, y;a\n", r"line 2: .*header \(1\) \(this one holds ';'"),
         ("r.csv", b"text,label\nx, y,a\n", r"line 2: .*cells \(3\).*header \(2\): quote"),
         ("r.csv.gz", b"text,label\n", "cannot be read .*gzip"),
         ("r.jsonl", b'{"text": "x", "text": "y", "label": "a"}', "line 1: .*'text' stands twice"),
