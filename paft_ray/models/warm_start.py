@@ -13,6 +13,7 @@ from paft_ray.config.errors import ArtifactError, ConfigError, one_line
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, model_identity
 from paft_ray.models.load import plain_settings
+from paft_ray.storage.artifacts import load_manifest
 from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.storage.paths import Storage
 
@@ -110,6 +111,16 @@ def check_adapter(
     yield from check_base_of(adapter, path, revision)
 
 
+def _identity(path: str, revision: str | None = None) -> str:
+    """The identity of a model; of the folder that a GGUF file was converted to, the file's."""
+    local = resolve_path(path)
+    if local is not None and local.is_dir():
+        made = load_manifest(Storage.open(str(local)))
+        if made is not None and "converted_from" in made.about:
+            return made.fingerprint
+    return model_identity(path, revision)
+
+
 def check_base_of(adapter: StoredAdapter, path: str, revision: str | None) -> Iterator[str]:
     """Check that an adapter was made for a model; yields a warning where that is not known.
 
@@ -127,7 +138,7 @@ def check_base_of(adapter: StoredAdapter, path: str, revision: str | None) -> It
     if local is None and ours is None and base:
         differs = True
     elif local is not None and local.exists() and ours is not None:
-        differs = model_identity(str(base)) != model_identity(path, revision)
+        differs = _identity(str(base)) != _identity(path, revision)
     else:
         yield (
             f"{where} was made for {base}, which cannot be compared with {path} from here; their "

@@ -9,9 +9,12 @@ import torch
 
 import factories
 from paft_ray.config.errors import ConfigError
+from paft_ray.models.files import model_identity
 from paft_ray.models.load import adapter_files, add_adapter, load_base
 from paft_ray.models.meta import check_adapters
 from paft_ray.models.warm_start import StoredAdapter, begin_with, check_adapter, read_adapter
+from paft_ray.storage.artifacts import ArtifactWriter
+from paft_ray.storage.paths import Storage
 
 LORA = {**factories.LORA, "lora_alpha": 8}
 METHODS = {
@@ -172,6 +175,27 @@ def test_adapter_of_another_base_is_refused_and_of_a_moved_one_is_not(tiny_model
         list(check_adapter(made_for("owner/one"), LORA, "owner/two", None))
     [warning] = check(made_for(str(tmp_path / "gone")), LORA, tiny_model)
     assert "cannot be compared" in warning
+
+
+def test_adapter_of_the_folder_that_a_gguf_was_converted_to_is_one_of_the_gguf(
+    tiny_model, tmp_path
+):
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF and weights")
+    for name, of in (("of_it", gguf), ("of_another", tmp_path / "config.json")):
+        shutil.copytree(tiny_model, tmp_path / name)
+        of.touch()
+        writer = ArtifactWriter(Storage.open(str(tmp_path / name)))
+        writer.note("config.json")
+        writer.commit(model_identity(str(of)), {"converted_from": of.name})
+
+    def made_for(base: str) -> StoredAdapter:
+        config = {**LORA, "base_model_name_or_path": str(tmp_path / base)}
+        return StoredAdapter("somewhere", config, b"")
+
+    assert list(check_adapter(made_for("of_it"), LORA, str(gguf), None)) == []
+    with pytest.raises(ConfigError, match="was made for the base model"):
+        list(check_adapter(made_for("of_another"), LORA, str(gguf), None))
 
 
 def test_identity_is_of_the_content_and_not_of_the_place(tiny_model, tmp_path):
