@@ -73,7 +73,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """Return the same for a notebook."""
-        return f"<pre>{escape(repr(self))}</pre>"
+        return f'<pre style="font-family: monospace">{escape(repr(self))}</pre>'
 
 
 @dataclass(frozen=True)
