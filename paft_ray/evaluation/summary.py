@@ -114,12 +114,14 @@ def summarise(
 def scores_by_author(
     scores: pa.Table, prompts: Sequence[Prompt], authors: Sequence[str]
 ) -> dict[str, pa.Table]:
-    """The scores under the prompts of each author, an LLM or a file."""
-    ids = {
-        author: [p.id for p in prompts if author in (p.origin.llm, p.origin.file)]
-        for author in authors
-    }
-    return {author: scores.filter(pc.field("prompt_id").isin(ids[author])) for author in authors}
+    """The scores under the prompts of each author, an LLM or a file, of whom some were scored."""
+    parts = {}
+    for author in authors:
+        ids = [p.id for p in prompts if author in (p.origin.llm, p.origin.file)]
+        part = scores.filter(pc.field("prompt_id").isin(pa.array(ids, pa.string())))
+        if part.num_rows:
+            parts[author] = part
+    return parts
 
 
 def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str, str]]:

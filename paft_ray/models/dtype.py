@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+_KEYS = ("vendor_id", "flags")
+
 
 def resolve_dtype(dtype: str, gpus: float) -> str:
     """Return `dtype`, or for `auto` bfloat16 where this machine is faster with it.
@@ -28,6 +30,3 @@ def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     known = {key: next((ln.split() for ln in lines if ln.startswith(key)), []) for key in _KEYS}
     amd = "AuthenticAMD" in known["vendor_id"]
     return "amx_bf16" in known["flags"] or (amd and "avx512_bf16" in known["flags"])
-
-
-_KEYS = ("vendor_id", "flags")

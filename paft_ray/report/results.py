@@ -104,15 +104,11 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     if (majority := _majority(context.task, examples)) is not None:
         summary["majority"] = majority
     if evaluation.estimate is None:
-        if len(authors := context.config.prompts.split.held_out_authors) > 1:
-            parts = scores_by_author(table, pool.test, authors)
+        parts = scores_by_author(table, pool.test, context.config.prompts.split.held_out_authors)
+        if len(parts) > 1:
             summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
-        wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
-        if axes := axes_of(table, asked, wordings):
-            summary["axes"] = axes
-        if components := components_of(table, asked, wordings):
-            summary["components"] = components
+        summary |= _by_axis(table, asked, pool)
     _add_to_models(context, results, summary["models"])
     summary |= _circumstances(context, results)
     folder.write_bytes("scores.parquet", to_parquet(table))
@@ -135,6 +131,16 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _by_axis(scores: pa.Table, labels: Sequence[str], pool: PromptPool) -> dict[str, Any]:
+    """What each axis of variation moves and spreads, where some were measured."""
+    wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
+    found = {
+        "axes": axes_of(scores, labels, wordings),
+        "components": components_of(scores, labels, wordings),
+    }
+    return {name: part for name, part in found.items() if part}
 
 
 def _add_to_models(context: RunContext, results: Results, models: dict[str, Any]) -> None:

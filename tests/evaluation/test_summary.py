@@ -182,7 +182,7 @@ def test_scores_by_author_hold_the_prompts_of_that_author_alone():
         replace(training_prompt("Say it. {x}", ["x"], origins[place % 3]), id=id)
         for place, id in enumerate(ids)
     ]
-    parts = scores_by_author(table, prompts, ["stock:sst2", "m"])
+    parts = scores_by_author(table, prompts, ["stock:sst2", "m", "nobody"])
     assert list(parts) == ["stock:sst2", "m"]
     assert parts["m"].column("prompt_id").unique().to_pylist() == ids[::3]
     assert parts["stock:sst2"].column("prompt_id").unique().to_pylist() == ids[1::3]
