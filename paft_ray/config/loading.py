@@ -27,6 +27,24 @@ _SECRET = re.compile(
     r"\b(sk-[A-Za-z0-9_-]{16,}|hf_[A-Za-z0-9]{16,}|gsk_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{16}"
     r"|gh[pousr]_[A-Za-z0-9]{20,}|xox[abpr]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{30,})"
 )
+# what pydantic says, and what is said instead
+_WORDS = (
+    (r"^Input should be", "has to be"),
+    (r"a valid (integer|int)\b.*", "a whole number"),
+    (r"a valid number.*", "a number"),
+    (r"a valid boolean.*", "true or false"),
+    (r"a valid string", "a text"),
+    (r"a valid (list|tuple)", "a list"),
+    (
+        r"a valid dictionary( or (instance of \w+|object to extract fields from))?",
+        "a section with keys of its own",
+    ),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"(List|Tuple) should have", "a list has to have"),
+    (r"item(s?) after validation, not (\d+)", r"item\1, not \2"),
+    (r"String should have", "a text has to have"),
+)
 _FILE_ENDINGS = (
     *(".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"),
     *(".bz2", ".gz", ".xz", ".zst"),
@@ -216,7 +234,7 @@ def _explain(error: ValidationError) -> str:
     problems = [p for p in error.errors() if not _is_consequence(p, error)]
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    keys, _ = _locate(first["loc"])
+    keys, node = _locate(first["loc"])
     path = ".".join(keys) or "configuration"
     value = first.get("input")
     if first["type"] == "extra_forbidden":
@@ -232,20 +250,25 @@ def _explain(error: ValidationError) -> str:
         given = f"{tag!r} is none of them" if tag else "missing"
         text = f"{path}.type: {given}; use one of: {tags}"
     else:
-        rule = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-        rule = re.sub(
-            r"valid dictionary( or (instance of \w+|object to extract fields from))?",
-            "section with keys of its own",
-            rule,
-        )
-        rule = rule[0].lower() + rule[1:]
+        rule = _rule(first["msg"])
         if first["type"] == "string_type" and isinstance(value, bool | int | float | date):
             rule += "; put it in quotes"
+        default = node.get("default")
+        if first["msg"].startswith("Input should be") and isinstance(default, int | float | str):
+            rule += f"; the default is {json.dumps(default)}"
         hidden = isinstance(value, Mapping) or path == "configuration"
         text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"
     if len(problems) > 1:
         text += f" (and {len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})"
     return " ".join(text.split())
+
+
+def _rule(message: str) -> str:
+    """A rule of pydantic in the words of this project."""
+    rule = message.removeprefix("Value error, ")
+    for pattern, words in _WORDS:
+        rule = re.sub(pattern, words, rule)
+    return rule[0].lower() + rule[1:]
 
 
 def _is_consequence(problem: Any, error: ValidationError) -> bool:

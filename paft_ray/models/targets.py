@@ -14,6 +14,7 @@ from typing import Any
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
+from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.gguf_header import read_gguf
 
@@ -75,6 +76,7 @@ def _hub_config(path: str, revision: str | None) -> Path | None:
     cached = try_to_load_from_cache(path, "config.json", revision=revision)
     if isinstance(cached, str):
         return Path(cached)
+    require_hub("model.path", path)
     return Path(
         hf_hub_download(path, "config.json", revision=revision, etag_timeout=_HUB_TIMEOUT_S)
     )

@@ -200,8 +200,9 @@ def _known_model(ask: Ask) -> str | None:
 def _tree(
     section: Mapping[str, Any], look: Look | None, model: str | None, wordings_file: str
 ) -> dict[str, Any]:
-    longest = _LENGTHS[-2]
+    longest, batch = _LENGTHS[-2], _BATCH
     if look is not None:
+        batch = min(_BATCH, max(1, len(look.rows) // 2))
         columns = [*section["fields"].values(), *_choice_columns(section.get("choices"))]
         characters = sorted(characters_of(look, columns))
         tokens = characters[int(0.95 * (len(characters) - 1))] / _CHARACTERS_PER_TOKEN
@@ -214,7 +215,7 @@ def _tree(
         "prompts": {"files": [wordings_file], "split": dict(_SPLIT)},
         "model": {} if model is None else {"path": model},
         "train": {
-            "batch_size": _BATCH,
+            "batch_size": batch,
             "learning_rate": 5e-4 if model == DEMO_MODEL else 2e-4,
             **gpu,
         },
@@ -227,7 +228,7 @@ def _with_sizes(tree: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """The tree with work that fits the number of examples, where nothing else is said."""
     train, most = tree["train"], _EXAMPLES_WRITTEN if task.generates else _EXAMPLES
     if not {"steps", "epochs"} & train.keys():
-        steps = math.ceil(_EPOCHS * len(task.train) / _BATCH)
+        steps = math.ceil(_EPOCHS * len(task.train) / train["batch_size"])
         steps = min(_STEPS, steps)
         train = {"steps": steps, "checkpoint": {"every_steps": max(1, steps // 5)}, **train}
     evaluation = {

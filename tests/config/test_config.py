@@ -111,7 +111,7 @@ WRONG = [
     ("config", {"name": "Has Spaces"}, ["name: 'Has Spaces'", "a-z"]),
     ("config", {"name": "x" * 64}, ["name: 'xxx", "63"]),
     ("config", {"name": "../up"}, ["name: '../up'", "starts and ends"]),
-    ("config", {"seed": -1}, ["seed: -1", "greater than or equal to 0"]),
+    ("config", {"seed": -1}, ["seed: -1", "has to be at least 0"]),
     (
         "config",
         {"evaluation": {"subjects": [{"type": "adapter", "name": "paft", "path": "a"}]}},
@@ -383,7 +383,7 @@ WRONG = [
     (
         "generation",
         {"prompts": {"generation": {"llms": [{"type": "fake"}], "max_error_rate": 2}}},
-        ["prompts.generation.max_error_rate: 2", "less than or equal to 1"],
+        ["prompts.generation.max_error_rate: 2", "at most 1"],
     ),
     (
         "transformers",
@@ -467,12 +467,12 @@ WRONG = [
     (
         "dedup",
         {"prompts": {"files": ["a"], "dedup": {"similarity": 0}}},
-        ["prompts.dedup.similarity: 0", "greater than 0"],
+        ["prompts.dedup.similarity: 0", "has to be greater than 0"],
     ),
     (
         "split",
         {"prompts": {"files": ["a"], "split": {"test": 0}}},
-        ["prompts.split.test: 0", "greater than or equal to 1"],
+        ["prompts.split.test: 0", "has to be at least 1"],
     ),
     (
         "split",
@@ -527,7 +527,7 @@ WRONG = [
     (
         "validation",
         {"train": {"steps": 1, "validation": {"every_steps": 0}}},
-        ["train.validation.every_steps: 0", "greater than or equal to 1"],
+        ["train.validation.every_steps: 0", "has to be at least 1"],
     ),
     (
         "profile",
@@ -558,7 +558,7 @@ WRONG = [
     (
         "single_prompt",
         {"variants": [{"type": "single_prompt", "prompt": 3}]},
-        ["variants.0.prompt: 3", "string"],
+        ["variants.0.prompt: 3", "a text"],
     ),
     (
         "bound_prompts",

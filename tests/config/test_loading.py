@@ -174,13 +174,13 @@ def test_dumped_configuration_loads_to_the_same_one():
             ["prompts.generation.llms.0.type: 'gpt'", "fake, openai, transformers"],
         ),
         # values
-        (["train.batch_size=0"], ["train.batch_size: 0", "greater than or equal to 1"]),
-        (["train.batch_size=many"], ["train.batch_size: 'many'", "integer"]),
+        (["train.batch_size=0"], ["train.batch_size: 0", "has to be at least 1; the default is 8"]),
+        (["train.batch_size=many"], ["train.batch_size: 'many'", "whole number"]),
         (["train=3"], ["train: 3", "section"]),
         (["train.profile={steps: [3, 2]}"], ["train.profile.steps", "no less than the first"]),
         (["train.profile={steps: [0, 2]}"], ["train.profile.steps", "1 or more"]),
         (["prompts.files=a.txt"], ["prompts.files: 'a.txt'", "list"]),
-        (["prompts.files=[2024]"], ["prompts.files.0: 2024", "string", "quotes"]),
+        (["prompts.files=[2024]"], ["prompts.files.0: 2024", "a text", "quotes"]),
         # malformed overrides
         (["train.steps"], ["'train.steps'", "section.field=value"]),
         (["=3"], ["'=3'", "section.field=value"]),

@@ -91,6 +91,16 @@ def test_family_that_cannot_be_read_is_left_to_the_checks_of_the_model(
     assert model_family("owner/never-fetched", None) is None
 
 
+def test_hub_that_does_not_answer_is_asked_once_and_not_by_its_own_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("asked"))
+    assert model_family("owner/never-fetched", None) is None
+
+
 def test_choice_imports_no_torch(small_run: dict[str, Any], tiny_model: Path) -> None:
     tree = {**small_run, "model": {"path": str(tiny_model), "chat_template": "auto"}}
     code = (

@@ -82,6 +82,15 @@ def test_what_is_written_can_be_planned_with_a_pool_of_its_wordings(
     assert [variant.label for variant in context.config.variants] == ["single_prompt", "paft"]
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(8, 4), (15, 7), (16, 8), (60, 8)])
+def test_batch_is_no_larger_than_a_small_table_allows(
+    count: int, batch_size: int, tiny_model: Path
+) -> None:
+    data = rows("mine.jsonl", ticket, count)
+    found = first_config(Start(data, Said(answer="team"), model=str(tiny_model)))
+    assert found.tree["train"]["batch_size"] == batch_size
+
+
 @pytest.mark.usefixtures("warm_checks")
 def test_plan_takes_the_file_and_a_second_init_overwrites_nothing(
     tiny_model: Path, in_folder: Path, capfd: pytest.CaptureFixture[str]
