@@ -10,6 +10,7 @@ for the description.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import paft_ray.tasks
@@ -54,7 +55,8 @@ def stock_templates(location: str, task: Task) -> list[str]:
             )
         text = _OF_TASK.sub(lambda found: known[found[1]], wording)
         suitable = layouts if "choices" in names or not naming else naming
-        layout = _layout_for(text, wording, [x for x in suitable if x.id in free], task)
+        left = tuple(layout for layout in suitable if layout.id in free)
+        layout = _layout_for(text, wording, left, tuple(task.slots))
         if layout is not None:
             free.discard(layout.id)
             templates.append(compose(text, layout))
@@ -98,11 +100,14 @@ def _names_choices(layout: Layout, task: Task) -> bool:
     return not shown and bool(task.choices) and ", ".join(task.choices or ()) in layout.skeleton
 
 
-def _layout_for(text: str, wording: str, layouts: Sequence[Layout], task: Task) -> Layout | None:
+@lru_cache(maxsize=256)  # a command asks for the same templates several times
+def _layout_for(
+    text: str, wording: str, layouts: tuple[Layout, ...], slots: tuple[str, ...]
+) -> Layout | None:
     """The first of the layouts, in an order given by the wording, that the text leaves as it is.
 
     A text with marks of its own, such as ####, changes every layout alike: then simply the first.
     """
     order = sorted(layouts, key=lambda layout: fingerprint("stock", wording, layout.id))
-    fitting = (x for x in order if layout_of(compose(text, x), task.slots) == x.key)
+    fitting = (x for x in order if layout_of(compose(text, x), slots) == x.key)
     return next(fitting, order[0] if order else None)

@@ -15,6 +15,7 @@ from paft_ray.training.engine import Engine
 from paft_ray.training.local import train_locally
 
 
+@pytest.mark.slow
 def test_training_runs_where_neither_ray_nor_deepspeed_is_installed(tiny_model: Path) -> None:
     program = Path(__file__).with_name("local_program.py")
     done = subprocess.run(

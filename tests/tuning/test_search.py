@@ -27,7 +27,7 @@ from paft_ray.tuning.trial import read_records
         ({"space": {"train.steps": {"type": "randint", "low": -1, "high": 3}}}, "train.steps: -1"),
         ({"space": {"model.peft.rank": {"type": "choice", "values": [4]}}}, "rank"),
         ({"space": {"model.peft": {"type": "choice", "values": [None]}}}, "searched together"),
-        ({"space": {"train.batch_size": {"type": "uniform", "low": 1, "high": 4}}}, "integer"),
+        ({"space": {"train.batch_size": {"type": "uniform", "low": 1, "high": 4}}}, "whole number"),
         ({"space": {"train.batch_size": {"type": "choice", "values": [4, 999]}}}, "lower it"),
         (
             {
