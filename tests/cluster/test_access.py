@@ -55,6 +55,7 @@ def test_token_decides_who_joins_a_cluster(head: Head, no_token, tmp_path: Path)
     check_access()
 
 
+@pytest.mark.slow
 def test_open_cluster_is_known_by_who_reaches_it_not_by_its_name(no_token) -> None:
     """Ray's state server listens everywhere; its dashboard on loopback, as it is started here."""
     with running_head(cpus=1, token=None) as head:

@@ -325,6 +325,7 @@ print(json.dumps({**{k: list(v["answer"]) for k, v in found.items()}, "names": n
 """
 
 
+@pytest.mark.slow
 def test_pyfunc_in_a_fresh_process_answers_fields_and_finished_prompts_as_evaluation_does(
     run: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,6 +42,7 @@ def test_allocator_takes_segments_that_grow_unless_the_user_chose(
         assert found == {chosen: "max_split_size_mb:64"}
 
 
+@pytest.mark.slow
 def test_deterministic_process_has_what_cublas_and_attention_read_and_no_kernel_that_differs() -> (
     None
 ):

@@ -171,6 +171,7 @@ def test_figures_wait_on_storage_while_the_server_is_away(target, away: Tracking
     assert runs(target)["evaluated/paft"].data.metrics == {"eval/mean": 0.5}
 
 
+@pytest.mark.slow
 def test_machine_is_measured_where_it_is_asked_for(
     target: TrackingTarget, monkeypatch: pytest.MonkeyPatch
 ):
@@ -605,6 +606,7 @@ def test_log_of_a_live_process_on_an_object_store_keeps_only_what_is_not_sent(
     assert waiting(anywhere) == []
 
 
+@pytest.mark.slow
 def test_large_log_is_many_files_of_which_all_arrive(away: TrackingTarget, target: TrackingTarget):
     tracker = open_tracker(away, TrackedRun("run", "name"))
     for part in range(3):

@@ -206,16 +206,14 @@ def test_identity_of_a_training_has_the_texts_and_is_as_before_without_them(
 @pytest.mark.parametrize(
     "objective",
     [
-        pytest.param(objective, id=objective["type"], marks=[] if quick else [pytest.mark.slow])
-        for quick, objective in (
-            (True, {"type": "cross_entropy"}),
-            (False, {"type": "consistency"}),
-            (False, {"type": "expected_reward"}),
-            (False, {"type": "consensus", "prompts": 2}),
-            (False, {"type": "prefix", "tokens": 2}),
-            (True, {"type": "grpo", "rollouts": 4, "updates": 2, "max_new_tokens": 4}),
-        )
+        {"type": "cross_entropy"},
+        {"type": "consistency"},
+        {"type": "expected_reward"},
+        {"type": "consensus", "prompts": 2},
+        {"type": "prefix", "tokens": 2},
+        {"type": "grpo", "rollouts": 4, "updates": 2, "max_new_tokens": 4},
     ],
+    ids=lambda objective: objective["type"],
 )
 def test_what_is_rewritten_is_what_an_objective_reads(objective, tree_of, tiny_model):
     from paft_ray.prompts.variation import Put
