@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from names import IN_TABLES, name_of
 from numpy.typing import NDArray
 from records import commit, named
 from scipy.special import ndtri
@@ -25,22 +26,6 @@ from paft_ray.prompts.pool import PromptPool
 from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
-NAMES = {
-    "base": "base model",
-    "human_prompt": "one prompt, written by hand",
-    "single_prompt": "one prompt, the best of {selection_prompts} for the base model",
-    "bound_prompts": "a dozen, each example bound to one (the official code)",
-    "paft_t1": "PAFT, drawn by losses (T = 1)",
-    "paft": "**PAFT, drawn uniformly (the paper)**",
-    "sft_one_prompt": "right answers, one prompt",
-    "sft_pool": "right answers, the pool",
-    "grpo_one_prompt": "GRPO, one prompt",
-    "grpo_pool": "**GRPO, the pool**",
-}
-
-
-_SIZED = {"bound": "each example bound to one", "drawn": "one drawn at each step"}
-"""Labels of trainings with so many prompts, such as `bound_3`."""
 
 
 def keep(run: Path) -> Path:
@@ -144,7 +129,7 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
     """A line for each model, with what the last one leads by."""
     figures = (MEAN, STD, STD_BY_CHANCE, WORST, LOW_QUANTILE)
     lead = PAFT if PAFT in summary["models"] else list(summary["models"])[-1]
-    leads = "PAFT" if lead == PAFT else _name(lead).strip("*")
+    leads = "PAFT" if lead == PAFT else name_of(lead, IN_TABLES).strip("*")
     heads = *(f.heading for f in figures), f"{leads} - this, mean", "p (Holm)", "would show"
     yield f"| {first} | {' | '.join(heads)} |"
     yield f"|{'---|' * (len(heads) + 1)}"
@@ -164,16 +149,8 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
             bounds = found["low"], found["high"]
             cells.append(f"{100 * found['value']:+.1f} ({_span(bounds)})")
             cells += [f"{adjusted[label]:.3f}", f"{100 * smallest_shown(*bounds):.1f}"]
-        name = _name(label).format(**record["config"]["evaluation"])
+        name = name_of(label, IN_TABLES).format(**record["config"]["evaluation"])
         yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _name(label: str) -> str:
-    """A model's name for a table."""
-    how, _, number = label.partition("_")
-    if how in _SIZED and number.isdigit():
-        return f"{number} {'prompt' if number == '1' else 'prompts'}, {_SIZED[how]}"
-    return NAMES.get(label, label.replace("_", " "))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

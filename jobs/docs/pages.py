@@ -5,25 +5,30 @@ python jobs/docs/pages.py --check    # names those that are not what would be wr
 """
 
 import argparse
+import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import commands
 import configuration
 import figures
-import picture
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "jobs" / "benchmarks"))  # of which pictures and answers are made
+
+import picture  # noqa: E402
+import questions  # noqa: E402
+import study  # noqa: E402
+
 DOCS = ROOT / "docs"
-STUDY = ROOT / "jobs" / "benchmarks" / "study.py"
 NOTE = "*Written by `make reference` from the code; changes to this file are lost.*"
-RESULTS = STUDY.parent / "results"
-_DRAWN = re.compile(r"\]\((\w+)\.svg\)")
-_BLOCK = re.compile(r"(<!-- study: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STUDIES = ROOT / "jobs" / "configs" / "study"
+_DRAWN = re.compile(r"\]\(([\w-]+)\.svg\)")
+_BLOCK = re.compile(r"(<!-- (study|question): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -31,29 +36,40 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield DOCS / "reference" / "configuration.md", configuration.page(NOTE)
     yield DOCS / "reference" / "commands.md", commands.page(NOTE)
     yield DOCS / "reference" / "figures.md", figures.page(NOTE)
-    studies = DOCS / "results" / "studies.md"
-    text = studies.read_text(encoding="utf-8")
-    yield studies, _BLOCK.sub(lambda found: found[1] + _study(found[2]) + found[3], text)
-    yield DOCS / "accuracy.svg", picture.drawn(RESULTS / "study_sst2.json", picture.FEW)
-    for name in _DRAWN.findall(text):
-        yield studies.parent / f"{name}.svg", picture.drawn(RESULTS / f"study_{name}.json")
+    yield DOCS / "accuracy.svg", picture.drawn(_record("sst2"), picture.FEW)
+    for page in (DOCS / "results").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        yield page, _BLOCK.sub(lambda found: found[1] + _block(*found.groups()) + found[4], text)
+        for name in _DRAWN.findall(text):
+            yield page.with_name(f"{name}.svg"), _drawn(name)
 
 
-def _study(task: str) -> str:
-    """The table of a recorded study, as its benchmark prints it."""
-    found = re.search(rf"^{task}: .*?(?=^\w+: |\Z)", _studies(), re.DOTALL | re.MULTILINE)
-    if found is None:
-        raise SystemExit(
-            f"no study of {task} is recorded beside {STUDY}: keep one, or name another"
-        )
-    return f"\n{found[0].strip()}\n\n"
+def _block(_: str, kind: str, name: str, __: str) -> str:
+    """The table of a recorded study, or the answer to a question."""
+    if kind == "study":
+        return "\n".join(["", *study.table(_record(name)), "", ""])
+    return "\n".join(["", *questions.block(name, _answering()), "", ""])
+
+
+def _drawn(name: str) -> str:
+    question = questions.QUESTIONS.get(name)
+    if question is None:
+        return picture.drawn(_record(name))
+    return picture.compared(question, questions.comparisons(question, _answering()))
+
+
+def _record(name: str) -> dict[str, Any]:
+    path = study.RESULTS / f"study_{name}.json"
+    if not path.exists():
+        raise SystemExit(f"no study {name} is recorded beside {path}: keep one, or name another")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @cache
-def _studies() -> str:
-    records = sorted(RESULTS.glob("study_*.json"))
-    command = [sys.executable, str(STUDY), "show", *map(str, records)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _answering() -> tuple[dict[str, Any], ...]:
+    """The records of the configurations in `jobs/configs/study`, which answer the questions."""
+    names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    return tuple(_record(n) for n in names if (study.RESULTS / f"study_{n}.json").exists())
 
 
 def main() -> int:

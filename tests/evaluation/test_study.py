@@ -1,8 +1,15 @@
-"""What tables of recorded studies say about comparisons: adjusted p-values and power."""
+"""What recorded studies say: adjusted p-values, power, and answers to questions."""
+
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from picture import compared
+from questions import Question, answer, block, comparisons
 from study import holm, smallest_shown
+
+from paft_ray.evaluation.figures import STD
 
 
 def test_holm_multiplies_by_the_comparisons_left_and_keeps_the_order() -> None:
@@ -16,3 +23,74 @@ def test_smallest_difference_is_shown_in_80_of_100_repetitions() -> None:
     difference = smallest_shown(-1.96 * error, 1.96 * error)
     estimates = np.random.default_rng(0).normal(difference, error, 20_000)
     assert np.mean(estimates - 1.96 * error > 0) == pytest.approx(0.8, abs=0.01)
+
+
+def record(differences: dict[str, tuple[float, float, float, float]], **more: Any) -> dict:
+    """A record of two models whose differences have a value, an interval and a p-value."""
+    labels = dict.fromkeys(label for pair in differences for label in pair.split(" - "))
+    figures = {
+        pair: dict(zip(("value", "low", "high", "p"), values, strict=True))
+        for pair, values in differences.items()
+    }
+    summary = {"models": labels, "differences": figures}
+    return {
+        "task": "sst2", "sources": {"model": "gemma-3-270m.gguf"}, "summary": summary, **more,
+    }  # fmt: skip
+
+
+ONE = Question("One?", (("paft", "single_prompt"),))
+AHEAD, NOT_SHOWN = (0.1, 0.04, 0.16, 0.001), (0.01, -0.02, 0.04, 0.5)
+
+
+def test_answer_says_in_how_many_comparisons_a_difference_is_shown() -> None:
+    records = [record({"paft - single_prompt": d}) for d in (AHEAD, NOT_SHOWN)]
+    assert answer(ONE, comparisons(ONE, records)) == (
+        "Yes in 1 of 2 comparisons (+10.0 points); not shown in 1 (+1.0 points)."
+    )
+    behind = record({"single_prompt - paft": AHEAD})
+    assert answer(ONE, comparisons(ONE, [behind])).startswith("No, the opposite in 1 of 1")
+    assert answer(ONE, comparisons(ONE, records[1:])) == (
+        "Not shown: in none of 1 comparisons is a difference shown (+1.0 points); "
+        "a difference of 4.3 points would have been in each."
+    )
+    assert answer(ONE, comparisons(ONE, [record({"paft - base": AHEAD})])) == "Not measured."
+
+
+def test_smaller_spread_is_the_better_one() -> None:
+    question = replace(ONE, figure=STD)
+    entry = record({"paft - single_prompt": NOT_SHOWN})
+    entry["summary"]["differences"]["paft - single_prompt"]["std"] = {
+        "value": -0.08, "low": -0.12, "high": -0.04, "p": 0.002,
+    }  # fmt: skip
+    found = comparisons(question, [entry])
+    assert answer(question, found) == "Yes in 1 of 1 comparisons (-8.0 points)."
+    assert 'fill="#2f8f6b"' in compared(question, found)
+
+
+def test_p_values_are_adjusted_over_all_studies_of_a_question_and_pairs_may_be_turned_round() -> (
+    None
+):
+    records = [
+        record({"paft - single_prompt": (0.05, 0.01, 0.09, 0.03)}),
+        record({"single_prompt - paft": (-0.05, -0.09, -0.01, 0.02)}),
+    ]
+    first, second = comparisons(ONE, records)
+    assert (first.value, first.low, first.high) == (second.value, second.low, second.high)
+    assert first.p == second.p == pytest.approx(0.04)
+    records.append(record({"paft - base": AHEAD, "single_prompt - base": AHEAD}))
+    with pytest.raises(KeyError, match="single_prompt - paft"):
+        comparisons(ONE, records)
+
+
+def test_prompts_of_each_author_are_compared_apart() -> None:
+    parts = {
+        "a person": record({"paft - single_prompt": AHEAD})["summary"],
+        "LLM": record({"paft - single_prompt": NOT_SHOWN})["summary"],
+    }
+    entry = record({"paft - single_prompt": AHEAD}, by_author=parts)
+    found = comparisons(replace(ONE, by_author=True), [entry])
+    assert [each.study for each in found] == [
+        "SST-2, Gemma 3 270M, prompts by a person", "SST-2, Gemma 3 270M, prompts by LLM",
+    ]  # fmt: skip
+    lines = list(block("authors", [entry]))
+    assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6

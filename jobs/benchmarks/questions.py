@@ -1,0 +1,193 @@
+"""What recorded studies answer: each question in a sentence, with the comparisons behind it.
+
+python jobs/benchmarks/questions.py jobs/benchmarks/results/study_*.json
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from names import IN_COMPARISONS, model_of, name_of, task_of
+from study import holm, smallest_shown
+
+from paft_ray.evaluation.figures import MEAN, STD, WORST, Figure
+from paft_ray.evaluation.summary import of_figure
+
+Record = Mapping[str, Any]
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What readers ask, and the paired differences that answer it."""
+
+    text: str
+    pairs: tuple[tuple[str, str], ...]
+    """Labels of models: the one that may be better, and the one that it is compared with."""
+    figure: Figure = MEAN
+    by_author: bool = False
+    """Apart for the held-out prompts of each author."""
+
+
+QUESTIONS = {
+    "pool_or_one": Question(
+        "Is a pool better than one prompt?",
+        (("paft", "human_prompt"), ("paft", "single_prompt")),
+    ),
+    "pool_or_dozen": Question(
+        "Is drawing from the pool better than a dozen bound prompts?",
+        (("paft", "bound_prompts"),),
+    ),
+    "spread": Question(
+        "Does accuracy depend less on the wording?",
+        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        STD,
+    ),
+    "worst": Question(
+        "Is the worst wording less bad?",
+        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        WORST,
+    ),
+    "authors": Question(
+        "Does it matter who wrote the held-out prompts?",
+        (("paft", "single_prompt"), ("paft", "bound_prompts")),
+        by_author=True,
+    ),
+    "ways": Question(
+        "Is another way to train better than PAFT as the paper has it?",
+        (
+            ("k_4", "paft"), ("consistency", "paft"), ("group_dro", "paft"),
+            ("expected_reward", "paft"),
+        ),
+    ),
+    "instead": Question(
+        "Is PAFT better than what can be had without training?",
+        (("paft", "base_ensemble"), ("paft", "base_optimized")),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A paired difference of one study."""
+
+    study: str
+    """Task and model, and the author of the prompts where it counts."""
+    pair: tuple[str, str]
+    value: float
+    low: float
+    high: float
+    p: float
+    """Adjusted for the number of comparisons of the question (Holm)."""
+
+    @property
+    def in_points(self) -> str:
+        """The difference and its interval."""
+        return f"{points(self.value)} ({points(self.low)} to {points(self.high)})"
+
+    @property
+    def shown(self) -> bool:
+        """Whether chance alone is unlikely to give such a difference."""
+        return self.p < LEVEL
+
+    @property
+    def name(self) -> str:
+        """Both models in words."""
+        return " - ".join(name_of(label, IN_COMPARISONS) for label in self.pair)
+
+
+def points(share: float) -> str:
+    """A difference between shares in percentage points."""
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def comparisons(question: Question, records: Sequence[Record]) -> list[Comparison]:
+    """The comparisons of every record that has both models, with adjusted p-values.
+
+    Raises:
+        KeyError: A record has both models and no difference between them.
+    """
+    found = []
+    for record in records:
+        study = f"{task_of(record)}, {model_of(record)}"
+        parts = {study: record["summary"]}
+        if question.by_author:
+            parts = {f"{study}, prompts by {a}": s for a, s in record.get("by_author", {}).items()}
+        for name, summary in parts.items():
+            for pair in question.pairs:
+                if set(pair) <= summary["models"].keys():
+                    found.append(_comparison(name, pair, summary["differences"], question.figure))
+    adjusted = holm({str(number): each.p for number, each in enumerate(found)})
+    return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(found)]
+
+
+def _comparison(
+    study: str, pair: tuple[str, str], differences: Mapping[str, Any], figure: Figure
+) -> Comparison:
+    a, b = pair
+    if (entry := differences.get(f"{a} - {b}")) is not None:
+        found = of_figure(entry, figure)
+        return Comparison(study, pair, found["value"], found["low"], found["high"], found["p"])
+    found = of_figure(differences[f"{b} - {a}"], figure)
+    return Comparison(study, pair, -found["value"], -found["high"], -found["low"], found["p"])
+
+
+def answer(question: Question, found: Sequence[Comparison]) -> str:
+    """The question's answer in one sentence, from the comparisons alone."""
+    better = -1 if question.figure.better == "lower" else 1
+    ahead = [each for each in found if each.shown and better * each.value > 0]
+    behind = [each for each in found if each.shown and better * each.value < 0]
+    if not found:
+        return "Not measured."
+    if not ahead and not behind:
+        least = max(smallest_shown(each.low, each.high) for each in found)
+        return (
+            f"Not shown: in none of {len(found)} comparisons is a difference shown "
+            f"({_span(found)}); a difference of {100 * least:.1f} points would have been in each."
+        )
+    parts = []
+    for some, word in ((ahead, "yes"), (behind, "no, the opposite")):
+        if some:
+            parts.append(f"{word} in {len(some)} of {len(found)} comparisons ({_span(some)})")
+    if rest := [each for each in found if not each.shown]:
+        parts.append(f"not shown in {len(rest)} ({_span(rest)})")
+    said = "; ".join(parts)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _span(found: Sequence[Comparison]) -> str:
+    values = sorted(each.value for each in found)
+    low, high = points(values[0]), points(values[-1])
+    return f"{low} points" if low == high else f"{low} to {high} points"
+
+
+def block(key: str, records: Sequence[Record]) -> Iterator[str]:
+    """A question as lines of Markdown: the answer, and a line for each comparison."""
+    question = QUESTIONS[key]
+    found = comparisons(question, records)
+    yield f"**{answer(question, found)}**"
+    if not found:
+        return
+    yield ""
+    heading = question.figure.heading
+    yield f"| study | compared | {heading}, difference in points | p (Holm) | would show |"
+    yield "|---|---|---|---|---|"
+    for each in found:
+        least = 100 * smallest_shown(each.low, each.high)
+        yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least:.1f} |"
+
+
+def main() -> None:
+    """Print every question and its answer."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("records", nargs="+", type=Path)
+    records = [json.loads(p.read_text(encoding="utf-8")) for p in parser.parse_args().records]
+    for key, question in QUESTIONS.items():
+        print(f"## {question.text}", "", *block(key, records), sep="\n", end="\n\n")
+
+
+if __name__ == "__main__":
+    main()
