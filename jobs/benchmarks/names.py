@@ -53,7 +53,8 @@ def name_of(label: str, names: Mapping[str, str]) -> str:
 
 def task_of(record: Mapping[str, Any]) -> str:
     """The task of a study."""
-    return TASKS.get(record["task"], record["task"])
+    name = str(record["task"])
+    return TASKS.get(name, name)
 
 
 def model_of(record: Mapping[str, Any]) -> str:
