@@ -39,7 +39,7 @@ test: $(VENV)/.dev $(VENV)/.demo-data $(VENV)/.browser
 	$(BIN)/python tests/in_two_processes.py "not slow and not gpu and not vllm"
 
 test-all: $(VENV)/.dev $(VENV)/.demo $(VENV)/.browser
-	PAFT_TEST_EXAMPLES=thorough $(BIN)/python -m pytest -m "not gpu and not vllm"
+	PAFT_TEST_EXAMPLES=thorough $(BIN)/python tests/in_two_processes.py "not gpu and not vllm"
 
 vllm: $(VLLM)/.installed
 

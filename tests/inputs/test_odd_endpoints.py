@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from input_rows import RAW_CONTROL, Row, read_rows
 from odd_endpoint import OddServer, odd_server
-from test_inputs import LONGEST_S, parameters
+from test_inputs import LONGEST_S
 
 from factories import reviews_task
 from paft_ray.config import CustomTaskConfig, GenerationConfig
@@ -45,7 +45,7 @@ def ask(row: Row, server: OddServer, task: Task, storage: Storage) -> tuple[str 
 
 
 @pytest.mark.timeout(LONGEST_S, func_only=True)
-@pytest.mark.parametrize("row", parameters(ROWS))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_answer_of_an_endpoint_ends_as_its_user_wants(
     row: Row, review_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

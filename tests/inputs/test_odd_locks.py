@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from input_rows import Row, read_rows
-from test_inputs import parameters
 
 from paft_ray.config.errors import ConfigError
 from paft_ray.storage.lock import LOCK_FILE, lock
@@ -16,7 +15,7 @@ ROWS = [row for row in read_rows() if row.section == "locks"]
 
 
 @pytest.mark.timeout(20, func_only=True)
-@pytest.mark.parametrize("row", parameters(ROWS))
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_lock_file_stops_only_where_its_holder_lives(row: Row, tmp_path: Path) -> None:
     text = row.lock.replace("HOST", socket.gethostname()).replace("NOW", str(time.time()))
     (tmp_path / LOCK_FILE).write_text(text, encoding="utf-8")
