@@ -110,9 +110,12 @@ def _alone(summary: Mapping[str, Any], label: str, names: Mapping[str, str] | No
     """What is known of one model."""
     model = summary["models"][label]
     interval = MEAN.read(model.get("intervals", {}))
-    sure = "" if interval is None else f" (95% interval {' to '.join(map(MEAN.show, interval))})"
+    sure = "" if interval is None else f"95% interval {' to '.join(map(MEAN.show, interval))}"
+    if (share := summary.get("scored_share")) is not None:
+        sure = f"estimated from {share:.0%} of the answers; {sure} for all of these answers"
+    sure = f" ({sure})" if sure else ""
     # an estimate says little about the one best prompt (`evaluation.estimate`)
-    known = BEST.read(model) is not None and "scored_share" not in summary
+    known = BEST.read(model) is not None and share is None
     best = f" and {_percent(BEST, model)} under the best one" if known else ""
     return Verdict(
         f"{display_name(label, names)} is right for {_percent(MEAN, model)} of "
