@@ -164,10 +164,7 @@ class PromptPool:
         """
         fields = example.fields if isinstance(example, Example) else example
         if not isinstance(fields, Mapping):
-            raise PoolError(
-                f"example: {fields!r} has no slots: give its fields by slot, as in "
-                '{"review": "A film to remember."}'
-            )
+            raise PoolError(f"example: {fields!r} has no slots: give its fields by slot, a dict")
         return tuple(rendered(self.sample(count, split, seed), fields))
 
     def to_table(self) -> pa.Table:
