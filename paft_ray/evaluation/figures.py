@@ -124,10 +124,10 @@ FLIP_RATE = Figure(
 )
 PROMPT_SENSITIVITY = Figure(
     key="prompt_sensitivity",
-    heading="PromptSensiScore",
+    heading="prompt sensitivity",
     meaning="how far the grades of an example under two prompts lie apart",
-    definition="Mean absolute difference over pairs of prompts and examples (ProSA, arXiv "
-    "2410.12405).",
+    definition="PromptSensiScore: mean absolute difference over pairs of prompts and examples "
+    "(ProSA, arXiv 2410.12405).",
     metric="prompt_sensitivity",
     better="lower",
     of_grid=prompt_sensitivity,
