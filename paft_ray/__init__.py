@@ -3,7 +3,7 @@
     import paft_ray
 
     result = paft_ray.run("jobs/configs/demo.yaml", overrides=["seed=1", "name=demo-1"])
-    result.table       # a DataFrame; result.scores has every answer, result.plot() draws them
+    print(result)      # the table; result.table and result.scores (every answer) are DataFrames
 
     run                the pool, all trainings, their evaluation and the report
     plan               what a run would take; starts nothing

@@ -176,7 +176,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="section.field=value", help="change one value"
+        "overrides", nargs="*", default=[], metavar="section.field=value", help="change one value"
     )
     _add_json(parser)
 
@@ -195,7 +195,7 @@ def _add_on_storage(verbs: Any, name: str, help: str) -> None:
         DELETE: ("RUN", f"names of runs, or RUN/EVALUATION; and {place}"),
     }
     metavar, words = about[name]
-    parser.add_argument("names", nargs="*", metavar=metavar, help=words)
+    parser.add_argument("names", nargs="*", default=[], metavar=metavar, help=words)
     _add_json(parser)
     if name == DELETE:
         parser.add_argument("--yes", action="store_true", help="remove without asking")

@@ -45,6 +45,8 @@ _WORDS = (
     (r"item(s?) after validation, not (\d+)", r"item\1, not \2"),
     (r"String should have", "a text has to have"),
 )
+_MOST = 4
+"""Problems of a configuration that are named."""
 _FILE_ENDINGS = (
     *(".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"),
     *(".bz2", ".gz", ".xz", ".zst"),
@@ -196,7 +198,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); name a YAML text file") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds {type(tree).__name__}, not a mapping of sections")
+        found = "empty" if tree is None else "a text" if isinstance(tree, str) else "a list"
+        raise ConfigError(
+            f"{path}: {found}, not a mapping of sections; `paft init DATA` writes a configuration "
+            "for your own data"
+        )
     try:
         json.dumps(tree, default=str)
     except (ValueError, TypeError, RecursionError) as error:
@@ -227,39 +233,43 @@ def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem in one line: path, value, rule, remedy; and how many more there are.
+    """The problems in one line, each as path, value, rule, remedy; of many the first few.
 
     An unknown key comes before a missing one: it is mostly the same key, misspelt.
     """
     problems = [p for p in error.errors() if not _is_consequence(p, error)]
     problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
-    keys, node = _locate(first["loc"])
+    first, *others = dict.fromkeys(map(_explain_one, problems))
+    text = f"{first} (also {'; '.join(others[: _MOST - 1])})" if others else first
+    left = len(others) - _MOST + 1
+    return f"{text} (and {left} more problem{'s' * (left > 1)})" if left > 0 else text
+
+
+def _explain_one(problem: Any) -> str:
+    keys, node = _locate(problem["loc"])
     path = ".".join(keys) or "configuration"
-    value = first.get("input")
-    if first["type"] == "extra_forbidden":
-        _, section = _locate(first["loc"][:-1])
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        _, section = _locate(problem["loc"][:-1])
         known = list(section.get("properties", {}))
         text = f"{path}: unknown key; {_suggest(keys[-1], known)}"
-    elif first["type"] == "missing":
+    elif problem["type"] == "missing":
         text = f"{path}: missing, and it has no default"
-    elif first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        _, section = _locate(first["loc"])
+    elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        _, section = _locate(problem["loc"])
         tags = ", ".join(section["discriminator"]["mapping"])
-        tag = first.get("ctx", {}).get("tag")
+        tag = problem.get("ctx", {}).get("tag")
         given = f"{tag!r} is none of them" if tag else "missing"
         text = f"{path}.type: {given}; use one of: {tags}"
     else:
-        rule = _rule(first["msg"])
-        if first["type"] == "string_type" and isinstance(value, bool | int | float | date):
+        rule = _rule(problem["msg"])
+        if problem["type"] == "string_type" and isinstance(value, bool | int | float | date):
             rule += "; put it in quotes"
         default = node.get("default")
-        if first["msg"].startswith("Input should be") and isinstance(default, int | float | str):
+        if problem["msg"].startswith("Input should be") and isinstance(default, int | float | str):
             rule += f"; the default is {json.dumps(default)}"
         hidden = isinstance(value, Mapping) or path == "configuration"
         text = f"{path}: {rule}" if hidden else f"{path}: {_short(value)}: {rule}"
-    if len(problems) > 1:
-        text += f" (and {len(problems) - 1} more problem{'s' if len(problems) > 2 else ''})"
     return " ".join(text.split())
 
 

@@ -124,10 +124,10 @@ FLIP_RATE = Figure(
 )
 PROMPT_SENSITIVITY = Figure(
     key="prompt_sensitivity",
-    heading="PromptSensiScore",
+    heading="prompt sensitivity",
     meaning="how far the grades of an example under two prompts lie apart",
-    definition="Mean absolute difference over pairs of prompts and examples (ProSA, arXiv "
-    "2410.12405).",
+    definition="PromptSensiScore: mean absolute difference over pairs of prompts and examples "
+    "(ProSA, arXiv 2410.12405).",
     metric="prompt_sensitivity",
     better="lower",
     of_grid=prompt_sensitivity,
@@ -135,9 +135,9 @@ PROMPT_SENSITIVITY = Figure(
 PROMPTS_NEEDED = Figure(
     key="prompts_needed",
     heading="prompts for one point",
-    meaning="how many prompts would let the mean be known to one point either way",
-    definition="(1.96 s / 0.01)^2, rounded up, with s^2 the variance over prompts less that by "
-    "chance; prompts as if drawn independently from the same source.",
+    meaning="how many prompts would let the mean on these examples be known to one point",
+    definition="(1.96 s / 0.01)^2, rounded up, at least 1, with s^2 the variance over prompts less "
+    "that by chance; prompts as if drawn independently from the same source.",
     metric="prompts_needed",
     most=float("inf"),
     scale=1,

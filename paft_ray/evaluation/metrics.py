@@ -172,7 +172,7 @@ def prompts_needed(grade_PE: Floats, within: float = 0.01) -> float:
     """How many prompts let the mean over prompts be known to `within` either way, with 95%."""
     spread = grade_PE.mean(axis=1).var() - std_by_chance(grade_PE) ** 2
     needed = max(spread, 0.0) * (1.96 / within) ** 2
-    return float(np.ceil(round(needed, 6)))  # no prompt for what sums round
+    return max(1.0, float(np.ceil(round(needed, 6))))  # no prompt for what sums round
 
 
 def require_grid(grades: NDArray[Any]) -> None:

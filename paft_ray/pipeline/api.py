@@ -140,8 +140,11 @@ def robustness(
         columns: What the columns of the data are; by default it is guessed, and said.
         overrides: Changes as on the command line.
     """
+    if columns is not None and not isinstance(columns, Said):
+        raise ConfigError('columns: give paft_ray.Said(answer="label", fields=("text",))')
     question = Question(model, data, columns or Said(), overrides=_list(overrides))
-    asked, options = ask(question), options or Options()
+    options = _known(options)
+    asked = ask(question)
     with screen_here() as screen:
         for note in asked.notes:
             screen.line(note)
@@ -177,14 +180,30 @@ def configuration(source: ConfigSource, overrides: Sequence[str] = ()) -> Config
 def _list(overrides: Sequence[str]) -> tuple[str, ...]:
     if isinstance(overrides, str):
         raise ConfigError(f"overrides: {overrides!r} is one text: give a list, [{overrides!r}]")
+    if isinstance(overrides, Mapping):
+        raise ConfigError('overrides: a mapping: give a list, as in ["train.steps=10"]')
     return tuple(overrides)
+
+
+def _known(options: Options | None) -> Options:
+    """Options that were given, or the default ones.
+
+    Raises:
+        ConfigError: It is something else, such as overrides by position.
+    """
+    if options is not None and not isinstance(options, Options):
+        raise ConfigError(
+            f"options: {options!r}: give paft_ray.Options(...), and changes of values by their "
+            'name, overrides=["train.steps=10"]'
+        )
+    return options or Options()
 
 
 def _call(
     name: str, source: ConfigSource, options: Options | None, overrides: Sequence[str]
 ) -> Result:
     config, verb = configuration(source, overrides), VERBS[name]
-    with screen_here() as screen, prepare(verb, config, options or Options(), screen) as work:
+    with screen_here() as screen, prepare(verb, config, _known(options), screen) as work:
         return _perform(work)
 
 

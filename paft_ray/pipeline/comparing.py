@@ -40,7 +40,7 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> RunResult:
         ConfigError: A run is not there or not measured, or two cannot be compared.
     """
     if len(set(names)) < 2:
-        raise ConfigError(f"{' '.join(names)}: name two different runs or more to compare")
+        raise ConfigError(f"{' '.join(names) or 'RUN'}: name two different runs or more to compare")
     runs = {name: run_folder(storage, name) for name in names}
     for name, folder in runs.items():
         if missing := [file for file in _FILES if not folder.exists(file)]:

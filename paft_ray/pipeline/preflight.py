@@ -80,8 +80,6 @@ def preflight(
         TemplateError: A prompt file or template cannot be used.
     """
     storage = _check_storage(config.storage)
-    if not overwrite:
-        check_recorded(config, storage)
     check_tracking(config.tracking)
     check_trusted(config)
     warnings = _check_workers(config, planning)
@@ -99,6 +97,8 @@ def preflight(
     check_optimized(config)
     warnings += _check_prompts(config, task)
     warnings += require_vllm(config, planning)
+    if not overwrite:  # last, since a value that is wrong differs from the recorded one too
+        check_recorded(config, storage)
     return Checked(task, model, tuple(warnings))
 
 

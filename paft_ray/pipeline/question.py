@@ -33,6 +33,10 @@ from paft_ray.tracking import named_uri
 CONFIG_FILE = "robustness.yaml"
 """Where the configuration is written by default."""
 _PROMPTS, _PROMPTS_BY_LLM = 16, 24
+_OF_AN_ADAPTER = (
+    "rows and wordings that the adapter was trained on are not left out: give rows of a file of "
+    "their own, and wordings that it never saw (prompts.files)"
+)
 _EXAMPLES, _EXAMPLES_WRITTEN = 80, 24
 """Of choices, and of texts that the model writes, which takes far longer."""
 _SHARE = 0.4
@@ -185,7 +189,7 @@ def _model(
     model = {"path": config.get("base_model_name_or_path")}
     if config.get("revision"):
         model["revision"] = config["revision"]
-    return model, [{"type": "adapter", "path": location}], []
+    return model, [{"type": "adapter", "path": location}], [_OF_AN_ADAPTER]
 
 
 def builtin_task(data: str, said: Said) -> Guess | None:

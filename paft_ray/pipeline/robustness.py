@@ -30,10 +30,11 @@ def _ends(context: RunContext) -> Iterator[str]:
     lines = [line for line in prompt_lines(run) if line.accuracies[place] is not None]
     if not lines:
         return
-    estimated = "estimated " if run.partly_scored else ""
     for name, line in (("worst", lines[0]), ("best", lines[-1])):
         text = line.text if len(line.text) <= _SHOWN else f"{line.text[:_SHOWN]}..."
-        yield f"{name} prompt ({estimated}{line.accuracies[place]:.1f}%):"
+        # an estimate for one prompt is nearer to the mean than the estimate of the extreme
+        share = "" if run.partly_scored else f" ({line.accuracies[place]:.1f}%)"
+        yield f"{'probably the ' if run.partly_scored else ''}{name} prompt{share}:"
         yield from (f"    {each}" for each in text.splitlines())
     yield ""
 

@@ -111,7 +111,13 @@ class PromptPool:
         return fingerprint("prompts", [[prompt.id for prompt in self.prompts(s)] for s in SPLITS])
 
     def prompts(self, split: SplitName) -> tuple[Prompt, ...]:
-        """The prompts of one split."""
+        """The prompts of one split.
+
+        Raises:
+            PoolError: There is no such split.
+        """
+        if split not in SPLITS:
+            raise PoolError(f"split: {split!r}: use one of {', '.join(SPLITS)}")
         return {"train": self.train, "validation": self.validation, "test": self.test}[split]
 
     def take(self, n: int, field: str = "prompts.pool_size") -> "PromptPool":
@@ -157,6 +163,8 @@ class PromptPool:
             TemplateError: The fields are not the slots of a prompt.
         """
         fields = example.fields if isinstance(example, Example) else example
+        if not isinstance(fields, Mapping):
+            raise PoolError(f"example: {fields!r} has no slots: give its fields by slot, a dict")
         return tuple(rendered(self.sample(count, split, seed), fields))
 
     def to_table(self) -> pa.Table:

@@ -110,13 +110,19 @@ def _alone(summary: Mapping[str, Any], label: str, names: Mapping[str, str] | No
     """What is known of one model."""
     model = summary["models"][label]
     interval = MEAN.read(model.get("intervals", {}))
-    sure = "" if interval is None else f" (95% interval {' to '.join(map(MEAN.show, interval))})"
+    share, sure = summary.get("scored_share"), []
+    if share is not None:
+        sure.append(f"estimated from {share:.0%} of the answers")
+    if interval is not None:
+        of_all = "" if share is None else " for all of them"
+        sure.append(f"95% interval {' to '.join(map(MEAN.show, interval))}{of_all}")
+    certainty = f" ({'; '.join(sure)})" if sure else ""
     # an estimate says little about the one best prompt (`evaluation.estimate`)
-    known = BEST.read(model) is not None and "scored_share" not in summary
+    known = BEST.read(model) is not None and share is None
     best = f" and {_percent(BEST, model)} under the best one" if known else ""
     return Verdict(
         f"{display_name(label, names)} is right for {_percent(MEAN, model)} of "
-        f"{summary['examples']} examples{sure}, on average over {_prompts(summary)}: "
+        f"{summary['examples']} examples{certainty}, on average over {_prompts(summary)}: "
         f"{_percent(WORST, model)} under the worst one{best}.",
         (),
     )

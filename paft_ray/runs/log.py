@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from dataclasses import dataclass
 from pathlib import Path
 
-from paft_ray.config.errors import ConfigError, DataError
+from paft_ray.config.errors import ConfigError, DataError, DiskFullError, one_line
 from paft_ray.config.visible import visible
 from paft_ray.storage.full_disk import naming_full_disk
 from paft_ray.storage.paths import Storage
@@ -70,9 +70,16 @@ def _log(folder: Storage) -> Iterator[tuple[Log, Path]]:
     log = Log(folder.path(LOG))
     local = Path(folder.path(LOG)) if folder.is_local else Path(tempfile.mkdtemp()) / LOG
     made = [parent for parent in local.parents if not parent.exists()]
-    with naming_full_disk(local.parent):
-        local.parent.mkdir(parents=True, exist_ok=True)
-        local.touch()
+    try:
+        with naming_full_disk(local.parent):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.touch()
+    except DiskFullError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"storage: {local.parent} cannot be made ({one_line(error)}): name another folder"
+        ) from error
     try:
         with redirected(local):
             yield log, local

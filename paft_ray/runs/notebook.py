@@ -91,17 +91,21 @@ class NotebookScreen:
 
 @contextmanager
 def screen_here() -> Iterator[Screen]:
-    """Return the screen for people who call from Python here: silent where nobody looks.
+    """Return the screen for people who call from Python here: silent where there is no stderr.
 
-    A terminal's has a stream of its own, so that what else is printed may be sent elsewhere.
+    A terminal's or a file's has a stream of its own, so that what else is printed may be sent
+    elsewhere.
     """
     if _in_notebook():
         yield NotebookScreen()
-    elif sys.stderr.isatty():
-        with os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8") as stream:
-            yield RichScreen(Console(file=stream, markup=False, emoji=False, highlight=False))
-    else:
+        return
+    try:
+        copy = os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError):  # replaced by something that is no file
         yield SilentScreen()
+        return
+    with os.fdopen(copy, "w", encoding="utf-8") as stream:
+        yield RichScreen(Console(file=stream, markup=False, emoji=False, highlight=False))
 
 
 def _in_notebook() -> bool:

@@ -90,6 +90,7 @@ def render_card(
         form=form,
         base=base,
         path=path,
+        relative=local is not None and not path.startswith("pkg:") and not local.is_absolute(),
         revision=config.model.revision,
         quantized=config.model.quantization != "none",
         needs_conversion=local is not None and local.suffix.lower() == ".gguf",

@@ -113,6 +113,11 @@ def guess(look: "Look", said: Said) -> Guess:
         notes.append(f"shown to the model: column {', '.join(found)} (--field)")
     choices, more = look.choices(answer, listed, said)
     notes += more
+    if answer in look.values(answer):
+        notes.append(
+            f"the first row is taken for the columns' names, and {answer!r} is an answer too: if "
+            "it is data, put a row with names above it"
+        )
     what = " and ".join(slot.replace("_", " ") for slot in fields)
     section = {
         "type": "custom",
@@ -248,6 +253,13 @@ class Look:
             pairs = [choice.partition("=") for choice in said.choices]
             labels = {value: choice for value, equals, choice in pairs if equals}
             named = [choice if equals else value for value, equals, choice in pairs]
+            values = self.values(answer)
+            if len(self.rows) < READ and (missing := [v for v in labels if v not in values]):
+                raise self.refuse(
+                    f"no row has {missing[0]!r} in column {answer}, which has "
+                    f"{', '.join(list(values)[:8])}",
+                    "--choices VALUE=ANSWER, the column's value first",
+                )
             return {"choices": named, **({"labels": labels} if labels else {})}, []
         if not self.is_chosen(answer):
             return {}, []

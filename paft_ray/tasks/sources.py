@@ -201,6 +201,11 @@ def _local_paths(location: str | Sequence[str], field: str) -> list[Path]:
     return [path]
 
 
+def _seen_from(path: Path) -> str:
+    """Where a relative path was looked for."""
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
 def read_rows(path: Path) -> dict[str, Part]:
     """Rows of a file or of a saved data set, by split; a single split has an empty name.
 
@@ -211,8 +216,8 @@ def read_rows(path: Path) -> dict[str, Part]:
         return _saved_rows(path)
     if not path.exists():
         raise DataError(
-            f"{path}: no such file or folder; task.path names JSONL, JSON, CSV, TSV or Parquet "
-            "files, or a folder saved by Hugging Face datasets"
+            f"{path}: no such file or folder{_seen_from(path)}; task.path names JSONL, JSON, CSV, "
+            "TSV or Parquet files, or a folder saved by Hugging Face datasets"
         )
     if table_kind(path) is None:
         raise DataError(

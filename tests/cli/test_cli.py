@@ -74,6 +74,16 @@ def test_plan_takes_the_papers_setting_on_any_machine(
     assert not (tmp_path / "storage").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no such file system here")
+def test_storage_that_cannot_be_made_is_one_line(
+    small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["prompts", str(small), "storage=/proc/nowhere"]) == 2
+    err = capfd.readouterr().err
+    assert "cannot be made" in err and "name another folder" in err
+    assert "Traceback" not in err
+
+
 def test_print_config_shows_defaults_and_loads_again(
     small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,7 +234,7 @@ def test_stopped_job_that_is_sent_again_loses_only_steps_since_the_last_checkpoi
         time.sleep(0.2)
     assert str(client.get_job_status(job)) == "STOPPED"
     assert states(tmp_path / "storage") == {
-        "small": "KILLED", "small/paft": "KILLED", "small/pool": "FINISHED",
+        "small": "KILLED", "paft trained in small": "KILLED", "pool of small": "FINISHED",
     }  # fmt: skip
     saved = max(int(path.parent.name[5:]) for path in checkpoints.glob("step-*/manifest.json"))
 

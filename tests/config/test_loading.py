@@ -196,10 +196,15 @@ def test_wrong_override_is_refused_with_path_value_and_rule(overrides, parts):
     assert all(part in message for part in parts), message
 
 
-def test_several_problems_are_counted_and_the_first_is_shown():
-    message = message_of(BASE, ["train.batch_size=0", "evaluation.examples=0", "seed=-1"])
+def test_several_problems_are_all_named_up_to_a_few():
+    wrong = ["train.batch_size=0", "evaluation.examples=0", "seed=-1"]
+    message = message_of(BASE, wrong)
     assert message.startswith("seed: -1")
-    assert message.endswith("(and 2 more problems)")
+    assert "(also train.batch_size: 0: has to be at least 1; " in message
+    assert message.endswith("evaluation.examples: 0: has to be at least 1)")
+    message = message_of(BASE, [*wrong, "train.steps=0", "train.packing=7", "train.stepz=1"])
+    assert message.startswith("train.stepz: unknown key")
+    assert message.endswith(" (and 2 more problems)")
 
 
 def test_wrong_entry_of_a_list_is_one_problem():
@@ -221,7 +226,7 @@ def test_missing_section_is_named():
         (None, ["no such file", "name an existing"]),
         (b"a: [1", ["not valid YAML"]),
         (b"- a\n- b\n", ["list", "mapping of sections"]),
-        (b"", ["NoneType", "mapping of sections"]),
+        (b"", ["empty", "mapping of sections", "paft init"]),
         (b"a: \xff", ["cannot be read", "text file"]),
     ],
 )

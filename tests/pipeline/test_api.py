@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,26 @@ def test_a_path_a_dict_and_a_loaded_configuration_are_the_same(stored: Path) -> 
             paft_ray.run(source, overrides=["train.learning_rate=0.1"])
     with pytest.raises(ConfigError, match="give a list"):
         paft_ray.run(config, overrides="seed=2")
-    assert not (stored / "storage/runs/from-files/log.txt").exists()  # nobody watches
+
+
+def test_script_whose_output_goes_to_a_file_says_what_is_done(
+    stored: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    paft_ray.run("from-files.yaml")
+    assert capfd.readouterr().err == "run from-files is complete, nothing to do\n"
+    assert (stored / "storage/runs/from-files/log.txt").exists()  # what libraries print
+
+
+def test_wrong_kind_of_argument_is_named(stored: Path) -> None:
+    wrong: Any = ["train.steps=10"]
+    with pytest.raises(ConfigError, match=r'options: .*overrides=\["train.steps=10"\]'):
+        paft_ray.run("from-files.yaml", wrong)
+    wrong = {"train.steps": 10}
+    with pytest.raises(ConfigError, match="a mapping: give a list"):
+        paft_ray.run("from-files.yaml", overrides=wrong)
+    wrong = {"answer": "label"}
+    with pytest.raises(ConfigError, match=r"columns: give paft_ray.Said"):
+        paft_ray.robustness("model", "rows.csv", columns=wrong)
 
 
 def test_results_of_a_run_are_tables_and_a_plot(stored: Path) -> None:
@@ -105,6 +125,11 @@ def test_pool_shows_prompts_and_an_example_under_them(stored: Path) -> None:
     for fields in ({"text": review}, {}, {"review": review, "more": "no"}):
         with pytest.raises(TemplateError, match="slots \\['review'\\]"):
             pool.render(fields)
+    text: Any = "a fine film"
+    with pytest.raises(PoolError, match=r"'a fine film' has no slots: give its fields"):
+        pool.render(text)
+    with pytest.raises(PoolError, match="'tets': use one of train, validation, test"):
+        pool.sample(2, split=text.replace(text, "tets"))
     assert "pool.html" in result._repr_html_()
 
 

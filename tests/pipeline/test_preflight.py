@@ -398,6 +398,17 @@ def test_run_that_differs_passes_with_another_name_or_overwrite(world):
     world.check(overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("model.path=./nowhere", "model.path: nowhere"), ("task.answer=lable", "'lable'")],
+)
+def test_value_that_is_wrong_is_named_before_the_name_that_is_taken(world, override, said):
+    world.record(dump_config(world.load()))
+    with pytest.raises(PaftError) as caught:
+        world.check(override)
+    assert said in str(caught.value) and "--overwrite" not in str(caught.value)
+
+
 def test_run_recorded_before_a_field_existed_goes_on_with_the_field_at_its_default(world):
     recorded = dump_config(world.load())
     del recorded["train"]["packing"]

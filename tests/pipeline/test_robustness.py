@@ -134,9 +134,11 @@ def test_adapter_is_measured_beside_its_base_model(
     settings.write_text(
         json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tiny_model)})
     )
-    config = ask(Question(str(folder), asked.data)).config
+    found = ask(Question(str(folder), asked.data))
+    config = found.config
     assert config.model.path == str(tiny_model)
     assert [subject.type for subject in config.evaluation.subjects] == ["adapter"]
+    assert any("was trained on are not left out" in note for note in found.notes)
     assert config.name == "robustness-tuned-reviews"
     settings.write_text(json.dumps({"peft_type": "LORA"}))
     with pytest.raises(ConfigError, match=r"give model.path=MODEL"):

@@ -138,6 +138,10 @@ def test_verdict_on_one_model_names_its_best_prompt_where_all_was_scored():
     whole, part = verdict(alone).sentence, verdict({**alone, "scored_share": 0.1}).sentence
     assert whole.endswith("51.7% under the worst one and 70.0% under the best one.")
     assert part.endswith("51.7% under the worst one.")
+    assert "60 examples (estimated from 10% of the answers), on average" in part
+    base["intervals"] = {"mean": [0.6, 0.7]}
+    part = verdict({**alone, "scored_share": 0.1}).sentence
+    assert "(estimated from 10% of the answers; 95% interval 60.0 to 70.0 for all of them)" in part
 
 
 def test_majority_stands_on_screen_and_page(tmp_path: Path):

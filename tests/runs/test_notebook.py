@@ -1,5 +1,6 @@
 """Progress in a notebook: HTML that is replaced in place, and texts from outside as text."""
 
+import io
 import logging
 import os
 import sys
@@ -75,10 +76,20 @@ def test_something_live_is_shown_and_gone_when_it_is_over() -> None:
     assert "before" in page.blocks[0] and "table" not in page.blocks[0]
 
 
-def test_where_nobody_looks_the_screen_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+def test_screen_is_silent_where_stderr_is_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     with screen_here() as screen:
         assert isinstance(screen, SilentScreen)
+
+
+def test_screen_writes_lines_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with screen_here() as screen:
+            screen.line("a stage")
+            assert not stream.closed
+        stream.write("after\n")
+    assert (tmp_path / "log").read_text() == "a stage\nafter\n"
 
 
 def test_log_of_a_call_takes_what_libraries_print_and_leaves_the_process_as_it_was(

@@ -113,6 +113,13 @@ def test_card_has_the_table_only_after_an_evaluation() -> None:
     assert "Not evaluated" not in text
 
 
+def test_code_says_where_a_relative_folder_of_the_base_model_counts_from() -> None:
+    said = "as seen from where the run was started"
+    assert said not in card()
+    assert said not in card(path="/srv/models/small")
+    assert said in card(path="./merged") and said in card(path="./model.gguf")
+
+
 def test_card_describes_free_text_and_a_single_prompt() -> None:
     text = card(task=replace(TASK, choices=None), prompts=1)
     assert "generated greedily" in text

@@ -106,6 +106,16 @@ def test_free_answers_are_graded_by_what_they_are(
     assert f"task.grade={grade}" in found.notes[-1]
 
 
+def test_table_without_names_of_columns_is_noticed(tmp_path: Path) -> None:
+    rows = [{"this is mail 0": f"this is mail {n}", "ham": "spam" if n % 3 else "ham"}
+            for n in range(1, 30)]  # fmt: skip
+    path = write_rows(tmp_path, rows)
+    assert any("'ham' is an answer too" in note for note in guess_task(path, Said()).notes)
+    assert not any(
+        "first row" in note for note in guess_task(write_rows(tmp_path, mail()), Said()).notes
+    )
+
+
 @pytest.mark.parametrize(
     ("more", "said", "message"),
     [
@@ -114,6 +124,11 @@ def test_free_answers_are_graded_by_what_they_are(
         ({}, {"answer": "lable"}, r"no column 'lable'; its columns are id, body, label: give"),
         ({}, {"fields": ("text",)}, r"no column 'text'"),
         ({}, {"answer": "body"}, "no column holds texts"),
+        (
+            {},
+            {"choices": ("no=spam", "yes=ham")},
+            r"no row has 'no' .* has ham, spam;.*VALUE=ANSWER",
+        ),
     ],
 )
 def test_what_is_not_clear_is_asked_for_by_column_and_option(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -111,10 +111,18 @@ class _ProcessGroup(Backend):
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: "BaseWorkerGroup", backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, RankGroupConfig)
+        try:
+            self._join(worker_group, backend_config)
+        except BaseException:
+            # Ray 2.60 forgets workers that fail here; their placement group would keep its CPUs
+            cast(Any, worker_group).abort()
+            raise
+
+    def _join(self, worker_group: "BaseWorkerGroup", backend_config: "RankGroupConfig") -> None:
         import ray
         from ray.train._internal.utils import get_address_and_port
 
-        assert isinstance(backend_config, RankGroupConfig)
         if (refusal := backend_config.control.state().refusal) is not None:
             raise refusal  # of the attempt before
         self.attempt = time.time_ns()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ray.util import placement_group_table
 from small_training import TellingScreen, train_small, worker_processes
 
 from paft_ray.config import Config
@@ -84,3 +85,5 @@ def test_interface_that_is_not_there_is_named_beside_those_that_are(
 ) -> None:
     with pytest.raises(ConfigError, match=r"no interface 'eth77', only .*lo"):
         train_small(make_config("interface", interface="eth77"), TellingScreen())
+    held = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert held == []  # else the next training of this process would wait for its CPUs
