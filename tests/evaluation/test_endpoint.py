@@ -108,6 +108,7 @@ def test_thousand_answers_with_faults_are_all_there_and_none_is_paid_twice(tree_
         assert (body["temperature"], body["seed"], body["max_tokens"]) == (0.0, 0, 128)
 
 
+@pytest.mark.slow
 def test_killed_evaluation_goes_on_with_what_it_had(tree_of, tmp_path: Path) -> None:
     with Server(unreliable).running() as server:
         tree = tree_of(server, **TEXT, concurrency=8)

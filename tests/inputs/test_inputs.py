@@ -20,7 +20,7 @@ from paft_ray.tasks import load_task
 
 ROWS = read_rows()
 COMMANDS = [row for row in ROWS if row.section not in ("endpoints", "locks")]
-THROUGH_PAFT = 12
+THROUGH_PAFT = 8
 LONGEST_S = 60
 LATE = "code and checkpoints"
 """A kind that is refused only when all libraries are imported, which is left to the slow tier."""

@@ -120,7 +120,8 @@ def test_checkpointed_activations_keep_a_tenth_of_the_bytes(base):
 
 
 @quietly
-@pytest.mark.parametrize("checkpointed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointed", [False, True])
 def test_compiled_layers_give_the_same_gradients_and_compile_once_for_all_rows(base, checkpointed):
     """Captured by dynamo and run as captured: what a backend makes of it is the backend's."""
     from torch._dynamo.utils import counters

@@ -50,6 +50,7 @@ def entries(generated: Generated) -> list[Candidate | Rejected]:
     return [entry for unit in generated.tallies for entry in parse_unit(generated, unit)]
 
 
+@pytest.mark.slow
 def test_several_llms_generate_at_once_and_are_accounted_for(run):
     price = {"prompt": 1.0, "completion": 10.0}
     generated = run(
