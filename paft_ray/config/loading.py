@@ -198,7 +198,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); name a YAML text file") from error
     if not isinstance(tree, dict):
-        found = "empty" if tree is None else "a text" if isinstance(tree, str) else "a list"
+        kinds = {str: "a text", list: "a list", type(None): "empty"}
+        found = kinds.get(type(tree), "a single value")
         raise ConfigError(
             f"{path}: {found}, not a mapping of sections; `paft init DATA` writes a configuration "
             "for your own data"

@@ -226,6 +226,7 @@ def test_missing_section_is_named():
         (None, ["no such file", "name an existing"]),
         (b"a: [1", ["not valid YAML"]),
         (b"- a\n- b\n", ["list", "mapping of sections"]),
+        (b"42", ["a single value", "mapping of sections"]),
         (b"", ["empty", "mapping of sections", "paft init"]),
         (b"a: \xff", ["cannot be read", "text file"]),
     ],
