@@ -36,6 +36,7 @@ IN_COMPARISONS = {
     "paft": "PAFT",
     "k_4": "one prompt for four steps",
     "group_dro": "group DRO",
+    "base_best": "base model, the best of 32 prompts",
     "base_ensemble": "base model, 5 prompts that vote",
     "base_optimized": "base model, optimised prompt",
 }

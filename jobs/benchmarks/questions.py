@@ -65,7 +65,7 @@ QUESTIONS = {
     ),
     "instead": Question(
         "Is PAFT better than what can be had without training?",
-        (("paft", "base_ensemble"), ("paft", "base_optimized")),
+        (("paft", "base_best"), ("paft", "base_optimized"), ("paft", "base_ensemble")),
     ),
 }  # fmt: skip
 

@@ -48,6 +48,7 @@ from paft_ray.config.prompts import (
 from paft_ray.config.root import Config
 from paft_ray.config.subjects import (
     AdapterSubject,
+    BestPromptSubject,
     EndpointSubject,
     EnsembleSubject,
     InferencePromptSubject,
@@ -100,6 +101,7 @@ __all__ = [
     "GRPO",
     "PUBLISHED_TASKS",
     "AdapterSubject",
+    "BestPromptSubject",
     "BoundPromptsVariant",
     "BuiltinTaskConfig",
     "CVaR",

@@ -147,6 +147,16 @@ class InferencePromptSubject(_OfSubject, affects="run"):
     type: Literal["inference_prompt"]
 
 
+class BestPromptSubject(_MadeOf, affects="run"):
+    """Every question through one training prompt: the best for this model on
+    `evaluation.selection_examples` validation examples. With as many candidates it is, of the base
+    model, the prompt of a `single_prompt` variant without its training."""
+
+    type: Literal["best_prompt"]
+    prompts: int = Field(ge=2)
+    """How many training prompts are candidates, from the beginning of the pool."""
+
+
 class OptimizedPromptSubject(_MadeOf, affects="run"):
     """Every question through one prompt, which an LLM improves by what the model answers to
     validation examples (GEPA, arXiv 2507.19457; extra `optimize`). The search begins with the first
@@ -169,10 +179,13 @@ SubjectConfig = Annotated[
     | EndpointSubject
     | EnsembleSubject
     | InferencePromptSubject
+    | BestPromptSubject
     | OptimizedPromptSubject,
     Field(discriminator="type"),
 ]
 OF_CHOICES = (EnsembleSubject, InferencePromptSubject)
 """Subjects that are made of the log-likelihoods of another model."""
-COMPARATORS = (*OF_CHOICES, OptimizedPromptSubject)
+UNDER_ONE = (BestPromptSubject, OptimizedPromptSubject)
+"""Subjects that answer through one prompt, found for another model."""
+COMPARATORS = (*OF_CHOICES, *UNDER_ONE)
 """Subjects that are made of another model."""

@@ -20,8 +20,9 @@ grid.py            Ray Data: the whole grid over actors that hold the model
 endpoint.py        what a model behind an endpoint is asked, and the scores of its answers; pure
 endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts
-optimize.py        the search for one good prompt; optimized.py keeps and evaluates it
+optimize.py        the search for one good prompt by an LLM; optimized.py keeps it
+one_prompt.py      models under one prompt that was found for them
 paraphrased.py     the examples in other words, as conditions
 comparators.py     several prompts for one answer, chosen at test time
-selection.py       the single prompt that a careful user would have picked
+selection.py       the training prompt that a careful user would have picked for a model
 """

@@ -26,7 +26,7 @@ PROMPTS_PER_ANSWER = _Count(
 OPTIMIZED_PAIRS = _Count(
     key="optimized_pairs",
     heading="pairs to find the prompt",
-    meaning="pairs of prompt and validation example that were scored to find an optimised prompt, "
+    meaning="pairs of prompt and validation example that were scored to find a model's prompt, "
     "averaged over seeds",
     metric="optimized_pairs",
     better="lower",

@@ -55,8 +55,8 @@ class GridScores:
     that it was asked for."""
     prompts_per_answer: Mapping[str, int] = field(default_factory=dict)
     """Label of a comparator to the prompts that it reads for an answer."""
-    optimized: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """Label of an optimised prompt to the records of its searches, one for each seed."""
+    under_one: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Label of a model under one prompt to the records of how it was found, one for each seed."""
     paraphrases: Mapping[str, Any] | None = None
     """What became of the paraphrases of examples: see `paraphrased.write_paraphrases`."""
     parity: Mapping[str, Any] | None = None

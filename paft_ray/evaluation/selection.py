@@ -1,20 +1,39 @@
-"""The single prompt that a careful user would have picked: the paper's TopAccuracy.
+"""The prompt that a careful user would have picked: the paper's TopAccuracy.
 
-The base model scores training prompts on validation examples; the most accurate one wins, the
-higher log-likelihood of the right answers where accuracies are equal.
+A model scores training prompts on validation examples; the most accurate one wins, the higher
+log-likelihood of the right answers where accuracies are equal.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from paft_ray.config import BASE
-from paft_ray.evaluation.grid import by_transformers, score_grid
+from paft_ray.evaluation.grid import GridScores, by_transformers, score_grid
 from paft_ray.evaluation.scores import grades_of
 from paft_ray.evaluation.units import Grid, Subject
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.runs.context import RunContext
-from paft_ray.runs.progress import tell
+from paft_ray.runs.progress import Stage, tell
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen among training prompts for a model."""
+
+    best: Prompt
+    worst: Prompt
+    accuracy: Mapping[str, float]
+    """Prompt id to the mean grade on the validation examples."""
+    examples: int
+    scores: GridScores
+
+    def __str__(self) -> str:
+        return (
+            f"best of {len(self.accuracy)} prompts on {self.examples} validation examples: "
+            f"{self.accuracy[self.best.id]:.0%}"
+        )
 
 
 def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
@@ -22,24 +41,35 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
 
     transformers scores it, whatever the backend: what is trained does not depend on that.
     """
-    evaluation, task = context.config.evaluation, context.task
-    prompts = pool.train[: evaluation.selection_prompts]
-    examples = task.validation[: evaluation.selection_examples]
+    base = Subject(BASE, context.config.seed, "")
     with context.screen.stage("choose single prompt") as stage:
-        base = Subject(BASE, context.config.seed, "")
-        scores = score_grid(by_transformers(context), Grid([base], prompts, examples), stage)
-        right = {e.id: (task.choices_of(e) or (e.answer,)).index(e.answer) for e in examples}
-        quality = prompt_quality(scores.table, right)
-        best = max(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
-        accuracy = quality[best.id][0]
-        stage.finish(
-            f"best of {len(prompts)} prompts on {len(examples)} validation examples: {accuracy:.0%}"
-        )
-    worst = min(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
-    for name, prompt in (("worst", worst), ("best", best)):
-        found = f"the base model does {name} ({quality[prompt.id][0]:.0%}) with"
+        prompts = pool.train[: context.config.evaluation.selection_prompts]
+        grid = Grid([base], prompts, [])
+        choice = choose_prompt(by_transformers(context), grid, stage)
+        stage.finish(str(choice))
+    for name, prompt in (("worst", choice.worst), ("best", choice.best)):
+        found = f"the base model does {name} ({choice.accuracy[prompt.id]:.0%}) with"
         tell(context.screen, found, [prompt.text])
-    return best
+    return choice.best
+
+
+def choose_prompt(context: RunContext, grid: Grid, stage: Stage) -> Choice:
+    """Choose the prompt under which a model does best on validation examples.
+
+    Args:
+        context: The run.
+        grid: The model as its only subject, the prompts to choose from, and the one way in which
+            examples are put to it; its examples do not matter.
+        stage: Shows how many pairs of prompt and example are done.
+    """
+    task, prompts = context.task, grid.prompts
+    examples = task.validation[: context.config.evaluation.selection_examples]
+    scores = score_grid(context, replace(grid, examples=examples), stage)
+    right = {e.id: (task.choices_of(e) or (e.answer,)).index(e.answer) for e in examples}
+    quality = prompt_quality(scores.table, right)
+    ranked = sorted(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
+    accuracy = {id: accuracy for id, (accuracy, _) in quality.items()}
+    return Choice(ranked[-1], ranked[0], accuracy, len(examples), scores)
 
 
 def prompt_quality(

@@ -7,7 +7,7 @@ from paft_ray.config import BASE, EndpointSubject, ModelConfig, VLLMBackend
 from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, check_parity, score_grid, score_part
-from paft_ray.evaluation.optimized import add_optimized
+from paft_ray.evaluation.one_prompt import add_under_one
 from paft_ray.evaluation.paraphrased import write_paraphrases
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -67,7 +67,7 @@ def evaluate_subjects(
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
     scores = add_comparators(context, pool, grid, scores)
-    scores = add_optimized(context, pool, grid, scores)
+    scores = add_under_one(context, pool, grid, scores)
     return replace(scores, parity=parity, paraphrases=about)
 
 

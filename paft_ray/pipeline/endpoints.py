@@ -9,6 +9,7 @@ from typing import Any
 
 from paft_ray.cluster.access import named_cluster
 from paft_ray.config import (
+    BestPromptSubject,
     Config,
     Endpoint,
     EnsembleSubject,
@@ -35,6 +36,7 @@ _SECONDS_PER_REQUEST = 2.0
 _INSTRUCTION = "x" * 150
 """As long as the words of a prompt that is not known yet."""
 _SAMPLE = 64
+_OfSeveral = EnsembleSubject | InferencePromptSubject | BestPromptSubject
 
 
 def check_endpoint(field: str, endpoint: Endpoint, driver: bool = False) -> Iterator[str]:
@@ -136,7 +138,7 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
             if not isinstance(made, COMPARATORS) or made.of != subject.label:
                 continue
             if isinstance(made, OptimizedPromptSubject):
-                amount = _of_one_prompt(context, questions, made)
+                amount = _of_optimized(context, questions, made)
             else:
                 amount = _of_several(context, questions, made)
             rows.append(_row(questions, made.label, amount))
@@ -157,19 +159,25 @@ def _held_out(context: RunContext, questions: Questions) -> _Amount:
     return _amount(context, questions, Grid((), prompts, examples, conditions=ways), pairs)
 
 
-def _of_several(
-    context: RunContext, questions: Questions, made: EnsembleSubject | InferencePromptSubject
-) -> _Amount:
-    """What is asked for answers that are made of those under several training prompts."""
-    examples = context.task.test[: context.config.evaluation.examples]
+def _of_several(context: RunContext, questions: Questions, made: _OfSeveral) -> _Amount:
+    """What is asked under several training prompts: the test, or what chooses one for it."""
+    evaluation, task = context.config.evaluation, context.task
+    examples, ways = task.test[: evaluation.examples], _ways(context)[:1]
     pool = pool_without_work(context)
     prompts = [] if pool is None else pool.train[: made.prompts]
     count = made.prompts if pool is None else len(prompts)
-    grid = Grid((), prompts, examples, conditions=_ways(context)[:1])
-    return _amount(context, questions, grid, count * len(examples))
+    grid = Grid((), prompts, examples, conditions=ways)
+    if not isinstance(made, BestPromptSubject):
+        return _amount(context, questions, grid, count * len(examples))
+    among = replace(grid, examples=task.validation[: evaluation.selection_examples])
+    asked = _amount(context, questions, among, count * len(among.examples))
+    # which one is chosen is not known here: that of which most is kept
+    each = [replace(grid, prompts=[prompt]) for prompt in prompts] or [grid]
+    under_one = [_amount(context, questions, one, len(examples)) for one in each]
+    return asked + max(under_one, key=lambda amount: amount.kept)
 
 
-def _of_one_prompt(
+def _of_optimized(
     context: RunContext, questions: Questions, made: OptimizedPromptSubject
 ) -> _Amount:
     """What is asked to find a prompt, and under it."""

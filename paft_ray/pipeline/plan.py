@@ -9,6 +9,7 @@ from typing import Any
 
 from paft_ray.config import (
     GRPO,
+    BestPromptSubject,
     Config,
     Endpoint,
     FakeLLM,
@@ -80,6 +81,9 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
     tested = task.test[: config.evaluation.examples]
     if rewritten := plan_paraphrases(context, "evaluation", tested):
         plan["paraphrases"] = rewritten
+    for subject in config.evaluation.subjects:
+        if isinstance(subject, BestPromptSubject):
+            plan[f"choose_{subject.label}"] = _plan_choice(context, subject.prompts)
     if optimized := plan_optimized(context):
         plan["optimized_prompts"] = optimized
     if config.tuning is not None:
@@ -99,13 +103,10 @@ def _read(context: RunContext) -> Sequence[Example]:
 
 def _plan_training(context: RunContext) -> dict[str, Any]:
     """The choice of a single prompt, the trainings, and their scores on the way."""
-    config, task, evaluation = context.config, context.task, context.config.evaluation
+    config, task = context.config, context.task
     plan: dict[str, Any] = {}
     if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
-        plan["choose_single_prompt"] = {
-            "prompts_at_most": evaluation.selection_prompts or "all",
-            "examples": min(evaluation.selection_examples, len(task.validation)),
-        }
+        plan["choose_single_prompt"] = _plan_choice(context, config.evaluation.selection_prompts)
     trainings = config.trainings
     own = {t: config.of_training(t).train for t in trainings}
     steps = {
@@ -164,6 +165,12 @@ def _plan_workers(config: Config) -> dict[str, Any]:
         gpus["probe"] = config.prompts.probe.gpus
     shown = {stage: f"{each:g}" for stage, each in gpus.items()}
     return {"workers": workers, **({"gpus_each": shown} if any(gpus.values()) else {})}
+
+
+def _plan_choice(context: RunContext, prompts: int | None) -> dict[str, Any]:
+    """The choice of the best of so many training prompts for a model."""
+    examples = context.task.validation[: context.config.evaluation.selection_examples]
+    return {"prompts_at_most": prompts or "all", "examples": len(examples)}
 
 
 def _plan_evaluation(context: RunContext) -> dict[str, Any]:

@@ -153,10 +153,11 @@ def _add_to_models(context: RunContext, results: Results, models: dict[str, Any]
     ):
         for label, value in of_labels.items():
             models[label][key] = value
-    for label, searches in scores.optimized.items():
+    for label, searches in scores.under_one.items():
         models[label]["optimized_prompts"] = list(searches)
         models[label][OPTIMIZED_PAIRS.key] = statistics.fmean(s["pairs"] for s in searches)
-        models[label][REFLECTIONS.key] = statistics.fmean(s["asked"]["requests"] for s in searches)
+        if asked := [s["asked"]["requests"] for s in searches if "asked" in s]:
+            models[label][REFLECTIONS.key] = statistics.fmean(asked)
     served = {subject.label: subject for subject in endpoints_of(context.config).values()}
     for subject in context.config.evaluation.subjects:
         of = subject.of if isinstance(subject, COMPARATORS) else subject.label

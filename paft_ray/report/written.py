@@ -1,4 +1,4 @@
-"""Sentences about what LLMs wrote besides candidates: optimised prompts, and paraphrases."""
+"""Sentences about models under one prompt of their own, and about paraphrases."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ _NAMED = 5
 
 
 def optimized_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | None) -> list[str]:
-    """What a reader of the figures of optimised prompts must know."""
+    """What a reader of the figures of models under one prompt must know."""
     sentences = []
     for label, model in summary["models"].items():
         searches = model.get("optimized_prompts", [])
@@ -76,11 +76,17 @@ def _asked(asked: Mapping[str, Any]) -> str:
 
 def _search(name: str, search: Mapping[str, Any], many: bool) -> str:
     seed = f" for seed {search['seed']}" if many else ""
+    like = search.get("like_held_out")
+    alike = f" It is like held-out prompt {like}, which the search did not know." if like else ""
+    if "asked" not in search:
+        return (
+            f"{name}{seed}: the best of {search['prompts']} training prompts, "
+            f"{MEAN.heading} {100 * search['accuracy']:.1f} on {search['tracked']} validation "
+            f"examples. The prompt: {search['prompt']!r}.{alike}"
+        )
     asked, refused = search["asked"], sum(search["refused"].values())
     unusable = f", of which {refused} could not be used" if refused else ""
     first, best = (100 * search[key] for key in ("first_accuracy", "accuracy"))
-    like = search.get("like_held_out")
-    alike = f" It is like held-out prompt {like}, which the search did not know." if like else ""
     return (
         f"{name}{seed}: found with {search['pairs']} pairs of prompt and validation example "
         f"(budget {search['budget']}) and {_asked(asked)}{unusable}; "

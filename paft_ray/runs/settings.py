@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 
 from paft_ray.cluster.access import named_cluster
-from paft_ray.config import Config, HumanPromptVariant, SinglePromptVariant, total_steps
+from paft_ray.config import (
+    BestPromptSubject,
+    Config,
+    HumanPromptVariant,
+    SinglePromptVariant,
+    total_steps,
+)
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.variation import ChoicesVariation
 from paft_ray.models.dtype import cpu_has_bfloat16, resolve_dtype
@@ -88,12 +94,15 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
                 f"variants.{index}: human_prompt takes one of the task's instructions, and "
                 f"{task.name} has none: give task.instructions, or a single_prompt with its prompt"
             )
-    chosen = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
-    wanted = config.evaluation.selection_examples
+    single = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
+    best = any(isinstance(s, BestPromptSubject) for s in config.evaluation.subjects)
+    chosen, wanted = single or best, config.evaluation.selection_examples
     if chosen and not task.validation:
+        which = "variants: single_prompt" if single else "evaluation.subjects: best_prompt"
+        remedy = "name its prompt" if single else "leave it out"
         raise ConfigError(
-            f"variants: single_prompt is chosen on validation examples, and {task.name} has none: "
-            "name its prompt, or add rows with answers"
+            f"{which} is chosen on validation examples, and {task.name} has none: {remedy}, or add "
+            "rows with answers"
         )
     if config.prompts.probe is not None and not task.train:
         raise ConfigError(

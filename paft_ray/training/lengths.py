@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from paft_ray.config import Config, SinglePromptVariant, total_steps
-from paft_ray.config.subjects import OF_CHOICES, OptimizedPromptSubject
+from paft_ray.config.subjects import OF_CHOICES, BestPromptSubject, OptimizedPromptSubject
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import LONGEST, check_texts, longest, refuse_overlong, token_lengths
@@ -109,9 +109,7 @@ def check_lengths(
         _Texts(_named(validation[0]), validation[1]),
     ]
     if any(variant.prompt is None for variant in singles):
-        selection = config.evaluation
-        prompts = _named(pool.train[: selection.selection_prompts])
-        texts.append(_Texts(prompts, task.validation[: selection.selection_examples]))
+        texts.append(_choice(context, pool, config.evaluation.selection_prompts))
     _check(context, checks, texts)
 
 
@@ -197,7 +195,16 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
         found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
     if any(isinstance(s, OptimizedPromptSubject) for s in evaluation.subjects):
         found.append(_Texts(_named(pool.train[:1]), context.task.validation, ways[:1], seed))
+    if chosen := [s.prompts for s in evaluation.subjects if isinstance(s, BestPromptSubject)]:
+        among = _choice(context, pool, max(chosen))
+        found.append(replace(among, conditions=ways[:1], seed=seed))
     return found
+
+
+def _choice(context: RunContext, pool: PromptPool, prompts: int | None) -> _Texts:
+    """What is asked to choose the best of so many training prompts for a model."""
+    examples = context.task.validation[: context.config.evaluation.selection_examples]
+    return _Texts(_named(pool.train[:prompts]), examples)
 
 
 def _trained(context: RunContext, prompts: Sequence[tuple[str, str]]) -> list[_Texts]:

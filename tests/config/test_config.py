@@ -288,6 +288,11 @@ WRONG = [
         ["evaluation.variation.noise.kinds", "at least one"],
     ),
     (
+        "bestpromptsubject",
+        {"evaluation": {"subjects": [{"type": "best_prompt", "of": "base", "prompts": 1}]}},
+        ["evaluation.subjects.0", "prompts", "1"],
+    ),
+    (
         "optimizedpromptsubject",
         {"evaluation": {"subjects": [{"type": "optimized_prompt", "of": "base", "budget": 9}]}},
         ["evaluation.subjects.0", "budget", "9"],

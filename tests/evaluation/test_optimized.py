@@ -14,8 +14,9 @@ from factories import run_config
 from paft_ray.config.errors import ConfigError, LLMError, OverlongError
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.grid import GridScores
+from paft_ray.evaluation.one_prompt import add_under_one
 from paft_ray.evaluation.optimize import Answered, Found, Start, find_prompt, most_reflections
-from paft_ray.evaluation.optimized import FOLDER, add_optimized
+from paft_ray.evaluation.optimized import FOLDER
 from paft_ray.evaluation.scores import scores_table
 from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
@@ -168,7 +169,7 @@ def add(context: RunContext) -> GridScores:
     empty = scores_table([])
     empty = empty.append_column("variant", pa.array([], pa.string()))
     empty = empty.append_column("seed", pa.array([], pa.int64()))
-    return add_optimized(context, pool, grid, GridScores(empty, {}))
+    return add_under_one(context, pool, grid, GridScores(empty, {}))
 
 
 def test_prompt_is_found_on_validation_rows_and_answers_alike_under_every_held_out_prompt(
@@ -187,7 +188,7 @@ def test_prompt_is_found_on_validation_rows_and_answers_alike_under_every_held_o
 
     scores = add(context)
     assert len(server.calls) - asked == len(context.task.test)  # the search is not repeated
-    [record] = scores.optimized["optimized_prompt"]
+    [record] = scores.under_one["optimized_prompt"]
     assert HINT in record["prompt"] and record["accuracy"] > record["first_accuracy"]
     assert record["pairs"] <= 48
     assert record["refused"] and sum(record["refused"].values()) < record["reflections"]
@@ -219,7 +220,7 @@ def test_search_that_was_stopped_goes_on_and_pays_for_nothing_twice(server: Two,
 
 def test_token_budget_of_the_llm_ends_the_search(server: Two, tree_of):
     context = open_context(tree_of(server.url, budget_tokens=256 + 3 * 4))
-    [record] = add(context).optimized["optimized_prompt"]
+    [record] = add(context).under_one["optimized_prompt"]
     assert record["asked"]["completion_tokens"] == 4 * len(server.reflected) == 16
     assert record["reflections"] == 4
 

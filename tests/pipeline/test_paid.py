@@ -13,12 +13,13 @@ from factories import run_config
 from paft_ray.config.loading import load_config
 from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, score_grid
-from paft_ray.evaluation.optimized import add_optimized
+from paft_ray.evaluation.one_prompt import add_under_one
 from paft_ray.evaluation.subjects import subjects_of
 from paft_ray.evaluation.units import Grid
 from paft_ray.pipeline.endpoints import plan_served
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.report.recorded import tracked_figures
+from paft_ray.report.written import optimized_prompts
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import SilentScreen
 
@@ -83,7 +84,7 @@ def evaluated(context: RunContext) -> GridScores:
     grid = Grid(subjects, pool.test, context.task.test[:6], others)
     with SilentScreen().stage("evaluate") as stage:
         scores = add_comparators(context, pool, grid, score_grid(context, grid, stage))
-    return add_optimized(context, pool, grid, scores)
+    return add_under_one(context, pool, grid, scores)
 
 
 def test_plan_and_counts_hold_all_that_an_endpoint_is_asked_for(server: Paid, tree_of) -> None:
@@ -106,6 +107,35 @@ def test_plan_and_counts_hold_all_that_an_endpoint_is_asked_for(server: Paid, tr
     assert [row["to_send"] for row in later] == [0, 0, 0, 0]
     assert [row["requests"] for row in later] == requests
     assert sum(server.asked.values()) == server.asked[WRITER] + sum(requests) - 36
+
+
+def test_best_prompt_of_an_endpoint_is_chosen_on_validation_examples_and_planned(
+    server: Paid, tree_of
+) -> None:
+    tree = tree_of(server.url)
+    served = tree["evaluation"]["subjects"][0]
+    tree["evaluation"] |= {"selection_examples": 5, "subjects": [
+        served, {"type": "best_prompt", "of": "served", "prompts": 3},
+    ]}  # fmt: skip
+    context = open_context(tree)
+    requests = [48, 2 * (3 * 5 + 6)]
+    assert [row["to_send"] for row in plan_served(context)] == requests
+    scores = evaluated(context)
+    [record] = scores.under_one["best_prompt"]
+    assert [scores.endpoints[label]["requests"] for label in ("served", "best_prompt")] == requests
+    assert server.asked["m"] == sum(requests)
+    assert [row["to_send"] for row in plan_served(context)] == [0, 0]
+
+    pool = pool_without_work(context)
+    assert pool is not None and record["prompt"] in [prompt.text for prompt in pool.train[:3]]
+    assert (record["prompts"], record["pairs"], record["tracked"]) == (3, 15, 5)
+    own = [row for row in scores.table.to_pylist() if row["variant"] == "best_prompt"]
+    said = {(row["example_id"], row["prediction"]) for row in own}
+    assert len(own) == 4 * 6 and len(said) == 6  # the same under every held-out prompt
+    [sentence] = optimized_prompts(
+        {"models": {"best_prompt": {"optimized_prompts": [record]}}}, {}
+    )[1:]
+    assert "the best of 3 training prompts" in sentence and repr(record["prompt"]) in sentence
 
 
 @pytest.mark.ray
