@@ -30,6 +30,8 @@ class Question:
     figure: Figure = MEAN
     by_author: bool = False
     """Apart for the held-out prompts of each author."""
+    on_trained: bool = False
+    """Under the one prompt that the second model was trained on, instead of held-out ones."""
 
 
 QUESTIONS = {
@@ -55,6 +57,11 @@ QUESTIONS = {
         "Does it matter who wrote the held-out prompts?",
         (("paft", "single_prompt"), ("paft", "bound_prompts")),
         by_author=True,
+    ),
+    "own_prompt": Question(
+        "Does it cost accuracy under the one prompt that the other model was trained on?",
+        (("paft", "human_prompt"), ("paft", "single_prompt")),
+        on_trained=True,
     ),
     "ways": Question(
         "Is another way to train better than PAFT as the paper has it?",
@@ -112,16 +119,23 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
     """
     found = []
     for record in records:
-        study = f"{task_of(record)}, {model_of(record)}"
-        parts = {study: record["summary"]}
-        if question.by_author:
-            parts = {f"{study}, prompts by {a}": s for a, s in record.get("by_author", {}).items()}
-        for name, summary in parts.items():
-            for pair in question.pairs:
+        for pair in question.pairs:
+            for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():
                     found.append(_comparison(name, pair, summary["differences"], question.figure))
     adjusted = holm({str(number): each.p for number, each in enumerate(found)})
     return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(found)]
+
+
+def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[str, Any]:
+    """The summaries of a record that a question is about, by what they are of."""
+    study = f"{task_of(record)}, {model_of(record)}"
+    if question.by_author:
+        return {f"{study}, prompts by {a}": s for a, s in record.get("by_author", {}).items()}
+    if question.on_trained:
+        own = record.get("on_trained_prompts", {}).get(pair[1])
+        return {} if own is None else {study: own}
+    return {study: record["summary"]}
 
 
 def _comparison(

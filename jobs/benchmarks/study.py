@@ -31,7 +31,8 @@ RESULTS = Path(__file__).with_name("results")
 def keep(run: Path) -> Path:
     """Summarise a run's scores, and write that with what made it to the results; returns where.
 
-    The figures are those of the code that keeps them, which may know more than the run's own.
+    The figures on held-out prompts are those of the code that keeps them, which may know more than
+    the run's own.
     """
     config, summary, manifest = (
         json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
@@ -63,6 +64,7 @@ def keep(run: Path) -> Path:
                 scores, pool.test, list(summary.get("by_author", {}))
             ).items()
         },
+        "on_trained_prompts": summary.get("on_trained_prompts", {}),
         "further": {
             label: _figures(_graded_by(scores, grade_N), summary)
             for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)

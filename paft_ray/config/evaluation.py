@@ -33,6 +33,9 @@ class EvaluationConfig(Section, affects="run"):
     variation: Annotated[VariationConfig, affects("run", neutral=OFF, whole=True)] = OFF
     """Axes besides instruction and layout along which answers are measured too: each by itself,
     under every prompt and on every example, compared with the question as it is."""
+    trained_prompts: Annotated[bool, affects("run", neutral=False)] = False
+    """Measure all models also under the prompts of variants that were trained on one: what they
+    know of their own prompt, and what the others lose there."""
     estimate: EstimateConfig | None = None
     """Save most of the work on many prompts or examples; see `evaluation.estimate` and
     `evaluation.estimate_cells`."""
@@ -70,6 +73,15 @@ class EvaluationConfig(Section, affects="run"):
             raise ValueError(
                 "variation compares whole grids, and estimate scores a part of one: leave one of "
                 "them out, or lower prompts and examples"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_grids_of_trained_prompts(self) -> Self:
+        if self.estimate is not None and self.trained_prompts:
+            raise ValueError(
+                "trained_prompts are measured on all examples, and estimate scores a part of them: "
+                "leave one of them out"
             )
         return self
 

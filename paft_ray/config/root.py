@@ -24,7 +24,9 @@ from paft_ray.config.tuning import TuningConfig
 from paft_ray.config.variants import (
     BASE,
     BoundPromptsVariant,
+    HumanPromptVariant,
     PaftVariant,
+    SinglePromptVariant,
     Training,
     VariantConfig,
 )
@@ -128,6 +130,15 @@ class Config(Section, affects="run"):
         return self
 
     @model_validator(mode="after")
+    def _some_train_on_one_prompt(self) -> Self:
+        if self.evaluation.trained_prompts and not self.of_one_prompt:
+            raise ValueError(
+                "evaluation.trained_prompts: no variant is trained on one prompt: add a "
+                "single_prompt or human_prompt, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _base_is_not_needed(self) -> Self:
         """Check, where no model is named, that all subjects are endpoints or made of them."""
         if self.has_base:
@@ -217,6 +228,12 @@ class Config(Section, affects="run"):
         if self.prompts.generation is None:
             raise ValueError(f"{field}: no LLM is named, nor in prompts.generation.llms: name one")
         return self.prompts.generation.llms[0]
+
+    @property
+    def of_one_prompt(self) -> list[str]:
+        """Labels of the variants that are trained on one prompt."""
+        types = SinglePromptVariant | HumanPromptVariant
+        return [variant.label for variant in self.variants if isinstance(variant, types)]
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.backend import TRANSFORMERS
@@ -29,6 +30,7 @@ from paft_ray.evaluation.endpoint_runner import answer_counts, score_by_endpoint
 from paft_ray.evaluation.estimate_cells import FIRST_LOOK, LOOKS, balanced_cells, next_cells
 from paft_ray.evaluation.parity import compare, spread_pairs
 from paft_ray.evaluation.units import SERVED, Grid, Subject, cut
+from paft_ray.prompts.pool import Prompt
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.progress import Stage
 from paft_ray.storage.parts import Parts
@@ -57,16 +59,20 @@ class GridScores:
     """Label of a comparator to the prompts that it reads for an answer."""
     under_one: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Label of a model under one prompt to the records of how it was found, one for each seed."""
+    trained_prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    """Label of a variant to the one prompt that it was trained on, where the table has all models'
+    answers under it too."""
     paraphrases: Mapping[str, Any] | None = None
     """What became of the paraphrases of examples: see `paraphrased.write_paraphrases`."""
     parity: Mapping[str, Any] | None = None
     """How far the backend lies from transformers, where it is another: see `parity.compare`."""
 
     @property
-    def on_test_prompts(self) -> pa.Table:
-        """The table with `split`, for the scores of a grid of test prompts."""
-        split = pa.array(["test"] * self.table.num_rows, pa.string())
-        return self.table.append_column("split", split)
+    def by_split(self) -> pa.Table:
+        """The table with `split`: `train` under the prompts of `trained_prompts`, else `test`."""
+        own = pa.array([prompt.id for prompt in self.trained_prompts.values()], pa.string())
+        trained = pc.is_in(self.table["prompt_id"], own)
+        return self.table.append_column("split", pc.if_else(trained, "train", "test"))
 
 
 def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:

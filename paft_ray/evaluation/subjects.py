@@ -1,7 +1,10 @@
 """Evaluation of the base model, trained models and other subjects on test prompts and examples."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import pyarrow as pa
 
 from paft_ray.config import BASE, EndpointSubject, ModelConfig, VLLMBackend
 from paft_ray.config.subjects import COMPARATORS
@@ -13,7 +16,7 @@ from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
 from paft_ray.models.warm_start import StoredAdapter
-from paft_ray.prompts.pool import PromptPool
+from paft_ray.prompts.pool import Origin, PromptPool, training_prompt
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import (
@@ -28,9 +31,18 @@ _TOKENS = "trainable_token_indices"
 
 
 def evaluate_subjects(
-    context: RunContext, pool: PromptPool, trained: Sequence[Subject]
+    context: RunContext,
+    pool: PromptPool,
+    trained: Sequence[Subject],
+    own: Mapping[str, str] | None = None,
 ) -> GridScores:
     """Score the base model where there is one, trained models and `evaluation.subjects`.
+
+    Args:
+        context: The run.
+        pool: Its prompts.
+        trained: The models of its variants.
+        own: Label to the prompt of a variant, under which all models are scored besides.
 
     Raises:
         ConfigError: A subject's adapter is not there any more.
@@ -57,8 +69,8 @@ def evaluate_subjects(
             parity = check_parity(context, replace(grid, subjects=loaded), stage)
     with context.screen.stage("evaluate") as stage:
         done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
-        if (ways := len(grid.conditions)) > 1:
-            done = f"{done} x {ways} ways to put them"
+        if (count := len(grid.conditions)) > 1:
+            done = f"{done} x {count} ways to put them"
         if evaluation.estimate is None:
             scores = score_grid(context, grid, stage)
         else:
@@ -66,9 +78,35 @@ def evaluate_subjects(
             share = scores.table.num_rows / (subjects * prompts * examples)
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
+    if own:
+        scores = _add_own(context, replace(grid, conditions=grid.conditions[:1]), scores, own)
     scores = add_comparators(context, pool, grid, scores)
     scores = add_under_one(context, pool, grid, scores)
     return replace(scores, parity=parity, paraphrases=about)
+
+
+def _add_own(
+    context: RunContext, grid: Grid, scores: GridScores, own: Mapping[str, str]
+) -> GridScores:
+    """Score a grid's models under the prompts of some variants too."""
+    slots, origin = context.task.slots, Origin(file="trained prompts")
+    prompts = {label: training_prompt(text, slots, origin) for label, text in own.items()}
+    once = list({prompt.id: prompt for prompt in prompts.values()}.values())
+    with context.screen.stage("evaluate trained prompts") as stage:
+        found = score_grid(context, replace(grid, prompts=once), stage)
+        stage.finish(
+            f"{len(grid.subjects)} models x {len(once)} prompts x {len(grid.examples)} examples"
+        )
+    counts = {
+        label: Counter(scores.endpoints[label]) + Counter(more)
+        for label, more in found.endpoints.items()
+    }
+    return replace(
+        scores,
+        table=pa.concat_tables([scores.table, found.table], promote_options="default"),
+        endpoints={**scores.endpoints, **counts},
+        trained_prompts=prompts,
+    )
 
 
 def subjects_of(context: RunContext) -> tuple[list[Subject], list[RunContext]]:

@@ -124,6 +124,13 @@ def scores_by_author(
     return parts
 
 
+def scores_under(scores: pa.Table, prompt: Prompt) -> pa.Table:
+    """The scores under one prompt that a variant was trained on, as under a test prompt."""
+    part = scores.filter((pc.field("prompt_id") == prompt.id) & (pc.field("split") == "train"))
+    place = part.schema.get_field_index("split")
+    return part.set_column(place, "split", pa.array(["test"] * part.num_rows, pa.string()))
+
+
 def pairs(labels: Sequence[str], subjects: Sequence[str] = ()) -> list[tuple[str, str]]:
     """The models to compare: PAFT with all others, variants with the baselines, subjects with all.
 

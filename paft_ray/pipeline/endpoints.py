@@ -156,6 +156,8 @@ def _held_out(context: RunContext, questions: Questions) -> _Amount:
     rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
     times = len(ways) + (0 if rewritten is None else rewritten.per_example)
     pairs = max(count, round(count * len(examples) * share)) * times
+    if evaluation.trained_prompts:
+        pairs += len(context.config.of_one_prompt) * len(examples)
     return _amount(context, questions, Grid((), prompts, examples, conditions=ways), pairs)
 
 

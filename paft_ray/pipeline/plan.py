@@ -183,12 +183,14 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     if (rewritten := evaluation.variation.paraphrases) is not None:
         ways += rewritten.per_example
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
-    most = max(prompts, round(prompts * examples * share))
+    most = ways * max(prompts, round(prompts * examples * share))
+    if evaluation.trained_prompts:
+        most += len(config.of_one_prompt) * examples
     return {
         "models": models,
         "prompts": prompts,
         "examples": examples,
-        "answers": ways * models * most if examples else 0,
+        "answers": models * most if examples else 0,
     }
 
 

@@ -22,7 +22,7 @@ from paft_ray.storage.artifacts import load_manifest
 from paft_ray.tracking import send_waiting
 from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train
-from paft_ray.training.identity import find_trained, provenance, subjects
+from paft_ray.training.identity import find_trained, own_prompts, provenance, subjects
 from paft_ray.training.lengths import check_evaluated_lengths, check_lengths
 from paft_ray.training.paraphrased import with_paraphrases
 
@@ -49,7 +49,9 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
                     own = prompts[training.label]
                     trained.append(train(context, own, training, pool, workers))
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(context, pool, subjects(context.config.model, trained))
+            models = subjects(context.config.model, trained)
+            own = own_prompts(context.config, trained)
+            scores = evaluate_subjects(context, pool, models, own)
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)
 
@@ -126,6 +128,8 @@ def evaluate(
                     "the configuration names now: train again under another name"
                 )
         with clock.stage("evaluation"):
-            scores = evaluate_subjects(context, pool, subjects(context.config.model, trained))
+            models = subjects(context.config.model, trained)
+            own = own_prompts(context.config, trained)
+            scores = evaluate_subjects(context, pool, models, own)
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)

@@ -41,6 +41,7 @@ from paft_ray.report.tables import (
     display_name,
     further_figures,
     main_label,
+    on_trained_prompts,
     results,
     trained_labels,
 )
@@ -127,6 +128,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         further_folded=further_folded,
         differences=differences(summary),
         by_author=by_author(summary),
+        on_trained=on_trained_prompts(summary),
         axes=axes(summary),
         components=components(summary),
         summary=summary,

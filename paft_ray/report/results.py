@@ -24,7 +24,7 @@ from paft_ray.evaluation.cost_figures import (
 )
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.grid import GridScores
-from paft_ray.evaluation.summary import Unscored, scores_by_author, summarise
+from paft_ray.evaluation.summary import Unscored, scores_by_author, scores_under, summarise
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
@@ -85,7 +85,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     labels = list(dict.fromkeys([*base, *(t.training.label for t in trained), *more]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
-    table = scores.on_test_prompts
+    table = scores.by_split
     summarised = partial(
         summarise,
         variants=labels,
@@ -109,6 +109,9 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
         summary |= _by_axis(table, asked, pool)
+        for label, prompt in scores.trained_prompts.items():
+            own = summarised(scores_under(table, prompt), variants=asked)
+            summary.setdefault("on_trained_prompts", {})[label] = {"prompt": prompt.text, **own}
     _add_to_models(context, results, summary["models"])
     summary |= _circumstances(context, results)
     folder.write_bytes("scores.parquet", to_parquet(table))

@@ -252,18 +252,35 @@ def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
 
 def by_author(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
     """Figures under the prompts of each held-out author; no rows where there are not two."""
-    found = summary.get("by_author", {})
     rows = [
-        Row(
-            "",
-            f"{figure.heading}, {part['prompts']} by {author}",
-            tuple(_cell(figure, model) for model in part["models"].values()),
-        )
+        (f"{figure.heading}, {part['prompts']} by {author}", figure, part)
         for figure in (MEAN, STD, WORST)
-        for author, part in found.items()
+        for author, part in summary.get("by_author", {}).items()
     ]
-    columns = tuple(display_name(label, names) for label in summary["models"])
-    return Table(columns, tuple(rows))
+    return _of_parts(summary, rows, names)
+
+
+def on_trained_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """The mean of every model under the one prompt that a variant was trained on, by variant."""
+    rows = [
+        (f"{MEAN.heading}, that of {display_name(label, names)}", MEAN, part)
+        for label, part in summary.get("on_trained_prompts", {}).items()
+    ]
+    return _of_parts(summary, rows, names)
+
+
+def _of_parts(
+    summary: Mapping[str, Any],
+    parts: Sequence[tuple[str, Figure, Mapping[str, Any]]],
+    names: Mapping[str, str] | None,
+) -> Table:
+    """A row for a figure of a part of what was measured, a column for each of its models."""
+    labels = [label for label in summary["models"] if all(label in p["models"] for *_, p in parts)]
+    rows = tuple(
+        Row("", name, tuple(_cell(figure, part["models"][label]) for label in labels))
+        for name, figure, part in parts
+    )
+    return Table(tuple(display_name(label, names) for label in labels), rows)
 
 
 def by_certainty(table: Table) -> tuple[Table, Table]:

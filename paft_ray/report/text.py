@@ -18,6 +18,7 @@ from paft_ray.report.tables import (
     by_author,
     display_name,
     how_answers_end,
+    on_trained_prompts,
     results,
     trained_labels,
 )
@@ -55,9 +56,10 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     while len((table := _lines(summary, names, wide))[0]) > _WIDTH and wide:
         wide.pop()
     authors = _aligned(by_author(summary, names), "held-out prompts of each author")
+    own = _aligned(on_trained_prompts(summary, names), "prompts that models were trained on")
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
     parts = _aligned(components(summary, names), "percent of the variance of grades from the")
-    blocks = [line for block in (authors, moved, parts) if block for line in ("", *block)]
+    blocks = [line for block in (authors, own, moved, parts) if block for line in ("", *block)]
     said = [*differences(summary, names), *cautions(summary, names)]
     return "\n".join([*verdict_lines(summary, names), "", *table, *blocks, "", *said])
 

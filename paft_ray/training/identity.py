@@ -5,6 +5,7 @@ from typing import Any
 
 from paft_ray.config import Config, ModelConfig, Training
 from paft_ray.config.affects import affecting, take
+from paft_ray.config.errors import ArtifactError
 from paft_ray.evaluation.units import Subject
 from paft_ray.models.load import result_folder
 from paft_ray.models.warm_start import read_adapter
@@ -95,6 +96,27 @@ def finished_training(
     content = fingerprint("weights", manifest.files)
     record = TrainingRecord.from_json(manifest.about)
     return TrainedAdapter(training, manifest.fingerprint, content, folder, record, reused)
+
+
+def own_prompts(config: Config, trained: Sequence[TrainedAdapter]) -> dict[str, str]:
+    """Label of each variant that was trained on one prompt to the text of that prompt.
+
+    Empty unless `evaluation.trained_prompts` asks for them.
+
+    Raises:
+        ArtifactError: A training is older than the record of its prompt.
+    """
+    labels = config.of_one_prompt if config.evaluation.trained_prompts else []
+    found = {}
+    for each in trained:
+        if (label := each.training.label) in labels:
+            if each.record.prompt is None:
+                raise ArtifactError(
+                    f"{each.folder.path()} does not say which prompt it was trained on, as an "
+                    "earlier version wrote it: leave evaluation.trained_prompts out"
+                )
+            found[label] = each.record.prompt.text
+    return found
 
 
 def subjects(model: ModelConfig, trained: Sequence[TrainedAdapter]) -> list[Subject]:

@@ -101,14 +101,12 @@ def check_lengths(
         texts = [prompt.text for prompt in (*pool.train, *pool.test, *validation[0])]
         checks.begin(check_texts, config, checks.unknown_tokens, texts)
         checks.finish()
-    singles = [v for v in config.variants if isinstance(v, SinglePromptVariant)]
-    given = [(variant.label, variant.prompt) for variant in singles if variant.prompt is not None]
     texts = [
-        *_trained(context, [*_named(pool.train), *given]),
+        *_trained(context, [*_named(pool.train), *_given(context)]),
         *_evaluated(context, pool),
         _Texts(_named(validation[0]), validation[1]),
     ]
-    if any(variant.prompt is None for variant in singles):
+    if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
         texts.append(_choice(context, pool, config.evaluation.selection_prompts))
     _check(context, checks, texts)
 
@@ -190,15 +188,22 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     evaluation, seed = context.config.evaluation, context.config.seed
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
     found = [_Texts(_named(pool.test[: evaluation.prompts]), examples, ways, seed)]
-    several = [s.prompts for s in evaluation.subjects if isinstance(s, OF_CHOICES)]
-    if several:
+    if several := [s.prompts for s in evaluation.subjects if isinstance(s, OF_CHOICES)]:
         found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
     if any(isinstance(s, OptimizedPromptSubject) for s in evaluation.subjects):
         found.append(_Texts(_named(pool.train[:1]), context.task.validation, ways[:1], seed))
-    if chosen := [s.prompts for s in evaluation.subjects if isinstance(s, BestPromptSubject)]:
-        among = _choice(context, pool, max(chosen))
-        found.append(replace(among, conditions=ways[:1], seed=seed))
+    if evaluation.trained_prompts:
+        among = pool.train[: evaluation.selection_prompts]
+        found.append(_Texts([*_named(among), *_given(context)], examples, ways[:1], seed))
+    for best in (s for s in evaluation.subjects if isinstance(s, BestPromptSubject)):
+        found.append(replace(_choice(context, pool, best.prompts), conditions=ways[:1], seed=seed))
     return found
+
+
+def _given(context: RunContext) -> list[tuple[str, str]]:
+    """Labels and texts of the single prompts that the configuration names."""
+    singles = [v for v in context.config.variants if isinstance(v, SinglePromptVariant)]
+    return [(v.label, v.prompt) for v in singles if v.prompt is not None]
 
 
 def _choice(context: RunContext, pool: PromptPool, prompts: int | None) -> _Texts:
@@ -340,7 +345,6 @@ def _lengths(
     for each in examples:
         wordings = {0: {}, **((varying.paraphrases or {}).get(each.id) or {})}
         for number, other in wordings.items():
-            fields = {**each.fields, **other}
-            texts[each.id, number] = " ".join([*fields.values(), each.answer])
+            texts[each.id, number] = " ".join([*{**each.fields, **other}.values(), each.answer])
     counts = token_lengths(encoder, list(texts.values()), every=True)
     return dict(zip(texts, counts, strict=True))

@@ -20,7 +20,7 @@ NEW = OLD.append_column("generated_tokens", pa.array([3, 5]))
 def test_column_that_older_parts_lack_is_null_there(old_first: bool):
     subjects = {"base": OLD, "paft": NEW} if old_first else {"base": NEW, "paft": OLD}
     parts = list(enumerate(subjects.values()))
-    scores = _to_scores([Subject(label, 0, "") for label in subjects], parts).on_test_prompts
+    scores = _to_scores([Subject(label, 0, "") for label in subjects], parts).by_split
     for label, part in subjects.items():
         own = scores.filter(pc.field("variant") == label)
         expected = [3, 5] if part is NEW else [None, None]

@@ -100,7 +100,7 @@ def test_model_that_breaks_on_other_words_is_told_by_that_axis(server: Two, tree
     with SilentScreen().stage("evaluate") as stage:
         scores = score_grid(context, grid, stage)
         assert stage.done == stage.total == scores.table.num_rows == 2 * (10 + 2 * 9)
-    axes = axes_of(scores.on_test_prompts, ["endpoint"], {})
+    axes = axes_of(scores.by_split, ["endpoint"], {})
     assert axes.keys() == {"paraphrases"}
     found = axes["paraphrases"]["endpoint"]
     assert found["accuracies"][MAIN] == 1.0

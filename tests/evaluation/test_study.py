@@ -67,6 +67,15 @@ def test_smaller_spread_is_the_better_one() -> None:
     assert 'fill="#2f8f6b"' in compared(question, found)
 
 
+def test_cost_under_its_own_prompt_is_read_from_there() -> None:
+    question = replace(ONE, on_trained=True)
+    entry = record({"paft - single_prompt": AHEAD})
+    assert not comparisons(question, [entry])
+    own = record({"paft - single_prompt": NOT_SHOWN})["summary"]
+    entry["on_trained_prompts"] = {"single_prompt": own, "human_prompt": entry["summary"]}
+    assert [each.value for each in comparisons(question, [entry])] == [NOT_SHOWN[0]]
+
+
 def test_p_values_are_adjusted_over_all_studies_of_a_question_and_pairs_may_be_turned_round() -> (
     None
 ):

@@ -121,6 +121,8 @@ def make_config(
             variants=[{"type": "single_prompt"}, {"type": "paft"}],
             evaluation={
                 "examples": 10,
+                "trained_prompts": True,
+                "subjects": [{"type": "best_prompt", "of": "base", "prompts": 4}],
                 "selection_prompts": 4,
                 "selection_examples": 5,
                 "row_tokens": 256,
@@ -199,10 +201,39 @@ def test_run_leaves_every_promised_file(undisturbed: tuple[Path, dict]) -> None:
     assert "over 3 held-out prompts x 10 test examples" in card
     assert f"{100 * summary['models']['paft']['mean']:.1f}" in card
     assert json.loads((run / "summary.json").read_text()) == summary
-    assert set(summary["models"]) == {"base", "single_prompt", "paft"}
+    assert set(summary["models"]) == {"base", "single_prompt", "paft", "best_prompt"}
     assert set(adapter_bytes(storage)) == {"single_prompt-s1", "paft-s1"}
     scores = pq.read_table(run / "scores.parquet")
-    assert scores.num_rows == 3 * summary["prompts"] * summary["examples"] == 3 * 3 * 10
+    rows = Counter(zip(scores["split"].to_pylist(), scores["variant"].to_pylist(), strict=True))
+    trained = dict.fromkeys((("train", label) for label in summary["models"]), 10)
+    del trained["train", "best_prompt"]  # which answers under its own prompt alone
+    assert rows == {
+        **dict.fromkeys((("test", label) for label in summary["models"]), 30),
+        **trained,
+    }
+
+
+def test_base_is_measured_under_the_prompt_that_is_best_for_it_and_all_under_the_trained_one(
+    undisturbed: tuple[Path, dict],
+) -> None:
+    storage, summary = undisturbed
+    run = storage / "runs" / "small"
+    about = json.loads((run / "training/single_prompt-s1/manifest.json").read_text())["about"]
+    own = summary["on_trained_prompts"]["single_prompt"]
+    [found] = summary["models"]["best_prompt"]["optimized_prompts"]
+    assert own["prompt"] == about["prompt"]["text"] == found["prompt"]
+    assert (found["prompts"], found["tracked"], found["pairs"]) == (4, 5, 20)
+    assert summary["models"]["best_prompt"]["std"] == 0
+    assert (own["prompts"], list(own["models"])) == (1, ["base", "single_prompt", "paft"])
+    scores = pq.read_table(run / "scores.parquet").to_pylist()
+    for label, model in own["models"].items():
+        right = [s["correct"] for s in scores if (s["variant"], s["split"]) == (label, "train")]
+        assert model["mean"] == sum(right) / 10
+    under_best = summary["models"]["best_prompt"]["mean"]
+    assert own["models"]["base"]["mean"] == pytest.approx(under_best)  # the same prompt
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Under prompts that were trained on" in page and "mean, that of single prompt" in page
+    assert "the best of 4 training prompts" in page
 
 
 def test_key_of_an_endpoint_is_used_and_written_nowhere(
@@ -255,9 +286,9 @@ def test_run_is_recorded_in_mlflow_with_its_trainings_below(
     client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name == "paft"]
     runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    labels = ("base", "single_prompt", "paft")
+    labels = ("base", "single_prompt", "paft", "best_prompt")
     evaluated = {label: runs[f"{label} evaluated in small"] for label in labels}
-    trained = {f"{label} trained in small" for label in labels[1:]}
+    trained = {f"{label} trained in small" for label in labels[1:3]}
     assert set(runs) == {
         "small", "pool of small", *trained, *(f"{label} evaluated in small" for label in labels),
     }  # fmt: skip
@@ -301,6 +332,7 @@ def test_run_called_again_only_reads_its_summary(
 def test_run_that_scores_a_part_reports_estimates(make_config: Callable[..., Path]) -> None:
     config = make_config("part", steps=2)
     changes = ("evaluation.estimate.share=0.5", "variants=[{type: paft}]")
+    changes += ("evaluation.subjects=[]", "evaluation.trained_prompts=false")
     summary = finish(paft("run", str(config), *changes, "--json"))
     run = config.parent / "storage/runs/small"
     scores = pq.read_table(run / "scores.parquet")
@@ -324,7 +356,8 @@ def test_run_of_two_seeds_trains_each_variant_twice_on_one_pool(
         "variants=[{type: bound_prompts, prompts: 3}, "
         "{type: paft, name: paft_t1, sampling: {temperature: 1}}]"
     )
-    summary = finish(paft("run", str(config), "seeds=[1, 2]", variants, "--json"), 580)
+    no_more = ("evaluation.subjects=[]", "evaluation.trained_prompts=false")
+    summary = finish(paft("run", str(config), "seeds=[1, 2]", variants, *no_more, "--json"), 580)
     assert summary["seeds"] == [1, 2]
     assert list(summary["models"]) == ["base", "bound_prompts", "paft_t1"]
     assert summary["models"]["paft_t1"]["seeds"] == [1, 2]

@@ -156,6 +156,25 @@ def test_majority_stands_on_screen_and_page(tmp_path: Path):
     assert page.count('class="majority"') == 3, "a line in each model's strip"
 
 
+def test_figures_under_a_trained_prompt_stand_on_screen_and_page(tmp_path):
+    folder = Storage.open(str(tmp_path / "run"))
+    summary = make_run(folder)
+    assert "models were trained on" not in results_table(summary)
+    table, labels = pq.read_table(tmp_path / "run" / "scores.parquet"), list(summary["models"])
+    part = table.filter(pc.field("prompt_id") == "test00")
+    own = summarise(part, labels[:2], (0.75,), (0,), {})
+    summary["on_trained_prompts"] = {"single_prompt": {"prompt": "Say. {x}", **own}}
+    lines = results_table(summary).splitlines()
+    [head] = [n for n, line in enumerate(lines) if line.startswith("prompts that models were")]
+    assert lines[head + 1].startswith("mean, that of single prompt ")
+    for label in labels[:2]:
+        right = part.filter(pc.field("variant") == label).column("correct").to_pandas().mean()
+        assert f" {100 * right:.1f} (" in lines[head + 1]
+    folder.write_json("summary.json", summary)
+    page = Path(write_report(folder)).read_text("utf-8")
+    assert "Under prompts that were trained on" in page
+
+
 def test_figures_by_author_stand_on_screen_and_page(tmp_path):
     folder = Storage.open(str(tmp_path / "run"))
     summary = make_run(folder)
