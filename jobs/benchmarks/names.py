@@ -40,6 +40,8 @@ IN_COMPARISONS = {
     "base_ensemble": "base model, 5 prompts that vote",
     "base_optimized": "base model, optimised prompt",
 }
+_STEPPED = {"paft": "PAFT", "single": "the best of 32 prompts", "dozen": "a dozen bound"}
+"""Labels of trainings with so many steps, such as `paft_25`."""
 _SIZED = {"bound": "each example bound to one", "drawn": "one drawn at each step"}
 """Labels of trainings with so many prompts, such as `bound_3`."""
 
@@ -49,6 +51,8 @@ def name_of(label: str, names: Mapping[str, str]) -> str:
     how, _, number = label.partition("_")
     if how in _SIZED and number.isdigit():
         return f"{number} {'prompt' if number == '1' else 'prompts'}, {_SIZED[how]}"
+    if how in _STEPPED and number.isdigit():
+        return f"{_STEPPED[how]}, {number} steps"
     return {**IN_TABLES, **names}.get(label, label.replace("_", " "))
 
 

@@ -43,6 +43,22 @@ QUESTIONS = {
         "Is drawing from the pool better than a dozen bound prompts?",
         (("paft", "bound_prompts"),),
     ),
+    "sizes": Question(
+        "At which number of prompts does the gain end?",
+        (
+            ("drawn_3", "bound_1"), ("drawn_12", "drawn_3"), ("drawn_48", "drawn_12"),
+            ("bound_3", "bound_1"), ("bound_48", "bound_3"), ("bound_200", "bound_48"),
+        ),
+    ),
+    "steps": Question(
+        "How many steps until the spread closes?",
+        (("paft_50", "paft_25"), ("paft_100", "paft_50"), ("paft_200", "paft_100")),
+        STD,
+    ),
+    "longer": Question(
+        "Do more prompts help where training is longer?",
+        (("paft_200", "dozen_200"), ("paft_200", "single_200")),
+    ),
     "spread": Question(
         "Does accuracy depend less on the wording?",
         (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),

@@ -1,12 +1,15 @@
 """What recorded studies say: adjusted p-values, power, and answers to questions."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from names import IN_COMPARISONS, name_of
 from picture import compared
-from questions import Question, answer, block, comparisons
+from questions import QUESTIONS, Question, answer, block, comparisons
 from study import holm, smallest_shown
 
 from paft_ray.evaluation.figures import STD
@@ -103,3 +106,30 @@ def test_prompts_of_each_author_are_compared_apart() -> None:
     ]  # fmt: skip
     lines = list(block("authors", [entry]))
     assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("paft_25", "PAFT, 25 steps"),
+        ("dozen_200", "a dozen bound, 200 steps"),
+        ("bound_1", "1 prompt, each example bound to one"),
+        ("drawn_48", "48 prompts, one drawn at each step"),
+        ("k_4", "one prompt for four steps"),
+        ("paft_t1", "PAFT, drawn by losses (T = 1)"),
+        ("my_own", "my own"),
+    ],
+)
+def test_labels_of_studies_have_names(label: str, name: str) -> None:
+    assert name_of(label, IN_COMPARISONS) == name
+
+
+def test_every_study_configuration_answers_a_question() -> None:
+    asked = {label for each in QUESTIONS.values() for pair in each.pairs for label in pair}
+    for path in (Path(__file__).parents[2] / "jobs/configs/study").glob("*.yaml"):
+        tree = yaml.safe_load(path.read_text("utf-8"))
+        made = [*tree["variants"], *tree["evaluation"].get("subjects", [])]
+        labels = {each.get("name", each["type"]) for each in made}
+        assert len(labels & asked) > 1, path
+        pairs = [pair for each in QUESTIONS.values() for pair in each.pairs]
+        assert any(set(pair) <= labels for pair in pairs), path
