@@ -21,10 +21,11 @@ def uniform(*position: int | str) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-@lru_cache(maxsize=2)  # plans are made one step ahead
+@lru_cache(maxsize=4)  # plans are made one step ahead, and a batch may read small data repeatedly
 def epoch_order(seed: int, epoch: int, examples: int) -> np.ndarray:
     """A permutation of `range(examples)` for one pass over the data: shape [examples]."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(examples)
+    return order.astype(np.int32)  # one of a million examples takes 4 MB
 
 
 def example_index(seed: int, position: int, examples: int) -> int:
