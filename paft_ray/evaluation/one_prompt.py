@@ -14,7 +14,7 @@ from paft_ray.config.subjects import UNDER_ONE, BestPromptSubject, OptimizedProm
 from paft_ray.evaluation.endpoint_runner import answer_counts
 from paft_ray.evaluation.grid import GridScores, score_grid
 from paft_ray.evaluation.optimized import FOUND, SCORES, optimize, search_folder
-from paft_ray.evaluation.selection import choose_prompt
+from paft_ray.evaluation.selection import select_prompt
 from paft_ray.evaluation.units import Grid
 from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import PromptPool, training_prompt
@@ -91,18 +91,18 @@ def _find(
         return record, answer_counts(parts.read(parts.finished()))
     with context.screen.stage(f"choose {under_one.label}") as stage:
         among = replace(one, prompts=pool.train[: under_one.prompts])
-        choice = choose_prompt(context, among, stage)
-        stage.finish(str(choice))
+        selection = select_prompt(context, among, stage)
+        stage.finish(str(selection))
     record = {
         "of": under_one.of,
         "seed": model.seed,
-        "prompt": choice.best.text,
-        "prompts": len(choice.accuracy),
-        "pairs": len(choice.accuracy) * choice.examples,
-        "accuracy": choice.accuracy[choice.best.id],
-        "tracked": choice.examples,
+        "prompt": selection.best.text,
+        "prompts": len(selection.accuracy),
+        "pairs": len(selection.accuracy) * selection.examples,
+        "accuracy": selection.accuracy[selection.best.id],
+        "tracked": selection.examples,
     }
-    return record, choice.scores.endpoints.get(model.label, {})
+    return record, selection.scores.endpoints.get(model.label, {})
 
 
 def _under_each(table: pa.Table, label: str, grid: Grid) -> list[pa.Table]:

@@ -19,8 +19,8 @@ from paft_ray.runs.progress import Stage, tell
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What was chosen among training prompts for a model."""
+class Selection:
+    """The prompt that was selected for a model."""
 
     best: Prompt
     worst: Prompt
@@ -45,15 +45,15 @@ def choose_single_prompt(context: RunContext, pool: PromptPool) -> Prompt:
     with context.screen.stage("choose single prompt") as stage:
         prompts = pool.train[: context.config.evaluation.selection_prompts]
         grid = Grid([base], prompts, [])
-        choice = choose_prompt(by_transformers(context), grid, stage)
-        stage.finish(str(choice))
-    for name, prompt in (("worst", choice.worst), ("best", choice.best)):
-        found = f"the base model does {name} ({choice.accuracy[prompt.id]:.0%}) with"
+        selection = select_prompt(by_transformers(context), grid, stage)
+        stage.finish(str(selection))
+    for name, prompt in (("worst", selection.worst), ("best", selection.best)):
+        found = f"the base model does {name} ({selection.accuracy[prompt.id]:.0%}) with"
         tell(context.screen, found, [prompt.text])
-    return choice.best
+    return selection.best
 
 
-def choose_prompt(context: RunContext, grid: Grid, stage: Stage) -> Choice:
+def select_prompt(context: RunContext, grid: Grid, stage: Stage) -> Selection:
     """Choose the prompt under which a model does best on validation examples.
 
     Args:
@@ -69,7 +69,7 @@ def choose_prompt(context: RunContext, grid: Grid, stage: Stage) -> Choice:
     quality = prompt_quality(scores.table, right)
     ranked = sorted(prompts, key=lambda prompt: (*quality[prompt.id], prompt.id))
     accuracy = {id: accuracy for id, (accuracy, _) in quality.items()}
-    return Choice(ranked[-1], ranked[0], accuracy, len(examples), scores)
+    return Selection(ranked[-1], ranked[0], accuracy, len(examples), scores)
 
 
 def prompt_quality(

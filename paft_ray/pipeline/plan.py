@@ -83,7 +83,7 @@ def describe_plan(context: RunContext) -> dict[str, Any]:
         plan["paraphrases"] = rewritten
     for subject in config.evaluation.subjects:
         if isinstance(subject, BestPromptSubject):
-            plan[f"choose_{subject.label}"] = _plan_choice(context, subject.prompts)
+            plan[f"choose_{subject.label}"] = _plan_selection(context, subject.prompts)
     if optimized := plan_optimized(context):
         plan["optimized_prompts"] = optimized
     if config.tuning is not None:
@@ -106,7 +106,7 @@ def _plan_training(context: RunContext) -> dict[str, Any]:
     config, task = context.config, context.task
     plan: dict[str, Any] = {}
     if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
-        plan["choose_single_prompt"] = _plan_choice(context, config.evaluation.selection_prompts)
+        plan["choose_single_prompt"] = _plan_selection(context, config.evaluation.selection_prompts)
     trainings = config.trainings
     own = {t: config.of_training(t).train for t in trainings}
     steps = {
@@ -167,7 +167,7 @@ def _plan_workers(config: Config) -> dict[str, Any]:
     return {"workers": workers, **({"gpus_each": shown} if any(gpus.values()) else {})}
 
 
-def _plan_choice(context: RunContext, prompts: int | None) -> dict[str, Any]:
+def _plan_selection(context: RunContext, prompts: int | None) -> dict[str, Any]:
     """The choice of the best of so many training prompts for a model."""
     examples = context.task.validation[: context.config.evaluation.selection_examples]
     return {"prompts_at_most": prompts or "all", "examples": len(examples)}

@@ -107,7 +107,7 @@ def check_lengths(
         _Texts(_named(validation[0]), validation[1]),
     ]
     if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
-        texts.append(_choice(context, pool, config.evaluation.selection_prompts))
+        texts.append(_among(context, pool, config.evaluation.selection_prompts))
     _check(context, checks, texts)
 
 
@@ -196,7 +196,7 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
         among = pool.train[: evaluation.selection_prompts]
         found.append(_Texts([*_named(among), *_given(context)], examples, ways[:1], seed))
     for best in (s for s in evaluation.subjects if isinstance(s, BestPromptSubject)):
-        found.append(replace(_choice(context, pool, best.prompts), conditions=ways[:1], seed=seed))
+        found.append(replace(_among(context, pool, best.prompts), conditions=ways[:1], seed=seed))
     return found
 
 
@@ -206,7 +206,7 @@ def _given(context: RunContext) -> list[tuple[str, str]]:
     return [(v.label, v.prompt) for v in singles if v.prompt is not None]
 
 
-def _choice(context: RunContext, pool: PromptPool, prompts: int | None) -> _Texts:
+def _among(context: RunContext, pool: PromptPool, prompts: int | None) -> _Texts:
     """What is asked to choose the best of so many training prompts for a model."""
     examples = context.task.validation[: context.config.evaluation.selection_examples]
     return _Texts(_named(pool.train[:prompts]), examples)
