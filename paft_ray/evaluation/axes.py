@@ -40,8 +40,25 @@ class Wording:
     layout: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """How much an axis moves one model's answers."""
+
+    entry: dict[str, Any]
+    draws_R: Floats
+    """`moved` on each resample."""
+
+    def against(self, other: "_Moved") -> dict[str, float]:
+        """How much more it moves this model's than another one's."""
+        value = self.entry["moved"] - other.entry["moved"]
+        return _differs(value, self.draws_R - other.draws_R)
+
+
 def axes_of(
-    scores: pa.Table, labels: Sequence[str], prompts: Mapping[str, Wording]
+    scores: pa.Table,
+    labels: Sequence[str],
+    prompts: Mapping[str, Wording],
+    compared: Sequence[tuple[str, str]] = (),
 ) -> dict[str, dict[str, Any]]:
     """Axis to label to how much the axis moves the model's answers.
 
@@ -49,16 +66,18 @@ def axes_of(
     95% interval under `intervals`. Axes but for instruction and layout, which have as many levels
     as there are prompts, also have `std` of the levels' accuracies, `accuracies` (level to mean
     grade) and `differences` to the question as it is (level to value, low, high, p; p values are
-    adjusted after Holm over all levels of a model).
+    adjusted after Holm over all levels of a model). `against` holds, for every other model that
+    this one is compared with, the difference in `moved` (label to value, low, high, p).
 
     Args:
         scores: Table of the scores.
         labels: Models.
         prompts: Prompt id to its instruction and layout.
+        compared: The models to compare, the second of each pair subtracted.
     """
     main = read_answers(scores, labels)
     times = _times(len(main.prompt_ids), len(main.example_ids))
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, _Moved]] = {}
     for axis, pairs in _wording_pairs(main, prompts).items():
         if pairs:
             found[axis] = {label: _between(main.grades(label), pairs, times) for label in labels}
@@ -73,9 +92,17 @@ def axes_of(
             label: _along({level: own[label] for level, own in levels.items()}, own_times)
             for label in labels
         }
+    for of_labels in found.values():
+        for one, other in compared:
+            apart = of_labels[one].against(of_labels[other])
+            of_labels[one].entry.setdefault("against", {})[other] = apart
+    entries = {
+        axis: {label: moved.entry for label, moved in of_labels.items()}
+        for axis, of_labels in found.items()
+    }
     for label in labels:
-        _adjust([entry[label].get("differences", {}) for entry in found.values()])
-    return found
+        _adjust([entry[label].get("differences", {}) for entry in entries.values()])
+    return entries
 
 
 def moving(axes: Mapping[str, Mapping[str, Any]], label: str) -> list[str]:
@@ -147,31 +174,39 @@ def _levels(
 
 def _between(
     grade_SPE: Floats, pairs: Sequence[tuple[int, int]], times: tuple[Floats, Floats]
-) -> dict[str, Any]:
+) -> _Moved:
     """How far the grades of pairs of prompts lie apart."""
     times_RP, times_RE = times
     first, second = np.array(pairs).T
-    apart_NE = np.abs(grade_SPE[:, first] - grade_SPE[:, second]).mean(axis=0)
+    apart_SNE = np.abs(grade_SPE[:, first] - grade_SPE[:, second])
     weight_RN = times_RP[:, first] * times_RP[:, second]
-    draws_R = np.einsum("rn,ne,re->r", weight_RN, apart_NE, times_RE, optimize=True)
+    times_RS = _times_of_seeds(len(grade_SPE))
+    draws_R = np.einsum("rs,rn,sne,re->r", times_RS, weight_RN, apart_SNE, times_RE, optimize=True)
     total_R = weight_RN.sum(axis=1)
-    value = float(apart_NE.mean())
+    value = float(apart_SNE.mean())
     draws_R = np.where(total_R > 0, draws_R / np.where(total_R > 0, total_R, 1), value)
-    return {"moved": value, "intervals": {"moved": list(interval(draws_R, value, 0.0))}}
+    entry = {"moved": value, "intervals": {"moved": list(interval(draws_R, value, 0.0))}}
+    return _Moved(entry, draws_R)
 
 
-def _along(levels: Mapping[str, Floats], times: tuple[Floats, Floats]) -> dict[str, Any]:
+def _times_of_seeds(count: int) -> Floats:
+    """How often each seed and draw counts in every resample: [R, S]."""
+    return _times(count, 1)[0]
+
+
+def _along(levels: Mapping[str, Floats], times: tuple[Floats, Floats]) -> _Moved:
     """How far the grades under several levels lie apart."""
     times_RP, times_RE = times
     grade_LSPE = np.stack(list(levels.values()))
-    apart_PE = np.mean([np.abs(a - b).mean(axis=0) for a, b in combinations(grade_LSPE, 2)], axis=0)
-    grade_LPE = grade_LSPE.mean(axis=1)
-    mean_L = grade_LPE.mean(axis=(1, 2))
-    moved_R = np.einsum("rp,pe,re->r", times_RP, apart_PE, times_RE, optimize=True)
-    mean_LR = np.einsum("rp,lpe,re->lr", times_RP, grade_LPE, times_RE, optimize=True)
-    moved, std = float(apart_PE.mean()), float(mean_L.std())
+    apart_SPE = np.mean([np.abs(a - b) for a, b in combinations(grade_LSPE, 2)], axis=0)
+    mean_L = grade_LSPE.mean(axis=(1, 2, 3))
+    times_RS = _times_of_seeds(len(apart_SPE))
+    weights = times_RS, times_RP, times_RE
+    moved_R = np.einsum("rs,rp,re,spe->r", *weights, apart_SPE, optimize=True)
+    mean_LR = np.einsum("rs,rp,re,lspe->lr", *weights, grade_LSPE, optimize=True)
+    moved, std = float(apart_SPE.mean()), float(mean_L.std())
     names = list(levels)
-    return {
+    entry = {
         "moved": moved,
         "std": std,
         "intervals": {
@@ -184,6 +219,7 @@ def _along(levels: Mapping[str, Floats], times: tuple[Floats, Floats]) -> dict[s
             for name, mean, draws_R in zip(names[1:], mean_L[1:], mean_LR[1:], strict=True)
         },
     }
+    return _Moved(entry, moved_R)
 
 
 def _differs(value: float, draws_R: Floats) -> dict[str, float]:

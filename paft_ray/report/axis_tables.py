@@ -6,7 +6,7 @@ from typing import Any
 from paft_ray.evaluation.axes import INSTRUCTION, LAYOUT
 from paft_ray.evaluation.components import BY_EXAMPLE, EXAMPLE, PROMPT, REST
 from paft_ray.prompts.variation import DEMONSTRATIONS, NAMES, NOISE, ORDER, PARAPHRASES
-from paft_ray.report.tables import UNKNOWN, Cell, Row, Table, display_name, minus
+from paft_ray.report.tables import UNKNOWN, Cell, Row, Table, display_name, main_label, minus
 
 _SURE = 0.05
 """Adjusted p value below which a difference is told."""
@@ -38,6 +38,22 @@ def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     )
     columns = tuple(display_name(label, names) for label in labels)
     return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
+
+
+def apart(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+    """Where an axis surely moves the main model's grades more or less than another's, in words."""
+    main, found = main_label(summary), []
+    for axis, of_labels in summary.get("axes", {}).items():
+        for other, entry in of_labels.get(main, {}).get("against", {}).items():
+            low, high = 100 * entry["low"], 100 * entry["high"]
+            if low > 0 or high < 0:
+                which = f"{display_name(main, names)} than for {display_name(other, names)}"
+                points = f"{100 * entry['value']:+.1f} ({low:+.1f} to {high:+.1f})"
+                found.append(
+                    f"{AXIS_NAMES[axis].capitalize()}: {'fewer' if high < 0 else 'more'} grades "
+                    f"change for {which}: {minus(points)} points."
+                )
+    return found
 
 
 def components(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:

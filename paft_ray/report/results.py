@@ -24,7 +24,7 @@ from paft_ray.evaluation.cost_figures import (
 )
 from paft_ray.evaluation.endpoint import Questions
 from paft_ray.evaluation.grid import GridScores
-from paft_ray.evaluation.summary import Unscored, scores_by_author, scores_under, summarise
+from paft_ray.evaluation.summary import Unscored, pairs, scores_by_author, scores_under, summarise
 from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
@@ -140,7 +140,7 @@ def _by_axis(scores: pa.Table, labels: Sequence[str], pool: PromptPool) -> dict[
     """What each axis of variation moves and spreads, where some were measured."""
     wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
     found = {
-        "axes": axes_of(scores, labels, wordings),
+        "axes": axes_of(scores, labels, wordings, pairs(labels)),
         "components": components_of(scores, labels, wordings),
     }
     return {name: part for name, part in found.items() if part}

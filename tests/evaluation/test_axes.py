@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from itertools import product
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from paft_ray.config.variation import (
@@ -17,6 +19,7 @@ from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.scores import Asked, graded, scores_table
 from paft_ray.models.logprobs import Likelihoods
 from paft_ray.prompts.variation import conditions
+from paft_ray.report.axis_tables import apart
 from paft_ray.tasks.example import Example, Task, lettered, letters
 
 INSTRUCTIONS = [
@@ -135,3 +138,53 @@ def test_report_names_the_axis_that_moves_a_model_and_no_other(
     shares = components_of(table, ["base"], wordings)["base"]["shares"]
     shown = {name.split(" by ")[0] for name, share in shares.items() if share["low"] > 0}
     assert shown - {"example", "rest"} == set(moved)
+
+
+def along_noise(changed: dict[str, float], seeds: int = 3) -> pa.Table:
+    """Scores of models of which slips change so large a part of the grades."""
+    rng, rows = np.random.default_rng(1), []
+    for (variant, part), seed, p, e in product(changed.items(), range(seeds), range(6), range(40)):
+        right = bool(rng.random() < 0.7)
+        slipped = right ^ bool(rng.random() < part)
+        for axis, level, correct in ((None, None, right), ("noise", "5%", slipped)):
+            rows.append(
+                {
+                    "variant": variant, "seed": seed, "split": "test", "prompt_id": f"p{p}",
+                    "example_id": f"e{e:02d}", "prediction": "yes" if correct else "no",
+                    "correct": correct, "axis": axis, "level": level,
+                }
+            )  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
+def test_models_are_compared_by_how_much_an_axis_moves_them() -> None:
+    table = along_noise({"single_prompt": 0.3, "paft": 0.1, "same": 0.1})
+    labels, compared = (
+        ["single_prompt", "paft", "same"],
+        [("paft", "single_prompt"), ("paft", "same")],
+    )
+    noise = axes_of(table, labels, {}, compared)["noise"]
+    against = noise["paft"]["against"]
+    assert "against" not in noise["single_prompt"]
+    for other, entry in against.items():
+        assert entry["value"] == pytest.approx(noise["paft"]["moved"] - noise[other]["moved"])
+        assert entry["low"] <= entry["value"] <= entry["high"]
+    assert against["single_prompt"]["high"] < 0 and against["single_prompt"]["p"] < 0.05
+    assert against["same"]["low"] < 0 < against["same"]["high"]
+    [said] = apart({"models": dict.fromkeys(labels), "axes": {"noise": noise}})
+    assert said.startswith("Slips in the text: fewer grades change for PAFT than for single prompt")
+
+
+def test_intervals_of_axes_are_wider_where_seeds_differ() -> None:
+    alike = along_noise({"paft": 0.2}, seeds=1)
+    rows = alike.to_pylist()
+    apart_rows = [
+        {**row, "seed": seed, "correct": row["correct"] ^ (seed > 0 and row["axis"] == "noise")}
+        for row in rows
+        for seed in (0, 1)
+    ]
+    [(low, high), (wide_low, wide_high)] = [
+        axes_of(table, ["paft"], {})["noise"]["paft"]["intervals"]["moved"]
+        for table in (alike, pa.Table.from_pylist(apart_rows))
+    ]
+    assert wide_high - wide_low > 2 * (high - low)
