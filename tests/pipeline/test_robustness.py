@@ -403,7 +403,8 @@ def test_first_look_can_be_repeated_to_the_digit(
     command = ["robustness", asked.model, asked.data, *words]
     assert call(command) == 0
     said = capfd.readouterr().out
-    for part in ("prompts (4 x 10 examples)", "worst prompt (", "best prompt (", "report.html"):
+    worst, best = (f"probably the {which} prompt:" for which in ("worst", "best"))
+    for part in ("prompts (4 x 10 examples)", worst, best, "report.html"):
         assert part in said
     assert said.splitlines()[-1].endswith(
         "`paft evaluate robustness.yaml` repeats this to the digit"
