@@ -18,6 +18,9 @@ IN_TABLES = {
     "sft_pool": "right answers, the pool",
     "grpo_one_prompt": "GRPO, one prompt",
     "grpo_pool": "**GRPO, the pool**",
+    "base_best": "base model, the best of 32 prompts",
+    "base_ensemble": "base model, 5 prompts that vote",
+    "base_optimized": "base model, optimised prompt",
 }
 """Label of a subject in a record, and its name; further ones are derived from their labels."""
 IN_PICTURES = {
@@ -36,9 +39,6 @@ IN_COMPARISONS = {
     "paft": "PAFT",
     "k_4": "one prompt for four steps",
     "group_dro": "group DRO",
-    "base_best": "base model, the best of 32 prompts",
-    "base_ensemble": "base model, 5 prompts that vote",
-    "base_optimized": "base model, optimised prompt",
 }
 _STEPPED = {"paft": "PAFT", "single": "the best of 32 prompts", "dozen": "a dozen bound"}
 """Labels of trainings with so many steps, such as `paft_25`."""

@@ -44,14 +44,14 @@ QUESTIONS = {
         (("paft", "bound_prompts"),),
     ),
     "sizes": Question(
-        "At which number of prompts does the gain end?",
+        "Are more prompts better?",
         (
             ("drawn_3", "bound_1"), ("drawn_12", "drawn_3"), ("drawn_48", "drawn_12"),
             ("bound_3", "bound_1"), ("bound_48", "bound_3"), ("bound_200", "bound_48"),
         ),
     ),
     "steps": Question(
-        "How many steps until the spread closes?",
+        "Does the spread over prompts get smaller with more steps?",
         (("paft_50", "paft_25"), ("paft_100", "paft_50"), ("paft_200", "paft_100")),
         STD,
     ),
@@ -70,12 +70,12 @@ QUESTIONS = {
         WORST,
     ),
     "authors": Question(
-        "Does it matter who wrote the held-out prompts?",
+        "Is it ahead under the prompts of each author?",
         (("paft", "single_prompt"), ("paft", "bound_prompts")),
         by_author=True,
     ),
     "own_prompt": Question(
-        "Does it cost accuracy under the one prompt that the other model was trained on?",
+        "Is it ahead even under the one prompt that the other model was trained on?",
         (("paft", "human_prompt"), ("paft", "single_prompt")),
         on_trained=True,
     ),

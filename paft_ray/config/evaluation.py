@@ -34,8 +34,9 @@ class EvaluationConfig(Section, affects="run"):
     """Axes besides instruction and layout along which answers are measured too: each by itself,
     under every prompt and on every example, compared with the question as it is."""
     trained_prompts: Annotated[bool, affects("run", neutral=False)] = False
-    """Measure all models also under the prompts of variants that were trained on one: what they
-    know of their own prompt, and what the others lose there."""
+    """Measure models also under the prompts of variants that were trained on one (`single_prompt`,
+    `human_prompt`): what those know of their own prompt, and what the others know of it. Subjects
+    that ask through prompts of their own are left out."""
     estimate: EstimateConfig | None = None
     """Save most of the work on many prompts or examples; see `evaluation.estimate` and
     `evaluation.estimate_cells`."""
@@ -43,7 +44,8 @@ class EvaluationConfig(Section, affects="run"):
     """Top@t is the share of prompts with at least accuracy t; by default the paper's t of the
     task."""
     selection_examples: int = Field(default=100, ge=1)
-    """Validation examples, at most, on which the single prompt is chosen."""
+    """Validation examples, at most, on which a prompt is chosen: that of `single_prompt`, and of
+    `best_prompt`."""
     selection_prompts: int | None = Field(default=None, ge=1)
     """Training prompts that are candidates for the single prompt, from the beginning of the pool,
     which covers the whole; all by default."""

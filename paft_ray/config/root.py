@@ -133,8 +133,15 @@ class Config(Section, affects="run"):
     def _some_train_on_one_prompt(self) -> Self:
         if self.evaluation.trained_prompts and not self.of_one_prompt:
             raise ValueError(
-                "evaluation.trained_prompts: no variant is trained on one prompt: add a "
-                "single_prompt or human_prompt, or leave it out"
+                "evaluation.trained_prompts: no variant is a single_prompt or human_prompt: add "
+                "one, or leave it out"
+            )
+        subjects = self.evaluation.subjects
+        bounded = [s.label for s in subjects if isinstance(s, EndpointSubject) and s.budget_tokens]
+        if self.evaluation.trained_prompts and bounded:
+            raise ValueError(
+                f"evaluation.trained_prompts: {bounded[0]} has budget_tokens, which hold for its "
+                "answers under held-out prompts alone: leave one of them out"
             )
         return self
 

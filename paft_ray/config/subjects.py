@@ -149,8 +149,8 @@ class InferencePromptSubject(_OfSubject, affects="run"):
 
 class BestPromptSubject(_MadeOf, affects="run"):
     """Every question through one training prompt: the best for this model on
-    `evaluation.selection_examples` validation examples. With as many candidates it is, of the base
-    model, the prompt of a `single_prompt` variant without its training."""
+    `evaluation.selection_examples` validation examples. Of the base model, scored by transformers,
+    it is the prompt of a `single_prompt` variant with as many candidates, without its training."""
 
     type: Literal["best_prompt"]
     prompts: int = Field(ge=2)
@@ -185,6 +185,8 @@ SubjectConfig = Annotated[
 ]
 OF_CHOICES = (EnsembleSubject, InferencePromptSubject)
 """Subjects that are made of the log-likelihoods of another model."""
+OF_SEVERAL = (*OF_CHOICES, BestPromptSubject)
+"""Subjects for which another model is asked through so many training prompts."""
 UNDER_ONE = (BestPromptSubject, OptimizedPromptSubject)
 """Subjects that answer through one prompt, found for another model."""
 COMPARATORS = (*OF_CHOICES, *UNDER_ONE)

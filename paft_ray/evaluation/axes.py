@@ -67,7 +67,8 @@ def axes_of(
     as there are prompts, also have `std` of the levels' accuracies, `accuracies` (level to mean
     grade) and `differences` to the question as it is (level to value, low, high, p; p values are
     adjusted after Holm over all levels of a model). `against` holds, for every other model that
-    this one is compared with, the difference in `moved` (label to value, low, high, p).
+    this one is compared with, the difference in `moved` (label to value, low, high, p; adjusted
+    over all axes and pairs).
 
     Args:
         scores: Table of the scores.
@@ -77,10 +78,13 @@ def axes_of(
     """
     main = read_answers(scores, labels)
     times = _times(len(main.prompt_ids), len(main.example_ids))
+    draws = {label: 1 + max(main.draws[m] for m in main.of(label)) for label in labels}
     found: dict[str, dict[str, _Moved]] = {}
     for axis, pairs in _wording_pairs(main, prompts).items():
         if pairs:
-            found[axis] = {label: _between(main.grades(label), pairs, times) for label in labels}
+            found[axis] = {
+                label: _between(main.grades(label), draws[label], pairs, times) for label in labels
+            }
     for axis, levels in _levels(scores, labels, main).items():
         examples = next(
             grade_SPE.shape[-1] for own in levels.values() for grade_SPE in own.values()
@@ -102,6 +106,7 @@ def axes_of(
     }
     for label in labels:
         _adjust([entry[label].get("differences", {}) for entry in entries.values()])
+    _adjust([e.get("against", {}) for of_labels in entries.values() for e in of_labels.values()])
     return entries
 
 
@@ -173,14 +178,17 @@ def _levels(
 
 
 def _between(
-    grade_SPE: Floats, pairs: Sequence[tuple[int, int]], times: tuple[Floats, Floats]
+    grade_SPE: Floats,
+    draws: int,
+    pairs: Sequence[tuple[int, int]],
+    times: tuple[Floats, Floats],
 ) -> _Moved:
-    """How far the grades of pairs of prompts lie apart."""
+    """How far the grades of pairs of prompts lie apart; seeds of one draw come together."""
     times_RP, times_RE = times
     first, second = np.array(pairs).T
     apart_SNE = np.abs(grade_SPE[:, first] - grade_SPE[:, second])
     weight_RN = times_RP[:, first] * times_RP[:, second]
-    times_RS = _times_of_seeds(len(grade_SPE))
+    times_RS = _times_of_seeds(len(grade_SPE), draws)
     draws_R = np.einsum("rs,rn,sne,re->r", times_RS, weight_RN, apart_SNE, times_RE, optimize=True)
     total_R = weight_RN.sum(axis=1)
     value = float(apart_SNE.mean())
@@ -189,9 +197,11 @@ def _between(
     return _Moved(entry, draws_R)
 
 
-def _times_of_seeds(count: int) -> Floats:
-    """How often each seed and draw counts in every resample: [R, S]."""
-    return _times(count, 1)[0]
+def _times_of_seeds(count: int, draws: int = 1) -> Floats:
+    """How often each seed counts in every resample, the same for all its draws: [R, S]."""
+    rng, seeds = np.random.default_rng(1), count // draws  # apart from those of the prompts
+    times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), _RESAMPLES) / count
+    return np.tile(times, draws)
 
 
 def _along(levels: Mapping[str, Floats], times: tuple[Floats, Floats]) -> _Moved:

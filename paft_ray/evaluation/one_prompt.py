@@ -94,6 +94,7 @@ def _find(
         selection = select_prompt(context, among, stage)
         stage.finish(str(selection))
     record = {
+        "type": under_one.type,
         "of": under_one.of,
         "seed": model.seed,
         "prompt": selection.best.text,

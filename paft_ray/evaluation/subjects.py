@@ -79,7 +79,7 @@ def evaluate_subjects(
             done = f"{done}, {share:.0%} of them scored"
         stage.finish(done)
     if own:
-        scores = _add_own(context, replace(grid, conditions=grid.conditions[:1]), scores, own)
+        scores = _add_own(context, grid, scores, own)
     scores = add_comparators(context, pool, grid, scores)
     scores = add_under_one(context, pool, grid, scores)
     return replace(scores, parity=parity, paraphrases=about)
@@ -93,18 +93,18 @@ def _add_own(
     prompts = {label: training_prompt(text, slots, origin) for label, text in own.items()}
     once = list({prompt.id: prompt for prompt in prompts.values()}.values())
     with context.screen.stage("evaluate trained prompts") as stage:
-        found = score_grid(context, replace(grid, prompts=once), stage)
+        plain = [condition for condition in grid.conditions if not condition.axis]
+        found = score_grid(context, replace(grid, prompts=once, conditions=plain), stage)
         stage.finish(
             f"{len(grid.subjects)} models x {len(once)} prompts x {len(grid.examples)} examples"
         )
-    counts = {
-        label: Counter(scores.endpoints[label]) + Counter(more)
-        for label, more in found.endpoints.items()
-    }
+    counts = {label: Counter(asked) for label, asked in scores.endpoints.items()}
+    for label, more in found.endpoints.items():
+        counts[label].update(more)  # + would drop what is 0
     return replace(
         scores,
         table=pa.concat_tables([scores.table, found.table], promote_options="default"),
-        endpoints={**scores.endpoints, **counts},
+        endpoints=counts,
         trained_prompts=prompts,
     )
 

@@ -24,11 +24,12 @@ from paft_ray.evaluation.optimized import FOUND, RECORD, search_folder
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.generate.results import cost
-from paft_ray.prompts.pool import training_prompt
+from paft_ray.prompts.pool import Prompt, training_prompt
 from paft_ray.prompts.variation import Condition, conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import endpoint_identity, endpoints_of
 from paft_ray.tasks import Task
+from paft_ray.training.identity import find_trained, own_prompts
 
 _CHARACTERS_PER_TOKEN = 4
 _SECONDS_PER_REQUEST = 2.0
@@ -146,7 +147,7 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
 
 
 def _held_out(context: RunContext, questions: Questions) -> _Amount:
-    """What is asked under the held-out prompts."""
+    """What is asked under the held-out prompts, and under those that were trained on."""
     evaluation, split = context.config.evaluation, context.config.prompts.split
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
     pool = pool_without_work(context)
@@ -156,9 +157,21 @@ def _held_out(context: RunContext, questions: Questions) -> _Amount:
     rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
     times = len(ways) + (0 if rewritten is None else rewritten.per_example)
     pairs = max(count, round(count * len(examples) * share)) * times
-    if evaluation.trained_prompts:
-        pairs += len(context.config.of_one_prompt) * len(examples)
-    return _amount(context, questions, Grid((), prompts, examples, conditions=ways), pairs)
+    held_out = _amount(context, questions, Grid((), prompts, examples, conditions=ways), pairs)
+    if not evaluation.trained_prompts:
+        return held_out
+    plain = [way for way in ways if not way.axis]
+    own = Grid((), _trained_prompts(context), examples, conditions=plain)
+    count = len(context.config.of_one_prompt) * len(plain)
+    return held_out + _amount(context, questions, own, count * len(examples))
+
+
+def _trained_prompts(context: RunContext) -> list[Prompt]:
+    """The prompts of variants that were trained on one, as far as they are trained."""
+    config = context.config
+    found = [find_trained(context.run_folder, training) for training in config.trainings]
+    own = own_prompts(config, [each for each in found if each is not None])
+    return [training_prompt(text, context.task.slots, FOUND) for text in own.values()]
 
 
 def _of_several(context: RunContext, questions: Questions, made: _OfSeveral) -> _Amount:

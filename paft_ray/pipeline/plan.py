@@ -21,6 +21,7 @@ from paft_ray.config import (
     total_steps,
 )
 from paft_ray.config.errors import ConfigError, PaftError
+from paft_ray.config.subjects import COMPARATORS
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import count_weights
 from paft_ray.models.peft_check import puts_tokens_before
@@ -183,14 +184,15 @@ def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     if (rewritten := evaluation.variation.paraphrases) is not None:
         ways += rewritten.per_example
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
-    most = ways * max(prompts, round(prompts * examples * share))
+    most = models * ways * max(prompts, round(prompts * examples * share))
     if evaluation.trained_prompts:
-        most += len(config.of_one_prompt) * examples
+        made = sum(isinstance(subject, COMPARATORS) for subject in evaluation.subjects)
+        most += (models - made) * len(config.of_one_prompt) * examples
     return {
         "models": models,
         "prompts": prompts,
         "examples": examples,
-        "answers": models * most if examples else 0,
+        "answers": most if examples else 0,
     }
 
 

@@ -42,7 +42,8 @@ class RunResult(Result):
     @property
     def scores(self) -> "pd.DataFrame":
         """Every answer that was scored, a row each: model (`variant`), seed, prompt, example,
-        prediction and whether it is right. `prompts` and `examples` have the texts.
+        prediction and whether it is right; `split` is `test` under held-out prompts, and `train`
+        under those of `evaluation.trained_prompts`. `prompts` and `examples` have the texts.
         """
         return self.folder.read_table("scores.parquet").to_pandas()
 

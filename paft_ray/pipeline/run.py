@@ -46,8 +46,8 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
         with Workers(shared=True) as workers:
             for training in context.config.trainings:
                 with clock.stage(f"train_{training.label}"):
-                    own = prompts[training.label]
-                    trained.append(train(context, own, training, pool, workers))
+                    of_variant = prompts[training.label]
+                    trained.append(train(context, of_variant, training, pool, workers))
         with clock.stage("evaluation"):
             models = subjects(context.config.model, trained)
             own = own_prompts(context.config, trained)
@@ -97,6 +97,11 @@ def find_all_trained(context: RunContext) -> list[TrainedAdapter]:
             f"{context.storage.path()}: run `paft train` or `paft run` with it first"
         )
     lacking = {v.label for v in config.variants} - {each.training.label for each in trained}
+    if config.evaluation.trained_prompts and set(config.of_one_prompt) <= lacking:
+        raise ConfigError(
+            f"evaluation.trained_prompts: {', '.join(config.of_one_prompt)} is not trained: run "
+            "`paft train` or `paft run` first"
+        )
     for index, subject in enumerate(config.evaluation.subjects):
         if isinstance(subject, COMPARATORS) and subject.of in lacking:
             raise ConfigError(

@@ -86,7 +86,9 @@ def _optimized(run: RunFiles) -> Iterator[Asked]:
     for label, model in run.summary["models"].items():
         if searches := model.get("optimized_prompts", []):
             shown = tuple(ShownPrompt(search["prompt"], ()) for search in searches[:_SHOWN])
-            found = "a search improved" if "asked" in searches[0] else "was the best"
+            found = (
+                "was the best" if searches[0].get("type") == "best_prompt" else "a search improved"
+            )
             way = f"a prompt that {found} on validation examples, asked with it alone"
             yield Asked(label, display_name(label), way, shown, len(searches))
 

@@ -40,19 +40,24 @@ def axes(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> 
     return Table(columns, tuple(rows), (("each model", meaning),) if rows else ())
 
 
-def apart(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
+def more_or_less(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[str]:
     """Where an axis surely moves the main model's grades more or less than another's, in words."""
     main, found = main_label(summary), []
     for axis, of_labels in summary.get("axes", {}).items():
-        for other, entry in of_labels.get(main, {}).get("against", {}).items():
-            low, high = 100 * entry["low"], 100 * entry["high"]
-            if low > 0 or high < 0:
-                which = f"{display_name(main, names)} than for {display_name(other, names)}"
-                points = f"{100 * entry['value']:+.1f} ({low:+.1f} to {high:+.1f})"
-                found.append(
-                    f"{AXIS_NAMES[axis].capitalize()}: {'fewer' if high < 0 else 'more'} grades "
-                    f"change for {which}: {minus(points)} points."
-                )
+        pairs = [(a, b, e) for a in of_labels for b, e in of_labels[a].get("against", {}).items()]
+        for one, other, entry in pairs:
+            if main not in (one, other) or entry["p"] >= _SURE:
+                continue
+            sign = 100 if one == main else -100
+            value, *ends = (sign * entry[key] for key in ("value", "low", "high"))
+            which = f"{display_name(main, names)} than for " + display_name(
+                other if one == main else one, names
+            )
+            points = f"{value:+.1f} ({min(ends):+.1f} to {max(ends):+.1f})"
+            found.append(
+                f"{AXIS_NAMES[axis].capitalize()}: {'fewer' if value < 0 else 'more'} grades "
+                f"change for {which}: {minus(points)} points."
+            )
     return found
 
 

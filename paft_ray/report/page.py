@@ -13,7 +13,7 @@ from paft_ray.config.loading import without_unread
 from paft_ray.evaluation.figures import figures_of
 from paft_ray.report.accuracy import AccuracyPlot, accuracy_plot, prompt_lines
 from paft_ray.report.asked import prompts_asked
-from paft_ray.report.axis_tables import apart, axes, components
+from paft_ray.report.axis_tables import axes, components, more_or_less
 from paft_ray.report.coverage import COLOURS, run_coverage
 from paft_ray.report.files import RunFiles, read_run
 from paft_ray.report.flips import flipping_examples
@@ -130,7 +130,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         by_author=by_author(summary),
         on_trained=on_trained_prompts(summary),
         axes=axes(summary),
-        apart=apart(summary),
+        more_or_less=more_or_less(summary),
         components=components(summary),
         summary=summary,
         trained=trained,

@@ -108,7 +108,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         if len(parts) > 1:
             summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
-        summary |= _by_axis(table, asked, pool)
+        summary |= _by_axis(table, asked, pool, pairs(asked, more))
         for label, prompt in scores.trained_prompts.items():
             own = summarised(scores_under(table, prompt), variants=asked)
             summary.setdefault("on_trained_prompts", {})[label] = {"prompt": prompt.text, **own}
@@ -136,11 +136,16 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     return summary
 
 
-def _by_axis(scores: pa.Table, labels: Sequence[str], pool: PromptPool) -> dict[str, Any]:
+def _by_axis(
+    scores: pa.Table,
+    labels: Sequence[str],
+    pool: PromptPool,
+    compared: Sequence[tuple[str, str]],
+) -> dict[str, Any]:
     """What each axis of variation moves and spreads, where some were measured."""
     wordings = {p.id: Wording(p.instruction, p.layout) for p in pool.test}
     found = {
-        "axes": axes_of(scores, labels, wordings, pairs(labels)),
+        "axes": axes_of(scores, labels, wordings, compared),
         "components": components_of(scores, labels, wordings),
     }
     return {name: part for name, part in found.items() if part}

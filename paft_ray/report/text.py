@@ -10,7 +10,7 @@ from paft_ray.evaluation.cost_figures import PROMPTS_PER_ANSWER
 from paft_ray.evaluation.figures import MEAN, STD, STD_BY_CHANCE, Figure, figures_of
 from paft_ray.evaluation.summary import SINGLE_PROMPT, differences_of, of_figure
 from paft_ray.models.packing import MIXES
-from paft_ray.report.axis_tables import AXIS_NAMES, apart, axes, components
+from paft_ray.report.axis_tables import AXIS_NAMES, axes, components, more_or_less
 from paft_ray.report.lengths import chosen_steps, trained_otherwise
 from paft_ray.report.tables import (
     Table,
@@ -60,7 +60,7 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
     parts = _aligned(components(summary, names), "percent of the variance of grades from the")
     blocks = [line for block in (authors, own, moved, parts) if block for line in ("", *block)]
-    said = [*differences(summary, names), *apart(summary, names), *cautions(summary, names)]
+    said = [*differences(summary, names), *more_or_less(summary, names), *cautions(summary, names)]
     return "\n".join([*verdict_lines(summary, names), "", *table, *blocks, "", *said])
 
 

@@ -78,7 +78,7 @@ def _search(name: str, search: Mapping[str, Any], many: bool) -> str:
     seed = f" for seed {search['seed']}" if many else ""
     like = search.get("like_held_out")
     alike = f" It is like held-out prompt {like}, which the search did not know." if like else ""
-    if "asked" not in search:
+    if search.get("type") == "best_prompt":
         return (
             f"{name}{seed}: the best of {search['prompts']} training prompts, "
             f"{MEAN.heading} {100 * search['accuracy']:.1f} on {search['tracked']} validation "

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from paft_ray.config import Config, SinglePromptVariant, total_steps
-from paft_ray.config.subjects import OF_CHOICES, BestPromptSubject, OptimizedPromptSubject
+from paft_ray.config.subjects import OF_SEVERAL, BestPromptSubject, OptimizedPromptSubject
 from paft_ray.models.base_model import BaseSource, is_prepared, locate_base
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import LONGEST, check_texts, longest, refuse_overlong, token_lengths
@@ -87,13 +87,11 @@ def check_lengths(
         context: The run.
         pool: Its prompts.
         checks: Process that tokenises texts; closed afterwards, which frees its memory.
-        validation: Prompts and examples that models are scored on while they are trained; by
-            default those of `train.validation`.
+        validation: Prompts and examples of scores on the way; by default `train.validation`'s.
 
     Raises:
         ConfigError: A prompt has a token that the base model does not know.
-        DataError: An example is too long under a prompt, and `task.overlong` is `refuse`, or what
-            is never cut is too long.
+        DataError: An example is too long, and `task.overlong` is `refuse` or it cannot be cut.
     """
     config, task = context.config, context.task
     validation = validation or held_out(config, pool, task)
@@ -106,7 +104,7 @@ def check_lengths(
         *_evaluated(context, pool),
         _Texts(_named(validation[0]), validation[1]),
     ]
-    if any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants):
+    if _chooses(config):
         texts.append(_among(context, pool, config.evaluation.selection_prompts))
     _check(context, checks, texts)
 
@@ -188,16 +186,21 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     evaluation, seed = context.config.evaluation, context.config.seed
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
     found = [_Texts(_named(pool.test[: evaluation.prompts]), examples, ways, seed)]
-    if several := [s.prompts for s in evaluation.subjects if isinstance(s, OF_CHOICES)]:
+    if several := [s.prompts for s in evaluation.subjects if isinstance(s, OF_SEVERAL)]:
         found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
     if any(isinstance(s, OptimizedPromptSubject) for s in evaluation.subjects):
         found.append(_Texts(_named(pool.train[:1]), context.task.validation, ways[:1], seed))
     if evaluation.trained_prompts:
-        among = pool.train[: evaluation.selection_prompts]
-        found.append(_Texts([*_named(among), *_given(context)], examples, ways[:1], seed))
+        chosen = pool.train[: evaluation.selection_prompts] if _chooses(context.config) else ()
+        plain = [way for way in ways if not way.axis]
+        found.append(_Texts([*_named(chosen), *_given(context)], examples, plain, seed))
     for best in (s for s in evaluation.subjects if isinstance(s, BestPromptSubject)):
         found.append(replace(_among(context, pool, best.prompts), conditions=ways[:1], seed=seed))
     return found
+
+
+def _chooses(config: Config) -> bool:
+    return any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants)
 
 
 def _given(context: RunContext) -> list[tuple[str, str]]:
@@ -241,8 +244,7 @@ def _check(context: RunContext, checks: ModelCheckProcess, texts: Sequence[_Text
     model = config.model.model_dump(exclude={"peft"})
     limits = (config.task.max_length, config.task.overlong, config.task.answer_end, model)
     try:
-        known = [each for each in texts if each.prompts and each.examples]
-        wanted = {each.identity(*limits): each for each in known}
+        wanted = {each.identity(*limits): each for each in texts if each.prompts and each.examples}
         missing = {key: each for key, each in wanted.items() if key not in checks.passed}
         if not missing or not config.has_base:
             return
@@ -259,8 +261,7 @@ def _read_longest(config: Config, base: BaseSource, task: Task, texts: Sequence[
     """Check lengths, in the process of model checks."""
     from paft_ray.models.load import load_tokenizer
 
-    model = config.model
-    tokenizer = load_tokenizer(base.local(), model.revision, model.trust_remote_code)
+    tokenizer = load_tokenizer(base.local(), config.model.revision, config.model.trust_remote_code)
     encoder = TextEncoder.from_config(tokenizer, config)
     for each in texts:
         if each.drawn is not None:
@@ -273,8 +274,7 @@ def _read_longest(config: Config, base: BaseSource, task: Task, texts: Sequence[
 def _read_condition(encoder: TextEncoder, task: Task, texts: _Texts, condition: Condition) -> None:
     def ask(prompt: tuple[str, str], example: Example) -> Question:
         id, text = prompt
-        position = (texts.seed, id, example.id)
-        one = put(task, parse(text, task.slots), example, condition, *position)
+        one = put(task, parse(text, task.slots), example, condition, texts.seed, id, example.id)
         return _question(one, example, id, condition)
 
     most = _LONGEST_NOISY if condition.noise_rate else LONGEST

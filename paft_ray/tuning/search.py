@@ -28,7 +28,7 @@ from paft_ray.storage.fingerprint import fingerprint
 from paft_ray.tracking import TrackedRun, Tracker, send_waiting
 from paft_ray.training.distributed.launch import Workers
 from paft_ray.training.distributed.trainer import train_until
-from paft_ray.training.identity import own_prompts, subjects
+from paft_ray.training.identity import subjects
 from paft_ray.training.job import TrainingHooks
 from paft_ray.training.lengths import check_lengths
 from paft_ray.training.paraphrased import with_paraphrases
@@ -107,9 +107,7 @@ def search(
                 for training in _train_finalist(final, finalist, pools, workers)
             ]
         with clock.stage("evaluation"):
-            models = subjects(final.config.model, trained)
-            own = own_prompts(final.config, trained)
-            scores = evaluate_subjects(final, pools.any, models, own)
+            scores = evaluate_subjects(final, pools.any, subjects(final.config.model, trained))
         result = _write_result(context, tuning, finalists, scores, tracker)
         configs = {f.label: apply(config, f.trial.sample) for f in finalists}
         results = Results(pools.any, trained, scores, clock.seconds, configs)

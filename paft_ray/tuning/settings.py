@@ -57,6 +57,11 @@ def check_search(context: RunContext) -> list[Config]:
         raise ConfigError(
             "evaluation.estimate: a search evaluates its few finalists in full: leave it out"
         )
+    if config.evaluation.trained_prompts:
+        raise ConfigError(
+            "evaluation.trained_prompts: the finalists of a search are trained on pools, and none "
+            "on one prompt: leave it out"
+        )
     if config.train.validation is not None:
         raise ConfigError(
             "train.validation: a search scores trials by itself (tuning.reports, tuning.goal), and "

@@ -313,6 +313,37 @@ WRONG = [
         ["evaluation", "variation compares whole grids", "leave one of them out"],
     ),
     (
+        "evaluation",
+        {"variants": [{"type": "paft"}], "evaluation": {"trained_prompts": True}},
+        ["evaluation.trained_prompts", "single_prompt or human_prompt", "leave it out"],
+    ),
+    (
+        "evaluation",
+        {
+            "variants": [{"type": "single_prompt"}],
+            "evaluation": {"trained_prompts": True, "estimate": {"share": 0.5}},
+        },
+        ["evaluation", "trained_prompts are measured on all examples", "leave one of them out"],
+    ),
+    (
+        "evaluation",
+        {
+            "variants": [{"type": "single_prompt"}],
+            "evaluation": {
+                "trained_prompts": True,
+                "subjects": [
+                    {
+                        "type": "endpoint",
+                        "base_url": "http://localhost:1/v1",
+                        "model": "m",
+                        "budget_tokens": 9,
+                    },
+                ],
+            },
+        },
+        ["evaluation.trained_prompts", "endpoint has budget_tokens", "leave one of them out"],
+    ),
+    (
         "rowchoices",
         {"task": {**CUSTOM, "choices": {"colum": "a"}}},
         ["task.choices.colum", "unknown key", "did you mean 'column'"],

@@ -87,6 +87,17 @@ def test_search_scores_trials_by_itself(review_file: Path, tmp_path: Path) -> No
         check_search(context)
 
 
+def test_search_has_no_finalist_of_one_prompt(review_file: Path, tmp_path: Path) -> None:
+    from paft_ray.tuning.settings import check_search
+
+    space = {"train.learning_rate": {"type": "choice", "values": [0.1, 0.2]}}
+    more = {"variants": [{"type": "single_prompt"}], "evaluation": {"trained_prompts": True}}
+    config = config_of(review_file, tmp_path, None, tuning={"space": space}, **more)
+    context = RunContext.create(config, load_task(config.task, 0), Storage.open(str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"evaluation\.trained_prompts: the finalists"):
+        check_search(context)
+
+
 def test_space_of_a_search_has_no_validation(review_file: Path, tmp_path: Path) -> None:
     space = {"train.validation.patience": {"type": "choice", "values": [1, 2]}}
     with pytest.raises(ConfigError, match=r"train\.validation\.patience cannot be searched"):

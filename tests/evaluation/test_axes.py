@@ -19,7 +19,7 @@ from paft_ray.evaluation.components import components_of
 from paft_ray.evaluation.scores import Asked, graded, scores_table
 from paft_ray.models.logprobs import Likelihoods
 from paft_ray.prompts.variation import conditions
-from paft_ray.report.axis_tables import apart
+from paft_ray.report.axis_tables import more_or_less
 from paft_ray.tasks.example import Example, Task, lettered, letters
 
 INSTRUCTIONS = [
@@ -171,8 +171,13 @@ def test_models_are_compared_by_how_much_an_axis_moves_them() -> None:
         assert entry["low"] <= entry["value"] <= entry["high"]
     assert against["single_prompt"]["high"] < 0 and against["single_prompt"]["p"] < 0.05
     assert against["same"]["low"] < 0 < against["same"]["high"]
-    [said] = apart({"models": dict.fromkeys(labels), "axes": {"noise": noise}})
+    summary = {"models": dict.fromkeys(labels), "axes": {"noise": noise}}
+    [said] = more_or_less(summary)
     assert said.startswith("Slips in the text: fewer grades change for PAFT than for single prompt")
+    turned = axes_of(table, labels, {}, [(b, a) for a, b in compared])
+    assert more_or_less(summary | {"axes": turned}) == [said]
+    against["single_prompt"]["p"] = 0.2  # few changed grades make no sure difference
+    assert not more_or_less(summary)
 
 
 def test_intervals_of_axes_are_wider_where_seeds_differ() -> None:
@@ -188,3 +193,21 @@ def test_intervals_of_axes_are_wider_where_seeds_differ() -> None:
         for table in (alike, pa.Table.from_pylist(apart_rows))
     ]
     assert wide_high - wide_low > 2 * (high - low)
+
+
+def test_intervals_do_not_depend_on_which_prompts_move_which_seeds() -> None:
+    """Seen: with as many seeds as prompts both had the same weights in every resample."""
+    widths = []
+    for shift in range(4):
+        rows = [
+            {
+                "variant": "paft", "seed": seed, "split": "test", "prompt_id": f"p{p}",
+                "example_id": f"e{e}", "prediction": "yes", "axis": axis, "level": axis,
+                "correct": axis is None or (seed - p) % 4 != shift,
+            }
+            for seed, p, e, axis in product(range(4), range(4), range(20), (None, "noise"))
+        ]  # fmt: skip
+        noise = axes_of(pa.Table.from_pylist(rows), ["paft"], {})["noise"]["paft"]
+        low, high = noise["intervals"]["moved"]
+        widths.append(high - low)
+    assert max(widths) < 1.2 * min(widths)

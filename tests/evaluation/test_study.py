@@ -77,6 +77,12 @@ def test_cost_under_its_own_prompt_is_read_from_there() -> None:
     own = record({"paft - single_prompt": NOT_SHOWN})["summary"]
     entry["on_trained_prompts"] = {"single_prompt": own, "human_prompt": entry["summary"]}
     assert [each.value for each in comparisons(question, [entry])] == [NOT_SHOWN[0]]
+    asked = QUESTIONS["own_prompt"]
+    assert asked.on_trained and asked.text.startswith("Is it ahead even under")
+    entry["on_trained_prompts"]["single_prompt"] = record({"single_prompt - paft": AHEAD})[
+        "summary"
+    ]
+    assert answer(asked, comparisons(asked, [entry])).startswith("No, the opposite in 1 of 1")
 
 
 def test_p_values_are_adjusted_over_all_studies_of_a_question_and_pairs_may_be_turned_round() -> (

@@ -14,7 +14,8 @@ from paft_ray.config.loading import load_config
 from paft_ray.evaluation.comparators import add_comparators
 from paft_ray.evaluation.grid import GridScores, score_grid
 from paft_ray.evaluation.one_prompt import add_under_one
-from paft_ray.evaluation.subjects import subjects_of
+from paft_ray.evaluation.subjects import evaluate_subjects, subjects_of
+from paft_ray.evaluation.summary import scores_under
 from paft_ray.evaluation.units import Grid
 from paft_ray.pipeline.endpoints import plan_served
 from paft_ray.prompts.build import pool_without_work
@@ -136,6 +137,25 @@ def test_best_prompt_of_an_endpoint_is_chosen_on_validation_examples_and_planned
         {"models": {"best_prompt": {"optimized_prompts": [record]}}}, {}
     )[1:]
     assert "the best of 3 training prompts" in sentence and repr(record["prompt"]) in sentence
+
+
+def test_endpoint_under_a_trained_prompt_is_counted_with_its_other_answers(
+    server: Paid, tree_of
+) -> None:
+    tree = tree_of(server.url)
+    tree["evaluation"] |= {"subjects": tree["evaluation"]["subjects"][:1]}
+    context = open_context(tree)
+    pool = pool_without_work(context)
+    assert pool is not None
+    scores = evaluate_subjects(context, pool, [], {"single_prompt": pool.train[0].text})
+    counts = scores.endpoints["served"]
+    assert counts["requests"] == server.asked["m"] == 2 * (4 + 1) * 6
+    assert counts["cut_off"] == 0, "also what is 0"
+    [prompt] = scores.trained_prompts.values()
+    rows = scores.by_split.to_pylist()
+    assert Counter(row["split"] for row in rows) == {"test": 4 * 6, "train": 6}
+    assert {r["prompt_id"] for r in rows if r["split"] == "train"} == {prompt.id}
+    assert scores_under(scores.by_split, prompt).num_rows == 6
 
 
 @pytest.mark.ray

@@ -129,6 +129,17 @@ def test_missing_package_is_named_before_anything_begins(
     assert not (tmp_path / "storage").exists()
 
 
+def test_prompts_of_variants_that_are_not_trained_are_not_left_out_in_silence(
+    tree: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    subjects = [{"type": "ensemble", "of": "base", "prompts": 2}]
+    tree["evaluation"] = {"examples": 6, "trained_prompts": True, "subjects": subjects}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**tree, "variants": [{"type": "single_prompt"}]}))
+    assert call(["evaluate", str(path)]) == 2
+    assert "trained_prompts: single_prompt is not trained" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("kind", [{"type": "ensemble", "prompts": 2}, {"type": "optimized_prompt"}])
 def test_subject_that_is_made_of_an_untrained_variant_is_refused(
     tree: dict[str, Any], kind: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
