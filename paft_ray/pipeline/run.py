@@ -5,13 +5,16 @@ and only reads the summary of a finished one.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.subjects import COMPARATORS
+from paft_ray.evaluation.grid import GridScores
 from paft_ray.evaluation.subjects import evaluate_subjects
 from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
+from paft_ray.prompts.pool import PromptPool
 from paft_ray.prompts.rewrite import asked_for
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results
@@ -49,11 +52,17 @@ def run(context: RunContext, checks: ModelCheckProcess, overwrite: bool = False)
                     of_variant = prompts[training.label]
                     trained.append(train(context, of_variant, training, pool, workers))
         with clock.stage("evaluation"):
-            models = subjects(context.config.model, trained)
-            own = own_prompts(context.config, trained)
-            scores = evaluate_subjects(context, pool, models, own)
+            scores = _evaluate(context, pool, trained)
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)
+
+
+def _evaluate(
+    context: RunContext, pool: PromptPool, trained: Sequence[TrainedAdapter]
+) -> GridScores:
+    """Score the models of a run."""
+    own = own_prompts(context.config, trained)
+    return evaluate_subjects(context, pool, subjects(context.config.model, trained), own)
 
 
 def finished_summary(context: RunContext) -> dict[str, Any] | None:
@@ -133,8 +142,6 @@ def evaluate(
                     "the configuration names now: train again under another name"
                 )
         with clock.stage("evaluation"):
-            models = subjects(context.config.model, trained)
-            own = own_prompts(context.config, trained)
-            scores = evaluate_subjects(context, pool, models, own)
+            scores = _evaluate(context, pool, trained)
         results = Results(pool, trained, scores, clock.seconds)
         return write_results(context, results, tracker)
