@@ -40,7 +40,7 @@ QUESTIONS = {
         (("paft", "human_prompt"), ("paft", "single_prompt")),
     ),
     "pool_or_dozen": Question(
-        "Is drawing from the pool better than a dozen bound prompts?",
+        "Is drawing better than a dozen bound prompts?",
         (("paft", "bound_prompts"),),
     ),
     "sizes": Question(
@@ -51,7 +51,7 @@ QUESTIONS = {
         ),
     ),
     "steps": Question(
-        "Does the spread over prompts get smaller with more steps?",
+        "Is the spread smaller after more steps?",
         (("paft_50", "paft_25"), ("paft_100", "paft_50"), ("paft_200", "paft_100")),
         STD,
     ),
@@ -75,12 +75,12 @@ QUESTIONS = {
         by_author=True,
     ),
     "own_prompt": Question(
-        "Is it ahead even under the one prompt that the other model was trained on?",
+        "Is it ahead even under the other model's own prompt?",
         (("paft", "human_prompt"), ("paft", "single_prompt")),
         on_trained=True,
     ),
     "ways": Question(
-        "Is another way to train better than PAFT as the paper has it?",
+        "Is another way to train better than plain PAFT?",
         (
             ("k_4", "paft"), ("consistency", "paft"), ("group_dro", "paft"),
             ("expected_reward", "paft"),

@@ -36,7 +36,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield DOCS / "reference" / "configuration.md", configuration.page(NOTE)
     yield DOCS / "reference" / "commands.md", commands.page(NOTE)
     yield DOCS / "reference" / "figures.md", figures.page(NOTE)
-    yield DOCS / "accuracy.svg", picture.drawn(_record("sst2"), picture.FEW)
+    yield DOCS / "accuracy.svg", picture.drawn(_record("smollm2-sst2"), picture.FEW)
     for page in (DOCS / "results").glob("*.md"):
         text = page.read_text(encoding="utf-8")
         yield page, _BLOCK.sub(lambda found: found[1] + _block(*found.groups()) + found[4], text)

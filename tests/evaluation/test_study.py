@@ -130,6 +130,10 @@ def test_labels_of_studies_have_names(label: str, name: str) -> None:
     assert name_of(label, IN_COMPARISONS) == name
 
 
+def test_questions_fit_above_their_pictures() -> None:
+    assert max(len(question.text) for question in QUESTIONS.values()) <= 54
+
+
 def test_every_study_configuration_answers_a_question() -> None:
     asked = {label for each in QUESTIONS.values() for pair in each.pairs for label in pair}
     for path in (Path(__file__).parents[2] / "jobs/configs/study").glob("*.yaml"):
