@@ -115,7 +115,7 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     seeds = "1 seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} seeds"
     yield (
         f"{name}: {summary['prompts']} held-out prompts x {summary['examples']} "
-        f"examples, {seeds}, {sum(summary['seconds'].values()) / 3600:.1f} h"
+        f"examples, {seeds}, {hours(summary):.1f} h"
     )
     yield ""
     yield from _rows(record, summary, "trained with")
@@ -125,6 +125,15 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     for label, graded in record.get("further", {}).items():
         yield ""
         yield from _rows(record, graded, f"trained with (graded by {label})")
+
+
+def hours(summary: Mapping[str, Any]) -> float:
+    """Hours of all stages; trainings that the run found finished count by what their loops took."""
+    seconds = dict(summary["seconds"])
+    for label, model in summary["models"].items():
+        stage, looped = f"train_{label}", model.get("trained_seconds", 0) * len(model["seeds"])
+        seconds[stage] = max(seconds.get(stage, 0), looped)
+    return sum(seconds.values()) / 3600
 
 
 def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ import yaml
 from names import IN_COMPARISONS, name_of
 from picture import compared
 from questions import QUESTIONS, Question, answer, block, comparisons
-from study import holm, smallest_shown
+from study import holm, hours, smallest_shown
 
 from paft_ray.evaluation.figures import STD
 
@@ -128,6 +128,16 @@ def test_prompts_of_each_author_are_compared_apart() -> None:
 )
 def test_labels_of_studies_have_names(label: str, name: str) -> None:
     assert name_of(label, IN_COMPARISONS) == name
+
+
+def test_hours_count_trainings_that_were_found_finished() -> None:
+    models = {
+        "base": {"seeds": [0]},
+        "paft": {"seeds": [0, 1], "trained_seconds": 1800.0},
+        "single_prompt": {"seeds": [0, 1], "trained_seconds": 1500.0},
+    }
+    seconds = {"train_paft": 2.0, "train_single_prompt": 3600.0, "evaluation": 1800.0}
+    assert hours({"models": models, "seconds": seconds}) == pytest.approx(1 + 1 + 0.5)
 
 
 def test_questions_fit_above_their_pictures() -> None:
