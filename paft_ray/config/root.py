@@ -136,12 +136,10 @@ class Config(Section, affects="run"):
                 "evaluation.trained_prompts: no variant is a single_prompt or human_prompt: add "
                 "one, or leave it out"
             )
-        subjects = self.evaluation.subjects
-        bounded = [s.label for s in subjects if isinstance(s, EndpointSubject) and s.budget_tokens]
-        if self.evaluation.trained_prompts and bounded:
+        if self.evaluation.trained_prompts and self._bounded:
             raise ValueError(
-                f"evaluation.trained_prompts: {bounded[0]} has budget_tokens, which hold for its "
-                "answers under held-out prompts alone: leave one of them out"
+                f"evaluation.trained_prompts: {self._bounded[0]} has budget_tokens, which hold for "
+                "its answers under held-out prompts alone: leave one of them out"
             )
         return self
 
@@ -167,12 +165,17 @@ class Config(Section, affects="run"):
         """Whether there is a base model: not where all models are behind endpoints."""
         return self.model.path != NO_MODEL
 
+    @property
+    def _bounded(self) -> list[str]:
+        """Labels of the endpoints whose answers have a budget."""
+        subjects = self.evaluation.subjects
+        return [s.label for s in subjects if isinstance(s, EndpointSubject) and s.budget_tokens]
+
     def _comparators_fit(self) -> None:
         """Check the subjects that are made of another model."""
         subjects = self.evaluation.subjects
         measured = [BASE] * self.has_base + [v.label for v in self.variants]
         measured += [s.label for s in subjects if not isinstance(s, COMPARATORS)]
-        bounded = [s.label for s in subjects if isinstance(s, EndpointSubject) and s.budget_tokens]
         for index, subject in enumerate(subjects):
             if not isinstance(subject, COMPARATORS):
                 continue
@@ -182,7 +185,7 @@ class Config(Section, affects="run"):
                     f"{field}.of: {subject.of!r} is no model that is measured; name one of "
                     f"{', '.join(measured)}"
                 )
-            if subject.of in bounded:
+            if subject.of in self._bounded:
                 raise ValueError(
                     f"{field}.of: {subject.of} has budget_tokens, which hold for its own answers "
                     f"and not for those that {subject.type} asks for: take them out"

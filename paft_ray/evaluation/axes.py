@@ -78,7 +78,7 @@ def axes_of(
     """
     main = read_answers(scores, labels)
     times = _times(len(main.prompt_ids), len(main.example_ids))
-    draws = {label: 1 + max(main.draws[m] for m in main.of(label)) for label in labels}
+    draws = _draws(main, labels)
     found: dict[str, dict[str, _Moved]] = {}
     for axis, pairs in _wording_pairs(main, prompts).items():
         if pairs:
@@ -147,12 +147,17 @@ def _wording_pairs(
     }
 
 
+def _draws(main: Answers, labels: Sequence[str]) -> dict[str, int]:
+    """How many draws of demonstrations each model was asked behind; 1 without any."""
+    return {label: 1 + max(main.draws[m] for m in main.of(label)) for label in labels}
+
+
 def _levels(
     scores: pa.Table, labels: Sequence[str], main: Answers
 ) -> dict[str, dict[str, dict[str, Floats]]]:
     """Axis to level to label to grades [S, P, E]; the question as it is comes first."""
     found: dict[str, dict[str, dict[str, Floats]]] = {}
-    draws = {label: 1 + max(main.draws[m] for m in main.of(label)) for label in labels}
+    draws = _draws(main, labels)
     apart = {
         label: main.grades(label).reshape(draws[label], -1, *main.grade_MPE.shape[1:])
         for label in labels

@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -109,9 +109,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
         summary |= _by_axis(table, asked, pool, pairs(asked, more))
-        for label, prompt in scores.trained_prompts.items():
-            own = summarised(scores_under(table, prompt), variants=asked)
-            summary.setdefault("on_trained_prompts", {})[label] = {"prompt": prompt.text, **own}
+        summary |= _on_trained(scores, partial(summarised, variants=asked))
     _add_to_models(context, results, summary["models"])
     summary |= _circumstances(context, results)
     folder.write_bytes("scores.parquet", to_parquet(table))
@@ -134,6 +132,18 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _on_trained(
+    scores: GridScores, summarised: Callable[[pa.Table], dict[str, Any]]
+) -> dict[str, Any]:
+    """The figures of every model under the one prompt of a variant, by its label."""
+    table = scores.by_split
+    found = {
+        label: {"prompt": prompt.text, **summarised(scores_under(table, prompt))}
+        for label, prompt in scores.trained_prompts.items()
+    }
+    return {"on_trained_prompts": found} if found else {}
 
 
 def _by_axis(
