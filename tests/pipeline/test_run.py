@@ -223,7 +223,7 @@ def test_base_is_measured_under_the_prompt_that_is_best_for_it_and_all_under_the
     [found] = summary["models"]["best_prompt"]["optimized_prompts"]
     assert own["prompt"] == about["prompt"]["text"] == found["prompt"]
     assert (found["prompts"], found["tracked"], found["pairs"]) == (4, 5, 20)
-    assert summary["models"]["best_prompt"]["std"] == 0
+    assert summary["models"]["best_prompt"]["std"] == pytest.approx(0, abs=1e-12)
     assert (own["prompts"], list(own["models"])) == (1, ["base", "single_prompt", "paft"])
     scores = pq.read_table(run / "scores.parquet").to_pylist()
     for label, model in own["models"].items():
