@@ -15,6 +15,7 @@ from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.models.meta import LONGEST, check_texts, longest, refuse_overlong, token_lengths
 from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.build import pool_without_work
+from paft_ray.prompts.given import given_prompt
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
 from paft_ray.prompts.variation import NOISE, PLAIN, Condition, Put, Varying, conditions, put
@@ -100,7 +101,7 @@ def check_lengths(
         checks.begin(check_texts, config, checks.unknown_tokens, texts)
         checks.finish()
     texts = [
-        *_trained(context, [*_named(pool.train), *_given(context)]),
+        *_trained(context, [*_named(pool.train), *_given(context, pool)]),
         *_evaluated(context, pool),
         _Texts(_named(validation[0]), validation[1]),
     ]
@@ -125,9 +126,8 @@ def check_evaluated_lengths(
     """
     for model in (None, *models_of(context.config).values()):
         own = context if model is None else context.of_model(model)
-        if prepared_only and not is_prepared(own.config.model.path, context.storage):
-            continue
-        _check(own, checks, _evaluated(context, pool))
+        if not prepared_only or is_prepared(own.config.model.path, context.storage):
+            _check(own, checks, _evaluated(context, pool))
 
 
 def check_lengths_early(
@@ -193,20 +193,20 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     if evaluation.trained_prompts:
         chosen = pool.train[: evaluation.selection_prompts] if _chooses(context.config) else ()
         plain = [way for way in ways if not way.axis]
-        found.append(_Texts([*_named(chosen), *_given(context)], examples, plain, seed))
+        found.append(_Texts([*_named(chosen), *_given(context, pool)], examples, plain, seed))
     for best in (s for s in evaluation.subjects if isinstance(s, BestPromptSubject)):
         found.append(replace(_among(context, pool, best.prompts), conditions=ways[:1], seed=seed))
     return found
 
 
 def _chooses(config: Config) -> bool:
-    return any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants)
+    return any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
 
 
-def _given(context: RunContext) -> list[tuple[str, str]]:
-    """Labels and texts of the single prompts that the configuration names."""
-    singles = [v for v in context.config.variants if isinstance(v, SinglePromptVariant)]
-    return [(v.label, v.prompt) for v in singles if v.prompt is not None]
+def _given(context: RunContext, pool: PromptPool) -> list[tuple[str, str]]:
+    """Labels of variants whose prompt a person gave, and that prompt's text."""
+    given = ((v.label, given_prompt(v, context, pool)) for v in context.config.variants)
+    return [(label, prompt.text) for label, prompt in given if prompt is not None]
 
 
 def _among(context: RunContext, pool: PromptPool, prompts: int | None) -> _Texts:

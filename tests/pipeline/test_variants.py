@@ -9,7 +9,8 @@ from factories import make_prompt, run_config
 from paft_ray.config.errors import ConfigError, PoolError
 from paft_ray.config.loading import load_config
 from paft_ray.pipeline.perform import open_context
-from paft_ray.pipeline.variants import human_prompt, prompts_by_variant, user_prompt
+from paft_ray.pipeline.variants import prompts_by_variant
+from paft_ray.prompts.given import human_prompt, user_prompt
 from paft_ray.prompts.layouts import compose, enumerate_layouts
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.runs.context import RunContext

@@ -146,6 +146,15 @@ def test_training_is_refused_for_what_it_draws_and_for_nothing_else(
         check(max(lengths) - 1)
 
 
+def test_prompt_by_a_person_is_checked_as_a_training_prompt_is(tmp_path, tiny_model, review_file):
+    pool = PromptPool((make_prompt("{review} ="),), (), ())
+    by_a_person = {"variants": [{"type": "human_prompt"}]}
+    by_a_person["task"] = {"max_length": 60, "instructions": ["Read with care and " * 20 + "say."]}
+    checked(tiny_model, review_file, tmp_path, pool, task=by_a_person["task"])
+    with pytest.raises(DataError, match="under prompt human_prompt has"):
+        checked(tiny_model, review_file, tmp_path, pool, **by_a_person)
+
+
 def test_test_examples_are_checked_under_the_training_prompts_of_an_ensemble(
     tmp_path, tiny_model, review_file
 ):
