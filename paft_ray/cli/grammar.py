@@ -163,7 +163,7 @@ def _new(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
 
 def _add_verb(verbs: Any, name: str, help: str) -> argparse.ArgumentParser:
     parser = _new(verbs, name, help)
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, or the config.json of a run")
     _add_common(parser)
     return parser
 

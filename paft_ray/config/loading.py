@@ -47,6 +47,8 @@ _WORDS = (
 )
 _MOST = 4
 """Problems of a configuration that are named."""
+_RECORD = {"config", "content"}
+"""Keys of the `config.json` that a run keeps."""
 _FILE_ENDINGS = (
     *(".csv", ".gguf", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt"),
     *(".bz2", ".gz", ".xz", ".zst"),
@@ -57,8 +59,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     """Read a configuration, apply overrides, validate once.
 
     Args:
-        source: Path of a YAML file, `pkg:NAME/inner/path` inside an installed package, or the tree
-            itself.
+        source: Path of a YAML file or of the `config.json` that a run keeps, `pkg:NAME/inner/path`
+            inside an installed package, or the tree itself.
         overrides: `section.field=value`; the value is YAML without comments, and for a field that
             is text all that follows, without outer quotes. A number selects a list's entry.
 
@@ -69,6 +71,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     if isinstance(source, str):
         source = resolve_path(source) or Path(source)
     tree = dict(source) if isinstance(source, Mapping) else read_yaml(source)
+    if tree.keys() >= _RECORD and isinstance(tree["config"], dict):
+        tree = _as_then(tree["config"])
     for override in overrides:
         tree = with_override(tree, override)
     _refuse_secrets(tree)
@@ -78,17 +82,22 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise ConfigError(_explain(error)) from error
 
 
-def load_recorded(tree: Mapping[str, Any]) -> Config:
+def load_recorded(tree: dict[str, Any]) -> Config:
     """Load the configuration that a run recorded; a field that it lacks means what it did then.
 
     Raises:
         ConfigError: It has a field that was removed since.
     """
+    return load_config(_as_then(tree))
+
+
+def _as_then(tree: dict[str, Any]) -> dict[str, Any]:
+    """A recorded tree, with fields whose default depends on their section filled in."""
     task = tree.get("task")
     if isinstance(task, Mapping) and "answer_end" not in task:
         earlier = earlier_answer_end(load_config(tree).task)
-        tree = {**tree, "task": {**task, "answer_end": earlier}}
-    return load_config(tree)
+        return {**tree, "task": {**task, "answer_end": earlier}}
+    return tree
 
 
 def from_anywhere(location: str) -> str:

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
-from paft_ray.config.loading import changed_fields, dump_config, load_config, resolve_path
+from paft_ray.config.loading import (
+    changed_fields,
+    dump_config,
+    load_config,
+    load_recorded,
+    resolve_path,
+)
 from paft_ray.config.uris import without_password
 
 BASE = {
@@ -41,6 +47,19 @@ def test_yaml_file_is_read_with_its_overrides(tmp_path):
     assert config.train.steps == 20
     assert config.model.peft == {"peft_type": "LORA", "r": 4}
     assert load_config(str(path)) == load_config(BASE)
+
+
+def test_file_that_a_run_keeps_is_its_configuration(tmp_path):
+    record = {"config": {**BASE, "task": {**BASE["task"]}}, "content": {"work": "run"}}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert load_config(str(path)).task == load_recorded(BASE).task
+    assert load_config(path, ["train.steps=20"]).train.steps == 20
+    stored = Path(__file__).parents[1] / "fixtures/stored_run/storage/runs/generated/config.json"
+    recorded = json.loads(stored.read_text(encoding="utf-8"))["config"]
+    assert load_config(stored) == load_recorded(recorded)
+    assert "answer_end" not in recorded["task"]
+    assert load_config(stored).task.answer_end != load_config(recorded).task.answer_end
 
 
 def test_loading_changes_neither_the_tree_nor_its_parts():
