@@ -1,15 +1,15 @@
 """Prompt-example pairs scored per CPU-second: lm-eval's HF backend and ours, in turns.
 
-SmolLM2-135M on SST-2, on SST-2 with answers of several tokens, and on PIQA; the same examples under
-the same prompts in the same dtype for all. lm-eval reads the tasks that `paft export --lm-eval`
-would write, and runs with its cache of logits at several batch sizes, of which the quickest is its
-figure. It scores answers without their end, and so do we when compared with it
+SmolLM2-135M (or `--model`) on SST-2, on SST-2 with answers of several tokens, and on PIQA; the same
+examples under the same prompts in the same dtype for all. lm-eval reads the tasks that `paft export
+--lm-eval` would write, and runs with its cache of logits at several batch sizes, of which the
+quickest is its figure. It scores answers without their end, and so do we when compared with it
 (`task.answer_end: ignored`); a competitor of our own with `scored` says what the end costs. Every
 competitor is a process of its own on one thread; in each round each scores the same slice of the
 grid while the others wait, so that a busy minute hits all alike. What is timed goes from texts to
 predictions; loading models and tasks is not in it.
 
-python jobs/benchmarks/evaluate.py [--prompts piqa=FILE] [--rounds 4] [--json]
+python jobs/benchmarks/evaluate.py [--model PATH] [--prompts piqa=FILE] [--rounds 4] [--json]
 """
 
 import argparse
@@ -253,6 +253,7 @@ def ratios_of(found: dict[str, list[tuple[float, Answers]]]) -> dict[str, float]
 def main() -> None:
     """Measure, print a table, and with --json one line for machines at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default=MODEL, help="GGUF file or folder of the base model")
     parser.add_argument("--prompts", nargs="*", default=[], metavar="TASK=FILE")
     parser.add_argument("--prompt-count", type=int, default=5, help="of each task")
     parser.add_argument("--storage", default="storage", help="where the converted model is kept")
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--row-tokens", type=int, default=2048)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    location = prepare_base(MODEL, None, Storage.open(options.storage))
+    location = prepare_base(options.model, None, Storage.open(options.storage))
     files = dict(entry.split("=", 1) for entry in options.prompts)
     built_in = {"sst2": SST2_PROMPTS, "sst2 phrases": SST2_PROMPTS, "piqa": PIQA_PROMPTS}
     texts = built_in | {

@@ -1,11 +1,11 @@
 """Useful tokens per CPU-second of LoRA training: other people's loops and ours, in turns.
 
-SmolLM2-135M on PIQA, the same examples, prompts, batches and loss for all. Every competitor is a
-process of its own on one thread; in each round each takes a few steps while the others wait, so
-that a busy minute hits all alike. Few are in memory at once (`--resident`): groups come one after
-another, one competitor is in all of them, and any two are compared by their ratios to it in the
-same rounds. A token is useful if it has to be read to train on its example: padding is not, nor is
-an example's last token, which is only predicted.
+SmolLM2-135M (or `--model`) on PIQA, the same examples, prompts, batches and loss for all. Every
+competitor is a process of its own on one thread; in each round each takes a few steps while the
+others wait, so that a busy minute hits all alike. Few are in memory at once (`--resident`): groups
+come one after another, one competitor is in all of them, and any two are compared by their ratios
+to it in the same rounds. A token is useful if it has to be read to train on its example: padding is
+not, nor is an example's last token, which is only predicted.
 
 What a token costs: with frozen weights, 2 FLOPs per weight forward and 2 backward (the gradient of
 the input alone), over the linear layers of the decoder; of SmolLM2-135M's 106 million that is
@@ -14,7 +14,7 @@ machine multiplies matrices at is measured in the same rounds, with torch's own 
 oneDNN's; the quicker of the two is what shares refer to. On a GPU seconds are GPU-seconds, and the
 share is the MFU against the measured rate.
 
-python jobs/benchmarks/train.py [--prompts FILE] [--rounds 5] [--steps 4] [--json]
+python jobs/benchmarks/train.py [--model PATH] [--prompts FILE] [--rounds 5] [--steps 4] [--json]
 """
 
 import argparse
@@ -210,8 +210,9 @@ def summarise(dtype: str, found: Found, rate: float, flops: float) -> Any:
                 "share_of_matrix_rate": round(speed * flops / 1e9 / rate, 3),
                 "matrix_rate_gflops": round(rate, 1),
                 "step_s": round(
-                    statistics.median((w if gpu else c) / len(ls) for w, c, _, ls in turns), 3
+                    statistics.median((w if gpu else c) / len(ls) for w, c, _, ls, _ in turns), 3
                 ),
+                "peak_gb": round(turns[-1][4] / 1e9, 2),
                 "final_loss": round(statistics.fmean(turns[-1][3]), 4),
             }
         )
@@ -250,6 +251,7 @@ def ratios(
 def main() -> None:
     """Measure, print a table for each dtype, and with --json one line for machines at the end."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", default=MODEL, help="GGUF file or folder of the base model")
     parser.add_argument("--prompts", help="a file of templates; a few built in by default")
     parser.add_argument("--storage", default="storage", help="where the converted model is kept")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -271,7 +273,7 @@ def main() -> None:
     if options.gpu_shape and not torch.cuda.is_available():
         parser.error("--gpu-shape 8b: no GPU here; leave it out, or run on a machine with one")
     torch.set_num_threads(1)
-    location = prepare_base(MODEL, None, Storage.open(options.storage))
+    location = prepare_base(options.model, None, Storage.open(options.storage))
     prompts = str(Path(options.prompts).resolve()) if options.prompts else None
     steps = options.warm_up + options.rounds * options.steps
     rows, speeds, relatives, costs = [], {}, {}, {}
@@ -298,7 +300,8 @@ def main() -> None:
                     f"{row['competitor']:<34} {row['tokens_per_second']:>7.1f} tokens/s "
                     f"({row['least']:.1f} to {row['most']:.1f}), "
                     f"{row['share_of_matrix_rate']:>5.1%} of the matrix rate, "
-                    f"{row['step_s']:.2f} s a step, loss {row['final_loss']:.3f}"
+                    f"{row['step_s']:.2f} s a step, at most {row['peak_gb']:.2f} GB, "
+                    f"loss {row['final_loss']:.3f}"
                 )
     print("\nper step:", ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     measured = ratios(speeds, relatives)

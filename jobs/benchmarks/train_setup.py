@@ -1,6 +1,7 @@
 """What the competitors of `train.py` have in common: settings, data, and taking turns."""
 
 import os
+import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ LEARNING_RATE = 5e-4
 CLIPPING = 1.0
 REFERENCE = "engine"
 """The competitor that is in every group."""
-Turn = tuple[float, float, int, list[float]]
-"""Wall seconds, CPU-seconds, useful tokens, losses."""
+Turn = tuple[float, float, int, list[float], int]
+"""Wall seconds, CPU-seconds, useful tokens, losses, most bytes of memory that it had so far."""
 PROMPTS = (
     "Goal: {goal}\nA. {sol1}\nB. {sol2}\nAnswer:",
     "Which of the two solutions works in the real world?\nQuestion: {goal}\nA. {sol1}\nB. {sol2}\n"
@@ -88,8 +89,15 @@ class Turns:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         wall, cpu = time.perf_counter() - self._started[0], cpu_seconds() - self._started[1]
-        self.connection.send((wall, cpu, self._tokens, self._losses))
+        self.connection.send((wall, cpu, self._tokens, self._losses, peak_memory()))
         self._started, self._tokens, self._losses = None, 0, []
+
+
+def peak_memory() -> int:
+    """Most bytes that this process had: resident ones, or on a GPU those of tensors."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def cpu_seconds() -> float:
@@ -151,7 +159,7 @@ def groups(setups: Sequence[Setup], resident: int) -> list[list[Setup]]:
 def speeds_of(turns: Sequence[Turn]) -> list[float]:
     """Useful tokens per second of every turn."""
     gpu = torch.cuda.is_available()
-    return [tokens / (wall if gpu else cpu) for wall, cpu, tokens, _ in turns]
+    return [tokens / (wall if gpu else cpu) for wall, cpu, tokens, _, _ in turns]
 
 
 def relative(found: Found) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Any
 import commands
 import configuration
 import figures
+import measured
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "jobs" / "benchmarks"))  # of which pictures and answers are made
@@ -28,7 +29,8 @@ DOCS = ROOT / "docs"
 NOTE = "*Written by `make reference` from the code; changes to this file are lost.*"
 STUDIES = ROOT / "jobs" / "configs" / "study"
 _DRAWN = re.compile(r"\]\(([\w-]+)\.svg\)")
-_BLOCK = re.compile(r"(<!-- (study|question): ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_KINDS = "|".join(["study", "question", *measured.TABLES])
+_BLOCK = re.compile(rf"(<!-- ({_KINDS}): ([\w,-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -45,10 +47,14 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def _block(_: str, kind: str, name: str, __: str) -> str:
-    """The table of a recorded study, or the answer to a question."""
+    """The table of a recorded study or benchmark, or the answer to a question."""
     if kind == "study":
-        return "\n".join(["", *study.table(_record(name)), "", ""])
-    return "\n".join(["", *questions.block(name, _answering()), "", ""])
+        lines = study.table(_record(name))
+    elif kind == "question":
+        lines = questions.block(name, _answering())
+    else:
+        lines = measured.block(kind, name)
+    return "\n".join(["", *lines, "", ""])
 
 
 def _drawn(name: str) -> str:
