@@ -179,6 +179,19 @@ def _writing(records: Sequence[Record]) -> list[str]:
     return _table(["written by", "rollouts per second", "ratio"], rows())
 
 
+def _planning(records: Sequence[Record]) -> list[str]:
+    """CPU time of a rank to plan a step."""
+    [record] = records
+    made = record["made_with"]
+    what = f"{made['batch_size']:,} examples a step, {made['ranks']} ranks"
+
+    def rows() -> Iterator[list[str]]:
+        for row in record["rows"]:
+            yield [row["planned"], f"{row['ms']:.1f}", f"{row['most_ms']:.1f}"]
+
+    return _table([what, "CPU-ms a rank and step", "at most"], rows())
+
+
 def _gpu(records: Sequence[Record]) -> list[str]:
     """Rows of `gpu.py` about speed: ours by tokens of a row, with 1% of them answers."""
     [record] = records
@@ -211,6 +224,7 @@ TABLES: dict[str, Callable[[Sequence[Record]], list[str]]] = {
     "estimate": _estimate,
     "learning": _learning,
     "writing": _writing,
+    "planning": _planning,
     "gpu": _gpu,
 }
 """Kind of a block to the function that makes its table."""
