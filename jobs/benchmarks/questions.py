@@ -7,10 +7,13 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import hypot
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from names import IN_COMPARISONS, model_of, name_of, task_of
+from scipy.special import ndtr, ndtri
 from study import holm, smallest_shown
 
 from paft_ray.evaluation.figures import MEAN, STD, WORST, Figure
@@ -18,6 +21,8 @@ from paft_ray.evaluation.summary import of_figure
 
 Record = Mapping[str, Any]
 LEVEL = 0.05
+_TO_95 = float(ndtri(0.975))
+"""Standard errors from the middle of a 95% interval to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +100,11 @@ QUESTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A paired difference of one study."""
+    """A paired difference of one study, or the mean over several."""
 
     study: str
     """Task and model, and the author of the prompts where it counts."""
+    task: str
     pair: tuple[str, str]
     value: float
     low: float
@@ -115,6 +121,11 @@ class Comparison:
     def shown(self) -> bool:
         """Whether chance alone is unlikely to give such a difference."""
         return self.p < LEVEL
+
+    @property
+    def standard_error(self) -> float:
+        """That of a normal distribution with this interval."""
+        return (self.high - self.low) / (2 * _TO_95)
 
     @property
     def name(self) -> str:
@@ -138,7 +149,8 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():
-                    found.append(_comparison(name, pair, summary["differences"], question.figure))
+                    named = Comparison(name, task_of(record), pair, 0.0, 0.0, 0.0, 1.0)
+                    found.append(_measured(named, summary["differences"], question.figure))
     adjusted = holm({str(number): each.p for number, each in enumerate(found)})
     return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(found)]
 
@@ -154,15 +166,43 @@ def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[st
     return {study: record["summary"]}
 
 
-def _comparison(
-    study: str, pair: tuple[str, str], differences: Mapping[str, Any], figure: Figure
-) -> Comparison:
-    a, b = pair
+def _measured(named: Comparison, differences: Mapping[str, Any], figure: Figure) -> Comparison:
+    """A comparison with its difference, which a record may keep the other way round."""
+    a, b = named.pair
     if (entry := differences.get(f"{a} - {b}")) is not None:
         found = of_figure(entry, figure)
-        return Comparison(study, pair, found["value"], found["low"], found["high"], found["p"])
-    found = of_figure(differences[f"{b} - {a}"], figure)
-    return Comparison(study, pair, -found["value"], -found["high"], -found["low"], found["p"])
+        value, low, high = found["value"], found["low"], found["high"]
+    else:
+        found = of_figure(differences[f"{b} - {a}"], figure)
+        value, low, high = -found["value"], -found["high"], -found["low"]
+    return replace(named, value=value, low=low, high=high, p=found["p"])
+
+
+def together(found: Sequence[Comparison]) -> list[Comparison]:
+    """The mean difference of each pair over its comparisons, where there are several.
+
+    It is about these tasks and models alone. Tasks count alike and are taken as independent.
+    Comparisons of one task share examples and prompts: their mean gets the mean of their standard
+    errors, as if they varied together, which is the most that it can be.
+    """
+    means = []
+    for pair in dict.fromkeys(each.pair for each in found):
+        own = [each for each in found if each.pair == pair]
+        if len(own) < 2:
+            continue
+        of_task = [
+            [(each.value, each.standard_error) for each in own if each.task == task]
+            for task in dict.fromkeys(each.task for each in own)
+        ]
+        tasks = [tuple(map(fmean, zip(*pairs, strict=True))) for pairs in of_task]
+        value = fmean(value for value, _ in tasks)
+        error = hypot(*(error for _, error in tasks)) / len(tasks)
+        half = _TO_95 * error
+        p = 2 * float(ndtr(-abs(value) / error)) if error else float(not value)
+        name = f"mean of {len(own)}"
+        means.append(Comparison(name, "", pair, value, value - half, value + half, p))
+    adjusted = holm({str(number): each.p for number, each in enumerate(means)})
+    return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(means)]
 
 
 def answer(question: Question, found: Sequence[Comparison]) -> str:
@@ -177,6 +217,7 @@ def answer(question: Question, found: Sequence[Comparison]) -> str:
         return (
             f"Not shown: in none of {len(found)} comparisons is a difference shown "
             f"({_span(found)}); a difference of {100 * least:.1f} points would have been in each."
+            f"{_on_average(found)}"
         )
     parts = []
     for some, word in ((ahead, "yes"), (behind, "no, the opposite")):
@@ -185,7 +226,15 @@ def answer(question: Question, found: Sequence[Comparison]) -> str:
     if rest := [each for each in found if not each.shown]:
         parts.append(f"not shown in {len(rest)} ({_span(rest)})")
     said = "; ".join(parts)
-    return f"{said[0].upper()}{said[1:]}."
+    return f"{said[0].upper()}{said[1:]}.{_on_average(found)}"
+
+
+def _on_average(found: Sequence[Comparison]) -> str:
+    said = [
+        f"{each.name} {each.in_points}, {'shown' if each.shown else 'not shown'}"
+        for each in together(found)
+    ]
+    return f" On average: {'; '.join(said)}." if said else ""
 
 
 def _span(found: Sequence[Comparison]) -> str:
@@ -205,7 +254,7 @@ def block(key: str, records: Sequence[Record]) -> Iterator[str]:
     heading = question.figure.heading
     yield f"| study | compared | {heading}, difference in points | p (Holm) | would show |"
     yield "|---|---|---|---|---|"
-    for each in found:
+    for each in [*found, *together(found)]:
         least = 100 * smallest_shown(each.low, each.high)
         yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least:.1f} |"
 

@@ -61,7 +61,8 @@ def _drawn(name: str) -> str:
     question = questions.QUESTIONS.get(name)
     if question is None:
         return picture.drawn(_record(name))
-    return picture.compared(question, questions.comparisons(question, _answering()))
+    found = questions.comparisons(question, _answering())
+    return picture.compared(question, [*found, *questions.together(found)])
 
 
 def _record(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from names import IN_COMPARISONS, name_of
 from picture import compared
-from questions import QUESTIONS, Question, answer, block, comparisons
+from questions import QUESTIONS, Question, answer, block, comparisons, together
 from study import holm, hours, smallest_shown
 
 from paft_ray.evaluation.figures import STD
@@ -37,7 +37,7 @@ def record(differences: dict[str, tuple[float, float, float, float]], **more: An
     }
     summary = {"models": labels, "differences": figures}
     return {
-        "task": "sst2", "sources": {"model": "gemma-3-270m.gguf"}, "summary": summary, **more,
+        "task": "sst2", "sources": {"model": "gemma-3-270m.gguf"}, "summary": summary, **more
     }  # fmt: skip
 
 
@@ -48,7 +48,8 @@ AHEAD, NOT_SHOWN = (0.1, 0.04, 0.16, 0.001), (0.01, -0.02, 0.04, 0.5)
 def test_answer_says_in_how_many_comparisons_a_difference_is_shown() -> None:
     records = [record({"paft - single_prompt": d}) for d in (AHEAD, NOT_SHOWN)]
     assert answer(ONE, comparisons(ONE, records)) == (
-        "Yes in 1 of 2 comparisons (+10.0 points); not shown in 1 (+1.0 points)."
+        "Yes in 1 of 2 comparisons (+10.0 points); not shown in 1 (+1.0 points). "
+        "On average: PAFT - the best of 32 prompts +5.5 (+1.0 to +10.0), shown."
     )
     behind = record({"single_prompt - paft": AHEAD})
     assert answer(ONE, comparisons(ONE, [behind])).startswith("No, the opposite in 1 of 1")
@@ -57,6 +58,20 @@ def test_answer_says_in_how_many_comparisons_a_difference_is_shown() -> None:
         "a difference of 4.3 points would have been in each."
     )
     assert answer(ONE, comparisons(ONE, [record({"paft - base": AHEAD})])) == "Not measured."
+
+
+def test_average_over_studies_takes_those_of_a_task_as_dependent_and_tasks_as_independent() -> None:
+    pair = {"paft - single_prompt": (0.03, -0.01, 0.07, 0.14)}
+    same = [record(pair), record(pair)]
+    other = [*same, record({"paft - single_prompt": (0.06, -0.02, 0.14, 0.14)}, task="piqa")]
+    [mean] = together(comparisons(ONE, same))
+    assert (mean.value, mean.low, mean.high) == pytest.approx((0.03, -0.01, 0.07))
+    assert mean.p == pytest.approx(0.1416, abs=1e-3) and not mean.shown
+    [mean] = together(comparisons(ONE, other))
+    half = np.hypot(0.04, 0.08) / 2
+    assert (mean.value, mean.low) == pytest.approx((0.045, 0.045 - half))
+    assert mean.study == "mean of 3" and mean.shown
+    assert not together(comparisons(ONE, same[:1]))
 
 
 def test_smaller_spread_is_the_better_one() -> None:
@@ -111,7 +126,7 @@ def test_prompts_of_each_author_are_compared_apart() -> None:
         "SST-2, Gemma 3 270M, prompts by a person", "SST-2, Gemma 3 270M, prompts by LLM",
     ]  # fmt: skip
     lines = list(block("authors", [entry]))
-    assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6
+    assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 7
 
 
 @pytest.mark.parametrize(
