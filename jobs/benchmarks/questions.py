@@ -178,13 +178,15 @@ def _measured(named: Comparison, differences: Mapping[str, Any], figure: Figure)
     return replace(named, value=value, low=low, high=high, p=found["p"])
 
 
-def together(found: Sequence[Comparison]) -> list[Comparison]:
+def together(question: Question, found: Sequence[Comparison]) -> list[Comparison]:
     """The mean difference of each pair over its comparisons, where there are several.
 
     It is about these tasks and models alone. Tasks count alike and are taken as independent.
     Comparisons of one task share examples and prompts: their mean gets the mean of their standard
     errors, as if they varied together, which is the most that it can be.
     """
+    if question.by_author:  # its parts in all are another question
+        return []
     means = []
     for pair in dict.fromkeys(each.pair for each in found):
         own = [each for each in found if each.pair == pair]
@@ -217,7 +219,7 @@ def answer(question: Question, found: Sequence[Comparison]) -> str:
         return (
             f"Not shown: in none of {len(found)} comparisons is a difference shown "
             f"({_span(found)}); a difference of {100 * least:.1f} points would have been in each."
-            f"{_on_average(found)}"
+            f"{_on_average(question, found)}"
         )
     parts = []
     for some, word in ((ahead, "yes"), (behind, "no, the opposite")):
@@ -226,13 +228,13 @@ def answer(question: Question, found: Sequence[Comparison]) -> str:
     if rest := [each for each in found if not each.shown]:
         parts.append(f"not shown in {len(rest)} ({_span(rest)})")
     said = "; ".join(parts)
-    return f"{said[0].upper()}{said[1:]}.{_on_average(found)}"
+    return f"{said[0].upper()}{said[1:]}.{_on_average(question, found)}"
 
 
-def _on_average(found: Sequence[Comparison]) -> str:
+def _on_average(question: Question, found: Sequence[Comparison]) -> str:
     said = [
         f"{each.name} {each.in_points}, {'shown' if each.shown else 'not shown'}"
-        for each in together(found)
+        for each in together(question, found)
     ]
     return f" On average: {'; '.join(said)}." if said else ""
 
@@ -254,7 +256,7 @@ def block(key: str, records: Sequence[Record]) -> Iterator[str]:
     heading = question.figure.heading
     yield f"| study | compared | {heading}, difference in points | p (Holm) | would show |"
     yield "|---|---|---|---|---|"
-    for each in [*found, *together(found)]:
+    for each in [*found, *together(question, found)]:
         least = 100 * smallest_shown(each.low, each.high)
         yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least:.1f} |"
 

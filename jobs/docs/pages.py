@@ -62,7 +62,7 @@ def _drawn(name: str) -> str:
     if question is None:
         return picture.drawn(_record(name))
     found = questions.comparisons(question, _answering())
-    return picture.compared(question, [*found, *questions.together(found)])
+    return picture.compared(question, [*found, *questions.together(question, found)])
 
 
 def _record(name: str) -> dict[str, Any]:
