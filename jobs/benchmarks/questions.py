@@ -111,6 +111,8 @@ class Comparison:
     high: float
     p: float
     """Adjusted for the number of comparisons of the question (Holm)."""
+    among: int = 1
+    """That number."""
 
     @property
     def in_points(self) -> str:
@@ -126,6 +128,11 @@ class Comparison:
     def standard_error(self) -> float:
         """That of a normal distribution with this interval."""
         return (self.high - self.low) / (2 * _TO_95)
+
+    @property
+    def would_show(self) -> float:
+        """The difference that it shows in 80 of 100 repetitions."""
+        return smallest_shown(self.low, self.high, self.among)
 
     @property
     def name(self) -> str:
@@ -151,8 +158,7 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
                 if set(pair) <= summary["models"].keys():
                     named = Comparison(name, task_of(record), pair, 0.0, 0.0, 0.0, 1.0)
                     found.append(_measured(named, summary["differences"], question.figure))
-    adjusted = holm({str(number): each.p for number, each in enumerate(found)})
-    return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(found)]
+    return _adjusted(found)
 
 
 def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[str, Any]:
@@ -203,8 +209,15 @@ def together(question: Question, found: Sequence[Comparison]) -> list[Comparison
         p = 2 * float(ndtr(-abs(value) / error)) if error else float(not value)
         name = f"mean of {len(own)}"
         means.append(Comparison(name, "", pair, value, value - half, value + half, p))
-    adjusted = holm({str(number): each.p for number, each in enumerate(means)})
-    return [replace(each, p=adjusted[str(number)]) for number, each in enumerate(means)]
+    return _adjusted(means)
+
+
+def _adjusted(found: Sequence[Comparison]) -> list[Comparison]:
+    adjusted = holm({str(number): each.p for number, each in enumerate(found)})
+    return [
+        replace(each, p=adjusted[str(number)], among=len(found))
+        for number, each in enumerate(found)
+    ]
 
 
 def answer(question: Question, found: Sequence[Comparison]) -> str:
@@ -215,10 +228,10 @@ def answer(question: Question, found: Sequence[Comparison]) -> str:
     if not found:
         return "Not measured."
     if not ahead and not behind:
-        least = max(smallest_shown(each.low, each.high) for each in found)
+        least = f"{100 * max(each.would_show for each in found):.1f}"
         return (
             f"Not shown: in none of {len(found)} comparisons is a difference shown "
-            f"({_span(found)}); a difference of {100 * least:.1f} points would have been in each."
+            f"({_span(found)}); each shows one of {least} points in 80 of 100 repetitions."
             f"{_on_average(question, found)}"
         )
     parts = []
@@ -257,8 +270,8 @@ def block(key: str, records: Sequence[Record]) -> Iterator[str]:
     yield f"| study | compared | {heading}, difference in points | p (Holm) | would show |"
     yield "|---|---|---|---|---|"
     for each in [*found, *together(question, found)]:
-        least = 100 * smallest_shown(each.low, each.high)
-        yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least:.1f} |"
+        least = f"{100 * each.would_show:.1f}"
+        yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least} |"
 
 
 def main() -> None:

@@ -159,7 +159,10 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
         else:
             bounds = found["low"], found["high"]
             cells.append(f"{100 * found['value']:+.1f} ({_span(bounds)})")
-            cells += [f"{adjusted[label]:.3f}", f"{100 * smallest_shown(*bounds):.1f}"]
+            cells += [
+                f"{adjusted[label]:.3f}",
+                f"{100 * smallest_shown(*bounds, len(adjusted)):.1f}",
+            ]
         name = name_of(label, IN_TABLES).format(**record["config"]["evaluation"])
         yield f"| {name} | {' | '.join(cells)} |"
 
@@ -173,10 +176,16 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def smallest_shown(low: float, high: float) -> float:
-    """The difference that a design with this 95% interval shows in 80 of 100 cases."""
+def smallest_shown(low: float, high: float, among: int) -> float:
+    """The difference that a design shows in 80 of 100 repetitions.
+
+    Args:
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        among: Comparisons that p-values are adjusted for, of which it may be the first (Holm).
+    """
     standard_error = (high - low) / (2 * ndtri(0.975))
-    return float(standard_error * (ndtri(0.975) + ndtri(0.8)))
+    return float(standard_error * (ndtri(1 - 0.025 / among) + ndtri(0.8)))
 
 
 def _span(bounds: Sequence[float]) -> str:

@@ -17,8 +17,9 @@ and are shown in percent. *Accuracy under a prompt* is the mean grade of the tes
 they are asked through that prompt; *over prompts* means over the held-out test prompts.
 
 Most figures have a 95% interval, and most pairs of models a paired difference with its own
-interval. One bootstrap over prompts, examples and seeds gives all of them. With three seeds or
-fewer the intervals are somewhat too narrow.
+interval. One bootstrap over prompts, examples and seeds gives all of them. With few seeds the
+intervals are somewhat too narrow: n seeds show (n - 1) / n of their variance. Of several seeds each
+figure is found for every seed and averaged; the worst prompt may be another one in each.
 
 What a figure leaves out stands next to it: answers that were cut off, text that could not be
 graded, examples that were trimmed or dropped.

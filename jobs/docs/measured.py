@@ -173,10 +173,12 @@ def _writing(records: Sequence[Record]) -> list[str]:
     def rows() -> Iterator[list[str]]:
         for record in records:
             for row in record["rows"]:
-                ratio = record["ratios"].get(f"{row['by']} / transformers, rollouts per second")
-                yield [row["by"], _a_second(row), "1" if ratio is None else f"{ratio:.2f}"]
+                pair = f"{row['by']} / transformers"
+                units = ("rollouts per second", "tokens per CPU-second")
+                ratios = [record["ratios"].get(f"{pair}, {unit}", 1.0) for unit in units]
+                yield [row["by"], _a_second(row), *(f"{ratio:.2f}" for ratio in ratios)]
 
-    return _table(["written by", "rollouts per second", "ratio"], rows())
+    return _table(["written by", "rollouts per second", "ratio", "per CPU-second"], rows())
 
 
 def _planning(records: Sequence[Record]) -> list[str]:
@@ -189,7 +191,7 @@ def _planning(records: Sequence[Record]) -> list[str]:
         for row in record["rows"]:
             yield [row["planned"], f"{row['ms']:.1f}", f"{row['most_ms']:.1f}"]
 
-    return _table([what, "CPU-ms a rank and step", "at most"], rows())
+    return _table([what, "CPU-ms a rank and step, median", "highest"], rows())
 
 
 def _gpu(records: Sequence[Record]) -> list[str]:

@@ -10,6 +10,7 @@ import yaml
 from names import IN_COMPARISONS, name_of
 from picture import compared
 from questions import QUESTIONS, Question, answer, block, comparisons, together
+from scipy.special import ndtr
 from study import holm, hours, smallest_shown
 
 from paft_ray.evaluation.figures import STD
@@ -23,9 +24,11 @@ def test_holm_multiplies_by_the_comparisons_left_and_keeps_the_order() -> None:
 
 def test_smallest_difference_is_shown_in_80_of_100_repetitions() -> None:
     error = 0.03
-    difference = smallest_shown(-1.96 * error, 1.96 * error)
-    estimates = np.random.default_rng(0).normal(difference, error, 20_000)
-    assert np.mean(estimates - 1.96 * error > 0) == pytest.approx(0.8, abs=0.01)
+    for among, level in ((1, 0.05), (4, 0.05 / 4)):
+        difference = smallest_shown(-1.96 * error, 1.96 * error, among)
+        estimates = np.random.default_rng(0).normal(difference, error, 20_000)
+        p_values = 2 * ndtr(-np.abs(estimates) / error)
+        assert np.mean(p_values < level) == pytest.approx(0.8, abs=0.01)
 
 
 def record(differences: dict[str, tuple[float, float, float, float]], **more: Any) -> dict:
@@ -55,7 +58,7 @@ def test_answer_says_in_how_many_comparisons_a_difference_is_shown() -> None:
     assert answer(ONE, comparisons(ONE, [behind])).startswith("No, the opposite in 1 of 1")
     assert answer(ONE, comparisons(ONE, records[1:])) == (
         "Not shown: in none of 1 comparisons is a difference shown (+1.0 points); "
-        "a difference of 4.3 points would have been in each."
+        "each shows one of 4.3 points in 80 of 100 repetitions."
     )
     assert answer(ONE, comparisons(ONE, [record({"paft - base": AHEAD})])) == "Not measured."
 
