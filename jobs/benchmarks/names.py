@@ -66,3 +66,8 @@ def model_of(record: Mapping[str, Any]) -> str:
     """The model of a study."""
     file = str(record["sources"]["model"]).rpartition("/")[2]
     return MODELS.get(file, file)
+
+
+def author_of(source: str) -> str:
+    """Who wrote a prompt, by the source that a pool names."""
+    return "people" if source.startswith("stock:") else MODELS.get(source, source)

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from names import IN_COMPARISONS, model_of, name_of, task_of
+from names import IN_COMPARISONS, author_of, model_of, name_of, task_of
 from scipy.special import ndtr, ndtri
 from study import holm, smallest_shown
 
@@ -165,7 +165,8 @@ def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[st
     """The summaries of a record that a question is about, by what they are of."""
     study = f"{task_of(record)}, {model_of(record)}"
     if question.by_author:
-        return {f"{study}, prompts by {a}": s for a, s in record.get("by_author", {}).items()}
+        parts = record.get("by_author", {}).items()
+        return {f"{study}, prompts by {author_of(a)}": summary for a, summary in parts}
     if question.on_trained:
         own = record.get("on_trained_prompts", {}).get(pair[1])
         return {} if own is None else {study: own}
@@ -271,7 +272,8 @@ def block(key: str, records: Sequence[Record]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for each in [*found, *together(question, found)]:
         least = f"{100 * each.would_show:.1f}"
-        yield f"| {each.study} | {each.name} | {each.in_points} | {each.p:.3f} | {least} |"
+        p = f"{each.p:.3f}" if each.p >= 0.0005 else "below 0.001"
+        yield f"| {each.study} | {each.name} | {each.in_points} | {p} | {least} |"
 
 
 def main() -> None:

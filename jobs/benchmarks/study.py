@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from names import IN_TABLES, name_of
+from names import IN_TABLES, author_of, name_of
 from numpy.typing import NDArray
 from records import commit, named
 from scipy.special import ndtri
@@ -121,7 +121,9 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     yield from _rows(record, summary, "trained with")
     for author, part in record.get("by_author", {}).items():
         yield ""
-        yield from _rows(record, part, f"trained with ({part['prompts']} prompts by {author})")
+        yield from _rows(
+            record, part, f"trained with ({part['prompts']} prompts by {author_of(author)})"
+        )
     for label, graded in record.get("further", {}).items():
         yield ""
         yield from _rows(record, graded, f"trained with (graded by {label})")

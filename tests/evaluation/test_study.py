@@ -120,13 +120,13 @@ def test_p_values_are_adjusted_over_all_studies_of_a_question_and_pairs_may_be_t
 
 def test_prompts_of_each_author_are_compared_apart() -> None:
     parts = {
-        "a person": record({"paft - single_prompt": AHEAD})["summary"],
-        "LLM": record({"paft - single_prompt": NOT_SHOWN})["summary"],
+        "stock:sst2": record({"paft - single_prompt": AHEAD})["summary"],
+        "gemma-3-270m.gguf": record({"paft - single_prompt": NOT_SHOWN})["summary"],
     }
     entry = record({"paft - single_prompt": AHEAD}, by_author=parts)
     found = comparisons(replace(ONE, by_author=True), [entry])
     assert [each.study for each in found] == [
-        "SST-2, Gemma 3 270M, prompts by a person", "SST-2, Gemma 3 270M, prompts by LLM",
+        "SST-2, Gemma 3 270M, prompts by people", "SST-2, Gemma 3 270M, prompts by Gemma 3 270M",
     ]  # fmt: skip
     lines = list(block("authors", [entry]))
     assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6
