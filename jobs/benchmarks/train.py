@@ -172,8 +172,10 @@ def compete(
 
 def _start(setup: Setup, address: str, key: bytes, log: Path) -> Any:
     command = [sys.executable, __file__, "--serve", json.dumps(asdict(setup)), address, key.hex()]
+    here = str(Path(__file__).parent)  # workers of Ray import from there, too
+    environment = {**os.environ, "PYTHONPATH": here}
     with log.open("a", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment)
 
     def tell_if_it_ends() -> None:
         process.wait()
