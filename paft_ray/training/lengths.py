@@ -200,7 +200,7 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
 
 
 def _chooses(config: Config) -> bool:
-    return any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
+    return any(isinstance(v, SinglePromptVariant) and v.prompt is None for v in config.variants)
 
 
 def _given(context: RunContext, pool: PromptPool) -> list[tuple[str, str]]:
