@@ -221,6 +221,17 @@ def summarise(dtype: str, found: Found, rate: float, flops: float) -> Any:
     return rows, {name: statistics.median(own) for name, own in speeds.items()}
 
 
+def line_of(row: dict[str, Any]) -> str:
+    """A row of a table, for people."""
+    return (
+        f"{row['competitor']:<34} {row['tokens_per_second']:>7.1f} tokens/s "
+        f"({row['least']:.1f} to {row['most']:.1f}), "
+        f"{row['share_of_matrix_rate']:>5.1%} of the matrix rate, "
+        f"{row['step_s']:.2f} s a step, at most {row['peak_gb']:.2f} GB, "
+        f"loss {row['final_loss']:.3f}"
+    )
+
+
 def ratios(
     speeds: dict[str, dict[str, float]], relatives: dict[str, dict[str, float]]
 ) -> dict[str, float]:
@@ -297,14 +308,7 @@ def main() -> None:
             costs = planning_costs(setups[0], 20)
             rows += table
             print(f"\n{dtype}, {flops / 1e9:.3f} GFLOP per token, matrices at {rate:.0f} GFLOP/s")
-            for row in table:
-                print(
-                    f"{row['competitor']:<34} {row['tokens_per_second']:>7.1f} tokens/s "
-                    f"({row['least']:.1f} to {row['most']:.1f}), "
-                    f"{row['share_of_matrix_rate']:>5.1%} of the matrix rate, "
-                    f"{row['step_s']:.2f} s a step, at most {row['peak_gb']:.2f} GB, "
-                    f"loss {row['final_loss']:.3f}"
-                )
+            print(*map(line_of, table), sep="\n")
     print("\nper step:", ", ".join(f"{name} {value:.2f}" for name, value in costs.items()))
     measured = ratios(speeds, relatives)
     for name, value in measured.items():

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from names import MODELS, TASKS
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 Record = Mapping[str, Any]
-_FAMILIES = {"smollm2": "SmolLM2-135M", "gemma-3-270m": "Gemma 3 270M"}
 _DTYPES = {"float32": "fp32", "bfloat16": "bf16"}
-_TASKS = {"sst2": "SST-2", "piqa": "PIQA", "boolq": "BoolQ"}
 _GRIDS = {
     "base": "base model",
     "single": "trained on one prompt",
@@ -29,6 +29,8 @@ _COMPETITORS = {
     "TRL SFTTrainer, packed": "trl_packed",
     "ours without DeepSpeed and Ray": "loop",
 }
+_EARLIER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The model of records that name none."""
 _OURS = "ours, inside Ray Train"
 _LEARNING = {
     "packed": "every text after its own copy of the question",
@@ -59,13 +61,13 @@ def _table(heads: Sequence[str], rows: Iterator[Sequence[str]]) -> list[str]:
 
 
 def _model(record: Record) -> str:
-    path = str(record["made_with"].get("model", "smollm2")).lower()  # the one of earlier versions
-    return next((name for key, name in _FAMILIES.items() if key in path), path)
+    file = str(record["made_with"].get("model", _EARLIER)).rpartition("/")[2]
+    return MODELS.get(file, file)
 
 
 def _task(name: str) -> str:
     first, _, rest = name.partition(" ")
-    return _TASKS.get(first, first) + (", answers of several tokens" if rest == "phrases" else "")
+    return TASKS.get(first, first) + (", answers of several tokens" if rest == "phrases" else "")
 
 
 def _train(records: Sequence[Record]) -> list[str]:
@@ -175,7 +177,10 @@ def _writing(records: Sequence[Record]) -> list[str]:
             for row in record["rows"]:
                 pair = f"{row['by']} / transformers"
                 units = ("rollouts per second", "tokens per CPU-second")
-                ratios = [record["ratios"].get(f"{pair}, {unit}", 1.0) for unit in units]
+                ratios = [
+                    1.0 if row["by"] == "transformers" else record["ratios"][f"{pair}, {unit}"]
+                    for unit in units
+                ]
                 yield [row["by"], _a_second(row), *(f"{ratio:.2f}" for ratio in ratios)]
 
     return _table(["written by", "rollouts per second", "ratio", "per CPU-second"], rows())

@@ -16,11 +16,11 @@ from typing import Any
 import commands
 import configuration
 import figures
-import measured
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "jobs" / "benchmarks"))  # of which pictures and answers are made
 
+import measured  # noqa: E402
 import picture  # noqa: E402
 import questions  # noqa: E402
 import study  # noqa: E402
