@@ -18,11 +18,20 @@ from study import holm, smallest_shown
 
 from paft_ray.evaluation.figures import MEAN, STD, WORST, Figure
 from paft_ray.evaluation.summary import of_figure
+from paft_ray.report.axis_tables import AXIS_NAMES
 
 Record = Mapping[str, Any]
 LEVEL = 0.05
 _TO_95 = float(ndtri(0.975))
 """Standard errors from the middle of a 95% interval to its end."""
+
+MOVED = Figure(
+    key="moved",
+    heading="grades that change",
+    meaning="mean difference of the grades of answers that differ in one axis of variation alone",
+    better="lower",
+)
+"""What records say of an axis; see `paft_ray.evaluation.axes`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,11 @@ class Question:
     """Apart for the held-out prompts of each author."""
     on_trained: bool = False
     """Under the one prompt that the second model was trained on, instead of held-out ones."""
+
+    @property
+    def is_of_parts(self) -> bool:
+        """Whether comparisons of one study are about parts of it, whose mean answers nothing."""
+        return self.by_author or self.figure is MOVED
 
 
 QUESTIONS = {
@@ -83,6 +97,11 @@ QUESTIONS = {
         "Is it ahead even under the other model's own prompt?",
         (("paft", "human_prompt"), ("paft", "single_prompt")),
         on_trained=True,
+    ),
+    "axes": Question(
+        "Do fewer answers change with other changes, too?",
+        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        MOVED,
     ),
     "ways": Question(
         "Is another way to train better than plain PAFT?",
@@ -148,11 +167,15 @@ def points(share: float) -> str:
 def comparisons(question: Question, records: Sequence[Record]) -> list[Comparison]:
     """The comparisons of every record that has both models, with adjusted p-values.
 
+    Records with axes of variation answer the questions about these, and no others.
+
     Raises:
         KeyError: A record has both models and no difference between them.
     """
     found = []
     for record in records:
+        if bool(record.get("axes")) != (question.figure is MOVED):
+            continue  # a further evaluation of a run that has a record of its own
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():
@@ -167,10 +190,23 @@ def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[st
     if question.by_author:
         parts = record.get("by_author", {}).items()
         return {f"{study}, prompts by {author_of(a)}": summary for a, summary in parts}
+    if question.figure is MOVED:
+        axes = record.get("axes", {}).items()
+        return {f"{study}, {AXIS_NAMES[axis]}": _moved(of_labels) for axis, of_labels in axes}
     if question.on_trained:
         own = record.get("on_trained_prompts", {}).get(pair[1])
         return {} if own is None else {study: own}
     return {study: record["summary"]}
+
+
+def _moved(of_labels: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says of an axis, in the shape of a summary."""
+    differences = {
+        f"{a} - {b}": {MOVED.key: entry}
+        for a, own in of_labels.items()
+        for b, entry in own.get("against", {}).items()
+    }
+    return {"models": of_labels, "differences": differences}
 
 
 def _measured(named: Comparison, differences: Mapping[str, Any], figure: Figure) -> Comparison:
@@ -192,7 +228,7 @@ def together(question: Question, found: Sequence[Comparison]) -> list[Comparison
     Comparisons of one task share examples and prompts: their mean gets the mean of their standard
     errors, as if they varied together, which is the most that it can be.
     """
-    if question.by_author:  # its parts in all are another question
+    if question.is_of_parts:
         return []
     means = []
     for pair in dict.fromkeys(each.pair for each in found):

@@ -2,6 +2,7 @@
 
 python jobs/benchmarks/study.py keep storage/runs/study          # to results/study_sst2.json
 python jobs/benchmarks/study.py keep storage/runs/grpo           # to results/study_grpo.json
+python jobs/benchmarks/study.py keep storage/runs/NAME/evaluations/axes
 python jobs/benchmarks/study.py show jobs/benchmarks/results/study*.json
 """
 
@@ -23,6 +24,7 @@ from paft_ray.evaluation.figures import LOW_QUANTILE, MEAN, STD, STD_BY_CHANCE, 
 from paft_ray.evaluation.scores import further_grades
 from paft_ray.evaluation.summary import PAFT, scores_by_author, summarise
 from paft_ray.prompts.pool import PromptPool
+from paft_ray.report.axis_tables import AXIS_NAMES
 from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
@@ -45,6 +47,8 @@ def keep(run: Path) -> Path:
     for label, model in figures["models"].items():
         model |= {k: v for k, v in summary["models"][label].items() if k not in model}
     name, task = config["config"]["name"], config["config"]["task"]["name"]
+    if further := config["config"]["evaluation"].get("name"):
+        name = f"{name}-{further}"
     record = {
         "benchmark": "study",
         "name": task if name == "study" else name,
@@ -65,6 +69,7 @@ def keep(run: Path) -> Path:
             ).items()
         },
         "on_trained_prompts": summary.get("on_trained_prompts", {}),
+        "axes": summary.get("axes", {}),
         "further": {
             label: _figures(_graded_by(scores, grade_N), summary)
             for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)
@@ -127,6 +132,9 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     for label, graded in record.get("further", {}).items():
         yield ""
         yield from _rows(record, graded, f"trained with (graded by {label})")
+    if record.get("axes"):
+        yield ""
+        yield from axis_rows(record)
 
 
 def hours(summary: Mapping[str, Any]) -> float:
@@ -165,8 +173,25 @@ def _rows(record: Mapping[str, Any], summary: Mapping[str, Any], first: str) -> 
                 f"{adjusted[label]:.3f}",
                 f"{100 * smallest_shown(*bounds, len(adjusted)):.1f}",
             ]
-        name = name_of(label, IN_TABLES).format(**record["config"]["evaluation"])
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield f"| {_title(record, label)} | {' | '.join(cells)} |"
+
+
+def axis_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each model: in percent, the grades that differ along each axis of variation."""
+    axes = record["axes"]
+    yield f"| grades that change with the | {' | '.join(AXIS_NAMES[axis] for axis in axes)} |"
+    yield f"|{'---|' * (len(axes) + 1)}"
+    for label in record["summary"]["models"]:
+        moved = [of_labels[label] for of_labels in axes.values()]
+        cells = [
+            f"{100 * each['moved']:.1f} ({_span(each['intervals']['moved'])})" for each in moved
+        ]
+        yield f"| {_title(record, label)} | {' | '.join(cells)} |"
+
+
+def _title(record: Mapping[str, Any], label: str) -> str:
+    """A model's name in a table of this record."""
+    return name_of(label, IN_TABLES).format(**record["config"]["evaluation"])
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

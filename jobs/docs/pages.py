@@ -75,7 +75,8 @@ def _record(name: str) -> dict[str, Any]:
 @cache
 def _answering() -> tuple[dict[str, Any], ...]:
     """The records of the configurations in `jobs/configs/study`, which answer the questions."""
-    names = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    runs = sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    names = [*runs, *(f"{run}-axes" for run in runs)]  # those of `evaluation.name=axes`
     return tuple(_record(n) for n in names if (study.RESULTS / f"study_{n}.json").exists())
 
 

@@ -11,7 +11,7 @@ from names import IN_COMPARISONS, name_of
 from picture import compared
 from questions import QUESTIONS, Question, answer, block, comparisons, together
 from scipy.special import ndtr
-from study import holm, hours, smallest_shown
+from study import axis_rows, holm, hours, smallest_shown
 
 from paft_ray.evaluation.figures import STD
 
@@ -130,6 +130,30 @@ def test_prompts_of_each_author_are_compared_apart() -> None:
     ]  # fmt: skip
     lines = list(block("authors", [entry]))
     assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6
+
+
+def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_better() -> None:
+    entry = record({"paft - single_prompt": AHEAD})
+    moved = {"moved": 0.2, "intervals": {"moved": [0.1, 0.3]}}
+    against = {"value": -0.05, "low": -0.08, "high": -0.02, "p": 0.004}
+    varied = entry | {
+        "axes": {
+            axis: {"paft": moved | {"against": {"single_prompt": against}}, "single_prompt": moved}
+            for axis in ("noise", "order")
+        },
+        "config": {"evaluation": {"selection_prompts": 32}},
+    }
+    question = QUESTIONS["axes"]
+    found = comparisons(question, [entry, varied])
+    assert [each.study.rpartition(", ")[2] for each in found] == [
+        "slips in the text", "order of the choices",
+    ]  # fmt: skip
+    assert answer(question, found) == "Yes in 2 of 2 comparisons (-5.0 points)."
+    assert comparisons(ONE, [entry, varied]) == comparisons(ONE, [entry])
+    assert list(axis_rows(varied))[-1] == (
+        "| one prompt, the best of 32 for the base model | 20.0 (10.0 to 30.0) | "
+        "20.0 (10.0 to 30.0) |"
+    )
 
 
 @pytest.mark.parametrize(
