@@ -46,6 +46,8 @@ class Question:
     """Apart for the held-out prompts of each author."""
     on_trained: bool = False
     """Under the one prompt that the second model was trained on, instead of held-out ones."""
+    of_model: str = ""
+    """In studies of this model alone."""
 
     @property
     def is_of_parts(self) -> bool:
@@ -97,6 +99,11 @@ QUESTIONS = {
         "Is it ahead even under the other model's own prompt?",
         (("paft", "human_prompt"), ("paft", "single_prompt")),
         on_trained=True,
+    ),
+    "family": Question(
+        "Does it hold for the second family, Gemma 3?",
+        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        of_model="Gemma 3 270M",
     ),
     "axes": Question(
         "Do fewer answers change with other changes, too?",
@@ -176,6 +183,8 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
     for record in records:
         if bool(record.get("axes")) != (question.figure is MOVED):
             continue  # a further evaluation of a run that has a record of its own
+        if question.of_model not in ("", model_of(record)):
+            continue
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():

@@ -132,6 +132,15 @@ def test_prompts_of_each_author_are_compared_apart() -> None:
     assert lines[0].startswith("**Yes in 1 of 2 comparisons") and len(lines) == 6
 
 
+def test_question_about_a_family_is_answered_by_its_studies_alone() -> None:
+    gemma = record({"paft - single_prompt": AHEAD})
+    smollm2 = record(
+        {"paft - single_prompt": NOT_SHOWN}, sources={"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+    )
+    found = comparisons(QUESTIONS["family"], [smollm2, gemma])
+    assert [each.study for each in found] == ["SST-2, Gemma 3 270M"]
+
+
 def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_better() -> None:
     entry = record({"paft - single_prompt": AHEAD})
     moved = {"moved": 0.2, "intervals": {"moved": [0.1, 0.3]}}
