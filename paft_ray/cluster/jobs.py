@@ -36,6 +36,8 @@ JOBS = {
     "plan": "plan",
 }
 """Verb to its file under `jobs/`."""
+_TOO_LARGE = "exceeds the maximum size", "status code 413"
+"""What Ray says of a folder above its own limit, and above that of the dashboard (100 MiB)."""
 DASHBOARD = "http://127.0.0.1:8265"
 _OF_RAY = frozenset((
     "ray", "aiohttp", "attr", "attrs", "certifi", "charset_normalizer", "click", "colorama",
@@ -132,9 +134,10 @@ def send(job: Job, address: str) -> Any:
             metadata=job.about,
         )
     except Exception as error:
-        if "exceeds the maximum size" in str(error):
+        if any(said in str(error) for said in _TOO_LARGE):
             raise ConfigError(
-                f"--working-dir: {one_line(error)}; exclude data and models in .rayignore"
+                f"--working-dir: the cluster does not take as much as is in {job.working_dir} "
+                f"({one_line(error)}); exclude data and models in .rayignore"
             ) from error
         raise PaftError(
             f"--address: the cluster at {address} did not take the job: {one_line(error)}"

@@ -166,10 +166,10 @@ class PromptsConfig(Section, affects="pool"):
     files: Annotated[tuple[str, ...], NOTHING] = ()
     """Files with templates, by ending: `.jsonl` with an object `{"text": ...}` a line, `.csv` and
     `.parquet` with a column `text`, `.txt` with a template a line, where alone `\\n` stands for a
-    line end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`,
-    all other braces and brackets are text. `stock:KIND` are wordings that come with the package,
-    each in a layout of its own; KIND is choices, letters, yesno, text, cloze, task, or a built-in
-    task."""
+    line end. A template holds each field of the task once, as `{slot}`; `{{name}}` writes `{name}`.
+    Another single word in braces is taken for a slip, and the template is left out; other braces
+    and brackets are text. `stock:KIND` are wordings that come with the package, each in a layout of
+    its own; KIND is choices, letters, yesno, text, cloze, task, or a built-in task."""
     generation: GenerationConfig | None = None
     """Write candidates with LLMs; without it the pool consists of `files` alone."""
     layouts_per_instruction: int = Field(default=3, ge=1)

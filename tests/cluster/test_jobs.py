@@ -1,6 +1,7 @@
 """Verbs as jobs of a real head: sent, followed, stopped, sent again."""
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -121,6 +122,15 @@ def test_configuration_outside_of_the_working_dir_is_refused(head, small_run, tm
     done = head.command("submit", str(path), "--address", head.dashboard)
     assert done.returncode == 2
     assert "all that travels" in done.stderr
+
+
+def test_folder_that_is_too_large_for_the_cluster_is_refused_with_the_remedy(
+    submit, project: Path, small_run
+) -> None:
+    (project / "weights.bin").write_bytes(os.urandom(101 * 2**20))  # a zip makes it no smaller
+    done = submit(small_run)
+    assert done.returncode == 2
+    assert str(project) in done.stderr and ".rayignore" in done.stderr
 
 
 class Broken:
