@@ -47,7 +47,7 @@ class Question:
     on_trained: bool = False
     """Under the one prompt that the second model was trained on, instead of held-out ones."""
     of_model: str = ""
-    """In studies of this model alone."""
+    """Answered by the studies of this model; p-values are adjusted over those of all models."""
 
     @property
     def is_of_parts(self) -> bool:
@@ -101,7 +101,7 @@ QUESTIONS = {
         on_trained=True,
     ),
     "family": Question(
-        "Does it hold for the second family, Gemma 3?",
+        "Does it hold for the second family?",
         (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
         of_model="Gemma 3 270M",
     ),
@@ -131,6 +131,7 @@ class Comparison:
     study: str
     """Task and model, and the author of the prompts where it counts."""
     task: str
+    model: str
     pair: tuple[str, str]
     value: float
     low: float
@@ -183,14 +184,13 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
     for record in records:
         if bool(record.get("axes")) != (question.figure is MOVED):
             continue  # a further evaluation of a run that has a record of its own
-        if question.of_model not in ("", model_of(record)):
-            continue
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():
-                    named = Comparison(name, task_of(record), pair, 0.0, 0.0, 0.0, 1.0)
+                    of = task_of(record), model_of(record)
+                    named = Comparison(name, *of, pair, 0.0, 0.0, 0.0, 1.0)
                     found.append(_measured(named, summary["differences"], question.figure))
-    return _adjusted(found)
+    return [each for each in _adjusted(found) if question.of_model in ("", each.model)]
 
 
 def _parts(question: Question, record: Record, pair: tuple[str, str]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def together(question: Question, found: Sequence[Comparison]) -> list[Comparison
         half = _TO_95 * error
         p = 2 * float(ndtr(-abs(value) / error)) if error else float(not value)
         name = f"mean of {len(own)}"
-        means.append(Comparison(name, "", pair, value, value - half, value + half, p))
+        means.append(Comparison(name, "", "", pair, value, value - half, value + half, p))
     return _adjusted(means)
 
 

@@ -138,7 +138,8 @@ def test_question_about_a_family_is_answered_by_its_studies_alone() -> None:
         {"paft - single_prompt": NOT_SHOWN}, sources={"model": "SmolLM2-135M-Instruct.Q4_1.gguf"}
     )
     found = comparisons(QUESTIONS["family"], [smollm2, gemma])
-    assert [each.study for each in found] == ["SST-2, Gemma 3 270M"]
+    assert [(each.study, each.among) for each in found] == [("SST-2, Gemma 3 270M", 2)]
+    assert found[0].p == comparisons(ONE, [smollm2, gemma])[1].p  # the same in both questions
 
 
 def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_better() -> None:
