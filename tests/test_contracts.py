@@ -57,6 +57,25 @@ def test_architecture_names_every_module() -> None:
             assert f"{folder.name}/" in page, folder.name
 
 
+def test_package_that_lists_its_modules_lists_them_all() -> None:
+    lists = 0
+    for init in (ROOT / "paft_ray").rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        if not re.search(r"^\w+\.py ", text, re.MULTILINE):
+            continue
+        lists += 1
+        modules = [
+            path.name for path in init.parent.glob("*.py") if path.stem.strip("_") == path.stem
+        ]
+        folders = [f"{path.parent.name}/" for path in init.parent.glob("*/__init__.py")]
+        names = {*modules, *folders}
+        missing = [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}", text)]
+        assert missing == [], init
+        named = re.findall(r"(?<![\w/`])\w+\.py\b", text)
+        assert [name for name in named if name not in names] == [], init
+    assert lists > 12
+
+
 def test_constraints_hold_exact_versions_and_no_addresses() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     for line in lines:

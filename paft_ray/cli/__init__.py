@@ -1,6 +1,6 @@
 """`paft VERB CONFIG [section.field=value ...]`: parse, load, call one verb.
 
-command.py   one command, from its arguments to its exit code
+command.py   one command, from its arguments to its exit code; next_commands.py: what to do then
 grammar.py   the commands; arguments.py: groups of options; help.py: examples
 start.py     `paft init`, which may ask
 on_storage.py  commands about what is on a storage

@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
                 metavar="HOST:PORT",
                 help="look at this cluster's nodes, too (default: RAY_ADDRESS, if set)",
             )
-        if name in ("run", "train", "tune"):
+        if verb.replaces:
             sub.add_argument(
                 "--overwrite",
                 action="store_true",

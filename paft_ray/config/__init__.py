@@ -1,7 +1,17 @@
 """The typed configuration: one frozen tree, a docstring under every field, no ML import.
 
 Covered: types, ranges and combinations. Not covered: checks that need files, models or a cluster
-(`pipeline.preflight`). Beside the sections:
+(`pipeline.preflight`). The sections:
+
+root.py       the whole; base.py what a section is
+task.py, grade.py              the data, and how answers are graded
+prompts.py, llms.py            the pool, and who writes for it
+model.py, train.py, validation.py, variants.py  what is trained, and how
+evaluation.py, subjects.py, backend.py          what is measured, and by what
+variation.py                   further ways to put a question
+tuning.py                      the search
+
+Beside them:
 
 objectives.py, rewards.py  what training minimises; objective_check.py what it asks of the rest
 loading.py    YAML and overrides, validated once; yaml_text.py reads YAML of unknown origin

@@ -191,10 +191,11 @@ class Config(Section, affects="run"):
                     f"and not for those that {subject.type} asks for: take them out"
                 )
             free = not self.task.has_choices or self.task.generates or len(self.task.grade) > 1
-            if isinstance(subject, OF_CHOICES) and free:
+            divided = any(getattr(grade, "length_normalised", False) for grade in self.task.grade)
+            if isinstance(subject, OF_CHOICES) and (free or divided):
                 raise ValueError(
                     f"{field}: {subject.type} compares the log-likelihoods of choices, and nothing "
-                    "else may be graded: leave it out"
+                    "else may be graded, nor these divided by lengths: leave it out"
                 )
             if self.evaluation.estimate is not None:
                 raise ValueError(

@@ -15,8 +15,10 @@ summary.py         from the scores table to `summary.json`; pure
 scores.py          what a model said, graded: records and their table
 predictors.py      scores of one model under one prompt on some examples; no Ray
 units.py           the grid cut into units, and what each is kept under; no Ray
-actor_pool.py      Ray Data: actors that score units, and stay for later ones; pairs.py one by one
+actor_pool.py      Ray Data: actors that score units (actors.py), and stay for later ones
+pairs.py           one pair after another, as they are asked for
 grid.py            Ray Data: the whole grid over actors that hold the model
+served.py          scores by vLLM; parity.py whether they are those of transformers
 endpoint.py        what a model behind an endpoint is asked, and the scores of its answers; pure
 endpoint_runner.py sends that from the driver, and keeps every answer; no Ray
 subjects.py        the base model, what was trained and other models, evaluated on test prompts

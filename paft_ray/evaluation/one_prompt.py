@@ -6,6 +6,7 @@ Their answers need no held-out prompt, so that they are the same under each of t
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +50,8 @@ def _add(
 ) -> GridScores:
     label, of = under_one.label, under_one.of
     tables, records = [scores.table], []
-    about: dict[str, dict[str, Any]] = {"seconds_per_example": {}, "packing": {}}
+    seconds: list[float] = []
+    packing: dict[str, str] = {}
     asked_for: Counter[str] = Counter()
     for model in [subject for subject in grid.subjects if subject.label == of]:
         one = replace(grid, subjects=[model], conditions=grid.conditions[:1])
@@ -64,14 +66,15 @@ def _add(
         if model.endpoint is not None:
             asked_for.update(asked)
             asked_for.update(found.endpoints[of])
-        for name, values in about.items():
-            for value in getattr(found, name).values():
-                values[label] = value
+        seconds += found.seconds_per_example.values()
+        for how in found.packing.values():
+            packing[label] = max(how, packing.get(label, ""))
+    timed = {label: fmean(seconds)} if seconds else {}
     return replace(
         scores,
         table=pa.concat_tables(tables, promote_options="default"),
-        seconds_per_example={**scores.seconds_per_example, **about["seconds_per_example"]},
-        packing={**scores.packing, **about["packing"]},
+        seconds_per_example={**scores.seconds_per_example, **timed},
+        packing={**scores.packing, **packing},
         endpoints={**scores.endpoints, **({label: asked_for} if asked_for else {})},
         prompts_per_answer={**scores.prompts_per_answer, label: 1},
         under_one={**scores.under_one, label: records},

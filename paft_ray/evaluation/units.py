@@ -1,8 +1,9 @@
 """Units of a grid: one subject, one prompt, a few examples; what they are kept under; no Ray.
 
 A unit is scored by itself, so that how many actors there are changes no result. Only texts that are
-generated on a GPU, and all that vLLM does, are computed with those of the units beside it, always
-the same ones: a batch of 64 would leave a large part of it idle.
+generated on a GPU, and all that vLLM does, are computed with those of the units beside it: a batch
+of 64 would leave a large part of it idle. These are the same ones in every run of a configuration;
+a later evaluation that finds some of them finished computes the rest without them.
 """
 
 from collections.abc import Iterator, Sequence

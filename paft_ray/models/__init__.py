@@ -4,6 +4,7 @@ files.py         a model's files and identity, without torch
 gguf_header.py   the header of a GGUF file, in bounded time
 base_model.py    base models on every node; GGUF converted once
 pretrained.py    the one place that reads models with transformers, and whom it trusts
+narrow.py        frozen weights in 16 bits
 load.py          models, tokenizers and adapters, loaded and saved
 full.py          a model whose weights were all trained, stored
 base_check.py    a base model's files against its architecture and tokenizer
@@ -25,11 +26,13 @@ row_check.py     whether rows keep sequences apart; row_probes.py what that is t
 text_check.py    whether texts are continued alike in batches and alone
 dtype.py         the arithmetic that `auto` means
 kept.py          a base model that trainings share
+flops.py         operations that a row needs, and what a device can do
 quantized.py     frozen weights in 4 bits
 gpu.py           what torch and CUDA read when they start
 watch.py         weights read and layers computed, reported as they are
 switches.py      activation checkpointing and compilation
 switch_check.py  whether these work together, and here
+vllm.py          vLLM in this process; vllm_limits.py what it cannot serve
 peft_check.py    checks of `model.peft`
 meta.py          checks with a model without weights
 check_process.py the process in which they run, beside the driver

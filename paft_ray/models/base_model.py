@@ -12,7 +12,7 @@ from pathlib import Path
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.files import model_identity
-from paft_ray.models.gguf_header import parsed_once
+from paft_ray.models.gguf_header import is_gguf, parsed_once
 from paft_ray.models.pretrained import read_model, read_tokenizer
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.node_copy import local_copy, node_lock
@@ -60,9 +60,9 @@ def locate_base(path: str, revision: str | None, storage: Storage) -> BaseSource
     names are left as they are.
     """
     local = resolve_path(path)
-    if local is None or (path.startswith("pkg:") and local.suffix != ".gguf"):
+    if local is None or (path.startswith("pkg:") and not is_gguf(local)):
         return BaseSource(path)
-    if local.suffix != ".gguf":
+    if not is_gguf(local):
         return BaseSource(str(local.absolute()))  # workers have another working directory
     identity = model_identity(path, revision)
     folder = storage.child("models", identity)
@@ -76,7 +76,7 @@ def locate_base(path: str, revision: str | None, storage: Storage) -> BaseSource
 def is_prepared(path: str, storage: Storage) -> bool:
     """Return whether a base model can be located without converting it."""
     local = resolve_path(path)
-    if local is None or local.suffix != ".gguf":
+    if local is None or not is_gguf(local):
         return True
     return load_manifest(storage.child("models", model_identity(path))) is not None
 

@@ -17,6 +17,7 @@ from typing import Any
 from paft_ray.config import ModelConfig
 from paft_ray.config.errors import ConfigError, DataError, one_line
 from paft_ray.models.check_process import limited
+from paft_ray.models.gguf_header import is_gguf
 from paft_ray.models.thinking import SYSTEM_WORDS, left_open, without_thinking
 
 CHAT_RULE = 2
@@ -181,7 +182,7 @@ def describe_chat(path: str, revision: str | None, model: ModelConfig) -> tuple[
     try:
         tokenizer = (
             read_tokenizer(str(file.parent), gguf_file=file.name)
-            if file.suffix.lower() == ".gguf"
+            if is_gguf(file)
             else read_tokenizer(path, revision, model.trust_remote_code)
         )
     except Exception as error:  # whatever transformers finds

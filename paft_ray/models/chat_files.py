@@ -7,7 +7,7 @@ from typing import Any
 
 from paft_ray.config.loading import resolve_path
 from paft_ray.models.chat import renders_anew
-from paft_ray.models.gguf_header import read_gguf
+from paft_ray.models.gguf_header import is_gguf, read_gguf
 
 
 def chat_moved(path: str) -> bool:
@@ -22,7 +22,7 @@ def chat_moved(path: str) -> bool:
 
 def _templates(location: Path) -> Iterator[str]:
     """Yield the templates of a model folder or a GGUF file, whichever of them is used."""
-    if location.suffix.lower() == ".gguf":
+    if is_gguf(location):
         if (found := read_gguf(location).chat_template) is not None:
             yield found
         return

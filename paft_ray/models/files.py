@@ -13,7 +13,7 @@ from typing import Any, Literal
 from paft_ray.config import GRPO, Config
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.loading import resolve_path
-from paft_ray.models.gguf_header import read_gguf
+from paft_ray.models.gguf_header import is_gguf, read_gguf
 from paft_ray.storage.fingerprint import fingerprint, fingerprint_files
 from paft_ray.storage.paths import inner_name
 
@@ -68,7 +68,7 @@ def inspect_model(path: str, field: str = "model.path", weightless: bool = False
     if location is None:
         return ModelFiles(location=path, kind="hub")
     try:
-        if location.suffix.lower() == ".gguf":
+        if is_gguf(location):
             header = read_gguf(location)
             has_template = header.chat_template is not None
             return ModelFiles(str(location), "gguf", has_template, header.context_length)

@@ -29,6 +29,11 @@ class GgufHeader:
     context_length: int | None
 
 
+def is_gguf(location: str | Path) -> bool:
+    """Return whether a name is that of a GGUF file."""
+    return str(location).lower().endswith(".gguf")
+
+
 def read_gguf(path: Path) -> GgufHeader:
     """Read and check the header of a file.
 

@@ -27,6 +27,7 @@ from paft_ray.models.files import (
     refuse_beyond_context,
     refuse_quantized,
 )
+from paft_ray.models.gguf_header import is_gguf
 from paft_ray.models.narrow import matrices
 from paft_ray.models.peft_check import check_arguments, check_targets
 from paft_ray.models.warm_start import (
@@ -257,7 +258,7 @@ def _without_weights(
     from paft_ray.models.pretrained import build_model, read_config
 
     try:
-        if local is not None and local.suffix.lower() == ".gguf":
+        if local is not None and is_gguf(local):
             config = read_config(str(local.parent), gguf_file=local.name)
         else:
             config = read_config(str(local or path), revision, trust)

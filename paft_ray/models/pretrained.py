@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paft_ray.config.errors import ConfigError
-from paft_ray.models.gguf_header import parsed_once
+from paft_ray.models.gguf_header import is_gguf, parsed_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ def files_in_bf16(location: str, revision: str | None = None, trust: bool = Fals
     """Return whether a model's files hold its weights in bf16, by its configuration."""
     import torch
 
-    if location.lower().endswith(".gguf"):
+    if is_gguf(location):
         return False  # they are converted from fewer bits, to fp32
     return read_config(location, revision, trust).dtype == torch.bfloat16
 

@@ -16,7 +16,7 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.hub import require_hub
 from paft_ray.config.loading import resolve_path
-from paft_ray.models.gguf_header import read_gguf
+from paft_ray.models.gguf_header import is_gguf, read_gguf
 
 ALL_LINEAR = "all-linear"
 _TABLE = "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING"
@@ -59,7 +59,7 @@ def model_family(path: str, revision: str | None) -> str | None:
         location = resolve_path(path)
         if location is None:
             location = _hub_config(path, revision)
-        elif location.suffix.lower() == ".gguf":
+        elif is_gguf(location):
             return _gguf_family(location)
         else:
             location = location / "config.json"

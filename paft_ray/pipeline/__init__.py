@@ -10,10 +10,12 @@ endpoints.py  checks of endpoints, and what measuring them takes
 written.py    checks of what LLMs write for an evaluation, and what that takes
 subjects.py   checks of the models under `evaluation.subjects`
 recorded.py   what is recorded under a name, against what is to run
+backend.py    whether vLLM is there, and can serve what is measured
 trust.py      models whose own Python files may run
 nodes.py      checks on every node of a joined cluster
 gpus.py       memory of this node's GPUs
-plan.py       the work and the needs of a run, without doing it; plan_cluster.py: on its nodes
+plan.py       the work and the needs of a run, without doing it; plan_cluster.py: on its nodes,
+              needs.py: of its trainings
 run.py        pool, trainings, evaluation, report
 variants.py   the prompts that each variant trains on
 listing.py    `paft runs`: what is on a storage
@@ -21,5 +23,6 @@ comparing.py  `paft compare`: models of several runs in one paired table
 status.py     `paft status`: results of a run, or how far it is; deleting.py: `paft delete`
 first_config.py `paft init`: a configuration from a look at data (first_look.py), written with
               comments and wordings (first_text.py)
-robustness.py `paft robustness`: how brittle a model is; question.py makes its configuration
+robustness.py `paft robustness`: how brittle a model is; question.py makes its configuration,
+              behind_url.py asks a URL for its model
 """

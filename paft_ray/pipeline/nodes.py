@@ -17,6 +17,7 @@ from paft_ray.config import Config, Endpoint, PromptsConfig
 from paft_ray.config.errors import ConfigError, PaftError, one_line
 from paft_ray.config.loading import from_anywhere
 from paft_ray.models.files import inspect_model
+from paft_ray.models.gguf_header import is_gguf
 from paft_ray.pipeline.gpus import gpu_memory_gb
 from paft_ray.pipeline.preflight import configured_llms
 from paft_ray.storage.paths import Storage
@@ -77,7 +78,7 @@ def survey(config: Config, storage: Storage) -> list[Node]:
     probe = f".survey-{secrets.token_hex(4)}"
     try:
         storage.child(probe).write_bytes("driver", probe.encode())
-        unread = config.model.path.endswith(".gguf") or not config.has_base
+        unread = is_gguf(config.model.path) or not config.has_base
         needs = Needs(
             storage,
             probe,

@@ -13,6 +13,7 @@ from typing import Any
 
 from paft_ray.cluster.access import check_access
 from paft_ray.config import Config, SinglePromptVariant
+from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import resolve_path
 from paft_ray.config.visible import visible
 from paft_ray.models.chat import describe_chat
@@ -22,7 +23,6 @@ from paft_ray.models.meta import check_adapters, check_base, check_texts
 from paft_ray.models.targets import with_targets
 from paft_ray.models.warm_start import read_adapter
 from paft_ray.pipeline.preflight import preflight
-from paft_ray.pipeline.recorded import RUN_RECORD
 from paft_ray.pipeline.subjects import check_subjects
 from paft_ray.prompts.files import read_templates
 from paft_ray.runs.context import RunContext
@@ -105,6 +105,8 @@ class Verb:
     """Whether the model and its adapter are checked first."""
     measures: bool = False
     """Whether `evaluation.subjects` are checked first."""
+    replaces: bool = False
+    """Whether it can discard what another configuration left (`overwrite`)."""
     finished: Callable[[RunContext], Result | None] | None = None
     """Returns the result where everything is done, without Ray."""
     reads_test: bool = True
@@ -155,6 +157,11 @@ def prepare(
     Raises:
         PaftError: They cannot be used; nothing was started or written.
     """
+    if options.overwrite and not verb.replaces:
+        raise ConfigError(
+            "overwrite: this command discards nothing that another configuration left: leave it "
+            "out, and choose another name, or evaluation.name for a further evaluation"
+        )
     context = open_context(
         config, options.overwrite, screen, not verb.needs_ray, verb.reads_test, verb.plans
     )
@@ -224,7 +231,7 @@ def chat_notes(work: Work) -> tuple[str, ...]:
 def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> None:
     """Check, with transformers and peft, whether model, adapters and texts go together.
 
-    A run that has begun has passed this check before.
+    A run that has begun to train has passed this check before.
 
     Args:
         work: The prepared work.
@@ -238,7 +245,8 @@ def check_model(work: Work, meanwhile: Callable[[], None] = lambda: None) -> Non
     if not config.has_base:
         meanwhile()
         return
-    if context.run_folder.exists(RUN_RECORD) and not work.options.overwrite:
+    begun = any(context.run_folder.child(each).names() for each in ("training", "trials"))
+    if begun and not work.options.overwrite:
         checks.begin(warm_up)
         meanwhile()
         checks.finish()

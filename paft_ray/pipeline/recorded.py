@@ -1,9 +1,10 @@
 """What is recorded under a run's name, compared with the configuration that is to run."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from paft_ray.config import Config
-from paft_ray.config.affects import OF_A_RUN, affecting, result_fields
+from paft_ray.config.affects import OF_A_RUN, affecting, recorded_fields, result_fields
 from paft_ray.config.base import Target
 from paft_ray.config.errors import ArtifactError, ConfigError
 from paft_ray.config.loading import changed_fields, dump_config, load_recorded
@@ -37,6 +38,16 @@ def check_recorded(config: Config, storage: Storage) -> None:
     _compare(config, storage, run.child(EVALUATIONS, named), OF_A_RUN)
 
 
+def _same_variants(earlier: Config, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The variants that both have, by label, as each says that they are trained."""
+    before, after = (
+        {variant.label: recorded_fields(variant) for variant in each.variants}
+        for each in (earlier, config)
+    )
+    both = before.keys() & after.keys()
+    return {k: before[k] for k in before if k in both}, {k: after[k] for k in after if k in both}
+
+
 def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[Target]) -> None:
     """Compare a configuration with the record in a folder, in what affects `targets`."""
     try:
@@ -58,6 +69,8 @@ def _compare(config: Config, storage: Storage, run: Storage, targets: Sequence[T
     try:
         earlier = load_recorded(recorded)
         before, after = affecting(earlier, *targets), affecting(config, *targets)
+        if targets == _OF_TRAINING:  # the models that it measures are found by their labels
+            before["variants"], after["variants"] = _same_variants(earlier, config)
         if earlier.task.answer_end != config.task.answer_end:  # one of them is left out
             before["task"]["answer_end"] = earlier.task.answer_end
             after["task"]["answer_end"] = config.task.answer_end

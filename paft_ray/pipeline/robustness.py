@@ -55,6 +55,7 @@ ROBUSTNESS = Verb(
     "how much a model's answers depend on the wording, without a configuration or training",
     _measure,
     measures=True,
+    replaces=True,
     finished=finished_run,
     check=_check,
 )

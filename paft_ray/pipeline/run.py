@@ -18,7 +18,7 @@ from paft_ray.prompts.pool import PromptPool
 from paft_ray.prompts.rewrite import asked_for
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import REWRITTEN, RunContext
 from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
@@ -67,7 +67,7 @@ def _evaluate(
 
 def finished_summary(context: RunContext) -> dict[str, Any] | None:
     """The summary of a run that is complete under this configuration; needs no Ray."""
-    manifest = load_manifest(context.run_folder)
+    manifest = load_manifest(context.run_folder, rewritten=REWRITTEN)
     if manifest is None or manifest.fingerprint != run_identity(context):
         return None
     context.screen.line(f"run {context.config.name} is complete, nothing to do")

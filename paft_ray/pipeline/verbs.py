@@ -242,7 +242,11 @@ def _plan_cluster(work: Work) -> dict[str, Any]:
 VERBS: Mapping[str, Verb] = {
     "prompts": Verb("build the prompt pool", _prompts, finished=_finished_pool),
     "train": Verb(
-        "train the variants of the configuration", _train, trains=True, check=check_train
+        "train the variants of the configuration",
+        _train,
+        trains=True,
+        replaces=True,
+        check=check_train,
     ),
     "evaluate": Verb(
         "evaluate trained variants and other subjects on held-out prompts",
@@ -255,6 +259,7 @@ VERBS: Mapping[str, Verb] = {
         _run_all,
         trains=True,
         measures=True,
+        replaces=True,
         check=check_run,
         finished=finished_run,
     ),
@@ -262,6 +267,7 @@ VERBS: Mapping[str, Verb] = {
         "search pool size, sampling temperature and other settings for the most robust model",
         _tune,
         trains=True,
+        replaces=True,
         finished=_finished_search,
         reads_test=False,
         check=check_search,

@@ -9,7 +9,7 @@ variation.py   further ways to put a question: choices, demonstrations, slips; p
 layouts.py     the grammar of layouts, and the layout of any template; pure
 leakage.py     whether two prompts share a wording or a layout; pure
 split.py       which prompts are held out, and which train; pure
-files.py       templates from files
+files.py       templates from files; stock.py: of the package; given.py: of a variant
 candidates.py  from answers and files to unique candidates, counted
 probe.py       how likely the base model makes the right answers under a prompt
 coverage.py    order, map and distance of wordings

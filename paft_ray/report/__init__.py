@@ -20,7 +20,7 @@ page.py       report.html
 pool_page.py  pool.html of a prompt pool
 pool.py       a pool built, with its page, and tracked
 written.py    what LLMs wrote for an evaluation, in sentences
-results.py    scores, summary, report and model cards of a run, written and tracked
+results.py    scores, summary, report and model cards of a run, written; recorded.py tracks them
 frames.py     results for Python: a DataFrame, HTML for a notebook, a plot
 rendering.py  the templates (`templates/*.j2`), and the policy by which a page fetches nothing
 

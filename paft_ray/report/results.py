@@ -128,7 +128,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     track_results(context, summary, tracker)
     if len(trained) == len(context.config.trainings):
         writer = ArtifactWriter(folder)
-        for name in ("config.json", "summary.json", "scores.parquet", "report.html"):
+        for name in ("summary.json", "scores.parquet"):
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary

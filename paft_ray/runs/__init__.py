@@ -7,5 +7,6 @@ examples.py  examples of a stage, for the processes of all nodes
 paraphrases.py  these in other words, likewise
 settings.py  checks of settings that a search may change too
 progress.py  the protocol of progress, and its screens; notebook.py: that of a notebook
+progress_record.py  how far a run is, on its storage
 log.py       the run's log file
 """

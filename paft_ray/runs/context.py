@@ -26,6 +26,8 @@ EXPERTS_RULE = 2
 """How a mixture's experts multiply where the arithmetic is bf16: 2, in bf16; before, in fp32."""
 EVALUATIONS = "evaluations"
 """Folder of a run that holds its further evaluations."""
+REWRITTEN = ("config.json", "report.html")
+"""Files that later commands write again, and that manifests of earlier versions name."""
 RUN_KEY = "run"
 """Key of a run's own record in tracking; its trainings are nested below."""
 

@@ -23,6 +23,11 @@ from paft_ray.tracking import (
     tracking_place,
 )
 
+_REMEDY = (
+    "choose another name, or evaluation.name for a further evaluation; --overwrite of run, train, "
+    "tune and robustness discards what is there"
+)
+
 
 class StageClock:
     """Seconds per stage, summed over the attempts of an interrupted run.
@@ -78,7 +83,7 @@ def open_run(
     content = {"work": "run", **_content(context), **(made_from or {})}
     if not overwrite:
         _refuse_other_content(folder, content)
-    with lock(folder, f"run {context.called!r}", show=context.screen.line):
+    with _locked(context):
         if folder.exists("config.json"):
             context = context.tracked()
             if not send_waiting(context.tracking):  # of a process that may have died
@@ -118,6 +123,18 @@ def open_run(
                 end_open_runs(context.tracking)
 
 
+@contextmanager
+def _locked(context: RunContext) -> Iterator[None]:
+    """Lock a run, and its further evaluation, whose scores and record in MLflow are the run's."""
+    show = context.screen.line
+    with lock(context.run_folder, f"run {context.config.name!r}", show=show):
+        if context.config.evaluation.name is None:
+            yield
+            return
+        with lock(context.results_folder, f"run {context.called!r}", show=show):
+            yield
+
+
 def refuse_other_content(context: RunContext, work: str = "run") -> None:
     """Refuse a run that was made from other data or weights, or by other rules, before Ray starts.
 
@@ -153,17 +170,17 @@ def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:
     if recorded["work"] != content.get("work", recorded["work"]):
         raise ConfigError(
             f"name: {folder.path()} holds a {recorded['work']}, this is a {content['work']}: "
-            "choose another name, or pass --overwrite"
+            f"{_REMEDY}"
         )
     if "examples" in older_rules_of(folder) and recorded.get("task") != content["task"]:
         raise ConfigError(
             f"name: {folder.path()} was made by an earlier version, which split rows into train, "
-            "validation and test by another rule; choose another name, or pass --overwrite"
+            f"validation and test by another rule; {_REMEDY}"
         )
     if changed := [part for part in content if recorded.get(part) != content[part]]:
         raise ConfigError(
             f"name: {folder.path()} was made from another {' and another '.join(changed)}: files "
-            "behind the same or another path differ; choose another name, or pass --overwrite"
+            f"behind the same or another path differ; {_REMEDY}"
         )
 
 

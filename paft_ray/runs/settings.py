@@ -7,6 +7,7 @@ from paft_ray.config import (
     BestPromptSubject,
     Config,
     HumanPromptVariant,
+    OptimizedPromptSubject,
     SinglePromptVariant,
     total_steps,
 )
@@ -95,10 +96,12 @@ def _check_task(config: Config, task: Task) -> Iterator[str]:
                 f"{task.name} has none: give task.instructions, or a single_prompt with its prompt"
             )
     single = any(isinstance(v, SinglePromptVariant) and not v.prompt for v in config.variants)
-    best = any(isinstance(s, BestPromptSubject) for s in config.evaluation.subjects)
+    subjects = config.evaluation.subjects
+    best = any(isinstance(s, BestPromptSubject) for s in subjects)
+    found = [s.type for s in subjects if isinstance(s, BestPromptSubject | OptimizedPromptSubject)]
     chosen, wanted = single or best, config.evaluation.selection_examples
-    if chosen and not task.validation:
-        which = "variants: single_prompt" if single else "evaluation.subjects: best_prompt"
+    if (single or found) and not task.validation:
+        which = "variants: single_prompt" if single else f"evaluation.subjects: {found[0]}"
         remedy = "name its prompt" if single else "leave it out"
         raise ConfigError(
             f"{which} is chosen on validation examples, and {task.name} has none: {remedy}, or add "

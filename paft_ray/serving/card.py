@@ -15,6 +15,7 @@ import yaml
 from paft_ray.config import Config
 from paft_ray.config.loading import dump_config, resolve_path
 from paft_ray.config.visible import markdown, markdown_block, markdown_code, visible
+from paft_ray.models.gguf_header import is_gguf
 from paft_ray.prompts.template import parse
 from paft_ray.serving.folder import input_columns
 from paft_ray.serving.record import TrainingRecord
@@ -93,7 +94,7 @@ def render_card(
         relative=local is not None and not path.startswith("pkg:") and not local.is_absolute(),
         revision=config.model.revision,
         quantized=config.model.quantization != "none",
-        needs_conversion=local is not None and local.suffix.lower() == ".gguf",
+        needs_conversion=local is not None and is_gguf(local),
         method=(config.model.peft or {}).get("peft_type", "full fine-tuning"),
         task=task,
         prompt=record.prompt.text,

@@ -5,5 +5,6 @@ fingerprint.py  names from content
 artifacts.py    files that are complete once their manifest is there
 node_copy.py    local copies, one per node
 parts.py        finished parts of long work
+full_disk.py    disks without space, named
 lock.py         one live process at a time
 """

@@ -5,7 +5,7 @@ Not covered: training state (`training.state`), and who may write to a folder (`
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -70,18 +70,22 @@ class ArtifactWriter:
         return manifest
 
 
-def load_manifest(folder: Storage, check: bool = False) -> Manifest | None:
+def load_manifest(
+    folder: Storage, check: bool = False, rewritten: Collection[str] = ()
+) -> Manifest | None:
     """The manifest of a complete artifact; None where it is absent or does not match its files.
 
     Args:
         folder: The artifact's folder.
         check: Compare checksums too, not only presence and sizes.
+        rewritten: Files that it may name and that may have been written again since.
     """
     if not folder.exists(MANIFEST):
         return None
     try:
         raw = folder.read_json(MANIFEST)
         files = {n: FileEntry(size=e["size"], sha256=e["sha256"]) for n, e in raw["files"].items()}
+        files = {name: entry for name, entry in files.items() if name not in rewritten}
         manifest = Manifest(raw["fingerprint"], files, raw["about"])
         sizes = folder.sizes(manifest.files)
     except (ArtifactError, KeyError, TypeError, AttributeError):

@@ -55,7 +55,8 @@ def lock(
     The lock of a process that died on this host is taken over at once. The lock of another host is
     taken over after 60 s without renewal, for which this waits, because a job that is tried again
     on a new cluster starts sooner. A live process renews its lock within 15 s; then this is
-    refused. A time in the future says nothing: then only what is seen to be renewed is live.
+    refused. A time in the future says nothing: then only what is seen to be renewed is live. A
+    clock that is a minute late makes its host's live processes look dead: clocks have to agree.
 
     Args:
         folder: The folder; it may not exist yet.

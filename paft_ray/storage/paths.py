@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -217,9 +218,11 @@ class Storage:
             DiskFullError: A local disk has no space left.
         """
         target = self.path(name)
-        if not self.is_local:  # an object appears when its upload is complete
-            with self.filesystem.open_output_stream(target) as stream:
-                stream.write(data)
+        if not self.is_local:
+            # In a thread: an object appears when its stream is closed, and a signal that came
+            # between opening and writing would leave an empty one in place of the old content.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(self._upload, target, data).result()
             return
         path = Path(target)
         writing = path.with_name(f".writing-{uuid.uuid4().hex[:8]}-{path.name}")
@@ -231,6 +234,10 @@ class Storage:
             except BaseException:
                 writing.unlink(missing_ok=True)
                 raise
+
+    def _upload(self, target: str, data: bytes) -> None:
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
 
     def read_json(self, name: str) -> Any:
         """A JSON file's content.

@@ -7,6 +7,7 @@ tables.py    JSONL, JSON, CSV, TSV and Parquet files to rows
 values.py    a row's values: nested ones by a path, every kind as text
 row_choices.py  the choices that stand in a row, and which is right
 sources.py   files, saved data sets and the hub to rows, and which split serves as which
+collecting.py  rows to fields and answers; columns.py: what columns hold, for a person
 split.py     examples to train, validation and test
 loading.py   rows to `Task`: mapping, ids, splits
 guessing.py  a task's section of a configuration, from its rows

@@ -2,6 +2,7 @@
 
 sampler.py         example and prompt of (step, slot); pure
 prompt_weights.py  draw probabilities and loss weights from past losses; pure
+draws.py           the examples and prompts of a global batch
 batch_plan.py      the global batch of a step, dealt into rows for every rank; pure
 planning.py        the planner that a configuration describes
 prompt_dataset.py  draws by position for Hugging Face's Trainer, TRL and loops of your own

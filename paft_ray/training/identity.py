@@ -25,7 +25,7 @@ def training_fingerprint(
     prompts: Sequence[Prompt],
     validation: Sequence[Prompt] = (),
 ) -> str:
-    """Fingerprint of everything that moves weights, and of nothing else.
+    """Fingerprint of everything that moves weights, and of the task with its test split.
 
     `validation` are the prompts of `train.validation`, by whose scores weights are chosen; what
     moves scores is then in the fingerprint too. The task's identity has the examples.

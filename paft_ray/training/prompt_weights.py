@@ -3,7 +3,8 @@
 Two parts of the configuration need them: a finite `train.sampling.temperature`, which is our
 extension of the paper, and the worst-prompt objectives (`group_dro`, `cvar`). Both use the same
 per-prompt losses, change only where a K-block begins, and then know the losses of steps up to two
-before it, because each step is planned while the one before is trained on.
+before it, because each step is planned while the one before is trained on (with `grpo`, `consensus`
+and `prefix`, which plan a step once its own texts are there, up to the one before).
 
 All values are float64 on every rank and updated slot by slot, so that ranks agree bit by bit
 without communication and a checkpoint restores them exactly. N is the number of prompts.

@@ -1,4 +1,4 @@
-"""DeepSpeed's engine: starting it, dividing a model among ranks, and its tensors as whole ones.
+"""ZeRO: dividing a model among ranks, and its tensors as whole ones.
 
 Weights and moments that are trained are in fp32; all is collective from stage 2 on.
 """

@@ -20,7 +20,7 @@ from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.prompts.rewrite import asked_for
 from paft_ray.report import SEARCH_FILE
 from paft_ray.report.results import Results, write_results
-from paft_ray.runs.context import RunContext
+from paft_ray.runs.context import REWRITTEN, RunContext
 from paft_ray.runs.opening import StageClock, open_run
 from paft_ray.serving.record import TrainedAdapter
 from paft_ray.storage.artifacts import load_manifest
@@ -154,7 +154,7 @@ def holds_search(context: RunContext) -> bool:
     folder = context.run_folder
     return (
         context.config.tuning is not None
-        and load_manifest(folder) is not None
+        and load_manifest(folder, rewritten=REWRITTEN) is not None
         and folder.exists(SEARCH_FILE)
     )
 

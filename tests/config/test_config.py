@@ -264,6 +264,14 @@ WRONG = [
     (
         "ensemblesubject",
         {
+            "task": {**CUSTOM, "grade": [{"type": "choice", "length_normalised": True}]},
+            "evaluation": {"subjects": [{"type": "ensemble", "of": "base", "prompts": 2}]},
+        },
+        ["evaluation.subjects.0", "divided by lengths"],
+    ),
+    (
+        "ensemblesubject",
+        {
             "evaluation": {
                 "estimate": {"share": 0.5},
                 "subjects": [{"type": "ensemble", "of": "base", "prompts": 2}],

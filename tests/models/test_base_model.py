@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from paft_ray.config.errors import ConfigError
-from paft_ray.models.base_model import BaseSource, locate_base, prepare_base
+from paft_ray.models.base_model import BaseSource, is_prepared, locate_base, prepare_base
 from paft_ray.storage.artifacts import ArtifactWriter
 from paft_ray.storage.paths import Storage
 
@@ -70,6 +70,15 @@ def test_folder_with_a_model_needs_no_preparation(tiny_model, tmp_path):
     storage = Storage.open(str(tmp_path / "storage"))
     assert prepare_base(str(tiny_model), None, storage) == str(tiny_model)
     assert not (tmp_path / "storage").exists()
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "M.GGUF"])
+def test_gguf_file_is_converted_whatever_its_ending_is_written_like(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no header")
+    storage = Storage.open(str(tmp_path / "storage"))
+    assert not is_prepared(str(tmp_path / name), storage)
+    with pytest.raises(ValueError, match=f"{name}.* not a GGUF file"):
+        locate_base(str(tmp_path / name), None, storage)
 
 
 def test_relative_folder_is_found_from_another_working_directory(tiny_model, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ complete. Nothing here starts Ray: whatever were not found would have to.
 import json
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -21,14 +22,18 @@ from paft_ray.config import Config
 from paft_ray.config.errors import ConfigError
 from paft_ray.config.loading import load_config
 from paft_ray.models.check_process import ModelCheckProcess
-from paft_ray.pipeline.perform import open_context
+from paft_ray.pipeline.perform import Work, check_model, open_context
+from paft_ray.pipeline.recorded import check_recorded
 from paft_ray.pipeline.run import evaluate
 from paft_ray.pipeline.variants import prompts_by_variant
+from paft_ray.pipeline.verbs import VERBS
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint, request_book
 from paft_ray.prompts.generate.kept_answers import Answers
 from paft_ray.report.pool import build_published_pool
+from paft_ray.runs.opening import open_run
 from paft_ray.runs.progress import SilentScreen
 from paft_ray.storage.artifacts import load_manifest
+from paft_ray.storage.lock import live_holder, lock
 from paft_ray.storage.paths import Storage
 from paft_ray.training.distributed.trainer import train
 from paft_ray.training.identity import training_fingerprint, training_folder
@@ -121,6 +126,75 @@ def test_stages_tell_what_llms_wrote_and_what_is_held_out(stored_2: Path) -> Non
     assert len(written) == min(3, len(pool.train))
     for line, prompt in zip(held_out, pool.test[:3], strict=True):
         assert line.startswith(f"    held out: {json.dumps(prompt.text[:40])[:-1]}")
+
+
+@pytest.mark.parametrize(("verb", "name"), [("run", "from-files"), ("tune", "searched")])
+def test_run_or_search_is_complete_also_after_its_report_was_written_again(
+    verb: str, name: str, stored_2: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = stored_2 / "storage/runs" / name
+    before = json.loads((run / "manifest.json").read_text())["files"]["report.html"]["size"]
+    assert call(["report", f"{name}.yaml"]) == 0
+    assert (run / "report.html").stat().st_size != before, "this version writes the same page"
+    assert call([verb, f"{name}.yaml", "tracking.type=none"]) == 0
+    assert "is complete, nothing to do" in "".join(capfd.readouterr())
+    assert call(["export", f"{name}.yaml", "--out", str(stored_2 / "adapter")]) == 0
+
+
+def test_only_commands_that_discard_what_is_there_take_overwrite(stored_2: Path) -> None:
+    before = files(stored_2 / "storage")
+    config = load_config("from-files.yaml", ["train.learning_rate=0.5"])
+    for verb in (paft_ray.evaluate, paft_ray.write_report, paft_ray.export_model):
+        with pytest.raises(ConfigError, match="overwrite: this command discards nothing"):
+            verb(config, paft_ray.Options(overwrite=True))
+    assert files(stored_2 / "storage") == before
+
+
+def test_further_evaluation_takes_the_variants_as_they_were_trained(stored_2: Path) -> None:
+    storage = Storage.open("storage")
+    variants = config_of("from-files").variants
+    assert {variant.label for variant in variants} >= {"paft"}
+    check_recorded(load_config("from-files.yaml", ["evaluation.name=more"]), storage)
+    only = "variants=[{type: paft}]"
+    check_recorded(load_config("from-files.yaml", ["evaluation.name=more", only]), storage)
+    for other in ("pool_size: 1", "train: {steps: 500}"):
+        changed = f"variants=[{{type: paft, {other}}}]"
+        config = load_config("from-files.yaml", ["evaluation.name=more", changed])
+        with pytest.raises(ConfigError, match=r"variants.paft.*what the run was trained with"):
+            check_recorded(config, storage)
+
+
+def test_further_evaluation_waits_for_no_run_that_is_at_work(stored_2: Path) -> None:
+    """Both keep their scores in the run's folder, and send its events to MLflow."""
+    further = ["evaluation.name=more", "tracking.type=none"]
+    context = open_context(load_config("from-files.yaml", further))
+    refused = pytest.raises(ConfigError, match="run 'from-files' is in use by")
+    with lock(context.run_folder, "run 'from-files'"), refused, open_run(context):
+        pass
+    with open_run(context):
+        assert live_holder(context.run_folder) and live_holder(context.results_folder)
+    assert not live_holder(context.run_folder)
+
+
+class AskedError(Exception):
+    """The first check of a model that is asked for."""
+
+
+class Checks:
+    """Model checks that end with the first one."""
+
+    def begin(self, check: Callable[..., Any], *_: Any) -> None:
+        raise AskedError(check.__name__)
+
+
+def test_run_that_was_evaluated_and_not_trained_has_its_model_checked(stored_2: Path) -> None:
+    context = open_context(config_of("from-files"))
+    work = Work(VERBS["run"], context, paft_ray.Options(), None, cast(ModelCheckProcess, Checks()))
+    with pytest.raises(AskedError, match="warm_up"):
+        check_model(work)
+    shutil.rmtree(stored_2 / "storage/runs/from-files/training")
+    with pytest.raises(AskedError, match="check_adapters"):
+        check_model(work)
 
 
 def test_name_of_a_stored_search_is_refused_to_a_run_as_that(

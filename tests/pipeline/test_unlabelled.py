@@ -89,6 +89,13 @@ def test_without_any_answer_a_model_is_trained_and_not_measured(
     ("changes", "message"),
     [
         ({"variants": [{"type": "single_prompt"}]}, "single_prompt is chosen on validation"),
+        *(
+            ({"evaluation": {"subjects": [{**subject, "of": "base"}]}}, "is chosen on validation")
+            for subject in (
+                {"type": "best_prompt", "prompts": 4},
+                {"type": "optimized_prompt", "budget": 20, "llm": {"type": "fake"}},
+            )
+        ),
         (
             {"train": {"objective": CONSENSUS, "validation": {"every_steps": 2}}},
             "train.validation scores on",

@@ -1,13 +1,18 @@
 """Storage, artifacts with a manifest, finished parts."""
 
+import io
+import json
 import os
 import pickle
+import signal
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
+from fsspec import AbstractFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -244,3 +249,41 @@ def test_deleting_a_folder_does_not_follow_links_out_of_it(storage, tmp_path):
         storage.delete(name)
     assert sorted(path.name for path in other.iterdir()) == ["inner", "kept"]
     assert list(Path(storage.root).iterdir()) == []
+
+
+class Upload(io.BytesIO):
+    """A stream of an object store: its object appears when it is closed."""
+
+    def __init__(self, files: "Uploads", path: str) -> None:
+        super().__init__()
+        self._files, self._path = files, path
+
+    def write(self, data: Any) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return super().write(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._files.objects[self._path] = self.getvalue()
+        super().close()
+
+
+class Uploads(AbstractFileSystem):
+    """An object store in which Ctrl-C comes whenever something is about to be written."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects: dict[str, bytes] = {}
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BytesIO:
+        return Upload(self, path)
+
+
+def test_interrupted_upload_leaves_the_new_object_and_no_empty_one() -> None:
+    files = Uploads()
+    storage = Storage(pafs.PyFileSystem(pafs.FSSpecHandler(files)), "bucket")
+    with pytest.raises(KeyboardInterrupt):
+        storage.write_json("config.json", {"name": "run"})
+    assert json.loads(files.objects["bucket/config.json"]) == {"name": "run"}

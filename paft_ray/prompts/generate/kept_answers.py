@@ -6,6 +6,7 @@ requests are recorded beside them, and sent again by the next attempt.
 """
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class Answers:
         data = "".join(json.dumps(asdict(c)) + "\n" for c in completions).encode()
         if not self.folder.is_local:
             ids = fingerprint([completion.request_id for completion in completions])
-            self.folder.child(self.name + suffix).write_bytes(f"{ids}.jsonl", data)
+            name = f"t{time.time_ns():020}-{ids}.jsonl"  # in order of time, after earlier versions'
+            self.folder.child(self.name + suffix).write_bytes(name, data)
             return
         path = Path(self.folder.path(f"{self.name}{suffix}.jsonl"))
         with naming_full_disk(path.parent):

@@ -3,6 +3,7 @@
 The model's own labels, in the place of answers, are learned in the same way.
 
 rollouts.py    a question under a prompt at a step, and what was written for it
+backends.py    what writes them; estimates.py: memory and time of that
 rewards.py     grades of texts, weighted
 advantages.py  how much better a text is than the others of its question
 dealing.py     the model's own texts in rows
