@@ -190,6 +190,8 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
                     of = task_of(record), model_of(record)
                     named = Comparison(name, *of, pair, 0.0, 0.0, 0.0, 1.0)
                     found.append(_measured(named, summary["differences"], question.figure))
+    if question.figure is MOVED:
+        return _adjusted_again(found, [each["axes"] for each in records if each.get("axes")])
     return [each for each in _adjusted(found) if question.of_model in ("", each.model)]
 
 
@@ -264,6 +266,19 @@ def _adjusted(found: Sequence[Comparison]) -> list[Comparison]:
         replace(each, p=adjusted[str(number)], among=len(found))
         for number, each in enumerate(found)
     ]
+
+
+def _adjusted_again(
+    found: Sequence[Comparison], axes: Sequence[Mapping[str, Any]]
+) -> list[Comparison]:
+    """Comparisons whose p-values a record has adjusted over its axes and models: over records."""
+    among = sum(
+        len(own.get("against", ()))
+        for of_record in axes
+        for of_labels in of_record.values()
+        for own in of_labels.values()
+    )
+    return [replace(each, p=min(1.0, each.p * len(axes)), among=among) for each in found]
 
 
 def answer(question: Question, found: Sequence[Comparison]) -> str:

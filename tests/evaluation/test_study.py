@@ -159,6 +159,8 @@ def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_bet
         "slips in the text", "order of the choices",
     ]  # fmt: skip
     assert answer(question, found) == "Yes in 2 of 2 comparisons (-5.0 points)."
+    assert {(each.p, each.among) for each in found} == {(0.004, 2)}, "the record has adjusted them"
+    assert {each.p for each in comparisons(question, [varied, varied])} == {0.008}
     assert comparisons(ONE, [entry, varied]) == comparisons(ONE, [entry])
     assert list(axis_rows(varied))[-1] == (
         "| one prompt, the best of 32 for the base model | 20.0 (10.0 to 30.0) | "
