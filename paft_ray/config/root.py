@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from paft_ray.config.base import NOTHING, Section, Seeds, affects, folder_name
 from paft_ray.config.evaluation import EvaluationConfig, TrackingConfig
-from paft_ray.config.grade import BETWEEN
+from paft_ray.config.grade import BETWEEN, ChoiceGrade
 from paft_ray.config.llms import LLMConfig
 from paft_ray.config.model import NO_MODEL, ModelConfig
 from paft_ray.config.objective_check import check_objective, check_prompts
@@ -191,7 +191,8 @@ class Config(Section, affects="run"):
                     f"and not for those that {subject.type} asks for: take them out"
                 )
             free = not self.task.has_choices or self.task.generates or len(self.task.grade) > 1
-            divided = any(getattr(grade, "length_normalised", False) for grade in self.task.grade)
+            ranked = (grade for grade in self.task.grade if isinstance(grade, ChoiceGrade))
+            divided = any(grade.length_normalised for grade in ranked)
             if isinstance(subject, OF_CHOICES) and (free or divided):
                 raise ValueError(
                     f"{field}: {subject.type} compares the log-likelihoods of choices, and nothing "
