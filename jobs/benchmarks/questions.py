@@ -12,11 +12,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from asked import MOVED, QUESTIONS, Question, kind_of
 from names import IN_COMPARISONS, author_of, model_of, name_of, task_of
 from scipy.special import ndtr, ndtri
 from study import holm, smallest_shown
 
-from paft_ray.evaluation.figures import MEAN, STD, WORST, Figure
+from paft_ray.evaluation.figures import Figure
 from paft_ray.evaluation.summary import of_figure
 from paft_ray.report.axis_tables import AXIS_NAMES
 
@@ -24,104 +25,6 @@ Record = Mapping[str, Any]
 LEVEL = 0.05
 _TO_95 = float(ndtri(0.975))
 """Standard errors from the middle of a 95% interval to its end."""
-
-MOVED = Figure(
-    key="moved",
-    heading="grades that change",
-    meaning="mean difference of the grades of answers that differ in one axis of variation alone",
-    better="lower",
-)
-"""What records say of an axis; see `paft_ray.evaluation.axes`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What readers ask, and the paired differences that answer it."""
-
-    text: str
-    pairs: tuple[tuple[str, str], ...]
-    """Labels of models: the one that may be better, and the one that it is compared with."""
-    figure: Figure = MEAN
-    by_author: bool = False
-    """Apart for the held-out prompts of each author."""
-    on_trained: bool = False
-    """Under the one prompt that the second model was trained on, instead of held-out ones."""
-    of_model: str = ""
-    """Answered by the studies of this model; p-values are adjusted over those of all models."""
-
-    @property
-    def is_of_parts(self) -> bool:
-        """Whether comparisons of one study are about parts of it, whose mean answers nothing."""
-        return self.by_author or self.figure is MOVED
-
-
-QUESTIONS = {
-    "pool_or_one": Question(
-        "Is a pool better than one prompt?",
-        (("paft", "human_prompt"), ("paft", "single_prompt")),
-    ),
-    "pool_or_dozen": Question(
-        "Is drawing better than a dozen bound prompts?",
-        (("paft", "bound_prompts"),),
-    ),
-    "sizes": Question(
-        "Are more prompts better?",
-        (
-            ("drawn_3", "bound_1"), ("drawn_12", "drawn_3"), ("drawn_48", "drawn_12"),
-            ("bound_3", "bound_1"), ("bound_48", "bound_3"), ("bound_200", "bound_48"),
-        ),
-    ),
-    "steps": Question(
-        "Is the spread smaller after more steps?",
-        (("paft_50", "paft_25"), ("paft_100", "paft_50"), ("paft_200", "paft_100")),
-        STD,
-    ),
-    "longer": Question(
-        "Do more prompts help where training is longer?",
-        (("paft_200", "dozen_200"), ("paft_200", "single_200")),
-    ),
-    "spread": Question(
-        "Does accuracy depend less on the wording?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
-        STD,
-    ),
-    "worst": Question(
-        "Is the worst wording less bad?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
-        WORST,
-    ),
-    "authors": Question(
-        "Is it ahead under the prompts of each author?",
-        (("paft", "single_prompt"), ("paft", "bound_prompts")),
-        by_author=True,
-    ),
-    "own_prompt": Question(
-        "Is it ahead even under the other model's own prompt?",
-        (("paft", "human_prompt"), ("paft", "single_prompt")),
-        on_trained=True,
-    ),
-    "family": Question(
-        "Does it hold for the second family?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
-        of_model="Gemma 3 270M",
-    ),
-    "axes": Question(
-        "Do fewer answers change with other changes, too?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
-        MOVED,
-    ),
-    "ways": Question(
-        "Is another way to train better than plain PAFT?",
-        (
-            ("k_4", "paft"), ("consistency", "paft"), ("group_dro", "paft"),
-            ("expected_reward", "paft"),
-        ),
-    ),
-    "instead": Question(
-        "Is PAFT better than what can be had without training?",
-        (("paft", "base_best"), ("paft", "base_optimized"), ("paft", "base_ensemble")),
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,15 +78,15 @@ def points(share: float) -> str:
 def comparisons(question: Question, records: Sequence[Record]) -> list[Comparison]:
     """The comparisons of every record that has both models, with adjusted p-values.
 
-    Records with axes of variation answer the questions about these, and no others.
+    Records of further evaluations answer the questions about these, and no others.
 
     Raises:
         KeyError: A record has both models and no difference between them.
     """
     found = []
     for record in records:
-        if bool(record.get("axes")) != (question.figure is MOVED):
-            continue  # a further evaluation of a run that has a record of its own
+        if kind_of(record) != question.on:
+            continue
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():

@@ -76,7 +76,8 @@ def _record(name: str) -> dict[str, Any]:
 def _answering() -> tuple[dict[str, Any], ...]:
     """The records of the configurations in `jobs/configs/study`, which answer the questions."""
     runs = sorted(path.stem for path in STUDIES.glob("*.yaml"))
-    names = [*runs, *(f"{run}-axes" for run in runs)]  # those of `evaluation.name=axes`
+    further = [f"{run}-{kind}" for kind in ("axes", "far") for run in runs]  # `evaluation.name`
+    names = [*runs, *further]
     return tuple(_record(n) for n in names if (study.RESULTS / f"study_{n}.json").exists())
 
 

@@ -28,6 +28,10 @@ class EvaluationConfig(Section, affects="run"):
     """Test examples to use; all by default."""
     prompts: int | None = Field(default=None, ge=1)
     """Test prompts to use; all by default."""
+    prompt_files: Annotated[tuple[str, ...], affects("run", neutral=())] = ()
+    """Files of prompts, as in `prompts.files`, that a further evaluation asks through in place of
+    the pool's test prompts. Figures of each file stand apart where there are several, and how many
+    of the prompts are like training prompts stands beside."""
     subjects: Annotated[tuple[SubjectConfig, ...], affects("run", neutral=())] = ()
     """Models to measure beside the base model and the variants."""
     variation: Annotated[VariationConfig, affects("run", neutral=OFF, whole=True)] = OFF
@@ -68,6 +72,16 @@ class EvaluationConfig(Section, affects="run"):
     @classmethod
     def _name_is_a_folder(cls, name: str | None) -> str | None:
         return None if name is None else folder_name(name)
+
+    @model_validator(mode="after")
+    def _own_prompts_are_further(self) -> Self:
+        if self.prompt_files and self.name is None:
+            raise ValueError(
+                "prompt_files are for a further evaluation, since a run's own results are on the "
+                "pool's test prompts: give it a name (evaluation.name), or name the files in "
+                "prompts.files"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_grids_vary(self) -> Self:

@@ -19,6 +19,7 @@ from paft_ray.evaluation.selection import select_prompt
 from paft_ray.evaluation.units import Grid
 from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import PromptPool, training_prompt
+from paft_ray.prompts.tested import tested_pool
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.parts import Parts
 
@@ -49,6 +50,7 @@ def _add(
     context: RunContext, pool: PromptPool, grid: Grid, scores: GridScores, under_one: UnderOne
 ) -> GridScores:
     label, of = under_one.label, under_one.of
+    tested = tested_pool(context, pool).test
     tables, records = [scores.table], []
     seconds: list[float] = []
     packing: dict[str, str] = {}
@@ -57,7 +59,7 @@ def _add(
         one = replace(grid, subjects=[model], conditions=grid.conditions[:1])
         record, asked = _find(context, pool, one, under_one)
         prompt = training_prompt(record["prompt"], context.task.slots, FOUND)
-        like = first_like(prompt, pool.test, context.config.prompts.split.similarity)
+        like = first_like(prompt, tested, context.config.prompts.split.similarity)
         records.append(record | ({} if like is None else {"like_held_out": like.id}))
         with context.screen.stage(f"evaluate {label}") as stage:
             found = score_grid(context, replace(one, prompts=[prompt]), stage)

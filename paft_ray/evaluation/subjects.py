@@ -17,6 +17,7 @@ from paft_ray.models.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from paft_ray.models.narrow import kept_modules
 from paft_ray.models.warm_start import StoredAdapter
 from paft_ray.prompts.pool import Origin, PromptPool, training_prompt
+from paft_ray.prompts.tested import tested_prompts
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import (
@@ -56,7 +57,7 @@ def evaluate_subjects(
     rewritten, about = write_paraphrases(context, tested, ways[0])
     grid = Grid(
         [*base, *trained, *more],
-        pool.test[: evaluation.prompts],
+        tested_prompts(context, pool),
         tested,
         others,
         [*ways, *rewritten],
@@ -67,8 +68,9 @@ def evaluate_subjects(
         with context.screen.stage("compare backends") as stage:
             loaded = [subject for subject in grid.subjects if subject.endpoint is None]
             parity = check_parity(context, replace(grid, subjects=loaded), stage)
+    named = "prompts of files" if evaluation.prompt_files else "held-out prompts"
     with context.screen.stage("evaluate") as stage:
-        done = f"{subjects} models x {prompts} held-out prompts x {examples} examples"
+        done = f"{subjects} models x {prompts} {named} x {examples} examples"
         if (count := len(grid.conditions)) > 1:
             done = f"{done} x {count} ways to put them"
         if evaluation.estimate is None:

@@ -16,6 +16,7 @@ from paft_ray.models.tokenization import Question, TextEncoder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.pool import Prompt, load_pool
 from paft_ray.prompts.template import parse
+from paft_ray.prompts.tested import tested_prompts
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.artifacts import ArtifactWriter, load_manifest
 from paft_ray.storage.fingerprint import fingerprint
@@ -98,7 +99,7 @@ def plan_lm_eval(context: RunContext, out: str | None = None) -> LmEvalPlan:
             f"{context.storage.path()}: run `paft prompts` with this configuration first"
         )
     evaluation = config.evaluation
-    prompts = load_pool(pool_folder).test[: evaluation.prompts]
+    prompts = tested_prompts(context, load_pool(pool_folder))
     examples = task.test[: evaluation.examples]
     made_from = [
         _FORMAT if config.model.chat_template == "none" else _CHAT_FORMAT,

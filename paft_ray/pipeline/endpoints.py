@@ -24,7 +24,8 @@ from paft_ray.evaluation.optimized import FOUND, RECORD, search_folder
 from paft_ray.evaluation.units import SERVED, Grid, Subject
 from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.generate.results import cost
-from paft_ray.prompts.pool import Prompt, training_prompt
+from paft_ray.prompts.pool import Prompt, PromptPool, training_prompt
+from paft_ray.prompts.tested import tested_count, tested_prompts
 from paft_ray.prompts.variation import Condition, conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import endpoint_identity, endpoints_of
@@ -148,11 +149,11 @@ def plan_served(context: RunContext) -> list[dict[str, Any]]:
 
 def _held_out(context: RunContext, questions: Questions) -> _Amount:
     """What is asked under the held-out prompts, and under those that were trained on."""
-    evaluation, split = context.config.evaluation, context.config.prompts.split
+    evaluation = context.config.evaluation
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
-    pool = pool_without_work(context)
-    prompts = [] if pool is None else pool.test[: evaluation.prompts]
-    count = min(split.test, evaluation.prompts or split.test) if pool is None else len(prompts)
+    pool = pool_without_work(context) or PromptPool((), (), ())
+    prompts = tested_prompts(context, pool)
+    count = len(prompts) or tested_count(context.config, context.task)
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
     times = len(ways) + (0 if rewritten is None else rewritten.per_example)

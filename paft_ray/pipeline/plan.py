@@ -39,6 +39,7 @@ from paft_ray.prompts.build import request_book
 from paft_ray.prompts.generate.requests import RequestBook
 from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.generate.units import is_answered, unit_size
+from paft_ray.prompts.tested import tested_count
 from paft_ray.prompts.variation import conditions
 from paft_ray.runs.context import RunContext
 from paft_ray.storage.paths import Storage
@@ -176,8 +177,7 @@ def _plan_selection(context: RunContext, prompts: int | None) -> dict[str, Any]:
 
 def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     config, evaluation = context.config, context.config.evaluation
-    split = config.prompts.split
-    prompts = min(split.test, evaluation.prompts or split.test)
+    prompts = tested_count(config, context.task)
     examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
     models = config.has_base + len(config.trainings) + len(evaluation.subjects)
     ways = len(conditions(context.task, evaluation.variation, config.seed, context.task.train))

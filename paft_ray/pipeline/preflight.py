@@ -39,6 +39,7 @@ from paft_ray.pipeline.trust import check_trusted
 from paft_ray.pipeline.written import check_optimized
 from paft_ray.prompts.files import holds_escapes, read_templates
 from paft_ray.prompts.lint import LintResult, lint
+from paft_ray.prompts.tested import prompts_of_files
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
@@ -246,9 +247,9 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
                     f"variants.{index}.prompt: cannot be used{_first_problem([result])}; "
                     f"a template holds each of {slots} once"
                 )
-    wanted = config.evaluation.prompts
-    if wanted is not None and wanted > split.test:
-        yield f"evaluation.prompts: {wanted}, of {split.test} test prompts; all are used"
+    wanted, count = config.evaluation.prompts, len(prompts_of_files(config, task)) or split.test
+    if wanted is not None and wanted > count:
+        yield f"evaluation.prompts: {wanted}, of {count} test prompts; all are used"
 
 
 def _unusable(path: str, texts: Sequence[str], results: Sequence[LintResult]) -> Iterator[str]:

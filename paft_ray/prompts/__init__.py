@@ -15,6 +15,7 @@ probe.py       how likely the base model makes the right answers under a prompt
 coverage.py    order, map and distance of wordings
 pool.py        the pool: its records, its assembly, its table
 shown.py       prompts, and examples under them, for a person to look at
+tested.py      those that an evaluation asks through
 build.py       Ray Data: the whole way to a pool on storage
 generate/      what LLMs are asked, and their answers
 dedup/         similarity, the decision what to keep, and the same on Ray

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paft_ray.report.files import RunFiles, Training
-from paft_ray.report.tables import display_name, trained_labels
+from paft_ray.report.tables import all_held_out, display_name
 
 _SHOWN = 3
 _WAYS = {
@@ -53,9 +53,9 @@ def prompts_asked(run: RunFiles, odd: Mapping[str, Sequence[str]]) -> tuple[Aske
     tests = [row for row in run.prompts if row.get("split") == "test"]
     if tests:
         shown = tuple(_shown(row, odd) for row in tests[:_SHOWN])
-        trained = trained_labels(run.summary)
-        name = "held-out prompts" if trained else "prompts asked with"
-        way = f"{len(tests)}{' that no training saw' if trained else ''}{_authors(tests)}"
+        held_out = all_held_out(run.summary)
+        name = "held-out prompts" if held_out else "prompts asked with"
+        way = f"{len(tests)}{' that no training saw' if held_out else ''}{_authors(tests)}"
         found.append(Asked("", name, way, shown, len(tests)))
     return tuple(found)
 

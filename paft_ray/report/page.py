@@ -35,6 +35,7 @@ from paft_ray.report.search import (
     trial_rows,
 )
 from paft_ray.report.tables import (
+    all_held_out,
     by_author,
     by_certainty,
     differences,
@@ -134,6 +135,7 @@ def render_page(run: RunFiles, title: str, plots: Plots) -> str:
         components=components(summary),
         summary=summary,
         trained=trained,
+        held_out=all_held_out(summary),
         partly=run.partly_scored,
         tops=[f"{100 * float(f.threshold):g}%" for f in figures_of(summary) if f.threshold],
         names={label: display_name(label) for label in labels},

@@ -29,8 +29,10 @@ from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.results import cost
-from paft_ray.prompts.pool import PromptPool
+from paft_ray.prompts.leakage import all_like
+from paft_ray.prompts.pool import Origin, PromptPool, training_prompt
 from paft_ray.prompts.rewrite import TRAINING_RECORD, asked_for
+from paft_ray.prompts.tested import content_of_files, tested_pool, tested_prompts
 from paft_ray.report import card_figures
 from paft_ray.report.files import MLFLOW_FILE
 from paft_ray.report.flips import flip_lines
@@ -69,6 +71,7 @@ def run_identity(context: RunContext) -> str:
     content += [*content_of(context).values(), *filter(None, [context.grading_code])]
     asked = context.config.llms.items()
     content += [llm_key(llm) for field, llm in asked if not field.startswith("prompts.")]
+    content += content_of_files(context).values()
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -78,6 +81,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     The run is complete, and has a manifest, when all its variants are in the summary.
     """
     pool, trained, scores = results.pool, results.trained, results.scores
+    tested = tested_pool(context, pool)
     folder, evaluation = context.results_folder, context.config.evaluation
     folder.delete(MANIFEST)  # its files are about to change
     more = [subject.label for subject in evaluation.subjects]
@@ -101,19 +105,21 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     summary = summarised(table)
     summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
+    summary |= _of_files(context, results)
     if (majority := _majority(context.task, examples)) is not None:
         summary["majority"] = majority
     if evaluation.estimate is None:
-        parts = scores_by_author(table, pool.test, context.config.prompts.split.held_out_authors)
+        authors = evaluation.prompt_files or context.config.prompts.split.held_out_authors
+        parts = scores_by_author(table, tested.test, authors)
         if len(parts) > 1:
             summary["by_author"] = {author: summarised(part) for author, part in parts.items()}
         asked = [label for label in labels if label not in scores.prompts_per_answer]
-        summary |= _by_axis(table, asked, pool, pairs(asked, more))
+        summary |= _by_axis(table, asked, tested, pairs(asked, more))
         summary |= _on_trained(scores, partial(summarised, variants=asked))
     _add_to_models(context, results, summary["models"])
     summary |= _circumstances(context, results)
     folder.write_bytes("scores.parquet", to_parquet(table))
-    folder.write_bytes("prompts.parquet", to_parquet(pool.to_table()))
+    folder.write_bytes("prompts.parquet", to_parquet(tested.to_table()))
     folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
     folder.write_bytes("summary.json", to_json(summary))
     if (page := page_of(context.tracking, context.tracked_run.key)) is not None:
@@ -132,6 +138,20 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
             writer.note(name)
         writer.commit(run_identity(context), {"pool": pool.fingerprint})
     return summary
+
+
+def _of_files(context: RunContext, results: Results) -> dict[str, Any]:
+    """Which files the prompts are of, and which of them are like prompts that were trained on."""
+    if not (files := context.config.evaluation.prompt_files):
+        return {}
+    own = {t.record.prompt.text for t in results.trained if t.record.prompt is not None}
+    slots, origin = context.task.slots, Origin(file="trained prompts")
+    given = [training_prompt(text, slots, origin) for text in sorted(own)]
+    seen = [*results.pool.train, *given] if results.trained else []
+    like = all_like(
+        tested_prompts(context, results.pool), seen, context.config.prompts.split.similarity
+    )
+    return {"prompt_files": {"files": list(files), "like_trained": [each.id for each in like]}}
 
 
 def _on_trained(

@@ -53,6 +53,12 @@ class Table:
     """Headings and their meanings."""
 
 
+def all_held_out(summary: Mapping[str, Any]) -> bool:
+    """Whether models were trained, and on no prompt like those that they were asked through."""
+    like = summary.get("prompt_files", {}).get("like_trained")
+    return bool(trained_labels(summary)) and not like
+
+
 def display_name(label: str, names: Mapping[str, str] | None = None) -> str:
     """The name of a label for people: its words, with PAFT in capitals."""
     known = {**_NAMES_OF_LABELS, **(names or {})}
@@ -251,9 +257,12 @@ def _cell(figure: Figure, model: Mapping[str, Any]) -> Cell:
 
 
 def by_author(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
-    """Figures under the prompts of each held-out author; no rows where there are not two."""
+    """Figures under the prompts of each held-out author, or of each of `evaluation.prompt_files`;
+    no rows where there are not two.
+    """
+    by = "of" if "prompt_files" in summary else "by"
     rows = [
-        (f"{figure.heading}, {part['prompts']} by {author}", figure, part)
+        (f"{figure.heading}, {part['prompts']} {by} {author}", figure, part)
         for figure in (MEAN, STD, WORST)
         for author, part in summary.get("by_author", {}).items()
     ]

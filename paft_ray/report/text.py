@@ -14,6 +14,7 @@ from paft_ray.report.axis_tables import AXIS_NAMES, axes, components, more_or_le
 from paft_ray.report.lengths import chosen_steps, trained_otherwise
 from paft_ray.report.tables import (
     Table,
+    all_held_out,
     backends_agree,
     by_author,
     display_name,
@@ -23,7 +24,7 @@ from paft_ray.report.tables import (
     trained_labels,
 )
 from paft_ray.report.verdict import verdict_lines
-from paft_ray.report.written import optimized_prompts, paraphrases
+from paft_ray.report.written import optimized_prompts, paraphrases, prompts_of_files
 from paft_ray.tasks.example import RowCounts
 
 ILLUSTRATION = (
@@ -55,7 +56,9 @@ def results_table(summary: Mapping[str, Any], names: Mapping[str, str] | None = 
     wide = [figure for figure in figures_of(summary) if figure.table == "wide"]
     while len((table := _lines(summary, names, wide))[0]) > _WIDTH and wide:
         wide.pop()
-    authors = _aligned(by_author(summary, names), "held-out prompts of each author")
+    of_files = "prompt_files" in summary
+    kinds = "prompts of each file" if of_files else "held-out prompts of each author"
+    authors = _aligned(by_author(summary, names), kinds)
     own = _aligned(on_trained_prompts(summary, names), "prompts that models were trained on")
     moved = _aligned(axes(summary, names), "percent of the grades that change with the")
     parts = _aligned(components(summary, names), "percent of the variance of grades from the")
@@ -80,7 +83,7 @@ def _lines(
     """The results as aligned lines."""
     table = results(summary, names, wide)
     short = {figure.heading: figure.short for figure in figures_of(summary) if figure.short}
-    prompts = "held-out prompts" if trained_labels(summary) else "prompts"
+    prompts = "held-out prompts" if all_held_out(summary) else "prompts"
     heading = f"{prompts} ({summary['prompts']} x {summary['examples']} examples)"
     lines = [(heading, *(short.get(column, column) for column in table.columns))]
     return _padded(
@@ -129,7 +132,7 @@ def cautions(summary: Mapping[str, Any], names: Mapping[str, str] | None = None)
     sentences += trained_otherwise(summary, names)
     sentences += _served(summary, names)
     sentences += optimized_prompts(summary, names)
-    sentences += paraphrases(summary)
+    sentences += paraphrases(summary) + prompts_of_files(summary)
     if (share := summary.get("scored_share")) is not None:
         sentences.append(
             f"{share:.0%} of the prompts x examples were scored, weak prompts more often; the "

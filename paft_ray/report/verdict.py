@@ -10,7 +10,7 @@ from typing import Any
 from paft_ray.config import BASE
 from paft_ray.evaluation.figures import BEST, MEAN, STD, WORST, Figure
 from paft_ray.evaluation.summary import differences_of, of_figure
-from paft_ray.report.tables import display_name, main_label, minus, trained_labels
+from paft_ray.report.tables import all_held_out, display_name, main_label, minus, trained_labels
 
 _WITH_ARTICLE = (BASE, "single_prompt", "human_prompt")
 
@@ -77,7 +77,7 @@ def _compared(entry: Mapping[str, float]) -> str:
 
 
 def _prompts(summary: Mapping[str, Any]) -> str:
-    unseen = " that no training saw" if trained_labels(summary) else ""
+    unseen = " that no training saw" if all_held_out(summary) else ""
     return f"{summary['prompts']} prompts{unseen}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paft_ray.evaluation.figures import MEAN
-from paft_ray.report.tables import display_name
+from paft_ray.report.tables import display_name, trained_labels
 
 _NAMED = 5
 """Examples that are named of those without paraphrases."""
@@ -52,6 +52,19 @@ def paraphrases(summary: Mapping[str, Any]) -> list[str]:
                 f"trained with their own text alone ({_named(without)})."
             )
     return sentences
+
+
+def prompts_of_files(summary: Mapping[str, Any]) -> list[str]:
+    """Where prompts are from that are not the pool's, and how many models may have learned."""
+    if (about := summary.get("prompt_files")) is None:
+        return []
+    like, names = len(about["like_trained"]), ", ".join(about["files"])
+    said = f"{like or 'none'} of them" if like != 1 else "one of them"
+    has = "has" if like < 2 else "have"
+    sentence = f"The {summary['prompts']} prompts are those of {names}."
+    if not trained_labels(summary):
+        return [sentence]
+    return [f"{sentence[:-1]}; {said} {has} the wording or the layout of one that was trained on."]
 
 
 def _written(about: Mapping[str, Any]) -> str:

@@ -135,17 +135,21 @@ def _locked(context: RunContext) -> Iterator[None]:
             yield
 
 
-def refuse_other_content(context: RunContext, work: str = "run") -> None:
+def refuse_other_content(
+    context: RunContext, work: str = "run", made_from: Mapping[str, str] | None = None
+) -> None:
     """Refuse a run that was made from other data or weights, or by other rules, before Ray starts.
 
     Args:
         context: The run.
         work: The kind of the work, see `open_run`.
+        made_from: See `open_run`.
 
     Raises:
         ConfigError: It was, or the folder holds work of another kind.
     """
-    _refuse_other_content(context.results_folder, {"work": work, **_content(context)})
+    content = {"work": work, **_content(context), **(made_from or {})}
+    _refuse_other_content(context.results_folder, content)
 
 
 def older_rules_of(folder: Storage) -> list[Target]:

@@ -18,6 +18,7 @@ from paft_ray.prompts.build import pool_without_work
 from paft_ray.prompts.given import given_prompt
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.prompts.template import parse
+from paft_ray.prompts.tested import tested_prompts
 from paft_ray.prompts.variation import NOISE, PLAIN, Condition, Put, Varying, conditions, put
 from paft_ray.runs.context import RunContext
 from paft_ray.runs.subjects import models_of
@@ -158,9 +159,8 @@ def check_lengths_early(
             check_evaluated_lengths(context, pool, checks, prepared_only=True)
         return
     shortest = [("that is as short as can be", " ".join(f"{{{slot}}}" for slot in task.slots))]
-    trained = _trained(context, shortest) if trains else []
-    test = task.test[: config.evaluation.examples]
-    _check(context, checks, [*trained, _Texts(shortest, test, _ways(context), config.seed)])
+    asked = _Texts(shortest, task.test[: config.evaluation.examples], _ways(context), config.seed)
+    _check(context, checks, [*(_trained(context, shortest) if trains else ()), asked])
 
 
 def _named(prompts: Sequence[Prompt]) -> list[tuple[str, str]]:
@@ -185,7 +185,7 @@ def _evaluated(context: RunContext, pool: PromptPool) -> list[_Texts]:
     """What an evaluation asks: test prompts, and training prompts of which comparators are made."""
     evaluation, seed = context.config.evaluation, context.config.seed
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
-    found = [_Texts(_named(pool.test[: evaluation.prompts]), examples, ways, seed)]
+    found = [_Texts(_named(tested_prompts(context, pool)), examples, ways, seed)]
     if several := [s.prompts for s in evaluation.subjects if isinstance(s, OF_SEVERAL)]:
         found.append(_Texts(_named(pool.train[: max(several)]), examples, ways[:1], seed))
     if any(isinstance(s, OptimizedPromptSubject) for s in evaluation.subjects):

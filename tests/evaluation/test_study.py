@@ -40,7 +40,8 @@ def record(differences: dict[str, tuple[float, float, float, float]], **more: An
     }
     summary = {"models": labels, "differences": figures}
     return {
-        "task": "sst2", "sources": {"model": "gemma-3-270m.gguf"}, "summary": summary, **more
+        "task": "sst2", "sources": {"model": "gemma-3-270m.gguf"}, "summary": summary,
+        "config": {"evaluation": {}}, **more,
     }  # fmt: skip
 
 
@@ -166,6 +167,17 @@ def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_bet
         "| one prompt, the best of 32 for the base model | 20.0 (10.0 to 30.0) | "
         "20.0 (10.0 to 30.0) |"
     )
+
+
+def test_prompts_of_files_answer_questions_of_their_own() -> None:
+    own = record({"paft - single_prompt": AHEAD})
+    files = {"prompt_files": ["far.jsonl"]}
+    far = record({"paft - single_prompt": NOT_SHOWN}, config={"evaluation": files}, axes={"a": {}})
+    asked = QUESTIONS["far"]
+    [found] = comparisons(asked, [own, far])
+    assert found.value == 0.01
+    assert comparisons(ONE, [own, far]) == comparisons(ONE, [own])
+    assert comparisons(QUESTIONS["axes"], [own, far]) == []
 
 
 @pytest.mark.parametrize(
