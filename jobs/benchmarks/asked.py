@@ -39,6 +39,8 @@ class Question:
         return self.by_author or self.figure is MOVED
 
 
+_OF_PAFT = (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts"))
+"""PAFT, and each other way to train."""
 QUESTIONS = {
     "pool_or_one": Question(
         "Is a pool better than one prompt?",
@@ -66,12 +68,12 @@ QUESTIONS = {
     ),
     "spread": Question(
         "Does accuracy depend less on the wording?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         STD,
     ),
     "worst": Question(
         "Is the worst wording less bad?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         WORST,
     ),
     "authors": Question(
@@ -86,29 +88,29 @@ QUESTIONS = {
     ),
     "family": Question(
         "Does it hold for the second family?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         of_model="Gemma 3 270M",
     ),
     "axes": Question(
         "Do fewer answers change with other changes, too?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         MOVED,
         on="axes",
     ),
     "far": Question(
         "Is it ahead under wordings far from the pool?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         on="far",
     ),
     "far_spread": Question(
         "Does accuracy depend less on such a wording?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         STD,
         on="far",
     ),
     "far_worst": Question(
         "Is the worst of such wordings less bad?",
-        (("paft", "human_prompt"), ("paft", "single_prompt"), ("paft", "bound_prompts")),
+        _OF_PAFT,
         WORST,
         on="far",
     ),
@@ -132,6 +134,6 @@ def kind_of(record: Mapping[str, Any]) -> str:
     `axes` varies more than the wording (`evaluation.variation`); `far` asks through prompts of
     files (`evaluation.prompt_files`).
     """
-    if record["config"]["evaluation"].get("prompt_files"):
+    if "prompt_files" in record:
         return "far"
     return "axes" if record.get("axes") else ""

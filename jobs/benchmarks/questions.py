@@ -84,9 +84,8 @@ def comparisons(question: Question, records: Sequence[Record]) -> list[Compariso
         KeyError: A record has both models and no difference between them.
     """
     found = []
+    records = [record for record in records if kind_of(record) == question.on]
     for record in records:
-        if kind_of(record) != question.on:
-            continue
         for pair in question.pairs:
             for name, summary in _parts(question, record, pair).items():
                 if set(pair) <= summary["models"].keys():

@@ -28,6 +28,8 @@ from paft_ray.report.axis_tables import AXIS_NAMES
 from paft_ray.storage.fingerprint import fingerprint
 
 RESULTS = Path(__file__).with_name("results")
+_CONTENT = ("task", "model", "evaluation.prompt_files")
+"""What a run is made from, of which a record keeps fingerprints."""
 
 
 def keep(run: Path) -> Path:
@@ -56,7 +58,7 @@ def keep(run: Path) -> Path:
         "kept_at_commit": commit(),
         "fingerprints": {
             "config": fingerprint(config["results_from"]),
-            **{part: config["content"][part] for part in ("task", "model")},
+            **{part: config["content"][part] for part in _CONTENT if part in config["content"]},
             "pool": manifest["about"]["pool"],
         },
         "sources": _sources(config["config"]),
@@ -70,6 +72,7 @@ def keep(run: Path) -> Path:
         },
         "on_trained_prompts": summary.get("on_trained_prompts", {}),
         "axes": summary.get("axes", {}),
+        **({"prompt_files": own} if (own := summary.get("prompt_files")) else {}),
         "further": {
             label: _figures(_graded_by(scores, grade_N), summary)
             for label, grade_N in zip(grades[1:], further_grades(scores), strict=True)
@@ -118,9 +121,10 @@ def table(record: Mapping[str, Any]) -> Iterator[str]:
     """One study as lines of Markdown, a table for each grade."""
     summary, name = record["summary"], record.get("name", record["task"])
     seeds = "1 seed" if len(summary["seeds"]) == 1 else f"{len(summary['seeds'])} seeds"
+    kind = "prompts of our own" if "prompt_files" in record else "held-out prompts"
     yield (
-        f"{name}: {summary['prompts']} held-out prompts x {summary['examples']} "
-        f"examples, {seeds}, {hours(summary):.1f} h"
+        f"{name}: {summary['prompts']} {kind} x {summary['examples']} examples, {seeds}, "
+        f"{hours(summary):.1f} h"
     )
     yield ""
     yield from _rows(record, summary, "trained with")

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from paft_ray.config.backend import TRANSFORMERS
@@ -60,8 +59,10 @@ class GridScores:
     under_one: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Label of a model under one prompt to the records of how it was found, one for each seed."""
     trained_prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Label of a variant to the one prompt that it was trained on, where the table has all models'
-    answers under it too."""
+    """Label of a variant to the one prompt that it was trained on, where models answered under it
+    too."""
+    under_trained: pa.Table | None = None
+    """Their answers, as `table` has those under test prompts."""
     paraphrases: Mapping[str, Any] | None = None
     """What became of the paraphrases of examples: see `paraphrased.write_paraphrases`."""
     parity: Mapping[str, Any] | None = None
@@ -69,10 +70,16 @@ class GridScores:
 
     @property
     def by_split(self) -> pa.Table:
-        """The table with `split`: `train` under the prompts of `trained_prompts`, else `test`."""
-        own = pa.array([prompt.id for prompt in self.trained_prompts.values()], pa.string())
-        trained = pc.is_in(self.table["prompt_id"], own)
-        return self.table.append_column("split", pc.if_else(trained, "train", "test"))
+        """Both tables with `split`: `test`, and `train` under the prompts of `trained_prompts`."""
+        both = (("test", self.table), ("train", self.under_trained))
+        return pa.concat_tables(
+            (_with_split(table, split) for split, table in both if table is not None),
+            promote_options="default",
+        )
+
+
+def _with_split(table: pa.Table, split: str) -> pa.Table:
+    return table.append_column("split", pa.array([split] * table.num_rows, pa.string()))
 
 
 def score_grid(context: RunContext, grid: Grid, stage: Stage) -> GridScores:

@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import pyarrow as pa
-
 from paft_ray.config import BASE, EndpointSubject, ModelConfig, VLLMBackend
 from paft_ray.config.subjects import COMPARATORS
 from paft_ray.evaluation.comparators import add_comparators
@@ -105,9 +103,9 @@ def _add_own(
         counts[label].update(more)  # + would drop what is 0
     return replace(
         scores,
-        table=pa.concat_tables([scores.table, found.table], promote_options="default"),
         endpoints=counts,
         trained_prompts=prompts,
+        under_trained=found.table,
     )
 
 

@@ -232,7 +232,7 @@ def _comment(plan: LmEvalPlan, chat: bool) -> str:
     if plan.context.config.model.quantization != "none":
         ends += "paft_ray scored the base model in 4 bits; lm_eval reads it as it is on disk.\n"
     return ends + (
-        f"{len(plan.prompts)} held-out prompts of paft_ray on {len(plan.examples)} examples.\n"
+        f"{len(plan.prompts)} prompts that paft_ray tests with, on {len(plan.examples)} examples.\n"
         f"{_command('pretrained=MODEL', plan, 'FOLDER', chat)}\n"
         "An adapter: --model_args pretrained=MODEL,peft=ADAPTER,..."
     )

@@ -5,7 +5,7 @@ scored, whose figures are estimates, and differences between the seeds of traini
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ from paft_ray.storage.paths import Storage, to_json, to_parquet
 _FILES = ("config.json", "summary.json", "scores.parquet", "prompts.parquet", "examples.parquet")
 _SAME = ("answer_end", "stop", "grades", "grading_code", "demonstrations")
 """What must be graded alike."""
+_SAME_POOL = (
+    "the same pool: prompts, seed and prompts.split alike, or the same evaluation.prompt_files"
+)
 
 
 def compare_runs(storage: Storage, names: Sequence[str]) -> RunResult:
@@ -69,13 +72,21 @@ def compare_runs(storage: Storage, names: Sequence[str]) -> RunResult:
             summary["models"][label]["endpoint"] = model["endpoint"]
     if parities := {n: s["parity"] for n, s in summaries.items() if "parity" in s}:
         summary["parities"] = parities
-    summary |= {"runs": list(names), "trained": found.trained}
+    summary |= {"runs": list(names), "trained": found.trained, **_of_files(summaries.values())}
     folder = storage.child("comparisons", _folder_name(names))
     _write(folder, runs[first], found.table, summary, names)
     report = write_report(folder)
     once = [f"{label}: the same answers as {known}, shown once" for label, known in found.again]
     text = "\n".join([results_table(summary), *once, "", f"report:  {report}"])
     return RunResult(summary, text, folder=folder)
+
+
+def _of_files(summaries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The files of prompts of all runs, and the prompts that are like trained ones of any."""
+    found = [summary["prompt_files"] for summary in summaries if "prompt_files" in summary]
+    keys = ("files", "like_trained")
+    together = {key: list(dict.fromkeys(x for each in found for x in each[key])) for key in keys}
+    return {"prompt_files": together} if found else {}
 
 
 def _require_alike(
@@ -106,7 +117,7 @@ def _scores(folder: Storage, summary: Mapping[str, Any]) -> pa.Table:
 
 def _require_shared(one: str, first: pa.Table, other: str, second: pa.Table) -> None:
     for column, what, remedy in (
-        ("prompt_id", "held-out prompts", "the same pool: prompts, seed and prompts.split alike"),
+        ("prompt_id", "held-out prompts", _SAME_POOL),
         ("example_id", "test examples", "the same task: data, seed and evaluation.examples alike"),
     ):
         mine, theirs = (set(table[column].to_pylist()) for table in (first, second))

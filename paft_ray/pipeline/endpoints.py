@@ -153,7 +153,7 @@ def _held_out(context: RunContext, questions: Questions) -> _Amount:
     examples, ways = context.task.test[: evaluation.examples], _ways(context)
     pool = pool_without_work(context) or PromptPool((), (), ())
     prompts = tested_prompts(context, pool)
-    count = len(prompts) or tested_count(context.config, context.task)
+    count = len(prompts) or tested_count(context)
     share = 1.0 if evaluation.estimate is None else evaluation.estimate.share
     rewritten = evaluation.variation.paraphrases  # about as long as the texts themselves
     times = len(ways) + (0 if rewritten is None else rewritten.per_example)

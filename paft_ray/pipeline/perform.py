@@ -145,7 +145,8 @@ def open_context(
     config = with_targets(config)
     checked = preflight(config, overwrite, planning, test, weightless)
     storage = Storage.open(config.storage)
-    return RunContext.create(config, checked.task, storage, screen, checked.warnings)
+    context = RunContext.create(config, checked.task, storage, screen, checked.warnings)
+    return replace(context, prompt_files=checked.prompt_files)
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def _plan_selection(context: RunContext, prompts: int | None) -> dict[str, Any]:
 
 def _plan_evaluation(context: RunContext) -> dict[str, Any]:
     config, evaluation = context.config, context.config.evaluation
-    prompts = tested_count(config, context.task)
+    prompts = tested_count(context)
     examples = min(len(context.task.test), evaluation.examples or len(context.task.test))
     models = config.has_base + len(config.trainings) + len(evaluation.subjects)
     ways = len(conditions(context.task, evaluation.variation, config.seed, context.task.train))

@@ -39,7 +39,7 @@ from paft_ray.pipeline.trust import check_trusted
 from paft_ray.pipeline.written import check_optimized
 from paft_ray.prompts.files import holds_escapes, read_templates
 from paft_ray.prompts.lint import LintResult, lint
-from paft_ray.prompts.tested import prompts_of_files
+from paft_ray.prompts.tested import read_prompt_files
 from paft_ray.runs.settings import check_settings
 from paft_ray.storage.paths import Storage, refuse_relative, require_writable
 from paft_ray.tasks import Task, load_task
@@ -57,6 +57,8 @@ class Checked:
     model: ModelFiles
     warnings: tuple[str, ...]
     """Settings that are allowed but may not be meant, one line each."""
+    prompt_files: tuple[tuple[str, str], ...]
+    """File and template of every prompt of `evaluation.prompt_files`."""
 
 
 def preflight(
@@ -97,10 +99,12 @@ def preflight(
     warnings += check_served(config, task)
     check_optimized(config)
     warnings += _check_prompts(config, task)
+    prompt_files = read_prompt_files(config, task)
+    warnings += _check_count(config, len(prompt_files) or config.prompts.split.test)
     warnings += require_vllm(config, planning)
     if not overwrite:  # last, since a value that is wrong differs from the recorded one too
         check_recorded(config, storage)
-    return Checked(task, model, tuple(warnings))
+    return Checked(task, model, tuple(warnings), prompt_files)
 
 
 def _check_storage(location: str) -> Storage:
@@ -247,7 +251,10 @@ def _check_prompts(config: Config, task: Task) -> Iterator[str]:
                     f"variants.{index}.prompt: cannot be used{_first_problem([result])}; "
                     f"a template holds each of {slots} once"
                 )
-    wanted, count = config.evaluation.prompts, len(prompts_of_files(config, task)) or split.test
+
+
+def _check_count(config: Config, count: int) -> Iterator[str]:
+    wanted = config.evaluation.prompts
     if wanted is not None and wanted > count:
         yield f"evaluation.prompts: {wanted}, of {count} test prompts; all are used"
 

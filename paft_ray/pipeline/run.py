@@ -16,7 +16,6 @@ from paft_ray.models.check_process import ModelCheckProcess
 from paft_ray.pipeline.variants import prompts_by_variant
 from paft_ray.prompts.pool import PromptPool
 from paft_ray.prompts.rewrite import asked_for
-from paft_ray.prompts.tested import content_of_files
 from paft_ray.report.pool import build_published_pool
 from paft_ray.report.results import Results, run_identity, write_results
 from paft_ray.runs.context import REWRITTEN, RunContext
@@ -131,7 +130,7 @@ def evaluate(
         ConfigError: No variant of this run is trained.
     """
     trained = find_all_trained(context)
-    with open_run(context, overwrite, content_of_files(context)) as (context, tracker):
+    with open_run(context, overwrite) as (context, tracker):
         clock = StageClock(context.results_folder)
         with clock.stage("prompt_pool"):
             pool = build_published_pool(context)

@@ -53,11 +53,10 @@ def check_train(context: RunContext, options: Options) -> Sequence[Config]:
 def check_evaluate(context: RunContext, options: Options) -> None:
     """Refuse to evaluate what is not trained, or was made from other data."""
     from paft_ray.pipeline.run import find_all_trained
-    from paft_ray.prompts.tested import content_of_files
 
     require_graded(context, "test", "nothing can be measured")
     find_all_trained(context)
-    refuse_other_content(context, made_from=content_of_files(context))
+    refuse_other_content(context)
 
 
 def check_search(context: RunContext, options: Options) -> Sequence[Config]:

@@ -44,12 +44,12 @@ def read_prompt_files(path: str) -> list[str]:
     if local is None:
         raise DataError(f"{path}: not a local path; copy the file here and name it by its path")
     if local.is_dir():
-        raise DataError(f"{path}: a folder; name each file in it under prompts.files")
+        raise DataError(f"{path}: a folder; name each file in it")
     if not local.exists():
-        raise DataError(f"{path}: no such file; name an existing one under prompts.files")
+        raise DataError(f"{path}: no such file; name an existing one")
     texts = list(_texts(local, path))
     if not texts:
-        raise DataError(f"{path}: holds no template; add some, or take it out of prompts.files")
+        raise DataError(f"{path}: holds no template; add some, or leave it out")
     return texts
 
 

@@ -52,7 +52,7 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far held-out prompts are from training prompts, in words."""
+    """How far test prompts are from training prompts, in words."""
 
     verdict: str
     detail: str
@@ -78,15 +78,15 @@ class Coverage:
 
 
 def distance(test: Sequence[str], train: Sequence[str]) -> Distance:
-    """Whether held-out prompts are of another kind than training prompts, from their texts."""
+    """Whether test prompts are of another kind than training prompts, from their texts."""
     found, chance = discrepancy(test, train)
     if math.isnan(found):
-        return Distance("Too few prompts to compare held-out with training prompts.", "")
+        return Distance("Too few prompts to compare test with training prompts.", "")
     verdict = (
-        "Held-out prompts are of another kind than training prompts: figures say how models cope "
+        "Test prompts are of another kind than training prompts: figures say how models cope "
         "with wordings unlike those of training."
         if found > chance
-        else "Held-out prompts are not shown to be of another kind than training prompts: figures "
+        else "Test prompts are not shown to be of another kind than training prompts: figures "
         "hold for wordings like those of training."
     )
     return Distance(
@@ -137,7 +137,7 @@ def run_coverage(run: RunFiles) -> Coverage | None:
 
 def _size(split: str, rows: Sequence[Mapping[str, Any]]) -> SplitSize:
     different = [
-        len({row[column] for row in rows}) if column in rows[0] else None
+        len({row[column] for row in rows}) if rows[0].get(column) else None
         for column in ("instruction", "layout", "cluster")
     ]
     return SplitSize(split, len(rows), *different)

@@ -5,6 +5,7 @@ from itertools import islice
 
 from paft_ray.prompts.build import build_prompt_pool, pool_fingerprint
 from paft_ray.prompts.pool import POOL_FILE, PromptPool
+from paft_ray.prompts.tested import tested_pool
 from paft_ray.report.pool_page import POOL_PAGE, write_pool_page
 from paft_ray.runs.context import RUN_KEY, RunContext
 from paft_ray.runs.progress import tell
@@ -54,4 +55,6 @@ def _tell_prompts(context: RunContext, pool: PromptPool) -> None:
     by_llms = (prompt for prompt in pool.train if prompt.origin.llm is not None)
     written = dict.fromkeys(prompt.text if whole else prompt.instruction for prompt in by_llms)
     tell(context.screen, "an LLM wrote", islice(written, _TOLD))
-    tell(context.screen, "held out", (prompt.text for prompt in pool.test[:_TOLD]))
+    asked = "asked" if context.prompt_files else "held out"
+    tested = tested_pool(context, pool).test
+    tell(context.screen, asked, (prompt.text for prompt in tested[:_TOLD]))

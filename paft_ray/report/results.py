@@ -32,7 +32,7 @@ from paft_ray.prompts.generate.results import cost
 from paft_ray.prompts.leakage import all_like
 from paft_ray.prompts.pool import Origin, PromptPool, training_prompt
 from paft_ray.prompts.rewrite import TRAINING_RECORD, asked_for
-from paft_ray.prompts.tested import content_of_files, tested_pool, tested_prompts
+from paft_ray.prompts.tested import tested_pool
 from paft_ray.report import card_figures
 from paft_ray.report.files import MLFLOW_FILE
 from paft_ray.report.flips import flip_lines
@@ -68,10 +68,9 @@ class Results:
 def run_identity(context: RunContext) -> str:
     """Fingerprint of a run: configuration and content, since files behind a path may change."""
     content = [context.task_identity, context.model_identity, pool_fingerprint(context)]
-    content += [*content_of(context).values(), *filter(None, [context.grading_code])]
+    content += [*content_of(context).values(), *context.content.values()]
     asked = context.config.llms.items()
     content += [llm_key(llm) for field, llm in asked if not field.startswith("prompts.")]
-    content += content_of_files(context).values()
     return fingerprint("run", result_fields(context.config), content)
 
 
@@ -148,9 +147,8 @@ def _of_files(context: RunContext, results: Results) -> dict[str, Any]:
     slots, origin = context.task.slots, Origin(file="trained prompts")
     given = [training_prompt(text, slots, origin) for text in sorted(own)]
     seen = [*results.pool.train, *given] if results.trained else []
-    like = all_like(
-        tested_prompts(context, results.pool), seen, context.config.prompts.split.similarity
-    )
+    tested = tested_pool(context, results.pool).test
+    like = all_like(tested, seen, context.config.prompts.split.similarity)
     return {"prompt_files": {"files": list(files), "like_trained": [each.id for each in like]}}
 
 

@@ -19,7 +19,7 @@ def optimized_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | Non
         if searches:
             of = display_name(searches[0]["of"], names)
             sentences.append(
-                f"{name}: {of} under one prompt, the same for all held-out prompts, so that there "
+                f"{name}: {of} under one prompt, the same for all test prompts, so that there "
                 "is no spread over prompts to measure; an answer costs one pass. The prompt was "
                 "chosen on validation examples."
             )
@@ -64,7 +64,7 @@ def prompts_of_files(summary: Mapping[str, Any]) -> list[str]:
     sentence = f"The {summary['prompts']} prompts are those of {names}."
     if not trained_labels(summary):
         return [sentence]
-    return [f"{sentence[:-1]}; {said} {has} the wording or the layout of one that was trained on."]
+    return [f"{sentence[:-1]}; {said} {has} the wording or the layout of a training prompt."]
 
 
 def _written(about: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def _asked(asked: Mapping[str, Any]) -> str:
 def _search(name: str, search: Mapping[str, Any], many: bool) -> str:
     seed = f" for seed {search['seed']}" if many else ""
     like = search.get("like_held_out")
-    alike = f" It is like held-out prompt {like}, which the search did not know." if like else ""
+    alike = f" It is like test prompt {like}, which the search did not know." if like else ""
     if search.get("type") == "best_prompt":
         return (
             f"{name}{seed}: the best of {search['prompts']} training prompts, "

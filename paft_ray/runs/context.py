@@ -25,6 +25,7 @@ dtype of the base model's, since 2."""
 EXPERTS_RULE = 2
 """How a mixture's experts multiply where the arithmetic is bf16: 2, in bf16; before, in fp32."""
 EVALUATIONS = "evaluations"
+PROMPT_FILES = "evaluation.prompt_files"
 """Folder of a run that holds its further evaluations."""
 REWRITTEN = ("config.json", "report.html")
 """Files that later commands write again, and that manifests of earlier versions name."""
@@ -84,6 +85,8 @@ class RunContext:
     """Where to record; set by `tracked`."""
     notes: tuple[str, ...] = ()
     """What a reader of results must know about the model's chat template; set by `perform`."""
+    prompt_files: tuple[tuple[str, str], ...] = ()
+    """File and template of every prompt of `evaluation.prompt_files`."""
     paraphrases: StoredParaphrases | None = None
     """The training examples in other words; set by `training.paraphrased`, where trainings draw
     from them."""
@@ -100,6 +103,15 @@ class RunContext:
         """The context of a configuration whose task is loaded; silent without a screen."""
         identities = Identities(config, task)
         return cls(config, task, storage, identities, screen or SilentScreen(), warnings)
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Fingerprints of what paths of an evaluation name beside task, models and adapters."""
+        code, prompts = self.grading_code, [text for _, text in self.prompt_files]
+        return {
+            **({"task.grade.path": code} if code else {}),
+            **({PROMPT_FILES: fingerprint(prompts)} if prompts else {}),
+        }
 
     @property
     def run_folder(self) -> Storage:

@@ -135,21 +135,17 @@ def _locked(context: RunContext) -> Iterator[None]:
             yield
 
 
-def refuse_other_content(
-    context: RunContext, work: str = "run", made_from: Mapping[str, str] | None = None
-) -> None:
+def refuse_other_content(context: RunContext, work: str = "run") -> None:
     """Refuse a run that was made from other data or weights, or by other rules, before Ray starts.
 
     Args:
         context: The run.
         work: The kind of the work, see `open_run`.
-        made_from: See `open_run`.
 
     Raises:
         ConfigError: It was, or the folder holds work of another kind.
     """
-    content = {"work": work, **_content(context), **(made_from or {})}
-    _refuse_other_content(context.results_folder, content)
+    _refuse_other_content(context.results_folder, {"work": work, **_content(context)})
 
 
 def older_rules_of(folder: Storage) -> list[Target]:
@@ -161,9 +157,8 @@ def older_rules_of(folder: Storage) -> list[Target]:
 
 def _content(context: RunContext) -> dict[str, str]:
     subjects = {f"subject {label}": found for label, found in content_of(context).items()}
-    code = context.grading_code
-    graded = {"task.grade.path": code} if code else {}
-    return {"task": context.task_identity, "model": context.model_identity, **graded, **subjects}
+    own = {"task": context.task_identity, "model": context.model_identity}
+    return {**own, **context.content, **subjects}
 
 
 def _refuse_other_content(folder: Storage, content: Mapping[str, str]) -> None:

@@ -171,13 +171,17 @@ def test_axes_of_variation_are_compared_each_by_itself_and_fewer_changes_are_bet
 
 def test_prompts_of_files_answer_questions_of_their_own() -> None:
     own = record({"paft - single_prompt": AHEAD})
-    files = {"prompt_files": ["far.jsonl"]}
-    far = record({"paft - single_prompt": NOT_SHOWN}, config={"evaluation": files}, axes={"a": {}})
+    against = {"value": -0.05, "low": -0.08, "high": -0.02, "p": 0.004}
+    moved = {"paft": {"against": {"single_prompt": against}}, "single_prompt": {}}
+    files, axes = {"files": ["far.jsonl"], "like_trained": []}, {"layout": moved}
+    far = record({"paft - single_prompt": NOT_SHOWN}, prompt_files=files, axes=axes)
+    varied = record({"paft - single_prompt": AHEAD}, axes={"noise": moved})
     asked = QUESTIONS["far"]
     [found] = comparisons(asked, [own, far])
     assert found.value == 0.01
     assert comparisons(ONE, [own, far]) == comparisons(ONE, [own])
-    assert comparisons(QUESTIONS["axes"], [own, far]) == []
+    moves = QUESTIONS["axes"]
+    assert comparisons(moves, [own, far, varied]) == comparisons(moves, [own, varied])
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,7 @@ def test_result_fields_leave_out_names_places_and_workers_only(world):
     assert set(everything["train"]) - set(fields["train"]) == gone
     assert set(everything["evaluation"]) - set(fields["evaluation"]) == {
         "workers", "name", "subjects", "variation", "backend", "trained_prompts",
+        "prompt_files",
     }  # fmt: skip
     gone = {"path", "test_path", "splits", "group", "stop", "grade", "choices_as"}
     gone |= {"examples_per_class"}
