@@ -29,8 +29,9 @@ _UNIT_EXAMPLES = 64
 _TOGETHER = 16
 """Units that a GPU writes texts for, or vLLM scores, together."""
 MOST_UNITS = 64
-"""Units that an actor gets at a time, fewer where all would not have several shares."""
-_SHARES = 8
+"""Units that an actor gets at a time at most."""
+_SHARES = 32
+"""Shares of an actor, at least, so that progress shows, and the last share is soon done."""
 
 SERVED = -1
 """`Subject.base` of a model behind an endpoint."""

@@ -169,6 +169,6 @@ def _draw(
     splits = list(splits)
     candidates = {prompt.id: prompt for split in splits for prompt in split}
     order = sorted(candidates.values(), key=lambda prompt: fingerprint("held out", seed, prompt.id))
-    like = all_like(order, others, limit)
-    drawn = [prompt for prompt in order if prompt not in like]
+    like = {prompt.id for prompt in all_like(order, others, limit)}
+    drawn = [prompt for prompt in order if prompt.id not in like]
     return tuple(sorted(drawn[: max(map(len, splits))], key=lambda prompt: prompt.id))
