@@ -260,13 +260,24 @@ def by_author(summary: Mapping[str, Any], names: Mapping[str, str] | None = None
     """Figures under the prompts of each held-out author, or of each of `evaluation.prompt_files`;
     no rows where there are not two.
     """
-    by = "of" if "prompt_files" in summary else "by"
     rows = [
-        (f"{figure.heading}, {part['prompts']} {by} {author}", figure, part)
+        (f"{figure.heading}, {part['prompts']} {_source(summary, author)}", figure, part)
         for figure in (MEAN, STD, WORST)
         for author, part in summary.get("by_author", {}).items()
     ]
     return _of_parts(summary, rows, names)
+
+
+def _source(summary: Mapping[str, Any], author: str) -> str:
+    """Where prompts are from: by an author, or of a file, whose name is enough if no other has it.
+
+    Columns are narrow, and paths may be long.
+    """
+    if (about := summary.get("prompt_files")) is None:
+        return f"by {author}"
+    names = [file.rpartition("/")[2] for file in about["files"]]
+    name = author.rpartition("/")[2]
+    return f"of {name if names.count(name) == 1 else author}"
 
 
 def on_trained_prompts(summary: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:

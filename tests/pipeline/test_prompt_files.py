@@ -95,6 +95,7 @@ def test_prompts_of_files_are_asked_instead_and_those_like_trained_ones_are_coun
 
     again = scored(folder)
     capfd.readouterr()
+    assert "mean, 2 of strange.jsonl" in page
     assert len(again) == 3 * 6
     for place, numbers in scored(run).items():
         assert again[place] == pytest.approx(numbers, abs=1e-4)
