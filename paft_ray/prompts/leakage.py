@@ -4,7 +4,7 @@ Wordings are compared as `dedup.similarity.similarity` does. Callers that compar
 one's shingles once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Protocol, TypeVar
 
 from paft_ray.prompts.dedup.similarity import jaccard, shingles
@@ -46,16 +46,3 @@ def first_like(prompt: Worded, others: Iterable[_Prompt], limit: float) -> _Prom
         if prompt.layout == other.layout or jaccard(own, shingles(other.instruction)) >= limit:
             return other
     return None
-
-
-def all_like(
-    prompts: Iterable[_Prompt], others: Sequence[Worded], limit: float
-) -> tuple[_Prompt, ...]:
-    """The prompts that have the layout of one of the others, or a wording as similar as `limit`."""
-    layouts = {other.layout for other in others}
-    wordings = [shingles(other.instruction) for other in others]
-    return tuple(
-        prompt
-        for prompt in prompts
-        if prompt.layout in layouts or nearest(shingles(prompt.instruction), wordings)[1] >= limit
-    )

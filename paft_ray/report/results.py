@@ -29,8 +29,8 @@ from paft_ray.models.load import result_folder
 from paft_ray.prompts.build import pool_fingerprint
 from paft_ray.prompts.generate.llm import llm_key
 from paft_ray.prompts.generate.results import cost
-from paft_ray.prompts.leakage import all_like
-from paft_ray.prompts.pool import Origin, PromptPool, training_prompt
+from paft_ray.prompts.leakage import first_like
+from paft_ray.prompts.pool import Origin, Prompt, PromptPool, training_prompt
 from paft_ray.prompts.rewrite import TRAINING_RECORD, asked_for
 from paft_ray.prompts.tested import tested_pool
 from paft_ray.report import card_figures
@@ -79,16 +79,43 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
 
     The run is complete, and has a manifest, when all its variants are in the summary.
     """
-    pool, trained, scores = results.pool, results.trained, results.scores
-    tested = tested_pool(context, pool)
     folder, evaluation = context.results_folder, context.config.evaluation
+    table, tested = results.scores.by_split, tested_pool(context, results.pool)
+    examples = context.task.test[: evaluation.examples]
     folder.delete(MANIFEST)  # its files are about to change
+    summary = _summary(context, results, table, tested)
+    folder.write_bytes("scores.parquet", to_parquet(table))
+    folder.write_bytes("prompts.parquet", to_parquet(tested.to_table()))
+    folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
+    folder.write_bytes("summary.json", to_json(summary))
+    if (page := page_of(context.tracking, context.tracked_run.key)) is not None:
+        folder.write_json(MLFLOW_FILE, asdict(page))
+    with context.screen.stage("report") as stage:
+        run = write_pages(folder)
+        stage.finish(folder.path("report.html"))
+    for line in [] if run.partly_scored else flip_lines(run):
+        context.screen.line(line)
+    if evaluation.name is None:
+        _write_cards(context, results, summary, tracker)
+    track_results(context, summary, tracker)
+    if len(results.trained) == len(context.config.trainings):
+        writer = ArtifactWriter(folder)
+        for name in ("summary.json", "scores.parquet"):
+            writer.note(name)
+        writer.commit(run_identity(context), {"pool": results.pool.fingerprint})
+    return summary
+
+
+def _summary(
+    context: RunContext, results: Results, table: pa.Table, tested: PromptPool
+) -> dict[str, Any]:
+    """The content of `summary.json`, from the scores by split and the pool that was tested with."""
+    trained, scores, evaluation = results.trained, results.scores, context.config.evaluation
     more = [subject.label for subject in evaluation.subjects]
     base = [BASE] * context.config.has_base
     labels = list(dict.fromkeys([*base, *(t.training.label for t in trained), *more]))
     seeds = list(dict.fromkeys(t.training.seed for t in trained))
     examples = context.task.test[: evaluation.examples]
-    table = scores.by_split
     summarised = partial(
         summarise,
         variants=labels,
@@ -104,7 +131,7 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
     summary = summarised(table)
     summary["trained"] = list(dict.fromkeys(t.training.label for t in trained))
     summary |= {**_grading(context), "task_rows": asdict(context.task.rows)}
-    summary |= _of_files(context, results)
+    summary |= _of_files(context, results, tested.test)
     if (majority := _majority(context.task, examples)) is not None:
         summary["majority"] = majority
     if evaluation.estimate is None:
@@ -116,30 +143,10 @@ def write_results(context: RunContext, results: Results, tracker: Tracker) -> di
         summary |= _by_axis(table, asked, tested, pairs(asked, more))
         summary |= _on_trained(scores, partial(summarised, variants=asked))
     _add_to_models(context, results, summary["models"])
-    summary |= _circumstances(context, results)
-    folder.write_bytes("scores.parquet", to_parquet(table))
-    folder.write_bytes("prompts.parquet", to_parquet(tested.to_table()))
-    folder.write_bytes("examples.parquet", to_parquet(_examples_table(examples)))
-    folder.write_bytes("summary.json", to_json(summary))
-    if (page := page_of(context.tracking, context.tracked_run.key)) is not None:
-        folder.write_json(MLFLOW_FILE, asdict(page))
-    with context.screen.stage("report") as stage:
-        run = write_pages(folder)
-        stage.finish(folder.path("report.html"))
-    for line in [] if run.partly_scored else flip_lines(run):
-        context.screen.line(line)
-    if evaluation.name is None:
-        _write_cards(context, results, summary, tracker)
-    track_results(context, summary, tracker)
-    if len(trained) == len(context.config.trainings):
-        writer = ArtifactWriter(folder)
-        for name in ("summary.json", "scores.parquet"):
-            writer.note(name)
-        writer.commit(run_identity(context), {"pool": pool.fingerprint})
-    return summary
+    return summary | _circumstances(context, results)
 
 
-def _of_files(context: RunContext, results: Results) -> dict[str, Any]:
+def _of_files(context: RunContext, results: Results, tested: Sequence[Prompt]) -> dict[str, Any]:
     """Which files the prompts are of, and which of them are like prompts that were trained on."""
     if not (files := context.config.evaluation.prompt_files):
         return {}
@@ -147,9 +154,9 @@ def _of_files(context: RunContext, results: Results) -> dict[str, Any]:
     slots, origin = context.task.slots, Origin(file="trained prompts")
     given = [training_prompt(text, slots, origin) for text in sorted(own)]
     seen = [*results.pool.train, *given] if results.trained else []
-    tested = tested_pool(context, results.pool).test
-    like = all_like(tested, seen, context.config.prompts.split.similarity)
-    return {"prompt_files": {"files": list(files), "like_trained": [each.id for each in like]}}
+    limit = context.config.prompts.split.similarity
+    like = [prompt.id for prompt in tested if first_like(prompt, seen, limit) is not None]
+    return {"prompt_files": {"files": list(files), "like_trained": like}}
 
 
 def _on_trained(

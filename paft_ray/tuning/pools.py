@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from paft_ray.config import Choice, PromptsConfig, RandInt, TuningConfig
 from paft_ray.config.errors import PoolError
 from paft_ray.prompts.build import pool_fingerprint
-from paft_ray.prompts.leakage import all_like
+from paft_ray.prompts.leakage import first_like
 from paft_ray.prompts.pool import Prompt, PromptPool
 from paft_ray.report.pool import build_published_pool
 from paft_ray.runs.context import RunContext
@@ -150,7 +150,7 @@ def hold_out(pools: Mapping[str, PromptPool], limit: float, seed: int) -> Mappin
     held_out = [*test, *validation]
     found: dict[str, PromptPool] = {}
     for key, pool in pools.items():
-        like = all_like(pool.train, held_out, limit)
+        like = [p for p in pool.train if first_like(p, held_out, limit)]
         clusters = {prompt.cluster for prompt in like}
         train = tuple(p for p in pool.train if p not in like and p.cluster not in clusters)
         if not train:
@@ -169,6 +169,5 @@ def _draw(
     splits = list(splits)
     candidates = {prompt.id: prompt for split in splits for prompt in split}
     order = sorted(candidates.values(), key=lambda prompt: fingerprint("held out", seed, prompt.id))
-    like = {prompt.id for prompt in all_like(order, others, limit)}
-    drawn = [prompt for prompt in order if prompt.id not in like]
+    drawn = [prompt for prompt in order if first_like(prompt, others, limit) is None]
     return tuple(sorted(drawn[: max(map(len, splits))], key=lambda prompt: prompt.id))
